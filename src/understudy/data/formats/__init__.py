@@ -103,8 +103,8 @@ def _find_registered(path: str | Path) -> RegisteredFormat | None:
     try:
         detect_format(place)
     except UserError:
-        found = (load_plugin("formats", name) for name in plugins)
-        return next((f for f in found if f.detect(place)), None)
+        formats = (load_plugin("formats", name) for name in plugins)
+        return next((f for f in formats if f.detect(place)), None)
     return None
 
 
@@ -130,7 +130,7 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
     """
     if registered := _find_registered(path):
         return registered.open(Path(path))
-    given = path
+    url = remote.url_of(path)
     path, kind = detect_format(remote.local_path(path))
     module, function = _READERS[kind]
     read = getattr(import_module(f".{module}", __package__), function)
@@ -141,8 +141,8 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
         options["open_parent"] = open_dataset
     data = read(path, **options)
     data = sidecar.apply_sidecar(path, data if isinstance(data, Dataset) else Dataset(data))
-    if at := remote.url_of(given):
-        data = Dataset(data.source, {**data.metadata, "path": at}, data.indices)
+    if url is not None:
+        data = Dataset(data.source, {**data.metadata, "path": url}, data.indices)
     return data if image_size is None else decode_frames(data, image_size, progress)
 
 
@@ -257,12 +257,12 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
     total = sum(int(source.rows(n).sum()) * size[0] * size[1] * source.schema[n].shape[2] for n in names)
     if not names or cache.contains(DecodedFramesSource.cache_key(source, size)):
         return DecodingCost(frames, total, 0.0)
-    began, seen = time.perf_counter(), 0
+    began, n_decoded = time.perf_counter(), 0
     for name in names:
         for _, image in source.frames(name, int(np.argmax(source.rows(name) > 0))):
             video.resize(image, size)
-            seen += 1
-    return DecodingCost(frames, total, (time.perf_counter() - began) * frames / seen)
+            n_decoded += 1
+    return DecodingCost(frames, total, (time.perf_counter() - began) * frames / n_decoded)
 
 
 def _column_source(data: Dataset):

@@ -36,11 +36,11 @@ class ActSource(ChunkedSource):
         self.files = _files(path, warnings)
         self.key = cache.files_digest(self.files, "act")
         with hdf5.OpenFiles() as files:
-            found = []
+            episodes = []
             for file in self.files:
                 with hdf5.hdf5_errors(file):
-                    found.append(self._episode(files[file], file, warnings))
-            lengths, arrays, self._episode_metadata = zip(*found, strict=True)
+                    episodes.append(self._episode(files[file], file, warnings))
+            lengths, arrays, self._episode_metadata = zip(*episodes, strict=True)
             self.lengths = np.array(lengths, np.int64)
             self._build_schema(arrays, files, warnings)
             with hdf5.hdf5_errors(self.files[0]):
@@ -52,26 +52,26 @@ class ActSource(ChunkedSource):
     def _episode(self, file, path, warnings) -> tuple[int, dict[str, Feature], dict]:
         """Steps, the feature of each array, metadata."""
         arrays = hdf5.arrays(file, str(path))
-        steps, found = hdf5.count_steps(arrays, "action", str(path)), {}
+        steps, features = hdf5.count_steps(arrays, "action", str(path)), {}
         for key, array in arrays.items():
             if key == "compress_len" or array.filled_marker == "all":
                 continue
             encoded = key.startswith("observations/images/") and (
                 hdf5.is_variable_bytes(array) or len(array.shape) == 2 and array.dtype == np.uint8)
-            found[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
+            features[key] = _ENCODED if encoded else hdf5.array_feature(KEYS.column(key), array, f"{path}, {key}")
             hdf5.check_rows(array, steps, "as action has", f"{path}, {key}")
         hdf5.warn_of_holes(arrays, path.name, warnings)
         attributes = hdf5.read_attributes(file, str(path), ("compress",))
         for key in str(attributes.pop(f"{hdf5.FILLED_ATTRIBUTE}_facts", "")).split():
             attributes.pop(key, None)
-        return steps, found, attributes
+        return steps, features, attributes
 
     def _build_schema(self, arrays, files, warnings):
-        found = common_arrays(
+        features = common_arrays(
             arrays, lambda f: (f.dtype, f.shape), lambda e, key: f"{self.files[e]}, {key}",
             lambda key: not key.startswith("observations/"),
             lambda key, e: warnings.append(f"{key}: {self.files[e].name} does not have it: left out"))
-        self.schema, self._keys = KEYS.schema(found, self.path)
+        self.schema, self._keys = KEYS.schema(features, self.path)
         self.row_counts = dict.fromkeys(self.schema, self.lengths)
         self._encoded = {name for name, f in self.schema.items() if f == _ENCODED}
         for name in self._encoded:
@@ -83,9 +83,9 @@ class ActSource(ChunkedSource):
         return f"{self.files[episode]}, {self._keys[name]}"
 
     def read_rows(self, files, name, episode, first, stop):
-        where = self.location(name, episode)
-        values = files.read_rows(self.files[episode], self._keys[name], first, stop, where)
-        return decoded_images(values, 3, first, where) if name in self._encoded else values
+        location = self.location(name, episode)
+        values = files.read_rows(self.files[episode], self._keys[name], first, stop, location)
+        return decoded_images(values, 3, first, location) if name in self._encoded else values
 
     def episode_metadata(self, episode):
         return self._episode_metadata[episode]
@@ -97,10 +97,10 @@ def _files(path: Path, warnings) -> list[Path]:
     files = [p for p in path.iterdir() if p.suffix in (".hdf5", ".h5") and p.is_file() and not p.name.startswith(".")]
     files.sort(key=lambda p: number_sort_key(p.stem))
     numbers = {number_sort_key(p.stem)[0] for p in files}
-    gone = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
-    if gone and len(files) > 1:
-        warnings.append(f"no file of number {', '.join(map(str, gone[:5]))}{', ...' if len(gone) > 5 else ''}, but "
-                        f"{files[-1].name}")
+    missing_numbers = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
+    if missing_numbers and len(files) > 1:
+        warnings.append(f"no file of number {', '.join(map(str, missing_numbers[:5]))}"
+                        f"{', ...' if len(missing_numbers) > 5 else ''}, but {files[-1].name}")
     return files
 
 

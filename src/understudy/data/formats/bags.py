@@ -63,15 +63,15 @@ def preview_bags(path: Path) -> Dataset:
     """
     path = Path(path)
     recordings, warnings = _open_recordings(path)
-    mapping, left = propose_mapping(recordings)
-    left = [*warnings, *left]
+    mapping, notes = propose_mapping(recordings)
+    notes = [*warnings, *notes]
     while True:
         try:
-            source = BagSource(path, recordings, mapping, left)
+            source = BagSource(path, recordings, mapping, notes)
             return Dataset(source)
         except MappingMismatch as error:
-            left = [
-                *left,
+            notes = [
+                *notes,
                 f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.problem}",
             ]
             kept = {n: c for n, c in mapping.columns.items() if n != error.column}
@@ -111,8 +111,8 @@ def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[st
                                              log.undecoded.get(name, ""))
     records = {n: {k: v for k, v in r.items() if all(k in log.metadata.get(n, ()) for log in recordings)}
                for log in recordings[:1] for n, r in log.metadata.items()}
-    mapping, left = maps.propose_mapping(list(topics.values()), records)
-    return mapping, [*(f"topic {t} is not in {name}; it is left out" for t, name in absent.items()), *left]
+    mapping, notes = maps.propose_mapping(list(topics.values()), records)
+    return mapping, [*(f"topic {t} is not in {name}; it is left out" for t, name in absent.items()), *notes]
 
 
 # -- one recording ----------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ class _RecordingScan:
         size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
             for n, c in columns.items()) + 8
-        found = cache.memmap_arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
-                                    str(log.path))
-        kinds = {k: {n.partition("/")[2]: a for n, a in found.items() if n.startswith(f"{k}/")}
+        arrays = cache.memmap_arrays(key, size, lambda part: _build(log, topics, columns, schema, by, paths, part),
+                                     str(log.path))
+        kinds = {k: {n.partition("/")[2]: a for n, a in arrays.items() if n.startswith(f"{k}/")}
                  for k in ("time", "stamp", "begin", "value")}
         return _RecordingScan(kinds["time"], kinds["stamp"], kinds["begin"], kinds["value"])
 
@@ -165,50 +165,50 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
     values = {n: cache.create_array(part, f"value/{n}", (counts.get(c.topic, 0), *schema[n].shape), schema[n].dtype)
               for n, c in columns.items() if n not in texts}
     of_topic = {t: [n for n, c in columns.items() if c.topic == t] for t in topics}
-    seen, headed = dict.fromkeys(topics, 0), dict.fromkeys(topics, by == "header")
+    n_read, headed = dict.fromkeys(topics, 0), dict.fromkeys(topics, by == "header")
     for topic, time, message in log.messages(topics):
-        i, said = seen[topic], streams.message_time(message) if headed[topic] else None
+        i, stamp = n_read[topic], streams.message_time(message) if headed[topic] else None
         if i == counts[topic]:
             raise UserError(f"there are more than the {counts[topic]} messages of the index",
                             where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
-        headed[topic] = said is not None
-        times[topic][i], stamps[topic][i], seen[topic] = time, said or 0, i + 1
+        headed[topic] = stamp is not None
+        times[topic][i], stamps[topic][i], n_read[topic] = time, stamp or 0, i + 1
         if topic in begins:
             begins[topic][i] = streams.is_key_frame(message)
         for name in of_topic[topic]:
-            found = _message_value(log, name, columns[name], schema[name], message, i, paths.get(name))
+            column_value = _message_value(log, name, columns[name], schema[name], message, i, paths.get(name))
             if name in texts:
-                texts[name].append(found)
+                texts[name].append(column_value)
             else:
-                values[name][i] = found
-    for topic, n in seen.items():
+                values[name][i] = column_value
+    for topic, n in n_read.items():
         if n < counts[topic]:
             raise UserError(f"there are {n} messages, but the index says {counts[topic]}",
                             where=f"{log.path}, topic {topic}", hint="rebuild the index (ros2 bag reindex)")
         if not headed[topic]:  # never two clocks in one topic
             stamps[topic][:] = times[topic]
-    for name, found in texts.items():
-        array = np.array(found or [""], np.str_)
+    for name, column_texts in texts.items():
+        array = np.array(column_texts or [""], np.str_)
         cache.create_array(part, f"value/{name}", array.shape, array.dtype)[:] = array
 
 
 def _message_value(log, name, column, feature, message, i, order):
     """The value of a column in one message, in the shape of the first. Raises MappingMismatch."""
-    where = f"{log.path}, topic {column.topic}, message {i}"
+    location = f"{log.path}, topic {column.topic}, message {i}"
     try:
-        found = maps.column_value(message, name, column, order)
+        column_value = maps.column_value(message, name, column, order)
     except maps.MessageMismatch as error:
         raise MappingMismatch(
-            name, str(error), where=where, hint="correct field, names or indices of the mapping"
+            name, str(error), where=location, hint="correct field, names or indices of the mapping"
         ) from None
-    if isinstance(found, str) != (feature.kind == "string"):
-        kinds = ("text", "numbers") if isinstance(found, str) else ("numbers", "text")
-        raise MappingMismatch(name, "the message has {}, but the first message has {}".format(*kinds), where=where,
+    if isinstance(column_value, str) != (feature.kind == "string"):
+        kinds = ("text", "numbers") if isinstance(column_value, str) else ("numbers", "text")
+        raise MappingMismatch(name, "the message has {}, but the first message has {}".format(*kinds), where=location,
                               hint="leave the column out")
-    if not isinstance(found, str) and found.shape != feature.shape:
-        raise MappingMismatch(name, f"the shape is {found.shape}, but {feature.shape} in the first message",
-                              where=where, hint="choose components that are always there, by names or indices")
-    return found
+    if not isinstance(column_value, str) and column_value.shape != feature.shape:
+        raise MappingMismatch(name, f"the shape is {column_value.shape}, but {feature.shape} in the first message",
+                              where=location, hint="choose components that are always there, by names or indices")
+    return column_value
 
 
 def _first_message(log: MessageLog, topic: str):
@@ -259,9 +259,9 @@ class BagSource(ColumnSource):
         self._joined: list[_AlignedRecording] = []
         parts = []  # (recording, first tick, rows, has a last row)
         for number, log in enumerate(recordings):
-            joined, found = self._join(log)
+            joined, spans = self._join(log)
             self._joined.append(joined)
-            parts += [(number, *p) for p in found]
+            parts += [(number, *p) for p in spans]
         table = np.array(parts, np.int64).reshape(-1, 4)
         self._log, self._first, self.lengths, has_last_row = table.T
         self._longer = self.lengths + has_last_row
@@ -280,8 +280,9 @@ class BagSource(ColumnSource):
             named = [(f"features.{n}", c.topic) for n, c in self.mapping.columns.items() if c.topic is not None]
             for key, topic in [*named, ("clock", self.mapping.clock), ("episodes", self.mapping.episodes)]:
                 if topic is not None and topic not in log.types:
-                    known = ", ".join(log.types) or "no topics"
-                    raise UserError(f"there is no topic {topic!r}, which the mapping names in {key}; there are {known}",
+                    topic_names = ", ".join(log.types) or "no topics"
+                    raise UserError(f"there is no topic {topic!r}, which the mapping names in {key}; there are "
+                                    f"{topic_names}",
                                     where=log.path, hint="correct the mapping")
                 if topic is not None and topic in log.undecoded:
                     raise UserError(f"the topic has {log.undecoded[topic]}", where=f"{log.path}, topic {topic}",
@@ -317,35 +318,35 @@ class BagSource(ColumnSource):
         return {**out, "timestamp": Feature("float64", ())}
 
     def _feature(self, name, c: ColumnMapping, message, log) -> Feature:
-        where = f"{log.path}, topic {c.topic}, message 0"
+        location = f"{log.path}, topic {c.topic}, message 0"
         if streams.is_image(log.types[c.topic]) and not c.field:
             if c.join == "interpolate":
                 raise MappingMismatch(name, "images cannot be interpolated", where=f"mapping, features.{name}",
                                       hint="join them by last, next or nearest")
             decode = streams.decode_key_frame if streams.is_video(log.types[c.topic]) else streams.decode_image
             try:
-                return Feature("uint8", decode(message, where).shape, "image")
+                return Feature("uint8", decode(message, location).shape, "image")
             except UserError as error:
                 raise MappingMismatch(name, error.problem, where=error.where, hint=error.hint) from None
         try:
-            found = maps.column_value(message, name, c)
-            if not isinstance(found, str):
+            column_value = maps.column_value(message, name, c)
+            if not isinstance(column_value, str):
                 self._paths[name] = maps.component_paths(message, c)
-            names = None if isinstance(found, str) else maps.component_names(message, c)
+            names = None if isinstance(column_value, str) else maps.component_names(message, c)
         except maps.MessageMismatch as error:
             raise MappingMismatch(
-                name, str(error), where=where, hint="correct field, names or indices of the mapping"
+                name, str(error), where=location, hint="correct field, names or indices of the mapping"
             ) from None
-        if isinstance(found, str):
+        if isinstance(column_value, str):
             if c.join == "interpolate":
-                raise MappingMismatch(name, "text cannot be interpolated", where=where, hint="join it by last")
+                raise MappingMismatch(name, "text cannot be interpolated", where=location, hint="join it by last")
             return Feature("string", (), "string")
-        if 0 in found.shape:
-            raise MappingMismatch(name, f"the value is empty: its shape is {found.shape}", where=where,
+        if 0 in column_value.shape:
+            raise MappingMismatch(name, f"the value is empty: its shape is {column_value.shape}", where=location,
                                   hint="correct field, names or indices of the mapping")
-        if c.join == "interpolate" and found.dtype.kind != "f":
-            found = found.astype(np.float64)
-        feature = Feature.from_array(found[None])
+        if c.join == "interpolate" and column_value.dtype.kind != "f":
+            column_value = column_value.astype(np.float64)
+        feature = Feature.from_array(column_value[None])
         return replace(feature, names=names if names and len(names) == feature.size else None)
 
     def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:
@@ -359,24 +360,24 @@ class BagSource(ColumnSource):
             sorted_[topic] = stamps[order[topic]]
             self._note_times(log, topic, stamps, scan)
         ticks = self._ticks(sorted_)
-        whole, seen = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
+        whole, is_observed = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
         below, above, there = {}, {}, {}
         for name, c in m.columns.items():
             if c.topic is not None:
                 messages, stamps = order[c.topic], sorted_[c.topic]
                 if self.schema[name].kind == "image" and c.topic in scan.begins:  # nothing is seen before a key frame
-                    shown = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
-                    messages, stamps = messages[shown], stamps[shown]
+                    from_key_frame = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
+                    messages, stamps = messages[from_key_frame], stamps[from_key_frame]
                 low, high, there[name] = maps.align_messages(stamps, ticks, c.join, c.max_age)
                 if len(messages):
                     low, high = messages[low], messages[high]
                 below[name], above[name] = low, high
                 whole &= there[name]
                 if role(name) == "observation":
-                    seen &= there[name]
+                    is_observed &= there[name]
         whole &= bool(there)  # a constant alone makes no row
         marks = sorted_[m.episodes] if m.episodes else np.empty(0, np.int64)
-        episodes = list(self._episodes(log, ticks, whole, seen, there, np.searchsorted(marks, ticks, "right")))
+        episodes = list(self._episodes(log, ticks, whole, is_observed, there, np.searchsorted(marks, ticks, "right")))
         kept = np.concatenate([rows for rows, _ in episodes]) if episodes else np.empty(0, np.int64)
         first = np.cumsum([0, *(len(rows) for rows, _ in episodes)])
         joined = _AlignedRecording(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
@@ -404,9 +405,9 @@ class BagSource(ColumnSource):
         if not mapped:
             return np.empty(0, np.int64)
         first, last = min(int(s[0]) for s in mapped), max(int(s[-1]) for s in mapped)
-        held = [int(s[0]) for name, c in self.mapping.columns.items() if c.topic and c.join in ("last", "interpolate")
-                for s in [stamps[c.topic]] if len(s)]
-        first = max([first, *held])  # the first row falls on a message, not between two
+        first_stamps = [int(stamps[c.topic][0]) for c in self.mapping.columns.values()
+                        if c.topic and c.join in ("last", "interpolate") and len(stamps[c.topic])]
+        first = max([first, *first_stamps])  # the first row falls on a message, not between two
         assert self.mapping.fps is not None  # a mapping has a clock or a rate
         period = 1e9 / self.mapping.fps
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
@@ -442,8 +443,8 @@ class BagSource(ColumnSource):
             end = int(stretch[-1]) + 1
             more = bool(observed and end < len(ticks) and seen[end] and not whole[end]
                         and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
-            if end > rows[-1] and (left := len(ticks) - end - more):
-                self.warnings.append(f"{name}: {left} ticks after the last whole row are left out "
+            if end > rows[-1] and (n_remaining := len(ticks) - end - more):
+                self.warnings.append(f"{name}: {n_remaining} ticks after the last whole row are left out "
                                      f"({missing(end + more, len(ticks))})")
             yield np.append(stretch, end) if more else stretch, more
 
@@ -459,10 +460,10 @@ class BagSource(ColumnSource):
 
     def episode_metadata(self, episode):
         joined = self._joined[self._log[episode]]
-        found = {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9}
+        origin = {"file": joined.log.path.name, "began": int(joined.ticks[self._first[episode]]) / 1e9}
         if joined.log.metadata:
-            found["metadata"] = {n: dict(r) for n, r in joined.log.metadata.items()}
-        return found
+            origin["metadata"] = {n: dict(r) for n, r in joined.log.metadata.items()}
+        return origin
 
     def column(self, name, episode):
         joined, first = self._joined[self._log[episode]], int(self._first[episode])
@@ -498,27 +499,29 @@ class BagSource(ColumnSource):
             A row or several rows of the episode, and the image that they have, uint8 (H, W, C).
         """
         joined, c, first = self._joined[self._log[episode]], self.mapping.columns[name], int(self._first[episode])
-        wanted = joined.below[name][first: first + int(self.rows(name)[episode])]
+        row_messages = joined.below[name][first: first + int(self.rows(name)[episode])]
         times = np.asarray(joined.scan.times[c.topic])
-        where, needed, from_ = f"{joined.log.path}, topic {c.topic}", set(wanted.tolist()), int(wanted.min())
-        if film := c.topic in joined.scan.begins:
+        topic_location = f"{joined.log.path}, topic {c.topic}"
+        needed, from_ = set(row_messages.tolist()), int(row_messages.min())
+        if is_video := c.topic in joined.scan.begins:
             from_ = int(np.flatnonzero(joined.scan.begins[c.topic][: from_ + 1])[-1])
-        within = times[from_: int(wanted.max()) + 1] if film else times[wanted]
+        within = times[from_: int(row_messages.max()) + 1] if is_video else times[row_messages]
         begin, end = int(within.min()), int(within.max())
         numbers = np.flatnonzero((times >= begin) & (times <= end)).tolist()
         messages = ((i, m) for i, (_, _, m) in zip(numbers, joined.log.messages([c.topic], begin, end), strict=True))
-        if film:
-            found = streams.decode_video(((i, m) for i, m in messages if i >= from_), where)
+        if is_video:
+            numbered_images = streams.decode_video(((i, m) for i, m in messages if i >= from_), topic_location)
         else:
-            found = ((i, streams.decode_image(m, f"{where}, message {i}")) for i, m in messages if i in needed)
-        for i, image in found:
+            numbered_images = ((i, streams.decode_image(m, f"{topic_location}, message {i}"))
+                               for i, m in messages if i in needed)
+        for i, image in numbered_images:
             if i not in needed:
                 continue
             if image.shape != self.schema[name].shape:
                 raise UserError(f"the image has the shape {image.shape}, but the first has {self.schema[name].shape}",
-                                where=f"{where}, message {i}", hint="leave the topic out of the mapping")
+                                where=f"{topic_location}, message {i}", hint="leave the topic out of the mapping")
             needed.remove(i)
-            yield np.flatnonzero(wanted == i), image
+            yield np.flatnonzero(row_messages == i), image
         if needed:
-            raise UserError("the message has no frame", where=f"{where}, message {min(needed)}",
+            raise UserError("the message has no frame", where=f"{topic_location}, message {min(needed)}",
                             hint="leave the topic out of the mapping, or take the recording from a copy")

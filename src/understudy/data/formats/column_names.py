@@ -75,8 +75,8 @@ def is_plain_flag(data: Iterable[Episode], name: str) -> bool:
 
 def number_sort_key(name: str) -> tuple:
     """Sort key that orders names by their last number: episode_2 before episode_10."""
-    found = re.findall(r"\d+", name)
-    return int(found[-1]) if found else -1, name
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else -1, name
 
 
 def format_list(items: Iterable, most: int = 5) -> str:
@@ -91,5 +91,5 @@ def format_list(items: Iterable, most: int = 5) -> str:
 
 def sort_numbered(names: Iterable[str], prefix: str) -> list[str]:
     """Return the names that are a prefix and digits, ordered by their number: demo_2 before demo_10."""
-    found = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
-    return sorted(found, key=lambda n: (int(n[len(prefix):]), n))
+    matches = [n for n in names if isinstance(n, str) and re.fullmatch(f"{prefix}[0-9]+", n)]
+    return sorted(matches, key=lambda n: (int(n[len(prefix):]), n))

@@ -50,7 +50,7 @@ class D4rlSource(ChunkedSource):
             arrays = {k: a for k, a in hdf5.arrays(file, str(path)).items()
                       if a.filled_marker != "all" or k in _FLAGS}
             self._episode_metadata = hdf5.read_attributes(file, str(path))
-            told = self._metadata(arrays, warnings)
+            file_metadata = self._metadata(arrays, warnings)
             steps = self._columns(arrays, warnings)
             self._bound(arrays, steps, limit, warnings)
             if "next_observations" in arrays:
@@ -59,19 +59,19 @@ class D4rlSource(ChunkedSource):
         self._texts: dict[str, tuple[int, int, np.ndarray]] = {}  # column: its first row, the next row, rows
         self.metadata = metadata("d4rl", path, warnings, fps=self._episode_metadata.pop("fps", None),
                                  robot_type=self._episode_metadata.pop("robot_type", None))
-        self._episode_metadata |= {"metadata": told} if told else {}
+        self._episode_metadata |= {"metadata": file_metadata} if file_metadata else {}
 
     def _metadata(self, arrays, warnings) -> dict[str, Any]:
         """Short arrays and single values of metadata/, which describe the data. Weights of policies are left out."""
-        found = {}
+        file_metadata = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
             if key.startswith("metadata/") and array.size <= _SMALL and (
                     hdf5.is_text(array) or array.dtype.kind in "biuf"):
-                found[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
+                file_metadata[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
             else:
                 warnings.append(f"{key}: {array.shape}, left out")
-        return found
+        return file_metadata
 
     def _columns(self, arrays, warnings) -> int:
         """Sets the schema and returns the number of steps."""
@@ -79,16 +79,16 @@ class D4rlSource(ChunkedSource):
             raise UserError(f"there is no array terminals; there are {', '.join(arrays) or 'no arrays'}",
                             where=self.path, hint="add the array, or take the file from a copy. If the layout is your "
                             "own, say where episodes end: --columns episode_lengths=ARRAY or episode=ARRAY")
-        steps, found = hdf5.count_steps(arrays, "actions", str(self.path)), {}
+        steps, features = hdf5.count_steps(arrays, "actions", str(self.path)), {}
         for key, array in arrays.items():
-            where = f"{self.path}, {key}"
-            f = hdf5.array_feature(KEYS.column(key), array, where, key in _FLAGS)
-            hdf5.check_rows(array, steps, "as actions has", where)
+            location = f"{self.path}, {key}"
+            f = hdf5.array_feature(KEYS.column(key), array, location, key in _FLAGS)
+            hdf5.check_rows(array, steps, "as actions has", location)
             if array.has_unwritten_chunks:
                 warnings.append(f"{key}: parts of it were never written, and read as zeros")
             if key != "next_observations" and array.filled_marker != "all":
-                found[key] = f
-        self.schema, self._keys = KEYS.schema(found, self.path)
+                features[key] = f
+        self.schema, self._keys = KEYS.schema(features, self.path)
         return steps
 
     def _bound(self, arrays, steps, limit, warnings):
@@ -101,11 +101,11 @@ class D4rlSource(ChunkedSource):
         end = np.zeros(steps, bool)
         for key in _FLAGS:
             if key in arrays:
-                where = f"{self.path}, {key}"
-                values = hdf5.read_rows(arrays[key], 0, steps, where)
+                location = f"{self.path}, {key}"
+                values = hdf5.read_rows(arrays[key], 0, steps, location)
                 if values.size != steps or not np.isin(values, (0, 1)).all():
                     raise UserError(f"each of {steps} steps must have a flag, 0 or 1, but it is {values.shape} with "
-                                    f"{', '.join(map(str, np.unique(values)[:3]))}", where=where,
+                                    f"{', '.join(map(str, np.unique(values)[:3]))}", where=location,
                                     hint="correct the array, or take the file from a copy")
                 end |= values.reshape(steps).astype(bool)
         ends = np.flatnonzero(end) + 1
@@ -128,17 +128,17 @@ class D4rlSource(ChunkedSource):
             warnings.append("next_observations without observations: left out")
             return
         now, after = arrays["observations"], arrays["next_observations"]
-        where = f"{self.path}, next_observations"
+        location = f"{self.path}, next_observations"
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
-            raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=where,
+            raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=location,
                             hint="correct the array, or remove it")
         n = min(steps, _LOOKED)
-        here, there = (hdf5.read_rows(a, 0, n, where) for a in (now, after))
+        observations, next_observations = (hdf5.read_rows(a, 0, n, location) for a in (now, after))
         within = np.ones(n, bool)
         within[(self._begin + self.lengths - 1)[self._begin + self.lengths - 1 < n]] = within[-1] = False
         at = np.flatnonzero(within)
-        if self.schema[self._last].kind != "string" and not np.allclose(here[at + 1], there[at], 1e-5, 1e-5,
-                                                                        equal_nan=True):
+        is_text = self.schema[self._last].kind == "string"
+        if not is_text and not np.allclose(observations[at + 1], next_observations[at], 1e-5, 1e-5, equal_nan=True):
             warnings.append("next_observations are not the next rows of observations: only those that end an episode "
                             "are used")
 
@@ -148,14 +148,14 @@ class D4rlSource(ChunkedSource):
         return f"{self.path}, {self._keys[name]}, episode {episode} (from row {self._begin[episode]})"
 
     def read_rows(self, files, name, episode, first, stop):
-        begin, steps, where = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
+        begin, steps, location = int(self._begin[episode]), int(self.lengths[episode]), self.location(name, episode)
         if self.schema[name].kind == "string":
-            values = self._read_text(files, name, begin + first, begin + min(stop, steps), where)
+            values = self._read_text(files, name, begin + first, begin + min(stop, steps), location)
         else:
-            values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), where)
+            values = files.read_rows(self.path, self._keys[name], begin + first, begin + min(stop, steps), location)
         if stop <= steps:
             return values
-        last = files.read_rows(self.path, "next_observations", begin + steps - 1, begin + steps, where)
+        last = files.read_rows(self.path, "next_observations", begin + steps - 1, begin + steps, location)
         return np.concatenate([values, last]) if len(values) else last
 
     def _read_text(self, files, name, first, stop, where) -> np.ndarray:
@@ -178,11 +178,11 @@ class D4rlSource(ChunkedSource):
     def read_episodes(self, files, name, first, stop):
         # The file has all episodes in one array, so they are read at once.
         lengths = self.lengths[first:stop]
-        begin, steps, where = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
-        values = files.read_rows(self.path, self._keys[name], begin, begin + steps, where)
+        begin, steps, location = int(self._begin[first]), int(lengths.sum()), self.location(name, first)
+        values = files.read_rows(self.path, self._keys[name], begin, begin + steps, location)
         if name == self._last:
             ends = np.cumsum(lengths)
-            after = files.read_rows(self.path, "next_observations", begin, begin + steps, where)
+            after = files.read_rows(self.path, "next_observations", begin, begin + steps, location)
             values = np.insert(values, ends, after[ends - 1], axis=0)
         rows = int(self.row_counts[name][first:stop].sum())
         return self.cast_to_schema(values, name, rows, int(self._first[name][first]))
@@ -237,8 +237,8 @@ def write(data: Dataset, path: Path) -> None:
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str]]:
     features = data.features()
-    seen = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
-    main = "observation.state" if "observation.state" in seen else next(iter(seen), None)
+    observations = [n for n, f in features.items() if n.startswith("observation.") and f.kind != "string"]
+    main = "observation.state" if "observation.state" in observations else next(iter(observations), None)
     if main is None or "action" not in features:
         raise UserError(f"D4RL needs a column action and an observation; there are {', '.join(features)}", where="d4rl",
                         hint="choose another format, or name the columns action and observation.state")

@@ -48,7 +48,7 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
         Minimum, mean and maximum of the finite values of each component, (size,) each, by column. The mean is NaN
         without finite values.
     """
-    found = {}
+    ranges = {}
     for name, f in data.features().items():
         if f.kind in ("vector", "discrete") and role(name) in ("observation", "action"):
             low, high = np.full(f.size, np.inf), np.full(f.size, -np.inf)
@@ -56,12 +56,12 @@ def value_ranges(data: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray, np.nd
             for episode in data:
                 column = np.asarray(episode.steps[name], np.float64)
                 values = column.reshape(len(column), f.size)
-                there = np.isfinite(values)
-                low = np.minimum(low, values.min(0, initial=np.inf, where=there))
-                high = np.maximum(high, values.max(0, initial=-np.inf, where=there))
-                total, count = total + values.sum(0, where=there), count + there.sum(0)
-            found[name] = low, np.divide(total, count, out=np.full(f.size, np.nan), where=count > 0), high
-    return found
+                is_finite = np.isfinite(values)
+                low = np.minimum(low, values.min(0, initial=np.inf, where=is_finite))
+                high = np.maximum(high, values.max(0, initial=-np.inf, where=is_finite))
+                total, count = total + values.sum(0, where=is_finite), count + is_finite.sum(0)
+            ranges[name] = low, np.divide(total, count, out=np.full(f.size, np.nan), where=count > 0), high
+    return ranges
 
 
 def check_finite(data: Dataset, columns: Iterable[str] = ("action",)) -> None:
@@ -95,8 +95,8 @@ def episode_tasks(episode: Episode) -> list[str]:
     metadata "segments" (see `data.segments.StoredSegments`).
     """
     for texts in (task_texts(episode), _segment_tasks(episode)):
-        if found := [text for text in dict.fromkeys(map(str, texts)) if text.strip()]:
-            return found
+        if tasks := [text for text in dict.fromkeys(map(str, texts)) if text.strip()]:
+            return tasks
     return []
 
 
@@ -121,6 +121,6 @@ def short_videos(source) -> Iterator[str]:
     """
     for files, _ in source.index.videos.values():
         for file in dict.fromkeys(files):
-            wanted = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
-            if (source.path / file).exists() and (found := video.count_frames(source.path / file)) < wanted:
-                yield f"{file}: it is damaged: {found} of {wanted} frames. It cannot be trained on"
+            n_steps = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+            if (source.path / file).exists() and (n_frames := video.count_frames(source.path / file)) < n_steps:
+                yield f"{file}: it is damaged: {n_frames} of {n_steps} frames. It cannot be trained on"

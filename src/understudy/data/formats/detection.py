@@ -88,12 +88,12 @@ def _how_to_read(path: Path, kind: str) -> str:
 
 def _datasets_below(path: Path) -> list[tuple[Path, str]]:
     """The data sets in a folder that is not one itself, down to three levels. A data set is not searched."""
-    found, level, seen = [], [path], 0
+    datasets, level, n_paths = [], [path], 0
     for _ in range(_BELOW):
         inside = [p for folder in level for p in sorted(folder.iterdir(), key=lambda p: number_sort_key(p.name))
                   if not p.name.startswith((".", "__")) and not p.name.endswith(sidecar.SIDECAR_NAME)]
-        level, seen = [], seen + len(inside)
-        if seen > _MOST:
+        level, n_paths = [], n_paths + len(inside)
+        if n_paths > _MOST:
             break
         for place in inside:
             try:
@@ -101,10 +101,10 @@ def _datasets_below(path: Path) -> list[tuple[Path, str]]:
             except (UserError, OSError):  # not a data set
                 continue
             if kind in FORMATS:
-                found.append((place, kind))
+                datasets.append((place, kind))
             elif place.is_dir():
                 level.append(place)
-    return found
+    return datasets
 
 
 def _hub_name(path: Path) -> str:

@@ -81,11 +81,11 @@ def not_utf8(file: Path) -> DataError:
     names = text.split(b"\n", 1)[0].decode("latin-1").strip().split(",")
     line, column = text.count(b"\n", 0, at) + 1, text[text.rfind(b"\n", 0, at) + 1: at].count(b",")
     problem = f"byte 0x{text[at]:02x}, which is {text[at:at + 1].decode('latin-1')!r} in Latin-1"
-    where, encoding = f"line {line}, column {names[min(column, len(names) - 1)]}", "LATIN1"
+    location, encoding = f"line {line}, column {names[min(column, len(names) - 1)]}", "LATIN1"
     if text[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        problem, where, encoding = "it is UTF-16", "line 1", "UTF-16"
+        problem, location, encoding = "it is UTF-16", "line 1", "UTF-16"
     command = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(file)])
-    return DataError(f"the text is not UTF-8: {problem}", where=f"{file}, {where}",
+    return DataError(f"the text is not UTF-8: {problem}", where=f"{file}, {location}",
                      hint=f"save the table as UTF-8 (in a spreadsheet: CSV UTF-8), or convert it: {command} > NEW.csv")
 
 
@@ -146,9 +146,9 @@ class FolderSource(MemmapSource):
 
     def _check_files(self):
         """That none is missing, as far as their numbers and dataset.json tell."""
-        said, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
-        if self.path.is_dir() and said is not None and said != len(self.files):
-            raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {said} episodes",
+        n_declared, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
+        if self.path.is_dir() and n_declared is not None and n_declared != len(self.files):
+            raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {n_declared} episodes",
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
@@ -174,11 +174,11 @@ class FolderSource(MemmapSource):
 
     def _declared_feature(self, name: str) -> Feature | None:
         """What dataset.json says of a column."""
-        given = self._dataset_json.get("features", {}).get(name)
-        if given is None:
+        declaration = self._dataset_json.get("features", {}).get(name)
+        if declaration is None:
             return None
         try:
-            feature = Feature.from_json(given)
+            feature = Feature.from_json(declaration)
             if feature.dtype != "string":
                 np.dtype(feature.dtype)
             if not all(isinstance(n, int) and n > 0 for n in feature.shape):
@@ -198,15 +198,15 @@ class NpzFolderSource(FolderSource):
 
     def _scan_files(self):
         self._arrays = [NpzArrays(file) for file in self.files]
-        found = [self._columns(arrays) for arrays in self._arrays]
-        common = self._alike(found, lambda column: (column[1].dtype, column[1].shape))
+        file_columns = [self._columns(arrays) for arrays in self._arrays]
+        common = self._alike(file_columns, lambda column: (column[1].dtype, column[1].shape))
         self._keys = {name: key for name, (key, _, _) in common.items()}
         self.schema = {name: self._declared_feature(name) or f for name, (_, f, _) in common.items()}
-        self.row_counts = {name: np.array([columns[name][2] for columns in found], np.int64) for name in common}
+        self.row_counts = {name: np.array([columns[name][2] for columns in file_columns], np.int64) for name in common}
 
     def _columns(self, arrays) -> dict[str, tuple[str, Feature, int]]:
         """The key, the feature and the rows of each column of a file. Other arrays are metadata of the episode."""
-        values, found, steps = {}, {}, self._steps(arrays)
+        values, columns, steps = {}, {}, self._steps(arrays)
         for key, (shape, dtype) in arrays.headers.items():
             if key == "fps" and shape in ((), (1,)):
                 self._rate(arrays)
@@ -219,11 +219,11 @@ class NpzFolderSource(FolderSource):
                 f = Feature.from_array(np.empty((0, *shape[1:]), np.dtype(dtype).newbyteorder("=")))
                 name, rows = standard_name(key, f.kind), int(shape[0]) if column else steps
                 shape = () if name in FLAG_COLUMNS or name == "next.reward" and shape[1:] == (1,) else shape[1:]
-                found[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
+                columns[name] = key, Feature("bool" if name in FLAG_COLUMNS else f.dtype, shape, f.kind), rows
             else:
                 values[key] = arrays.read_array(key).reshape(-1)[0].item()
         self._episode_metadata.append(values)
-        return found
+        return columns
 
     def _steps(self, arrays) -> int:
         rows = {standard_name(k): s[0] for k, (s, _) in arrays.headers.items() if s and s != (1,)} or {
@@ -307,22 +307,23 @@ class CsvFolderSource(FolderSource):
         self._frames: dict[str, list[list[Path]]] = {}
         cameras = sorted({d.name for f in self.files for d in f.with_suffix("").glob("*") if d.is_dir()})
         for camera in cameras:
-            name, found = standard_name(camera, "image"), []
+            name, camera_frames = standard_name(camera, "image"), []
             for e, file in enumerate(self.files):
                 frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
                 steps = min(int(r[e]) for r in self.row_counts.values())
                 if len(frames) not in (steps, steps + 1):
                     raise damaged(f"there are {len(frames)} frames instead of {steps}, or one more",
                                   file.with_suffix("") / camera)
-                found.append(frames)
-            said = self._declared_feature(name)
-            shape = said.shape if said else video.decode_image(found[0][0].read_bytes(), 3, str(found[0][0])).shape
-            self._frames[name] = found
-            self.schema[name] = said or Feature("uint8", shape, "image")
-            self.row_counts[name] = np.array([len(f) for f in found], np.int64)
-        wanted = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
-        if wanted:
-            raise UserError(f"{DATASET_JSON} says that there is a column {wanted[0]}, but there are "
+                camera_frames.append(frames)
+            declared = self._declared_feature(name)
+            first = camera_frames[0][0]
+            self._frames[name] = camera_frames
+            self.schema[name] = declared or Feature(
+                "uint8", video.decode_image(first.read_bytes(), 3, str(first)).shape, "image")
+            self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
+        missing_columns = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
+        if missing_columns:
+            raise UserError(f"{DATASET_JSON} says that there is a column {missing_columns[0]}, but there are "
                             f"{format_list(self.schema, 12)}", where=self.path, hint="correct one of them")
         order = list(self._dataset_json.get("features", {}))
         self.schema = {n: self.schema[n] for n in (*order, *(n for n in self.schema if n not in order))}
@@ -347,9 +348,9 @@ class CsvFolderSource(FolderSource):
         if not header or not cells:
             raise damaged(f"there is no line of {'values' if header else 'names'}", file)
         if len(set(header)) < len(header) or "" in header:
-            odd = next(n for n in header if header.count(n) > 1 or not n)
-            raise UserError(f"a column has no name, or that of another column: {odd!r}", where=f"{file}, line 1",
-                            hint="give each column its own name")
+            invalid_name = next(n for n in header if header.count(n) > 1 or not n)
+            raise UserError(f"a column has no name, or that of another column: {invalid_name!r}",
+                            where=f"{file}, line 1", hint="give each column its own name")
         for line, row in cells:
             if len(row) != len(header):
                 raise DataError(f"there are {len(row)} values for {len(header)} names", where=f"{file}, line {line}",
@@ -435,11 +436,11 @@ class _Table:
 
     def kind(self, name) -> str:
         kinds = {_kind(row[p]) for row in self.cells[: self.rows(name)] for p in self.columns[name]}
-        odd = kinds & {"text", "empty"}
-        if odd == kinds or odd == {"text"} and len(self.columns[name]) == 1:
+        nonnumeric = kinds & {"text", "empty"}
+        if nonnumeric == kinds or nonnumeric == {"text"} and len(self.columns[name]) == 1:
             return "text"
-        if odd:
-            raise self._no_number(name, odd)
+        if nonnumeric:
+            raise self._no_number(name, nonnumeric)
         return max(kinds, key=list(_NUMBERS).index)
 
     def _no_number(self, name: str, kinds: set[str]) -> DataError:

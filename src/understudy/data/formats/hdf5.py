@@ -196,8 +196,8 @@ class ArrayInfo:
             return False
         if self._layout.get_layout() != import_h5py().h5d.CHUNKED:
             return self.id.get_storage_size() == 0
-        wanted = math.prod(-(-n // c) for n, c in zip(self.shape, self._layout.get_chunk(), strict=True))
-        return self.id.get_num_chunks() < wanted
+        n_chunks = math.prod(-(-n // c) for n, c in zip(self.shape, self._layout.get_chunk(), strict=True))
+        return self.id.get_num_chunks() < n_chunks
 
     @cached_property
     def values(self):
@@ -225,8 +225,8 @@ def _walk(h5py, group, prefix, where, depth):
             raise damaged("the name is not UTF-8", f"{where}/{prefix}{key}") from None
         at = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
-            found = "a link to another file, which is not followed" if outside else "nested without end"
-            raise UserError(f"this is {found}", where=at, hint="copy the array into the file")
+            defect = "a link to another file, which is not followed" if outside else "nested without end"
+            raise UserError(f"this is {defect}", where=at, hint="copy the array into the file")
         with hdf5_errors(at):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
@@ -458,21 +458,21 @@ def plan(
     Returns:
         What the format stores, and the key of each stored column.
     """
-    found, out, taken = {}, {}, set()
+    array_keys, out, taken = {}, {}, set()
     for name, f in data.features().items():
         key = None if name in keys.reserved else (key_of or keys.key)(name, f)
-        if key is None or key in found.values() or not is_storable(data, name, f):
+        if key is None or key in array_keys.values() or not is_storable(data, name, f):
             continue
         again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
         called = keys.column(key, again)
         if called in taken:
             continue
         again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
-        found[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
+        array_keys[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
         taken.add(called)
     robot = data.metadata.get("robot_type")
     return sidecar.FormatCapability(out, fps=True, robot_type=robot is None or is_storable_name(robot),
-                                    metadata_keys=_storable_metadata(data, attributes)), found
+                                    metadata_keys=_storable_metadata(data, attributes)), array_keys
 
 
 def is_storable(data: Dataset, name: str, f: Feature) -> bool:

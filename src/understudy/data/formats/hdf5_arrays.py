@@ -123,8 +123,9 @@ class Hdf5ArraysSource(ChunkedSource):
         level = int(np.argmax(matches))
         missing = next((n for n in names if not any(array_key(n, arrays) for arrays in levels[level].values())), None)
         if missing is not None:
-            known = dict.fromkeys(key for arrays in levels[level if matches[level] else 0].values() for key in arrays)
-            raise unknown_name("array", missing, known, path, hint="name one of these after --columns NAME=",
+            groups = levels[level if matches[level] else 0]
+            valid_keys = dict.fromkeys(key for arrays in groups.values() for key in arrays)
+            raise unknown_name("array", missing, valid_keys, path, hint="name one of these after --columns NAME=",
                                error=DataError)
         groups = {p: arrays for p, arrays in levels[level].items() if any(array_key(n, arrays) for n in names)}
         return [(path, prefix, groups[prefix]) for prefix in sorted(groups, key=number_sort_key)]
@@ -148,15 +149,15 @@ class Hdf5ArraysSource(ChunkedSource):
         columns = {}
         for key, array in arrays.items():
             rows = array.shape[0] if array.shape else 0
-            where = f"{file}, {prefix}{key}"
+            location = f"{file}, {prefix}{key}"
             if rows not in (steps, steps + 1):
                 if key in named:
-                    raise DataError(f"it has {rows} rows instead of {steps}, or one more", where=where,
+                    raise DataError(f"it has {rows} rows instead of {steps}, or one more", where=location,
                                     hint="name arrays that have a row for each step")
                 warnings.append(f"{key}: {array.shape}, not a row for each step: left out")
                 continue
             try:
-                columns[key] = hdf5.array_feature(KEYS.column(key), array, where), rows
+                columns[key] = hdf5.array_feature(KEYS.column(key), array, location), rows
             except UserError as error:
                 if key in named:
                     raise

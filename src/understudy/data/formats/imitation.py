@@ -61,14 +61,14 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
             raise damaged(f"these are not different names of files in this folder: {str(entries)[:80]}",
                           f"{path / 'state.json'}, _data_files")
         self._files = [path / name for name in names]
-        if gone := next((f for f in self._files if not f.is_file()), None):
-            raise damaged("the file is missing", gone)
+        if missing_file := next((f for f in self._files if not f.is_file()), None):
+            raise damaged("the file is missing", missing_file)
         self.key = cache.files_digest(self._files, "imitation")
         with self.open_files() as table:
             arrow.validate_table(table, path)
-            lack = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
-            if lack:
-                raise UserError(f"there is no column {lack[0]}; there are {', '.join(table.column_names)}",
+            missing_keys = [k for k in ("obs", "acts", "terminal") if k not in table.column_names]
+            if missing_keys:
+                raise UserError(f"there is no column {missing_keys[0]}; there are {', '.join(table.column_names)}",
                                 where=path, hint=_MISSING_COLUMNS)
             if not table.num_rows:
                 raise damaged("there are no trajectories", path)
@@ -114,9 +114,9 @@ class ArrowFolderSource(_ImitationSource, ChunkedSource):
         if name in self.computed:
             begin = int(self._first[name][episode])
             return self.computed[name][begin + first: begin + stop]
-        where = self.location(name, episode)
-        with arrow.arrow_errors(where):
-            return arrow.to_numpy(files.column(self.keys[name])[episode].values[first:stop], where)
+        location = self.location(name, episode)
+        with arrow.arrow_errors(location):
+            return arrow.to_numpy(files.column(self.keys[name])[episode].values[first:stop], location)
 
 
 def _counts(table, key, path) -> np.ndarray:
@@ -138,11 +138,11 @@ class NpzFileSource(NpzArchiveSource, _ImitationSource):
     def __init__(self, path: Path):
         self.path = path
         self._file = NpzArrays(path, without=("infos",))
-        self.key, have = cache.json_digest(self._file.key, "imitation"), self._file.headers
+        self.key, headers = cache.json_digest(self._file.key, "imitation"), self._file.headers
         for key in ("obs", "acts", "terminal", "indices"):
-            if key not in have or not have[key][0] or np.dtype(have[key][1]).kind not in "biuf":
-                raise damaged(f"there is no array {key} of numbers; there are {', '.join(have)}", path)
-        steps, self.terminal = have["acts"][0][0], self._file.read_array("terminal").reshape(-1).astype(bool)
+            if key not in headers or not headers[key][0] or np.dtype(headers[key][1]).kind not in "biuf":
+                raise damaged(f"there is no array {key} of numbers; there are {', '.join(headers)}", path)
+        steps, self.terminal = headers["acts"][0][0], self._file.read_array("terminal").reshape(-1).astype(bool)
         indices = self._file.read_array("indices")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" and len(indices) or len(indices) != len(
                 self.terminal) - 1:
@@ -153,11 +153,11 @@ class NpzFileSource(NpzArchiveSource, _ImitationSource):
             raise damaged(f"the indices must increase up to {steps}, the rows of acts: "
                           f"{indices.tolist()[:e + 1][-3:]}", f"{path}, indices[{min(e, len(indices) - 1)}]")
         for key, rows in (("obs", steps + len(self.lengths)), ("rews", steps)):
-            if key in have and have[key][0][:1] != (rows,):
-                raise damaged(f"the shape {have[key][0]} does not have {rows} rows", f"{path}, {key}")
-        self._has({k: stored_feature(KEYS.column(k), have[k][0][1:], np.dtype(have[k][1]))
-                   for k in ("obs", "acts", "rews") if k in have})
-        others = [k for k in have if k not in ("obs", "acts", "rews", "terminal", "indices")]
+            if key in headers and headers[key][0][:1] != (rows,):
+                raise damaged(f"the shape {headers[key][0]} does not have {rows} rows", f"{path}, {key}")
+        self._has({k: stored_feature(KEYS.column(k), headers[k][0][1:], np.dtype(headers[k][1]))
+                   for k in ("obs", "acts", "rews") if k in headers})
+        others = [k for k in headers if k not in ("obs", "acts", "rews", "terminal", "indices")]
         warnings = [f"{', '.join(others)}: left out"] if others else []
         if "infos" in self._file.without:
             warnings.append("infos: a pickle, which could run any code, is left out")

@@ -26,9 +26,9 @@ def open_recording(path: Path) -> ColumnSource:
         except FileNotFoundError:
             continue
         files = LeRobotSource(path)
-        left = unpublished_segments(segments, path, len(files.lengths))
+        unpublished = unpublished_segments(segments, path, len(files.lengths))
         if [s.path for s in segments] == journal.segment_files(folder):
-            return InterruptedRecordingSource(files, left) if left else files
+            return InterruptedRecordingSource(files, unpublished) if unpublished else files
     raise UserError("the recorder is changing the recording all the time, so it cannot be read", where=path,
                     hint="try again later")
 

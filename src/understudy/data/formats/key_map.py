@@ -118,10 +118,11 @@ def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found],
         if without is not None:
             raise UserError(f"{key} is missing, but other episodes have it", where=where(without, key), hint=hint)
         first = alike(found[0][key])
-        odd = next((e for e, arrays in enumerate(found) if alike(arrays[key]) != first), None)
-        if odd is not None:
-            raise UserError(f"it is {shown(alike(found[odd][key]))}, but {shown(first)} in the first episode",
-                            where=where(odd, key), hint=hint)
+        different_episode = next((e for e, arrays in enumerate(found) if alike(arrays[key]) != first), None)
+        if different_episode is not None:
+            different = alike(found[different_episode][key])
+            raise UserError(f"it is {shown(different)}, but {shown(first)} in the first episode",
+                            where=where(different_episode, key), hint=hint)
         out[key] = found[0][key]
     return out
 
@@ -199,10 +200,10 @@ def decoded_images(encoded: Iterable[bytes], channels: int, first: int, where: s
     """
     images = [video.decode_image(bytes(v).rstrip(b"\0"), channels, f"{where}, row {row}")
               for row, v in enumerate(encoded, first)]
-    odd = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
-    if odd is not None:
-        raise damaged(f"the image has the shape {images[odd].shape}, but others have {images[0].shape}",
-                      f"{where}, row {first + odd}")
+    different_image = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if different_image is not None:
+        raise damaged(f"the image has the shape {images[different_image].shape}, but others have {images[0].shape}",
+                      f"{where}, row {first + different_image}")
     return np.stack(images)
 
 

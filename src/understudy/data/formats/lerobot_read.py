@@ -97,7 +97,7 @@ class LeRobotSource(MemmapSource):
         """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""
         schema, stored = {}, {}
         for name, f in self.info["features"].items():
-            where = f"{self.path / 'meta/info.json'}, features.{name}"
+            location = f"{self.path / 'meta/info.json'}, features.{name}"
             if name in INDEX_COLUMNS[1:]:
                 continue
             dtype, shape = f["dtype"], tuple(f["shape"])
@@ -113,12 +113,12 @@ class LeRobotSource(MemmapSource):
                 shape = (*shape[1:], shape[0]) if first.startswith("channel") else shape
                 if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape) or shape[2] not in (1, 3, 4):
                     raise UserError(f"{f['shape']} is not the shape (height, width, channels) of an image",
-                                    where=where, hint=_CORRECT)
+                                    where=location, hint=_CORRECT)
                 schema[name], stored[name] = Feature("uint8", shape, "image"), dtype
             elif dtype == "string":
                 schema[name], stored[name] = Feature("string", (), "string"), "string"
             else:
-                schema[name], stored[name] = self._numbers(name, f, where), "number"
+                schema[name], stored[name] = self._numbers(name, f, location), "number"
         for name, f in self._extra_metadata.get("columns", {}).items():
             if name in schema:
                 schema[name] = Feature.from_json(f)
@@ -195,14 +195,14 @@ class LeRobotSource(MemmapSource):
 
     def iter_chunks(self):
         """Read every data file once, some row groups at a time, and compare its index columns with the metadata."""
-        known = np.array(sorted(self.index.tasks), np.int64)
+        task_numbers = np.array(sorted(self.index.tasks), np.int64)
         for number, name in enumerate(self.index.files):
-            yield from self._rows_of_file(number, self.path / name, known)
+            yield from self._rows_of_file(number, self.path / name, task_numbers)
         for name, (episodes, values) in self._last.items():
             if name in self.numeric_columns:
                 at = self._first[name][episodes] + self.lengths[episodes]
-                where = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
-                yield name, at, to_numpy(values, self.schema[name], where)
+                location = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, {name}"
+                yield name, at, to_numpy(values, self.schema[name], location)
 
     def cast_to_schema(self, values, name, rows, at):
         return values  # `to_numpy` has checked them
@@ -232,10 +232,10 @@ class LeRobotSource(MemmapSource):
             step = np.repeat(low - begin[here] - episode_starts(n), n) + np.arange(n.sum())
             whose = np.repeat(episodes[here], n)
             task = read["task_index"].to_numpy()[take]
-            for index, wanted in (("episode_index", whose), ("frame_index", step)):
-                found = read[index].to_numpy()[take]
-                if (at := first_true(found != wanted)) is not None:
-                    raise damaged(f"{index} is {found[at]} instead of {wanted[at]}",
+            for index, expected in (("episode_index", whose), ("frame_index", step)):
+                actual = read[index].to_numpy()[take]
+                if (at := first_true(actual != expected)) is not None:
+                    raise damaged(f"{index} is {actual[at]} instead of {expected[at]}",
                                   f"{file}, episode {whose[at]}, frame {step[at]}")
             if (at := first_true(~np.isin(task, known))) is not None:
                 raise UserError(f"task_index {task[at]} is not among the tasks in meta ({', '.join(map(str, known))})",
@@ -279,20 +279,20 @@ class LeRobotSource(MemmapSource):
         length = int(self.lengths[episode])
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
-            file, where = self.path / files[episode], f"episode {episode}"
+            file, location = self.path / files[episode], f"episode {episode}"
             film = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
             if film is None or film.path != file:
-                film = video.VideoReader(remote.fetch_file(file), where)
-            yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), where)
+                film = video.VideoReader(remote.fetch_file(file), location)
+            yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), location)
             self._video_files[name] = film
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
-                where = f"{file}, episode {episode}, frame {row}, {name}"
-                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, where, dtype)
+                location = f"{file}, episode {episode}, frame {row}, {name}"
+                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, location, dtype)
         for image in self._last_of(name, episode):
-            where = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
-            yield length, video.decode_frame(image["bytes"], shape, where, dtype)
+            location = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
+            yield length, video.decode_frame(image["bytes"], shape, location, dtype)
 
     def _times(self, episode) -> np.ndarray:
         """Time of each frame in s since the episode began, (T,). Regular times are exact instead of float32."""
@@ -363,14 +363,14 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         raise damaged("there are no episode tables", folder)
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
-    wanted = ["episode_index", "length", *places, *filmed]
+    column_names = ["episode_index", "length", *places, *filmed]
     parts = []
     for file in files:
         source = open_parquet(file)
-        for name in wanted:
+        for name in column_names:
             _check_column(source, name, file)
-        parts.append(_read_columns(source, wanted, file))
-    table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in wanted}
+        parts.append(_read_columns(source, column_names, file))
+    table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in column_names}
     order = np.argsort(table["episode_index"], kind="stable")
     if ours and len(order) > whole:  # an append that did not finish: it replaces info.json last
         order = order[table["episode_index"][order] < whole]
@@ -512,11 +512,11 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
     Returns:
         (n, *shape).
     """
-    found = arrow.to_numpy(values, where)
-    if found.size != len(values) * feature.size:
-        raise damaged(f"{len(values)} rows have {found.size} numbers, but the shape {feature.shape} needs "
+    numbers = arrow.to_numpy(values, where)
+    if numbers.size != len(values) * feature.size:
+        raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "
                       f"{feature.size} in each row", where)
-    return found.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
+    return numbers.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
 
 
 def read_json_lines(file: Path) -> list[dict]:

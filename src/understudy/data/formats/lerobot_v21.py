@@ -92,8 +92,8 @@ class _LeRobotV21Writer(_LeRobotWriter):
 
     def _commit(self):
         meta, total = self.root / "meta", len(self._rows)
-        found = _pool_statistics(self._stats)
-        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in found.items()})}
+        statistics = _pool_statistics(self._stats)
+        stats = [{"episode_index": e, "stats": _plain({n: {k: s[k][e] for k in _STATS} for n, s in statistics.items()})}
                  for e in range(total)]
         tasks = [{"task_index": i, "task": t} for t, i in self.tasks.items()]
         for name, rows in (("tasks", tasks), ("episodes", self._rows), ("episodes_stats", stats)):

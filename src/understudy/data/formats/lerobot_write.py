@@ -174,9 +174,9 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
         else:  # as `create` left it: its columns are now those of its first episodes
-            given = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
-            given |= {name: value for name, value in options.items() if value is not None}
-            writer = _LeRobotWriter.create(path, dataset.features(), **given)
+            create_options = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
+            create_options |= {name: value for name, value in options.items() if value is not None}
+            writer = _LeRobotWriter.create(path, dataset.features(), **create_options)
         writer.threads, writer.progress = threads, progress
         writer.add(dataset)
 
@@ -350,21 +350,21 @@ class _LeRobotWriter:
         if self._grows:
             write_json(self.root / UNDERSTUDY_FOLDER / "pending.json", self._journal)
         try:
-            held, size = [], 0
+            loaded, size = [], 0
             for number, episode in enumerate(dataset.iterate_once()):
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
-                if held and size + more > _TOGETHER:  # a long episode is not copied together with short ones
-                    self._add(held)
-                    held, size = [], 0
-                held.append(new)
+                if loaded and size + more > _TOGETHER:  # a long episode is not copied together with short ones
+                    self._add(loaded)
+                    loaded, size = [], 0
+                loaded.append(new)
                 size += more
                 if size >= _TOGETHER:
-                    self._add(held)
-                    held, size = [], 0
+                    self._add(loaded)
+                    loaded, size = [], 0
                 del new  # free it before the next one is read
-            if held:
-                self._add(held)
+            if loaded:
+                self._add(loaded)
             self._close()
             self._commit()
         except BaseException:
@@ -373,31 +373,32 @@ class _LeRobotWriter:
 
     # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, held: list[_LoadedEpisode]) -> None:
+    def _add(self, episodes: list[_LoadedEpisode]) -> None:
         """Adds several short episodes at once, because one call for each would take longer than their data."""
-        lengths = np.array([h.length for h in held], np.int64)
+        lengths = np.array([h.length for h in episodes], np.int64)
         starts = np.cumsum(lengths) - lengths
         steps, first = int(lengths.sum()), self.plan.info["total_frames"] + self._steps
         number = self.plan.info["total_episodes"] + len(self._rows)
         frame = np.arange(steps) - np.repeat(starts, lengths)
-        names = [n for n in held[0].columns if n not in ("task", INDEX_COLUMNS[0])]
-        frames = {n: [h.columns[n] for h in held] for n in names if self.plan.stored(n) in ("image", "video")}
-        columns = {n: _concatenate([h.columns[n][:h.length] for h in held]) for n in names if n not in frames}
+        names = [n for n in episodes[0].columns if n not in ("task", INDEX_COLUMNS[0])]
+        frames = {n: [h.columns[n] for h in episodes] for n in names if self.plan.stored(n) in ("image", "video")}
+        columns = {n: _concatenate([h.columns[n][:h.length] for h in episodes]) for n in names if n not in frames}
         times = frame / self.plan.fps
-        for h, at in zip(held, starts, strict=True):
+        for h, at in zip(episodes, starts, strict=True):
             if INDEX_COLUMNS[0] in h.columns:
                 times[at: at + h.length] = h.columns[INDEX_COLUMNS[0]][:h.length]
-        wrong = np.diff(times, prepend=-np.inf) <= 0
-        wrong[starts] = abs(times[starts]) > 1 / self.plan.fps
-        if wrong.any():
-            raise _unordered(held[int(np.searchsorted(starts, np.argmax(wrong), side="right")) - 1].location)
-        said = [self._tasks(h) for h in held]
+        is_unordered = np.diff(times, prepend=-np.inf) <= 0
+        is_unordered[starts] = abs(times[starts]) > 1 / self.plan.fps
+        if is_unordered.any():
+            raise _unordered(episodes[int(np.searchsorted(starts, np.argmax(is_unordered), side="right")) - 1].location)
+        episode_tasks = [self._tasks(h) for h in episodes]
         numbers = {"timestamp": times.astype(np.float32), "frame_index": frame,
-                   "episode_index": np.repeat(np.arange(number, number + len(held)), lengths),
-                   "index": first + np.arange(steps), "task_index": np.concatenate([index for _, index in said])}
+                   "episode_index": np.repeat(np.arange(number, number + len(episodes)), lengths),
+                   "index": first + np.arange(steps),
+                   "task_index": np.concatenate([index for _, index in episode_tasks])}
         columns |= numbers
         rows = [{"episode_index": number + i, "tasks": tasks, "length": h.length}
-                for i, (h, (tasks, _)) in enumerate(zip(held, said, strict=True))]
+                for i, (h, (tasks, _)) in enumerate(zip(episodes, episode_tasks, strict=True))]
         for row, place in zip(rows, self._write_data(columns, frames, lengths, first), strict=True):
             row |= place
         for i, (row, at, n) in enumerate(zip(rows, starts, lengths, strict=True)):
@@ -410,27 +411,27 @@ class _LeRobotWriter:
         self._stats.append({n: statistics[n] for n in self.plan.info["features"] if n in statistics})
         self._rows += rows
         self._steps += steps
-        for row, h in zip(rows, held, strict=True):
+        for row, h in zip(rows, episodes, strict=True):
             last = {n: self._last_value(n, c[h.length:h.length + 1][0]) for n, c in h.columns.items()
                     if len(c) > h.length and n not in ("task", *INDEX_COLUMNS)}
             if last:
                 self._last.append({"episode_index": row["episode_index"], **last})
             self._episode_metadata.append({"episode_index": row["episode_index"], "facts": h.metadata})
 
-    def _tasks(self, held: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
+    def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """The tasks of an episode, and the number of the task of each step."""
-        said = held.columns.get("task", _NO_TASK)
-        assert isinstance(said, np.ndarray)
-        if said.strides == (0,):
-            distinct = [str(said[0])]
+        texts = episode.columns.get("task", _NO_TASK)
+        assert isinstance(texts, np.ndarray)
+        if texts.strides == (0,):
+            distinct = [str(texts[0])]
         else:  # in the order of first use, so that reading and writing again gives the same numbers
-            said = [str(task) for task in said[:held.length]]
-            distinct = list(dict.fromkeys(said))
+            texts = [str(task) for task in texts[:episode.length]]
+            distinct = list(dict.fromkeys(texts))
         for task in distinct:
             self.tasks.setdefault(task, len(self.tasks))
         if len(distinct) == 1:
-            return distinct, np.full(held.length, self.tasks[distinct[0]], np.int64)
-        return distinct, np.array([self.tasks[task] for task in said], np.int64)
+            return distinct, np.full(episode.length, self.tasks[distinct[0]], np.int64)
+        return distinct, np.array([self.tasks[task] for task in texts], np.int64)
 
     def _checked(self, episode: Episode, length: int, where: str) -> _LoadedEpisode:
         have = [n for n in episode.steps if n not in INDEX_COLUMNS[1:]]
@@ -448,10 +449,10 @@ class _LeRobotWriter:
             if not isinstance(column, JournalFrames):
                 column = np.asarray(column)
             if (column.dtype, column.shape[1:]) != (self._dtypes.get(name), feature.shape):
-                found = Feature.from_array(column)
-                if (found.dtype, found.shape) != (feature.dtype, feature.shape):
-                    raise UserError(f"a step is {found.dtype} {found.shape} instead of {feature.dtype} "
-                                    f"{feature.shape}", where=f"{where}, column {name!r}",
+                column_feature = Feature.from_array(column)
+                if (column_feature.dtype, column_feature.shape) != (feature.dtype, feature.shape):
+                    raise UserError(f"a step is {column_feature.dtype} {column_feature.shape} instead of "
+                                    f"{feature.dtype} {feature.shape}", where=f"{where}, column {name!r}",
                                     hint="give all episodes the same columns")
             if len(column) not in (length, length + 1):
                 raise UserError(f"there are {len(column)} rows instead of {length}, or one more",
@@ -627,19 +628,19 @@ def _clean(root: Path) -> None:
     journal = root / UNDERSTUDY_FOLDER / "pending.json"
     if not journal.exists():
         return
-    left, info = read_json(journal), read_info(root)
-    if info["total_episodes"] == left["episodes"]:
+    pending, info = read_json(journal), read_info(root)
+    if info["total_episodes"] == pending["episodes"]:
         plan = _StoragePlan({}, info, "")
-        for what, place in left["next"].items():
-            found, place = [], tuple(place)
+        for what, place in pending["next"].items():
+            leftover_files, place = [], tuple(place)
             while True:
                 name = root / _name(plan, what, place)
-                there = [p for p in (name, name.with_name(f"{name.name}.part")) if p.exists()]
-                if not there:
+                existing = [p for p in (name, name.with_name(f"{name.name}.part")) if p.exists()]
+                if not existing:
                     break
-                found += there
+                leftover_files += existing
                 place = _following(place, info)
-            for file in reversed(found):  # so that an interruption leaves no gap in the numbers
+            for file in reversed(leftover_files):  # so that an interruption leaves no gap in the numbers
                 file.unlink()
     journal.unlink()
 
@@ -866,11 +867,11 @@ def _sum(x: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
 
 def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
-    known = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-    known[:, np.isnan(known).all(0)] = 0.0
-    quantiles = np.nanquantile(known, list(_QUANTILES.values()), axis=0)
-    return {"min": np.nanmin(known, 0), "max": np.nanmax(known, 0), "mean": np.nanmean(known, 0),
-            "std": np.nanstd(known, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
+    finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    finite[:, np.isnan(finite).all(0)] = 0.0
+    quantiles = np.nanquantile(finite, list(_QUANTILES.values()), axis=0)
+    return {"min": np.nanmin(finite, 0), "max": np.nanmax(finite, 0), "mean": np.nanmean(finite, 0),
+            "std": np.nanstd(finite, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
 
 
 def _stored_extreme(values: np.ndarray) -> np.ndarray:
@@ -932,12 +933,12 @@ def _stats_so_far(root: Path, plan: _StoragePlan) -> list[dict]:
         source = open_parquet(table)
         names = [n for n in source.schema_arrow.names if n.startswith("stats/")]
         for row in source.read(columns=["episode_index", *names]).to_pylist():
-            found: dict = {}
+            episode_stats: dict = {}
             for name in names:
                 feature, statistic = name.removeprefix("stats/").rsplit("/", 1)
-                found.setdefault(feature, {})[statistic] = np.asarray(row[name])[None]
+                episode_stats.setdefault(feature, {})[statistic] = np.asarray(row[name])[None]
             if row["episode_index"] < plan.info["total_episodes"]:
-                out.append(found)
+                out.append(episode_stats)
     return out
 
 

@@ -104,13 +104,13 @@ def _short(type: str) -> str:
 
 def message_time(message) -> int | None:
     """Return header.stamp or Foxglove's timestamp of a message, in ns. None if the message has neither, or 0."""
-    said = _get(_get(message, "header"), "stamp")
-    said = _get(message, "timestamp") if said is None else said
-    if isinstance(said, protobuf.Timestamp):
-        return said.ns or None
-    seconds, rest = (next((v for n in names if isinstance(v := _get(said, n), (int, np.integer))), None)
-                     for names in (("sec", "secs"), ("nanosec", "nsec", "nsecs")))
-    return None if seconds is None or rest is None else int(seconds) * 10**9 + int(rest) or None
+    stamp = _get(_get(message, "header"), "stamp")
+    stamp = _get(message, "timestamp") if stamp is None else stamp
+    if isinstance(stamp, protobuf.Timestamp):
+        return stamp.ns or None
+    seconds, nanoseconds = (next((v for n in names if isinstance(v := _get(stamp, n), (int, np.integer))), None)
+                            for names in (("sec", "secs"), ("nanosec", "nsec", "nsecs")))
+    return None if seconds is None or nanoseconds is None else int(seconds) * 10**9 + int(nanoseconds) or None
 
 
 def decode_image(message, where: str) -> np.ndarray:
@@ -122,9 +122,9 @@ def decode_image(message, where: str) -> np.ndarray:
     with _readable(where, "image"):
         data = _data(message)
         if (encoding := _get(message, "encoding")) is None:
-            said = str(_get(message, "format") or "")
-            if "compressedDepth" in said or "16UC1" in said or "32FC1" in said:
-                raise UserError(f"depth images are not read ({said})", where=where, hint="leave the topic out")
+            image_format = str(_get(message, "format") or "")
+            if "compressedDepth" in image_format or "16UC1" in image_format or "32FC1" in image_format:
+                raise UserError(f"depth images are not read ({image_format})", where=where, hint="leave the topic out")
             return video.decode_image(data, 3, where)
         if encoding not in _RGB:
             raise UserError(f"images of {encoding} are not read, only {', '.join(_RGB)}", where=where,
@@ -257,9 +257,9 @@ class McapLog(MessageLog):
         cut = []
         for file in self.files:
             with _readable(file):
-                said = self._look(file)
-            if said:
-                cut.append(f"{file.name} {said}")
+                truncation = self._look(file)
+            if truncation:
+                cut.append(f"{file.name} {truncation}")
         self.truncation = "; ".join(cut)
 
     def _look(self, file: Path) -> str:
@@ -324,11 +324,11 @@ class McapLog(MessageLog):
         for file in self.files:
             with _readable(file), open(file, "rb") as handle:
                 if self._indexed[file]:
-                    found = make_reader(handle, validate_crcs=True).iter_messages(
+                    records = make_reader(handle, validate_crcs=True).iter_messages(
                         list(topics), starting_at=begin, ending_at=end)
                 else:
-                    found = _McapStream().records(file)
-                for schema, channel, message in found:
+                    records = _McapStream().records(file)
+                for schema, channel, message in records:
                     yield file, channel.topic, message.log_time, partial(self._decode, schema, channel, message)
 
     def _decode(self, schema, channel, message):
@@ -417,8 +417,9 @@ class RosbagLog(MessageLog):
 
     def _encoded(self, topics, begin, end):
         with self._open() as reader:
-            wanted = [c for c in reader.connections if c.topic in topics]
-            for c, time, data in reader.messages(wanted, begin, None if end is None else end + 1) if wanted else ():
+            connections = [c for c in reader.connections if c.topic in topics]
+            stop = None if end is None else end + 1
+            for c, time, data in reader.messages(connections, begin, stop) if connections else ():
                 if c.topic not in topics:
                     raise damaged(f"the index is wrong: among the messages of {', '.join(sorted(topics))} is one of "
                                   f"{c.topic}", self.path)
@@ -497,9 +498,9 @@ def _ros1(handle, part: bool = False):
 
 def _sized(handle) -> tuple[bytes, bool]:
     size = handle.read(4)
-    wanted = int.from_bytes(size, "little")
-    data = handle.read(wanted) if len(size) == 4 else b""
-    return data, len(size) == 4 and len(data) == wanted
+    length = int.from_bytes(size, "little")
+    data = handle.read(length) if len(size) == 4 else b""
+    return data, len(size) == 4 and len(data) == length
 
 
 def _header(fields: bytes):

@@ -78,10 +78,10 @@ class _MinariSource(ChunkedSource):
         text = self.dataset_metadata.get(key)
         if text is None:
             return None
-        where = f"{self.path / 'metadata.json'}, {key}"
-        space = hdf5.decode_json_attribute(text, where) if isinstance(text, str) else text
+        location = f"{self.path / 'metadata.json'}, {key}"
+        space = hdf5.decode_json_attribute(text, location) if isinstance(text, str) else text
         if not isinstance(space, dict) or "type" not in space:
-            raise damaged(f"this is not a space: {str(text)[:60]!r}", where)
+            raise damaged(f"this is not a space: {str(text)[:60]!r}", location)
         return space
 
     def leaf_space(self, key: str) -> dict | None:
@@ -100,7 +100,7 @@ class _MinariSource(ChunkedSource):
         whole = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)
         return tuple(shape) if whole else None
 
-    def _set_schema(self, lengths, found: Sequence[dict[str, tuple[Feature, int]]], where):
+    def _set_schema(self, lengths, episodes: Sequence[dict[str, tuple[Feature, int]]], where):
         """Sets the schema from (feature, rows) by key in each episode. Infos that differ in some are left out."""
         self.lengths = np.array(lengths, np.int64)
 
@@ -108,18 +108,18 @@ class _MinariSource(ChunkedSource):
             return array[0].dtype, array[0].shape
 
         first: dict[str, tuple] = {}
-        for key in dict.fromkeys(k for arrays in found for k in arrays if k.startswith("infos/")):
-            for e, arrays in enumerate(found):
+        for key in dict.fromkeys(k for arrays in episodes for k in arrays if k.startswith("infos/")):
+            for e, arrays in enumerate(episodes):
                 if key not in arrays or alike(arrays[key]) != first.setdefault(key, alike(arrays[key])) \
                         or arrays[key][1] not in (lengths[e], lengths[e] + 1):
                     self.warnings.append(f"{key}: not the same in every episode ({where(e)} differs), left out")
-                    found = [{k: a for k, a in arrays.items() if k != key} for arrays in found]
+                    episodes = [{k: a for k, a in arrays.items() if k != key} for arrays in episodes]
                     break
-        common = common_arrays(found, alike, lambda e, key: f"{where(e)}, {key}")
+        common = common_arrays(episodes, alike, lambda e, key: f"{where(e)}, {key}")
         features = {key: replace(f, num_classes=self._num_classes(key, f)) if f.kind == "discrete" else f
                     for key, (f, _) in common.items()}
         self.schema, self.keys = KEYS.schema(features, self.path)
-        self.row_counts = {name: np.array([arrays[key][1] for arrays in found]) for name, key in self.keys.items()}
+        self.row_counts = {name: np.array([arrays[key][1] for arrays in episodes]) for name, key in self.keys.items()}
         for name, key in self.keys.items():
             more = self.row_counts[name] - self.lengths
             has_last_row = key.startswith(("observations", "infos/"))
@@ -129,8 +129,8 @@ class _MinariSource(ChunkedSource):
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
             if what in self.dataset_metadata and self.dataset_metadata[what] != number:
                 self.warnings.append(f"metadata, {what}: {self.dataset_metadata[what]}, but there are {number}")
-        said = {k: v for k, v in self.dataset_metadata.items() if k not in _COUNTED | {"fps", "robot_type"}}
-        self._declared_metadata = {"minari": said} if said and hdf5.FILLED_ATTRIBUTE not in said else {}
+        declared = {k: v for k, v in self.dataset_metadata.items() if k not in _COUNTED | {"fps", "robot_type"}}
+        self._declared_metadata = {"minari": declared} if declared and hdf5.FILLED_ATTRIBUTE not in declared else {}
         version, fps, robot_type = map(self.dataset_metadata.get, ("minari_version", "fps", "robot_type"))
         self.metadata = metadata("minari", self.path, self.warnings, str(version or ""), fps, robot_type)
 
@@ -194,30 +194,30 @@ class Hdf5Source(_MinariSource):
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
             parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
-            lengths, found, self._lies, self.stored_metadata = parts
-            self._set_schema(lengths, found, lambda e: f"{file}, {self.episodes[e]}")
+            lengths, features, self._lies, self.stored_metadata = parts
+            self._set_schema(lengths, features, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[
             int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
         """Steps, (feature, rows) of each array, the layout of each array, metadata."""
-        where, found, lies = f"{self.file}, {episode}", {}, {}
-        arrays, own = hdf5.arrays(group, where), hdf5.read_attributes(group, where)
-        steps = hdf5.count_steps(arrays, "rewards", where, ("total_steps", own["total_steps"])
+        location, features, lies = f"{self.file}, {episode}", {}, {}
+        arrays, own = hdf5.arrays(group, location), hdf5.read_attributes(group, location)
+        steps = hdf5.count_steps(arrays, "rewards", location, ("total_steps", own["total_steps"])
                                  if "total_steps" in own else None)
         arrays = {key: array for key, array in arrays.items()
                   if array.filled_marker != "all" and (array.shape or not key.startswith("infos/"))}
         for key, array in arrays.items():
             column = KEYS.column(key)
-            f = self._size_of(array, key, where) if self.encoded(key, array) else \
-                self.image_feature(key, hdf5.array_feature(column, array, f"{where}, {key}", column in END_COLUMNS))
+            f = self._size_of(array, key, location) if self.encoded(key, array) else \
+                self.image_feature(key, hdf5.array_feature(column, array, f"{location}, {key}", column in END_COLUMNS))
             if key.startswith("observations"):
-                hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{where}, {key}")
-            found[key] = f, array.shape[0] - (array.filled_marker == "last")
+                hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{location}, {key}")
+            features[key] = f, array.shape[0] - (array.filled_marker == "last")
             if at := array.layout:
                 lies[key] = at
         hdf5.warn_of_holes(arrays, episode, self.warnings)
-        return steps, found, lies, own
+        return steps, features, lies, own
 
     def encoded(self, key, array) -> bool:
         if hdf5.is_variable_bytes(array):
@@ -242,12 +242,13 @@ class Hdf5Source(_MinariSource):
         return f"{self.file}, {self.episodes[episode]}/{self.keys[name]}"
 
     def read_rows(self, files, name, episode, first, stop):
-        key, where = self.keys[name], self.location(name, episode)
+        key, location = self.keys[name], self.location(name, episode)
         path = f"{self.episodes[episode]}/{key}"
-        with hdf5.hdf5_errors(where):
+        with hdf5.hdf5_errors(location):
             if name not in self.numeric_columns and self.encoded(key, array := files[self.file][path]):
-                return self.decode_images(array[first:stop], key, first, where)
-        return self._grayscale(name, files.read_rows(self.file, path, first, stop, where, self._lies[episode].get(key)))
+                return self.decode_images(array[first:stop], key, first, location)
+        values = files.read_rows(self.file, path, first, stop, location, self._lies[episode].get(key))
+        return self._grayscale(name, values)
 
 
 class TablesSource(_MinariSource):
@@ -277,8 +278,8 @@ class TablesSource(_MinariSource):
             features = {key: self._feature(tables, key) for key in types}
         lengths = [stored["total_steps"] for stored in self.stored_metadata]
         padded = {key for key in types if key.split("/")[0] in ("actions", *_OUTCOMES)}
-        found = [{key: (f, n + (key not in padded)) for key, f in features.items()} for n in lengths]
-        self._set_schema(lengths, found, lambda e: str(files[e]))
+        episode_features = [{key: (f, n + (key not in padded)) for key, f in features.items()} for n in lengths]
+        self._set_schema(lengths, episode_features, lambda e: str(files[e]))
 
     def _folder(self, e) -> Path:
         return self.path / str(self.ids[e])
@@ -298,11 +299,11 @@ class TablesSource(_MinariSource):
             else:
                 with pa.memory_map(str(file)) as mapped:
                     schema = pa.ipc.open_file(mapped).schema
-            found = dict(leaf for field in schema for leaf in _leaves(field, ""))
+            leaves = dict(leaf for field in schema for leaf in _leaves(field, ""))
         for key in ("observations", "actions", *_OUTCOMES):
-            if not any(k.split("/")[0] == key for k in found):
-                raise damaged(f"there is no column {key}; there are {', '.join(found)}", file)
-        return found
+            if not any(k.split("/")[0] == key for k in leaves):
+                raise damaged(f"there is no column {key}; there are {', '.join(leaves)}", file)
+        return leaves
 
     def _feature(self, tables, key) -> Feature:
         values = self._values(tables, key, 0, 0, 1)
@@ -319,8 +320,8 @@ class TablesSource(_MinariSource):
         return f"{self.episode_folder(episode)}, {self.keys[name]}"
 
     def _values(self, tables, key, episode, first, stop) -> np.ndarray:
-        where = f"{self.episode_folder(episode)}, {key}"
-        with arrow.arrow_errors(where):
+        location = f"{self.episode_folder(episode)}, {key}"
+        with arrow.arrow_errors(location):
             if episode not in tables:
                 tables.clear()
                 tables[episode] = self._table(episode)
@@ -332,8 +333,8 @@ class TablesSource(_MinariSource):
                 array = array.field(name)
             array = array.slice(first, stop - first)
             if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-                return self.decode_images([v or b"" for v in array.to_pylist()], key, first, where)
-            values = arrow.to_numpy(array, where)
+                return self.decode_images([v or b"" for v in array.to_pylist()], key, first, location)
+            values = arrow.to_numpy(array, location)
             shape = self.leaf_shape(key) if values.dtype.kind != "O" else None
             shape = self._shapes[key][1] if shape is None and key.startswith("infos") else shape
             if shape is not None and int(np.prod(shape)) == int(np.prod(values.shape[1:])):
@@ -358,8 +359,8 @@ def _leaves(field: pa.Field, prefix: str):
         for inner in field.type:
             yield from _leaves(inner, f"{prefix}{field.name}/")
         return
-    said = (field.metadata or {}).get(b"shape")
-    shape = tuple(int(n) for n in said.decode().split(",") if n) if said is not None else None
+    shape_text = (field.metadata or {}).get(b"shape")
+    shape = tuple(int(n) for n in shape_text.decode().split(",") if n) if shape_text is not None else None
     yield f"{prefix}{field.name}", (field.type, shape)
 
 
@@ -393,7 +394,7 @@ def write(data: Dataset, path: Path) -> None:
             for i, e in enumerate(data):
                 _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
-        said = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
+        dataset_metadata = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
                    hdf5.FILLED_ATTRIBUTE: "all"}
         write_json(folder / "metadata.json", {
@@ -402,7 +403,8 @@ def write(data: Dataset, path: Path) -> None:
             "observation_space": json.dumps(_space("observations", keys, features, data)),
             "action_space": json.dumps(_space("actions", keys, features, data)),
             "dataset_id": f"{re.sub(r'[^-_a-zA-Z0-9]', '-', name)}-v{version[1] if version else 0}",
-            "minari_version": _VERSION, "dataset_size": size, **{k: v for k, v in said.items() if v is not None}})
+            "minari_version": _VERSION, "dataset_size": size,
+            **{k: v for k, v in dataset_metadata.items() if v is not None}})
 
 
 def _put(group, i, e, keys, holds):
@@ -421,18 +423,18 @@ def _put(group, i, e, keys, holds):
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
     features = data.features()
-    seen = [n for n, f in features.items() if n.startswith("observation.") and f.dtype != "bool"
-            and hdf5.is_storable(data, n, f)]
+    observations = [n for n, f in features.items() if n.startswith("observation.") and f.dtype != "bool"
+                    and hdf5.is_storable(data, n, f)]
     acts = [n for n, f in features.items() if (n == "action" or n.startswith("action.")) and f.dtype != "bool"
             and f.kind != "string"]
     acts = ["action"] if "action" in acts else acts
-    if not seen or not acts:
+    if not observations or not acts:
         raise UserError(f"Minari needs an action and an observation; there are {', '.join(features)}", where="minari",
                         hint="choose another format, or name the columns action and observation.state")
 
     def key(name, f):
-        if name in seen:
-            return "observations" if seen == ["observation.state"] else KEYS.key(name, f)
+        if name in observations:
+            return "observations" if observations == ["observation.state"] else KEYS.key(name, f)
         if name in acts:
             return "actions" if name == "action" else f"actions/{name[7:]}"
         if name in KEYS.columns.values():

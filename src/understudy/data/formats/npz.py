@@ -107,11 +107,11 @@ class NpzSource(NpzArchiveSource):
     def _fps(self) -> float | None:
         if "fps" not in self._file.headers:
             return None
-        where, shape = f"{self.path}, fps", self._file.headers["fps"][0]
+        location, shape = f"{self.path}, fps", self._file.headers["fps"][0]
         if shape not in ((), (1,)):
-            raise UserError(f"it must be one number, the steps per second, but has the shape {shape}", where=where,
+            raise UserError(f"it must be one number, the steps per second, but has the shape {shape}", where=location,
                             hint="save one, such as fps=10; rates that differ need a file each")
-        return checked_rate(self._file.read_array("fps")[0], where)
+        return checked_rate(self._file.read_array("fps")[0], location)
 
     def _doubts(self):
         """Warnings about arrays that are read under their own name but may be meant to have another role."""
@@ -141,9 +141,9 @@ class NpzSource(NpzArchiveSource):
             elif rows == episodes:
                 self._per_episode.append(key)
             else:
-                found = "is a single value" if rows is None else f"has {rows} rows"
-                raise UserError(f"it {found} instead of {steps} rows (steps), {steps + episodes} (steps and a last row "
-                                f"for each episode) or {episodes} (episodes)", where=f"{self.path}, {key}",
+                size_text = "is a single value" if rows is None else f"has {rows} rows"
+                raise UserError(f"it {size_text} instead of {steps} rows (steps), {steps + episodes} (steps and a last "
+                                f"row for each episode) or {episodes} (episodes)", where=f"{self.path}, {key}",
                                 hint="correct episode_ends or the array, or leave the array out")
         self.schema, self.keys = KEYS.schema(features, self.path)
         longer = self.lengths + 1
@@ -160,8 +160,8 @@ class NpzSource(NpzArchiveSource):
         if "observation.state" not in self.schema:
             raise UserError("there are next_observations, but no observations",
                             where=f"{self.path}, next_observations", hint=_FOLLOWING)
-        if shape != (wanted := (steps, *self.schema["observation.state"].shape)):
-            raise UserError(f"the shape is {shape}, but observations has {wanted}",
+        if shape != (expected_shape := (steps, *self.schema["observation.state"].shape)):
+            raise UserError(f"the shape is {shape}, but observations has {expected_shape}",
                             where=f"{self.path}, next_observations", hint=_FOLLOWING)
 
     def where(self, name, row):
@@ -169,10 +169,10 @@ class NpzSource(NpzArchiveSource):
 
     @cached_property
     def _episode_metadata(self) -> dict[str, list]:
-        found = {key: self._file.read_array(key) for key in self._per_episode}
-        if "success" in found and found["success"].dtype.kind in "biuf":
-            _check_flags(found["success"], f"{self.path}, success")
-        return {key: values.tolist() for key, values in found.items()}
+        arrays = {key: self._file.read_array(key) for key in self._per_episode}
+        if "success" in arrays and arrays["success"].dtype.kind in "biuf":
+            _check_flags(arrays["success"], f"{self.path}, success")
+        return {key: values.tolist() for key, values in arrays.items()}
 
     def episode_metadata(self, episode):
         return {key: values[episode] for key, values in self._episode_metadata.items()}
@@ -257,10 +257,10 @@ def rename_hint(keys: Iterable[str]) -> str:
     """Return a hint to rename arrays whose names are close to known ones. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
-    near = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
-            for key in keys if key not in (*right, *EPISODE_COLUMNS)}
-    near = {key: name for key, name in near.items() if name in missing}
-    return f"save {', '.join(f'{key} as {name}' for key, name in near.items())}" if near else ""
+    renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
+               for key in keys if key not in (*right, *EPISODE_COLUMNS)}
+    renames = {key: name for key, name in renames.items() if name in missing}
+    return f"save {', '.join(f'{key} as {name}' for key, name in renames.items())}" if renames else ""
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -307,9 +307,9 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 def write(data: Dataset, path: str | Path) -> None:
     """Write an .npz file, which `NpzSource` reads."""
     path, kept = Path(path), capability(data)
-    for wanted in ("observation", "action"):
-        if not any(role(name) == wanted for name in kept.columns):
-            raise UserError(f"there is no column of {wanted}; there are {', '.join(data.features())}", where=path,
+    for column_role in ("observation", "action"):
+        if not any(role(name) == column_role for name in kept.columns):
+            raise UserError(f"there is no column of {column_role}; there are {', '.join(data.features())}", where=path,
                             hint="an .npz holds observations and actions: choose another format")
     lengths = data.lengths
     arrays = [whole_array("episode_ends", np.cumsum(lengths))]

@@ -178,13 +178,13 @@ def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np
         pieces: The rows in order, in arrays of any length.
         rows: Number of rows of each new array.
     """
-    left = np.empty(0)
+    piece = np.empty(0)
     for n in rows:
         parts: list[np.ndarray] = []
         while n:
-            left = left if len(left) else next(pieces)
-            parts.append(left[:n])
-            left, n = left[n:], n - len(parts[-1])
+            piece = piece if len(piece) else next(pieces)
+            parts.append(piece[:n])
+            piece, n = piece[n:], n - len(parts[-1])
         yield parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -209,8 +209,9 @@ def _header(handle, where):
     except ValueError as error:
         raise damaged(f"this is not a NumPy array ({error})", where) from None
     if dtype.hasobject or dtype.kind not in "biufU":
-        found = "Python objects (a pickle), which are never loaded" if dtype.hasobject else f"values of dtype {dtype}"
-        raise UserError(f"it contains {found}", where=where, hint="save the array again with numbers or text only")
+        contents = ("Python objects (a pickle), which are never loaded" if dtype.hasobject else
+                    f"values of dtype {dtype}")
+        raise UserError(f"it contains {contents}", where=where, hint="save the array again with numbers or text only")
     return shape, fortran, dtype
 
 

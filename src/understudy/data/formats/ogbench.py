@@ -48,20 +48,20 @@ class OGBenchSource(NpzArchiveSource):
     def __init__(self, path: Path):
         self.path, self._file = path, NpzArrays(path)
         self.key = cache.json_digest("ogbench", self._file.key)
-        where = f"{path}, terminals"
+        location = f"{path}, terminals"
         terminals = self._file.read_array("terminals")
         if terminals.ndim != 1 or not len(terminals) or not are_flags(terminals):
-            raise UserError(f"each row must have 0 or 1, but it is {terminals.dtype} {terminals.shape}", where=where,
+            raise UserError(f"each row must have 0 or 1, but it is {terminals.dtype} {terminals.shape}", where=location,
                             hint="terminals is 1 at the last observation of each episode, and 0 elsewhere")
         ends = np.flatnonzero(terminals)
         if not len(ends) or ends[-1] != len(terminals) - 1:
-            raise UserError(f"the last row, {len(terminals) - 1}, must be 1, but is 0", where=where,
+            raise UserError(f"the last row, {len(terminals) - 1}, must be 1, but is 0", where=location,
                             hint="the file is cut short, or not an OGBench file: take it from a copy")
         self._ends = ends
         self.lengths = (np.diff(ends, prepend=-1) - 1).astype(np.int64)
         if (e := first_true(self.lengths < 1)) is not None:
-            raise UserError("there is no action before the last observation",
-                            where=f"{where}[{ends[e]}]", hint="if terminals mark steps, save episode_ends (plain .npz)")
+            raise UserError("there is no action before the last observation", where=f"{location}[{ends[e]}]",
+                            hint="if terminals mark steps, save episode_ends (plain .npz)")
         self._assign_arrays(len(terminals))
 
     def _assign_arrays(self, rows):
@@ -95,12 +95,12 @@ class OGBenchSource(NpzArchiveSource):
 def capability(data: Dataset) -> FormatCapability:
     """Return what the format stores of these data."""
     features, lengths = data.features(), data.lengths
-    seen = _observation_column(features, data.metadata.get("path", "data set"))
+    observation = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
     for name, f in features.items():
         if not f.size:
             continue
-        if name == seen:
+        if name == observation:
             columns[name] = ColumnEncoding(KEYS.column("observations", f), f.dtype, f.shape, has_last_row=True,
                                            repeats_last_row=True)
         elif name in ("action", "next.reward"):
@@ -123,14 +123,14 @@ def _observation_column(features, where) -> str:
     cameras = [n for n, f in features.items() if f.kind == "image" and n.startswith("observation.")]
     state = features.get("observation.state")
     if state is not None and state.kind != "string" and state.size:
-        seen: str | None = "observation.state"
+        observation: str | None = "observation.state"
     else:
-        seen = cameras[0] if len(cameras) == 1 else None
-    if seen is None or "action" not in features or not features["action"].size:
+        observation = cameras[0] if len(cameras) == 1 else None
+    if observation is None or "action" not in features or not features["action"].size:
         raise UserError("OGBench needs observation.state (or one camera) and action; there are "
                         f"{format_list(features, 12)}", where=where,
                         hint="OGBench files hold one observation and one action: choose another format")
-    return seen
+    return observation
 
 
 def _is_time_limit_only(data: Dataset, name: str) -> bool:
@@ -148,8 +148,8 @@ def write(data: Dataset, path: str | Path) -> None:
     The format has a row after the last action. If an episode has none, its last observation is written twice.
     """
     path, kept = Path(path), capability(data)
-    rows, seen = data.lengths + 1, _observation_column(data.features(), path)
-    arrays = [column_array(data, name, "observations" if name == seen else KEYS.key(name), rows)
+    rows, observation = data.lengths + 1, _observation_column(data.features(), path)
+    arrays = [column_array(data, name, "observations" if name == observation else KEYS.key(name), rows)
               for name in kept.columns if name not in END_COLUMNS]
     terminals = np.zeros(int(rows.sum()), bool)
     terminals[np.cumsum(rows) - 1] = True

@@ -49,15 +49,15 @@ class OvercookedSource(ColumnSource):
         if not rows:
             raise damaged("the table has no rows", path)
         beside = path.parent / "layouts.json"
-        known = read_json(beside) if beside.exists() else {}
-        kitchens = {trial: _kitchen(*of[0], known) for trial, of in rows.items()}
+        layouts = read_json(beside) if beside.exists() else {}
+        kitchens = {trial: _kitchen(*of[0], layouts) for trial, of in rows.items()}
         high, wide = np.max([k.shape[:2] for k in kitchens.values()], 0)
         self._trials = {trial: _Trial(of, kitchens[trial], high, wide) for trial, of in rows.items()}
         self._views = [(trial, player) for trial, t in self._trials.items() for player in t.people]
         self.lengths = np.array([len(self._trials[trial]) for trial, _ in self._views], np.int64)
-        said = ("x", "y", "dx", "dy", *(f"holds_{item}" for item in ITEMS))
+        own_names = ("x", "y", "dx", "dy", *(f"holds_{item}" for item in ITEMS))
         self.schema = {
-            "observation.state": Feature("float32", (16,), names=(*said, *(f"other_{n}" for n in said))),
+            "observation.state": Feature("float32", (16,), names=(*own_names, *(f"other_{n}" for n in own_names))),
             "observation.layout": Feature("float32", (int(high), int(wide), len(CELLS))),
             "observation.objects": Feature("float32", (int(high), int(wide), len(_OBJECTS))),
             "action": Feature("int64", (1,), "discrete", num_classes=(len(ACTIONS),)),
@@ -160,9 +160,9 @@ def _players(place: str, state) -> np.ndarray:
     if len(players) != 2:
         raise damaged(f"there are {len(players)} players instead of two", f"{place}, state")
     try:
-        held = [(p.get("held_object") or {}).get("name") for p in players]
+        held_items = [(p.get("held_object") or {}).get("name") for p in players]
         return np.array([[*p["position"], *p["orientation"], *(h == item for item in ITEMS)]
-                         for p, h in zip(players, held, strict=True)], np.float32)
+                         for p, h in zip(players, held_items, strict=True)], np.float32)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise damaged("a player has no position or no orientation", f"{place}, state") from None
 

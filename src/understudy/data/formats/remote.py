@@ -36,13 +36,13 @@ _held: set[Path] = set()  # data sets that this process reads
 def url_of(path: str | Path) -> str | None:
     """Return a path as a URL, with the second slash, which a Path drops. None for a path on this machine."""
     text = str(path)
-    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
-    if found is None or Path(text).exists():
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", text)  # one letter is a drive
+    if match is None or Path(text).exists():
         return None
-    protocol, rest = found[1].lower(), found[2]
-    if protocol == "hf" and rest.partition("/")[0] not in ("datasets", "models", "spaces", "buckets"):
-        rest = f"datasets/{rest}"
-    return f"{protocol}://{rest}"
+    protocol, address = match[1].lower(), match[2]
+    if protocol == "hf" and address.partition("/")[0] not in ("datasets", "models", "spaces", "buckets"):
+        address = f"datasets/{address}"
+    return f"{protocol}://{address}"
 
 
 def local_path(path: str | Path) -> Path:
@@ -130,26 +130,26 @@ def _answering(at: str):
     """Like `open_url`, but only if the source answers in time. Some sources, such as gs:// without credentials, try for
     hours.
     """
-    found: list = []
+    answers: list = []
 
     def ask():
         try:
             fs, place = open_url(at)
             fs.info(place)
-            found.append((fs, place))
+            answers.append((fs, place))
         except BaseException as error:  # raised below, where it is caught
-            found.append(error)
+            answers.append(error)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_ANSWER)
-    if not found:
+    if not answers:
         raise _Unreachable(f"there was no answer within {_ANSWER:g} s", where=at,
                            hint="check the address, the network and the right to read it (gs: gcloud auth "
                            "application-default login), and run the same again")
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+    if isinstance(answers[0], BaseException):
+        raise answers[0]
+    return answers[0]
 
 
 def open_url(at: str):
@@ -163,11 +163,11 @@ def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
     """By file name: size (None if it is not known), mark of the version, and path in the source."""
     about = fs.info(place)
     alone = about["type"] == "file"
-    found = {place: about} if alone else fs.find(place, detail=True)
-    if not found:
+    entries = {place: about} if alone else fs.find(place, detail=True)
+    if not entries:
         raise FileNotFoundError(place)
     out = {}
-    for full, f in found.items():
+    for full, f in entries.items():
         name = PurePosixPath(full.partition("?")[0]).name if alone else full[len(place.rstrip("/")) + 1:]
         if not name or name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise ValueError(f"a file named {full!r}")
@@ -181,27 +181,27 @@ def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
 
 
 def _fetch(entry: Path, names: list[str]) -> None:
-    said = _read_listing(entry)
+    listing = _read_listing(entry)
     missing = [n for n in names if not (entry / n).exists()]
     if not missing:
         return
-    size = sum(said["files"][n]["size"] or 0 for n in missing)
-    _make_room(entry, size, said["address"])
+    size = sum(listing["files"][n]["size"] or 0 for n in missing)
+    _make_room(entry, size, listing["address"])
     if size >= _TOLD:
-        print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, from {said['address']} "
-              f"into {entry}", file=sys.stderr)
-    with remote_errors(said["address"]):
-        fs, _ = open_url(said["address"])
-    done, told = 0, time.monotonic()
+        print(f"fetching {len(missing)} file{'s' * (len(missing) > 1)}, {size / 1e6:,.1f} MB, "
+              f"from {listing['address']} into {entry}", file=sys.stderr)
+    with remote_errors(listing["address"]):
+        fs, _ = open_url(listing["address"])
+    done, last_report = 0, time.monotonic()
     for name in missing:
         (entry / name).parent.mkdir(parents=True, exist_ok=True)
         with cache.locked(entry / ".locks" / cache.json_digest(name)), \
                 cache.disk_errors(entry, cache.FREE_SPACE):
             if not (entry / name).exists():
-                for n in _copy(fs, said["files"][name], entry / name, f"{said['address']}, {name}"):
+                for n in _copy(fs, listing["files"][name], entry / name, f"{listing['address']}, {name}"):
                     done += n
-                    if time.monotonic() - told > 10:
-                        told = time.monotonic()
+                    if time.monotonic() - last_report > 10:
+                        last_report = time.monotonic()
                         print(f"{done / 1e6:,.1f} of {size / 1e6:,.1f} MB", file=sys.stderr)
 
 
@@ -219,9 +219,9 @@ def _copy(fs, file: Mapping[str, Any], to: Path, where: str):
         out.flush()
         os.fsync(out.fileno())
     if file["size"] is not None and part.stat().st_size != file["size"]:
-        found = part.stat().st_size
+        size = part.stat().st_size
         part.unlink()
-        raise UserError(f"the file has {found} bytes, but the listing says {file['size']}", where=where,
+        raise UserError(f"the file has {size} bytes, but the listing says {file['size']}", where=where,
                         hint="run the same again")
     os.replace(part, to)
 
@@ -259,23 +259,23 @@ def remote_errors(where: str):
 
 
 def _user_error(error: Exception, where: str) -> UserError:
-    protocol, said, line = where.partition(":")[0], f"{type(error).__name__} {error}", first_line(error)
+    protocol, text, line = where.partition(":")[0], f"{type(error).__name__} {error}", first_line(error)
     if isinstance(error, ImportError):
-        extra = protocol in ("hf", "s3", "s3a") or "fsspec" in said
+        extra = protocol in ("hf", "s3", "s3a") or "fsspec" in text
         return UserError(f"the package that reads {protocol}:// addresses is not installed ({line})", where=where,
                          hint="pip install 'understudy[cloud]'" if extra else
                          "pip install what it names, or fetch the files yourself and name their folder")
-    if isinstance(error, ValueError) and "Protocol not known" in said:
+    if isinstance(error, ValueError) and "Protocol not known" in text:
         return UserError(f"addresses that start with {protocol}:// are not known", where=where,
                          hint="known are hf, s3, gs, https and what else fsspec knows; or name a folder")
     if isinstance(error, ValueError):
         return _Unreachable(f"the answer cannot be read ({line})", where=where,
                             hint="check the address and the network")
-    if isinstance(error, FileNotFoundError) or "NotFound" in said or "404" in said:
+    if isinstance(error, FileNotFoundError) or "NotFound" in text or "404" in text:
         return UserError(f"there is nothing at this address ({line})", where=where,
                          hint="check the address; a private one also takes the right to read it (HF_TOKEN, "
                          "AWS_ACCESS_KEY_ID ...)")
-    if isinstance(error, PermissionError) or "redential" in said:
+    if isinstance(error, PermissionError) or "redential" in text:
         return UserError(f"you have no right to read it ({line})", where=where,
                          hint="log in first (hf auth login, aws configure), or check the address")
     return _Unreachable(f"the source does not answer ({type(error).__name__}: {line})", where=where,

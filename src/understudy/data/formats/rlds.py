@@ -73,23 +73,23 @@ class TfdsFeature:
     @property
     def column(self) -> str:
         """Name of the column."""
-        head, _, rest = self.key.removeprefix("steps/").partition("/")
-        rest, kind = rest.replace("/", "."), self.feature.kind
+        head, _, subkey = self.key.removeprefix("steps/").partition("/")
+        subkey, kind = subkey.replace("/", "."), self.feature.kind
         if head == "observation":
-            if kind == "string" and rest.endswith("instruction"):
+            if kind == "string" and subkey.endswith("instruction"):
                 return "task"
-            return f"observation.images.{rest or 'image'}" if kind == "image" else f"observation.{rest or 'state'}"
+            return f"observation.images.{subkey or 'image'}" if kind == "image" else f"observation.{subkey or 'state'}"
         if head == "is_terminal":
             return "next.terminated"
-        name = f"{head}.{rest}" if rest else head
+        name = f"{head}.{subkey}" if subkey else head
         return name if head == "action" else standard_name(name, "vector" if kind == "image" else kind)
 
     @property
     def feature(self) -> Feature:
         if self.kind == "text":
             return Feature("string", (), "string")
-        found = Feature.from_array(np.empty((0, *self.shape), self.dtype))
-        return replace(found, num_classes=(self.num_classes,) if self.num_classes else None)
+        plain_feature = Feature.from_array(np.empty((0, *self.shape), self.dtype))
+        return replace(plain_feature, num_classes=(self.num_classes,) if self.num_classes else None)
 
 
 _METADATA = {bool: TfdsFeature("", "tensor", "bool"), int: TfdsFeature("", "tensor", "int64"),
@@ -127,9 +127,9 @@ class RldsSource(MemmapSource):
                             hint="RLDS data sets have a feature steps; convert others with their own library")
         shards = _shards(path, self._info)
         files = [file for file, _, _ in shards]
-        if left := unlisted_files(path, files):
-            warnings.append(f"{', '.join(left[:4])}{', ...' if len(left) > 4 else ''}: not named by dataset_info.json, "
-                            "and left out")
+        if unlisted := unlisted_files(path, files):
+            warnings.append(f"{', '.join(unlisted[:4])}{', ...' if len(unlisted) > 4 else ''}: not named by "
+                            "dataset_info.json, and left out")
         self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
@@ -156,16 +156,16 @@ class RldsSource(MemmapSource):
         size, at, number = file.stat().st_size, 0, 0
         data = self._map(file) if size else b""
         while at < size:
-            where = f"{file}, record {number}"
+            location = f"{file}, record {number}"
             if size - at < 16:
-                raise damaged(f"the file is cut short: it ends after {size - at} bytes of the record", where)
+                raise damaged(f"the file is cut short: it ends after {size - at} bytes of the record", location)
             length, crc = struct.unpack_from("<QI", data, at)
             if masked_crc32c(data[at: at + 8]) != crc:
                 if at == 0 and data[:2] == b"\x1f\x8b":
-                    raise UserError("the file is compressed with gzip", where=where, hint="unpack the file (gunzip)")
-                raise damaged("the checksum of the record's length is wrong", where)
+                    raise UserError("the file is compressed with gzip", where=location, hint="unpack the file (gunzip)")
+                raise damaged("the checksum of the record's length is wrong", location)
             if length > size - at - 16:
-                raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", where)
+                raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", location)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
         if number != said:
@@ -219,15 +219,15 @@ class RldsSource(MemmapSource):
         for leaf in leaves:
             if not leaf.is_step_feature or leaf.key in _FIRST_AND_LAST:
                 continue
-            found = self._camera(leaf, warnings) if leaf.kind == "image" else leaf
-            if found is None:
+            sized_leaf = self._camera(leaf, warnings) if leaf.kind == "image" else leaf
+            if sized_leaf is None:
                 continue
-            column = found.column
+            column = sized_leaf.column
             if column == "task" and "task" in keys:
                 warnings.append(f"{leaf.key} is left out: task is {keys['task']}")
                 continue
             add_column(keys, column, leaf.key, self.path / "features.json")
-            self.schema[column], self._leaf[column] = found.feature, found
+            self.schema[column], self._leaf[column] = sized_leaf.feature, sized_leaf
         if self._ends:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
@@ -251,27 +251,26 @@ class RldsSource(MemmapSource):
 
     def _doubts(self, warnings, described):
         """What the flags, the last actions and the names of what is recorded say."""
-        odd, still, moved, keys = [], True, False, set()
+        inconsistent_episodes, still, moved, keys = [], True, False, set()
         actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
         for e in range(len(self._locations)):
-            found = self._unchecked_record(e)
-            keys |= found.keys()
+            record = self._unchecked_record(e)
+            keys |= record.keys()
             last = int(self._steps[e]) - 1
             for key, row in zip(_FIRST_AND_LAST, (0, last), strict=True):
-                flags = found[key].numbers()
+                flags = record[key].numbers()
                 if len(flags) and np.flatnonzero(flags).tolist() != [row]:
-                    odd.append(e)
+                    inconsistent_episodes.append(e)
             for leaf in actions:
-                values = found[leaf.key].numbers()
+                values = record[leaf.key].numbers()
                 tail = values[-leaf.size:]
                 still &= bool(((tail == 0) | np.isnan(tail)).all())
                 moved |= bool(np.any(values[:-leaf.size] != 0))
         if unknown := sorted(k for k in keys if not any(f"{k}/".startswith(f"{d}/") for d in described)):
             warnings.append(f"features.json does not describe {format_list(unknown)}, which the records hold: left out")
-        if odd:
-            warnings.append(
-                f"is_first or is_last are not those of the first and last step in episodes {format_list(odd)}"
-            )
+        if inconsistent_episodes:
+            warnings.append("is_first or is_last are not those of the first and last step in episodes "
+                            f"{format_list(inconsistent_episodes)}")
         if actions and still and moved and not self._shift:
             warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
                             "as RLDS has it, open it with open_dataset(path, final_step='observation')")
@@ -297,11 +296,11 @@ class RldsSource(MemmapSource):
         return _tensor(leaf, self._record(e)[leaf.key], int(self._steps[e]))
 
     def read_text(self, name, episode):
-        where = self.location(name, episode)
+        location = self.location(name, episode)
         try:
             return text_column([p.decode() for p in self._parts(name, episode)])
         except UnicodeDecodeError as error:
-            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", where) from None
+            raise damaged(f"the text is not UTF-8: {error.object[:20]!r}", location) from None
 
     def _parts(self, name, e) -> list[bytes]:
         """The values of a column of bytes, one for each of its rows."""
@@ -316,8 +315,8 @@ class RldsSource(MemmapSource):
             yield from enumerate(self._tensor(leaf, episode)[: int(self.rows(name)[episode])])
             return
         for row, data in enumerate(self._parts(name, episode)):
-            where = f"{self.location(name, episode)}, frame {row}"
-            yield row, video.decode_frame(data, shape, where) if data else np.zeros(shape, np.uint8)
+            location = f"{self.location(name, episode)}, frame {row}"
+            yield row, video.decode_frame(data, shape, location) if data else np.zeros(shape, np.uint8)
 
     def location(self, name, episode):
         return self._where(episode, self._leaf[name].key if name in self._leaf else name)
@@ -338,16 +337,16 @@ def _tensor(leaf: TfdsFeature, values: _Values, rows: int) -> np.ndarray:
     dtype = np.dtype(leaf.dtype)
     try:
         if leaf.encoding == "none":
-            found = values.numbers().astype(dtype)
+            numbers = values.numbers().astype(dtype)
         else:
             unpack = zlib.decompress if leaf.encoding == "zlib" else bytes
             data = b"".join(unpack(p) for p in values.parts())
-            found = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+            numbers = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
     except (zlib.error, ValueError) as error:
         raise damaged(f"the numbers cannot be read ({error})", values.where) from None
-    if len(found) != rows * leaf.size:
-        raise damaged(f"there are {len(found)} numbers instead of {rows} times {leaf.size}", values.where)
-    return found.reshape(rows, *leaf.shape)
+    if len(numbers) != rows * leaf.size:
+        raise damaged(f"there are {len(numbers)} numbers instead of {rows} times {leaf.size}", values.where)
+    return numbers.reshape(rows, *leaf.shape)
 
 
 # -- features.json and dataset_info.json ----------------------------------------------------------------------------
@@ -399,16 +398,16 @@ def _shape(node) -> tuple[int, ...]:
 
 def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
     """The files, with the number of records that each should have, and the split of each."""
-    where, splits = path / "dataset_info.json", info.get("splits")
+    info_path, splits = path / "dataset_info.json", info.get("splits")
     if not isinstance(splits, list) or not splits or not all(isinstance(s, dict) for s in splits):
-        raise damaged("there are no splits", where)
+        raise damaged("there are no splits", info_path)
     name, out = str(info.get("name") or path.parent.name), []
     for split in splits:
         try:
             files = shard_files(path, name, split)
         except (TypeError, ValueError):
             raise damaged(f"these are not numbers of records: {split.get('shardLengths')}",
-                          f"{where}, shardLengths") from None
+                          f"{info_path}, shardLengths") from None
         for i, (file, _) in enumerate(files):
             if not file.is_file():
                 raise damaged(f"shard {i} of split {split.get('name')} is missing", file)
@@ -424,12 +423,12 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
         split: The entry of the split in dataset_info.json.
         kind: Format of the files.
     """
-    said, files = [int(n) for n in split.get("shardLengths") or ()], []
-    for i, count in enumerate(said):
+    shard_lengths, files = [int(n) for n in split.get("shardLengths") or ()], []
+    for i, count in enumerate(shard_lengths):
         template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)
         tokens = {"{DATASET}": name, "{SPLIT}": str(split.get("name")), "{FILEFORMAT}": kind,
-                  "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(said):05d}", "{SHARD_INDEX}": f"{i:05d}",
-                  "{NUM_SHARDS}": f"{len(said):05d}"}
+                  "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(shard_lengths):05d}", "{SHARD_INDEX}": f"{i:05d}",
+                  "{NUM_SHARDS}": f"{len(shard_lengths):05d}"}
         for token, text in tokens.items():
             template = template.replace(token, text)
         files.append((path / Path(template).name, count))
@@ -651,10 +650,10 @@ def _plan(data: Dataset) -> _StoragePlan:
 
         some = {n: f for n, f in plain.items() if (role(n) == "observation") == bool(group)}
         for name, short in shortest_keys(some, lambda key, f: leaf(key, f).column).items():
-            made = leaf(short, some[name])
+            step_feature = leaf(short, some[name])
             taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
-            if made.column not in taken and (group or short not in reserved):
-                leaves[name] = made
+            if step_feature.column not in taken and (group or short not in reserved):
+                leaves[name] = step_feature
     if ends:
         leaves["next.terminated"] = _TERMINAL
     return _StoragePlan({n: leaves[n] for n in features if n in leaves}, _metadata_features(data), ends)

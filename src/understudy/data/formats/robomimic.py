@@ -77,9 +77,9 @@ class RobomimicSource(ChunkedSource):
             int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
         """Steps, the feature of each array by its key, the task in words, keys of short arrays that are metadata (None
         if there are no metadata at all), the layout of each array."""
-        where, found, small, lies = f"{self.path}, data/{demo}", {}, [], {}
-        arrays = hdf5.arrays(group, where)
-        steps = hdf5.count_steps(arrays, "actions", where, ("num_samples", group.attrs["num_samples"])
+        location, features, small, lies = f"{self.path}, data/{demo}", {}, [], {}
+        arrays = hdf5.arrays(group, location)
+        steps = hdf5.count_steps(arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
                                  if "num_samples" in group.attrs else None)
         for key, array in arrays.items():
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
@@ -89,42 +89,42 @@ class RobomimicSource(ChunkedSource):
                 else:
                     small.append(key)
                 continue
-            f = hdf5.array_feature(KEYS.column(key), array, f"{where}/{key}", flag=key == "dones")
-            hdf5.check_rows(array, steps, "as actions has", f"{where}/{key}")
+            f = hdf5.array_feature(KEYS.column(key), array, f"{location}/{key}", flag=key == "dones")
+            hdf5.check_rows(array, steps, "as actions has", f"{location}/{key}")
             if array.filled_marker != "last":
-                found[key] = f
+                features[key] = f
                 if at := array.layout:
                     lies[key] = at
         hdf5.warn_of_holes(arrays, demo, warnings)
         task = hdf5.decode_json_attribute(
-            hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{where}, attribute ep_meta"), where
+            hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{location}, attribute ep_meta"), location
         )
         task = _inside(task, "lang") or self._task
         plain = not small and list(group.attrs) == ["num_samples"]
-        return steps, found, task if isinstance(task, str) else None, None if plain else small, lies
+        return steps, features, task if isinstance(task, str) else None, None if plain else small, lies
 
     def _masks(self, file, warnings) -> dict[str, dict[str, None]]:
         """The demos of each filter key, in order."""
         masks = {}
         if "mask" in file:
             for key, array in hdf5.arrays(file["mask"], f"{self.path}, mask").items():
-                where = f"{self.path}, mask/{key}"
+                location = f"{self.path}, mask/{key}"
                 if len(array.shape) != 1 or not hdf5.is_text(array):
-                    raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=where,
+                    raise UserError(f"it must be names of demos, but is {array.dtype} {array.shape}", where=location,
                                     hint="remove the mask, or write it again")
-                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, array.shape[0], where).tolist())
-                if gone := [d for d in masks[key] if d not in self.demos]:
-                    warnings.append(f"mask/{key} names {', '.join(gone[:5])}, which the file does not hold")
+                masks[key] = dict.fromkeys(hdf5.read_rows(array, 0, array.shape[0], location).tolist())
+                if missing_demos := [d for d in masks[key] if d not in self.demos]:
+                    warnings.append(f"mask/{key} names {', '.join(missing_demos[:5])}, which the file does not hold")
         return masks
 
     def _check_next_obs(self, files, stored, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, found, steps, lies in list(zip(self.demos, stored, self.lengths, self._lies, strict=True))[:_LOOKED]:
-            for key, f in found.items():
-                if key.startswith("next_obs/") and key[5:] in found and steps > 1 and f.kind == "vector":
-                    where = f"{self.path}, data/{demo}"
+        for demo, arrays, steps, lies in list(zip(self.demos, stored, self.lengths, self._lies, strict=True))[:_LOOKED]:
+            for key, f in arrays.items():
+                if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
+                    location = f"{self.path}, data/{demo}"
                     here, there = (
-                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{where}/{k}", lies.get(k))
+                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}", lies.get(k))
                         for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
@@ -132,26 +132,26 @@ class RobomimicSource(ChunkedSource):
 
     def _join(self, stored, warnings):
         """The columns that all demos have."""
-        found = common_arrays(
+        features = common_arrays(
             [{k: f for k, f in arrays.items() if not k.startswith("next_obs/")} for arrays in stored],
             lambda f: (f.dtype, f.shape), lambda e, key: f"{self._group(e)}/{key}",
             lambda key: not key.startswith("obs/"),
             lambda key, e: warnings.append(f"{key}: {self.demos[e]} does not have it: left out"))
         for e, arrays in enumerate(stored):
-            for key in [k for k in found if k.startswith("obs/") and f"next_{k}" in arrays]:
-                f, after = found[key], arrays[f"next_{key}"]
+            for key in [k for k in features if k.startswith("obs/") and f"next_{k}" in arrays]:
+                f, after = features[key], arrays[f"next_{key}"]
                 if (after.dtype, after.shape) != (f.dtype, f.shape):
                     raise UserError(f"it is {after.dtype} {after.shape}, but {key} is {f.dtype} {f.shape}",
                                     where=f"{self._group(e)}/next_{key}", hint="remove the demo, or the array from all")
-        self.schema, self._keys = KEYS.schema(found, self.path)
+        self.schema, self._keys = KEYS.schema(features, self.path)
         self.row_counts = {}
         for name, key in self._keys.items():
             self.row_counts[name] = self.lengths + [key.startswith("obs/") and f"next_{key}" in a for a in stored]
         if "task" not in self.schema and None not in self._tasks:
             self.schema["task"], self._keys["task"] = Feature("string", (), "string"), "ep_meta"
             self.row_counts["task"] = self.lengths
-        if lost := sorted({k for a in stored for k in a if k.startswith("next_obs/") and k[5:] not in a}):
-            warnings.append(f"{', '.join(lost)}: not in obs, left out")
+        if unpaired_keys := sorted({k for a in stored for k in a if k.startswith("next_obs/") and k[5:] not in a}):
+            warnings.append(f"{', '.join(unpaired_keys)}: not in obs, left out")
         if not any(n.startswith("observation.") for n in self.schema):
             warnings.append("no observations: robomimic's dataset_states_to_obs.py adds them, with the simulator")
 
@@ -166,14 +166,14 @@ class RobomimicSource(ChunkedSource):
         return f"{self.path}, data/{self.demos[episode]}"
 
     def read_rows(self, files, name, episode, first, stop):
-        steps, where = int(self.lengths[episode]), self.location(name, episode)
+        steps, location = int(self.lengths[episode]), self.location(name, episode)
         if self._keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
         key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
         if first < min(stop, steps):
-            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), where, lies.get(key)))
+            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location, lies.get(key)))
         if stop > steps:
-            parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{where} (next_obs)",
+            parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{location} (next_obs)",
                                          lies.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -194,19 +194,19 @@ class RobomimicSource(ChunkedSource):
             shared["masks"] = [key for key, demos in self.masks.items() if demo in demos]
         if self._small[episode] is None:
             return shared
-        where = f"{self.path}, data/{demo}"
-        with hdf5.hdf5_errors(where):
+        location = f"{self.path}, data/{demo}"
+        with hdf5.hdf5_errors(location):
             group = files[self.path][f"data/{demo}"]
-            own = hdf5.read_attributes(group, where, ("num_samples",))
+            own = hdf5.read_attributes(group, location, ("num_samples",))
             if "ep_meta" in own:
-                own["ep_meta"] = hdf5.decode_json_attribute(own["ep_meta"], f"{where}, attribute ep_meta")
+                own["ep_meta"] = hdf5.decode_json_attribute(own["ep_meta"], f"{location}, attribute ep_meta")
                 if isinstance(own["ep_meta"], dict) and isinstance(own["ep_meta"].get("lang"), str):
                     own["ep_meta"].pop("lang")  # the column task
                     own = own if own["ep_meta"] else {k: v for k, v in own.items() if k != "ep_meta"}
             for key in self._small[episode]:
                 if key not in self._keys.values():
-                    with hdf5.hdf5_errors(f"{where}/{key}"):
-                        own[key.replace("/", ".")] = hdf5.to_json_value(group[key][()], f"{where}/{key}")
+                    with hdf5.hdf5_errors(f"{location}/{key}"):
+                        own[key.replace("/", ".")] = hdf5.to_json_value(group[key][()], f"{location}/{key}")
         return {**shared, **own}
 
 
@@ -292,14 +292,14 @@ def _put(group, e: Episode, keys, holds):
 
 def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], Any]:
     """What is held, the key of each column, the names of the demos, env_args."""
-    told = all(
+    can_store_meta = all(
         isinstance(e.metadata.get("ep_meta", {}), dict) and "lang" not in e.metadata.get("ep_meta", {}) for e in data
     )
 
     def key(name, f):
         if name == "next.done" and (f.dtype, f.shape) != ("bool", ()):
             return None
-        if name == "task" and not (told and f.kind == "string" and not f.shape and _constant(data)):
+        if name == "task" and not (can_store_meta and f.kind == "string" and not f.shape and _constant(data)):
             return name
         return KEYS.key(name, f)
 
@@ -321,14 +321,14 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
         if all(sorted(m, key=order.index) == m for m in masks):
             metadata_keys |= {"masks"}
     metas = [e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata]
-    if told and all(metas) and hdf5.is_json(metas):
+    if can_store_meta and all(metas) and hdf5.is_json(metas):
         metadata_keys |= {"ep_meta"}
     env = data[0].metadata.get("env_args")
     if env and all(e.metadata.get("env_args") == env for e in data) and hdf5.is_json(env):
         metadata_keys |= {"env_args"}
     else:
-        known = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
-        env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in known.items() if v is not None}}
+        env_kwargs = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
+        env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in env_kwargs.items() if v is not None}}
     read = _metadata(env, "robomimic", Path(), [])
     holds = replace(holds, fps=read["fps"] == data.fps, metadata_keys=metadata_keys,
                     robot_type=read["robot_type"] == data.metadata.get("robot_type"))

@@ -200,10 +200,11 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
     if document.get("version") != 1:
         raise UserError(f"version {document.get('version')} is not read, only version 1", where=sidecar_path(path),
                         hint="a newer understudy wrote this: update, or move the file away to read the data without it")
-    said, source = arrays.read_array("lengths"), data.source
-    if not np.array_equal(said, source.lengths):
-        warning = (f"{sidecar_path(path).name} is about {len(said)} episodes and {int(said.sum())} steps, the data "
-                   f"have {len(source.lengths)} and {int(source.lengths.sum())}: it is left aside")
+    sidecar_lengths, source = arrays.read_array("lengths"), data.source
+    if not np.array_equal(sidecar_lengths, source.lengths):
+        warning = (f"{sidecar_path(path).name} is about {len(sidecar_lengths)} episodes and "
+                   f"{int(sidecar_lengths.sum())} steps, the data have {len(source.lengths)} and "
+                   f"{int(source.lengths.sum())}: it is left aside")
         warnings = [*data.metadata.get("warnings", []), warning]
         return Dataset(source, {**data.metadata, "warnings": warnings}, data.indices)
     metadata = {**data.metadata, "fps": document["fps"], "robot_type": document["robot_type"]}

@@ -99,55 +99,61 @@ class TopicMapping:
 
 def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well."""
-    where = "mapping" if isinstance(source, Mapping) else str(source)
-    said = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
-    if isinstance(said, Mapping) and isinstance(said.get("mapping"), Mapping):
-        said = said["mapping"]
-    said = _object(said, where, ("clock", "gap", "stamp", "episodes", "features"))
-    clock = _object(said.get("clock"), f"{where}, clock", ("topic", "fps"))
+    location = "mapping" if isinstance(source, Mapping) else str(source)
+    document = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
+    if isinstance(document, Mapping) and isinstance(document.get("mapping"), Mapping):
+        document = document["mapping"]
+    document = _object(document, location, ("clock", "gap", "stamp", "episodes", "features"))
+    clock = _object(document.get("clock"), f"{location}, clock", ("topic", "fps"))
     if not clock:
-        raise UserError("it needs a topic or fps", where=f"{where}, clock", hint=_DO)
-    found = said.get("features")
-    if not isinstance(found, Mapping) or not found:
-        raise UserError(f"this is not an object with columns and where each comes from: {_shown(found)}",
-                        where=f"{where}, features", hint=_DO)
-    columns = {name: _column(name, c, f"{where}, features.{name}") for name, c in found.items()}
-    episodes = _object(said.get("episodes") or {}, f"{where}, episodes", ("topic",))
-    stamp = said.get("stamp", "header")
-    _require(stamp in ("header", "log"), "header or log", stamp, f"{where}, stamp")
-    return TopicMapping(columns, _text(clock, "topic", f"{where}, clock"), _positive(clock, "fps", f"{where}, clock"),
-                        _positive(said, "gap", where) or 1.0, stamp, _text(episodes, "topic", f"{where}, episodes"))
+        raise UserError("it needs a topic or fps", where=f"{location}, clock", hint=_DO)
+    features = document.get("features")
+    if not isinstance(features, Mapping) or not features:
+        raise UserError(f"this is not an object with columns and where each comes from: {_shown(features)}",
+                        where=f"{location}, features", hint=_DO)
+    columns = {name: _column(name, c, f"{location}, features.{name}") for name, c in features.items()}
+    episodes = _object(document.get("episodes") or {}, f"{location}, episodes", ("topic",))
+    stamp = document.get("stamp", "header")
+    _require(stamp in ("header", "log"), "header or log", stamp, f"{location}, stamp")
+    return TopicMapping(
+        columns,
+        _text(clock, "topic", f"{location}, clock"),
+        _positive(clock, "fps", f"{location}, clock"),
+        _positive(document, "gap", location) or 1.0,
+        stamp,
+        _text(episodes, "topic", f"{location}, episodes"),
+    )
 
 
-def _column(name: str, said, where: str) -> ColumnMapping:
+def _column(name: str, entry, where: str) -> ColumnMapping:
     keys = ("topic", "field", "indices", "names", "join", "age", "metadata", "value")
-    said = _object(said, where, keys)
+    entry = _object(entry, where, keys)
     if name.startswith("timestamp") or "/" in name or role(name) == "index":
         raise UserError("a column cannot have this name: timestamp and the index columns are made from the clock, and "
                         "a name has no /", where=where, hint=_DO)
-    if sum(said.get(k) is not None for k in ("topic", "metadata", "value")) != 1:
+    if sum(entry.get(k) is not None for k in ("topic", "metadata", "value")) != 1:
         raise UserError("it needs exactly one of topic, metadata and value", where=where, hint=_DO)
-    field = said.get("field", [])
+    field = entry.get("field", [])
     field = [field] if isinstance(field, str) else field
     _require(_is_list_of_text(field), "a path or a list of paths", field, f"{where}.field")
-    indices, names, join = said.get("indices"), said.get("names"), said.get("join", "last")
+    indices, names, join = entry.get("indices"), entry.get("names"), entry.get("join", "last")
     if indices is not None and not (isinstance(indices, list) and indices and all(
             isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
         raise UserError(f"they must be integers from 0, not {_shown(indices)}", where=f"{where}.indices", hint=_DO)
     _require(names is None or names and _is_list_of_text(names), "a list of names", names, f"{where}.names")
     _require(join in JOIN_RULES, f"{', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}", join, f"{where}.join")
-    if said.get("metadata") is not None and len(field) != 1:
+    if entry.get("metadata") is not None and len(field) != 1:
         raise UserError("it must be the key of the record", where=f"{where}.field", hint=_DO)
-    value = said.get("value")
+    value = entry.get("value")
     _require(isinstance(value, (str, int, float, list, type(None))), "text or numbers", value, f"{where}.value")
     return ColumnMapping(
-        _text(said, "topic", where),
+        _text(entry, "topic", where),
         tuple(field),
         indices and tuple(indices),
         names and tuple(names),
         join,
-        _positive(said, "age", where),
-        _text(said, "metadata", where),
+        _positive(entry, "age", where),
+        _text(entry, "metadata", where),
         value,
     )
 
@@ -161,22 +167,22 @@ def _is_list_of_text(value) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _object(said, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    _require(isinstance(said, Mapping), f"an object with {', '.join(keys)}", said, where)
-    for key in said:
+def _object(entry, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    _require(isinstance(entry, Mapping), f"an object with {', '.join(keys)}", entry, where)
+    for key in entry:
         if key not in keys:
             raise unknown_name("key", key, keys, where, hint=_DO)
-    return said
+    return entry
 
 
-def _text(said: Mapping, key: str, where: str) -> str | None:
-    value = said.get(key)
+def _text(entry: Mapping, key: str, where: str) -> str | None:
+    value = entry.get(key)
     _require(isinstance(value, (str, type(None))), "text", value, f"{where}.{key}")
     return value
 
 
-def _positive(said: Mapping, key: str, where: str) -> float | None:
-    value = said.get(key)
+def _positive(entry: Mapping, key: str, where: str) -> float | None:
+    value = entry.get(key)
     _require(value is None or is_rate(value), "a number above 0", value, f"{where}.{key}")
     return value
 
@@ -213,8 +219,8 @@ def value_at(message, path: str):
         elif part.isdigit() and isinstance(value, (list, tuple, np.ndarray)) and int(part) < len(value):
             value = value[int(part)]
         else:
-            found = f"there are {', '.join(inside)}" if inside else f"there is {_shown(value)}"
-            raise MessageMismatch(f"there is no field {path!r}; {found}")
+            alternatives = f"there are {', '.join(inside)}" if inside else f"there is {_shown(value)}"
+            raise MessageMismatch(f"there is no field {path!r}; {alternatives}")
     return value
 
 
@@ -288,15 +294,15 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     parts = [value_at(message, p) for p in fields]
     if len(parts) == 1 and isinstance(parts[0], str):
         return parts[0]
-    found = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
-    if not found:
+    numbers = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
+    if not numbers:
         raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
-    if order is not None and order != tuple(path for path, _ in found):  # fields that come as a set have no order
-        if sorted(order) != sorted(path for path, _ in found):
-            names = ", ".join(path for path, _ in found)
+    if order is not None and order != tuple(path for path, _ in numbers):  # fields that come as a set have no order
+        if sorted(order) != sorted(path for path, _ in numbers):
+            names = ", ".join(path for path, _ in numbers)
             raise MessageMismatch(f"the numbers are {names}, but {', '.join(order)} in the first message")
-        found = [(path, dict(found)[path]) for path in order]
-    arrays = [a for _, a in found]
+        numbers = [(path, dict(numbers)[path]) for path in order]
+    arrays = [a for _, a in numbers]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
         raise MessageMismatch(f"this is neither numbers nor text: {_shown(parts[0])}")
@@ -320,16 +326,16 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
 
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:
     """Position of each name in this message. If the message has no names, the order of its values is kept."""
-    said = list((_inside(message) or {}).get("name", ()))
-    if not said:
+    message_names = list((_inside(message) or {}).get("name", ()))
+    if not message_names:
         if size != len(names):
             raise MessageMismatch(f"there are {size} numbers for the names {', '.join(names)}")
         return list(range(size))
-    if missing := [n for n in names if n not in said]:
-        raise MessageMismatch(f"there is no component {missing[0]!r}; there are {', '.join(map(str, said))}")
-    order = [said.index(n) for n in names]
+    if missing := [n for n in names if n not in message_names]:
+        raise MessageMismatch(f"there is no component {missing[0]!r}; there are {', '.join(map(str, message_names))}")
+    order = [message_names.index(n) for n in names]
     if max(order) >= size:
-        raise MessageMismatch(f"there are {size} numbers for the components {', '.join(map(str, said))}")
+        raise MessageMismatch(f"there are {size} numbers for the components {', '.join(map(str, message_names))}")
     return order
 
 
@@ -376,8 +382,8 @@ def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: fl
         return above, above, has_next
     if rule == "interpolate":
         return below, above, has_last & has_next
-    near = np.where((last >= 0) & ((following >= len(stamps)) | (before <= after)), below, above)
-    return near, near, np.abs(stamps[near] - ticks) <= limit
+    nearest = np.where((last >= 0) & ((following >= len(stamps)) | (before <= after)), below, above)
+    return nearest, nearest, np.abs(stamps[nearest] - ticks) <= limit
 
 
 # -- a proposal -------------------------------------------------------------------------------------------------------
@@ -421,11 +427,11 @@ def propose_mapping(
         The mapping, and a reason for each topic that is left out.
     """
     columns: dict[str, ColumnMapping] = {}
-    left = []
+    notes = []
     states = [t for t in topics if re.search(r"state|position|pose|odom", t.name, re.I)]
     for topic in sorted(topics, key=lambda t: t not in states):  # topics with a state in their name come first
         if why := _unusable(topic):
-            left.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
+            notes.append(f"topic {topic.name} ({topic.type}): {why}; it is left out")
         else:
             _add(topic, columns)
     if "task" not in columns:
@@ -444,7 +450,7 @@ def propose_mapping(
         clock, fps = None, _rate(max([1 / p for p in films if p] or [30.0]))
     if clock is None and fps is None:
         fps = 10.0
-    return TopicMapping(columns, clock, fps, max(1.0, round(5 / fps, 3)) if fps else 1.0), left
+    return TopicMapping(columns, clock, fps, max(1.0, round(5 / fps, 3)) if fps else 1.0), notes
 
 
 def _unusable(topic: TopicSummary) -> str:
@@ -489,19 +495,20 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
             topic.name, (next(k for k, v in inside.items() if v is text),),
             join="nearest" if topic.count == 1 else "last")  # sent once, just before or after the first row
         return
-    wanted = bool(_ACTIONS.search(topic.name))
-    first = "action" if wanted else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
-    name = first if first not in columns else free(f"{'action' if wanted else 'observation'}.{short or 'state'}")
-    rule = "next" if wanted or name == "next.reward" else "last"
+    is_action = bool(_ACTIONS.search(topic.name))
+    first = "action" if is_action else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
+    name = first if first not in columns else free(f"{'action' if is_action else 'observation'}.{short or 'state'}")
+    rule = "next" if is_action or name == "next.reward" else "last"
     if {"name", "position", "velocity", "effort"} <= set(inside):  # sensor_msgs/JointState
         kinds = [k for k in ("position", "velocity", "effort") if len(inside[k])]
-        for k in kinds[:1] if wanted else kinds:
+        for k in kinds[:1] if is_action else kinds:
             names = tuple(map(str, inside["name"])) if len(inside["name"]) == len(inside[k]) else None
             column = ColumnMapping(topic.name, (k,), names=names, join=rule, max_age=age)
             columns[name if k == kinds[0] else free(f"observation.{'_'.join(filter(None, (short, k)))}")] = column
         return
-    found = [k for k in inside if any(True for _ in numeric_fields(inside[k], k))]
-    columns[name] = ColumnMapping(topic.name, tuple(found[:1]) if len(found) == 1 else (), join=rule, max_age=age)
+    numeric_keys = [k for k in inside if any(True for _ in numeric_fields(inside[k], k))]
+    field = tuple(numeric_keys) if len(numeric_keys) == 1 else ()
+    columns[name] = ColumnMapping(topic.name, field, join=rule, max_age=age)
 
 
 def _period(stamps: np.ndarray) -> float | None:

@@ -70,15 +70,16 @@ class ZarrSource(MemmapSource):
     def _keys(self) -> list[str]:
         name = "zarr.json" if self._version == 3 else ".zarray"
         inside = [p.split("/") for p in self._files if p.startswith("data/")]
-        found = [p[1] for p in inside if p[2:] == [name]]
-        deeper = sorted({p[1] for p in inside if len(p) > 3 and p[-1] == name} - set(found))
-        if deeper or not found:
+        keys = [p[1] for p in inside if p[2:] == [name]]
+        deeper = sorted({p[1] for p in inside if len(p) > 3 and p[-1] == name} - set(keys))
+        if deeper or not keys:
             groups = f"{format_list(deeper)} (groups)" if deeper else "none"
             raise UserError(f"the group data/ must have arrays, but has {groups}", where=self.path,
                             hint="a replay buffer has one array a column there")
-        if lost := sorted({p[1] for p in inside if len(p) > 2} - set(found)):
-            raise damaged(f"the file {name}, which describes the chunks, is missing", f"{self.path}, data/{lost[0]}")
-        return sorted(k for k in found if self._version == 2 or self._json(f"data/{k}").get("node_type") == "array")
+        if undescribed_keys := sorted({p[1] for p in inside if len(p) > 2} - set(keys)):
+            raise damaged(f"the file {name}, which describes the chunks, is missing",
+                          f"{self.path}, data/{undescribed_keys[0]}")
+        return sorted(k for k in keys if self._version == 2 or self._json(f"data/{k}").get("node_type") == "array")
 
     def _json(self, node) -> dict:
         name = f"{node}/{'zarr.json' if self._version == 3 else '.zarray'}"
@@ -112,16 +113,16 @@ class ZarrSource(MemmapSource):
             return _zarr().open_array(self._store, path=node, mode="r", zarr_format=self._version)
 
     def _episode_lengths(self) -> np.ndarray:
-        where = f"{self.path}, meta/episode_ends"
+        location = f"{self.path}, meta/episode_ends"
         if unread := unknown_codecs(self._json("meta/episode_ends")):
-            raise damaged(f"it is stored with {unread}, which cannot be read here", where)
-        array = self._array("meta/episode_ends", where)
+            raise damaged(f"it is stored with {unread}, which cannot be read here", location)
+        array = self._array("meta/episode_ends", location)
         if self._absent("meta/episode_ends", array):
-            raise damaged("a chunk of it is missing", where)
-        with zarr_errors(where):
+            raise damaged("a chunk of it is missing", location)
+        with zarr_errors(location):
             ends = np.asarray(array[:])
         hint = "correct episode_ends, the exclusive ends of the episodes, or take the store from a copy"
-        lengths = lengths_from_ends(ends, where, hint)
+        lengths = lengths_from_ends(ends, location, hint)
         for key, data in self._arrays.items():
             rows = data.shape[0] if data.ndim else 0
             if rows != int(ends[-1]):
@@ -166,9 +167,9 @@ class ZarrSource(MemmapSource):
     def _absent(self, node, array) -> int:
         """Chunks (shards, where it has them) that are not in the store."""
         edges = array.shards or array.chunks
-        wanted = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
+        n_chunks = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
         there = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:])) for p in self._files)
-        return max(wanted - there, 0)
+        return max(n_chunks - there, 0)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
@@ -203,9 +204,9 @@ class ZarrSource(MemmapSource):
         """The files of each chunk of rows."""
         out: dict[str, dict[int, list[str]]] = {key: {} for key in self._arrays}
         for name in self._files:
-            group, key, *rest = (*name.split("/", 2), "")
-            if group == "data" and key in out and _CHUNK_NAME.fullmatch(rest[0]):
-                first = re.split(r"[./]", rest[0].removeprefix("c/"))[0]
+            group, key, *chunk_path = (*name.split("/", 2), "")
+            if group == "data" and key in out and _CHUNK_NAME.fullmatch(chunk_path[0]):
+                first = re.split(r"[./]", chunk_path[0].removeprefix("c/"))[0]
                 out[key].setdefault(int(first) if first.isdigit() else 0, []).append(name)
         return out
 
@@ -250,9 +251,9 @@ def unknown_codecs(document: dict) -> str:
 def codec_names(document: dict) -> list[str]:
     """Return the codecs of an array in the order in which they encode, including those inside shards."""
     filters = document.get("filters")
-    given = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
-             *_nested(document.get("codecs"))]
-    named = [str(c.get("id") or c.get("name")) if isinstance(c, dict) else str(c) for c in given if c]
+    codecs = [*(filters if isinstance(filters, list) else ()), document.get("compressor"),
+              *_nested(document.get("codecs"))]
+    named = [str(c.get("id") or c.get("name")) if isinstance(c, dict) else str(c) for c in codecs if c]
     return [n.removeprefix("numcodecs.") for n in named]
 
 

@@ -101,8 +101,8 @@ class ModalityDropout(Augmentation):
         present = torch.stack([obs.get(key + "?", torch.ones(rows, dtype=torch.bool, device=device))
                                for key in self.keys])  # (keys, B, To)
         draw = torch.rand(len(self.keys), rows[0], generator=rng, device=device)
-        shown = draw.masked_fill(~present[:, :, -1], -1).argmax(0)
-        return {**obs, **{key + "?": present[i] & (shown == i).unsqueeze(1) for i, key in enumerate(self.keys)}}
+        visible_key = draw.masked_fill(~present[:, :, -1], -1).argmax(0)
+        return {**obs, **{key + "?": present[i] & (visible_key == i).unsqueeze(1) for i, key in enumerate(self.keys)}}
 
 
 @part
@@ -176,11 +176,11 @@ class RandomMasking(Augmentation):
                              for key in self.keys], 1)  # (B, keys * To)
         ratio = torch.tensor(self.ratios, device=device)[
             torch.randint(len(self.ratios), (size[0], 1), generator=rng, device=device)]
-        n_shown = (present.shape[1] * (1 - ratio)).round().clamp(min=1)
+        n_visible = (present.shape[1] * (1 - ratio)).round().clamp(min=1)
         draw = torch.rand(present.shape, generator=rng, device=device).masked_fill(~present, 2.0)
-        shown = present & (draw.argsort(1).argsort(1) < n_shown)
+        visible = present & (draw.argsort(1).argsort(1) < n_visible)
         return {**obs, **{key + "?": mask for key, mask in
-                          zip(self.keys, shown.split(size[1], 1), strict=True)}}
+                          zip(self.keys, visible.split(size[1], 1), strict=True)}}
 
 
 @part
@@ -278,17 +278,17 @@ def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
 
 def _check_column(change: Augmentation, name: str, key: str, features: Schema, kind: str | None = None) -> None:
     """Check that the policy reads the column `key`, the field `name` of `change`, and that it has the kind."""
-    where, usable = f"{type(change).__name__}.{name}", [k for k, f in features.items() if kind in (None, f.kind)]
+    field_name, usable = f"{type(change).__name__}.{name}", [k for k, f in features.items() if kind in (None, f.kind)]
     if key in usable:
         return
-    wanted = {"image": "images", "vector": "vectors"}.get(kind or "", "columns")
-    known = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
-    near = nearest_names(key, usable) or usable[:len(usable) == 1]
-    said = f"The policy reads no column {key!r}. It" if key not in features else (
-        f"{type(change).__name__} changes {wanted}, and {key!r} has the kind {features[key].kind!r}. The policy")
-    raise UserError(f"{said} reads {known or 'nothing'}.", where=where, hint=(
-        f"Did you mean {near[0]!r}?" if near else f"Name one of these {wanted}." if usable else
-        f"Leave the augmentation out: the policy reads no {wanted}."))
+    kind_plural = {"image": "images", "vector": "vectors"}.get(kind or "", "columns")
+    column_list = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
+    suggestions = nearest_names(key, usable) or usable[:len(usable) == 1]
+    problem = f"The policy reads no column {key!r}. It" if key not in features else (
+        f"{type(change).__name__} changes {kind_plural}, and {key!r} has the kind {features[key].kind!r}. The policy")
+    raise UserError(f"{problem} reads {column_list or 'nothing'}.", where=field_name, hint=(
+        f"Did you mean {suggestions[0]!r}?" if suggestions else f"Name one of these {kind_plural}." if usable else
+        f"Leave the augmentation out: the policy reads no {kind_plural}."))
 
 
 def _scale_around(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:

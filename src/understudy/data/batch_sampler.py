@@ -111,8 +111,8 @@ def _join_columns(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     names = set(parts[0])
     for part in parts[1:]:
         if set(part) != names:
-            odd = sorted(names ^ set(part))[0]
-            raise UserError(f"some samplers of the mixture give the column {odd!r} and others do not",
+            differing_column = sorted(names ^ set(part))[0]
+            raise UserError(f"some samplers of the mixture give the column {differing_column!r} and others do not",
                             where="MixtureSampler", hint="build all of them with the same window and extra columns")
     return {name: _join_column(name, [p[name] for p in parts]) for name in parts[0]}
 

@@ -34,9 +34,8 @@ _held: set[Path] = set()  # entries that this process has mapped and must not re
 
 def folder() -> Path:
     """Return the folder of the cache: `UNDERSTUDY_CACHE`, or the usual place of the operating system."""
-    given = os.environ.get("UNDERSTUDY_CACHE")
-    if given:
-        return Path(given)
+    if custom_folder := os.environ.get("UNDERSTUDY_CACHE"):
+        return Path(custom_folder)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "understudy"
     if sys.platform == "win32":
@@ -91,9 +90,9 @@ def memmap_arrays(key: str, size: int, build: Callable[[Path], None], descriptio
         try:
             os.utime(place)
             _held.add(place)
-            found = {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
-            if found:
-                return found
+            arrays = {unquote(p.name[:-4]): np.asarray(np.load(p, mmap_mode="r")) for p in place.glob("*.npy")}
+            if arrays:
+                return arrays
         except FileNotFoundError:
             pass
         except ValueError:  # a damaged array can be made again
@@ -203,10 +202,10 @@ def _seconds_since_use(path: Path) -> float:
 def _remove(entry: Path) -> None:
     """Renames the entry first, so that nobody maps an incomplete one. Open memory maps stay valid."""
     try:
-        gone = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
+        hidden_entry = entry.rename(entry.with_name(f".{entry.name}.{os.getpid()}.part"))
     except OSError:  # another process removes it, or has it open on a system that forbids removal
         return
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(hidden_entry, ignore_errors=True)
 
 
 @contextmanager

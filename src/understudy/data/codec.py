@@ -100,10 +100,11 @@ class CodecModule(nn.Module, ABC):
         Returns:
             A sentence for an error message, or None if the same code means the same value.
         """
-        mine, theirs = self.state_dict(), other.state_dict()
-        same = type(self) is type(other) and mine.keys() == theirs.keys() and all(
-            mine[k].shape == theirs[k].shape and torch.allclose(mine[k], theirs[k].to(mine[k]), rtol=TARGET_TOLERANCE)
-            for k in mine)
+        statistics, other_statistics = self.state_dict(), other.state_dict()
+        same = type(self) is type(other) and statistics.keys() == other_statistics.keys() and all(
+            own.shape == other_statistics[name].shape
+            and torch.allclose(own, other_statistics[name].to(own), rtol=TARGET_TOLERANCE)
+            for name, own in statistics.items())
         return None if same else f"its {type(other).__name__} has other statistics than the {type(self).__name__} here"
 
 
@@ -243,16 +244,17 @@ class _NormalizerModule(CodecModule):
     def _set(self, transform: _Affine, statistics: list[_RunningStatistics], keys: list, scale: Scale, where: str):
         """Sets a transform from the statistics of each group."""
         grouped = self.config.group_by is not None
-        found = []
+        offsets_and_scales = []
         for key, s in zip(keys, statistics, strict=True):
             if not s.count and any(other.count for other in statistics):
                 # This robot lacks the sensor.
-                found.append((torch.zeros(transform.shape), torch.zeros(transform.shape)))
+                offsets_and_scales.append((torch.zeros(transform.shape), torch.zeros(transform.shape)))
                 continue
             label = f"{where}, {self.config.group_by} {self._group_label(key)}" if grouped else where
             offset, size = s.offset_and_scale(scale, self.config.min_scale, label)
-            found.append((offset.reshape(transform.shape), size.reshape(transform.shape)))
-        offset, size = (torch.stack(values) if grouped else values[0] for values in zip(*found, strict=True))
+            offsets_and_scales.append((offset.reshape(transform.shape), size.reshape(transform.shape)))
+        offset, size = (torch.stack(values) if grouped else values[0]
+                        for values in zip(*offsets_and_scales, strict=True))
         transform.set_statistics(offset, size)
 
     def _rows_of_groups(self, obs: Mapping[str, Tensor]) -> Iterator[tuple[tuple[int, ...], Tensor | slice]]:
@@ -284,9 +286,9 @@ class _NormalizerModule(CodecModule):
         a, b = self.config, other.config
         options = {"num_classes": (self.num_classes, other.num_classes), "relative": (a.relative, b.relative),
                    "components": (a.components, b.components), "group_by": (a.group_by, b.group_by)}
-        for name, (mine, theirs) in options.items():
-            if mine != theirs:
-                return f"its actions are coded with {name}={theirs!r} and not {mine!r}"
+        for name, (own_option, other_option) in options.items():
+            if own_option != other_option:
+                return f"its actions are coded with {name}={other_option!r} and not {own_option!r}"
         if a.group_by is not None and not torch.equal(self.groups, other.groups.to(self.groups)):
             return (f"its statistics are those of {a.group_by} "
                     f"{', '.join(other._group_label(g) for g in other.groups.tolist())} and not of "
@@ -299,15 +301,15 @@ class _NormalizerModule(CodecModule):
             return None
         values = self._group_values(obs)
         matches = (values.unsqueeze(1) == self.groups).all(-1)
-        known = matches.any(1)
-        if not torch.compiler.is_exporting() and not known.all():
-            value = self._group_label(values[~known][0].tolist())
+        has_statistics = matches.any(1)
+        if not torch.compiler.is_exporting() and not has_statistics.all():
+            value = self._group_label(values[~has_statistics][0].tolist())
             raise UserError(f"There are no statistics for {value}. Known are "
                             f"{', '.join(self._group_label(g) for g in self.groups.tolist())}.",
                             where=f"column {self.config.group_by!r}",
                             hint="Train on episodes with this value, or correct the column.")
         # An exported network cannot raise errors. The last row of the tables is NaN.
-        return torch.where(known, matches.int().argmax(1), self.groups.shape[0])
+        return torch.where(has_statistics, matches.int().argmax(1), self.groups.shape[0])
 
     def _group_label(self, value) -> str:
         """The value of a group as a user would write it."""
@@ -399,9 +401,10 @@ class _Affine(nn.Module):
     def difference(self, other: _Affine) -> str | None:
         """Names the statistic in which another transform differs, or None. See `TARGET_TOLERANCE`."""
         unit = torch.where(self.scale > 0, self.scale, self.offset.abs())
-        for name, mine, theirs in (("scale", self.scale, other.scale), ("offset", self.offset, other.offset)):
-            if not ((mine - theirs.to(mine)).abs() <= TARGET_TOLERANCE * unit + 1e-6).all():
-                return f"its actions have the {name} {_short(theirs)} and not {_short(mine)}"
+        for name in ("scale", "offset"):
+            statistic, other_statistic = getattr(self, name), getattr(other, name)
+            if not ((statistic - other_statistic.to(statistic)).abs() <= TARGET_TOLERANCE * unit + 1e-6).all():
+                return f"its actions have the {name} {_short(other_statistic)} and not {_short(statistic)}"
         return None
 
     def _statistics(self, group: Tensor | None) -> tuple[Tensor, Tensor]:

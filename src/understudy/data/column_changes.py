@@ -320,14 +320,14 @@ class ColumnPadding(ColumnChange):
 
     def __call__(self, episode: Episode) -> Episode:
         values, feature = get_column(episode, self.column), episode.features()[self.column]
-        where = f"column {self.column!r}"
+        column_label = f"column {self.column!r}"
         if feature.kind != "vector" or len(feature.shape) != 1:
             raise UserError(f"Only vectors can be padded, and this column has kind {feature.kind!r} and shape "
-                            f"{feature.shape}.", where=where, hint="Remove its ColumnPadding.")
+                            f"{feature.shape}.", where=column_label, hint="Remove its ColumnPadding.")
         missing = self.size - feature.size
         if missing < 0:
-            raise UserError(f"The column has {feature.size} components, more than size={self.size}.", where=where,
-                            hint=f"Use ColumnPadding({self.column!r}, {feature.size}) or larger.")
+            raise UserError(f"The column has {feature.size} components, more than size={self.size}.",
+                            where=column_label, hint=f"Use ColumnPadding({self.column!r}, {feature.size}) or larger.")
         if not missing:
             return episode
         names = feature.names and (*feature.names, *(f"padding.{i}" for i in range(feature.size, self.size)))
@@ -372,13 +372,13 @@ class SelectComponents(ColumnChange):
 
     def __call__(self, episode: Episode) -> Episode:
         values, feature = get_column(episode, self.column), episode.features()[self.column]
-        where = f"column {self.column!r}"
+        column_label = f"column {self.column!r}"
         if feature.kind != "vector" or len(feature.shape) != 1:
             raise UserError(f"components of vectors can be selected, and this column has kind {feature.kind!r} and "
-                            f"shape {feature.shape}", where=where, hint="remove its SelectComponents")
-        if wrong := [i for i in self.components if not 0 <= i < feature.size]:
-            raise UserError(f"there is no component {wrong[0]}; the column has {feature.size}", where=where,
-                            hint=f"use numbers from 0 to {feature.size - 1}")
+                            f"shape {feature.shape}", where=column_label, hint="remove its SelectComponents")
+        if invalid_components := [i for i in self.components if not 0 <= i < feature.size]:
+            raise UserError(f"there is no component {invalid_components[0]}; the column has {feature.size}",
+                            where=column_label, hint=f"use numbers from 0 to {feature.size - 1}")
         names = feature.names and tuple(feature.names[i] for i in self.components)
         return with_column(episode, self.column, values[:, list(self.components)],
                             replace(feature, shape=(len(self.components),), names=names))

@@ -41,21 +41,21 @@ def parse_columns(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
             that ends in ":classes" or ":quantities" says what the whole numbers of the new column are. "episode" names
             the column that tells episodes apart, and "episode_lengths" an array of their numbers of steps.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    selection: dict[str, tuple[str, ...]] = {}
     for text in texts:
         name, equals, columns = text.partition("=")
         name, parts = name.strip(), tuple(part.strip() for part in columns.split(","))
         if not (name and equals and all(parts)):
             raise ConfigError(f"{text!r} does not say which columns to read", where="--columns",
                               hint="such as --columns state=q1,q2 action=u1,u2")
-        if name not in _BOUNDARIES and (near := nearest_names(name, _BOUNDARIES, cutoff=0.85)):
+        if name not in _BOUNDARIES and (suggestions := nearest_names(name, _BOUNDARIES, cutoff=0.85)):
             raise ConfigError(f"{text!r} would make the observation {name!r}", where="--columns",
-                              hint=f"did you mean {near[0]}=? For the observation: observation.{name}={columns}")
+                              hint=f"did you mean {suggestions[0]}=? For the observation: observation.{name}={columns}")
         name = name if name in _BOUNDARIES else standard_name(name, others="observation.")
-        if name in found:
+        if name in selection:
             raise ConfigError(f"{name} is given twice", where="--columns", hint="name all of its columns once")
-        found[name] = parts
-    return found
+        selection[name] = parts
+    return selection
 
 
 def open_columns(path: str | Path, columns: Selection | None = None, *,
@@ -117,15 +117,15 @@ def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str
     Returns:
         The data set, and whether stored options were used.
     """
-    given = {name: value for name, value in given.items() if value}
-    extra = {name: value for name, value in stored.items() if name not in given}
+    options = {name: value for name, value in given.items() if value}
+    extra = {name: value for name, value in stored.items() if name not in options}
     if not extra:
-        return open_columns(path, **given), False
+        return open_columns(path, **options), False
     try:
-        return open_columns(path, **given, **extra), True
+        return open_columns(path, **options, **extra), True
     except UserError as error:  # perhaps its columns have the names of policies
         try:
-            data = open_columns(path, **given)
+            data = open_columns(path, **options)
         except UserError:
             data = None
         if data is None or "action" not in data.features():
@@ -199,22 +199,23 @@ class SelectedColumns(WrapperSource):
         return replace(f, dtype="float64", kind="vector") if self._reading[name] else f
 
     def _stacked_feature(self, name: str, where: str) -> Feature:
-        found = [self.inner.schema[column] for column, _ in self._parts[name]]
+        features = [self.inner.schema[column] for column, _ in self._parts[name]]
         if not self._is_whole(name) or name in _NUMERIC_COLUMNS or self._reading[name]:
-            for (column, _), f in zip(self._parts[name], found, strict=True):
+            for (column, _), f in zip(self._parts[name], features, strict=True):
                 if f.kind == "string":
                     self._check_numbers(name, column, where)
-        odd = [c for (c, _), f in zip(self._parts[name], found, strict=True) if f.kind in ("image", "string")]
-        if odd and self._reading[name]:
-            raise DataError(f"{odd[0]} is not numeric, and has no {self._reading[name]}", where=where,
+        non_numeric = [column for (column, _), f in zip(self._parts[name], features, strict=True)
+                       if f.kind in ("image", "string")]
+        if non_numeric and self._reading[name]:
+            raise DataError(f"{non_numeric[0]} is not numeric, and has no {self._reading[name]}", where=where,
                             hint=f"leave out :{self._reading[name]}, or number the classes from 0")
         if self._is_whole(name):
-            return found[0]
-        if odd:
-            raise DataError(f"{odd[0]} is not numeric, and {name} is made of several columns", where=where,
+            return features[0]
+        if non_numeric:
+            raise DataError(f"{non_numeric[0]} is not numeric, and {name} is made of several columns", where=where,
                             hint="give images and texts a column of their own")
         names = tuple(n for part in self._parts[name] for n in self._component_names(*part))
-        dtype = np.result_type(*(f.dtype for f in found))
+        dtype = np.result_type(*(f.dtype for f in features))
         kind = Feature.from_array(np.empty((0, len(names)), dtype)).kind
         return Feature(dtype.name, (len(names),), "vector" if kind == "text" else kind, names)
 
@@ -222,8 +223,8 @@ class SelectedColumns(WrapperSource):
         """Raises DataError for the first value that is not the number of a class."""
         for episode in range(len(self.lengths)):
             values = np.asarray(self._stack(name, episode), np.float64).reshape(-1, max(f.size, 1))
-            if (odd := ~((values >= 0) & (values == np.round(values)))).any():
-                step, component = np.argwhere(odd)[0]
+            if (is_invalid := ~((values >= 0) & (values == np.round(values)))).any():
+                step, component = np.argwhere(is_invalid)[0]
                 raise DataError(f"{values[step, component]:g} is not a class: classes are whole numbers from 0",
                                 where=f"{where}, {name}, episode {episode}, step {step}",
                                 hint="leave out :classes if these are quantities")
@@ -267,11 +268,11 @@ class SelectedColumns(WrapperSource):
         return values.astype(self.schema[name].dtype) if self._reading[name] else values
 
     def _stack(self, name, episode) -> np.ndarray:
-        found = [self.inner.column(column, episode) for column, _ in self._parts[name]]
+        columns = [self.inner.column(column, episode) for column, _ in self._parts[name]]
         if self._is_whole(name):
-            return found[0]
-        rows = min(map(len, found))
-        flat = [np.asarray(c[:rows]).reshape(rows, -1) for c in found]
+            return columns[0]
+        rows = min(map(len, columns))
+        flat = [np.asarray(c[:rows]).reshape(rows, -1) for c in columns]
         some = [c if i is None else c[:, i:i + 1] for c, (_, i) in zip(flat, self._parts[name], strict=True)]
         return np.concatenate(some, 1)
 

@@ -47,11 +47,11 @@ class DeviceWindows(Windows):
     def __init__(self, windows: Windows, device: torch.device):
         self.__dict__.update(windows.__dict__)
         self.device = device
-        columns, held = windows.packed.columns, {}
+        columns, device_arrays = windows.packed.columns, {}
         for column in columns.values():
-            if (place := _memory_key(column.array)) not in held:
-                held[place] = _copy_to_device(column.array, device)
-        self.device_columns = {name: held[_memory_key(c.array)] for name, c in columns.items()}
+            if (memory_key := _memory_key(column.array)) not in device_arrays:
+                device_arrays[memory_key] = _copy_to_device(column.array, device)
+        self.device_columns = {name: device_arrays[_memory_key(c.array)] for name, c in columns.items()}
         self.goal_columns = {g.into: self.device_columns[g.column] for g in self.window.goals}
         self.packed = PackedColumns(
             {name: _RowIndices(c.array, c.starts, c.lengths, c.constant) for name, c in columns.items()},

@@ -90,12 +90,12 @@ class EpisodeConcat(Operation):
         except TypeError:
             raise UserError("the values cannot be ordered", where=f"episodeconcat, {self.field}",
                             hint="name the groups in their order: groups=(...)") from None
-        found = [[i for i, v in enumerate(values) if v == group] for group in groups]
-        if empty := [group for group, members in zip(groups, found, strict=True) if not members]:
-            known = sorted({str(v) for v in values if v is not None})
+        members_by_group = [[i for i, v in enumerate(values) if v == group] for group in groups]
+        if empty := [group for group, members in zip(groups, members_by_group, strict=True) if not members]:
+            existing_values = sorted({str(v) for v in values if v is not None})
             raise UserError(f"no episode has {self.field} {empty[0]!r}", where="episodeconcat, groups",
-                            hint=f"there are {', '.join(known) or 'none'}")
-        return found[::-1] if self.order == "falling" else found
+                            hint=f"there are {', '.join(existing_values) or 'none'}")
+        return members_by_group[::-1] if self.order == "falling" else members_by_group
 
     def _split(self, members: list[list[int]], data: Dataset) -> list[list[list[int]]]:
         """The members of every group that have the same value, for each value that all groups have."""

@@ -62,5 +62,5 @@ def _problem(name: str, feature: Feature, what: str, code: str | None) -> tuple[
 def check_image_layout(features: Schema, columns: Iterable[str], where: str = "data set") -> None:
     """Refuse columns that hold images in another layout than uint8 (H, W, C)."""
     for name in columns:
-        if (found := image_layout_problem(name, features[name])) is not None:
-            raise DataError(found[0], where=where, hint=found[1])
+        if (problem := image_layout_problem(name, features[name])) is not None:
+            raise DataError(problem[0], where=where, hint=problem[1])

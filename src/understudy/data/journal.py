@@ -73,9 +73,9 @@ class JournalWriter:
         self._write(kind, parts)
 
     def _open_segment(self, first: int) -> None:
-        taken = {p.name for p in self.folder.iterdir()}
+        used_names = {p.name for p in self.folder.iterdir()}
         # Readers of the data set ignore files that end with .part.
-        name = next(n for i in range(len(taken) + 1) if (n := f"{first:08d}-{i:04d}.part") not in taken)
+        name = next(n for i in range(len(used_names) + 1) if (n := f"{first:08d}-{i:04d}.part") not in used_names)
         self._handle = os.open(self.folder / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         self.segment, self.n_bytes = self.folder / name, 0
         self._write(b"H", (json.dumps(self.header).encode(),))
@@ -88,9 +88,9 @@ class JournalWriter:
             check = zlib.crc32(part, check)
         try:
             for part in (_RECORD_HEADER.pack(_MAGIC, kind, length, check), *parts):
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(self._handle, left):]
+                unwritten = memoryview(part)
+                while unwritten:
+                    unwritten = unwritten[os.write(self._handle, unwritten):]
         except OSError:
             os.ftruncate(self._handle, self.n_bytes)
             raise
@@ -317,64 +317,64 @@ def segment_files(folder: Path) -> list[Path]:
 def read_segment(path: Path) -> Segment:
     """Read all complete records of a segment. They stay readable if the file is removed meanwhile."""
     data = _SegmentBytes(path)
-    found = Segment(path, {}, [], None, [])
+    segment = Segment(path, {}, [], None, [])
     hole = False  # whether a part of the current episode is missing
 
     def ended(metadata: dict, steps: int | None) -> None:
         """Finishes the current episode. `steps` is how many steps it had, if that is known."""
-        taken, found.unfinished = found.unfinished, None
-        if taken is None or not len(taken):
-            found.problems.append(f"{path}: an episode whose beginning cannot be read")
+        episode, segment.unfinished = segment.unfinished, None
+        if episode is None or not len(episode):
+            segment.problems.append(f"{path}: an episode whose beginning cannot be read")
             return
-        taken.metadata.update(metadata)
-        if steps != len(taken):
-            found.problems.append(
-                f"{path}: episode {found.first_episode + len(found.episodes)} can be read until its step "
-                f"{len(taken)}" + (f" of {steps}" if steps else "")
+        episode.metadata.update(metadata)
+        if steps != len(episode):
+            segment.problems.append(
+                f"{path}: episode {segment.first_episode + len(segment.episodes)} can be read until its step "
+                f"{len(episode)}" + (f" of {steps}" if steps else "")
             )
-            taken.metadata["interrupted"] = True
-        found.episodes.append(taken)
+            episode.metadata["interrupted"] = True
+        segment.episodes.append(episode)
 
-    for kind, at, length in _valid_records(data, found.problems, path):
+    for kind, at, length in _valid_records(data, segment.problems, path):
         if kind == b"?":  # damage: in an unfinished episode, later steps do not follow the earlier ones
             hole = True
         elif kind == b"H":
-            found.header = json.loads(data.read(at, length))
+            segment.header = json.loads(data.read(at, length))
         elif kind == b"E":
-            found.episodes.append(_decode_episode(data, at))
+            segment.episodes.append(_decode_episode(data, at))
         elif kind == b"B":
-            if found.unfinished is not None:
+            if segment.unfinished is not None:
                 ended({}, None)
-            hole, told = False, json.loads(data.read(at, length))
-            found.unfinished = JournalEpisode(data, _schema(told["columns"]), told["metadata"])
+            hole, description = False, json.loads(data.read(at, length))
+            segment.unfinished = JournalEpisode(data, _schema(description["columns"]), description["metadata"])
         elif kind == b"S":
-            if found.unfinished is not None and not hole:
-                found.unfinished.steps.append(at)
+            if segment.unfinished is not None and not hole:
+                segment.unfinished.steps.append(at)
         elif kind == b"L":
-            if found.unfinished is not None and not hole:
+            if segment.unfinished is not None and not hole:
                 (size,) = data.unpack(_LENGTH, at)
                 at += _LENGTH.size
-                found.unfinished.last_row = json.loads(data.read(at, size)), at + size
+                segment.unfinished.last_row = json.loads(data.read(at, size)), at + size
         elif kind == b"F":
             metadata = json.loads(data.read(at, length))
             ended(metadata, metadata.pop("steps"))
-        elif kind == b"T" and found.episodes:
-            found.episodes[-1].metadata.update(json.loads(data.read(at, length)))
+        elif kind == b"T" and segment.episodes:
+            segment.episodes[-1].metadata.update(json.loads(data.read(at, length)))
         elif kind == b"D":
             if data.read(at, length) == b"running":
-                found.unfinished = None
-            elif found.episodes:
-                found.episodes.pop()
-    return found
+                segment.unfinished = None
+            elif segment.episodes:
+                segment.episodes.pop()
+    return segment
 
 
 def _valid_records(data: _SegmentBytes, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start of the payload, its length) of each valid record; kind "?" for damage."""
     at = 0
     while at < data.size:
-        if (found := _record_at(data, at)) is not None:
-            yield found
-            at = found[1] + found[2]
+        if (record := _record_at(data, at)) is not None:
+            yield record
+            at = record[1] + record[2]
             continue
         start, at = at, data.find(_MAGIC, at + 1)
         while at >= 0 and _record_at(data, at) is None:
@@ -401,19 +401,19 @@ def _record_at(data: _SegmentBytes, at: int) -> tuple[bytes, int, int] | None:
 
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
     def feature(f):
-        rest: list[Any] = [None if f[k] is None else tuple(f[k]) if k != "unit" else f[k]
-                           for k in ("names", "unit", "num_classes")]
-        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *rest)
+        optional_fields: list[Any] = [None if f[k] is None else tuple(f[k]) if k != "unit" else f[k]
+                                      for k in ("names", "unit", "num_classes")]
+        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *optional_fields)
     return {n: feature(f) for n, f in columns.items()}
 
 
 def _decode_episode(data: _SegmentBytes, at: int) -> JournalEpisode:
     (size,) = data.unpack(_LENGTH, at)
     at += _LENGTH.size
-    told = json.loads(data.read(at, size))
+    description = json.loads(data.read(at, size))
     at, arrays = at + size, {}
-    for name, c in told["columns"].items():
+    for name, c in description["columns"].items():
         arrays[name] = c["dtype"], tuple(c["shape"]), at
         at += math.prod(c["shape"]) * np.dtype(c["dtype"]).itemsize
-    schema = _schema({n: c["feature"] for n, c in told["columns"].items()})
-    return JournalEpisode(data, schema, told["metadata"], arrays=arrays)
+    schema = _schema({n: c["feature"] for n, c in description["columns"].items()})
+    return JournalEpisode(data, schema, description["metadata"], arrays=arrays)

@@ -69,8 +69,8 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     rates = {data.fps for data, _ in parts}
     notes = [f"the parts of this mixture run at different rates: {sorted(map(str, rates))} per second"] * (
         len(rates) > 1)
-    known = [w for d, _ in parts for w in d.metadata.get("warnings", ())]
-    metadata = {**parts[0][0].metadata, "warnings": known + notes}
+    part_warnings = [w for d, _ in parts for w in d.metadata.get("warnings", ())]
+    metadata = {**parts[0][0].metadata, "warnings": part_warnings + notes}
     share = weights / weights.sum()
     metadata["path"] = " + ".join(dict.fromkeys(str(d.metadata["path"]) for d, _ in parts if d.metadata.get("path")))
     metadata["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),

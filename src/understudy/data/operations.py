@@ -65,8 +65,8 @@ class Delete(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         _check_indices(self.episodes, data, self)
-        gone = set(self.episodes)
-        return data.select(i for i in range(len(data)) if i not in gone)
+        deleted = set(self.episodes)
+        return data.select(i for i in range(len(data)) if i not in deleted)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Filter(Operation):
     negate: bool = False
 
     def apply(self, data: Dataset) -> Dataset:
-        found = episode_values(data, self.field)
-        kept = [i for i, v in enumerate(found) if self._matches(v) is not self.negate]
+        values = episode_values(data, self.field)
+        kept = [i for i, v in enumerate(values) if self._matches(v) is not self.negate]
         return data.select(kept)
 
     def _matches(self, value) -> bool:
@@ -118,14 +118,14 @@ class Sort(Operation):
     descending: bool = False
 
     def apply(self, data: Dataset) -> Dataset:
-        found = episode_values(data, self.by)
-        known = [i for i, v in enumerate(found) if v is not None]
+        values = episode_values(data, self.by)
+        episodes_with_value = [i for i, v in enumerate(values) if v is not None]
         try:
-            order = sorted(known, key=lambda i: found[i], reverse=self.descending)
+            order = sorted(episodes_with_value, key=lambda i: values[i], reverse=self.descending)
         except TypeError:
             raise UserError("the values cannot be compared: some are numbers, others are text or lists",
                             where=f"order, {self.by}", hint="order by another field") from None
-        return data.select([*order, *(i for i, v in enumerate(found) if v is None)])
+        return data.select([*order, *(i for i, v in enumerate(values) if v is None)])
 
 
 @dataclass(frozen=True)
@@ -162,20 +162,20 @@ def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]
     Returns:
         The part of each group.
     """
-    wanted = [f * sum(sizes) for f in fractions]
+    target_sizes = [f * sum(sizes) for f in fractions]
 
     def distance(totals: Sequence[int]) -> float:
-        return sum((t - w) ** 2 for t, w in zip(totals, wanted, strict=True))
+        return sum((t - w) ** 2 for t, w in zip(totals, target_sizes, strict=True))
 
     def totals(parts: Sequence[int]) -> list[int]:
-        return np.bincount(parts, sizes, len(wanted)).astype(int).tolist()
+        return np.bincount(parts, sizes, len(target_sizes)).astype(int).tolist()
 
-    simple = _assign_greedily(sizes, range(len(sizes)), wanted)
+    simple = _assign_greedily(sizes, range(len(sizes)), target_sizes)
     if len(set(sizes)) == 1:
         return simple
-    best = _assign_exactly(sizes, len(wanted), distance)
+    best = _assign_exactly(sizes, len(target_sizes), distance)
     if best is None:  # too many groups of different sizes
-        best = _assign_greedily(sizes, sorted(range(len(sizes)), key=lambda g: -sizes[g]), wanted)
+        best = _assign_greedily(sizes, sorted(range(len(sizes)), key=lambda g: -sizes[g]), target_sizes)
     return best if distance(totals(best)) < distance(totals(simple)) - 1e-9 else simple
 
 
@@ -207,12 +207,12 @@ def _assign_exactly(sizes: Sequence[int], parts: int, distance: Callable[[Sequen
                 after.setdefault((*totals[:p], totals[p] + size, *totals[p + 1:]), p)
         layers.append(after)
     totals = min((t for t in layers[-1] if min(t) > 0), key=distance)
-    found = []
+    assignment = []
     for size, layer in zip(reversed(sizes), reversed(layers[1:]), strict=True):
         p = layer[totals]
-        found.append(p)
+        assignment.append(p)
         totals = (*totals[:p], totals[p] - size, *totals[p + 1:])
-    return found[::-1]
+    return assignment[::-1]
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,8 @@ class Merge(Operation):
         )
         metadata = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
-            said = {d.metadata.get(key) for d in every}
-            metadata[key] = said.pop() if len(said) == 1 else None
+            distinct_values = {d.metadata.get(key) for d in every}
+            metadata[key] = distinct_values.pop() if len(distinct_values) == 1 else None
         metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
                                 for w in d.metadata.get("warnings", ())]
         return Dataset(joined, metadata)
@@ -296,20 +296,20 @@ class Crop(Operation):
     episodes: tuple[int, ...] | None = None
 
     def apply(self, data: Dataset) -> Dataset:
-        had = _narrow(data, self.episodes is not None)
+        narrowed = _narrow(data, self.episodes is not None)
         _check_indices(self.episodes or (), data, self)
-        if (had.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
-            had = _narrow(data)  # an episode that is not selected may be too short
-        lengths = had.source.lengths
+        if (narrowed.source.lengths <= abs(self.start) + abs(self.stop or 0)).any():
+            narrowed = _narrow(data)  # an episode that is not selected may be too short
+        lengths = narrowed.source.lengths
         ends = np.array([slice(self.start, self.stop).indices(int(n))[:2] for n in lengths], np.int64).reshape(-1, 2)
         if self.episodes is not None:
             others = np.setdiff1d(np.arange(len(lengths)), self.episodes)
             ends[others] = np.stack([np.zeros(len(others), np.int64), lengths[others]], 1)
-        for i, e in enumerate(had.indices):  # checked before anything is returned
+        for i, e in enumerate(narrowed.indices):  # checked before anything is returned
             if ends[e, 0] >= ends[e, 1]:
                 raise UserError(f"leaves nothing of its {lengths[e]} steps", where=f"crop, episode {i}",
                                 hint="crop less, or leave out such episodes first, by their length")
-        return Dataset(SlicedSource(had.source, ends[:, 0], ends[:, 1]), data.metadata, had.indices)
+        return Dataset(SlicedSource(narrowed.source, ends[:, 0], ends[:, 1]), data.metadata, narrowed.indices)
 
 
 @part
@@ -364,9 +364,9 @@ class Resample(Operation):
                 where=data.metadata.get("path", "data set"),
                 hint="add fps or timestamps where it was recorded",
             )
-        had = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
-        return Dataset(ResampledSource(had.source, data.fps, float(self.fps), self.rule),
-                       {**data.metadata, "fps": float(self.fps)}, had.indices)
+        narrowed = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
+        return Dataset(ResampledSource(narrowed.source, data.fps, float(self.fps), self.rule),
+                       {**data.metadata, "fps": float(self.fps)}, narrowed.indices)
 
 
 # -- metadata ---------------------------------------------------------------------------------------------------------
@@ -395,8 +395,8 @@ class Label(Operation):
                             "text, and length and episode are fixed", where="label",
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
-        had = _narrow(data, self.episodes is not None)
-        return Dataset(LabeledSource(had.source, self), data.metadata, had.indices)
+        narrowed = _narrow(data, self.episodes is not None)
+        return Dataset(LabeledSource(narrowed.source, self), data.metadata, narrowed.indices)
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -414,13 +414,13 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
         return data.lengths.tolist()
     if field == "episode":
         return list(range(len(data)))
-    found = [_episode_value(e, field, i) for i, e in enumerate(data)]
-    if found and all(v is None for v in found):
-        have = sorted({"length", "episode", *(k for e in data for k in e.metadata),
+    values = [_episode_value(e, field, i) for i, e in enumerate(data)]
+    if values and all(v is None for v in values):
+        field_names = sorted({"length", "episode", *(k for e in data for k in e.metadata),
                        *(n for n, f in data.source.schema.items() if f.size == 1),
                        *(["success"] if _SUCCESS in data.source.schema else [])})
-        raise unknown_name("field", field, have, data.metadata.get("path", "data set"))
-    return found
+        raise unknown_name("field", field, field_names, data.metadata.get("path", "data set"))
+    return values
 
 
 def _episode_value(episode: Episode, field: str, number: int):
@@ -510,9 +510,9 @@ class ConcatSource(WrapperSource):
 
     def packed_column(self, name):
         """None if all parts are already in one array. Gathering finds that array without a copy."""
-        lie = [source.packed_column(name) for source, _ in self._parts]
-        same = lie and lie[0] is not None and all(a is lie[0] for a in lie)
-        return None if same and lie[0].dtype == self.schema[name].dtype else self.gather_rows(name)
+        arrays = [source.packed_column(name) for source, _ in self._parts]
+        same = arrays and arrays[0] is not None and all(a is arrays[0] for a in arrays)
+        return None if same and arrays[0].dtype == self.schema[name].dtype else self.gather_rows(name)
 
 
 class SlicedSource(WrapperSource):
@@ -613,17 +613,17 @@ class ResampledSource(WrapperSource):
         column = np.asarray(self.inner.column(name, episode))
         (last, at, times), n = self._resample_plan(episode), int(self.inner.lengths[episode])
         if name == _TIMESTAMP:
-            found = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
+            resampled = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
         elif name == "next.reward" or (role(name) == "outcome" and column.dtype == bool):
-            found = self._aggregate_rows(column[:n], last)
+            resampled = self._aggregate_rows(column[:n], last)
             if name == _SUCCESS:
-                found |= column[last]
+                resampled |= column[last]
         elif self._rule == "linear" and role(name) in ("observation", "action") and column.dtype.kind == "f":
-            found = _interpolate(column, last, at, times)
+            resampled = _interpolate(column, last, at, times)
         else:
-            found = column[self._source_rows(episode)]
+            resampled = column[self._source_rows(episode)]
         ends = column[n:n + 1] if name != _TIMESTAMP else np.full_like(column[n:n + 1], len(at) / self._fps)
-        return np.concatenate([found, ends]) if len(column) > n else found
+        return np.concatenate([resampled, ends]) if len(column) > n else resampled
 
     def _aggregate_rows(self, column, last):
         """For each new step, the sum (or any) over the rows from its own to that before the next step."""
@@ -634,10 +634,10 @@ class ResampledSource(WrapperSource):
 
     def frames(self, name, episode):
         n, total = int(self.inner.lengths[episode]), len(self._resample_plan(episode)[0])
-        shown = self._source_rows(episode)
+        source_rows = self._source_rows(episode)
         for row, image in self.inner.frames(name, episode):
             rows = np.atleast_1d(row)
-            here = np.flatnonzero(np.isin(shown, rows))
+            here = np.flatnonzero(np.isin(source_rows, rows))
             here = np.append(here, total) if (rows == n).any() else here
             if len(here):
                 yield here, image
@@ -666,8 +666,8 @@ class LabeledSource(WrapperSource):
         return self._episode_set is None or episode in self._episode_set
 
     def episode_metadata(self, episode):
-        had = self.inner.episode_metadata(episode)
-        return {**had, self._label.field: self._label.value} if self._is_selected(episode) else had
+        metadata = self.inner.episode_metadata(episode)
+        return {**metadata, self._label.field: self._label.value} if self._is_selected(episode) else metadata
 
     def rows(self, name):
         return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths

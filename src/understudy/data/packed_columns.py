@@ -86,8 +86,8 @@ class PackedColumns:
             check_steps(data)
         length, columns = data.lengths, {}
         for name in dict.fromkeys(names):
-            if (lies := data.column(name)) is not None:
-                columns[name] = PackedColumn(*lies)
+            if (location := data.column(name)) is not None:
+                columns[name] = PackedColumn(*location)
                 continue
             parts = [_episode_column(data, episode, i, name) for i, episode in enumerate(data)]
             _check_shapes(data, name, [p.shape[1:] for p in parts])
@@ -115,8 +115,8 @@ def check_columns(data: Dataset, names: Iterable[str]) -> None:
     if not names:
         return
     shapes = [[_step_shape(data, episode, i, name) for name in names] for i, episode in enumerate(data)]
-    for name, found in zip(names, zip(*shapes, strict=True), strict=True):
-        _check_shapes(data, name, found)
+    for name, column_shapes in zip(names, zip(*shapes, strict=True), strict=True):
+        _check_shapes(data, name, column_shapes)
 
 
 def check_steps(data: Dataset) -> None:
@@ -131,9 +131,9 @@ def check_steps(data: Dataset) -> None:
 
 
 def _check_shapes(data: Dataset, name: str, shapes: Sequence[tuple[int, ...]]) -> None:
-    if (odd := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)) is not None:
-        raise UserError(f"the shape is {shapes[odd]}, but {shapes[0]} in episode 0",
-                        where=f"{data.metadata.get('path', 'data set')}, episode {odd}, column {name!r}",
+    if (differing_episode := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)) is not None:
+        raise UserError(f"the shape is {shapes[differing_episode]}, but {shapes[0]} in episode 0",
+                        where=f"{data.metadata.get('path', 'data set')}, episode {differing_episode}, column {name!r}",
                         hint="leave the odd episodes out, or name a column that is alike in all")
 
 
@@ -161,8 +161,8 @@ def _episode_column(data, episode, i, name):
     try:
         return np.asarray(episode.steps[name])
     except KeyError:
-        have = ", ".join(sorted(episode.steps))
-        raise UserError(f"there is no column {name!r}; the episode has {have}",
+        column_list = ", ".join(sorted(episode.steps))
+        raise UserError(f"there is no column {name!r}; the episode has {column_list}",
                         where=f"{data.metadata.get('path', 'data set')}, episode {i}",
                         hint="name a column that every episode has, or leave this episode out") from None
 

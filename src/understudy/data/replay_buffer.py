@@ -96,12 +96,12 @@ class _GrowingArrays(EpisodeList):
         first = len(self._lengths)
         for episode in episodes:
             number, length = len(self._lengths), len(episode)
-            found = {name: np.asarray(episode.steps[name])[:length + 1] for name in episode.steps}
+            columns = {name: np.asarray(episode.steps[name])[:length + 1] for name in episode.steps}
             features = episode.features()
-            for name, values in found.items():  # all of them before any is added
+            for name, values in columns.items():  # all of them before any is added
                 if name in self._columns:
                     self._columns[name].check(values, f"episode {number}, column {name!r}")
-            for name, values in found.items():
+            for name, values in columns.items():
                 self._columns.setdefault(name, _Column(values, number)).append(values)
             for column in self._columns.values():
                 if len(column.starts) == number:

@@ -55,18 +55,18 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
         raise DataError(f"there are segments of {len(segments)} episodes, and {len(data)} episodes",
                         where=data.metadata.get("path", "data set"),
                         hint="give a list for each episode, which is empty where nothing was done")
-    lengths, found = data.lengths.tolist(), []
+    lengths, numbered_segments = data.lengths.tolist(), []
     for episode, (inside, length) in enumerate(zip(segments, lengths, strict=True)):
         for number, one in enumerate(inside):
             _check_segment(one, length, f"episode {episode}, segment {number}")
-            found.append((episode, one))
-    if not found:
+            numbered_segments.append((episode, one))
+    if not numbered_segments:
         raise DataError("no episode has a segment", where=data.metadata.get("path", "data set"),
                         hint="label some, or use a detector that finds what was done in these data")
-    inner = ConcatSource([(data.source, [data.indices[episode] for episode, _ in found])])
-    start = np.array([one.start for _, one in found], np.int64)
-    stop = np.array([min(one.stop + extra_steps, lengths[episode]) for episode, one in found], np.int64)
-    return Dataset(SegmentSource(SlicedSource(inner, start, stop), found), data.metadata)
+    inner = ConcatSource([(data.source, [data.indices[episode] for episode, _ in numbered_segments])])
+    start = np.array([one.start for _, one in numbered_segments], np.int64)
+    stop = np.array([min(one.stop + extra_steps, lengths[episode]) for episode, one in numbered_segments], np.int64)
+    return Dataset(SegmentSource(SlicedSource(inner, start, stop), numbered_segments), data.metadata)
 
 
 class SegmentDetector(ABC):
@@ -92,15 +92,15 @@ class StoredSegments(SegmentDetector):
         if SEGMENTS not in episode.metadata:
             raise DataError(f"it is missing; there are {', '.join(sorted(episode.metadata)) or 'none'}", where=_FIELD,
                             hint='store a list such as [[0, 40, "push red left"]], or name a detector of segments')
-        found = episode.metadata[SEGMENTS]
-        if not isinstance(found, Sequence) or isinstance(found, str):
-            raise DataError(f"it is {found!r} and not a list", where=_FIELD,
+        segments = episode.metadata[SEGMENTS]
+        if not isinstance(segments, Sequence) or isinstance(segments, str):
+            raise DataError(f"it is {segments!r} and not a list", where=_FIELD,
                             hint='such as [[0, 40, "push red left"]]')
-        for number, one in enumerate(found):
-            if not isinstance(one, Sequence) or isinstance(one, str) or len(one) != 3:
-                raise DataError(f"{one!r} is not a start, a stop and a task", where=f"{_FIELD}, segment {number}",
+        for number, segment in enumerate(segments):
+            if not isinstance(segment, Sequence) or isinstance(segment, str) or len(segment) != 3:
+                raise DataError(f"{segment!r} is not a start, a stop and a task", where=f"{_FIELD}, segment {number}",
                                 hint='such as [0, 40, "push red left"]')
-        return [LabeledSegment(*one) for one in found]
+        return [LabeledSegment(*segment) for segment in segments]
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class CutSegments(Operation):
     def apply(self, data: Dataset) -> Dataset:
         if self.extra_steps < 0:
             raise DataError(f"extra_steps is {self.extra_steps}", where="CutSegments", hint="use 0 or more steps")
-        found = []
+        segments = []
         for number, episode in enumerate(data.iterate_once()):
             try:
-                found.append(self.detector.detect(episode))
+                segments.append(self.detector.detect(episode))
             except DataError as error:
                 place = f"episode {number}" + (f", {error.where}" if error.where else "")
                 raise DataError(error.problem, where=place, hint=error.hint) from None
-        return cut_segments(data, found, self.extra_steps)
+        return cut_segments(data, segments, self.extra_steps)
 
 
 class SegmentSource(WrapperSource):
@@ -177,10 +177,10 @@ class SegmentSource(WrapperSource):
         return None if name == "task" else self.inner.packed_column(name)
 
     def episode_metadata(self, episode):
-        number, one = self._segments[episode]
-        had: Mapping = self.inner.episode_metadata(episode)
-        return {**{k: v for k, v in had.items() if k != SEGMENTS}, "task": one.task,
-                "segment": {"episode": number, "start": int(one.start), "stop": int(one.stop)}}
+        number, segment = self._segments[episode]
+        metadata: Mapping = self.inner.episode_metadata(episode)
+        return {**{k: v for k, v in metadata.items() if k != SEGMENTS}, "task": segment.task,
+                "segment": {"episode": number, "start": int(segment.start), "stop": int(segment.stop)}}
 
 
 def _check_segment(one: LabeledSegment, length: int, where: str) -> None:

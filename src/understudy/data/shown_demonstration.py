@@ -46,16 +46,16 @@ class ShowDemonstration(Operation):
 
     def feature(self, features: Schema) -> Feature:
         """Returns the feature of a frame. The columns must be observed and numeric."""
-        where, observed = "ShowDemonstration.columns", numeric_observations(features)
+        field_name, observed = "ShowDemonstration.columns", numeric_observations(features)
         hint = f"name some of {', '.join(observed)}" if observed else "no observation of the data is numeric"
         for name in self.columns:
             if role(name) == "observation" and name in features and name not in observed:
                 raise DataError(f"the column {name!r} is of kind {features[name].kind!r}, but a frame is numeric",
-                                where=where, hint=hint)
+                                where=field_name, hint=hint)
             if name not in observed:
-                raise DataError(f"there is no observed column {name!r}", where=where, hint=hint)
+                raise DataError(f"there is no observed column {name!r}", where=field_name, hint=hint)
         if not self.columns:
-            raise DataError("a frame has no columns", where=where, hint=hint)
+            raise DataError("a frame has no columns", where=field_name, hint=hint)
         return Feature("float32", (sum(features[name].size for name in self.columns),))
 
     def frames(self, episode: Episode) -> np.ndarray:

@@ -145,33 +145,33 @@ def recover_parts(
     Returns:
         The readable episodes. None if no part can be read.
     """
-    alike: dict[str, tuple] = {}
+    columns_by_part: dict[str, tuple] = {}
     for name in parts.names:
         try:
             with tempfile.TemporaryDirectory(dir=folder) as alone:
                 data = preview_dataset(parts.copy_parts([name], Path(alone)), **options)
                 why = "it holds no episode" if not len(data) else next(
                     (w for e in range(len(data)) if (w := find_error(data, e))), None)
-                alike[name] = _column_signature(data) if why is None else ()
+                columns_by_part[name] = _column_signature(data) if why is None else ()
         except UserError as error:
             why = str(error).splitlines()[0].replace(f"{alone}/", "").replace(alone, name)
         except Exception as error:  # libraries may raise anything for a damaged file
             why = f"{type(error).__name__}: {error}"
         if why is not None:
-            alike.pop(name, None)
+            columns_by_part.pop(name, None)
             report_loss(f"{parts.path}, {name}: {why.replace(f'{alone}/', '').replace(alone, name)}")
-    if not alike:
+    if not columns_by_part:
         return None
     try:
-        return _open_joined(parts, list(alike), folder, options, metadata_path)
+        return _open_joined(parts, list(columns_by_part), folder, options, metadata_path)
     except UserError:
-        most = Counter(alike.values()).most_common(1)[0][0]
-        for name, columns in alike.items():
-            if columns != most:
-                odd = sorted({n for n, *_ in set(columns) ^ set(most)})
-                report_loss(f"{parts.path}, {name}: {', '.join(odd)} is not as in the others")
+        commonest = Counter(columns_by_part.values()).most_common(1)[0][0]
+        for name, columns in columns_by_part.items():
+            if columns != commonest:
+                differing_columns = sorted({n for n, *_ in set(columns) ^ set(commonest)})
+                report_loss(f"{parts.path}, {name}: {', '.join(differing_columns)} is not as in the others")
         return _open_joined(
-            parts, [n for n, columns in alike.items() if columns == most], folder, options, metadata_path
+            parts, [n for n, columns in columns_by_part.items() if columns == commonest], folder, options, metadata_path
         )
 
 

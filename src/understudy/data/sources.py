@@ -119,11 +119,12 @@ class MemmapSource(ColumnSource):
             raise UserError(f"the shape is {values.shape} instead of {(rows, *f.shape)}",
                             where=self.where(name, at if isinstance(at, int) else int(at[0])), hint=_DAMAGED)
         if (f.dtype == "bool" or name in self.flags) and values.dtype != np.bool_:
-            odd = (values != 0) & (values != 1)
-            if odd.any():
-                wrong = np.argwhere(odd)[0]
-                row = at + int(wrong[0]) if isinstance(at, int) else int(at[wrong[0]])
-                raise UserError(f"a flag must be 0 or 1, not {values[tuple(wrong)]}", where=self.where(name, row),
+            is_invalid = (values != 0) & (values != 1)
+            if is_invalid.any():
+                first_invalid = np.argwhere(is_invalid)[0]
+                row = at + int(first_invalid[0]) if isinstance(at, int) else int(at[first_invalid[0]])
+                raise UserError(f"a flag must be 0 or 1, not {values[tuple(first_invalid)]}",
+                                where=self.where(name, row),
                                 hint="correct the value, or store it under another name if it is no flag")
         return values if f.kind == "string" else values.astype(f.dtype, copy=False)
 

@@ -77,13 +77,13 @@ class ShardStream:
         if buffer_size < 1:
             raise UserError(f"the buffer needs at least one step, not {buffer_size}", where="buffer_size",
                             hint="such as 65536")
-        given = [urls] if isinstance(urls, (str, Path)) else list(urls)
+        addresses = [urls] if isinstance(urls, (str, Path)) else list(urls)
         self.buffer_size = buffer_size
         self.shards = tuple(
-            _open_shard(at) for a in given for name in _expand_braces(str(a)) for at in _shard_urls(name)
+            _open_shard(at) for a in addresses for name in _expand_braces(str(a)) for at in _shard_urls(name)
         )
         if not self.shards:
-            raise UserError("there are no shards that end in .tar or .parquet", where=given[0] if given else "",
+            raise UserError("there are no shards that end in .tar or .parquet", where=addresses[0] if addresses else "",
                             hint="give the files or their folder")
         self.chunks: list[_ShardChunk] = []
         begin = 0
@@ -103,12 +103,12 @@ class ShardStream:
 
     def first_episodes(self, n_episodes: int) -> Dataset:
         """Read the first `n_episodes` episodes, or all, into memory, to find features and statistics."""
-        found: list[Episode] = []
+        episodes: list[Episode] = []
         for piece in self.chunks:
-            if len(found) >= n_episodes:
+            if len(episodes) >= n_episodes:
                 break
-            found += self.shards[piece.shard].read(piece.episodes[: n_episodes - len(found)])
-        return Dataset(found, {"format": "stream", "path": self.shards[0].at})
+            episodes += self.shards[piece.shard].read(piece.episodes[: n_episodes - len(episodes)])
+        return Dataset(episodes, {"format": "stream", "path": self.shards[0].at})
 
     @property
     def key(self) -> str:
@@ -117,12 +117,12 @@ class ShardStream:
 
     def exclude(self, episodes: Collection[int]) -> ShardStream:
         """Return a stream without some episodes."""
-        gone, less = set(episodes), copy.copy(self)
+        excluded, less = set(episodes), copy.copy(self)
         first = np.cumsum([0, *(len(s.lengths) for s in self.shards)])
         less.chunks = []
         for piece in self.chunks:
             begin, lengths = piece.first_step, self.shards[piece.shard].lengths
-            for out, run in groupby(piece.episodes, lambda e, first=first[piece.shard]: first + e in gone):
+            for out, run in groupby(piece.episodes, lambda e, first=first[piece.shard]: first + e in excluded):
                 episodes = tuple(run)
                 steps = int(lengths[list(episodes)].sum())
                 if not out:
@@ -164,10 +164,10 @@ class StreamWindows(BatchSampler):
         chosen = np.resize(order, max(size, len(order)))[place * size: (place + 1) * size]
         rng = _rng(_SAMPLE_STREAM, seed, epoch, group, place)
         goals = windows.window.goals  # drawn for all rows in order
-        found = windows.gather(chosen, rng).select_rows(rows) if goals else windows.gather(chosen[rows], rng)
+        batch = windows.gather(chosen, rng).select_rows(rows) if goals else windows.gather(chosen[rows], rng)
         which = np.searchsorted(offset, chosen[rows], side="right") - 1
         index = torch.from_numpy((begin[which] + chosen[rows] - offset[which])[:, None])
-        return found.replace(extra={**found.extra, "index": index})
+        return batch.replace(extra={**batch.extra, "index": index})
 
     def _locate_step(self, size: int, step: int, seed: int) -> tuple[int, int, int]:
         """(epoch, buffer in the epoch, batch in the buffer) of a step. Epochs fill buffers with other chunks."""
@@ -188,14 +188,14 @@ class StreamWindows(BatchSampler):
     def _buffers(self, epoch: int, seed: int) -> list[list[int]]:
         """The chunks of each buffer of an epoch."""
         if self._previous[0] != (epoch, seed):
-            groups, held = [], self.stream.buffer_size + 1
+            groups, buffer_steps = [], self.stream.buffer_size + 1
             for i in _rng(_SHUFFLE_STREAM, seed, epoch).permutation(len(self.stream.chunks)).tolist():
                 steps = self.stream.chunks[i].steps
-                if held + steps > self.stream.buffer_size:
+                if buffer_steps + steps > self.stream.buffer_size:
                     groups.append([])
-                    held = 0
+                    buffer_steps = 0
                 groups[-1].append(i)
-                held += steps
+                buffer_steps += steps
             self._previous = (epoch, seed), groups
         return self._previous[1]
 
@@ -224,13 +224,13 @@ def _rng(*key: int) -> np.random.Generator:
 
 def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
     """Consecutive episodes with at most this many steps together, or a single one."""
-    piece, held = [], 0
+    piece, n_steps = [], 0
     for e, n in enumerate(lengths.tolist()):
-        if piece and held + n > most:
+        if piece and n_steps + n > most:
             yield tuple(piece)
-            piece, held = [], 0
+            piece, n_steps = [], 0
         piece.append(e)
-        held += n
+        n_steps += n
     if piece:
         yield tuple(piece)
 
@@ -316,9 +316,9 @@ class _TarShard(_Shard):
         with _open_seekable(at) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
-                key, dot, rest = file.partition(".")
+                key, dot, suffix = file.partition(".")
                 if member.isfile() and dot and key:
-                    samples.setdefault(f"{folder}/{key}", {})[rest] = member.offset_data, member.size
+                    samples.setdefault(f"{folder}/{key}", {})[suffix] = member.offset_data, member.size
             self._samples = [files for files in samples.values() if any(n.endswith(("npy", "npz")) for n in files)]
             self.lengths = np.array([self._episode_length(handle, files) for files in self._samples], np.int64)
 
@@ -396,10 +396,10 @@ class _ParquetShard(_Shard):
                             hint="sort the rows by episode_index and frame_index")
 
     def read(self, episodes):
-        wanted = list(episodes)
-        if not wanted:
+        numbers = list(episodes)
+        if not numbers:
             return []
-        first, last = int(self._begin[wanted[0]]), int(self._begin[wanted[-1]] + self.lengths[wanted[-1]])
+        first, last = int(self._begin[numbers[0]]), int(self._begin[numbers[-1]] + self.lengths[numbers[-1]])
         with _shard_errors(self.at):
             with _open_seekable(self.at) as handle:
                 groups = [i for i in range(len(self._groups) - 1)
@@ -409,7 +409,7 @@ class _ParquetShard(_Shard):
             columns = {n: _to_array(table[n].combine_chunks(), f"{self.at}, {n}") for n in table.column_names
                        if n not in ("frame_index", "episode_index", "index")}
         out = []
-        for e in wanted:
+        for e in numbers:
             rows = slice(int(self._begin[e]) - first, int(self._begin[e] + self.lengths[e]) - first)
             out.append(Episode({n: c[rows] for n, c in columns.items()}, {}, int(self.lengths[e])))
         return out

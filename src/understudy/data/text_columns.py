@@ -34,9 +34,9 @@ class TaskText(ColumnChange):
     optional: bool = False
 
     def __call__(self, episode: Episode) -> Episode:
-        said, which = np.unique(task_texts(episode), return_inverse=True)
-        rows = np.stack([self.encode(str(text)) for text in said])
-        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(said) == 1 else rows[which])
+        texts, which = np.unique(task_texts(episode), return_inverse=True)
+        rows = np.stack([self.encode(str(text)) for text in texts])
+        column = (np.broadcast_to(rows[0], (len(episode) + 1, self.max_bytes)) if len(texts) == 1 else rows[which])
         episode = with_column(episode, self.into, column, Feature("uint8", (self.max_bytes,), "text"))
         if not self.optional:
             return episode
@@ -80,8 +80,8 @@ class ThoughtText:
     def __call__(self, episode: Episode) -> Episode:
         column = get_column(episode, self.column, "thought cloning needs the thoughts of the expert as text: name "
                              "their column (--columns thought=NAME)")
-        said, which = np.unique(column.astype(str).reshape(len(column)), return_inverse=True)
-        rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in said])[which]
+        texts, which = np.unique(column.astype(str).reshape(len(column)), return_inverse=True)
+        rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in texts])[which]
         rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
         return with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
 

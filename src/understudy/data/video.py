@@ -119,8 +119,8 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
     if kind is None and (data or b"")[:2] == b"\xff\xd8":
         kind = "mjpeg"
     if kind is None:
-        found = "it is empty" if not data else f"it starts with {data[:8]!r}"
-        raise UserError(f"the value is not a PNG or JPEG image: {found}", where=where,
+        content = "it is empty" if not data else f"it starts with {data[:8]!r}"
+        raise UserError(f"the value is not a PNG or JPEG image: {content}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
     codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))
     try:
@@ -225,32 +225,32 @@ class VideoReader:
             UserError: A time has no frame, for example in a truncated file, or the frames have another shape. The
                 message names the file and the first such time.
         """
-        where = f"{self.path}, {where}"
-        wanted = np.asarray(times, np.float64).tolist()
-        order = sorted(range(len(wanted)), key=wanted.__getitem__)
-        sought = [wanted[row] for row in order]
-        near = TIMESTAMP_TOLERANCE + _float32_spacing(max(-sought[0], sought[-1]))
+        location = f"{self.path}, {where}"
+        requested_times = np.asarray(times, np.float64).tolist()
+        order = sorted(range(len(requested_times)), key=requested_times.__getitem__)
+        sorted_times = [requested_times[row] for row in order]
+        tolerance = TIMESTAMP_TOLERANCE + _float32_spacing(max(-sorted_times[0], sorted_times[-1]))
         missing = set(order)
-        with self._decode_errors(where):
-            for frame in self._decode_from(sought[0] + near):
+        with self._decode_errors(location):
+            for frame in self._decode_from(sorted_times[0] + tolerance):
                 time = cast(int, frame.pts) * self._tick
-                first, last = bisect_left(sought, time - near), bisect_right(sought, time + near)
+                first, last = bisect_left(sorted_times, time - tolerance), bisect_right(sorted_times, time + tolerance)
                 if first < last:
                     image = _frame_to_array(self._convert(frame, format=_FORMATS[shape[2]], **_SINGLE_THREAD), shape[2])
                     if image.shape != shape:
                         raise UserError(f"the frames have shape {image.shape}, but meta/info.json says {shape}",
-                                        where=where, hint="correct meta/info.json, or take the video from a copy")
+                                        where=location, hint="correct meta/info.json, or take the video from a copy")
                     missing.difference_update(order[first:last])
                     yield order[first:last], image
                 # decoding one more frame, only to see that it is too late, would cost as much
-                if time > sought[-1] - near:
+                if time > sorted_times[-1] - tolerance:
                     break
         if missing:
             row = min(missing)
             raise UserError(
-                f"there is no frame at {wanted[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
+                f"there is no frame at {requested_times[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
                 "ends early, or has another frame rate",
-                where=f"{where}, frame {row}",
+                where=f"{location}, frame {row}",
                 hint="take the file from a copy, or leave out the episodes in it",
             )
 

@@ -122,20 +122,18 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
     opened = []
     for parent in view.parents:
         place = view.parent_path(parent)
-        if (found := parent_state(view, parent, open_parent)) != "as it was":
-            what = {"missing": "the parent of this view is missing",
-                    "changed": "the parent of this view has changed since the view was made"}[found]
-            raise UserError(f"{place}: {what}", where=path,
-                            hint="move the view and its data together, or correct the path in it" if found == "missing"
-                            else _REMAKE_HINT)
+        state = parent_state(view, parent, open_parent)
+        if state == "missing":
+            raise UserError(f"{place}: the parent of this view is missing", where=path,
+                            hint="move the view and its data together, or correct the path in it")
+        if state == "changed":
+            raise UserError(f"{place}: the parent of this view has changed since the view was made", where=path,
+                            hint=_REMAKE_HINT)
         opened.append(open_parent(place))
     data = apply_operations(opened, view.operations, view.path)
-    found = len(data), data.steps
-    if found != (view.episodes, view.steps):
-        raise UserError(
-            f"the view had {view.episodes} episodes and {view.steps} steps when it was made, but now has "
-            f"{found[0]} and {found[1]}",
-            where=path, hint=_REMAKE_HINT)
+    if (len(data), data.steps) != (view.episodes, view.steps):
+        raise UserError(f"the view had {view.episodes} episodes and {view.steps} steps when it was made, but now has "
+                        f"{len(data)} and {data.steps}", where=path, hint=_REMAKE_HINT)
     if camera_names(data.source.schema) and 2 * len(data) < len(data.source):
         # So that frames are decoded of these episodes only.
         data = Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
@@ -172,14 +170,14 @@ def describe_operation(operation: Operation) -> str:
 
 
 def _describe(document: Mapping[str, Any]) -> str:
-    said = []
+    arguments = []
     for key, value in document.items():
         if key != "do" and value is not None and value is not False:
             many = isinstance(value, tuple) and len(value) > 6
             text = (f"{len(value)} of them" if many else _describe(value) if key == "detector" else
                     json.dumps(value, ensure_ascii=False))
-            said.append(f"{key}={text}")
-    return f"{document['do']}({', '.join(said)})"
+            arguments.append(f"{key}={text}")
+    return f"{document['do']}({', '.join(arguments)})"
 
 
 # -- fingerprints ------------------------------------------------------------------------------------------------------
@@ -232,10 +230,10 @@ def format_view(view: View) -> str:
     """Return the text of a view file, with one line for each parent and operation, so that a diff is readable."""
     def rows(values):
         return "[\n  " + ",\n  ".join(json.dumps(v, ensure_ascii=False) for v in values) + "\n ]" if values else "[]"
-    made = json.dumps(replace_nonfinite(dict(view.created_with)), ensure_ascii=False, allow_nan=False)
+    created_with = json.dumps(replace_nonfinite(dict(view.created_with)), ensure_ascii=False, allow_nan=False)
     return (f'{{"understudy": "view", "version": 1, "episodes": {view.episodes}, "steps": {view.steps},\n'
             f' "parents": {rows([asdict(p) for p in view.parents])},\n'
-            f' "operations": {rows([_operation_to_json(o) for o in view.operations])},\n "made": {made}}}\n')
+            f' "operations": {rows([_operation_to_json(o) for o in view.operations])},\n "made": {created_with}}}\n')
 
 
 def _operation_to_json(operation: Any) -> dict[str, Any]:
@@ -249,10 +247,11 @@ def _operation_from_json(document: Any, where: str, kinds: Mapping[str, Any] = _
     if not isinstance(do, str) or do not in kinds:
         raise UserError(f"there is no operation {do!r}; there are {', '.join(sorted(kinds))}", where=f"{where}, do",
                         hint="a newer understudy may have written this: update")
-    known = [f.name for f in fields(kinds[do])]
+    field_names = [f.name for f in fields(kinds[do])]
     for key in document:
-        if key not in (*known, "do"):
-            raise UserError(f"{do} has no field {key!r}; it has {', '.join(known)}", where=where, hint="remove the key")
+        if key not in (*field_names, "do"):
+            raise UserError(f"{do} has no field {key!r}; it has {', '.join(field_names)}", where=where,
+                            hint="remove the key")
     values = {k: _operation_from_json(v, f"{where}, {k}", _PARTS) if k == "detector" else
               tuple(v) if isinstance(v, list) else v for k, v in document.items() if k != "do"}
     try:
@@ -289,9 +288,9 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
 def check_operations(parents: int, what: Sequence[Operation], path: Path) -> None:
     """Check that several parents are merged by the first operation, and only there, and that a view can name each."""
     for operation in what:
-        known = _KINDS.get(type(operation).__name__.lower())
+        named_class = _KINDS.get(type(operation).__name__.lower())
         parts = [v for f in fields(operation) if is_dataclass(v := getattr(operation, f.name))]
-        if other := [o for o in (operation, *parts) if type(o) not in (known, *_PARTS.values())]:
+        if other := [o for o in (operation, *parts) if type(o) not in (named_class, *_PARTS.values())]:
             raise UserError(f"a view cannot hold {type(other[0]).__name__}, which is no operation of "
                             "understudy.data.operations", where=path,
                             hint="apply it in Python, and write what it returns with write_dataset")

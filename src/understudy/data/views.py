@@ -79,11 +79,11 @@ def lineage(path: str | Path) -> dict[str, Any]:
     view = read_view(path)
     parents = []
     for parent in view.parents:
-        place, found = view.parent_path(parent), parent_state(view, parent)
-        if found != "missing" and not is_remote(parent.path) and is_view(place):
-            parents.append({**lineage(place), "state": found})
+        place, state = view.parent_path(parent), parent_state(view, parent)
+        if state != "missing" and not is_remote(parent.path) and is_view(place):
+            parents.append({**lineage(place), "state": state})
         else:
-            parents.append({"path": str(place), "state": found, "episodes": parent.episodes, "steps": parent.steps})
+            parents.append({"path": str(place), "state": state, "episodes": parent.episodes, "steps": parent.steps})
     return {
         "path": str(path),
         "state": "as it was",
@@ -97,8 +97,8 @@ def lineage(path: str | Path) -> dict[str, Any]:
 
 def list_views(folder: str | Path) -> list[Path]:
     """List the view files in a folder and in the folders below it, sorted by path."""
-    found = []
+    paths = []
     for at, folders, files in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [p for name in files if name.endswith(".json") and is_view(p := Path(at) / name)]
-    return sorted(found)
+        paths += [p for name in files if name.endswith(".json") and is_view(p := Path(at) / name)]
+    return sorted(paths)

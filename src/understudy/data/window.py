@@ -197,15 +197,17 @@ class Windows(BatchSampler):
         self.episode_bounds = np.concatenate([[0], np.cumsum(self.packed.lengths)])
         self.episode_ends = self.episode_bounds[1:]
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
-        odds = None if sampling_weights is None else np.concatenate([sampling_weights(e) for e in data]).astype(float)
-        if odds is not None and odds.shape != (len(self),):
-            raise UserError(f"the weights have shape {odds.shape}, but the data have {len(self)} steps",
+        weights = None
+        if sampling_weights is not None:
+            weights = np.concatenate([sampling_weights(e) for e in data]).astype(float)
+        if weights is not None and weights.shape != (len(self),):
+            raise UserError(f"the weights have shape {weights.shape}, but the data have {len(self)} steps",
                             where="sampling_weights",
                             hint="give one number for each step of the episode: (len(episode),)")
-        if odds is not None and not (odds.sum() > 0 and np.isfinite(odds).all() and (odds >= 0).all()):
+        if weights is not None and not (weights.sum() > 0 and np.isfinite(weights).all() and (weights >= 0).all()):
             raise UserError("the weights must be finite and not negative, and at least one must be positive",
                             where="sampling_weights", hint="give each step a weight: 0 means that it is never drawn")
-        self.cumulative_weights = None if odds is None else np.cumsum(odds) / odds.sum()
+        self.cumulative_weights = None if weights is None else np.cumsum(weights) / weights.sum()
         # Of the observation rows, relative to t.
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
@@ -258,36 +260,36 @@ class Windows(BatchSampler):
 
         def gather(names, row, clip_start, clip_end, known):
             """Columns of these names. `known` has the positions of each layout, so that they are computed once."""
-            found = {}
+            tensors = {}
             for name in names:
                 column, layout = columns[name], self.layout_ids[name]
                 if layout not in known:
                     known[layout] = column.flat_indices(episode, row, clip_start, clip_end)
-                found[name] = _to_tensor(column.take(known[layout]))
-            return found
+                tensors[name] = _to_tensor(column.take(known[layout]))
+            return tensors
 
         def observations(row, clip_start, clip_end, known):
-            found = gather(self.stored_inputs, row, clip_start, clip_end, known)
+            tensors = gather(self.stored_inputs, row, clip_start, clip_end, known)
             for name, (column, goal_episode, goal_row) in goals.items():  # the same goal for all rows of a window
-                found[name] = _to_tensor(column.gather(goal_episode, np.repeat(goal_row[:, None], w.n_obs_steps, 1)))
-            return {k: found[k] for k in self.inputs}
+                tensors[name] = _to_tensor(column.gather(goal_episode, np.repeat(goal_row[:, None], w.n_obs_steps, 1)))
+            return {k: tensors[k] for k in self.inputs}
 
-        row, known = t[:, None] + self.obs_offsets, {}
-        obs = observations(row, self.starts_before_episode, w.obs_offset > 0, known)
+        row, indices_by_layout = t[:, None] + self.obs_offsets, {}
+        obs = observations(row, self.starts_before_episode, w.obs_offset > 0, indices_by_layout)
         if not self.same_offsets:
-            row, known = t[:, None] + self.action_offsets, {}
+            row, indices_by_layout = t[:, None] + self.action_offsets, {}
         inside = row < columns[self.target].lengths[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
         early = w.action_offset < 0
         if self.lookahead:
-            action = gather((self.target,), row, early, True, known)[self.target]
+            action = gather((self.target,), row, early, True, indices_by_layout)[self.target]
             row = t[:, None] + w.action_offset + np.arange(self.lookahead)
             extra = gather(self.extra, row, early, True, {})
             extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < self.packed.lengths[episode][:, None]))
         else:
-            found = gather((self.target, *self.extra), row, early, True, known)
-            action, extra = found[self.target], {k: found[k] for k in self.extra}
+            target_columns = gather((self.target, *self.extra), row, early, True, indices_by_layout)
+            action, extra = target_columns[self.target], {k: target_columns[k] for k in self.extra}
         extra = {**extra, "index": torch.from_numpy(indices[:, None])}
         for name, (_, goal_episode, goal_row) in goals.items():
             steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)

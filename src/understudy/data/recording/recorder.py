@@ -236,13 +236,13 @@ class Recorder:
         """Add a finished episode with its own columns and metadata. Return its number."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
-        found = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
-        wanted = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
-        for name in dict.fromkeys((*wanted, *found)):
-            if name not in _OPTIONAL_COLUMNS and found.get(name) != wanted.get(name):
+        episode_columns = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
+        schema_columns = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
+        for name in dict.fromkeys((*schema_columns, *episode_columns)):
+            if name not in _OPTIONAL_COLUMNS and episode_columns.get(name) != schema_columns.get(name):
                 raise UserError(
-                    f"the other episodes have {_column_list(wanted, name)}, but this one has "
-                    f"{_column_list(found, name)}",
+                    f"the other episodes have {_column_list(schema_columns, name)}, but this one has "
+                    f"{_column_list(episode_columns, name)}",
                     where=f"episode {self.count}, column {name!r}",
                     hint="give all episodes the same columns",
                 )
@@ -264,12 +264,12 @@ class Recorder:
 
     def _begin(self) -> None:
         self._steps, self._n_late, self._dropped, self._seen_columns, self._last_obs = 0, 0, 0, False, False
-        told = {
+        description = {
             "columns": journal.describe_columns(self._written_schema),
             "metadata": {**self.metadata, **self._episode_metadata},
         }
         self._episode_metadata = {}
-        self._put(b"B", [json.dumps(told, default=_to_json_value).encode()])
+        self._put(b"B", [json.dumps(description, default=_to_json_value).encode()])
 
     def _last_finished(self, what: str) -> None:
         if self._steps >= 0 or not self._last_obs:
@@ -279,10 +279,10 @@ class Recorder:
 
     def _validate(self, values: Values, schema: Schema, where: str) -> dict[str, Any]:
         if values.keys() != schema.keys():
-            odd = next(n for n in (*schema, *values) if n not in values or n not in schema)
+            differing_column = next(n for n in (*schema, *values) if n not in values or n not in schema)
             raise UserError(f"the step has the columns {', '.join(values) or 'none'}, "
                             f"but the schema says {', '.join(schema)}",
-                            where=f"{where}, column {odd!r}", hint="give each step what the schema says")
+                            where=f"{where}, column {differing_column!r}", hint="give each step what the schema says")
         out = {}
         for name, f in schema.items():
             if f.kind == "string":
@@ -443,9 +443,9 @@ class Recorder:
             self._error = UserError(f"less than {MIN_FREE_DISK / 2**20:.0f} MB of the disk are free; every episode "
                                     "that was saved is kept, and the running one up to its last step", where=self.path,
                                     hint=f"make room, then {command_line('repair', self.path)}")
-        told = [number for number in unsynced if number >= 0]
+        saved_episodes = [number for number in unsynced if number >= 0]
         unsynced.clear()
-        for number in told:
+        for number in saved_episodes:
             self._on_saved(number)
 
     # -- an existing data set ------------------------------------------------------------------------------------------
@@ -471,13 +471,13 @@ class Recorder:
             raise UserError(f"episodes can be added only to LeRobot v3.0, but this is {info['codebase_version']}",
                             where=self.path, hint="record into another folder, or convert it first")
         data = open_dataset(self.path)
-        there = {n: (f.dtype, f.shape) for n, f in data.features().items()}
-        ours = {n: (f.dtype, f.shape) for n, f in schema.items()}
-        for name in dict.fromkeys((*there, *ours)):
-            if name not in _OPTIONAL_COLUMNS and there.get(name) != ours.get(name):
+        stored_columns = {n: (f.dtype, f.shape) for n, f in data.features().items()}
+        own_columns = {n: (f.dtype, f.shape) for n, f in schema.items()}
+        for name in dict.fromkeys((*stored_columns, *own_columns)):
+            if name not in _OPTIONAL_COLUMNS and stored_columns.get(name) != own_columns.get(name):
                 raise UserError(
-                    f"the episodes there have {_column_list(there, name)}, but the schema has "
-                    f"{_column_list(ours, name)}",
+                    f"the episodes there have {_column_list(stored_columns, name)}, but the schema has "
+                    f"{_column_list(own_columns, name)}",
                     where=f"{self.path}, column {name!r}",
                     hint="record into another folder",
                 )
@@ -517,13 +517,13 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
         return PublishResult(0)
     hint = f"make room, then {command_line('repair', path)}"
     with cache.disk_errors(path, hint), cache.locked(folder / ".publishing"):
-        there = int(read_info(path)["total_episodes"])
-        all_of_it = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
-        found = interrupted_recording.unpublished_segments(
-            [journal.read_segment(file) for file in all_of_it], path, there
+        n_published = int(read_info(path)["total_episodes"])
+        files = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
+        segments = interrupted_recording.unpublished_segments(
+            [journal.read_segment(file) for file in files], path, n_published
         )
-        losses = [loss for s in found for loss in s.problems]
-        for s in found:
+        losses = [loss for s in segments for loss in s.problems]
+        for s in segments:
             if s.unfinished is not None and len(s.unfinished):
                 losses.append(
                     f"episode {s.first_episode + len(s.episodes)} was not finished: its {len(s.unfinished)} steps are "
@@ -532,18 +532,19 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
                 )
                 s.unfinished.metadata["interrupted"] = True
                 s.episodes.append(s.unfinished)
-        taken = [e for s in found for e in s.episodes]
-        if taken:
-            told = any("next.success" in e.schema for e in taken)
-            if there:
-                told = "next.success" in read_info(path)["features"]
-            header = next((s.header for s in found if s.header), {})
-            n_frames = sum(len(e) for e in taken for f in e.schema.values() if f.kind in ("image", "depth"))
-            write_json(folder / interrupted_recording.PUBLISHING_FILE, {"segments": [s.path.name for s in found],
-                                                                        "total": there + len(taken)})
+        episodes = [e for s in segments for e in s.episodes]
+        if episodes:
+            has_success = any("next.success" in e.schema for e in episodes)
+            if n_published:
+                has_success = "next.success" in read_info(path)["features"]
+            header = next((s.header for s in segments if s.header), {})
+            n_frames = sum(len(e) for e in episodes for f in e.schema.values() if f.kind in ("image", "depth"))
+            write_json(folder / interrupted_recording.PUBLISHING_FILE, {"segments": [s.path.name for s in segments],
+                                                                        "total": n_published + len(episodes)})
             lerobot.append(
                 path,
-                Dataset([_match_success_column(e.episode(), told) for e in taken], {"fps": header.get("fps")}),
+                Dataset([_match_success_column(e.episode(), has_success) for e in episodes],
+                        {"fps": header.get("fps")}),
                 robot_type=header.get("robot_type"),
                 images=header.get("images", "video"),
                 threads=ENCODER_THREADS,
@@ -551,11 +552,11 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
             )
         else:
             lerobot.append(path, Dataset([]))  # removes what an interrupted one left
-        for file in all_of_it:
+        for file in files:
             file.unlink()
         (folder / interrupted_recording.PUBLISHING_FILE).unlink(missing_ok=True)
         sync_folder(folder)
-    return PublishResult(len(taken), tuple(losses))
+    return PublishResult(len(episodes), tuple(losses))
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
@@ -604,16 +605,16 @@ def _check_readable(schema: Schema, required: bool) -> None:
     """Raises a UserError if no policy could read anything, and warns about columns that no policy will read."""
     readable = [n for n, f in schema.items() if is_read_by_default(n, f)]
     names = suggested_names(schema)
-    told = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
     if not readable and required:
         raise UserError(f"no policy can read this recording: no column is an observation (the columns are "
                         f"{', '.join(schema)})", where="schema",
                         hint="name the columns that policies are to read observation.state, observation.images.NAME or "
-                           f"observation.OTHER{': ' + told if told else ''}. To record under these names and rename "
-                           "them later, give require_observation=False")
+                           f"observation.OTHER{': ' + renames if renames else ''}. To record under these names and "
+                           "rename them later, give require_observation=False")
     if readable and names and required:
         warnings.warn(f"policies will not read {', '.join(map(repr, names))}; they read columns called observation.* "
-                      f"and learn the column action. Other names: {told}", stacklevel=3)
+                      f"and learn the column action. Other names: {renames}", stacklevel=3)
 
 
 def _finite(name: str, value: np.ndarray, feature: Feature, values: Values, where: str) -> np.ndarray:

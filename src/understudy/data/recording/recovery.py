@@ -62,8 +62,8 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
             data, good, mended = _recover_episodes(path, Path(folder), options, losses)
         losses = [loss.replace(str(mended), str(path)) for loss in losses]
         if not good:
-            said = "".join(f"\n  {loss}" for loss in losses)
-            raise UserError(f"no episode can be read{said}", where=path,
+            loss_lines = "".join(f"\n  {loss}" for loss in losses)
+            raise UserError(f"no episode can be read{loss_lines}", where=path,
                             hint="take it from a copy")
         if sidecar.sidecar_path(path).exists() and not isinstance(data.source, sidecar.SidecarSource):
             losses.append(
@@ -82,15 +82,15 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
         data = preview_dataset(mended, **options)
     except UserError as error:
         refused = error
-    found = {e: _read_error(data, e) for e in range(len(data))}
-    bad = {e: why for e, why in found.items() if why is not None}
+    error_by_episode = {e: _read_error(data, e) for e in range(len(data))}
+    bad = {e: why for e, why in error_by_episode.items() if why is not None}
     if (refused is not None or bad) and mended.exists() and (of := find_parts(mended)) is not None:
-        told: list[str] = []
-        if (whole := recover_parts(of, folder, told.append, _read_error, options, path)) is not None:
-            losses += told
+        part_losses: list[str] = []
+        if (whole := recover_parts(of, folder, part_losses.append, _read_error, options, path)) is not None:
+            losses += part_losses
             return whole, list(range(len(whole))), mended
         if refused is None or len(of.names) > 1:
-            losses += told
+            losses += part_losses
             return Dataset([]), [], mended
     if refused is not None:
         if not losses:
@@ -98,7 +98,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
                             hint=refused.hint) from None
         losses.append(refused.problem)
     losses += [f"episode {e}: {why}" for e, why in bad.items()]
-    return data, [e for e in found if e not in bad], mended
+    return data, [e for e in error_by_episode if e not in bad], mended
 
 
 def check_readable(data: Dataset) -> None:
@@ -108,8 +108,8 @@ def check_readable(data: Dataset) -> None:
             if f.kind != "image":
                 episode.steps[name]
     if (source := lerobot_source(data)) is not None:
-        for said in short_videos(source):
-            file, _, what = said.partition(": ")
+        for problem in short_videos(source):
+            file, _, what = problem.partition(": ")
             raise UserError(what, where=file, hint="take it from a copy, or leave out the episodes in it")
 
 
@@ -191,11 +191,11 @@ def _repair_rlds(path: Path, folder: Path, lose) -> Path:
     for split in info["splits"]:
         count, called = 0, str(split.get("name"))
         with open(out / f"{name}-{called}.tfrecord-00000-of-00001", "wb") as target:
-            for file, said in rlds.shard_files(path, name, split):
+            for file, n_episodes in rlds.shard_files(path, name, split):
                 if not file.is_file():
-                    lose(f"{file}: the file is missing, with {said} episodes")
+                    lose(f"{file}: the file is missing, with {n_episodes} episodes")
                     continue
-                for record in _intact_records(file, said, lose):
+                for record in _intact_records(file, n_episodes, lose):
                     target.write(record)
                     count += 1
         if count:
@@ -236,23 +236,23 @@ def _repair_zarr(path: Path, folder: Path, lose) -> Path:
     except UserError:
         return path  # its reader reports why
     ends, rows = source.ends, int(source.lengths[0])
-    gone: dict[int, str] = {}
+    lost_episodes: dict[int, str] = {}
     good = int(np.argmax(np.append((np.diff(ends, prepend=0) < 1) | (ends > rows), True)))
     for e in range(good, len(ends)):
-        gone[e] = f"meta/episode_ends says that it ends at row {ends[e]}, of {rows}"
+        lost_episodes[e] = f"meta/episode_ends says that it ends at row {ends[e]}, of {rows}"
     if good and ends[good - 1] < max(a.shape[0] for a in source.arrays.values()):
         lose(f"{path}: what lies behind row {ends[good - 1] - 1}, which belongs to no episode")
     for key, array in source.arrays.items():
         for begin, end, why in source.damaged(key, array):
             for e in np.flatnonzero((ends > begin) & (np.append(0, ends[:-1]) < end)):
-                gone.setdefault(int(e), why)
-    for e, why in sorted(gone.items()):
+                lost_episodes.setdefault(int(e), why)
+    for e, why in sorted(lost_episodes.items()):
         lose(f"{path}, episode {e}: {why}")
-    if not gone and (ends[-1:] == [a.shape[0] for a in source.arrays.values()]).all():
+    if not lost_episodes and (ends[-1:] == [a.shape[0] for a in source.arrays.values()]).all():
         return path
     import zarr
 
-    kept = [e for e in range(len(ends)) if e not in gone]
+    kept = [e for e in range(len(ends)) if e not in lost_episodes]
     lengths = np.diff(ends, prepend=0)[kept]
     out = zarr.open_group(folder / "kept.zarr", mode="w", zarr_format=2)
     for key, array in source.arrays.items():
@@ -420,9 +420,9 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
             json.dumps({**r, "episode_index": new[r["episode_index"]]}) + "\n" for r in rows))
     if (path / UNDERSTUDY_FOLDER / "last.parquet").exists():
         table = open_parquet(path / UNDERSTUDY_FOLDER / "last.parquet").read()
-        there = table["episode_index"].to_pylist()
-        table = table.filter(pa.array([e in new for e in there]))
-        at = pa.array([new[e] for e in there if e in new], pa.int64())
+        episode_numbers = table["episode_index"].to_pylist()
+        table = table.filter(pa.array([e in new for e in episode_numbers]))
+        at = pa.array([new[e] for e in episode_numbers if e in new], pa.int64())
         pq.write_table(table.set_column(table.column_names.index("episode_index"), "episode_index", at),
                        out / UNDERSTUDY_FOLDER / "last.parquet")
     segments = [journal.read_segment(f) for f in journal.segment_files(path / journal.JOURNAL_FOLDER)]
@@ -569,12 +569,12 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
         raise UserError("h5py is not installed", where=path,
                         hint="pip install 'understudy[formats]'") from None
     out, long = folder / path.name, folder / "long.hdf5"
-    size, wanted = path.stat().st_size, _stored_eof(path)
-    if wanted is None or wanted <= size:
+    size, expected_size = path.stat().st_size, _stored_eof(path)
+    if expected_size is None or expected_size <= size:
         return path
-    lose(f"{path}: {wanted - size} of {wanted} bytes are missing")
+    lose(f"{path}: {expected_size - size} of {expected_size} bytes are missing")
     shutil.copyfile(path, long)
-    os.truncate(long, wanted)  # the library refuses a file that is too short; the missing part is read as zeros
+    os.truncate(long, expected_size)  # the library refuses a file that is too short; the missing part is read as zeros
 
     def there(parent, name: str) -> bool:
         try:

@@ -46,7 +46,7 @@ class Encoder:
         """Encodes a finished segment after the earlier ones. If this fails, it stays in the journal."""
         with self._lock:
             self._waiting[segment] = backlog
-        with suppress(OSError):
+        try:
             if self._process is None:
                 # Ctrl-C and a closed terminal do not reach another session. See `yield_processor` for its priority.
                 self._process = subprocess.Popen(
@@ -60,6 +60,9 @@ class Encoder:
             assert self._process.stdin is not None
             self._process.stdin.write(f"{segment}\n")
             self._process.stdin.flush()
+        except OSError as error:
+            if self._process is None:
+                self._failure = f"its process cannot be started ({error.strerror})"
 
     def backlog(self) -> Backlog:
         """What is not encoded yet."""
@@ -71,7 +74,7 @@ class Encoder:
 
     def check(self) -> None:
         """Raises a UserError if the process has failed."""
-        has_ended = self._process is None or self._process.poll() is not None
+        has_ended = self._process is not None and self._process.poll() is not None  # None: it is being started
         if has_ended and self._reader is not None:
             self._reader.join(1)  # its last report says why
         if has_ended or self._failure is not None:

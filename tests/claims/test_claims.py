@@ -33,7 +33,7 @@ from understudy.claims.base import (
 )
 from understudy.claims.folder import claims_folder
 from understudy.claims.measures import log_jerk
-from understudy.claims.runner import Cells, judge_again, judge_figures, run_claim, run_figures
+from understudy.claims.runner import Cells, judge_again, judge_figures, run_claim, run_figures, run_pilot
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
@@ -351,6 +351,7 @@ def test_a_run_goes_on_where_it_was_and_its_control_must_fail(tmp_path, monkeypa
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("understudy.claims.runner.record_path", lambda name: tmp_path / f"{name}.json")
     monkeypatch.setattr("understudy.claims.runner.figures_path", lambda name: tmp_path / f"{name} figures.json")
+    monkeypatch.setattr("understudy.claims.runner.pilots_path", lambda name: tmp_path / f"{name} pilots.json")
     monkeypatch.setattr("understudy.claims.runner.fingerprint", lambda claim: "0" * 16)
     claim = toy_claim()
     monkeypatch.setattr("understudy.claims.runner.provenance", lambda: {
@@ -378,6 +379,30 @@ def test_a_run_goes_on_where_it_was_and_its_control_must_fail(tmp_path, monkeypa
     assert [(entry["kind"], entry["change"], entry["verdict"]) for entry in redesigned["log"]] == [
         ("run", "First run.", "holds"), ("run", "Run again, with the same design.", "holds"),
         ("run", "Run again, with the same design.", "undecided"), ("redesign", "Other seeds.", "holds")]
+    write_json(tmp_path / "toy pilots.json", [{"date": "2026-11-20", "kind": "pilot", "change": "", "verdict": "holds"}])
+    assert [entry["kind"] for entry in run_claim(claim)["log"]][4:] == ["pilot", "run"]
+    assert [entry["kind"] for entry in run_claim(claim)["log"]][4:] == ["pilot", "run", "run"]
+    CALLS.clear()
+
+
+def at_pilot_rates(experiment, method, data, seed, episodes, starts):
+    CALLS.append(seed)
+    n = 5 if method.policy.window.horizon == 2 else {800: 8, 801: 9, 802: 7}[seed]
+    return {"success": [1.0] * n + [0.0] * (10 - n)}
+
+
+def test_a_pilot_tells_how_much_seeds_differ(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("understudy.claims.runner.pilots_path", lambda name: tmp_path / "pilots.json")
+    monkeypatch.setattr("understudy.claims.runner.provenance", lambda: {"commit": "c0ffee", "date": "2026-11-21"})
+    CALLS.clear()
+    claim = toy_claim()
+    part = replace(claim.parts[0], experiment=replace(claim.parts[0].experiment, measure=at_pilot_rates))
+    sentence, = run_pilot(replace(claim, parts=(part,)))  # differences of 0.3, 0.4 and 0.2 vary by 0.1, and the smallest effect is 0.05
+    assert sentence == "p, success, a and b: the spread of seeds is 2 smallest effects."
+    assert sorted(set(CALLS)) == [800, 801, 802]
+    note, = read_json(tmp_path / "pilots.json")
+    assert note["kind"] == "pilot" and "800 to 802" in note["change"] and sentence in note["change"]
     CALLS.clear()
 
 
@@ -537,17 +562,20 @@ def against_equals(experiment):
 
 
 @pytest.mark.parametrize("rates,used,control", [((0.95, 0.3, 0.95), 5, 10), ((0.95, 0.3, 0.99), 5, 5),
-                                                ((0.95, 0.3, 0.3), 5, 20), ((0.5, 0.6, 0.5), 5, 5)])
+                                                ((0.95, 0.3, 0.3), 5, 20), ((0.5, 0.6, 0.5), 5, None)])
 def test_a_control_goes_on_to_later_looks_until_it_passes(tmp_path, monkeypatch, rates, used, control):
-    """Equals are told from 5 points by 10 seeds, and a control that holds never passes. Only a claim that holds needs
-    it."""
+    """Equals are told from 5 points by 10 seeds, and a control that holds never passes. Where the rule
+    does not hold, there is nothing to remove, and the control does not run."""
     monkeypatch.setattr(f"{__name__}.RATES", list(rates))
     claim = toy_claim(seeds=tuple(range(100, 120)), looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=100)
     part = claim.parts[0]
     claim = replace(claim, parts=(replace(part, experiment=replace(part.experiment, measure=at_rates)),),
                     negative_control=replace(claim.negative_control, change=against_equals))
     figures, _ = run_figures(claim, Cells(tmp_path), lambda text: None)
-    assert [len(figures[name]["a"]["success"]) for name in ("p", "negative control")] == [used, control]
+    seeds = {name: len(arms["a"]["success"]) for name, arms in figures.items()}
+    assert seeds == {"p": used, **({"negative control": control} if control else {})}
+    judged = judge_figures(claim, figures)
+    assert (judged["negative_control"]["verdict"] == "not run") == (control is None)
 
 
 @pytest.mark.parametrize("looks,text", [(((5, 0.03), (20, 0.03)), "at most 0.05"), (((10, 0.01), (5, 0.01)), "growing"),

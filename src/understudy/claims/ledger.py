@@ -113,7 +113,7 @@ def decisive_condition(record: dict) -> Condition | None:
     If a control was inconclusive, it is a comparison of the control. Otherwise it is the first one that leads to the
     verdict. If all hold, it is the one with the smallest margin.
     """
-    if record["reason"] == CONTROL_INCONCLUSIVE:
+    if record["reason"] == CONTROL_INCONCLUSIVE and record["negative_control"]["conditions"]:
         return next(c for c in _conditions(record["negative_control"]) if c.verdict != "fails")
     found = [c for p in record["parts"].values() if p["decides"] for c in _conditions(p)]
     return (next((c for c in found if c.verdict == record["verdict"] != "holds"), None)
@@ -480,6 +480,8 @@ def _cost_note(claim: Claim, record: dict) -> str:
 def _control_note(record: dict) -> str:
     """What the negative control shows. It shows little where its rule does not hold without its change."""
     control = record["negative_control"]
+    if control["verdict"] == "not run":
+        return "The rule does not hold, so there is nothing to remove."
     if not control["passes"]:
         return "The rule does not fail, so the control is inconclusive."
     judged = {(c.label, c.side, c.bound) for c in _conditions(control)}
@@ -506,7 +508,7 @@ def _history_note(record: dict) -> str:
     notes = []
     before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
-        notes.append("An earlier run of another design did not hold.")
+        notes.append("An earlier run did not hold: see the history.")
     if (explained := _explaining_note(record)) is not None:
         notes.append(explained)
     return " ".join(notes)

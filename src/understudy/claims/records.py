@@ -127,6 +127,11 @@ def figures_path(name: str) -> Path:
     return find_file(name).parent / "records" / f"{name}.figures.json"
 
 
+def pilots_path(name: str) -> Path:
+    """Path of the notes on pilots of the claim `name`, which its next run adds to its record."""
+    return find_file(name).parent / "records" / f"{name}.pilots.json"
+
+
 def probe_path(name: str) -> Path:
     """Path of the stored probe of the claim `name`."""
     return find_file(name).parent / "records" / f"{name}.probe.json"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,35 @@ from ..data.cache import folder as cache
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_json, write_text
-from .base import Claim, ClaimPart, Condition, Experiment, Measurements, Rule, summarize, worst_verdict
-from .records import code_digest, figures_path, find_text, fingerprint, is_redesigned, provenance, record_path
+from .base import (
+    AllOf,
+    Claim,
+    ClaimPart,
+    Condition,
+    Experiment,
+    Measurements,
+    Rule,
+    smallest_effect,
+    summarize,
+    worst_verdict,
+)
+from .records import (
+    code_digest,
+    figures_path,
+    find_text,
+    fingerprint,
+    is_redesigned,
+    pilots_path,
+    provenance,
+    record_path,
+)
 
 LogFunction = Callable[[str], None]
 Figures = dict[str, Measurements]  # part -> measurements; those of the negative control are under CONTROL
 CONTROL = "negative control"
 MECHANISM_ONLY = "mechanism only"  # the reason of a verdict if a claim cannot test its statement
+PILOT_SEEDS = 800, 801, 802  # no claim is judged or tuned with them
+MAX_SPREAD = 2.5  # spread of seeds in smallest effects; above it, more seeds do not help
 
 
 def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda text: None) -> dict:
@@ -60,6 +83,40 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
     return record
 
 
+def run_pilot(claim: Claim, *, log: LogFunction = lambda text: None) -> list[str]:
+    """Runs the parts that decide with seeds that never judge, and notes their spread for the history of the record.
+
+    Args:
+        claim: The claim. Its next run adds the note to the log of its record.
+        log: Called with a line per cell.
+
+    Returns:
+        One sentence per rule: the spread of the training seeds in units of the smallest effect.
+    """
+    cells, sentences, verdicts, origin = Cells(cache() / "claims" / "cells"), [], [], provenance()
+    for part in (p for p in claim.parts if p.is_decisive):
+        pilot = replace(part, experiment=replace(part.experiment, seeds=PILOT_SEEDS, starts_seed=PILOT_SEEDS[0],
+                                                 looks=()))
+        _, figures = _run_experiment(pilot.experiment, cells, f"{part.name}, pilot", log)
+        verdicts.append(_judge_part(pilot, figures)["verdict"])
+        sentences += [_spread(pilot, rule, figures)
+                      for rule in (part.rule.rules if isinstance(part.rule, AllOf) else (part.rule,))]
+    change = f"Training seeds {PILOT_SEEDS[0]} to {PILOT_SEEDS[-1]}, commit {origin['commit']}. {' '.join(sentences)}"
+    notes = read_json(pilots_path(claim.name)) if pilots_path(claim.name).exists() else []
+    write_json(pilots_path(claim.name), [
+        *notes, log_entry(origin["date"], "pilot", change, {"verdict": worst_verdict(verdicts)})])
+    return sentences
+
+
+def _spread(part: ClaimPart, rule: Any, figures: Measurements) -> str:
+    measures = dict(part.experiment.measures)
+    first, *second = (np.array([np.mean(v) for v in figures[arm][rule.measure]]) for arm in rule.arms)
+    spread = float(np.std(first - second[0] if second else first, ddof=1)) / smallest_effect(rule.measure, measures)
+    advice = " More seeds do not help: change the world or the measure." if spread > MAX_SPREAD else ""
+    return (f"{part.name}, {rule.measure}, {' and '.join(rule.arms)}: the spread of seeds is {spread:.2g} smallest "
+            f"effects.{advice}")
+
+
 @dataclass
 class Cells:
     """Finished cells: one arm with one seed, each in a file that is named by a digest of its code and settings.
@@ -89,7 +146,7 @@ def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, 
     figures, chosen = {}, {}
     for part in claim.parts:
         chosen[part.name], figures[part.name] = _run_part(part, cells, log)
-        if claim.negative_control.part == part.name:
+        if claim.negative_control.part == part.name and _can_be_removed(claim, part, figures[part.name]):
             changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
             figures[CONTROL] = _run_control(claim, part, changed, figures[part.name], cells, log)
     return figures, chosen
@@ -100,14 +157,15 @@ def judge_figures(claim: Claim, figures: Figures) -> dict:
 
     Args:
         claim: The claim.
-        figures: Measurements of each part, and those of the negative control.
+        figures: Measurements of each part, and those of the negative control if it ran.
 
     Returns:
         "verdict", "reason" (empty, or why a verdict is undecided although the rules hold), "parts" and
         "negative_control", as a record stores them.
     """
     parts = {part.name: _judge_part(part, figures[part.name]) for part in claim.parts}
-    control = _judge_control(claim, figures[CONTROL])
+    control = _judge_control(claim, figures[CONTROL]) if CONTROL in figures else {
+        "part": claim.negative_control.part, "passes": False, "verdict": "not run", "conditions": [], "summary": {}}
     verdict = worst_verdict(p["verdict"] for p in parts.values() if p["decides"])
     reason = next((p["reason"] for p in parts.values() if p["decides"] and p["reason"]), "")
     if verdict == "holds" and not control["passes"]:
@@ -201,9 +259,10 @@ def _whole_as_int(value):
 
 def _continued_log(name: str, date: str, revision: str, judged: dict) -> list[dict]:
     record = read_json(record_path(name)) if record_path(name).exists() else {}
-    old = record.get("log", [])
-    if not old:
-        return [log_entry(date, "run", revision or "First run.", judged)]
+    pilots = read_json(pilots_path(name)) if pilots_path(name).exists() else []
+    old = [*record.get("log", []), *(pilot for pilot in pilots if pilot not in record.get("log", []))]
+    if not record:
+        return [*old, log_entry(date, "run", revision or "First run.", judged)]
     if is_redesigned(revision, record):
         return [*old, log_entry(date, "redesign", revision, judged)]
     return [*old, log_entry(date, "run", "Run again, with the same design.", judged)]
@@ -254,6 +313,13 @@ def _run_part(part: ClaimPart, cells: Cells, log: LogFunction) -> tuple[dict[str
         if _judge_part(part, figures)["verdict"] != "undecided":
             break
     return chosen, figures
+
+
+def _can_be_removed(claim: Claim, part: ClaimPart, figures: Measurements) -> bool:
+    """Whether the rules that the control should remove hold. Otherwise it has nothing to remove, and does not run."""
+    experiment = part.experiment
+    return all(rule.judge(figures, dict(experiment.measures), experiment.level(_n_seeds(figures))).verdict == "holds"
+               for rule in claim.removed_rules)
 
 
 def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Measurements, cells: Cells,

@@ -22,18 +22,19 @@ LEDGER = Path("docs/ledger.md")
 class ClaimsOptions(TrustOption, JsonOption):
     """Test published statements with small experiments that can fail.
 
-    list: all claims with their verdicts. run NAME: run one claim, from where it was stopped. run --all: run the claims
-    that have no record, or whose probe no longer gives the same numbers, the cheapest by its last record first. check
-    [NAME ...]: compare a short probe of each claim with the stored one. The exit status is 3 if a claim is due for a
-    run because its numbers differ. judge [NAME ...]: judge the stored measurements again by the current rules. Nothing
+    list: all claims with their verdicts. pilot NAME: run one claim with three seeds that never judge, and note how much
+    seeds differ. run NAME: run one claim, from where it was stopped. run --all: run the claims that have no record, or
+    whose probe no longer gives the same numbers, the cheapest by its last record first. check [NAME ...]: compare a
+    short probe of each claim with the stored one. The exit status is 3 if a claim is due for a run because its numbers
+    differ. judge [NAME ...]: judge the stored measurements again by the current rules. Nothing
     runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from its
     record. table: write the pages of the whole ledger, with and without claims.
     """
 
     subcommand: Annotated[
-        Literal["list", "run", "check", "judge", "spot-check", "table"],
+        Literal["list", "pilot", "run", "check", "judge", "spot-check", "table"],
         Positional,
-        arg(metavar="list|run|check|judge|spot-check|table"),
+        arg(metavar="list|pilot|run|check|judge|spot-check|table"),
     ]
     """what to do"""
     name: Annotated[tuple[str, ...], Positional, arg(metavar="[NAME ...]")] = ()
@@ -68,9 +69,10 @@ def main(args: list[str]) -> None:
     if o.subcommand == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
                         where="understudy claims run", hint="understudy claims list names them")
-    if o.subcommand == "run" and len(o.name) > 1:
-        raise UserError("understudy claims run takes one name", where=" ".join(o.name),
-                        hint="run them one after the other, or all that are due with --all")
+    if o.subcommand == "pilot" and len(o.name) != 1 or o.subcommand == "run" and len(o.name) > 1:
+        raise UserError(f"understudy claims {o.subcommand} takes one name", where=" ".join(o.name) or None,
+                        hint="run them one after the other" + ", or all that are due with --all" * (
+                            o.subcommand == "run"))
     if o.subcommand in ("list", "table", "spot-check") and o.name:
         raise UserError(f"understudy claims {o.subcommand} takes no names",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
@@ -89,7 +91,7 @@ def main(args: list[str]) -> None:
 
     open_claims(o.trust)
     with Output(o.json) as out:
-        {"list": _list_claims, "run": _run_all if o.all else _run_claim, "check": _check, "judge": _judge,
+        {"list": _list_claims, "pilot": _run_pilot, "run": _run_all if o.all else _run_claim, "check": _check, "judge": _judge,
          "spot-check": _spot_check, "table": _write_table}[o.subcommand](o, out)
 
 
@@ -126,6 +128,16 @@ def _list_claims(o: ClaimsOptions, out: Output) -> None:
     out.print(table if entries else "no claim is like that")
     out.suggest("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
     out.print_json(entries)
+
+
+def _run_pilot(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.records import find_claim
+    from ..claims.runner import run_pilot
+
+    sentences = run_pilot(find_claim(o.name[0]), log=lambda text: print(text, file=sys.stderr))
+    out.print("\n".join(sentences))
+    out.suggest(command_line("claims", "run", o.name[0]))
+    out.print_json(sentences)
 
 
 def _run_claim(o: ClaimsOptions, out: Output) -> None:

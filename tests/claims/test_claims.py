@@ -379,7 +379,8 @@ def test_a_run_goes_on_where_it_was_and_its_control_must_fail(tmp_path, monkeypa
     assert [(entry["kind"], entry["change"], entry["verdict"]) for entry in redesigned["log"]] == [
         ("run", "First run.", "holds"), ("run", "Run again, with the same design.", "holds"),
         ("run", "Run again, with the same design.", "undecided"), ("redesign", "Other seeds.", "holds")]
-    write_json(tmp_path / "toy pilots.json", [{"date": "2026-11-20", "kind": "pilot", "change": "", "verdict": "holds"}])
+    pilot = {"date": "2026-11-20", "kind": "pilot", "change": "", "verdict": "holds"}
+    write_json(tmp_path / "toy pilots.json", [pilot])
     assert [entry["kind"] for entry in run_claim(claim)["log"]][4:] == ["pilot", "run"]
     assert [entry["kind"] for entry in run_claim(claim)["log"]][4:] == ["pilot", "run", "run"]
     CALLS.clear()
@@ -398,7 +399,8 @@ def test_a_pilot_tells_how_much_seeds_differ(tmp_path, monkeypatch):
     CALLS.clear()
     claim = toy_claim()
     part = replace(claim.parts[0], experiment=replace(claim.parts[0].experiment, measure=at_pilot_rates))
-    sentence, = run_pilot(replace(claim, parts=(part,)))  # differences of 0.3, 0.4 and 0.2 vary by 0.1, and the smallest effect is 0.05
+    # Differences of 0.3, 0.4 and 0.2 vary by 0.1, and the smallest effect is 0.05.
+    sentence, = run_pilot(replace(claim, parts=(part,)))
     assert sentence == "p, success, a and b: the spread of seeds is 2 smallest effects."
     assert sorted(set(CALLS)) == [800, 801, 802]
     note, = read_json(tmp_path / "pilots.json")

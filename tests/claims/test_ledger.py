@@ -241,14 +241,15 @@ def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeyp
                for kind, v in steps]
         monkeypatch.setattr(ledger, "read_json", lambda path: {**stored, "verdict": verdict, "log": log})
         return ledger.ledger_pages([entry])[f"{entry.row.family}.md"]
-    before = "An earlier run of another design did not hold"
+    before = "An earlier run did not hold: see the history."
     text = page(("run", "holds"))
     assert before not in text and "| 2026-01-01 | run | a run | holds |" in text
-    text = page(("pilot", "undecided"), ("redesign", "holds"))
-    assert before in text and "| 2026-01-01 | pilot | a pilot | undecided |" in text
-    assert before not in page(("pilot", "undecided"), ("redesign", "undecided"), verdict="undecided")
+    text = page(("run", "undecided"), ("redesign", "holds"))
+    assert before in text and "| 2026-01-01 | run | a run | undecided |" in text
+    assert before not in page(("run", "undecided"), ("redesign", "undecided"), verdict="undecided")
     assert "**Holds here.** a note" in page(("run", "holds"), ("note", "holds"))
-    assert before not in page(("pilot", "holds"), ("redesign", "holds"))
+    assert before not in page(("run", "holds"), ("redesign", "holds"))
+    assert before not in page(("pilot", "undecided"), ("run", "holds"))  # its seeds do not judge
     beside = "**Holds here.** a note\n"  # a run of the same design, or a pilot of the next one, does not hide it
     assert beside in page(("redesign", "holds"), ("note", "holds"), ("run", "holds"), ("pilot", ""))
     assert "**Holds here.**\n" in page(("note", "holds"), ("redesign", "holds"))  # it was on the design before

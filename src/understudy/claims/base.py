@@ -99,7 +99,6 @@ class ExpertDemonstrations(DemonstrationSource):
         filter: Tells which of the successful episodes to keep. By default all.
         resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a
             claim then lacks their variation.
-        options: Options of the environment.
     """
 
     env: str
@@ -110,9 +109,9 @@ class ExpertDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         env = make(self.env, rows=min(self.episodes, 16), trust=TRUSTED, **dict(self.options))
-        ran = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
-        shown = ran.filter(lambda e: e.metadata["success"])
-        return shown if self.filter is None else shown.filter(self.filter)
+        episodes = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
+        successes = episodes.filter(lambda e: e.metadata["success"])
+        return successes if self.filter is None else successes.filter(self.filter)
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,10 @@ class RecordedDemonstrations(DemonstrationSource):
             raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
                                      hint="set UNDERSTUDY_DATA to the folder that holds them")
         data = open_dataset(file)
-        if (found := data.fingerprint()) != self.fingerprint:
+        if (actual := data.fingerprint()) != self.fingerprint:
             raise UserError(
-                f"The data differ from those that the claim was made for: fingerprint {found}, not {self.fingerprint}.",
+                "The data differ from those that the claim was made for: fingerprint "
+                f"{actual}, not {self.fingerprint}.",
                 where=file,
                 hint="download the file from its source again; if it was read wrongly before, write the new "
                 "fingerprint into the claim and run it again",
@@ -157,7 +157,6 @@ class Arm:
     """One side of a comparison.
 
     Args:
-        name: Its name.
         options: Tuning trials. One of them is chosen on the tuning seeds and judged on the other seeds.
     """
 
@@ -170,8 +169,6 @@ class Experiment:
     """Arms that are trained and measured on the same seeds and starts.
 
     Args:
-        source: Demonstrations.
-        env: Name of the environment.
         arms: Each with the same number of tuning trials.
         measure: Called with (experiment, method, data, seed, episodes, starts). Trains `method` with training seed
             `seed`, rolls it out on the starts of seed `starts` and returns {measure: values}, one value per episode or
@@ -179,7 +176,6 @@ class Experiment:
         tuned_by: The measure whose mean chooses among the options of an arm. More is better.
         seeds: Training seeds that judge, all on the same starts.
         tuning_seeds: Training seeds that tune, on other starts. Pilots use seeds below 100.
-        env_options: Options of the environment.
         episodes: Starts per training seed.
         tuning_episodes: The same for tuning.
         measures: Measures that `MEASURES` lacks, or that are something else here.
@@ -260,11 +256,9 @@ class Condition:
 
     Args:
         label: What is compared.
-        estimate: The estimate of the quantity.
-        low: Lower limit of its interval.
-        high: Upper limit.
+        low: Lower limit of the interval.
+        high: Upper limit of the interval.
         side: On which side of `bound` it must be: "above", "below", or "within" (of 0).
-        bound: The bound.
         smallest_effect: The smallest difference that counts, where the bound is 0. A stated bound counts as it is.
     """
 
@@ -344,12 +338,8 @@ class Rule(ABC):
         """Judges the measurements of an experiment.
 
         Args:
-            measurements: Values by arm, measure and training seed.
             measures: Measures that `MEASURES` lacks.
             level: Confidence level of the intervals.
-
-        Returns:
-            The verdict and the comparisons.
         """
 
 
@@ -382,9 +372,6 @@ class GreaterThan(Rule):
     `margin` is 0, the smallest effect of the measure.
 
     Args:
-        measure: The measure.
-        higher: Arm with the higher mean.
-        lower: Arm with the lower mean.
         margin: Smallest difference, in units of the measure. A negative margin states that `higher` is not much worse.
     """
 
@@ -409,9 +396,6 @@ class EquivalentTo(Rule):
     `GreaterThan`.
 
     Args:
-        measure: The measure.
-        a: One arm.
-        b: The other arm.
         margin: Largest difference, in units of the measure.
     """
 
@@ -430,13 +414,7 @@ class EquivalentTo(Rule):
 
 @dataclass(frozen=True)
 class AboveBound(Rule):
-    """The mean of a measure under one arm is more than a bound.
-
-    Args:
-        measure: The measure.
-        arm: The arm.
-        bound: The bound, in units of the measure.
-    """
+    """The mean of a measure under one arm is more than a bound, in units of the measure."""
 
     measure: str
     arm: str
@@ -452,13 +430,7 @@ class AboveBound(Rule):
 
 @dataclass(frozen=True)
 class BelowBound(Rule):
-    """The mean of a measure under one arm is less than a bound.
-
-    Args:
-        measure: The measure.
-        arm: The arm.
-        bound: The bound, in units of the measure.
-    """
+    """The mean of a measure under one arm is less than a bound, in units of the measure."""
 
     measure: str
     arm: str
@@ -483,14 +455,14 @@ class AllOf(Rule):
         return tuple(dict.fromkeys(a for r in self.rules for a in r.arms))
 
     def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        found = [r.judge(measurements, measures, level) for r in self.rules]
-        return RuleResult(worst_verdict(f.verdict for f in found), tuple(c for f in found for c in f.conditions))
+        results = [r.judge(measurements, measures, level) for r in self.rules]
+        return RuleResult(worst_verdict(f.verdict for f in results), tuple(c for f in results for c in f.conditions))
 
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict of a conjunction: "fails" if one fails, "holds" if all hold, otherwise "undecided"."""
-    found = set(verdicts)
-    return "fails" if "fails" in found else "undecided" if "undecided" in found else "holds"
+    distinct = set(verdicts)
+    return "fails" if "fails" in distinct else "undecided" if "undecided" in distinct else "holds"
 
 
 @dataclass(frozen=True)
@@ -498,9 +470,6 @@ class ClaimPart:
     """One experiment with the rule that judges it.
 
     Args:
-        name: Name of the part.
-        experiment: The experiment.
-        rule: The rule.
         is_decisive: Whether the verdict of the claim depends on this part. Other parts are only reported.
     """
 
@@ -533,9 +502,7 @@ class Claim:
     """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
-        name: Name of the claim.
         rows: Ids of the rows of the ledger that it tests.
-        parts: Experiments with their rules.
         negative_control: The change under which the statement must fail.
         needs: Extras and data that the claim needs.
         mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
@@ -568,26 +535,21 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
     """Looks up the properties of a measure.
 
     Args:
-        name: Name of the measure.
         measures: Measures that the experiment declares. They take precedence over `MEASURES`.
 
     Raises:
         UserError: The measure is not declared.
     """
-    found = measures.get(name, MEASURES.get(name))
-    if found is None:
+    measure = measures.get(name, MEASURES.get(name))
+    if measure is None:
         raise UserError(f"The measure {name!r} has no kind, so its interval is undefined.", where="claims",
                         hint=f"declare it: Experiment(..., measures=(({name!r}, SCORE),)), or RATE, or "
                              "Measure(\"real\", QUANTITY)")
-    return found
+    return measure
 
 
 def smallest_effect(name: str, measures: MeasureTable) -> float:
     """The smallest effect of a measure, in its units.
-
-    Args:
-        name: Name of the measure.
-        measures: Measures that the experiment declares.
 
     Raises:
         UserError: The measure is not declared, or has no smallest effect.
@@ -605,8 +567,6 @@ def difference(first, second, kind: Kind = "rate", level: float = LEVEL) -> Inte
     Args:
         first: Values of one arm, (training seeds, episodes).
         second: Values of the other arm, with the same seeds and starts in the same places.
-        kind: What the values are.
-        level: Confidence level.
 
     Returns:
         The difference, first minus second, with its interval.
@@ -617,12 +577,8 @@ def difference(first, second, kind: Kind = "rate", level: float = LEVEL) -> Inte
 def summarize(measurements: Measurements, measures: MeasureTable = MEASURES) -> dict:
     """Mean and two-level interval of every measure of every arm.
 
-    Args:
-        measurements: Values by arm, measure and training seed.
-        measures: Measures that the experiment declares.
-
     Returns:
         {arm: {measure: {"estimate", "low", "high", "level"}}}.
     """
-    return {arm: {name: asdict(two_level_rate(v, kind=measure_of(name, measures).kind)) for name, v in found.items()}
-            for arm, found in measurements.items()}
+    return {arm: {name: asdict(two_level_rate(values, kind=measure_of(name, measures).kind))
+                  for name, values in by_measure.items()} for arm, by_measure in measurements.items()}

@@ -70,22 +70,22 @@ def ledger_rows() -> dict[str, LedgerRow]:
 @lru_cache(1)
 def _parse_rows(text: str) -> dict[str, LedgerRow]:
     head, *lines = text.splitlines()
-    found: dict[str, LedgerRow] = {}
+    rows: dict[str, LedgerRow] = {}
     for number, line in enumerate(lines, 2):
         cells = line.split("\t")
-        where = f"claims/ledger.tsv, line {number}"
+        place = f"claims/ledger.tsv, line {number}"
         if head.split("\t") != COLUMNS:
             raise UserError(f"The columns must be {', '.join(COLUMNS)}, not {head!r}.",
                             where="claims/ledger.tsv, line 1", hint="fix the line: tabs separate its columns")
         if len(cells) != len(COLUMNS):
-            raise UserError(f"The line has {len(cells)} columns instead of {len(COLUMNS)}.", where=where,
+            raise UserError(f"The line has {len(cells)} columns instead of {len(COLUMNS)}.", where=place,
                             hint="fix the line: tabs separate its columns")
         row = LedgerRow(cells[0], cells[1], cells[2] == "core", int(cells[3]), *cells[4:])
-        if not re.fullmatch(r"\d{3}", row.id) or row.id in found:
-            raise UserError(f"The id {row.id!r} is not three digits, or is used twice.", where=where,
+        if not re.fullmatch(r"\d{3}", row.id) or row.id in rows:
+            raise UserError(f"The id {row.id!r} is not three digits, or is used twice.", where=place,
                             hint="give the line another number")
-        found[row.id] = row
-    return found
+        rows[row.id] = row
+    return rows
 
 
 def find_row(number: str, claim: str) -> LedgerRow:
@@ -115,9 +115,9 @@ def decisive_condition(record: dict) -> Condition | None:
     """
     if record["reason"] == CONTROL_INCONCLUSIVE and record["negative_control"]["conditions"]:
         return next(c for c in _conditions(record["negative_control"]) if c.verdict != "fails")
-    found = [c for p in record["parts"].values() if p["decides"] for c in _conditions(p)]
-    return (next((c for c in found if c.verdict == record["verdict"] != "holds"), None)
-            or min(found, key=lambda c: c.margin, default=None))
+    conditions = [c for p in record["parts"].values() if p["decides"] for c in _conditions(p)]
+    return (next((c for c in conditions if c.verdict == record["verdict"] != "holds"), None)
+            or min(conditions, key=lambda c: c.margin, default=None))
 
 
 def _conditions(judged: dict) -> list[Condition]:
@@ -142,8 +142,8 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
 
     def x(v: float) -> float:
         return round(min(max((v - low + pad) / (high - low + 2 * pad), 0.0), 1.0) * _W, 1)
-    wanted = {"above": (x(c.bound), _W), "below": (0, x(c.bound)), "within": (x(-c.bound), x(c.bound))}[c.side]
-    parts = [f'<rect class="w" x="{wanted[0]}" y="2" width="{max(wanted[1] - wanted[0], 1):.1f}" height="20"/>']
+    accepted = {"above": (x(c.bound), _W), "below": (0, x(c.bound)), "within": (x(-c.bound), x(c.bound))}[c.side]
+    parts = [f'<rect class="w" x="{accepted[0]}" y="2" width="{max(accepted[1] - accepted[0], 1):.1f}" height="20"/>']
     for b in bounds:
         anchor = "start" if x(b) < 20 else "end" if x(b) > _W - 20 else "middle"
         parts.append(f'<path class="b" d="M{x(b)} 2V22"/><text x="{x(b)}" y="33" text-anchor="{anchor}">{b:.3g}</text>')
@@ -177,8 +177,8 @@ class LedgerEntry:
     @property
     def verdict(self) -> str:
         """The worst verdict of the row's claims, or "no claim"."""
-        found = {c["verdict"] for c in self.claims}
-        return next((v for v in _VERDICT_ORDER if v in found), "no claim")
+        verdicts = {c["verdict"] for c in self.claims}
+        return next((v for v in _VERDICT_ORDER if v in verdicts), "no claim")
 
 
 def ledger_entries() -> list[LedgerEntry]:
@@ -196,8 +196,8 @@ def ledger_entries() -> list[LedgerEntry]:
 
 def verdict_counts(entries: Iterable[LedgerEntry]) -> dict[str, int]:
     """The number of rows with each verdict. If a row has several claims, the worst verdict counts."""
-    found = [e.verdict for e in entries]
-    return {v: found.count(v) for v in VERDICTS}
+    verdicts = [e.verdict for e in entries]
+    return {v: verdicts.count(v) for v in VERDICTS}
 
 
 def entries_by_family(entries: Sequence[LedgerEntry]) -> dict[str, list[LedgerEntry]]:
@@ -212,15 +212,12 @@ def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) 
         path: File of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
             docs/images/claims/.
         entries: The rows. By default all.
-
-    Returns:
-        The path of the summary.
     """
-    path, shown = Path(path), ledger_entries() if entries is None else entries
-    for name in {c["name"] for e in shown for c in e.claims}:
-        if (found := _decisive_of_claim(name)) is not None:
-            write_text(path.parent / "images/claims" / f"{name}.svg", interval_svg(found, standalone=True) + "\n")
-    for name, text in ledger_pages(shown).items():
+    path, rows = Path(path), ledger_entries() if entries is None else entries
+    for name in {c["name"] for e in rows for c in e.claims}:
+        if (condition := _decisive_of_claim(name)) is not None:
+            write_text(path.parent / "images/claims" / f"{name}.svg", interval_svg(condition, standalone=True) + "\n")
+    for name, text in ledger_pages(rows).items():
         write_text(path.parent / path.stem / name if name != SUMMARY else path, text)
     return path
 
@@ -415,10 +412,10 @@ def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
         needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
         return [*lines, f"Not run yet.{needs}", "", *_design_table([*design, command]), "", *paragraphs[:-1]]
     record = read_json(record_path(claim.name))
-    found = decisive_condition(record)
+    condition = decisive_condition(record)
     reason = f" ({record['reason']})" if record["reason"] else ""
-    if found is not None:
-        lines += [f"![{_markdown_cell(str(found))}](../images/claims/{claim.name}.svg)", ""]
+    if condition is not None:
+        lines += [f"![{_markdown_cell(str(condition))}](../images/claims/{claim.name}.svg)", ""]
     notes = " ".join(filter(None, (claim.mechanism_only, _history_note(record))))
     lines += [f"**{record['verdict'].capitalize()} here{reason}.** {notes}".rstrip(), ""]
     if is_redesigned(text.revision, record):
@@ -506,7 +503,7 @@ def _look_note(claim: Claim, name: str, part: dict) -> str:
 def _history_note(record: dict) -> str:
     """A note on how the verdict came about."""
     notes = []
-    before = [step["verdict"] for step in record["log"] if step["kind"] in ("pilot", "run", "redesign")][:-1]
+    before = [step["verdict"] for step in record["log"] if step["kind"] in ("run", "redesign")][:-1]
     if record["verdict"] == "holds" and {"undecided", "fails"} & set(before):
         notes.append("An earlier run did not hold: see the history.")
     if (explained := _explaining_note(record)) is not None:
@@ -532,23 +529,19 @@ def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -
     """Writes one page with all rows, to search and filter. It loads nothing from other files.
 
     Args:
-        path: The page to write.
         entries: The rows. By default all.
-
-    Returns:
-        The path of the page.
     """
     entries = ledger_entries() if entries is None else entries
     total = verdict_counts(entries)
-    told = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
+    counts = ", ".join(f"{v} {total[v]}" for v in VERDICTS)
     template = Path(__file__).with_name("ledger.html").read_text(encoding="utf-8")
-    found = re.search(r"<script>(.*)</script>", template, re.S)
-    assert found is not None
-    script = found[1]
+    script_tag = re.search(r"<script>(.*)</script>", template, re.S)
+    assert script_tag is not None
+    script = script_tag[1]
     by_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     options = {"families": sorted({e.row.family for e in entries}), "verdicts": [v for v in VERDICTS if total[v]]}
     filled = {"rules": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{by_hash}'",
-              "plots": STYLE, "told": f"{len(entries)} published systems: {told}.",
+              "plots": STYLE, "told": f"{len(entries)} published systems: {counts}.",
               "rows": "\n".join(map(_entry_html, entries)),
               "counts": _counts_html(entries),
               **{k: "".join(f"<option>{escape(v)}</option>" for v in values) for k, values in options.items()}}
@@ -571,23 +564,24 @@ def _entry_html(e: LedgerEntry) -> str:
     if r.arxiv:
         title = f'<a href="https://arxiv.org/abs/{escape(r.arxiv)}" rel="noreferrer">{title}</a>'
     claims = "".join(map(_claim_html, e.claims)) or '<p class="chip none">no claim yet</p>'
-    said = " ".join((r.id, r.family, r.name, r.title, *(f"{c['name']} {c['statement']}" for c in e.claims))).lower()
+    text = " ".join((r.id, r.family, r.name, r.title, *(f"{c['name']} {c['statement']}" for c in e.claims))).lower()
     return (
         f'<article id="r{r.id}" tabindex="-1" data-family="{escape(r.family)}" data-verdict="{e.verdict}" '
-        f'data-core="{"core" if r.is_core else "adjacent"}" data-priority="{r.priority}" data-said="{escape(said)}">'
+        f'data-core="{"core" if r.is_core else "adjacent"}" data-priority="{r.priority}" data-said="{escape(text)}">'
         f'<div class="who"><span class="id">{r.id}</span><h2>{escape(r.name)}</h2><p class="paper">{title}</p>'
         f'<p class="soft">{escape(r.family)} · {_row_kind(r)}</p></div><div class="what">{claims}</div></article>'
     )
 
 
 def _claim_html(c: dict) -> str:
-    found = _decisive_of_claim(c["name"])
+    condition = _decisive_of_claim(c["name"])
     chip = f'<span class="chip {c["verdict"].replace(" ", "-")}">{c["verdict"]}</span>'
     if c["reason"]:
         chip += f' <span class="soft">{escape(c["reason"])}</span>'
     stale = ' <span class="soft">stale: the code has changed since</span>' if c["stale"] else ""
-    shown = "" if found is None else f'<div class="shown">{interval_svg(found)}<p>{escape(str(found))}</p></div>'
-    ran = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""
+    interval = "" if condition is None else (
+        f'<div class="shown">{interval_svg(condition)}<p>{escape(str(condition))}</p></div>')
+    cost = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""
     return (f'<section><p>{escape(c["advice"])}</p><p class="said">“{escape(c["statement"])}”</p>'
-            f'<p>{chip}{stale}</p>{shown}'
-            f'<p class="soft">{ran}<code>{escape(c["command"])}</code></p></section>')
+            f'<p>{chip}{stale}</p>{interval}'
+            f'<p class="soft">{cost}<code>{escape(c["command"])}</code></p></section>')

@@ -24,11 +24,11 @@ def cached_listing() -> list[dict]:
             return kept["claims"]
     from . import records
 
-    found = records.list_claims()
+    entries = records.list_claims()
     with suppress(OSError):  # a cache that cannot be written costs time alone
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"mark": mark, "claims": found})
-    return found
+        write_json(file, {"mark": mark, "claims": entries})
+    return entries
 
 
 def _source_digest() -> str:

@@ -54,11 +54,11 @@ def train_policy(experiment, method: Method, data: Dataset, seed: int) -> Policy
 
 def rollout_policy(experiment, policy: Policy, method: Method, episodes: int, starts: int) -> Dataset:
     """Rolls out a policy in the environment of an experiment, as its method executes plans."""
-    made = make(experiment.env, rows=min(ROWS, episodes), trust=TRUSTED, **dict(experiment.env_options))
+    env = make(experiment.env, rows=min(ROWS, episodes), trust=TRUSTED, **dict(experiment.env_options))
     try:
-        return rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), made, episodes, seed=starts)
+        return rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
     finally:
-        made.close()
+        env.close()
 
 
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
@@ -66,9 +66,6 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
     """Trains a method, rolls it out, and measures the episodes.
 
     Args:
-        experiment: The experiment.
-        method: The method to train.
-        data: The demonstrations.
         seed: Training seed.
         episodes: Number of starts.
         starts: Seed of the starts.
@@ -77,10 +74,10 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
         One value per episode: "return", "log_jerk", and every flag of the environment as 0 or 1, such as "success" if
         the environment defines it.
     """
-    ran = rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
-    measures = {"return": [float(e.steps["next.reward"].sum()) for e in ran],
-                "log_jerk": [log_jerk(e) for e in ran]}
-    return {**measures, **flags(ran)}
+    rollouts = rollout_policy(experiment, train_policy(experiment, method, data, seed), method, episodes, starts)
+    measures = {"return": [float(e.steps["next.reward"].sum()) for e in rollouts],
+                "log_jerk": [log_jerk(e) for e in rollouts]}
+    return {**measures, **flags(rollouts)}
 
 
 def flags(ran: Dataset) -> dict[str, list[float]]:
@@ -103,9 +100,9 @@ class Rollouts:
     def __call__(self, experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
                  ) -> dict[str, list[float]]:
         policy = train_policy(experiment, method, data, seed)
-        ran = rollout_policy(experiment, policy, method, episodes, starts)
-        return {**flags(ran), **{name: [float(value(e)) for e in ran] for name, value in self.per_episode},
-                **{name: [float(value(policy, ran))] for name, value in self.per_run}}
+        rollouts = rollout_policy(experiment, policy, method, episodes, starts)
+        return {**flags(rollouts), **{name: [float(value(e)) for e in rollouts] for name, value in self.per_episode},
+                **{name: [float(value(policy, rollouts))] for name, value in self.per_run}}
 
 
 def log_jerk(episode: Episode) -> float:

@@ -160,22 +160,22 @@ def code_digest(value: Any, sources: dict[str, _ModuleSource | None]) -> str:
     values. An environment is followed from its name.
     """
     document = config.dump(value)
-    found: dict[tuple[str, str], str] = {}
+    digests: dict[tuple[str, str], str] = {}
     waiting = [*_named_code(document), (f"{__package__}.runner", "run_claim")]
     while waiting:
         at = waiting.pop()
-        if at in found or at[0].startswith(NOT_FOLLOWED):
+        if at in digests or at[0].startswith(NOT_FOLLOWED):
             continue
         if at[0] not in sources:
             sources[at[0]] = _ModuleSource.load(at[0])
         if (source := sources[at[0]]) is None:
             continue
         if at[1] in source.definitions:
-            found[at], references = source.digest(at[1])
+            digests[at], references = source.digest(at[1])
             waiting += references
         elif at[1] in source.imports:
             waiting.append(source.imports[at[1]])
-    lines = sorted(f"{name} {digest}" for (_, name), digest in found.items())
+    lines = sorted(f"{name} {digest}" for (_, name), digest in digests.items())
     return hashlib.sha256("\n".join([json.dumps(_without_modules(document)), *lines]).encode()).hexdigest()[:16]
 
 
@@ -290,10 +290,10 @@ def _assigned_names(node: ast.stmt) -> list[str]:
 
 
 def _module_file(module: str) -> Path | None:
-    package, *rest = module.split(".")
+    package, *parts = module.split(".")
     if package not in (PACKAGE.name, NAME):
         return None
-    base = (claims_folder() if package == NAME else PACKAGE).joinpath(*rest)
+    base = (claims_folder() if package == NAME else PACKAGE).joinpath(*parts)
     return next((f for f in (base.with_suffix(".py"), base / "__init__.py") if f.exists()), None)
 
 
@@ -342,9 +342,9 @@ def list_claims() -> list[dict]:
                  "command": f"understudy claims run {claim.name}"}
         if record_path(claim.name).exists():
             record = read_json(record_path(claim.name))
-            known = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
+            confirmed_fingerprints = {record["fingerprint"], confirmation(claim.name).get("fingerprint")}
             entry |= {"verdict": record["verdict"], "reason": record["reason"],
-                      "stale": fingerprint(claim, sources) not in known, "date": record["date"],
+                      "stale": fingerprint(claim, sources) not in confirmed_fingerprints, "date": record["date"],
                       "seconds": record["seconds"]}
         entries.append(entry)
     return entries
@@ -378,8 +378,8 @@ def _is_available(need: str) -> bool:
 
 def _extra_packages(name: str) -> list[str]:
     """The packages of one of understudy's extras."""
-    wanted = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
-    return [found[0] for r in wanted if (found := re.match(r"[\w.-]+", r))]
+    requirements = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
+    return [name_match[0] for r in requirements if (name_match := re.match(r"[\w.-]+", r))]
 
 
 def _is_installed(package: str) -> bool:

@@ -237,8 +237,8 @@ def write_figures(name: str, figures: Figures) -> None:
     parts = []
     for part, arms in figures.items():
         lines = []
-        for arm, found in arms.items():
-            measures = ",\n".join(f"   {json.dumps(k)}: {_compact(v)}" for k, v in found.items())
+        for arm, measures_of_arm in arms.items():
+            measures = ",\n".join(f"   {json.dumps(k)}: {_compact(v)}" for k, v in measures_of_arm.items())
             lines.append(f"  {json.dumps(arm)}: {{\n{measures}\n  }}")
         parts.append(f" {json.dumps(part)}: {{\n" + ",\n".join(lines) + "\n }")
     write_text(figures_path(name), "{\n" + ",\n".join(parts) + "\n}\n")
@@ -271,11 +271,11 @@ def _continued_log(name: str, date: str, revision: str, judged: dict) -> list[di
 def _judge_part(part: ClaimPart, figures: Measurements) -> dict:
     experiment, seeds = part.experiment, _n_seeds(figures)
     measures = dict(experiment.measures)
-    found = part.rule.judge(figures, measures, experiment.level(seeds))
+    judged = part.rule.judge(figures, measures, experiment.level(seeds))
     low = [f"{arm} does not reach {least:g} of {measure}" for arm, measure, least in experiment.sanity
            if np.mean(figures[arm][measure]) < least]
-    return {"verdict": "undecided" if low else found.verdict, "reason": "; ".join(low), "decides": part.is_decisive,
-            "seeds": seeds, "conditions": [asdict(c) for c in found.conditions],
+    return {"verdict": "undecided" if low else judged.verdict, "reason": "; ".join(low), "decides": part.is_decisive,
+            "seeds": seeds, "conditions": [asdict(c) for c in judged.conditions],
             "summary": summarize(figures, measures)}
 
 
@@ -288,12 +288,12 @@ def _judge_control(claim: Claim, figures: Measurements) -> dict:
     control = claim.negative_control
     experiment = next(p for p in claim.parts if p.name == control.part).experiment
     measures, level = dict(experiment.measures), experiment.level(_n_seeds(figures))
-    found = [rule.judge(figures, measures, level) for rule in claim.removed_rules]
-    verdicts = {f.verdict for f in found}
+    results = [rule.judge(figures, measures, level) for rule in claim.removed_rules]
+    verdicts = {f.verdict for f in results}
     passes = verdicts == {"fails"}
     return {"part": control.part, "passes": passes,
             "verdict": "fails" if passes else "holds" if "holds" in verdicts else "undecided",
-            "conditions": [asdict(c) for f in found for c in f.conditions],
+            "conditions": [asdict(c) for f in results for c in f.conditions],
             "summary": summarize(figures, measures)}
 
 
@@ -329,11 +329,11 @@ def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Me
     used, holds = _n_seeds(figures), _judge_part(part, figures)["verdict"] == "holds"
     later = [count for count, _ in part.experiment.looks if count > used] if holds else []
     for count in (used, *later):
-        _, found = _run_experiment(replace(changed, seeds=part.experiment.seeds[:count], looks=()), cells,
+        _, control_figures = _run_experiment(replace(changed, seeds=part.experiment.seeds[:count], looks=()), cells,
                                    f"{part.name}, {CONTROL}", log)
-        if _judge_control(claim, found)["passes"]:
+        if _judge_control(claim, control_figures)["passes"]:
             break
-    return found
+    return control_figures
 
 
 def _run_experiment(
@@ -348,12 +348,12 @@ def _run_experiment(
             scores.append(float(np.mean([np.mean(t[experiment.tuned_by]) for t in tried])))
         chosen[arm.name] = int(np.argmax(scores)) if scores else 0
         method = arm.options[chosen[arm.name]]
-        ran = [
+        cells_of_arm = [
             _run_cell(experiment, method, seed, experiment.episodes, experiment.starts_seed, cells,
                       f"{title} | {arm.name}", log)
             for seed in experiment.seeds
         ]
-        figures[arm.name] = {name: [r[name] for r in ran] for name in ran[0]}
+        figures[arm.name] = {name: [r[name] for r in cells_of_arm] for name in cells_of_arm[0]}
     return chosen, figures
 
 
@@ -375,6 +375,6 @@ def _run_cell(experiment: Experiment, method, seed: int, episodes: int, starts: 
         began = time.process_time()
         measures = experiment.measure(experiment, method, experiment.source.load(seed), seed, episodes, starts)
         write_json(file, {"measures": measures, "seconds": time.process_time() - began})
-        shown = ", ".join(f"{k} {np.mean(v):.3f}" for k, v in measures.items())
-        log(f"{title} | seed {seed} | {shown} | {time.process_time() - began:.0f} s")
+        means = ", ".join(f"{k} {np.mean(v):.3f}" for k, v in measures.items())
+        log(f"{title} | seed {seed} | {means} | {time.process_time() - began:.0f} s")
     return read_json(file)["measures"]

@@ -52,11 +52,11 @@ def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None)
     """
     confirmed = []
     stale = [entry["name"] for entry in entries if entry["verdict"] != "not run"]
-    for name, found in zip(stale, confirm_all(stale), strict=True):
-        if found.status == "confirmed":
+    for name, confirmation in zip(stale, confirm_all(stale), strict=True):
+        if confirmation.status == "confirmed":
             save_confirmation(find_claim(name))
             confirmed.append(name)
-            log(f"{name}: confirmed by its probe ({found.seconds:.1f} s)")
+            log(f"{name}: confirmed by its probe ({confirmation.seconds:.1f} s)")
     return [entry for entry in entries if entry["name"] not in confirmed], confirmed
 
 
@@ -153,16 +153,17 @@ def run_all(
                 log(f"{e['name']}: starts ({took})")
                 crew.start(e["name"])
             if crew.running:
-                for name, kind, said in crew.receive(left()):
+                for name, kind, content in crew.receive(left()):
                     if kind == "said":
-                        log(f"{name}: {said}")
+                        log(f"{name}: {content}")
                         continue
                     if kind == "done":
-                        out.verdicts[name] = said["verdict"]
-                        write_json(record_path(name), said)  # also where it ran elsewhere
+                        out.verdicts[name] = content["verdict"]
+                        write_json(record_path(name), content)  # also where it ran elsewhere
                     else:
-                        (out.unavailable if kind == "absent" else out.failed)[name] = said
-                    words = f"{said['verdict']} here" if kind == "done" else f"{'not here' * (kind == 'absent')} {said}"
+                        (out.unavailable if kind == "absent" else out.failed)[name] = content
+                    words = (f"{content['verdict']} here" if kind == "done"
+                             else f"{'not here' * (kind == 'absent')} {content}")
                     log(f"{name}: {words.strip()}")
                 if (time_left := left()) is not None and time_left <= 0:
                     for name in crew.stop():
@@ -188,16 +189,17 @@ class _ProcessBackend:
         self.stop()
 
     def start(self, name: str) -> None:
-        mine, theirs = self.context.Pipe()
-        process = self.context.Process(target=_claim_process, args=(self.run_one, name, theirs), name=f"claim {name}")
+        receiving_end, sending_end = self.context.Pipe()
+        process = self.context.Process(target=_claim_process, args=(self.run_one, name, sending_end),
+                                       name=f"claim {name}")
         process.start()
-        theirs.close()
-        self.running[name] = (process, mine)
+        sending_end.close()
+        self.running[name] = (process, receiving_end)
 
     def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         """The messages that arrive within `timeout` seconds."""
-        said = set(connection.wait([pipe for _, pipe in self.running.values()], timeout and max(timeout, 0.0)))
-        for name, (process, pipe) in [r for r in self.running.items() if r[1][1] in said]:
+        ready = set(connection.wait([pipe for _, pipe in self.running.values()], timeout and max(timeout, 0.0)))
+        for name, (process, pipe) in [r for r in self.running.items() if r[1][1] in ready]:
             try:
                 kind, what = pipe.recv()
             except (EOFError, OSError):

@@ -29,9 +29,6 @@ class SpotCheck:
     """One claim that was run again in full.
 
     Attributes:
-        name: Name of the claim.
-        date: Date of this run.
-        commit: Commit of the code.
         recorded: The verdict of the record.
         found: The verdict of this run.
         largest_difference: Largest difference of a value of this run from the stored one, relative to the largest
@@ -59,16 +56,15 @@ def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Genera
     Args:
         entries: Entries of `records.list_claims`.
         budget: Largest sum of their seconds.
-        rng: Source of randomness.
 
     Returns:
         Names in the order drawn. A claim that does not fit the remaining budget is skipped.
     """
-    recorded, drawn, left = [e for e in entries if e["verdict"] != "not run"], [], budget
+    recorded, drawn, remaining_budget = [e for e in entries if e["verdict"] != "not run"], [], budget
     for i in rng.permutation(len(recorded)):
-        if recorded[i]["seconds"] <= left:
+        if recorded[i]["seconds"] <= remaining_budget:
             drawn.append(recorded[i]["name"])
-            left -= recorded[i]["seconds"]
+            remaining_budget -= recorded[i]["seconds"]
     return drawn
 
 
@@ -94,7 +90,6 @@ def check_records(
     """Checks records one after the other. None starts after the budget is spent.
 
     Args:
-        names: Names of the claims.
         budget: Seconds from now.
         log: Called with a line per cell, and per claim that is not checked.
 
@@ -120,28 +115,29 @@ def largest_difference(stored: Mapping, now: Mapping) -> float:
 
     Args:
         stored: Measurements of each part, as the record stores them.
-        now: Measurements of another run of the same claim.
+        now: Measurements of another run of the same claim, perhaps without a control.
 
     Returns:
         The relative difference. Infinite if the number of values differs.
     """
-    found = [0.0]
+    differences = [0.0]
     for part, arms in stored.items():
+        if part not in now:  # a control whose rule does not hold
+            continue
         for arm, measures in arms.items():
             for measure, values in measures.items():
                 x, y = np.asarray(values, float), np.asarray(now[part][arm][measure], float)
                 if x.shape != y.shape:
                     return float("inf")
-                found.append(float(np.abs(x - y).max()) / max(float(np.abs(x).max()), 1e-12))
-    return max(found)
+                differences.append(float(np.abs(x - y).max()) / max(float(np.abs(x).max()), 1e-12))
+    return max(differences)
 
 
 def save(checks: Sequence[SpotCheck], path: Path | None = None) -> None:
     """Adds checks to the published ones.
 
     Args:
-        checks: The new checks.
-        path: The file. None: spot_checks.json in the folder of the claims.
+        path: None: spot_checks.json in the folder of the claims.
     """
     path = path or claims_folder() / "spot_checks.json"
     write_json(path, [asdict(c) for c in (*published(path), *checks)])

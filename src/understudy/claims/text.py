@@ -54,15 +54,15 @@ def read_texts(file: Path) -> dict[str, ClaimText]:
     Raises:
         UserError: The file has no head, or a table lacks a key or has an unknown one.
     """
-    found = re.match(r"\+\+\+\n(.*?)\n\+\+\+\n(.*)", file.read_text(encoding="utf-8"), re.DOTALL)
-    if found is None:
+    parts = re.match(r"\+\+\+\n(.*?)\n\+\+\+\n(.*)", file.read_text(encoding="utf-8"), re.DOTALL)
+    if parts is None:
         raise UserError("The file has no TOML head between two lines +++.", where=file,
                         hint=f"begin it with +++, a table [NAME] with {', '.join(KEYS)}, and +++")
     try:
-        head = tomllib.loads(found[1])
+        head = tomllib.loads(parts[1])
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The head is not TOML: {error}", where=file, hint="correct the lines between +++") from error
-    shared, *sections = re.split(r"^## (.+)$", found[2], flags=re.MULTILINE)
+    shared, *sections = re.split(r"^## (.+)$", parts[2], flags=re.MULTILINE)
     own = dict(zip(sections[::2], sections[1::2], strict=True))
     return {name: _claim_text(file, name, table, shared + own.get(name, "")) for name, table in head.items()}
 

@@ -91,8 +91,8 @@ def main(args: list[str]) -> None:
 
     open_claims(o.trust)
     with Output(o.json) as out:
-        {"list": _list_claims, "pilot": _run_pilot, "run": _run_all if o.all else _run_claim, "check": _check, "judge": _judge,
-         "spot-check": _spot_check, "table": _write_table}[o.subcommand](o, out)
+        {"list": _list_claims, "pilot": _run_pilot, "run": _run_all if o.all else _run_claim, "check": _check,
+         "judge": _judge, "spot-check": _spot_check, "table": _write_table}[o.subcommand](o, out)
 
 
 def _selected_claims(o: ClaimsOptions) -> list[dict]:

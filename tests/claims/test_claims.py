@@ -270,7 +270,7 @@ How.
     ("import not_there", ", line 1", "cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
     ("x = 1\n\nCLAIM = Claim()", ", line 3", "cannot be imported: NameError"),
     ("x = 1\nCLAIM = (", ", line 2", "cannot be imported: SyntaxError"),
-    ("from test_claims import toy_claim\nCLAIM = toy_claim()", "", "'toy', and the head of their text has odd-claim"),
+    (f"from {__name__} import toy_claim\nCLAIM = toy_claim()", "", "'toy', and the head of their text has odd-claim"),
 ])
 def test_a_module_that_is_no_claim_is_named(other_claims, monkeypatch, tmp_path, capsys, text, place, problem):
     file = other_claims / "family/odd_claim.py"

@@ -99,13 +99,13 @@ class PolicyActor(Actor):
         Raises:
             NonFiniteAction: If an observation is NaN or infinite.
         """
-        first, seen = self.first_windows(obs, key)
-        return {"seen": seen, "run": self.executor.start(self.planner, first, key.to(self.planner.device))}
+        windows, history = self.first_windows(obs, key)
+        return {"seen": history, "run": self.executor.start(self.planner, windows, key.to(self.planner.device))}
 
     def first_windows(self, obs, key) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the windows of the first step, and the history that `next_windows` takes. Arguments as in `start`."""
-        rows, seen = self.planner.window.n_obs_steps, self._checked_obs(obs)
-        first = next(iter(seen.values()))
+        rows, columns = self.planner.window.n_obs_steps, self._checked_obs(obs)
+        first = next(iter(columns.values()))
         if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.shape != first.shape[:1]:
             raise UserError(
                 f"the keys must be int64 numbers of shape ({len(first)},), one for each row, but this is "
@@ -113,12 +113,11 @@ class PolicyActor(Actor):
                 where="key",
                 hint="understudy.core.keys(seed, range(rows)) makes them",
             )
-        seen = {k: v.unsqueeze(1).expand(-1, rows, *v.shape[1:]).clone() for k, v in seen.items()}
-        first = seen
+        windows = history = {k: v.unsqueeze(1).expand(-1, rows, *v.shape[1:]).clone() for k, v in columns.items()}
         if self.planner.window.obs_pad_mask:  # so far, all rows are before the start of the episode
-            seen = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in seen.items()}
-            first = {k: torch.cat([v[:, 1:], first[k][:, -1:]], 1) for k, v in seen.items()}
-        return first, seen
+            history = {k: torch.zeros_like(v) if k.endswith("?") else v for k, v in windows.items()}
+            windows = {k: torch.cat([v[:, 1:], windows[k][:, -1:]], 1) for k, v in history.items()}
+        return windows, history
 
     def next_windows(self, obs, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the observation windows of the current step, which are also the history `seen` for the next step."""
@@ -137,43 +136,43 @@ class PolicyActor(Actor):
         if not isinstance(state, Mapping) or "seen" not in state:
             raise UserError(f"the state must be what start or act returned, but this is {_describe_value(state)}",
                             where="state", hint="state = a.start(obs, key), then action, state = a.act(obs, state)")
-        seen = self.next_windows(obs, state["seen"])
-        action, run = self.executor.act(self.planner, seen, state["run"])
+        windows = self.next_windows(obs, state["seen"])
+        action, run = self.executor.act(self.planner, windows, state["run"])
         action = action.cpu()
         check_action(action)
-        return action, {"seen": seen, "run": run}
+        return action, {"seen": windows, "run": run}
 
     def _checked_obs(self, obs: Mapping[str, Tensor], rows: int | None = None) -> dict[str, Tensor]:
         """The columns that the planner reads, checked and on its device. rows: the required number, or None for any."""
         _check_names(obs, self.planner.inputs)
-        seen = {}
+        columns = {}
         for name in self.planner.inputs:
-            seen[name] = value = self._checked_column(name, _tensor(name, obs[name]))
+            columns[name] = value = self._checked_column(name, _tensor(name, obs[name]))
             if value.shape[0] != (rows := value.shape[0] if rows is None else rows):
                 raise UserError(f"it has {value.shape[0]} rows instead of {rows}", where=f"observation {name!r}",
                                 hint="give one row per environment in every column, and the same number at every step")
-        for name, value in seen.items():
+        for name, value in columns.items():
             # A column with a mask may contain anything where it was not sensed.
-            if value.is_floating_point() and name + "?" not in seen and not (good := value.isfinite()).all():
+            if value.is_floating_point() and name + "?" not in columns and not (good := value.isfinite()).all():
                 row, *at = (~good).nonzero()[0].tolist()
                 raise NonFiniteAction(f"{_component_name(self.planner.features[name], at)} is not finite: "
                                       f"{value[row, *at].item()}", row, name,
                                       hint="fix the sensor or program that it comes from")
         assert rows is not None  # a policy reads something
         for mask in self.planner.window.pad_masks(self.planner.inputs):  # these rows are within the episode
-            seen[mask] = torch.ones(rows, dtype=torch.bool)
+            columns[mask] = torch.ones(rows, dtype=torch.bool)
         device = self.planner.device  # looks through the modules
-        return {k: v.to(device) for k, v in seen.items()}
+        return {k: v.to(device) for k, v in columns.items()}
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:
         """`value` (B, *shape) in the dtype and size that the policy was trained with."""
         feature, shape = self.planner.features[name], tuple(value.shape)
-        wanted: tuple[int | str, ...] = ("rows", *feature.shape)
+        expected_shape: tuple[int | str, ...] = ("rows", *feature.shape)
         if name in self.image_sizes and len(shape) == 4:
-            wanted = (*wanted[:1], *shape[1:3], *wanted[3:])
+            expected_shape = (*expected_shape[:1], *shape[1:3], *expected_shape[3:])
         elif feature.kind == "text" and len(shape) == 2:  # any amount of padding
-            wanted = (*wanted[:1], *shape[1:])
-        if shape[1:] != wanted[1:] or not shape or not _dtype_fits(feature.kind, value):
+            expected_shape = (*expected_shape[:1], *shape[1:])
+        if shape[1:] != expected_shape[1:] or not shape or not _dtype_fits(feature.kind, value):
             raise UserError(
                 f"the policy reads {VALUE_NAMES[feature.kind]} of shape "
                 f"({', '.join(map(str, ('rows', *feature.shape)))}{',' * (not feature.shape)}), but this is "
@@ -195,8 +194,8 @@ def _check_names(obs, names) -> None:
                         hint=f"give {{{', '.join(f'{n!r}: ...' for n in names)}}}")
     if missing := [n for n in names if n not in obs]:
         suggestion = did_you_mean(missing[0], (k for k in obs if k not in names))
-        known = ", ".join(sorted(map(str, obs))) or "no columns"
-        raise UserError(f"there is no column {missing[0]!r}; there are {known}", where="obs",
+        column_list = ", ".join(sorted(map(str, obs))) or "no columns"
+        raise UserError(f"there is no column {missing[0]!r}; there are {column_list}", where="obs",
                         hint=f"{suggestion} The policy reads the columns it was trained with: "
                              f"{', '.join(names)}".strip())
 
@@ -227,8 +226,8 @@ def _shape_hint(name: str, feature: Feature, value: Tensor) -> str:
         if len(shape) == 4 and shape[3] == feature.shape[2] and value.dtype == torch.uint8:
             return "PolicyActor(policy, executor, policy.image_sizes) brings frames to the policy's size"
         return "give frames as cameras do, whole numbers from 0 to 255, rows first and channels last"
-    said = f": {', '.join(feature.names)}" if feature.names and len(feature.names) <= 12 else ""
-    return f"give what the policy was trained to read, rows first{said}"
+    component_names = f": {', '.join(feature.names)}" if feature.names and len(feature.names) <= 12 else ""
+    return f"give what the policy was trained to read, rows first{component_names}"
 
 
 def _component_name(feature: Feature, at: Sequence[int]) -> str:

@@ -57,11 +57,11 @@ class BidirectionalDecoding(PlannerWrapper):
         check_samples(self.planner, "BidirectionalDecoding")
         if self.weak is None:
             return
-        ours, theirs = (((w := p.window).n_obs_steps, w.horizon, w.action_offset, p.action_dim)
-                        for p in (self.planner, self.weak))
-        if ours != theirs:
-            raise UserError(f"(n_obs_steps, horizon, action_offset, action components) are {ours}, but those of the "
-                            f"weak policy are {theirs}", where="BidirectionalDecoding.weak",
+        strong_sizes, weak_sizes = (((w := p.window).n_obs_steps, w.horizon, w.action_offset, p.action_dim)
+                                    for p in (self.planner, self.weak))
+        if strong_sizes != weak_sizes:
+            raise UserError(f"(n_obs_steps, horizon, action_offset, action components) are {strong_sizes}, but those "
+                            f"of the weak policy are {weak_sizes}", where="BidirectionalDecoding.weak",
                             hint="take an early checkpoint of the same run, or train both with the same window")
 
     @property
@@ -124,5 +124,5 @@ def _nearest_half(plans: Tensor, others: Tensor, kept: Tensor, excluded: Tensor)
     distance = (plans.unsqueeze(2) - others.unsqueeze(1)).norm(dim=-1).mean(-1)
     ranked = distance.masked_fill(~kept.unsqueeze(1) | excluded, torch.inf).sort(-1).values
     half = (kept.sum(1) // 2)[:, None, None]
-    near = torch.arange(ranked.shape[-1], device=ranked.device) < half
-    return torch.where(near, ranked, 0.0).sum(-1) / half[..., 0]
+    is_nearest = torch.arange(ranked.shape[-1], device=ranked.device) < half
+    return torch.where(is_nearest, ranked, 0.0).sum(-1) / half[..., 0]

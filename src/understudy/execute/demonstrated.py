@@ -46,8 +46,8 @@ class DemonstratedActor(Actor):
             fitting = [self._of_task(bytes(row)) for row in obs[SHOWN_TASK].numpy()]
         else:
             fitting = [np.arange(len(self.demonstrations))] * len(key)
-        shown = torch.tensor([int(of[int(u * len(of))]) for of, u in zip(fitting, drawn.tolist(), strict=True)])
-        return {"actor": self.actor.start({**obs, **self._columns(shown)}, key), "shown": shown}
+        numbers = torch.tensor([int(of[int(u * len(of))]) for of, u in zip(fitting, drawn.tolist(), strict=True)])
+        return {"actor": self.actor.start({**obs, **self._columns(numbers)}, key), "shown": numbers}
 
     def act(self, obs, state):
         action, inner = self.actor.act({**obs, **self._columns(state["shown"])}, state["actor"])
@@ -58,12 +58,12 @@ class DemonstratedActor(Actor):
     def _of_task(self, said: bytes) -> np.ndarray:
         """The numbers of the demonstrations of a task."""
         task, tasks = decode_text(np.frombuffer(said, np.uint8)).strip(), self._read[1]
-        if not len(found := np.flatnonzero(tasks == task)):
-            known = ", ".join(map(repr, np.unique(tasks).tolist()[:4]))
-            raise DataError(f"no demonstration shows the task {task!r} of the environment; they show {known}",
+        if not len(matches := np.flatnonzero(tasks == task)):
+            shown_tasks = ", ".join(map(repr, np.unique(tasks).tolist()[:4]))
+            raise DataError(f"no demonstration shows the task {task!r} of the environment; they show {shown_tasks}",
                             where="DemonstratedActor.demonstrations",
                             hint="show one of each task, named with equal words, or a single one for all")
-        return found
+        return matches
 
     def _columns(self, shown: Tensor) -> dict[str, Tensor]:
         frames = self._read[0][shown]

@@ -62,9 +62,9 @@ class ScheduledSpeaker(Speaker):
         return {"step": torch.zeros_like(key)}
 
     def speak(self, obs, state):
-        said = [next((text for first, text in reversed(self.sentences) if step >= first), "")
-                for step in state["step"].tolist()]
-        return said, {"step": state["step"] + 1}
+        sentences = [next((text for first, text in reversed(self.sentences) if step >= first), "")
+                     for step in state["step"].tolist()]
+        return sentences, {"step": state["step"] + 1}
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,11 @@ class InstructedActor(Actor):
 
     def _words(self, obs, state: State, rows: int) -> tuple[Tensor, State]:
         """What is said, (B, max_bytes) uint8, and the speaker's next state."""
-        said, state = self.speaker.speak(obs, state)
+        sentences, state = self.speaker.speak(obs, state)
         name = type(self.speaker).__name__
-        if isinstance(said, str) or len(said) != rows or (odd := [text for text in said if not isinstance(text, str)]):
-            shown = repr(said) if isinstance(said, str) or len(said) != rows else repr(odd[0])
-            raise UserCodeError(f"it said {shown} to {rows} rows", where=f"{name}.speak",
+        is_list = not isinstance(sentences, str) and len(sentences) == rows
+        if not is_list or (non_texts := [text for text in sentences if not isinstance(text, str)]):
+            reply = non_texts[0] if is_list else sentences
+            raise UserCodeError(f"it said {reply!r} to {rows} rows", where=f"{name}.speak",
                                 hint="return a list with one text for each row")
-        return torch.from_numpy(np.stack([self.text.encode(text) for text in said])), state
+        return torch.from_numpy(np.stack([self.text.encode(text) for text in sentences])), state

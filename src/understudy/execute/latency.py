@@ -99,9 +99,9 @@ class LatePlan(Executor):
 
 def continued_action(executor: ChunkedExecutor, run: State) -> tuple[Tensor, State]:
     """Returns the next action of each row's chunk, and the next state. After the end, the last action is repeated."""
-    shown = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - executor.skip)
-    beyond = run["cursor"] - shown  # steps after the end of the chunk; `last_chunk` counts them
-    action, run = executor.next_action({**run, "cursor": shown})
+    cursor = run["cursor"].clamp(max=run["chunk"].shape[1] - 1 - executor.skip)
+    beyond = run["cursor"] - cursor  # steps after the end of the chunk; `last_chunk` counts them
+    action, run = executor.next_action({**run, "cursor": cursor})
     return action, {**run, "cursor": run["cursor"] + beyond}
 
 
@@ -205,10 +205,10 @@ class DroppedObservation(Actor):
         return {"inner": self.actor.start(obs, key), "seen": dict(obs), "key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
-        lost = uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.probability
-        seen = {k: v if k == LAST_REWARD else put(v, lost, state["seen"][k][lost]) for k, v in obs.items()}
-        action, inner = self.actor.act(seen, state["inner"])
-        return action, _pass_record({"seen": seen, "key": state["key"], "count": state["count"] + 1}, inner)
+        is_lost = uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.probability
+        received = {k: v if k == LAST_REWARD else put(v, is_lost, state["seen"][k][is_lost]) for k, v in obs.items()}
+        action, inner = self.actor.act(received, state["inner"])
+        return action, _pass_record({"seen": received, "key": state["key"], "count": state["count"] + 1}, inner)
 
 
 def _pass_record(state: State, inner: State) -> State:

@@ -66,11 +66,12 @@ class PlannerWrapper(Planner):
         Args:
             modules: The modules of the checkpoint by name, "policy" among them. References to stages are resolved.
         """
-        where = type(self).__name__
+        class_name = type(self).__name__
         if getattr(self, self.inner) is not None:
-            raise ConfigError("it changes another planner already", where=f"{where}.{self.inner}",
+            raise ConfigError("it changes another planner already", where=f"{class_name}.{self.inner}",
                               hint="leave this field out in Method.inference")
-        filled = _filled(replace(self, **{self.inner: planner}), modules, where)  # ty: ignore[invalid-argument-type]
+        filled = _filled(replace(self, **{self.inner: planner}), modules,  # ty: ignore[invalid-argument-type]
+                         class_name)
         if filled.missing:
             raise ConfigError("there is no module", where=filled.missing,
                               hint="give the name of a module of the checkpoint, or FromStage(STAGE, MODULE)")
@@ -594,22 +595,22 @@ class InverseDynamicsPlanner(PlannerWrapper):
     module_types = MappingProxyType({"high": Planner})
 
     def check_modules(self):
-        where = "InverseDynamicsPlanner"
+        class_name = "InverseDynamicsPlanner"
         if self.high.window.action_offset != 1:
             raise UserError("the plans of the high-level policy must begin with the next state, but it was trained "
-                            f"with action_offset={self.high.window.action_offset}", where=where,
+                            f"with action_offset={self.high.window.action_offset}", where=class_name,
                             hint="train it with Window(action_offset=1)")
         if (self.low.window.n_obs_steps, self.low.window.horizon) != (1, 1):
             raise UserError(f"the inverse dynamics read {self.low.window.n_obs_steps} steps and plan "
-                            f"{self.low.window.horizon}, but they must read and plan 1", where=where,
+                            f"{self.low.window.horizon}, but they must read and plan 1", where=class_name,
                             hint="train them with Window(n_obs_steps=1, horizon=1)")
         if set(self.low.inputs) != {self.column, self.as_key}:
             raise UserError(f"the inverse dynamics read {', '.join(self.low.inputs)}, but they must read "
-                            f"{self.column} and {self.as_key}", where=where,
+                            f"{self.column} and {self.as_key}", where=class_name,
                             hint=f"train them with inputs=({self.column!r}, {self.as_key!r})")
         if self.high.action_dim != (size := self.low.features[self.column].size):
             raise UserError(f"the high-level policy plans {self.high.action_dim} numbers, but {self.column!r} has "
-                            f"{size}", where=where, hint=f"train it with target={self.column!r}")
+                            f"{size}", where=class_name, hint=f"train it with target={self.column!r}")
 
     @property
     def planner(self):
@@ -678,18 +679,18 @@ class MaskedGoalPlanner(PlannerWrapper):
     time_left: str = "observation.time_left"
 
     def check_modules(self):
-        where, window = "MaskedGoalPlanner", self.planner.window
+        class_name, window = "MaskedGoalPlanner", self.planner.window
         if not (window.n_obs_steps == window.horizon == window.obs_offset + 1 > 1 and window.action_offset == 0):
             raise UserError(f"the policy must observe the rows that it predicts, at least two, but its window is "
-                            f"{window}", where=where,
+                            f"{window}", where=class_name,
                             hint="train it with Window(n_obs_steps=K, horizon=K, obs_offset=K - 1)")
         if set(self.planner.inputs) != {self.column, self.action}:
             raise UserError(f"the policy reads {', '.join(self.planner.inputs)}, but it must read {self.column} and "
-                            f"{self.action}", where=where,
+                            f"{self.action}", where=class_name,
                             hint=f"train it with inputs=({self.column!r}, {self.action!r})")
         if self.planner.action_dim < self.action_dim:
             raise UserError(f"the policy predicts {self.planner.action_dim} numbers, but {self.action!r} has "
-                            f"{self.action_dim}", where=where,
+                            f"{self.action_dim}", where=class_name,
                             hint="train it with a target that starts with the action, as ConcatColumns("
                                  f"({self.action!r}, {self.column!r}), offset=0) makes it")
 
@@ -730,9 +731,9 @@ class MaskedGoalPlanner(PlannerWrapper):
                             now.unsqueeze(1))
         feature = self.planner.features[self.action]
         action = torch.zeros(*is_goal.shape, *feature.shape, dtype=feature.torch_dtype, device=now.device)
-        given = {self.column: state, f"{self.column}?": is_goal | (step == 0),
-                 self.action: action, f"{self.action}?": torch.zeros_like(is_goal)}
-        return self.planner.plan(given, noise)[..., :self.action_dim]
+        masked_obs = {self.column: state, f"{self.column}?": is_goal | (step == 0),
+                      self.action: action, f"{self.action}?": torch.zeros_like(is_goal)}
+        return self.planner.plan(masked_obs, noise)[..., :self.action_dim]
 
     def context(self, obs):
         raise Unsupported("the context is that of a trajectory, so that there is none for actions alone",

@@ -53,5 +53,5 @@ class PrefixChunking(ChunkedExecutor):
 
     def guides(self, last):
         old, exists = last.aligned()
-        given = exists & (torch.arange(old.shape[1], device=old.device) < self.skip + self.delay)
-        return Clamp(old, given.unsqueeze(-1)), last
+        is_given = exists & (torch.arange(old.shape[1], device=old.device) < self.skip + self.delay)
+        return Clamp(old, is_given.unsqueeze(-1)), last

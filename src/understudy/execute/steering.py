@@ -71,7 +71,8 @@ class _OtherPolicies(NetworkGuidance):
     def guided_net(self, net, without, encode):
         def wrapped(x, t, context):
             others = zip(self.weights[1:], self.nets, self.contexts, strict=True)
-            return self.weights[0] * net(x, t, context) + sum(w * other(x, t, seen) for w, other, seen in others)
+            weighted = [weight * other(x, t, own_context) for weight, other, own_context in others]
+            return self.weights[0] * net(x, t, context) + sum(weighted)
         return wrapped
 
 
@@ -98,32 +99,33 @@ class ComposedPolicies(PlannerWrapper):
     module_types = MappingProxyType({"others": Policy})
 
     def __post_init__(self):
-        where, n_policies = "ComposedPolicies", 1 + len(self.others)
+        class_name, n_policies = "ComposedPolicies", 1 + len(self.others)
         if len(self.weights) != n_policies:
-            raise UserError(f"there are {n_policies} policies but {len(self.weights)} weights", where=where,
+            raise UserError(f"there are {n_policies} policies but {len(self.weights)} weights", where=class_name,
                             hint="give one weight for each policy, that of the first one first")
         if not math.isclose(total := sum(self.weights), 1, abs_tol=1e-3):  # NaN is not close
             average = tuple(round(w / total, 3) for w in self.weights) if math.isfinite(total) and total else ()
             raise ConfigError(f"the weights are {self.weights} and sum to {total:g}, but an average needs a sum of 1",
-                              where=f"{where}.weights",
+                              where=f"{class_name}.weights",
                               hint=f"use {average}" if average else "give (0.5, 0.5) for two policies")
         super().__post_init__()
 
     def check_modules(self):
-        mine, where = self.planner, "ComposedPolicies"
-        if not isinstance(mine, Policy):
-            raise UserError(f"the first policy is a {type(mine).__name__}", where=where,
+        first_policy, class_name = self.planner, "ComposedPolicies"
+        if not isinstance(first_policy, Policy):
+            raise UserError(f"the first policy is a {type(first_policy).__name__}", where=class_name,
                             hint="compose policies first, then wrap the composition")
-        _ = mine.head  # raises Unsupported for a head that answers in one step
+        _ = first_policy.head  # raises Unsupported for a head that answers in one step
         for number, other in enumerate(self.others, 1):
-            for name, a, b in (("head", mine.config.head, other.config.head), ("window", mine.window, other.window),
-                               ("action_dim", mine.action_dim, other.action_dim)):
+            for name, a, b in (("head", first_policy.config.head, other.config.head),
+                               ("window", first_policy.window, other.window),
+                               ("action_dim", first_policy.action_dim, other.action_dim)):
                 if a != b:
-                    raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=where,
+                    raise UserError(f"policy {number} has another {name}, {b}, than the first, {a}", where=class_name,
                                     hint="train both with the same head and window")
-            if (difference := mine.codec.target_difference(other.codec)) is not None:
+            if (difference := first_policy.codec.target_difference(other.codec)) is not None:
                 raise UserError(f"a code of policy {number} is another action than one of the first policy: "
-                                f"{difference}", where=where,
+                                f"{difference}", where=class_name,
                                 hint="continue one policy from the other (understudy train --from), or train both on "
                                      "data with the same range of actions")
 
@@ -133,14 +135,11 @@ class ComposedPolicies(PlannerWrapper):
 
     @property
     def features(self):
-        found = {}
-        for policy in reversed((self.planner, *self.others)):
-            found |= policy.features
-        return found
+        return {name: f for p in reversed((self.planner, *self.others)) for name, f in p.features.items()}
 
     def plan(self, obs, noise, guides=()):
-        seen = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
-        together = _OtherPolicies(tuple(p.net for p in self.others), seen, self.weights)
+        contexts = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
+        together = _OtherPolicies(tuple(p.net for p in self.others), contexts, self.weights)
         return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, together))
 
 
@@ -280,14 +279,14 @@ def _check_guidable(planner: Planner) -> None:
 def _as_points(points: Iterable[Iterable[float]], where: str) -> Points:
     """The points as tuples of numbers."""
     try:
-        found = tuple(tuple(float(x) for x in point) for point in points)
+        coordinates = tuple(tuple(float(x) for x in point) for point in points)
     except (TypeError, ValueError):
         raise ConfigError(f"every point is a list of numbers, but the points are {points!r}", where=where,
                           hint="such as ((0.6, 0.45),) for one point in the plane") from None
-    if not all(math.isfinite(x) for point in found for x in point):
+    if not all(math.isfinite(x) for point in coordinates for x in point):
         raise ConfigError(f"every number must be finite, but the points are {points}", where=where,
                           hint="give the points in the units of the observed position")
-    return found
+    return coordinates
 
 
 @part

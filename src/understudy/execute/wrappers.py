@@ -125,37 +125,37 @@ class WrappedActor(Actor):
 
     def start(self, obs, key):
         wrapped = self.wrapper.start(obs, key)
-        shown, _ = self.wrapper.transform_obs(obs, wrapped)
+        inner_obs, _ = self.wrapper.transform_obs(obs, wrapped)
         if LAST_REWARD in obs:
-            shown = {**shown, LAST_REWARD: torch.zeros(len(key))}
-        inner = self.actor.start(shown, key)
+            inner_obs = {**inner_obs, LAST_REWARD: torch.zeros(len(key))}
+        inner = self.actor.start(inner_obs, key)
         state = {"inner": inner, "wrapper": wrapped, "reward": torch.zeros(len(key)),
                  "steps": torch.full_like(key, self.wrapper.period)}
         if self.wrapper.period > 1:  # the state is a value, so this call has no effect on it
-            action, after = self.actor.act(shown, inner)
+            action, after = self.actor.act(inner_obs, inner)
             state["held"] = {"action": torch.zeros_like(action), "record": after.get("record", {})}
         return state
 
     def act(self, obs, state):
-        shown, wrapped = self.wrapper.transform_obs(obs, state["wrapper"])
+        inner_obs, wrapped = self.wrapper.transform_obs(obs, state["wrapper"])
         reward = state["reward"]
         if LAST_REWARD in obs:
             reward = reward + obs[LAST_REWARD]
-            shown = {**shown, LAST_REWARD: reward}
+            inner_obs = {**inner_obs, LAST_REWARD: reward}
         due = (state["steps"] >= self.wrapper.period) | self.wrapper.is_terminated(wrapped)
         inner, rows = state["inner"], due.nonzero().flatten()
         if len(rows) == len(due):
-            held, inner = self._choose(shown, inner)
+            choice, inner = self._choose(inner_obs, inner)
         else:
-            held = state["held"]
+            choice = state["held"]
             if len(rows):
-                new, after = self._choose(take(shown, rows), take(inner, rows))
-                held, inner = put(held, rows, new), put(inner, rows, after)
-        action, wrapped = self.wrapper.transform_action(obs, held["action"], wrapped)
+                new, after = self._choose(take(inner_obs, rows), take(inner, rows))
+                choice, inner = put(choice, rows, new), put(inner, rows, after)
+        action, wrapped = self.wrapper.transform_action(obs, choice["action"], wrapped)
         state = {"inner": inner, "wrapper": wrapped, "reward": torch.where(due, 0.0, reward),
                  "steps": torch.where(due, 0, state["steps"]) + 1,
-                 **({"held": held} if self.wrapper.period > 1 else {})}
-        return action, {**state, "record": held["record"]} if held["record"] else state
+                 **({"held": choice} if self.wrapper.period > 1 else {})}
+        return action, {**state, "record": choice["record"]} if choice["record"] else state
 
     def _choose(self, obs, inner) -> tuple[State, State]:
         """The actor's action and record, and its next state."""
@@ -368,9 +368,10 @@ class SkillWrapper(ActionWrapper):
         skill = np.asarray(episode.steps[self.column][: len(episode)])[:: self.period]
         if self.phrases:
             codes = {self._encode(text).tobytes(): i for i, text in enumerate(self.phrases)}
-            if odd := [row for row in skill if row.tobytes() not in codes]:
-                raise UserError(f"the skill {bytes(odd[0]).rstrip(bytes(1)).decode()!r} is not one of the phrases "
-                                f"{', '.join(self.phrases)}", where="SkillWrapper.phrases", hint="add it to them")
+            if unknown_rows := [row for row in skill if row.tobytes() not in codes]:
+                raise UserError(f"the skill {bytes(unknown_rows[0]).rstrip(bytes(1)).decode()!r} is not one of the "
+                                f"phrases {', '.join(self.phrases)}", where="SkillWrapper.phrases",
+                                hint="add it to them")
             skill = np.array([[codes[row.tobytes()]] for row in skill], np.int64)
         elif self.quantizer is not None:
             skill = self.quantizer.to_levels(torch.from_numpy(skill.copy())).numpy()

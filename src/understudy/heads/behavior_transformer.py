@@ -48,8 +48,8 @@ class BeT(TemperatureHead):
     def fit(self, net, pairs):
         from scipy.cluster.vq import kmeans2
 
-        found = [(action, mask) for _, action, mask in pairs()]
-        action, mask = (torch.cat(column) for column in zip(*found, strict=True))
+        batches = [(action, mask) for _, action, mask in pairs()]
+        action, mask = (torch.cat(column) for column in zip(*batches, strict=True))
         whole = action[mask.all(1)] if self.joint and bool(mask.all(1).any()) else action
         points = (whole if self.joint else action[mask].unsqueeze(1)).flatten(1).double().cpu().numpy()
         k = min(self.n_clusters, len(np.unique(points, axis=0)))
@@ -60,10 +60,12 @@ class BeT(TemperatureHead):
     def loss(self, net, context, action, mask, rng):
         """Focal loss of the cluster and weighted squared error of the offset, (B, H)."""
         logits, offset = self._predict(net, context, action)
-        known = mask.unsqueeze(-1).to(action.dtype)
-        gap = (action * known).unsqueeze(2) - net.centers.transpose(0, 1) * known.unsqueeze(2)  # (B, H, K, A)
-        far = gap.square().sum(-1)
-        nearest = (far.sum(1, keepdim=True).expand(far.shape) if self.joint else far).argmin(-1, keepdim=True)
+        step_mask = mask.unsqueeze(-1).to(action.dtype)
+        gap = (action * step_mask).unsqueeze(2) - net.centers.transpose(0, 1) * step_mask.unsqueeze(2)  # (B, H, K, A)
+        squared_distances = gap.square().sum(-1)
+        if self.joint:
+            squared_distances = squared_distances.sum(1, keepdim=True).expand(squared_distances.shape)
+        nearest = squared_distances.argmin(-1, keepdim=True)
         log_p = logits.log_softmax(-1).gather(-1, nearest).squeeze(-1)
         focal = -(1 - log_p.exp()) ** self.gamma * log_p
         index = nearest.unsqueeze(-1).expand(*nearest.shape, gap.shape[-1])

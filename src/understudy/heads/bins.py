@@ -46,10 +46,10 @@ class Bins(LikelihoodHead, TemperatureHead):
         return _BinNet(trunk.build(0, outputs, 0, spec), coded_dim, self)
 
     def fit(self, net, pairs):
-        found = np.concatenate([action[mask].double().cpu().numpy() for _, action, mask in pairs()])
+        actions = np.concatenate([action[mask].double().cpu().numpy() for _, action, mask in pairs()])
         share = np.linspace(0, 1, self.n_bins + 1)
-        low, high = found.min(0), found.max(0)
-        edges = low + share[:, None] * (high - low) if self.edges == "uniform" else np.quantile(found, share, axis=0)
+        low, high = actions.min(0), actions.max(0)
+        edges = low + share[:, None] * (high - low) if self.edges == "uniform" else np.quantile(actions, share, axis=0)
         # A component that hardly varies keeps bins of positive width, in which its density is finite.
         least = np.maximum(1e-3, 1e-6 * (high - low)) / self.n_bins
         widths = np.maximum(np.diff(edges, axis=0), least)

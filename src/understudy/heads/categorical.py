@@ -50,12 +50,12 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return self._step_log_prob(net, context, action).sum(1)
 
     def sample(self, net, context, noise):
-        found, gumbel = self._logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
+        outputs, gumbel = self._logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
         if net.layers is None:
-            return map_components(_most_likely, found + gumbel, net.num_classes).to(noise.dtype)
+            return map_components(_most_likely, outputs + gumbel, net.num_classes).to(noise.dtype)
         chosen = noise[..., :0]
         for layer, drawn in zip(net.layers, gumbel.split(net.num_classes, -1), strict=True):
-            score = layer(torch.cat([found, chosen], -1)) + drawn
+            score = layer(torch.cat([outputs, chosen], -1)) + drawn
             chosen = torch.cat([chosen, _most_likely(score).to(noise.dtype)], -1)
         return chosen
 
@@ -63,12 +63,12 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return net.trunk(like, like, context)
 
     def _step_log_prob(self, net, context, action):
-        found = self._logits(net, context, action[..., :0])
+        outputs = self._logits(net, context, action[..., :0])
         if net.layers is not None:
             before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
-            found = torch.cat([layer(torch.cat([found, action[..., :n]], -1))
-                               for layer, n in zip(net.layers, before, strict=True)], -1)
-        return (map_components(_log_softmax, found, net.num_classes) * action).sum(-1)
+            outputs = torch.cat([layer(torch.cat([outputs, action[..., :n]], -1))
+                                 for layer, n in zip(net.layers, before, strict=True)], -1)
+        return (map_components(_log_softmax, outputs, net.num_classes) * action).sum(-1)
 
 
 def _log_softmax(logits):

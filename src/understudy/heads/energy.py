@@ -83,8 +83,9 @@ class EnergyModel(Head):
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of the demonstrated chunk among the candidates, spread evenly over its steps, (B, H)."""
-        known = mask[:, None, :, None]  # padded steps are equal in all candidates
-        candidates = torch.cat([action.unsqueeze(1), self._negatives(net, context, action, known, rng)], 1) * known
+        step_mask = mask[:, None, :, None]  # padded steps are equal in all candidates
+        negatives = self._negatives(net, context, action, step_mask, rng)
+        candidates = torch.cat([action.unsqueeze(1), negatives], 1) * step_mask
         context = context.repeat(self.n_negatives + 1)
         if self.gradient_margin is None:
             chunk = _cross_entropy(self._chunk_energy(net, context, candidates, mask))
@@ -202,8 +203,8 @@ class AutoregressiveEnergy(Head):
         uniform = torch.rand(len(action), self.n_negatives, *action.shape[1:], generator=rng, device=action.device)
         negatives = net.low + uniform.to(action.dtype) * (net.high - net.low)
         candidates = torch.cat([action.unsqueeze(1), negatives], 1).flatten(2)  # (B, 1 + n, H * A)
-        features, known = net.features(action, context), candidates[:, 0]
-        energy = [net.energy(features, known[:, :i], candidates[..., i]) for i in range(known.shape[1])]
+        features, demonstrated = net.features(action, context), candidates[:, 0]
+        energy = [net.energy(features, demonstrated[:, :i], candidates[..., i]) for i in range(demonstrated.shape[1])]
         return _cross_entropy(torch.stack(energy, -1)).unflatten(1, action.shape[1:]).sum(-1)
 
     def sample(self, net, context, noise):
@@ -242,14 +243,14 @@ class _ComponentEnergies(torch.nn.Module):
     def energy(self, features, chosen, values):
         """Energies of values (B, N) of the component that follows the chosen ones (B, i), (B, N)."""
         i = chosen.shape[1]
-        seen = torch.cat([features[:, i // self.shape[1]], chosen], 1).unsqueeze(1).expand(-1, values.shape[1], -1)
-        return self.layers[i](torch.cat([seen, values.unsqueeze(-1)], -1)).squeeze(-1)
+        inputs = torch.cat([features[:, i // self.shape[1]], chosen], 1).unsqueeze(1).expand(-1, values.shape[1], -1)
+        return self.layers[i](torch.cat([inputs, values.unsqueeze(-1)], -1)).squeeze(-1)
 
 
 def _fit_range(net, pairs, margin: float) -> None:
     """Stores the range of the data, widened by a fraction of it on both sides."""
-    found = [action[mask] for _, action, mask in pairs()]
-    low, high = (torch.stack([f(part, 0).values for part in found]) for f in (torch.min, torch.max))
+    actions = [action[mask] for _, action, mask in pairs()]
+    low, high = (torch.stack([f(part, 0).values for part in actions]) for f in (torch.min, torch.max))
     low, high = low.amin(0), high.amax(0)
     spare = margin * (high - low).clamp(min=1e-3)
     net.low.copy_(low - spare)
@@ -260,8 +261,8 @@ def _resample(x, log_weight):
     """Systematic resampling: candidate i of (B, N, ...) is kept about N times its weight, without a random number."""
     n = x.shape[1]
     total = log_weight.softmax(1).cumsum(1)
-    wanted = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
-    kept = (total[:, None, :-1] < wanted[:, None]).sum(-1)  # (B, N)
+    quantiles = (torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n
+    kept = (total[:, None, :-1] < quantiles[:, None]).sum(-1)  # (B, N)
     return x.gather(1, kept.reshape(*kept.shape, *[1] * (x.ndim - 2)).expand(x.shape))
 
 

@@ -98,8 +98,8 @@ class FAST(TemperatureHead):
         logits = net.trunk(x, x[..., :0], context)
         pairs = net.tokenizer.pairs
         lengths = pairs.token_lengths(tokens)
-        left = pairs.expansions.shape[1] - (lengths.cumsum(1) - lengths)  # symbols that are missing before each token
-        fits = (pairs.lengths > 0) & (pairs.lengths <= left.unsqueeze(-1))
+        n_missing = pairs.expansions.shape[1] - (lengths.cumsum(1) - lengths)  # symbols, at each token
+        fits = (pairs.lengths > 0) & (pairs.lengths <= n_missing.unsqueeze(-1))
         return torch.where(fits, logits, FORBIDDEN)
 
 
@@ -130,15 +130,15 @@ class ChunkTokenizer(nn.Module):
 
     def fit(self, chunks: Tensor) -> None:
         """Learns the range of the coefficients and the vocabulary from chunks without padding, (N, H, A)."""
-        found = self.coefficients(chunks)
-        low, high = int(found.min()), int(found.max())
+        coefficients = self.coefficients(chunks)
+        low, high = int(coefficients.min()), int(coefficients.max())
         vocab_size = len(self.pairs.lengths)
         if high - low >= vocab_size:
             raise UserError(f"the coefficients of the chunks go from {low} to {high}, which are more values than the "
                             f"{vocab_size} tokens of the vocabulary", where="FAST",
                             hint="use a smaller scale, a larger vocab_size, or Normalizer(target=\"quantile\")")
         self.limits.copy_(torch.tensor([low, high]))
-        self.pairs.fit(found - low, high - low + 1)
+        self.pairs.fit(coefficients - low, high - low + 1)
 
     def coefficients(self, chunk: Tensor) -> Tensor:
         """Rounded coefficients of chunks (B, H, A), low frequencies first, (B, H * A), int64."""
@@ -152,8 +152,8 @@ class ChunkTokenizer(nn.Module):
     def decode(self, tokens: Tensor) -> Tensor:
         """Chunks (B, H, A) of tokens (B, L). Coefficients that no token stands for are 0."""
         symbols = self.pairs.decode(tokens)
-        found = torch.where(symbols == PAD, 0, symbols + self.limits[0]).to(self.transform.dtype)
-        return self.transform.T @ (found.unflatten(1, self.shape) / self.scale)
+        coefficients = torch.where(symbols == PAD, 0, symbols + self.limits[0]).to(self.transform.dtype)
+        return self.transform.T @ (coefficients.unflatten(1, self.shape) / self.scale)
 
 
 def cosine_transform(n: int) -> Tensor:

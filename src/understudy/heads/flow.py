@@ -92,14 +92,14 @@ class Flow(DenoisingHead):
         Times are random. The loss is 0 at steps that are given.
         """
         t = self._time_quantile(sample_times(self.times, action, rng)).unsqueeze(-1)
-        given = None
+        is_given = None
         if isinstance(self.times, PrefixTimes):
-            given = self.times.draw_given(action, rng)
-            t = torch.where(given.unsqueeze(-1), 1.0, t)
+            is_given = self.times.draw_given(action, rng)
+            t = torch.where(is_given.unsqueeze(-1), 1.0, t)
         prediction = net(self.interpolate(action, noise, t), t, context)
         target = action if self.prediction == "sample" else self.path.velocity(action, noise, t)
         error = (prediction - target).square().mean(-1)
-        return error if given is None else error.masked_fill(given, 0.0)
+        return error if is_given is None else error.masked_fill(is_given, 0.0)
 
     def sample(self, net, context, noise, cost=None):
         return integrate(self.solver, self._velocity(net, cost), net, context, noise, self.n_steps)

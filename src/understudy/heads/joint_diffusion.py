@@ -62,14 +62,15 @@ class JointDiffusion(Head):
 
     def loss(self, net, context, action, mask, rng):
         """Mean squared velocity error of the action, where it is known, plus that of the observation, (B, H)."""
-        clean, known = action[..., :-1], action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
+        clean, has_action = action[..., :-1], action[..., -1:] >= 0  # coded: 0 is the middle between unknown and known
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         t = torch.rand(action.shape[0], 1, 2, generator=rng, device=action.device).to(action.dtype)
-        t = torch.cat([torch.where(known.all(1, True), t[..., :1], 0.0), t[..., 1:]], -1).expand(*action.shape[:2], 2)
+        t_action = torch.where(has_action.all(1, True), t[..., :1], 0.0)
+        t = torch.cat([t_action, t[..., 1:]], -1).expand(*action.shape[:2], 2)
         prediction = net(self.path.interpolate(clean, noise, self._per_component(t, clean)), t, context)
         error = (prediction - self.path.velocity(clean, noise, t)).square()
         of_action, of_observation = error[..., :self.action_size], error[..., self.action_size:]
-        return of_action.mean(-1) * known.squeeze(-1) + of_observation.mean(-1)
+        return of_action.mean(-1) * has_action.squeeze(-1) + of_observation.mean(-1)
 
     def sample(self, net, context, noise):
         """Samples the parts that `mode` says, (B, H, A).

@@ -59,8 +59,8 @@ class Neighbors(MemoryHead):
         sharpness = self.sharpness if self.weights == "softmax" else 0.0
         # Chunks cut off by the end of their episode count only for the steps that they have. A step that no neighbor
         # has is coded 0, the middle of the range.
-        known = net.known[rows]  # (B, k, H)
-        weight = (-sharpness * distance.unsqueeze(-1) - 1e9 * (1 - known)).softmax(1) * known
+        has_step = net.known[rows]  # (B, k, H)
+        weight = (-sharpness * distance.unsqueeze(-1) - 1e9 * (1 - has_step)).softmax(1) * has_step
         values = net.values[rows]  # (B, k, H, A)
         mean = (weight.unsqueeze(-1) * values).sum(1)
         if self.local_model == "mean":
@@ -82,13 +82,13 @@ class Neighbors(MemoryHead):
         for start in range(0, keys.shape[0], self.block_size):
             block = keys[start:start + self.block_size]
             # Squared distance without the square of the query, which is equal for all keys.
-            far = block.square().sum(1) - 2 * query @ block.T
-            far, at = far.topk(min(self.n_neighbors, block.shape[0]), largest=False)
+            distances = block.square().sum(1) - 2 * query @ block.T
+            distances, indices = distances.topk(min(self.n_neighbors, block.shape[0]), largest=False)
             if best is not None and rows is not None:
-                far, at = torch.cat([best, far], 1), torch.cat([rows, at + start], 1)
-                far, order = far.topk(min(self.n_neighbors, far.shape[1]), largest=False)
-                at = at.gather(1, order)
-            best, rows = far, at
+                distances, indices = torch.cat([best, distances], 1), torch.cat([rows, indices + start], 1)
+                distances, order = distances.topk(min(self.n_neighbors, distances.shape[1]), largest=False)
+                indices = indices.gather(1, order)
+            best, rows = distances, indices
         return rows
 
     def _local_slope(self, query, neighbors, values, mean, weight):

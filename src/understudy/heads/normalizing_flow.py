@@ -66,7 +66,7 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
         """Shift and logarithm of the scale, (B, H, A) each. Both are 0 where the layer keeps x."""
         step, component = (torch.arange(n, device=x.device) for n in x.shape[1:])
         kept = (step.unsqueeze(1) + component + number) % 2 == 0
-        seen = torch.cat([torch.where(kept & present, x, 0.0), present.to(x.dtype)], -1)
-        shift, raw = layer(seen, x[..., :0], context).chunk(2, -1)
+        inputs = torch.cat([torch.where(kept & present, x, 0.0), present.to(x.dtype)], -1)
+        shift, raw = layer(inputs, x[..., :0], context).chunk(2, -1)
         largest = -math.log(self.min_std) / ((self.n_layers + 1) // 2)  # a component is scaled in every other layer
         return torch.where(kept, 0.0, shift), torch.where(kept, 0.0, largest * torch.tanh(raw / largest))

@@ -94,10 +94,10 @@ class Transport(Head):
         scene = net.scene(context)
         pick, place = net.pixel(action[:, :2]), net.pixel(action[:, 2:4])
         angle = (action[:, 4] / 2 * self.n_angles).round().long() % self.n_angles
-        lost = F.cross_entropy(net.pick_logits(scene), pick, reduction="none")
-        lost = lost + F.cross_entropy(net.place_logits(scene, pick).flatten(1), angle * net.side**2 + place,
-                                      reduction="none")
-        return lost.unsqueeze(1)
+        losses = F.cross_entropy(net.pick_logits(scene), pick, reduction="none")
+        losses = losses + F.cross_entropy(net.place_logits(scene, pick).flatten(1), angle * net.side**2 + place,
+                                          reduction="none")
+        return losses.unsqueeze(1)
 
     def sample(self, net, context, noise):
         net = cast(TransportNet, net)

@@ -210,10 +210,10 @@ def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
     It raises UserError if `spec` lacks the observation step of a token, or if action step 0 happens before the
     observation step of the first token, so that the first actions would depend on no token.
     """
-    where = type(trunk).__name__
+    trunk_name = type(trunk).__name__
     if len(spec.token_obs_steps) != spec.tokens:
         raise UserError(f"The spec has {spec.tokens} tokens and the observation steps of {len(spec.token_obs_steps)}.",
-                        where=where, hint="Give HeadSpec.token_obs_steps one observation step per token, as the "
+                        where=trunk_name, hint="Give HeadSpec.token_obs_steps one observation step per token, as the "
                                           "encoder's token_obs_steps does.")
     first = min(spec.token_obs_steps, default=0)
     if spec.action_start < first:
@@ -223,7 +223,8 @@ def check_alignment(trunk: Trunk, spec: HeadSpec) -> None:
                 "Window.action_offset together. If the method has an option for it, such as --method.n-obs-steps 4, "
                 "this changes the window and the executor together.")
         raise UserError(f"Action step 0 happens at observation step {spec.action_start}, and the first token depends "
-                        f"on observation step {first}. The first actions would see nothing.", where=where, hint=hint)
+                        f"on observation step {first}. The first actions would see nothing.", where=trunk_name,
+                        hint=hint)
 
 
 _capture: ContextVar[tuple[Collection[str], dict[str, Tensor]] | None] = ContextVar("activations to capture",

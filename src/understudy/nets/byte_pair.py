@@ -56,16 +56,16 @@ class BytePairEncoding(nn.Module):
             best = int(counts.argmax())  # the first of equals
             if counts[best] < 2:
                 break
-            left, right = divmod(best, vocab_size)
-            joined = tokens[left] + tokens[right]
+            left_token, right_token = divmod(best, vocab_size)
+            joined = tokens[left_token] + tokens[right_token]
             if joined not in numbers:  # "ab" + "c" and "a" + "bc" are one token
                 numbers[joined] = len(tokens)
                 tokens.append(joined)
-            merges.pop((left, right), None)  # a pair that occurs again later moves to the end
-            merges[left, right] = numbers[joined]
-            rows = _is_pair(words, left, right).any(1).nonzero().flatten()
+            merges.pop((left_token, right_token), None)  # a pair that occurs again later moves to the end
+            merges[left_token, right_token] = numbers[joined]
+            rows = _is_pair(words, left_token, right_token).any(1).nonzero().flatten()
             _count_pairs(counts, words[rows], -repeats[rows])
-            words[rows] = _join_all(words[rows], left, right, numbers[joined])
+            words[rows] = _join_all(words[rows], left_token, right_token, numbers[joined])
             _count_pairs(counts, words[rows], repeats[rows])
         device = self.lengths.device
         self.merges = torch.tensor([[*pair, token] for pair, token in merges.items()], device=device).reshape(-1, 3)
@@ -81,13 +81,13 @@ class BytePairEncoding(nn.Module):
         if not n_merges or length < 2:
             return rows
         vocab_size, position = len(self.lengths), torch.arange(length - 1, device=rows.device)
-        known, rank = (self.merges[:, 0] * vocab_size + self.merges[:, 1]).sort()
+        sorted_pairs, rank = (self.merges[:, 0] * vocab_size + self.merges[:, 1]).sort()
         for _ in range(length - 1):
-            left, right = rows[:, :-1], rows[:, 1:]
-            pair = torch.where(right == PAD, PAD, left * vocab_size + right)
-            at = torch.searchsorted(known, pair).clamp(max=n_merges - 1)
+            left_tokens, right_tokens = rows[:, :-1], rows[:, 1:]
+            pair = torch.where(right_tokens == PAD, PAD, left_tokens * vocab_size + right_tokens)
+            index = torch.searchsorted(sorted_pairs, pair).clamp(max=n_merges - 1)
             # The pair that was learned first, and of its places the first.
-            order = torch.where(known[at] == pair, rank[at], n_merges) * length + position
+            order = torch.where(sorted_pairs[index] == pair, rank[index], n_merges) * length + position
             first = order.amin(1)
             joins = first < n_merges * length
             if not joins.any():
@@ -129,9 +129,9 @@ def _count_pairs(counts: Tensor, rows: Tensor, repeats: Tensor) -> None:
 
 def _join_all(rows: Tensor, left: int, right: int, token: int) -> Tensor:
     """Joins all occurrences of a pair, from left to right."""
-    while (found := _is_pair(rows, left, right)).any():
-        joined = _join(rows, found.int().argmax(1), torch.full_like(rows[:, 0], token))
-        rows = torch.where(found.any(1, keepdim=True), joined, rows)
+    while (is_match := _is_pair(rows, left, right)).any():
+        joined = _join(rows, is_match.int().argmax(1), torch.full_like(rows[:, 0], token))
+        rows = torch.where(is_match.any(1, keepdim=True), joined, rows)
     return rows
 
 

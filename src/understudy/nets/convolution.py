@@ -103,9 +103,9 @@ class Up(nn.ConvTranspose1d):
     def forward(self, x: Tensor) -> Tensor:  # ty: ignore[incompatible-method-override]  (its output has one size)
         layout = choose_layout(self.layout, *self.weight.shape[:2], x.device.type, product_dtype(x))
         if layout == "gemm":
-            to_before, even, odd, to_after = linear(x, _flat_weight(self.weight).t()).chunk(4, -1)
+            to_before, to_even, to_odd, to_after = linear(x, _flat_weight(self.weight).t()).chunk(4, -1)
             assert self.bias is not None
-            y = torch.stack([even + F.pad(to_after, (0, 0, 1, -1)), odd + F.pad(to_before, (0, 0, -1, 1))], 2)
+            y = torch.stack([to_even + F.pad(to_after, (0, 0, 1, -1)), to_odd + F.pad(to_before, (0, 0, -1, 1))], 2)
             return y.flatten(1, 2) + self.bias
         x = x.transpose(1, 2)
         if layout == "conv":

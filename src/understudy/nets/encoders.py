@@ -169,8 +169,8 @@ class _ClassTokens(nn.Module):
 
     def forward(self, x, rng):
         x = x.unsqueeze(-1).flatten(1).long()
-        known = (x >= 0) & (x < self.size)
-        return self.embedding(torch.where(known, x + self.first, self.unknown_class)).sum(1, keepdim=True)
+        in_schema = (x >= 0) & (x < self.size)
+        return self.embedding(torch.where(in_schema, x + self.first, self.unknown_class)).sum(1, keepdim=True)
 
 
 class _TextTokens(nn.Module):

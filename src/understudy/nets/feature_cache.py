@@ -46,12 +46,12 @@ def _features(data: Dataset, name: str, net: ImageFeatures) -> np.ndarray:
 def _images_digest(data: Dataset, name: str) -> str:
     if data.source.key:  # the digest of the files
         return cache.json_digest(data.source.key, [int(i) for i in data.indices], name)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for number in range(len(data)):
         column = np.ascontiguousarray(data[number].steps[name])
-        found.update(str(column.shape).encode())
-        found.update(column.data)
-    return found.hexdigest()
+        digest.update(str(column.shape).encode())
+        digest.update(column.data)
+    return digest.hexdigest()
 
 
 class _FeatureSource(ColumnSource):
@@ -77,8 +77,8 @@ class _FeatureSource(ColumnSource):
         numbers = np.asarray(indices, np.int64)
         if name in self._arrays:
             return self._arrays[name], self._starts[name][numbers], self.rows(name)[numbers]
-        found = self._data.column(name)
-        return None if found is None else (found[0], found[1][numbers], found[2][numbers])
+        column = self._data.column(name)
+        return None if column is None else (column[0], column[1][numbers], column[2][numbers])
 
     def episode_metadata(self, episode):
         return self._data[episode].metadata

@@ -48,9 +48,10 @@ class _GridEncoderNet(EncoderNet):
         shapes = {features[name].shape for name in self.names}
         if len(shapes) != 1 or len(shape := shapes.pop()) != 2 or any(
                 features[name].kind != "discrete" for name in self.names):
-            found = ", ".join(f"{k} {features[k].kind} {features[k].shape}" for k in self.names) or "none"
-            raise UserError(f"GridEncoder reads classes of cells, columns of one shape (W, H), and these are {found}.",
-                            where="GridEncoder", hint="Name the columns that it shall read in PolicyConfig.inputs.")
+            column_kinds = ", ".join(f"{k} {features[k].kind} {features[k].shape}" for k in self.names) or "none"
+            raise UserError(f"GridEncoder reads classes of cells, columns of one shape (W, H), and these are "
+                            f"{column_kinds}.", where="GridEncoder",
+                            hint="Name the columns that it shall read in PolicyConfig.inputs.")
         self.shape, self.n_obs_steps = shape, n_obs_steps
         self.num_classes = tuple(max(num_classes_of(features[name], name)) for name in self.names)
         sizes = (sum(self.num_classes), *config.channels)
@@ -60,22 +61,23 @@ class _GridEncoderNet(EncoderNet):
         self.token_obs_steps = tuple(step for step in range(n_obs_steps) for _ in range(self.tokens // n_obs_steps))
 
     def forward(self, obs, rng=None):
-        planes, present = [], []
+        planes, masks = [], []
         for name, n in zip(self.names, self.num_classes, strict=True):
-            x, seen = observed_column(obs, name)
+            x, is_observed = observed_column(obs, name)
             x = x.flatten(0, 1).unsqueeze(1)  # (B * To, 1, W, H)
-            here = seen.flatten()[:, None, None, None]
+            here = is_observed.flatten()[:, None, None, None]
             planes.append(((x == torch.arange(n, device=x.device)[:, None, None]) & here).float())
-            present.append(seen)
+            masks.append(is_observed)
         tokens = self._convolve(torch.cat(planes, 1)).flatten(2).transpose(1, 2)  # (B * To, W * H, D)
         tokens = tokens.unflatten(0, (-1, self.n_obs_steps))
         record_intermediate("cells", tokens.flatten(1, 2))
-        mask = torch.stack(present).any(0)  # (B, To)
+        mask = torch.stack(masks).any(0)  # (B, To)
         if self.at is None:
             return Context(tokens.flatten(1, 2), mask.repeat_interleave(tokens.shape[2], 1))
-        cell, known = observed_column(obs, self.at)
+        cell, cell_mask = observed_column(obs, self.at)
         index = (cell[..., 0] * self.shape[1] + cell[..., 1]).long()  # (B, To)
-        return Context(tokens.gather(2, index[..., None, None].expand(-1, -1, 1, self.width)).squeeze(2), mask & known)
+        tokens = tokens.gather(2, index[..., None, None].expand(-1, -1, 1, self.width)).squeeze(2)
+        return Context(tokens, mask & cell_mask)
 
     def _convolve(self, x):
         if not self.layers:

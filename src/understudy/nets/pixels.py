@@ -18,11 +18,11 @@ class PixelEncoder(Encoder):
 
     def build(self, features, n_obs_steps):
         """Build the module, whose tokens have the channels of the image. The only input must be a square image."""
-        found = {name: f for name, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]}
-        if len(features) != 1 or not found:
+        square_images = {name: f for name, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]}
+        if len(features) != 1 or not square_images:
             raise UserError(f"PixelEncoder reads one square image, and the inputs are {', '.join(features)}.",
                             where="PixelEncoder", hint="Name one square image in PolicyConfig.inputs.")
-        return _PixelNet(*found.items(), n_obs_steps)
+        return _PixelNet(*square_images.items(), n_obs_steps)
 
 
 class _PixelNet(EncoderNet):

@@ -56,28 +56,28 @@ class PretrainedFiles:
         Args:
             weights: A folder, or ``"hf://OWNER/NAME[@REVISION]"``, which huggingface_hub downloads.
         """
-        given = given_weights()
-        stored = None if given is None or given.folder is None else _stored_folder(given.folder, weights)
+        checkpoint = given_weights()
+        stored = None if checkpoint is None or checkpoint.folder is None else _stored_folder(checkpoint.folder, weights)
         if stored is not None and stored.is_dir():
             folder = stored
         elif weights.startswith("hf://"):
-            folder = _download(weights, _SMALL_FILES if given is not None else (*_SMALL_FILES, _WEIGHTS))
+            folder = _download(weights, _SMALL_FILES if checkpoint is not None else (*_SMALL_FILES, _WEIGHTS))
         else:
             folder = Path(weights)
             if not folder.is_dir():
                 raise UserError("There is no such folder.", where=f"{where}, {weights}",
                                 hint="Name the folder of a pretrained network (with config.json and "
                                      "model.safetensors), or hf://OWNER/NAME[@REVISION].")
-        found = {path.relative_to(folder).as_posix(): path.read_bytes() for pattern in _SMALL_FILES
-                 for path in sorted(folder.rglob(pattern)) if not path.name.endswith(".index.json")}
-        if "config.json" not in found:
+        small_files = {path.relative_to(folder).as_posix(): path.read_bytes() for pattern in _SMALL_FILES
+                       for path in sorted(folder.rglob(pattern)) if not path.name.endswith(".index.json")}
+        if "config.json" not in small_files:
             raise UserError("There is no config.json, which says what kind of network this is.",
                             where=f"{where}, {folder}", hint="Name the folder of a pretrained network, as "
                                                              "save_pretrained of transformers writes it.")
-        if given is None and not any(folder.rglob(_WEIGHTS)):
+        if checkpoint is None and not any(folder.rglob(_WEIGHTS)):
             raise UserError("There are no weights (model.safetensors).", where=f"{where}, {folder}",
                             hint="Only safetensors are read. Convert other files with the library that wrote them.")
-        return PretrainedFiles(weights, folder, found)
+        return PretrainedFiles(weights, folder, small_files)
 
     def json(self, *names: str):
         """Return the content of the first of some JSON files that exists. None if there is none."""
@@ -120,12 +120,12 @@ def transformers_model(auto, files: PretrainedFiles, architecture, unused: tuple
     has_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, found = auto.from_pretrained(files.folder, config=architecture, use_safetensors=True,
-                                            dtype=torch.float32, output_loading_info=True)
+        model, loading_info = auto.from_pretrained(files.folder, config=architecture, use_safetensors=True,
+                                                   dtype=torch.float32, output_loading_info=True)
     finally:
         if has_bar:
             logging.enable_progress_bar()
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(unused)):
+    if missing := sorted(name for name in loading_info["missing_keys"] if not name.startswith(unused)):
         raise UserError(f"The weights lack {len(missing)} tensors of the network, such as {missing[0]}.",
                         where=files.weights, hint='If they are of its pooler, use pool="patches". Otherwise name a '
                                                   "network whose files are complete.")

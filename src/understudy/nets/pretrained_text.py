@@ -54,23 +54,23 @@ class _TransformersTextNet(PretrainedNet):
 
     def __init__(self, config: TransformersText, width: int):
         super().__init__()
-        where = "TransformersText.weights"
+        field_name = "TransformersText.weights"
         transformers = import_extra("transformers", "transformers", "TransformersText")
-        self.files = files = PretrainedFiles.open(config.weights, where)
+        self.files = files = PretrainedFiles.open(config.weights, field_name)
 
         def read():
             architecture = transformers.AutoConfig.from_pretrained(files.folder)
             part = getattr(architecture, "text_config", architecture)
             if getattr(part, "is_encoder_decoder", False):
                 raise Unsupported(f"Networks with a decoder ({part.model_type}) cannot be read.",
-                                  where=f"{where}, {config.weights}", hint="Use an encoder of texts, such as "
+                                  where=f"{field_name}, {config.weights}", hint="Use an encoder of texts, such as "
                                   "sentence-transformers/all-MiniLM-L6-v2 or the CLIP text encoder.")
             tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
             model = transformers_model(transformers.AutoModel, files, part, ("pooler.", "text_model.head."))
             return part is not architecture, tokenizer, getattr(model, "text_model", model)
-        has_images, self.tokenizer, model = load_pretrained(read, config.weights, where)
+        has_images, self.tokenizer, model = load_pretrained(read, config.weights, field_name)
         self.model = model.requires_grad_(False).eval()
-        pooling, self.normalize, self.max_tokens = _sentence_options(files, where)
+        pooling, self.normalize, self.max_tokens = _sentence_options(files, field_name)
         self.pooling = pooling or ("pooled" if has_images else "mean")
         longest = getattr(model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
         self.max_tokens = min(self.max_tokens or longest, longest, self.tokenizer.model_max_length)
@@ -90,25 +90,25 @@ class _TransformersTextNet(PretrainedNet):
         if new := [s for s in dict.fromkeys(sentences) if s not in self.embeddings]:
             if len(self.embeddings) + len(new) > _MAX_SENTENCES:
                 self.embeddings, new = {}, list(dict.fromkeys(sentences))
-            found = self.embed([s.decode("utf-8", "replace") for s in new])
-            self.embeddings.update(zip(new, found.cpu(), strict=True))
+            vectors = self.embed([s.decode("utf-8", "replace") for s in new])
+            self.embeddings.update(zip(new, vectors.cpu(), strict=True))
         return self.leave(torch.stack([self.embeddings[s] for s in sentences]).to(x.device))
 
     @torch.no_grad()
     def embed(self, sentences: list[str]) -> Tensor:
         """Embed sentences one by one, (n, hidden size), so that the result does not depend on the others."""
         device = next(self.model.parameters()).device
-        found = []
+        vectors = []
         for sentence in sentences:
             tokens = self.tokenizer(sentence, truncation=True, max_length=self.max_tokens, return_tensors="pt")
-            known = {k: v.to(device) for k, v in tokens.items() if k in ("input_ids", "attention_mask",
-                                                                         "token_type_ids")}
+            inputs = {k: v.to(device) for k, v in tokens.items() if k in ("input_ids", "attention_mask",
+                                                                          "token_type_ids")}
             with torch.autocast(device.type, enabled=False):
-                out = self.model(**known)
+                out = self.model(**inputs)
             hidden = out.last_hidden_state[0]  # without padding: every token counts
             vector = out.pooler_output[0] if self.pooling == "pooled" else _POOLINGS[self.pooling](hidden)
-            found.append(vector / vector.norm().clamp(min=1e-12) if self.normalize else vector)
-        return torch.stack(found).float()
+            vectors.append(vector / vector.norm().clamp(min=1e-12) if self.normalize else vector)
+        return torch.stack(vectors).float()
 
 
 def _sentence_options(files: PretrainedFiles, where: str) -> tuple[str | None, bool, int | None]:

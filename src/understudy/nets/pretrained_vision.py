@@ -122,17 +122,17 @@ class _PretrainedBody(PretrainedNet, ABC):
 class _TransformersBody(_PretrainedBody):
     def __init__(self, config: TransformersVision):
         transformers = import_extra("transformers", "transformers", "TransformersVision")
-        where = "TransformersVision.weights"
-        files = PretrainedFiles.open(config.weights, where)
+        field_name = "TransformersVision.weights"
+        files = PretrainedFiles.open(config.weights, field_name)
         architecture = load_pretrained(lambda: transformers.AutoConfig.from_pretrained(files.folder), config.weights,
-                                       where)
+                                       field_name)
         architecture = getattr(architecture, "vision_config", architecture)
-        known = (files.json("preprocessor_config.json")
-                 or (files.json("processor_config.json") or {}).get("image_processor"))
-        preprocessing = _transformers_preprocessing(known, architecture, config)
+        preprocessor_config = (files.json("preprocessor_config.json")
+                               or (files.json("processor_config.json") or {}).get("image_processor"))
+        preprocessing = _transformers_preprocessing(preprocessor_config, architecture, config)
         unused = () if config.pool == "pooled" else ("pooler.", "head.", "vision_model.head.")
         model = load_pretrained(lambda: transformers_model(transformers.AutoModel, files, architecture, unused),
-                                config.weights, where)
+                                config.weights, field_name)
         super().__init__(files, preprocessing, config.pool, model)
         trained_size = _pair(getattr(architecture, "image_size", None) or preprocessing.size)
         resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
@@ -155,37 +155,38 @@ class _TransformersBody(_PretrainedBody):
         return hidden[:, -self.patches:]  # class and register tokens come first
 
 
-def _transformers_preprocessing(known: dict | None, architecture, config: TransformersVision) -> _Preprocessing:
-    where = f"TransformersVision.weights, {config.weights}"
-    if known is None:
-        raise UserError("There is no preprocessor_config.json, which says how pixels are normalized.", where=where,
+def _transformers_preprocessing(preprocessor: dict | None, architecture, config: TransformersVision) -> _Preprocessing:
+    source = f"TransformersVision.weights, {config.weights}"
+    if preprocessor is None:
+        raise UserError("There is no preprocessor_config.json, which says how pixels are normalized.", where=source,
                         hint="Take it from the place where the weights come from.")
-    size = known.get("crop_size") if known.get("do_center_crop", True) else None
-    size = config.image_size or _size_of(size) or _size_of(known.get("size")) or getattr(architecture, "image_size",
-                                                                                         None)
+    size = preprocessor.get("crop_size") if preprocessor.get("do_center_crop", True) else None
+    size = (config.image_size or _size_of(size) or _size_of(preprocessor.get("size"))
+            or getattr(architecture, "image_size", None))
     if size is None:
-        raise UserError("The files of the network do not say which image size it reads.", where=where,
+        raise UserError("The files of the network do not say which image size it reads.", where=source,
                         hint="Give it: image_size=(224, 224).")
-    normalizes = known.get("do_normalize", True)
-    mean, std = (known.get(name) if normalizes else None for name in ("image_mean", "image_std"))
+    normalizes = preprocessor.get("do_normalize", True)
+    mean, std = (preprocessor.get(name) if normalizes else None for name in ("image_mean", "image_std"))
     if normalizes and (mean is None or std is None):
-        raise UserError("preprocessor_config.json has no image_mean and image_std.", where=where,
+        raise UserError("preprocessor_config.json has no image_mean and image_std.", where=source,
                         hint="Take the file from the place where the weights come from.")
-    mode = {0: "nearest", 2: "bilinear"}.get(known.get("resample", 3), "bicubic")
+    mode = {0: "nearest", 2: "bilinear"}.get(preprocessor.get("resample", 3), "bicubic")
     return _Preprocessing(_pair(size), tuple(mean or (0.0,) * 3), tuple(std or (1.0,) * 3), cast(Any, mode))
 
 
 class _TimmBody(_PretrainedBody):
     def __init__(self, config: TimmVision):
         timm = import_extra("timm", "timm", "TimmVision")
-        where = "TimmVision.weights"
-        files = PretrainedFiles.open(config.weights, where)
-        known = files.json("config.json")
-        if not isinstance(known, dict) or "architecture" not in known:
-            raise UserError("config.json does not name an architecture of timm.", where=f"{where}, {files.folder}",
+        field_name = "TimmVision.weights"
+        files = PretrainedFiles.open(config.weights, field_name)
+        timm_config = files.json("config.json")
+        if not isinstance(timm_config, dict) or "architecture" not in timm_config:
+            raise UserError("config.json does not name an architecture of timm.", where=f"{field_name}, {files.folder}",
                             hint="Use TransformersVision for networks of transformers.")
         reads = given_weights() is None
-        name, options = f"local-dir:{files.folder}" if reads else known["architecture"], known.get("model_args") or {}
+        name = f"local-dir:{files.folder}" if reads else timm_config["architecture"]
+        options = timm_config.get("model_args") or {}
 
         def create(**size):
             return timm.create_model(name, pretrained=reads, **{**options, **size, "num_classes": 0})
@@ -197,16 +198,16 @@ class _TimmBody(_PretrainedBody):
                 return create(img_size=config.image_size)
             except TypeError:  # convolutions, which read images of any size, do not have the argument
                 return create()
-        model = load_pretrained(create_in_size, config.weights, where)
-        about = {**known, **(known.get("pretrained_cfg") or {})}
-        if "mean" not in about or "std" not in about:
+        model = load_pretrained(create_in_size, config.weights, field_name)
+        pixel_config = {**timm_config, **(timm_config.get("pretrained_cfg") or {})}
+        if "mean" not in pixel_config or "std" not in pixel_config:
             raise UserError("config.json does not say how pixels are normalized (mean, std).",
-                            where=f"{where}, {files.folder}",
+                            where=f"{field_name}, {files.folder}",
                             hint="Take the file from the place where the weights come from.")
-        size = config.image_size or tuple(about.get("input_size", (3, 224, 224)))[1:]
-        mode = about.get("interpolation", "bicubic")
+        size = config.image_size or tuple(pixel_config.get("input_size", (3, 224, 224)))[1:]
+        mode = pixel_config.get("interpolation", "bicubic")
         mode = mode if mode in ("bilinear", "nearest") else "bicubic"
-        preprocessing = _Preprocessing(_pair(size), tuple(about["mean"]), tuple(about["std"]), mode)
+        preprocessing = _Preprocessing(_pair(size), tuple(pixel_config["mean"]), tuple(pixel_config["std"]), mode)
         super().__init__(files, preprocessing, config.pool, model)
 
     def encode(self, pixels):
@@ -256,18 +257,18 @@ def _check_color(shape: tuple[int, int, int], where: str) -> None:
                         where=where, hint="Use color images, or an encoder that is trained from random weights.")
 
 
-def _size_of(known: Any) -> tuple[int, int] | None:
+def _size_of(size: Any) -> tuple[int, int] | None:
     """Height and width from an entry of preprocessor_config.json."""
-    if isinstance(known, dict):
-        if "height" in known and "width" in known:
-            return known["height"], known["width"]
-        known = known.get("shortest_edge")
-    return None if known is None else _pair(known)
+    if isinstance(size, dict):
+        if "height" in size and "width" in size:
+            return size["height"], size["width"]
+        size = size.get("shortest_edge")
+    return None if size is None else _pair(size)
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    found = (size, size) if isinstance(size, int) else tuple(size)
-    if len(found) != 2 or not all(isinstance(n, int) and n > 0 and math.isfinite(n) for n in found):
+    height_width = (size, size) if isinstance(size, int) else tuple(size)
+    if len(height_width) != 2 or not all(isinstance(n, int) and n > 0 and math.isfinite(n) for n in height_width):
         raise UserError(f"An image size is a height and a width in pixels, and this is {size!r}.", where="image_size",
                         hint="Give two numbers, such as image_size=(224, 224).")
-    return found
+    return height_width

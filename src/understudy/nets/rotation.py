@@ -36,12 +36,13 @@ def rotation_operators(size: int, n: int) -> Tensor:
         source_x, source_y = cos * x + sin * y, cos * y - sin * x  # where a pixel was before the rotation
         # Rounded, so that a rotation by 90 degrees does not read neighbors with weights of 1e-16.
         column, row = ((v + (size - 1) / 2).round(decimals=9) for v in (source_x, -source_y))
-        left, top = column.floor(), row.floor()
+        floor_column, floor_row = column.floor(), row.floor()
         for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            weight = (1 - (column - left - dx).abs()) * (1 - (row - top - dy).abs())
-            there = inside & (left + dx >= 0) & (left + dx < size) & (top + dy >= 0) & (top + dy < size)
-            source = ((top + dy).clamp(0, size - 1) * size + (left + dx).clamp(0, size - 1)).long()
-            operators[i, torch.arange(size * size), source] += weight * there
+            weight = (1 - (column - floor_column - dx).abs()) * (1 - (row - floor_row - dy).abs())
+            near_column, near_row = floor_column + dx, floor_row + dy
+            exists = inside & (near_column >= 0) & (near_column < size) & (near_row >= 0) & (near_row < size)
+            source = (near_row.clamp(0, size - 1) * size + near_column.clamp(0, size - 1)).long()
+            operators[i, torch.arange(size * size), source] += weight * exists
     return operators.float() * inside.float()
 
 

@@ -57,10 +57,10 @@ class _SmallDenoiserNet(CachesContext):
         self.horizon, self.each_step = spec.horizon, config.each_step
         self.backbone = config.backbone.build(0, config.width, 0, spec)
         steps = tuple(spec.action_start + i for i in range(spec.horizon))
-        seen = replace(spec, tokens=spec.horizon, width=config.width, token_obs_steps=steps)
+        denoiser_spec = replace(spec, tokens=spec.horizon, width=config.width, token_obs_steps=steps)
         if config.each_step:
-            seen = replace(seen, horizon=1, tokens=1, token_obs_steps=steps[:1], causal=False)
-        self.denoiser = config.denoiser.build(inputs, outputs, n_times, seen)
+            denoiser_spec = replace(denoiser_spec, horizon=1, tokens=1, token_obs_steps=steps[:1], causal=False)
+        self.denoiser = config.denoiser.build(inputs, outputs, n_times, denoiser_spec)
 
     def precompute(self, context):
         if isinstance(context, _Features):

@@ -89,12 +89,12 @@ class FrozenVisionNet(VisionNet):
 
     def digest(self) -> str:
         """Return hex digits that identify the weights and the preprocessing."""
-        found = hashlib.sha256(json.dumps(self.preprocessing, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.preprocessing, sort_keys=True).encode())
         for name, tensor in self.body.state_dict().items():
             array = tensor.detach().cpu().contiguous()
-            found.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-            found.update(array.reshape(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 def output_layer(size: int, width: int | None) -> tuple[nn.Module, int]:
@@ -331,17 +331,17 @@ class ResNetBody(nn.Module):
             return
         path = _weights_file(weights)
         try:
-            found = load_file(path)
+            file_tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"The file cannot be read as safetensors: {error}.", where=path,
                             hint=f"Give the safetensors file of a ResNet-{self.depth}, or download it again.") from None
         own = self.state_dict()
         for name, tensor in own.items():
-            if name not in found or found[name].shape != tensor.shape:
-                problem = f"has shape {tuple(found[name].shape)}" if name in found else "is missing"
+            if name not in file_tensors or file_tensors[name].shape != tensor.shape:
+                problem = f"has shape {tuple(file_tensors[name].shape)}" if name in file_tensors else "is missing"
                 raise UserError(f"The tensor {name!r} of shape {tuple(tensor.shape)} {problem}.", where=path,
                                 hint=f"Give the weights of a ResNet-{self.depth} with torchvision's names.")
-        self.load_state_dict({k: found[k].to(torch.float32) for k in own})
+        self.load_state_dict({k: file_tensors[k].to(torch.float32) for k in own})
 
 
 class _Residual(nn.Module):
@@ -440,8 +440,8 @@ def crop(image: Tensor, margin: int, rng: Generator | None) -> Tensor:
     h, w = h - 2 * margin, w - 2 * margin
     if rng is None:
         return image[..., margin:margin + h, margin:margin + w]
-    top, left = torch.randint(0, 2 * margin + 1, (2, n, 1, 1), generator=rng, device=image.device)
-    return _cut(image, top, left, h, w)
+    first_row, first_column = torch.randint(0, 2 * margin + 1, (2, n, 1, 1), generator=rng, device=image.device)
+    return _cut(image, first_row, first_column, h, w)
 
 
 def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tensor:
@@ -454,10 +454,11 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
     n, _, h, w = image.shape
     rows, columns = h - size[0], w - size[1]
     if rng is None:
-        top, left = round(rows / 2), round(columns / 2)  # half to even, as in torchvision
-        return image[..., top:top + size[0], left:left + size[1]]
-    top, left = (torch.randint(0, free + 1, (n, 1, 1), generator=rng, device=image.device) for free in (rows, columns))
-    return _cut(image, top, left, *size)
+        first_row, first_column = round(rows / 2), round(columns / 2)  # half to even, as in torchvision
+        return image[..., first_row:first_row + size[0], first_column:first_column + size[1]]
+    first_row, first_column = (torch.randint(0, free + 1, (n, 1, 1), generator=rng, device=image.device)
+                               for free in (rows, columns))
+    return _cut(image, first_row, first_column, *size)
 
 
 def _cut(image: Tensor, top: Tensor, left: Tensor, h: int, w: int) -> Tensor:

@@ -411,6 +411,11 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
 def check_duplicates(data: Dataset) -> Iterator[Finding]:
     """Finds episodes that occur twice, and components that are copies of another component."""
     names = [n for n in _numeric_columns(data) if role(n) in ("observation", "action")]
+    yield from _find_duplicate_episodes(data, names)
+    yield from _find_copied_components(data, names)
+
+
+def _find_duplicate_episodes(data: Dataset, names: list[str]) -> Iterator[Finding]:
     first_episodes: dict[bytes, int] = {}
     twice = []
     for e, episode in enumerate(data):
@@ -429,6 +434,9 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
             Location(episode=twice[0][1]),
             tuple(e for _, e in twice),
         )
+
+
+def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding]:
     copies: dict[bytes, list[str]] = {}
     for name in names:
         f = data[0].features()[name]

@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,34 @@ def _size(entry) -> int:
     return entry.stat().st_size if isinstance(entry, Path) else entry[1].file_size
 
 
+@dataclass(frozen=True)
+class _ZarrArray:
+    """What the metadata of a zarr array say."""
+
+    node: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fill_value: Any
+    chunk_files: list[str]
+    chunk_bytes: int | None  # None if chunks are compressed
+
+    @staticmethod
+    def parse(node: str, about: dict[str, Any], is_v3: bool) -> _ZarrArray:
+        """Raises ValueError, KeyError, TypeError or AttributeError if these are no metadata of an array."""
+        shape = about["shape"]
+        chunks = about["chunk_grid"]["configuration"]["chunk_shape"] if is_v3 else about["chunks"]
+        is_raw = not is_v3 and about.get("compressor") is None and not about.get("filters")
+        dtype = np.dtype(about["data_type"] if is_v3 else about["dtype"])
+        separator = about.get("dimension_separator", ".")
+        if is_v3:
+            separator = about["chunk_key_encoding"].get("configuration", {}).get("separator", "/")
+        prefix = f"{node}/{'c' + separator if is_v3 else ''}"
+        grid = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
+        files = [prefix + separator.join(map(str, at)) for at in np.ndindex(*grid)]
+        return _ZarrArray(node, tuple(shape), dtype, about.get("fill_value"), files,
+                          math.prod(chunks) * dtype.itemsize if is_raw else None)
+
+
 def _zarr(stored):
     """Finds missing chunks of zarr arrays. They would be read as the fill value: zeros that were never recorded."""
     ends, rows = None, {}
@@ -303,38 +332,38 @@ def _zarr(stored):
             about = json.loads(_read(stored[file]))
             if about.get("node_type") == "group":
                 continue
-            three = file.endswith("zarr.json")
-            shape = about["shape"]
-            chunks = about["chunk_grid"]["configuration"]["chunk_shape"] if three else about["chunks"]
-            raw = not three and about.get("compressor") is None and not about.get("filters")
-            dtype = np.dtype(about["data_type"] if three else about["dtype"])
-            between = ("/" if about["chunk_key_encoding"].get("configuration", {}).get("separator", "/") == "/" else "."
-                       ) if three else about.get("dimension_separator", ".")
+            array = _ZarrArray.parse(node, about, is_v3=file.endswith("zarr.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             yield Finding("damaged-file", "error", f"the file does not describe an array ({_line(error)})", _COPY,
                           Location(file))
             continue
-        rows[node] = shape[0] if shape else None
-        grid = [math.ceil(n / c) for n, c in zip(shape, chunks, strict=True)]
-        names = [f"{node}/{'c' + between if three else ''}{between.join(map(str, at))}" for at in np.ndindex(*grid)]
-        missing = [n for n in names if n not in stored]
-        if missing:
-            # zarr leaves out chunks of nothing but the fill value: likely for flags, not for what was measured.
-            flags = dtype.kind in "bi" or len(shape) < 2 or len(missing) == len(names)
-            yield Finding("missing-chunk", "warning" if flags else "error",
-                          f"{node}: {pluralize(len(missing), 'chunk')} of "
-                          f"{len(names)} not there, which read as {about.get('fill_value')}: {format_list(missing, 3)}",
-                          _COPY, Location(missing[0], feature=node))
-        chunk_bytes = math.prod(chunks) * dtype.itemsize
-        for n in names if raw else ():
-            if n in stored and _size(stored[n]) != chunk_bytes:
-                yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of "
-                              f"{chunk_bytes}", _COPY, Location(n, feature=node))
-                break
+        rows[node] = array.shape[0] if array.shape else None
+        yield from _check_chunks(array, stored)
         if node.endswith("meta/episode_ends"):
             ends = node
-    if ends is None:
-        return
+    if ends is not None:
+        yield from _check_ends(stored, ends, rows)
+
+
+def _check_chunks(array: _ZarrArray, stored):
+    node, names = array.node, array.chunk_files
+    missing = [n for n in names if n not in stored]
+    if missing:
+        # zarr leaves out chunks of nothing but the fill value: likely for flags, not for what was measured.
+        flags = array.dtype.kind in "bi" or len(array.shape) < 2 or len(missing) == len(names)
+        yield Finding("missing-chunk", "warning" if flags else "error",
+                      f"{node}: {pluralize(len(missing), 'chunk')} of "
+                      f"{len(names)} not there, which read as {array.fill_value}: {format_list(missing, 3)}",
+                      _COPY, Location(missing[0], feature=node))
+    for n in names if array.chunk_bytes is not None else ():
+        if n in stored and _size(stored[n]) != array.chunk_bytes:
+            yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of "
+                          f"{array.chunk_bytes}", _COPY, Location(n, feature=node))
+            break
+
+
+def _check_ends(stored, ends: str, rows):
+    """Finds ends of episodes that do not rise, and arrays of steps with another number of rows than the last end."""
     try:
         values = _ends(stored, ends)
     except (UserError, ImportError, ValueError, OSError, RuntimeError, KeyError):

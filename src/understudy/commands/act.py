@@ -17,7 +17,11 @@ from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input,
 from .served import changed_checkpoint, served_client
 
 if TYPE_CHECKING:
-    from ..robots.acting import ActedEpisode
+    from collections.abc import Callable
+
+    from ..data.recording.recorder import Recorder
+    from ..execute.actor import Actor
+    from ..robots.acting import ActedEpisode, StepCounts
     from ..robots.safety import SafeRobot
 
 
@@ -52,16 +56,15 @@ class ActOptions(ActingOptions, ViewOptions, RobotOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
-    from ..core import ConfigError, keys
+    from ..core import ConfigError
     from ..data.recording.recorder import Recorder
-    from ..robots.acting import StepCounts, act_on_robot
     from ..robots.env import RobotEnv
     from .policies import load_actor, refuse_unused_conditions, untrained_warning
 
     if not 0 <= o.max_bad_share <= 1:
         raise ConfigError(f"must be from 0 to 1, but is {o.max_bad_share:g}", where="--max-bad-share",
                           hint="1 allows every step to be clipped, stale or late")
-    out, total, n_counted = Output(), StepCounts(), 0
+    out = Output()
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
@@ -76,26 +79,7 @@ def main(args: list[str]) -> None:
             facts = {"robot": robot.name, "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
                                                     metadata=facts))
-        number, first = 0, 0 if recorder is None else recorder.count
-        while number < o.episodes:
-            if sys.stdin.isatty() and not _may_begin(number):
-                break
-            with command_keys() as pressed:
-                paused = robot.n_pauses
-                done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
-                                    keys=pressed, recorder=recorder, show=show)
-            if recorder is not None:
-                if done.ended in ("discard", "quit"):
-                    recorder.discard()
-                else:
-                    recorder.end(success=done.success, obs=robot.observe(), execution=done.counts.metadata(),
-                                 **_checkpoints(o.run))
-            out.print(f"episode {number}: {done.counts}{_circumstances(o, robot, done, robot.n_pauses - paused)}")
-            if done.ended not in ("discard", "quit"):
-                total, n_counted = total + done.counts, n_counted + 1
-            if done.ended == "quit":
-                break
-            number += done.ended != "discard"
+        total, n_counted = _run_episodes(o, robot, actor, recorder, fps, show, out)
     if n_counted > 1:
         out.print(f"{n_counted} episodes: {total}")
     if o.out is not None:
@@ -105,6 +89,36 @@ def main(args: list[str]) -> None:
         print(f"{total.bad_share:.0%} of the steps were clipped, stale or late, and --max-bad-share allows "
               f"{o.max_bad_share:.0%}: this was not the policy alone", file=sys.stderr)
         raise SystemExit(3)
+
+
+def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, recorder: Recorder | None, fps: float,
+                  show: Callable[[str], None], out: Output) -> tuple[StepCounts, int]:
+    """Runs episodes until the person stops. Returns the steps and the number of those that were not discarded."""
+    from ..core import keys
+    from ..robots.acting import StepCounts, act_on_robot
+
+    total, n_counted = StepCounts(), 0
+    number, first = 0, 0 if recorder is None else recorder.count
+    while number < o.episodes:
+        if sys.stdin.isatty() and not _may_begin(number):
+            break
+        with command_keys() as pressed:
+            paused = robot.n_pauses
+            done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
+                                keys=pressed, recorder=recorder, show=show)
+        is_discarded = done.ended in ("discard", "quit")
+        if recorder is not None and is_discarded:
+            recorder.discard()
+        elif recorder is not None:
+            recorder.end(success=done.success, obs=robot.observe(), execution=done.counts.metadata(),
+                         **_checkpoints(o.run))
+        out.print(f"episode {number}: {done.counts}{_circumstances(o, robot, done, robot.n_pauses - paused)}")
+        if not is_discarded:
+            total, n_counted = total + done.counts, n_counted + 1
+        if done.ended == "quit":
+            break
+        number += done.ended != "discard"
+    return total, n_counted
 
 
 def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:

@@ -20,7 +20,11 @@ from .common import Output, command_line, has_no_run, parse, trained_rate
 from .groups import ActingOptions, ConditionTexts, SchemeName, TaskWords, command_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..core import UserError
+    from ..data.text_columns import TaskText
+    from ..policy import Policy
     from ..serve.policy_service import PolicyService
     from ..serve.server import PolicyServer, ServerOptions
 
@@ -229,17 +233,13 @@ async def _raise_start_error(running: asyncio.Future, options: ServerOptions) ->
 
 def load_service(o: ServeOptions) -> PolicyService:
     """Loads the policy of a run for a server."""
-    import torch
-
-    from ..core import ConfigError, keys
+    from ..core import ConfigError
     from ..data.text_columns import TaskText
-    from ..deploy.equivalence import random_observations
     from ..execute.actor import TransformedActor
     from ..learn.method import Method
     from ..policy import Policy
     from ..serve.describe import policy_metadata, policy_schema
     from ..serve.policy_service import PolicyService, ServedPolicy
-    from .conditions import demonstration_source, parse_conditions, shown_demonstrations
     from .method import task_relabel
     from .policies import load_policy
 
@@ -255,7 +255,34 @@ def load_service(o: ServeOptions) -> PolicyService:
         else:
             computed = tuple(getattr(c, "into", "") for c in actor.transforms if not isinstance(c, TaskText))
     say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
-    texts, defaults = ({} if say is None else {say.into: say.encode}), parse_conditions(o.condition, {})
+    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), _renamed(o)
+    for option, columns in (("--condition", defaults), ("--rename", renamed.values())):
+        if unknown := [c for c in columns if c not in planner.inputs]:
+            raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
+                              where=option, hint="leave it out")
+    served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
+    if o.reply == "chunk" and served.policy_actor is None:
+        raise ConfigError("this policy is not executed in chunks", where="--reply chunk",
+                          hint="leave it out, or choose an executor with chunks: --executor receding-horizon")
+    schema = policy_schema(served, fps=trained_rate(o.run), action_convention=o.action_convention)
+    metadata = policy_metadata(served, schema, name=o.run.name, deadline=o.deadline, fallback=o.fallback)
+    if isinstance(planner, Policy):
+        _warm_up(planner)
+    return PolicyService(served, metadata, schema, reply=o.reply, seed=o.seed)
+
+
+def _default_columns(o: ServeOptions, say: TaskText | None) -> dict[str, Tensor]:
+    """The values of --task and --condition, for clients that send none.
+
+    Args:
+        say: What encodes the task for the policy. None if it reads no words.
+    """
+    import torch
+
+    from ..core import ConfigError
+    from .conditions import demonstration_source, parse_conditions, shown_demonstrations
+
+    defaults = parse_conditions(o.condition, {})
     if o.task is not None:
         if say is None:
             raise ConfigError("this policy was trained without words", where="--task", hint="leave it out")
@@ -268,24 +295,21 @@ def load_service(o: ServeOptions) -> PolicyService:
             raise ConfigError(f"there are {len(data)} episodes, but a server shows one", where="--condition",
                               hint="name it: --condition demonstration=DATA:3")
         defaults |= dict(zip(show.into, torch.from_numpy(show.frames(data[0])), strict=True))
-    for option, named_columns in (("--condition", defaults), ("--rename", renamed := _renamed(o))):
-        if unknown := [c for c in (named_columns if option == "--condition" else renamed.values())
-                       if c not in planner.inputs]:
-            raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
-                              where=option, hint="leave it out")
-    served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
-    if o.reply == "chunk" and served.policy_actor is None:
-        raise ConfigError("this policy is not executed in chunks", where="--reply chunk",
-                          hint="leave it out, or choose an executor with chunks: --executor receding-horizon")
-    schema = policy_schema(served, fps=trained_rate(o.run), action_convention=o.action_convention)
-    metadata = policy_metadata(served, schema, name=o.run.name, deadline=o.deadline, fallback=o.fallback)
-    if isinstance(planner, Policy):  # what is made at the first plan is made before the first client waits for it
-        with torch.no_grad():
-            for rows in (1, 2):
-                key = keys(0, range(rows))
-                obs = {k: v.to(planner.device) for k, v in random_observations(planner, rows).items()}
-                planner.plan(obs, planner.noise(key.to(planner.device), torch.zeros_like(key).to(planner.device)))
-    return PolicyService(served, metadata, schema, reply=o.reply, seed=o.seed)
+    return defaults
+
+
+def _warm_up(policy: Policy) -> None:
+    """Plans twice, so that no client waits for what is built at the first plan."""
+    import torch
+
+    from ..core import keys
+    from ..deploy.equivalence import random_observations
+
+    with torch.no_grad():
+        for rows in (1, 2):
+            key = keys(0, range(rows)).to(policy.device)
+            obs = {k: v.to(policy.device) for k, v in random_observations(policy, rows).items()}
+            policy.plan(obs, policy.noise(key, torch.zeros_like(key)))
 
 
 def _newest(o: ServeOptions) -> str:

@@ -153,7 +153,7 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
     """Compares each pair of several policies or methods on the same starts.
 
     Each pair is compared as by `evaluation.compare`. The p-values of all pairs are adjusted together (Holm 1979). Two
-    policies are told apart only if the adjusted p-value and the interval of the pair agree.
+    policies count as different only if the adjusted p-value and the interval of the pair agree.
 
     Args:
         policies: Evaluations by name: one per checkpoint, or several per method, one for each training seed.

@@ -41,7 +41,7 @@ def _check_p_values(p) -> np.ndarray:
     return p_values
 
 
-# -- who can be told apart ----------------------------------------------------------------------------------------
+# -- which can be told apart ---------------------------------------------------------------------------------------
 
 
 def compact_letter_display(
@@ -53,7 +53,7 @@ def compact_letter_display(
     if no pair needs them (Piepho 2004).
 
     Args:
-        is_different: Whether two policies are told apart, (n, n).
+        is_different: Whether two policies can be told apart, (n, n).
         order: Indices of the policies, best first. The default is their order. `a` belongs to the best.
     """
     apart = _check_symmetric(is_different)
@@ -96,7 +96,7 @@ def rank_intervals(
     in nineteen of twenty repetitions (Mogstad, Romano, Shaikh and Wilhelm 2024).
 
     Args:
-        is_different: Whether two policies are told apart, (n, n).
+        is_different: Whether two policies can be told apart, (n, n).
         estimates: One value per policy, (n,). Higher is better.
     """
     apart, x = _check_symmetric(is_different), np.asarray(estimates, float)

@@ -43,7 +43,7 @@ class HalfSuccessLevel:
     """The severity at which a value is half of its value at severity 0.
 
     inf: not within the tested severities. nan: there is nothing to halve. `low` and `high` are tested severities or
-    inf. `tried` is the largest tested severity.
+    inf. `max_severity` is the largest tested severity.
     """
 
     severity: float
@@ -93,8 +93,8 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
     """The severity at which the mean has fallen to half of its value at severity 0.
 
     The only assumption is that the mean does not rise with the severity, and it is fitted accordingly (isotonic
-    regression; Brunk 1955). `at` is where straight lines between the fitted means cross the half. The interval does not
-    assume straight lines.
+    regression; Brunk 1955). `severity` is where straight lines between the fitted means cross the half. The interval
+    does not assume straight lines.
 
     In each of 2,000 bootstrap draws of the starts, with all severities together, the half is crossed between two
     neighboring tested severities. `low` and `high` are quantiles of the lower and of the upper one. The interval is

@@ -32,6 +32,7 @@ from .evaluate import stats
 from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
+from .hints import join_and
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.train import train, validation_episodes
@@ -229,13 +230,13 @@ class MethodChoice:
     def verdict_parts(self) -> tuple[str, str, str]:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
-        sure = (f"{_join(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
+        sure = (f"{join_and(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
                 if self.tied else "Every other candidate was worse.")
         if n_dropped:
             sure += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
-        about = (f"{_join(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a longer "
-                 "--budget, and another --out, the order may change. " if short else "")
+        about = (f"{join_and(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a "
+                 "longer --budget, and another --out, the order may change. " if short else "")
         predicted = "next action" if self.ahead == 1 else f"next {self.ahead} actions"
         about += (f"Judged in {self.env} on {self.judged_on} starts, which understudy eval never uses."
                   if self.env is not None else
@@ -295,7 +296,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         say(line)
     built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
     if len(built) < 2:
-        raise UserError(f"{_join(list(built)) or 'nothing'} has nothing to be compared with", where="--methods",
+        raise UserError(f"{join_and(list(built)) or 'nothing'} has nothing to be compared with", where="--methods",
                         hint="name two methods or more")
     ahead = min(m.policy.window.horizon + m.policy.window.action_offset for m in built.values())
     plan = _make_plan(out, asked, data, built, env, budget, device, say)
@@ -523,7 +524,3 @@ def _estimate(values: np.ndarray, metric: Metric) -> Interval:
     if metric == "error":  # no true error is below 0
         interval = replace(interval, high=min(interval.high, max(interval.estimate, 0.0)))
     return interval
-
-
-def _join(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]

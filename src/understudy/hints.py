@@ -1,14 +1,19 @@
-"""Hints of errors: commands that can be pasted into a shell, and the nearest of known names."""
+"""Texts of errors and hints: lists of names, commands that can be pasted into a shell, and the nearest known names."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def command_line(*parts: object) -> str:
     """Joins the arguments after `understudy` to a command that can be pasted into a shell, with any path."""
     return shlex.join(["understudy", *map(str, parts)])
+
+
+def join_and(names: Sequence[str]) -> str:
+    """Joins at least one name to "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def nearest_names(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:

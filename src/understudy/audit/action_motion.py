@@ -207,10 +207,9 @@ class CameraLag:
             yield Finding("camera-lag", "note" if best == 2 else "warning",  # many cameras have a delay of two frames
                           f"{self.name}: the image changes as the state does {abs(best)} steps {then} (which "
                           f"explains {1 - missed[best]:.0%} of its change, the state of the same row "
-                          f"{1 - missed[0]:.0%}): "
-                          f"the images are stored {stored}", "shift them, so that images and states of the same time "
-                                                             "are in "
-                          "the same row", Location(feature=self.name))
+                          f"{1 - missed[0]:.0%}): the images are stored {stored}",
+                          "shift them, so that images and states of the same time are in the same row",
+                          Location(feature=self.name))
 
     def _unexplained(self, k: int | None) -> np.ndarray:
         """(E,) squares of image changes that the state changes k steps earlier do not explain. None: of all changes."""

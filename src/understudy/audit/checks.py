@@ -53,16 +53,16 @@ def check_rows(data: Dataset) -> Iterator[Finding]:
         except KeyError:
             continue  # reported below
         for e in np.flatnonzero((n_rows != steps) & (n_rows != steps + 1))[:1]:
-            yield Finding("rows-disagree", "error", f"{name} has {n_rows[e]} rows, but the episode has {steps[e]} "
-                                                    "(one more is allowed)",
+            yield Finding("rows-disagree", "error",
+                          f"{name} has {n_rows[e]} rows, but the episode has {steps[e]} (one more is allowed)",
                           _LEAVE_OUT, Location(episode=int(e), feature=name))
     if not lazy:
         yield from _check_same_columns(data, names)
         with_actions = [n for n in names if role(n) == "action"]
         for e, episode in enumerate(data):
             if with_actions and len(episode) < max(len(episode.steps[n]) for n in with_actions if n in episode.steps):
-                yield Finding("rows-disagree", "error", f"only {len(episode)} rows have all columns, fewer than "
-                                                        f"{with_actions[0]} has",
+                yield Finding("rows-disagree", "error",
+                              f"only {len(episode)} rows have all columns, fewer than {with_actions[0]} has",
                               _LEAVE_OUT, Location(episode=e, feature=with_actions[0]))
                 return
 
@@ -218,9 +218,8 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
     if back:
         e, t = back[0]
         yield Finding("timestamps-backwards", "error",
-                      f"timestamps of {pluralize(len(back), 'episode')} go back, the first "
-                      f"at episode {e}, step {t}", "sort the rows, or split the episode there", Location(None, e, t,
-                                                                                                         "timestamp"))
+                      f"timestamps of {pluralize(len(back), 'episode')} go back, the first at episode {e}, step {t}",
+                      "sort the rows, or split the episode there", Location(None, e, t, "timestamp"))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:
@@ -358,10 +357,9 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
             yield Finding("dtype", "warning", f"{name}: text cannot be learned as an action",
                           "store numbers", Location(feature=name))
         if f.names and len(set(f.names)) < len(f.names):
-            yield Finding("names-repeat", "warning", f"{name}: components with the same name: "
-                          f"{format_list(sorted({n for n in f.names if f.names.count(n) > 1}))}", "give them "
-                                                                                                  "different names",
-                          Location(feature=name))
+            repeated = format_list(sorted({n for n in f.names if f.names.count(n) > 1}))
+            yield Finding("names-repeat", "warning", f"{name}: components with the same name: {repeated}",
+                          "give them different names", Location(feature=name))
 
 
 def check_short_episodes(data: Dataset) -> Iterator[Finding]:
@@ -450,8 +448,8 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
         low, high = (x.reshape(-1) for x in _value_range(data, name))
         for i, digest in enumerate(digests):
             if low[i] < high[i]:
-                copies.setdefault(digest.digest(), []).append(f"{name}[{f.names[i] if f.names else i}]" if f.shape
-                                                              else name)
+                component = f"{name}[{f.names[i] if f.names else i}]" if f.shape else name
+                copies.setdefault(digest.digest(), []).append(component)
     groups = [same for same in copies.values() if len(same) > 1]
     for description, severity, chosen in (
             ("an observation that is the action, which gives the answer away", "warning",

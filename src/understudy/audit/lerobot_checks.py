@@ -17,6 +17,7 @@ from ..core import UserError
 from ..data import video
 from ..data.episode import Dataset, episode_starts
 from ..data.formats import remote
+from ..data.formats.describe import lerobot_source
 from ..data.formats.lerobot_read import (
     UNDERSTUDY_FOLDER,
     LeRobotSource,
@@ -237,12 +238,6 @@ def _check_videos(path, info, episodes):
 # -- statistics -----------------------------------------------------------------------------------------------------
 
 
-def lerobot_source(data: Dataset) -> LeRobotSource | None:
-    """The LeRobot source of the data set. None if the source is another one, or if the data set is only a part of it.
-    """
-    return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
-
-
 def is_foreign(data: Dataset) -> bool:
     """Whether this is a LeRobot data set that understudy has not written."""
     return isinstance(data.source, LeRobotSource) and not (data.source.path / UNDERSTUDY_FOLDER).is_dir()
@@ -257,8 +252,8 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
     for name, f in source.schema.items():
         if f.kind != "vector" or name == "timestamp" or not f.size:
             continue
-        total, squares, low, high = np.zeros(f.shape), np.zeros(f.shape), np.full(f.shape, np.inf), np.full(f.shape,
-                                                                                                            -np.inf)
+        total, squares = np.zeros(f.shape), np.zeros(f.shape)
+        low, high = np.full(f.shape, np.inf), np.full(f.shape, -np.inf)
         shift, off = data[0].steps[name][0].astype(np.float64), None
         for first, raw, n in _blocks(data, name):
             values, begins = raw - shift, episode_starts(n)
@@ -380,7 +375,7 @@ def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
 
 def _differs(said, mean, std, low, high) -> bool:
     tolerance = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
-    return any(not np.all(np.abs(said[k] - v) <= tolerance) for k, v in (("mean", mean), ("std", std), ("min", low),
-                                                                         ("max", high)) if k in said)
+    actual = {"mean": mean, "std": std, "min": low, "max": high}
+    return any(not np.all(np.abs(said[k] - v) <= tolerance) for k, v in actual.items() if k in said)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -48,11 +48,11 @@ class BehaviorMetric:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **_interval_to_json(self.value),
+            **asdict(self.value),
             "episodes": self.n_episodes,
             "unit": self.unit,
             "better": self.better_direction or None,
-            "demonstrations": None if self.demonstrations is None else _interval_to_json(self.demonstrations),
+            "demonstrations": None if self.demonstrations is None else asdict(self.demonstrations),
         }
 
 
@@ -93,7 +93,7 @@ class BehaviorModes:
             "overlap": self.overlap,
             "conditional_entropy": None
             if self.conditional_entropy is None
-            else _interval_to_json(self.conditional_entropy),
+            else asdict(self.conditional_entropy),
             "n_starts": self.n_starts,
             "n_repeats": self.n_repeats,
             "expected_entropy": self.expected_entropy,
@@ -128,7 +128,7 @@ class BehaviorMetrics:
             "modes": None if self.modes is None else self.modes.to_json(),
             "discriminator_accuracy": None
             if self.discriminator_accuracy is None
-            else _interval_to_json(self.discriminator_accuracy),
+            else asdict(self.discriminator_accuracy),
             "earth_movers_distance": None
             if self.distribution_distance is None
             else self.distribution_distance.to_json(),
@@ -316,10 +316,6 @@ def _describe_modes(m: BehaviorModes) -> str:
         text += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
                  + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
     return text + "."
-
-
-def _interval_to_json(i: Interval) -> dict[str, float]:
-    return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
 
 
 def _format_percent(i: Interval) -> str:

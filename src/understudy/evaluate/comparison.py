@@ -13,6 +13,7 @@ from scipy import stats as scipy_stats
 
 from ..core import UserError
 from ..files import replace_nonfinite
+from ..hints import join_and
 from .evaluation import MethodRuns, PairedComparison, _as_runs, _format_difference, aggregate_seeds, compare
 from .multiple_comparisons import RankInterval, compact_letter_display, holm, rank_intervals
 from .planning import paired_power
@@ -121,7 +122,7 @@ class Comparison:
             others = "every other" if len(other_policies) > 1 else self.names[other_policies[0]]
             head = f"{self.names[best]} {most}, and is better than {others}."
         elif any(p.better for p in self.pairs):
-            head = f"Cannot tell which is best: {_join_and([self.names[best], *unclear])} cannot be told apart."
+            head = f"Cannot tell which is best: {join_and([self.names[best], *unclear])} cannot be told apart."
         else:
             question = "which is best" if len(other_policies) > 1 else f"whether {_join_or(self.names)} is better"
             head = f"Cannot tell {question}."
@@ -222,10 +223,6 @@ def _smallest_sufficient(enough: Callable[[int], bool], low: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
-
-
-def _join_and(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _join_or(names: Sequence[str]) -> str:

@@ -101,8 +101,8 @@ def _frames(episode, env, where) -> Iterator[np.ndarray]:
              and np.asarray(v).dtype.kind in "fiub"}
     env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
     for t in range(min(len(v) for v in steps.values())):
-        env.restore(torch.zeros(1, dtype=torch.int64), {k: torch.from_numpy(np.array(v[t:t + 1]))
-                                                        for k, v in steps.items()})
+        state = {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in steps.items()}
+        env.restore(torch.zeros(1, dtype=torch.int64), state)
         yield env.frame(0)
 
 

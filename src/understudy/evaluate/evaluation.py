@@ -171,8 +171,8 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
         watch: Called as `watch(number, episode)` when an episode ends.
     """
     if episodes < 1:
-        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
-                                                                                                            "100")
+        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate",
+                        hint="such as 100")
     began = time.perf_counter()
     rollouts = rollout(actor, env, episodes, seed, watch=watch)
     return evaluation_of(rollouts, time.perf_counter() - began, level)
@@ -256,7 +256,7 @@ def describe_trial_gain(e: Evaluation) -> str:
     if (gain := e.trial_gain) is None:
         return ""
     return (f"The last trial minus the first: {_format_difference(gain.difference, 'success')}, "
-            f"{_format_interval(gain, lambda v: _format_difference(v, 'success'))}, {_format_p_value(gain.p_value)}.")
+            f"{_format_interval(gain, lambda v: _format_difference(v, 'success'))}, {format_p_value(gain.p_value)}.")
 
 
 def verdict(
@@ -306,7 +306,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
     sure = (
         f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "
         f"{_format_interval(p, lambda v: _format_difference(v, what))}, "
-        f"{_format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
+        f"{format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
     )
     scope = ('This is about two checkpoints, and each stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.n_seeds == 1 else
@@ -349,7 +349,7 @@ def sequential_verdict_parts(
         why = f"Settled after {n} {unit}."
     sure = (
         f"{gap}{show(now.estimate)}, {_format_interval(now, show)}, "
-        f"{_format_p_value(min(1.0, 1 / test.e_value(state)))}; these hold "
+        f"{format_p_value(min(1.0, 1 / test.e_value(state)))}; these hold "
         f"whenever one looks. {why}"
     ).rstrip()
     return f"{head}{tally}.", sure, (
@@ -385,7 +385,7 @@ def _format_difference(value: float, what: str) -> str:
     return f"{100 * value:+.1f} points" if what == "success" else f"{value:+.4g}"
 
 
-def _format_p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

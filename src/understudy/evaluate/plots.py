@@ -189,8 +189,8 @@ class _MapPanel:
         if well is False:
             return (_path(points, "bad", stroke_opacity=min(1.0, 1.3 * strength))
                     + _tag("path", **{"class": "cross"}, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"))
-        return _path(points, "good", stroke_opacity=strength) + (_circle((x, y), 2.2, fill="var(--good)")
-                                                                 if well else "")
+        end = _circle((x, y), 2.2, fill="var(--good)") if well else ""
+        return _path(points, "good", stroke_opacity=strength) + end
 
 
 def _episode_marks(plane, episode) -> list[dict[str, Any]]:
@@ -732,8 +732,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
         every = math.ceil((last - first) / 6)
         return [10.0**i for i in range(first, last + every, every)]
     all_ = [m * 10.0**i for i in range(first, last + 1) for m in (1, 2, 5)]
-    under, over = max(t for t in all_ if t <= low * 1.000001), min((t for t in all_ if t >= high * 0.999999),
-                                                                   default=10.0**last)
+    under = max(t for t in all_ if t <= low * 1.000001)
+    over = min((t for t in all_ if t >= high * 0.999999), default=10.0**last)
     return [t for t in all_ if under <= t <= over]
 
 

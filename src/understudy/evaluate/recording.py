@@ -109,9 +109,8 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         if recorded != expected:
             field = next(k for k in expected if recorded[k] != expected[k])
             raise UserError(f"the recording has {field} {recorded[field]!r}, but this run has {field} "
-                            f"{expected[field]!r}",
-                            where=f"{out}, episode {n}", hint="choose another folder, or use the options of the "
-                                                              "first call")
+                            f"{expected[field]!r}", where=f"{out}, episode {n}",
+                            hint="choose another folder, or use the options of the first call")
     return len(data)
 
 

@@ -24,7 +24,7 @@ from .action_prediction import ActionPrediction, EpisodePlanSamples, ErrorBreakd
 from .behavior_metrics import BehaviorMetrics, BehaviorModes
 from .comparison import Comparison
 from .episode_video import film_strip
-from .evaluation import Evaluation, capitalize_name, compare, describe_trial_gain, verdict_parts
+from .evaluation import Evaluation, capitalize_name, compare, describe_trial_gain, format_p_value, verdict_parts
 from .failures import FailurePictures
 from .plots import Axis, Figure
 from .stats import Interval
@@ -342,7 +342,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
                 plots.difference_bar(a, b, p.difference, p.low, p.high, p.level, percent=p.metric == "success"),
                 f"{'Percentage points' if p.metric == 'success' else 'Return'}; {p.level:.0%} interval "
                 f"{_format_signed(p.low, p.metric)} to {_format_signed(p.high, p.metric)}, "
-                f"{_format_p_value(p.p_value)}.",
+                f"{format_p_value(p.p_value)}.",
             )
         )
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
@@ -689,10 +689,6 @@ def _success_count(e: Evaluation) -> str:
 
 def _format_signed(v: float, of: str) -> str:
     return f"{100 * v:+.1f}".replace("-", "−") if of == "success" else f"{v:+.4g}".replace("-", "−")
-
-
-def _format_p_value(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _unicode_minus(text: str) -> str:

@@ -23,6 +23,7 @@ from ..envs.base import Env, HasExpert, Renderable
 from ..envs.shifts import Shift
 from ..execute.actor import Actor
 from ..files import replace_nonfinite
+from ..hints import join_and
 from . import episode_video, plots, stats
 from .evaluation import tuning_seed
 from .recording import UniformRandomActor
@@ -395,14 +396,10 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
         if math.isfinite(at := falls[c.shift.name].severity)
     ]
     kept = [name for name, fall in falls.items() if math.isinf(fall.severity)]
-    sentences = [f"Half of it is left under {_join_and(down)}."] if down else []
-    sentences += [f"More than half is left at every level of {_join_and(kept)}."] if kept else []
+    sentences = [f"Half of it is left under {join_and(down)}."] if down else []
+    sentences += [f"More than half is left at every level of {join_and(kept)}."] if kept else []
     sentences += ["There is nothing to halve."] if not down and not kept else []
     return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(sentences)
-
-
-def _join_and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _format_value(i: Interval, metric: str) -> str:

@@ -83,8 +83,8 @@ def evaluate_parallel(
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
     """
     if episodes < 1:
-        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate", hint="such as "
-                                                                                                            "100")
+        raise UserError(f"an evaluation needs at least one episode, not {episodes}", where="evaluate",
+                        hint="such as 100")
     began = time.perf_counter()
     with WorkerPool(setup, workers) as crew:
         rollouts = crew.rollout(episodes, seed, watch=watch)

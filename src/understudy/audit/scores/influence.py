@@ -103,8 +103,8 @@ class Influence(Score):
         loss = policy.loss(batch, Generator(policy.device).manual_seed(self.seed)).sum() / batch.mask.sum()
         weights = [p for p in policy.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, weights,
-                                                                                          strict=True)]).cpu().double()
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, weights, strict=True)]
+        return torch.cat([g.flatten() for g in filled]).cpu().double()
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ class FilterLikeYouTest(StepScore):
             share = torch.softmax(scorer(both[at])[0, :, 0], 0)
             slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
                                         create_graph=True)
-            after = {k: (v - self.lr * g).detach().requires_grad_() for (k, v), g in zip(theta.items(), slope,
-                                                                                         strict=True)}
+            after = {k: (v - self.lr * g).detach().requires_grad_()
+                     for (k, v), g in zip(theta.items(), slope, strict=True)}
             some = torch.randint(len(tx), (self.batch_size,), generator=rng)
             gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
             signal = self.downstream_signal(dict(zip(after, gradients, strict=True)), n)

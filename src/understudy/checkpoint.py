@@ -164,10 +164,10 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
         trust: Packages besides understudy whose code may be loaded.
     """
     path = Path(folder) / f"{kind}.json"
-    about = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
-    if not isinstance(about, description):
+    spec = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
+    if not isinstance(spec, description):
         raise UserError(f"the file describes no {kind}", where=path, hint=RETRAIN)
-    module = build(about, load_features(folder, RETRAIN))
+    module = build(spec, load_features(folder, RETRAIN))
     load_weights(module, folder, RETRAIN, kind)
     return module.eval().to(device)
 
@@ -225,11 +225,11 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     own, buffers = module.state_dict(), dict(module.named_buffers())
     mismatches = {"missing": [f"{k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors],
-           "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
-           # A memory has one row per window of the data, so buffers take the saved shape.
-           "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
-                                for k, v in own.items() if k in tensors and k not in buffers
-                                and tensors[k].shape != v.shape]}
+                  "unexpected": [f"{k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own],
+                  # A memory has one row per window of the data, so buffers take the saved shape.
+                  "of another shape": [f"{k} {tuple(tensors[k].shape)} in the place of {tuple(v.shape)}"
+                                       for k, v in own.items() if k in tensors and k not in buffers
+                                       and tensors[k].shape != v.shape]}
     if any(mismatches.values()):
         raise RuntimeError("; ".join(f"{len(names)} {kind} (the first: {names[0]})"
                                      for kind, names in mismatches.items() if names) + f"; of {len(own)} tensors")

@@ -230,19 +230,19 @@ class MethodChoice:
     def verdict_parts(self) -> tuple[str, str, str]:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
-        sure = (f"{join_and(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can tell."
-                if self.tied else "Every other candidate was worse.")
+        certainty = (f"{join_and(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can "
+                     "tell." if self.tied else "Every other candidate was worse.")
         if n_dropped:
-            sure += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
+            certainty += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
-        about = (f"{join_and(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a "
+        basis = (f"{join_and(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a "
                  "longer --budget, and another --out, the order may change. " if short else "")
         predicted = "next action" if self.ahead == 1 else f"next {self.ahead} actions"
-        about += (f"Judged in {self.env} on {self.judged_on} starts, which understudy eval never uses."
+        basis += (f"Judged in {self.env} on {self.judged_on} starts, which understudy eval never uses."
                   if self.env is not None else
                   f"Judged by the error of the {predicted}, predicted on {self.judged_on} held-out "
                   f"episode{'s' * (self.judged_on > 1)}, not by acting: with --env ENV the policies act.")
-        return f"{self.recommended} is recommended.", sure, about
+        return f"{self.recommended} is recommended.", certainty, basis
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy choose --json`."""
@@ -364,10 +364,10 @@ def data_properties(data: Dataset) -> DataProperties:
     two_ways = None
     states = any(f.kind == "vector" for k, f in features.items() if role(k) == "observation")
     if states and not discrete and len(data) >= LEAST_COMPARED:
-        some = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
+        subset = data.select(range(0, len(data), max(1, -(-data.steps // MEASURED_STEPS))))
         score = LocalUnimodality()
-        score = replace(score, n_neighbors=min(score.n_neighbors, len(some) - 1))  # about one of each other episode
-        scores = np.concatenate([np.asarray(s, float) for s in score.steps(some)])
+        score = replace(score, n_neighbors=min(score.n_neighbors, len(subset) - 1))  # about one of each other episode
+        scores = np.concatenate([np.asarray(s, float) for s in score.steps(subset)])
         scores = scores[np.isfinite(scores)]
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
@@ -439,21 +439,21 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     if out.exists() and any(out.iterdir()):
         raise UserError("the folder contains something else", where=out, hint="choose another --out")
     began = time.perf_counter()
-    full: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
+    default_costs: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
     for name, method in candidates.items():
         steps = method.learner.steps
-        each = _try_out(method, name, data, env, device)  # so that what it lacks is said before any trial
-        full[name] = steps, steps * each
-        if each:
-            say(f"{name}: {steps} updates by default, {1000 * each:.3g} ms each")
-    tried = sorted(full, key=lambda name: full[name][1])
-    while tried and LEAST_UPDATES * full[tried[-1]][1] > budget / (ROUNDS_OF_ALL * len(tried)):
+        seconds_per_update = _try_out(method, name, data, env, device)  # so that what it lacks is said before any trial
+        default_costs[name] = steps, steps * seconds_per_update
+        if seconds_per_update:
+            say(f"{name}: {steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
+    tried = sorted(default_costs, key=lambda name: default_costs[name][1])
+    while tried and LEAST_UPDATES * default_costs[tried[-1]][1] > budget / (ROUNDS_OF_ALL * len(tried)):
         tried.pop()
     share = budget / (ROUNDS_OF_ALL * max(len(tried), 1))
-    updates = {name: max(int(steps * min(share / max(seconds, 1e-9), 1)), 1) for name, (steps, seconds) in full.items()
-               if name in tried}
+    updates = {name: max(int(steps * min(share / max(seconds, 1e-9), 1)), 1)
+               for name, (steps, seconds) in default_costs.items() if name in tried}
     skipped = {name: f"its {steps} updates take {_minutes(seconds)}, and a trial would have {_minutes(share)}"
-               for name, (steps, seconds) in full.items() if name not in tried}
+               for name, (steps, seconds) in default_costs.items() if name not in tried}
     if len(updates) < 2:
         raise UserError(f"there is time for {len(updates)} of {len(candidates)} candidates"
                         + "".join(f"; {k}: {v}" for k, v in skipped.items()), where="--budget",

@@ -38,8 +38,8 @@ def dump(value):
         if not cls.__dataclass_params__.frozen or not _is_top_level(cls):
             raise TypeError(f"{cls.__qualname__} cannot be written: it must be a frozen dataclass at the top of its "
                             "module, since nothing else can be loaded again")
-        kept = {f.name: dump(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"$": f"{cls.__module__}:{cls.__qualname__}", **kept}
+        dumped_fields = {f.name: dump(getattr(value, f.name)) for f in fields(value) if f.init}
+        return {"$": f"{cls.__module__}:{cls.__qualname__}", **dumped_fields}
     if isinstance(value, (tuple, list)):
         return [dump(v) for v in value]
     if isinstance(value, dict):

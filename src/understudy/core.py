@@ -161,12 +161,12 @@ def part(cls: type[T]) -> type[T]:
         understudy.core.ConfigError: Smoothing.n_steps: n_steps is 0, but must be at least 1
           -> give a number in this range; the default is 4
     """
-    own = getattr(cls, "__post_init__", None)
-    if own is None or "is_checked" not in vars(own):
+    class_check = getattr(cls, "__post_init__", None)
+    if class_check is None or "is_checked" not in vars(class_check):
         def checked(self):
             check_fields(self)
-            if own is not None:
-                own(self)
+            if class_check is not None:
+                class_check(self)
 
         vars(checked)["is_checked"] = True  # subclasses inherit it
         cls.__post_init__ = checked  # ty: ignore[missing-attribute]
@@ -564,9 +564,9 @@ def put(tree, rows, new):
     """
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
-    out = tree.clone()
-    out[rows] = new.to(out.dtype)
-    return out
+    copied = tree.clone()
+    copied[rows] = new.to(copied.dtype)
+    return copied
 
 
 # -- functions that can be replaced -------------------------------------------------------------------------

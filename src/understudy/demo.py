@@ -96,7 +96,7 @@ def _run_demo(out, device, say, bar):
     for run, name in NAMES.items():
         with bar(name, EPISODES) as progress:
             evaluations[run] = evaluate(load_actor(out / run, device=device, rows=ROWS), env, EPISODES, SEED,
-                                  watch=lambda number, episode, progress=progress: progress())
+                                        watch=lambda number, episode, progress=progress: progress())
     write_json(out / "results.json", results(data, evaluations, env.metadata["optimum"]))
     write_report(out / "report.html", runs={NAMES[run]: e for run, e in evaluations.items()}, env=env, data=data,
                  training={NAMES[run]: TrainingCurves.load(out / run) for run in evaluations}, commands=commands(out),

@@ -104,8 +104,8 @@ def _hierarchy(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _inverse_dynamics(fields: Mapping[str, Any]) -> dict[str, Any]:
     """As `_hierarchy`, with the column of states and that of the next state."""
-    own = {k: v for k, v in fields.items() if k in ("column", "as_key")}
-    return {"high": _hierarchy(fields)["high"], **own}
+    columns = {k: v for k, v in fields.items() if k in ("column", "as_key")}
+    return {"high": _hierarchy(fields)["high"], **columns}
 
 
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.

@@ -922,7 +922,7 @@ def find_checkpoint(folder: Path | str) -> Path:
     if (lerobot_folder := find_lerobot_checkpoint(folder)) is not None:
         return lerobot_folder
     run, which = (folder.parent, folder.name) if folder.name in ("best", "last") else (folder, "last")
-    begun = (run / "checkpoints").is_dir() or (run / ".lock").exists()
+    has_started = (run / "checkpoints").is_dir() or (run / ".lock").exists()
     if (run / "run.json").exists():
         places = read_json(run / "run.json")
         if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
@@ -933,8 +933,8 @@ def find_checkpoint(folder: Path | str) -> Path:
                             hint="train with --eval ENV --save-freq N to keep the best")
         if places and (run / places[which]).is_dir():
             return run / places[which]
-        begun = True
-    if begun:
+        has_started = True
+    if has_started:
         names = ", ".join(f.name for f in _saved_checkpoints(run / "checkpoints"))
         raise UserError(f"the run was stopped before it had a checkpoint {which!r}"
                         + (f"; it has {names}" if names else ""), where=run, hint=_resume_hint(run))

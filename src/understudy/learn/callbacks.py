@@ -78,11 +78,11 @@ class ProgressBar:
     def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
         if "loss" not in seen:
             return
-        now, done = time.perf_counter(), step - self.start
-        if done == 1:  # the first update compiles and allocates, so its time is not representative
+        now, n_made = time.perf_counter(), step - self.start
+        if n_made == 1:  # the first update compiles and allocates, so its time is not representative
             self.began = now
-        speed = (done - 1) / max(now - self.began, 1e-9) if done > 1 else float("nan")
-        if done == 11 and not self.quiet and self.steps is not None and (self.steps - step) / speed > LONG_SECONDS:
+        speed = (n_made - 1) / max(now - self.began, 1e-9) if n_made > 1 else float("nan")
+        if n_made == 11 and not self.quiet and self.steps is not None and (self.steps - step) / speed > LONG_SECONDS:
             self.console.print(
                 f"{self.steps - step} updates at {speed:.3g} a second: about "
                 f"{format_duration((self.steps - step) / speed)}. Ctrl-C keeps what is done; the same command "

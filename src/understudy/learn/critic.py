@@ -47,9 +47,9 @@ class CriticConfig:
             action: A `QFunction` of observation and plan, or a `ValueFunction` of the observation alone.
         """
         policy_config = policy.config
-        about = CriticSpec(self, policy_config.codec, policy_config.window, policy.inputs, policy_config.target)
+        spec = CriticSpec(self, policy_config.codec, policy_config.window, policy.inputs, policy_config.target)
         kind = QFunction if action else ValueFunction
-        return kind(about, policy.features, policy.codec).to(policy.device)
+        return kind(spec, policy.features, policy.codec).to(policy.device)
 
 
 @dataclass(frozen=True)

@@ -178,8 +178,8 @@ class _MemoryTraining(Training):
         self.n_updates = until
 
     def log(self, **metrics):
-        for look in self.callbacks:
-            look(self.n_updates, self.learner, metrics)
+        for callback in self.callbacks:
+            callback(self.n_updates, self.learner, metrics)
 
 
 def check_arguments(method: Method, data: Dataset) -> None:

@@ -318,8 +318,8 @@ class GradientLearner(Learner):
             if not abs(value) < float("inf") and not (scaled and kind == "gradient"):
                 optimizer.zero_grad()
                 self._metrics, self._n_calls = {}, 0
-                of = "" if name == "policy" else f" of {name!r}"
-                raise UserError(f"the {kind}{of} is {value}", where=f"update {self.n_updates + 1}",
+                of_network = "" if name == "policy" else f" of {name!r}"
+                raise UserError(f"the {kind}{of_network} is {value}", where=f"update {self.n_updates + 1}",
                                 hint="lower the learning rate (--learner.optimizer.lr), clip harder, or look for odd "
                                      "values in the data (understudy inspect)")
 

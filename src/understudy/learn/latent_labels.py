@@ -76,6 +76,6 @@ class LatentLabels(Operation):
         encoder = check_trained(self.encoder, "LatentLabels.encoder")
         latents = encoder.latents(data).cpu().numpy().astype(encoder.latent.dtype)
         columns = [column[np.arange(len(column)) // self.period * self.period]
-                for column in np.split(latents, np.cumsum(data.lengths)[:-1])]
+                   for column in np.split(latents, np.cumsum(data.lengths)[:-1])]
         labeled = LabeledEpisodes(data, {self.into: encoder.latent}, lambda i: {self.into: columns[i]})
         return Dataset(labeled, data.metadata)

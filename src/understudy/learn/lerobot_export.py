@@ -83,8 +83,9 @@ def write_lerobot_policy(policy: Policy, executor: Executor, folder: Path | str)
                   part / "model.safetensors", {"format": "pt"})
         for place, number in (("preprocessor", 3), ("postprocessor", 0)):
             name = "normalizer" if number else "unnormalizer"
-            kept = normalizer if number else {**normalizer, "features": {ACTION: features[ACTION]}}
-            step = {"registry_name": f"{name}_processor", "config": kept, "state_file": file(place, number, name)}
+            step_config = normalizer if number else {**normalizer, "features": {ACTION: features[ACTION]}}
+            step = {"registry_name": f"{name}_processor", "config": step_config,
+                    "state_file": file(place, number, name)}
             write_json(part / f"policy_{place}.json", {
                 "name": f"policy_{place}", "steps": [*steps, step] if number else [step, steps[2]]})
             save_file(statistics, part / file(place, number, name))

@@ -394,9 +394,9 @@ def tensor_names(policy: Policy) -> dict[str, str]:
     Args:
         policy: A policy with the trunk `ACTTransformer` or `UNet`, and the encoder that belongs to it.
     """
-    own = [k for k in policy.state_dict() if not k.startswith(("codec.", "encoder.pixels."))]
+    names = [k for k in policy.state_dict() if not k.startswith(("codec.", "encoder.pixels."))]
     translate = _act_name if isinstance(policy.config.trunk, ACTTransformer) else _diffusion_name
-    return {name: translate(policy, name) for name in own}
+    return {name: translate(policy, name) for name in names}
 
 
 def _act_name(policy: Policy, name: str) -> str:
@@ -448,8 +448,8 @@ def _from_lerobot(policy: Policy, name: str, tensor: Tensor) -> Tensor:
     if name == TIME_WEIGHT:
         return reflect_time(policy, tensor)
     if ".film." in name:
-        out = policy.state_dict()[name].shape[0]
-        if tensor.shape[0] * 2 == out:  # shifts alone: scales of 1
+        n_rows = policy.state_dict()[name].shape[0]
+        if tensor.shape[0] * 2 == n_rows:  # shifts alone: scales of 1
             return torch.cat([torch.full_like(tensor, float(name.endswith("bias"))), tensor])
     if name.startswith("encoder.cameras.") and name.endswith("output_layer.weight"):
         return torch.cat([tensor[:, 0::2], tensor[:, 1::2]], 1)  # (x, y) of each keypoint, here x of all and then y

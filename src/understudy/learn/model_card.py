@@ -32,7 +32,7 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
         chosen = "The score chose the best checkpoint, so it is no judgement of it: evaluate on other seeds.\n"
     else:
         chosen = "The energy score chose the best checkpoint.\n" if lines else ""
-    of, unit = ("of latents ", "latents") if has_latent_actions(method) else ("", "actions")
+    of_latents, unit = ("of latents ", "latents") if has_latent_actions(method) else ("", "actions")
     text = f"""# {type(method.policy.head).__name__} policy on {data["name"] or "a data set"}
 
 Trained by understudy {versions["understudy"]} (PyTorch {versions["torch"]}) on {device["name"]} ({device["type"]}), \
@@ -47,11 +47,11 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 ## Figures
 
-| checkpoint | update | score in training | energy score {of}on held-out episodes |
+| checkpoint | update | score in training | energy score {of_latents}on held-out episodes |
 |---|---|---|---|
 {chr(10).join(figures)}
 
-{chosen}The energy score is an error {of}in units of the {unit}' standard deviation, not a success rate.
+{chosen}The energy score is an error {of_latents}in units of the {unit}' standard deviation, not a success rate.
 
 ## Method
 

@@ -56,8 +56,8 @@ class OptimizerConfig:
             return (update + 1) / (self.warmup_steps + 1)
         if self.lr_schedule == "constant":
             return 1.0
-        done = (update - self.warmup_steps) / max(steps - self.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        progress = (update - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
     def build(self, modules: Iterable[nn.Module], steps: int, device: torch.device) -> OptimizerState:
         """Builds the state for the parameters that require gradients. The schedule ends after `steps` updates."""
@@ -157,20 +157,20 @@ class OptimizerState:
             p.grad = None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        kept = {} if self.adamw is None else self.adamw.state_dict()["state"]
-        whole = {f"{i}.{k}": v.permute(_inverse(self.order[i])) if v.ndim else v
-                 for i, entry in kept.items() for k, v in entry.items()}
-        return whole, self.scaler.state_dict()
+        entries = {} if self.adamw is None else self.adamw.state_dict()["state"]
+        tensors = {f"{i}.{k}": v.permute(_inverse(self.order[i])) if v.ndim else v
+                   for i, entry in entries.items() for k, v in entry.items()}
+        return tensors, self.scaler.state_dict()
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        kept: dict[int, dict[str, Tensor]] = {}
+        entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, _, key = name.partition(".")
             value = value.permute(self.order[int(i)]) if value.ndim else value
             # New tensors, because those of safetensors are not aligned.
-            kept.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
+            entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
-            self.adamw.load_state_dict({"state": kept, "param_groups": self.adamw.state_dict()["param_groups"]})
+            self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
         if facts:
             self.scaler.load_state_dict(facts)
 

@@ -123,8 +123,8 @@ class _InverseDynamicsLoss(nn.Module):
         self.net = config.head.build(config.trunk, policy.codec.width, _pair_spec(policy))
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        both = _pair(policy, batch, rng, captured)
-        loss = self.config.head.loss(self.net, both, policy.encode_batch(batch), batch.mask, rng) * batch.mask
+        contexts = _pair(policy, batch, rng, captured)
+        loss = self.config.head.loss(self.net, contexts, policy.encode_batch(batch), batch.mask, rng) * batch.mask
         return self.config.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
@@ -206,12 +206,12 @@ class _MaskedPredictionLoss(nn.Module):
         self.net = config.trunk.build(policy.codec.width + 1, policy.codec.width, 0, _pair_spec(policy))
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        action, both = policy.encode_batch(batch), _pair(policy, batch, rng, captured)
+        action, contexts = policy.encode_batch(batch), _pair(policy, batch, rng, captured)
         rows, device = batch.mask.shape, batch.mask.device
         fraction = torch.rand(rows[0], 1, generator=rng, device=device)
         hidden = torch.rand(rows, generator=rng, device=device) < fraction
         visible = (~hidden & batch.mask).unsqueeze(-1).to(action.dtype)
-        prediction = self.net(torch.cat([action * visible, visible], -1), action[..., :0], both)
+        prediction = self.net(torch.cat([action * visible, visible], -1), action[..., :0], contexts)
         counted = hidden & batch.mask
         return self.config.weight * (self._error(prediction, action) * counted).sum(1) / counted.sum(1).clamp(min=1)
 
@@ -310,7 +310,7 @@ class _TimeContrastiveLoss(nn.Module):
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None
         views = (_flat(captured), policy.training_context(batch.next, rng).flat())
-        now, after = (F.normalize(self.projector(view), dim=-1) for view in views)
-        similarity = now @ after.T / self.config.temperature
-        return self.config.weight * F.cross_entropy(similarity, torch.arange(len(now), device=now.device),
+        before, after = (F.normalize(self.projector(view), dim=-1) for view in views)
+        similarity = before @ after.T / self.config.temperature
+        return self.config.weight * F.cross_entropy(similarity, torch.arange(len(before), device=before.device),
                                                     reduction="none")

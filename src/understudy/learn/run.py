@@ -94,16 +94,16 @@ class Run:
         """
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
-        do = (
+        hint = (
             f"remove {folder.parent}, and training continues from the checkpoint before it"
             if self.saved_steps()[0] < step
             else f"remove {folder.parent}, and training starts again"
         )
         try:
-            check_checksum(folder / "learner.safetensors", do)
+            check_checksum(folder / "learner.safetensors", hint)
             learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])
         except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-            raise UserError(f"the state of the learner is damaged: {error}", where=folder, hint=do) from None
+            raise UserError(f"the state of the learner is damaged: {error}", where=folder, hint=hint) from None
         return facts
 
     def read_checkpoint_json(self, step: int, name: str):
@@ -141,10 +141,10 @@ class Run:
         for step in self.saved_steps():
             if f"checkpoints/{step:06d}" not in places.values():
                 # an incomplete checkpoint never has its final name
-                doomed = self.checkpoint_path(step).with_name(f".{step:06d}.part")
-                shutil.rmtree(doomed, ignore_errors=True)
-                os.rename(self.checkpoint_path(step), doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                incomplete = self.checkpoint_path(step).with_name(f".{step:06d}.part")
+                shutil.rmtree(incomplete, ignore_errors=True)
+                os.rename(self.checkpoint_path(step), incomplete)
+                shutil.rmtree(incomplete, ignore_errors=True)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 
@@ -172,9 +172,9 @@ class Run:
 
     def truncate_metrics(self, step: int) -> None:
         """Removes measurements after `step`, because training from there measures them again."""
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        lines = [line for line in self.read_metrics() if line["step"] <= step]
         with disk_space_errors(self.folder, "make room, and give the same command"):
-            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
     # -- the folder -----------------------------------------------------------------------------------------------
 
@@ -183,13 +183,15 @@ class Run:
         """Locks the run for one process. Removes incomplete files, and the folder if nothing was written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("this is a file, not a folder", where=self.folder, hint="choose another --out")
-        ours = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard", ".lock"}
-        new = not self.folder.exists()
+        run_files = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard",
+                     ".lock"}
+        is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        strange = sorted(f.name for f in self.folder.iterdir() if f.name not in ours and not f.name.endswith(".part"))
-        begun = (self.folder / "checkpoints").exists() or (self.folder / "stages").exists()
-        if strange and not begun:
-            raise UserError(f"the folder is not a run; it contains {', '.join(strange[:3])}", where=self.folder,
+        names = [f.name for f in self.folder.iterdir() if not f.name.endswith(".part")]
+        other_files = sorted(set(names) - run_files)
+        has_started = (self.folder / "checkpoints").exists() or (self.folder / "stages").exists()
+        if other_files and not has_started:
+            raise UserError(f"the folder is not a run; it contains {', '.join(other_files[:3])}", where=self.folder,
                             hint="choose another --out")
         with open(self.folder / ".lock", "w") as lock:
             if not _try_lock(lock):
@@ -200,7 +202,7 @@ class Run:
             try:
                 yield self
             finally:
-                if new and [f.name for f in self.folder.iterdir()] == [".lock"]:
+                if is_new and [f.name for f in self.folder.iterdir()] == [".lock"]:
                     with suppress(OSError):  # Windows does not remove open files
                         (self.folder / ".lock").unlink()
                         self.folder.rmdir()

@@ -379,8 +379,8 @@ class _RunTraining(Training):
             self._log(step=self.n_updates, **metrics)
         if "score" in metrics:
             self.judge.choose(self.n_updates)
-        for look in self.watches:
-            look(self.n_updates, self.learner, metrics)
+        for callback in self.watches:
+            callback(self.n_updates, self.learner, metrics)
 
     def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
         size, device = self.learner.config.batch_size, self.learner.policy.device
@@ -451,8 +451,8 @@ class _CheckpointEvaluation:
                 metrics["score"] = float(self.score(build_actor(self.method, modules, ROWS, features=self.recorded)))
             if metrics:
                 self.run.log_metrics(step=step, **metrics, seconds=loop.elapsed())
-                for look in loop.watches:
-                    look(step, loop.learner, metrics)
+                for callback in loop.watches:
+                    callback(step, loop.learner, metrics)
         self.choose(step)
 
     def choose(self, last: int) -> None:
@@ -508,16 +508,16 @@ def validation_episodes(episodes: int, val_fraction: float | Sequence[int]) -> l
 
 def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -> list[int]:
     """As `validation_episodes`. A fraction is relative to the episodes that are not left out."""
-    kept = sorted(set(range(len(data))) - set(left_out))
-    if left_out and not kept:
+    complete = sorted(set(range(len(data))) - set(left_out))
+    if left_out and not complete:
         raise UserError("every episode was interrupted while it was recorded, so none is left to train on",
                         where=data.metadata.get("path", "data set"),
                         hint="record more, or train on them all the same: --include-interrupted "
                            "(include_interrupted=True in Python)")
     if isinstance(hold, (int, float)):
-        return [kept[i] for i in validation_episodes(len(kept), hold)]
+        return [complete[i] for i in validation_episodes(len(complete), hold)]
     held_out = validation_episodes(len(data), hold)
-    if not set(kept) - set(held_out):
+    if not set(complete) - set(held_out):
         raise UserError(f"no episode is left to train on: {len(held_out)} are held out and {len(left_out)} were "
                         "interrupted", where="val_fraction",
                         hint="hold out fewer, or include those that were interrupted")
@@ -525,10 +525,10 @@ def _held_out(data: Dataset, hold: float | Sequence[int], left_out: list[int]) -
 
 
 def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
-    some = ", ".join(map(str, left_out[:8])) + ", ..." * (len(left_out) > 8)
+    numbers = ", ".join(map(str, left_out[:8])) + ", ..." * (len(left_out) > 8)
     what = ("was interrupted while it was recorded and is" if len(left_out) == 1 else
             "were interrupted while they were recorded and are")
-    warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {some}. Pass "
+    warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. Pass "
                   "--include-interrupted (include_interrupted=True in Python) to train on "
                   f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
 
@@ -629,13 +629,14 @@ def _train_stage(stage: Stage, data: Dataset, run: Run, run_config: RunConfig) -
         train(stage.method, data, run.folder, **{f.name: getattr(run_config, f.name) for f in fields(run_config)})
         return
     last = max(run.saved_steps())
-    was = {"method": _present_document(run.read_checkpoint_json(last, "method.json"), packages_of(stage.method))}
-    now = {"method": config.dump(stage.method)}
+    old_method = run.read_checkpoint_json(last, "method.json")
+    old_settings = {"method": _present_document(old_method, packages_of(stage.method))}
+    new_settings = {"method": config.dump(stage.method)}
     if (run.checkpoint_path(last) / "train").is_dir():  # it was trained here, and not copied
         trained = run.read_checkpoint_json(last, "provenance.json")
-        was |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
-        now |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
-    if differences := list(_differences(was, now)):
+        old_settings |= {"seed": trained["seed"], "data": trained["data"]["fingerprint"]}
+        new_settings |= {"seed": run_config.seed, "data": _fingerprint(data, run_config.stream)}
+    if differences := list(_differences(old_settings, new_settings)):
         raise UserError("this stage was trained with other settings: " + "; ".join(differences[:MAX_DIFFERENCES]),
                         where=run.folder, hint="choose another --out, or give the command it was begun with")
 
@@ -667,9 +668,10 @@ def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_con
     source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    whole = data if stream is None else stream
+    all_data = data if stream is None else stream
     return {
-        "data": {"name": name, "fingerprint": _fingerprint(data, stream), "episodes": len(whole), "steps": whole.steps,
+        "data": {"name": name, "fingerprint": _fingerprint(data, stream),
+                 "episodes": len(all_data), "steps": all_data.steps,
                  "format": source.get("format"), "fps": source.get("fps"), "robot": source.get("robot_type"),
                  "camera_sizes": source.get("camera_sizes"), "simulators": recorded_simulators(data),
                  "reading": {**source.get("reading", {}),
@@ -725,7 +727,7 @@ def task_column(method: Method) -> str:
 
 def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     """A run continues only with the settings that it was started with."""
-    was = {name: run.read_checkpoint_json(step, name) for name in documents}
+    old_documents = {name: run.read_checkpoint_json(step, name) for name in documents}
 
     def identity(found):
         p = found["provenance.json"]
@@ -735,8 +737,8 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
                 "method": _present_document(found["method.json"], trust)}
     trust = config.packages_in(documents["method.json"])
-    differences = list(_differences(identity(was), identity(documents)))
-    before, after = (files["method.json"]["learner"].get("steps") for files in (was, documents))
+    differences = list(_differences(identity(old_documents), identity(documents)))
+    before, after = (files["method.json"]["learner"].get("steps") for files in (old_documents, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
     if only_steps and after > before and documents["method.json"].get("collection") is None:
         if _ignores_number_of_updates(documents["method.json"]["learner"]):
@@ -747,7 +749,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                              f"{after - before} and another --out, or train all {after} updates there. Runs with "
                              "--learner.optimizer.lr-schedule constant can be continued")
     if differences:
-        commands = [files["provenance.json"].get("command") for files in (was, documents)]
+        commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
         method_change = [f"was {old_name}, is {new_name}"] if old_name and new_name and old_name != new_name else []
         raise UserError("this run was started with other settings: "

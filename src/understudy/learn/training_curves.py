@@ -75,8 +75,8 @@ class TrainingCurves:
         lines = run.read_metrics()
         places = run.named_checkpoints()
         provenance = checkpoint / "provenance.json"
-        about = read_json(provenance) if provenance.exists() else {}
-        data = json.dumps([about.get("data", {}).get("fingerprint"), about.get("held_out")])
+        origin = read_json(provenance) if provenance.exists() else {}
+        data = json.dumps([origin.get("data", {}).get("fingerprint"), origin.get("held_out")])
         steps = {name: int(Path(place).name) for name, place in places.items() if Path(place).name.isdigit()}
         return cls(run.folder, read_curves(lines), steps.get("last"), steps.get("best"),
                    max((line["seconds"] for line in lines if line.get("seconds") is not None), default=None), data,
@@ -163,7 +163,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
         for key, value in line.items():
             if key not in ("step", "seconds") and isinstance(value, (int, float)):
                 points.setdefault(key, []).append((int(line["step"]), float(value)))
-    return {key: Curve(*zip(*some, strict=True)) for key, some in points.items()}
+    return {key: Curve(*zip(*curve_points, strict=True)) for key, curve_points in points.items()}
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:

@@ -123,12 +123,12 @@ class Validation:
             if choices:
                 error_rate = (gap * mask).sum((2, 3)) / (mask.sum((2, 3)).clamp(min=1) * gap.shape[-1])
                 errors["wrong"] = error_rate.mean(1)
-                if isinstance(policy.config.head, LikelihoodHead) and bool((whole := batch.mask.all(1)).any()):
+                if isinstance(policy.config.head, LikelihoodHead) and bool((is_complete := batch.mask.all(1)).any()):
                     log = policy.config.head.log_prob(policy.net, policy.context(batch.obs), policy.encode_batch(batch))
-                    errors["log loss"] = -log[whole] / (gap.shape[-1] * gap.shape[-2])
-            real = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
-            for name, value in errors.items():
-                rows.setdefault(name, []).append(value if name == "log loss" else value[real])
+                    errors["log loss"] = -log[is_complete] / (gap.shape[-1] * gap.shape[-2])
+            has_steps = batch.mask.any(1)  # a window may lie beyond its episode's end altogether
+            for name, window_errors in errors.items():
+                rows.setdefault(name, []).append(window_errors if name == "log loss" else window_errors[has_steps])
         policy.train(training)
         return {k: torch.cat(v).cpu().double().mean().item() for k, v in rows.items()}
 

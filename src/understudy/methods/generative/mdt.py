@@ -147,7 +147,7 @@ class _ContrastiveAlignmentLoss(nn.Module):
         first, second = self.config.first, self.config.second
         obs = policy.augment(batch.obs, rng)
         present = {name: batch.obs.get(name + "?", torch.ones(obs[name].shape[:2], dtype=torch.bool,
-                                                            device=obs[name].device)) for name in (first, second)}
+                                                              device=obs[name].device)) for name in (first, second)}
         hidden = {name + "?": torch.zeros_like(present[first]) for name in (first, second)}
         one, other = (F.normalize(self._pool(policy.context({**obs, **hidden, name + "?": present[name]},
                                                             rng if policy.training else None)), dim=-1)
@@ -161,10 +161,11 @@ class _ContrastiveAlignmentLoss(nn.Module):
     def _pairs(self, second: Tensor, shown: Mapping[str, Tensor]) -> Tensor:
         """(B, B): the pairs that are compared. A window without both goals is compared with itself alone."""
         one, other = shown.values()
-        both = (one & other)[:, -1]
+        has_both = (one & other)[:, -1]
         goals = second[:, -1].flatten(1) if second.ndim > 2 else second[:, -1:]
         same = (goals.unsqueeze(1) == goals).all(-1)
-        return torch.eye(len(both), dtype=torch.bool, device=both.device) | (both[:, None] & both & ~same)
+        itself = torch.eye(len(has_both), dtype=torch.bool, device=has_both.device)
+        return itself | (has_both[:, None] & has_both & ~same)
 
     def _pool(self, context: Context) -> Tensor:
         score = self.attention(context.tokens).squeeze(-1).masked_fill(~context.mask, -1e9)

@@ -100,7 +100,7 @@ class AddMotionPrompts(Operation):
 def _with_prompt(episode: Episode, columns: dict[str, tuple[np.ndarray, Feature]]) -> Episode:
     """The episode with columns that have the same value at every observation."""
     repeated = {name: np.broadcast_to(value, (len(episode.steps[name]), *value.shape))
-            for name, (value, _) in columns.items()}
+                for name, (value, _) in columns.items()}
     schema = {**episode.schema, **{name: feature for name, (_, feature) in columns.items()}}
     return replace(episode.replace(repeated), schema=schema)
 

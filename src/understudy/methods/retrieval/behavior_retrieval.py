@@ -79,8 +79,8 @@ class StateActionVAELearner(GradientLearner):
     def __init__(self, config: StateActionVAE, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
         spec = StateActionEmbeddingSpec(config.latent_dim, config.widths, config.encoder, policy.config)
-        both = _PolicyAndEmbedding(policy, StateActionEmbedding(spec, policy.features, policy.codec))
-        self.model = self.register("policy", both, config.optimizer)
+        modules = _PolicyAndEmbedding(policy, StateActionEmbedding(spec, policy.features, policy.codec))
+        self.model = self.register("policy", modules, config.optimizer)
         self.average_weights("policy", config.ema)
         self.parts: tuple[float, float] = (0.0, 0.0)  # reconstruction and KL divergence of the last loss
 

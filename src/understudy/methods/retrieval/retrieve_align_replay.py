@@ -257,10 +257,11 @@ def retrieve_align_replay(
     wrapper = None if frame is None else PlanarFrame(frame, poses)
     memory = PolicyConfig(Neighbors(1, "equal"), encoder=ConcatEncoder(), window=Window(1, 2),
                           inputs=tuple(dict.fromkeys((descriptor, view))))
-    look = PolicyConfig(Neighbors(1, "equal"), encoder=ConcatEncoder(), inputs=(descriptor,), target=view)
-    align = PolicyConfig(Regression(), FeedForward((128, 128)), ConcatEncoder(), inputs=(view, "observation.goal"))
-    retrieval = Method(look, learner=BehaviorCloning(1), transforms=(*task, Crop(0, 1)), wrapper=wrapper)
-    alignment = Method(align, learner=BehaviorCloning(2000, 256, OptimizerConfig(3e-3)), wrapper=wrapper,
+    retriever_config = PolicyConfig(Neighbors(1, "equal"), encoder=ConcatEncoder(), inputs=(descriptor,), target=view)
+    aligner_config = PolicyConfig(Regression(), FeedForward((128, 128)), ConcatEncoder(),
+                                  inputs=(view, "observation.goal"))
+    retrieval = Method(retriever_config, learner=BehaviorCloning(1), transforms=(*task, Crop(0, 1)), wrapper=wrapper)
+    alignment = Method(aligner_config, learner=BehaviorCloning(2000, 256, OptimizerConfig(3e-3)), wrapper=wrapper,
                        transforms=(MotionToFirst(pose, step), prior, FirstObservation(view)))
     return Method(memory, AlignedReplay(FromStage("retrieval"), FromStage("alignment"), tolerance=tolerance),
                   BehaviorCloning(1), task, wrapper=wrapper,

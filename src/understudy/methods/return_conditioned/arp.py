@@ -213,7 +213,7 @@ class TaskContrast(LearnerConfig):
         if self.task in data.features():
             words = (np.asarray(episode.steps[self.task]) for episode in data)
             first = next(words)[0]
-            if all((some == first).all() for some in words):
+            if all((other == first).all() for other in words):
                 raise DataError("all episodes have the same words, so that a scorer cannot learn what they say",
                                 where=f"column {self.task!r}",
                                 hint="give the episodes their tasks in words: the column or the metadata 'task'")
@@ -242,8 +242,8 @@ class TaskContrastLearner(GradientLearner):
         logits = scene @ words.T / self.config.temperature
         text = batch.obs[self.config.task][:, -1].flatten(1)
         same = (text[:, None] == text[None]).all(-1) & ~torch.eye(len(text), dtype=torch.bool, device=text.device)
-        logits, own = logits.masked_fill(same, -torch.inf), torch.arange(len(text), device=text.device)
-        return (F.cross_entropy(logits, own, reduction="none") + F.cross_entropy(logits.T, own, reduction="none")) / 2
+        logits, rows = logits.masked_fill(same, -torch.inf), torch.arange(len(text), device=text.device)
+        return (F.cross_entropy(logits, rows, reduction="none") + F.cross_entropy(logits.T, rows, reduction="none")) / 2
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
         history = self.policy.window.n_obs_steps
         words = {k: batch.extra[k][labeled, :1].repeat_interleave(history, 1) for k in names}
         piece = Batch({k: v[labeled] for k, v in batch.obs.items()}, batch.action[labeled], batch.mask[labeled])
-        followed, likely = self.instruction_losses(piece, words, rng)
-        return loss.index_add(0, labeled, followed + self.config.alignment * likely)
+        followed, alignment = self.instruction_losses(piece, words, rng)
+        return loss.index_add(0, labeled, followed + self.config.alignment * alignment)
 
     def instruction_losses(self, piece: Batch, words: dict[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor]:
         """Returns the two further losses of labeled pieces, (B,) each.
@@ -139,12 +139,12 @@ class InstructedAutoencoderLearner(SkillAutoencoderLearner):
         instruction, mask = self.model.instruction, torch.ones_like(piece.mask[:, :1])
         mean, std = self.model.posterior.distribution(piece)
         skill = mean + std * torch.randn(mean.shape, generator=rng, device=mean.device)
-        likely = instruction.loss(Batch(words, skill.unsqueeze(1), mask), rng).sum(1)
+        alignment = instruction.loss(Batch(words, skill.unsqueeze(1), mask), rng).sum(1)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device).unsqueeze(1)
         drawing = replace(self.config.instruction.head, temperature=1.0)
-        meant = drawing.sample(instruction.net, instruction.training_context(words, rng), noise).squeeze(1)
-        steps = self.policy.loss(self.decoder_batch(piece, meant), rng)
-        return steps.unflatten(0, piece.mask.shape).sum((1, 2)), likely
+        instructed = drawing.sample(instruction.net, instruction.training_context(words, rng), noise).squeeze(1)
+        steps = self.policy.loss(self.decoder_batch(piece, instructed), rng)
+        return steps.unflatten(0, piece.mask.shape).sum((1, 2)), alignment
 
     @property
     def modules(self):

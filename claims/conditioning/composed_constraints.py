@@ -29,7 +29,7 @@ from understudy.data.window import Window
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, ObservationWrapper, PolicyActor
+from understudy.execute.actor import Actor, CountingActor, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch, Guided, InverseDynamicsPlanner
 from understudy.execute.steering import ComposedConditions
@@ -120,7 +120,7 @@ class Plane(Toy):
 
 
 @dataclass(frozen=True)
-class PlaneExpert(Actor):
+class PlaneExpert(CountingActor):
     """Passes the pillar on the side that is asked for and goes to the end that is asked for.
 
     Args:
@@ -128,9 +128,6 @@ class PlaneExpert(Actor):
     """
 
     noise: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         at = obs[STATE]

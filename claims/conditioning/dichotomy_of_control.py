@@ -29,7 +29,7 @@ from understudy.data.episode import Dataset
 from understudy.envs.toys.tabular import Tabular
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import CountingActor
 from understudy.execute.planners import BestOfN
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import Critic
@@ -47,13 +47,10 @@ ARM = Feature("int64", (1,), "discrete", num_classes=(2,))
 
 
 @dataclass(frozen=True)
-class Gambler(Actor):
+class Gambler(CountingActor):
     """Chooses arm 0 with probability `share`, and arm 1 otherwise."""
 
     share: float = DEMONSTRATED[0]
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         drawn = uniform(state["key"], state["count"], (1,), stream=2)

@@ -30,7 +30,7 @@ from understudy.envs.raster import Canvas
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.actor import CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
@@ -139,7 +139,7 @@ class ShapeTable(Toy):
 
 
 @dataclass(frozen=True)
-class ShapeTableExpert(Actor):
+class ShapeTableExpert(CountingActor):
     """Goes straight to the named object and takes it.
 
     Args:
@@ -147,9 +147,6 @@ class ShapeTableExpert(Actor):
     """
 
     noise: float = 0.2
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         hand, target = obs[STATE], obs[TARGET][:, 0]

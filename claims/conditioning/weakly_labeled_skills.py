@@ -27,7 +27,7 @@ from understudy.data.episode import Dataset
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import Actor, CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import WrappedActor
 from understudy.heads.categorical import Categorical
@@ -118,7 +118,7 @@ class NamedThings(Toy):
 
 
 @dataclass(frozen=True)
-class NamedThingsExpert(Actor):
+class NamedThingsExpert(CountingActor):
     """Goes straight to the named thing.
 
     Args:
@@ -126,9 +126,6 @@ class NamedThingsExpert(Actor):
     """
 
     noise: float = 0.2
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         things = obs[AROUND].unflatten(1, (N_THINGS, 2))

@@ -32,7 +32,7 @@ from understudy.data.window import Window
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, PolicyActor
+from understudy.execute.actor import Actor, CountingActor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
@@ -129,13 +129,10 @@ class Assembly(Toy):
 
 
 @dataclass(frozen=True)
-class AssemblyExpert(Actor):
+class AssemblyExpert(CountingActor):
     """noise: standard deviation of its unsteadiness, of the hand's full speed."""
 
     noise: float = 0.2
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         observed = obs["observation.state"]

@@ -27,7 +27,7 @@ from understudy.envs.raster import COLOR_OF_ROLE, Canvas
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -139,7 +139,7 @@ class Carry(Toy):
 
 
 @dataclass(frozen=True)
-class Carrier(Actor):
+class Carrier(CountingActor):
     """Takes the block, waits until it is held, and lets it go over the middle of the bin.
 
     Args:
@@ -151,9 +151,6 @@ class Carrier(Actor):
     grip: int = 1
     absolute: bool = False
     noise: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         hand, closed, block, goal = obs["observation.state"].split((2, 1, 2, 2), 1)

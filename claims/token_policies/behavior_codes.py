@@ -30,7 +30,7 @@ from understudy.data.window import Window
 from understudy.envs.toy import Toy, distance, named_vector
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import Actor, CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.wrappers import SkillWrapper, WrappedActor
 from understudy.heads.gmm import GMM
@@ -137,7 +137,7 @@ class Errands(Toy):
 
 
 @dataclass(frozen=True)
-class ErrandsExpert(Actor):
+class ErrandsExpert(CountingActor):
     """Goes straight to the place whose turn it is, and home again.
 
     Args:
@@ -145,9 +145,6 @@ class ErrandsExpert(Actor):
     """
 
     noise: float = 0.3
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         at, carries = obs[STATE].split((2, 1), 1)

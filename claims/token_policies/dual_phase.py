@@ -29,7 +29,7 @@ from understudy.envs.observation_wrappers import RandomFeatureObs
 from understudy.envs.toy import distance
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -95,7 +95,7 @@ class CrowdedPlaces(NamedPlaces):
 
 
 @dataclass(frozen=True)
-class StraightWalker(Actor):
+class StraightWalker(CountingActor):
     """Goes straight to the named place.
 
     Args:
@@ -103,9 +103,6 @@ class StraightWalker(Actor):
     """
 
     noise: float = 0.2
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         ahead = torch.from_numpy(PLACES)[obs[TASK][:, 0]] - obs[STATE]

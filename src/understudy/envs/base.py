@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core import Schema
+from ..core import Schema, UserError
 from ..execute.actor import Actor
 
 Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
@@ -66,6 +66,13 @@ class Env(ABC):
             action: Actions, (B, A). A row whose episode has ended is stepped too until it is reset. Its results are not
                 read.
         """
+
+    def check_actions(self, action: Tensor) -> None:
+        """Raises UserError if there is not one action for each row."""
+        expected_shape = (self.rows, *self.features["action"].shape)
+        if tuple(action.shape) != expected_shape:
+            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape {expected_shape}",
+                            where=self.metadata["env"], hint="one row of action for each environment")
 
     def close(self) -> None:
         """Releases resources outside this process's memory, such as processes and windows."""

@@ -97,13 +97,7 @@ class GymVector(Env):
         self.finished[mask] = False
 
     def step(self, action):
-        expected_shape = (self.rows, *self.features["action"].shape)
-        if tuple(action.shape) != expected_shape:
-            raise UserError(
-                f"the actions have shape {tuple(action.shape)}, but must have shape {expected_shape}",
-                where=self.metadata["env"],
-                hint="one row of action for each environment",
-            )
+        self.check_actions(action)
         over = torch.from_numpy(self.finished)
         action = torch.where(over.unsqueeze(1), torch.zeros_like(action), action)
         if self.mode is AutoresetMode.DISABLED and self.finished.any():  # such rows have to be somewhere to be stepped

@@ -91,10 +91,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         return self._observation()
 
     def step(self, action):
-        expected_shape = (self.rows, *self.features["action"].shape)
-        if tuple(action.shape) != expected_shape:
-            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape {expected_shape}",
-                            where=self.metadata["env"], hint="one row of action for each environment")
+        self.check_actions(action)
         self.clock = self.clock + 1
         push = action.detach().cpu().numpy().astype(np.float32)
         reward, success, failure = self.advance(np.clip(push, self.low, self.high))
@@ -149,6 +146,16 @@ def distance(a: np.ndarray, b) -> np.ndarray:
     """
     offset = a - np.asarray(b, np.float32)
     return np.sqrt((offset * offset).sum(-1))
+
+
+def length(vectors: Tensor) -> Tensor:
+    """Euclidean length of vectors, (rows, 1)."""
+    return (vectors * vectors).sum(1, keepdim=True).sqrt()
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors, (rows, D), divided by their lengths."""
+    return vectors / length(vectors).clamp(min=1e-6)
 
 
 def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:

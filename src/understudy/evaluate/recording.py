@@ -16,7 +16,7 @@ from ..data.formats.detection import READABLE_FORMATS
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.text_columns import shown_texts
 from ..envs.base import Env, HasExpert
-from ..execute.actor import Actor
+from ..execute.actor import Actor, CountingActor
 from .rollout import rollout
 from .workers import WorkerPool
 
@@ -115,13 +115,10 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
 
 
 @dataclass(frozen=True)
-class UniformRandomActor(Actor):
+class UniformRandomActor(CountingActor):
     """Samples actions uniformly within their limits."""
 
     env: Env
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         action, facts = self.env.features["action"], self.env.metadata

@@ -48,6 +48,13 @@ class Actor(ABC):
         """
 
 
+class CountingActor(Actor):
+    """An actor whose state is its key and the number of its steps, which noise is drawn from."""
+
+    def start(self, obs, key):
+        return {"key": key, "count": torch.zeros_like(key)}
+
+
 class NonFiniteAction(UserError, FloatingPointError):
     """An action or an observation is NaN or infinite.
 

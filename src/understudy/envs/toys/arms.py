@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core import normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, distance, named_vector
 
@@ -107,7 +107,7 @@ class Arms(Toy):
 
 
 @dataclass(frozen=True)
-class ArmsExpert(Actor):
+class ArmsExpert(CountingActor):
     """Moves each hand to its end of the bar, waits for the other, and carries the bar level to the goal.
 
     Args:
@@ -115,9 +115,6 @@ class ArmsExpert(Actor):
     """
 
     noise: float = 0.03
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         hands, bar, heading, holds, goal = obs["observation.state"].split((4, 2, 2, 2, 2), 1)

@@ -10,7 +10,7 @@ import torch
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
 from ..raster import COLOR_OF_ROLE, Canvas
-from ..toy import MultimodalToy, distance, named_vector, push_apart
+from ..toy import MultimodalToy, distance, length, named_vector, push_apart, unit
 
 SIDE = 1.0  # m, of the table
 DISC, BLOCK = 0.035, 0.06  # m, radii
@@ -148,24 +148,16 @@ class BlocksExpert(Actor):
         disc, *points = obs["observation.state"].split(2, 1)
         blocks, targets = torch.stack(points[:2], 1), torch.stack(points[2:], 1)
         rows, block, target = torch.arange(len(disc)), state["way"] // 2, state["way"] % 2
-        placed = _length(blocks[rows, block] - targets[rows, target])[:, 0] < 0.5 * RADIUS
+        placed = length(blocks[rows, block] - targets[rows, target])[:, 0] < 0.5 * RADIUS
         onward = state["onward"] | placed
         block, target = (torch.where(onward, 1 - x, x) for x in (block, target))
         pushed, other, goal = blocks[rows, block], blocks[rows, 1 - block], targets[rows, target]
-        away, ahead = _unit(disc - pushed), _unit(goal - pushed)
+        away, ahead = unit(disc - pushed), unit(goal - pushed)
         facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
         field = 2 * facing * away - ahead
-        around = _unit(field + 20 * (1.3 * BLOCK + DISC - _length(disc - pushed)) * away)
-        through = field * (_length(goal - pushed) / 0.1).clamp(0.3, 1)
-        clear = _unit(disc - other) * ((0.16 - _length(disc - other)) / 0.05).clamp(0, 1)
+        around = unit(field + 20 * (1.3 * BLOCK + DISC - length(disc - pushed)) * away)
+        through = field * (length(goal - pushed) / 0.1).clamp(0.3, 1)
+        clear = unit(disc - other) * ((0.16 - length(disc - other)) / 0.05).clamp(0, 1)
         action = SPEED * (torch.where(facing > -0.9, around, through) + clear)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1, "onward": onward}
-
-
-def _length(x):
-    return (x * x).sum(1, keepdim=True).sqrt()
-
-
-def _unit(x):
-    return x / _length(x).clamp(min=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core import normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, named_vector
 
@@ -129,7 +129,7 @@ def _camera(hidden: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DriveExpert(Actor):
+class DriveExpert(CountingActor):
     """Brakes while it sees a person, and accelerates otherwise.
 
     Args:
@@ -137,9 +137,6 @@ class DriveExpert(Actor):
     """
 
     noise: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         sees_person = (obs["observation.state"][:, :PIXELS] > 1.5).any(1, keepdim=True)

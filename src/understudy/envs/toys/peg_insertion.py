@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core import UserError, normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..toy import Toy, named_vector
 
 DEPTH = 0.1  # m that the peg must go in
@@ -157,7 +157,7 @@ def outline_of(radii: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PegInsertionExpert(Actor):
+class PegInsertionExpert(CountingActor):
     """Lines the peg up close to the wall, and then pushes it in. On contact beside the hole it slides back to it.
 
     Args:
@@ -167,9 +167,6 @@ class PegInsertionExpert(Actor):
 
     tolerance: float
     noise: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         around = obs["observation.environment_state"].numpy()

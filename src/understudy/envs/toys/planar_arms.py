@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, distance, named_vector, push_apart
 
@@ -196,7 +196,7 @@ def _rotate(at: np.ndarray, angle: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class PlanarArmsExpert(Actor):
+class PlanarArmsExpert(CountingActor):
     """Moves the tip by damped least squares, which is inverse kinematics one step at a time.
 
     To push, the tip goes around the block to the side away from the target, along the field lines of a dipole at the
@@ -212,9 +212,6 @@ class PlanarArmsExpert(Actor):
     lengths: tuple[float, ...]
     noise: float = 0.1
     damping: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         links = len(self.lengths)

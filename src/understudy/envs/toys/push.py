@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector, unit
 
 SIDE = 1.0  # m, of the table
 DISC, HALF = 0.035, 0.08  # m: radius of the disc; half the side of the block
@@ -199,7 +199,7 @@ def _lengths(a):
 
 
 @dataclass(frozen=True)
-class PushExpert(Actor):
+class PushExpert(CountingActor):
     """Follows the field lines of a dipole at the block that points to the goal.
 
     They lead around the block to its far side, and from there through it. On the way around, it keeps a distance.
@@ -215,25 +215,14 @@ class PushExpert(Actor):
     column: str = "observation.state"
     noise: float = 0.03
 
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
-
     def act(self, obs, state):
         disc, block, _, goal = obs[self.column].split(2, 1)
-        away, ahead = _unit(disc - block), _unit(goal - block)
-        disc_distance, goal_distance = (_length(x - block) for x in (disc, goal))
+        away, ahead = unit(disc - block), unit(goal - block)
+        disc_distance, goal_distance = (length(x - block) for x in (disc, goal))
         facing = (away * ahead).sum(1, keepdim=True)  # -1 where a push leads to the goal
         field = 2 * facing * away - ahead
-        around = _unit(field + 20 * (1.7 * HALF + DISC - disc_distance) * away)
+        around = unit(field + 20 * (1.7 * HALF + DISC - disc_distance) * away)
         through = field * (goal_distance / 0.1).clamp(0.3, 1)
         action = SPEED * torch.where(facing > -0.9, around, through)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}
-
-
-def _length(x):
-    return (x * x).sum(1, keepdim=True).sqrt()
-
-
-def _unit(x):
-    return x / _length(x).clamp(min=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, normal, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, distance, named_vector
 
@@ -193,7 +193,7 @@ _TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) f
 
 
 @dataclass(frozen=True)
-class TabletopExpert(Actor):
+class TabletopExpert(CountingActor):
     """Takes the named block and lets it go above the middle of the named bin.
 
     It reads the mission from simulator.state, as somebody does who understands the instruction.
@@ -205,9 +205,6 @@ class TabletopExpert(Actor):
 
     control: str
     noise: float = 0.1
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         hand, closed = obs["observation.state"].split((2, 1), 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core import Feature, UserError, uniform
-from ...execute.actor import Actor
+from ...execute.actor import CountingActor
 from ..toy import Toy, named_vector
 from .mdp import MDP, bandit, combination_lock, hidden_grid, object_world, slippery_grid, tightrope
 
@@ -112,7 +112,7 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class TabularExpert(Actor):
+class TabularExpert(CountingActor):
     """Takes an action of the largest expected return; of equally good ones, one by its key.
 
     Args:
@@ -122,9 +122,6 @@ class TabularExpert(Actor):
 
     best: Tensor
     noise: float = 0.05
-
-    def start(self, obs, key):
-        return {"key": key, "count": torch.zeros_like(key)}
 
     def act(self, obs, state):
         number = obs["simulator.state"][:, 0].round().long()

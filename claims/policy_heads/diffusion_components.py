@@ -185,7 +185,7 @@ class CarryDemonstrations(DemonstrationSource):
         return rollout(env.expert(), env, self.episodes, recording_seed(seed))
 
 
-def n_parameters(policy: Policy, ran: Dataset) -> int:
+def n_parameters(policy: Policy, rollouts: Dataset) -> int:
     return sum(p.numel() for p in policy.net.parameters())
 
 

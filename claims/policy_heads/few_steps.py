@@ -208,9 +208,9 @@ def success_and_evaluations(
 
 
 @torch.no_grad()
-def mean_evaluations(policy: Policy, ran: Dataset, n_action_steps: int, seed: int) -> tuple[float, float]:
+def mean_evaluations(policy: Policy, rollouts: Dataset, n_action_steps: int, seed: int) -> tuple[float, float]:
     """Mean number of network evaluations of the plans of rollouts, and of all but the first plan of each."""
-    states = [e.steps["observation.state"][: len(e) : n_action_steps] for e in ran]
+    states = [e.steps["observation.state"][: len(e) : n_action_steps] for e in rollouts]
     is_later = torch.cat([torch.arange(len(s)) for s in states]) > 0
     obs = {"observation.state": torch.from_numpy(np.concatenate(states)).unsqueeze(1)}
     noise = torch.randn(len(is_later), *policy.noise_shape, generator=torch.Generator().manual_seed(seed))

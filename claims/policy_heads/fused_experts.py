@@ -71,8 +71,8 @@ class _RoutedByObservationNet(ExpertTransformerNet):
 
 
 @torch.no_grad()
-def plan_error(policy: Policy, found: Policy, data: Dataset) -> float:
-    """Largest error of the plans of `found` for some of the data, relative to the largest action.
+def plan_error(policy: Policy, fused: Policy, data: Dataset) -> float:
+    """Largest error of the plans of `fused` for some of the data, relative to the largest action.
 
     The reference evaluates the network of `policy` at each step of the sampler as in training: nothing is computed
     beforehand.
@@ -81,7 +81,7 @@ def plan_error(policy: Policy, found: Policy, data: Dataset) -> float:
     noise = torch.randn(N_COMPARED, *policy.noise_shape, generator=torch.Generator().manual_seed(0))
     coded = policy.config.head.sample(lambda x, t, context: policy.net(x, t, context), policy.context(batch.obs), noise)
     reference = policy.codec.decode(coded, batch.obs)
-    return float((found.plan(batch.obs, noise) - reference).abs().max() / reference.abs().max())
+    return float((fused.plan(batch.obs, noise) - reference).abs().max() / reference.abs().max())
 
 
 @torch.no_grad()

@@ -179,14 +179,14 @@ def train_regression(net: nn.Module, images: Images, action: Tensor, method: Vis
     return net.eval()
 
 
-def retrieve(encoder: nn.Module, images: Images, action: Tensor, seen: Images, n_neighbors: int) -> Tensor:
-    """Actions (B, 1) for the pictures `seen`: locally weighted averages of those of the nearest pictures.
+def retrieve(encoder: nn.Module, images: Images, action: Tensor, queries: Images, n_neighbors: int) -> Tensor:
+    """Actions (B, 1) for the pictures `queries`: locally weighted averages of those of the nearest pictures.
 
     Features are divided by the mean distance of a picture to its nearest neighbor, so that the weights exp(-distance)
     mean the same for each encoder.
     """
     with torch.no_grad():
-        keys, query = encoder(images), encoder(seen)
+        keys, query = encoder(images), encoder(queries)
         apart = torch.cdist(keys, keys) + 1e9 * torch.eye(len(keys))
         unit = apart.min(1).values.mean()
         head = Neighbors(n_neighbors)

@@ -157,14 +157,14 @@ def _paths(episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def complete_trajectory(policy: Policy, path: np.ndarray, steps: np.ndarray, given: np.ndarray) -> np.ndarray:
+def complete_trajectory(policy: Policy, path: np.ndarray, steps: np.ndarray, given_steps: np.ndarray) -> np.ndarray:
     """Executes the actions of one completed trajectory.
 
     Args:
         policy: A policy that completes trajectories.
         path: States, (n, LENGTH, 2). Row 0 is the current one.
         steps: Rows of the states that are goals, (n, goals).
-        given: Rows at which the policy is given these states.
+        given_steps: Rows at which the policy is given these states.
 
     Returns:
         The states that are visited, (n, LENGTH, 2).
@@ -172,11 +172,11 @@ def complete_trajectory(policy: Policy, path: np.ndarray, steps: np.ndarray, giv
     n, states = len(path), torch.from_numpy(path)
     noise = policy.noise(keys(0, range(n)), torch.zeros(n, dtype=torch.int64))
     if steps.shape[1] == 1:
-        goal, remaining_steps = states[range(n), steps[:, 0]], torch.from_numpy(given).float()
+        goal, remaining_steps = states[range(n), steps[:, 0]], torch.from_numpy(given_steps).float()
         obs = {STATE: states[:, :1], GOAL: goal[:, None], LEFT: remaining_steps[:, None]}
         return _walk(path, MaskedGoalPlanner(policy).plan(obs, noise).numpy())
     state, is_given = torch.zeros_like(states), torch.zeros(n, LENGTH, dtype=torch.bool)
-    for step, row in zip((np.zeros(n, int), *steps.T), (np.zeros(n, int), *given.T), strict=True):
+    for step, row in zip((np.zeros(n, int), *steps.T), (np.zeros(n, int), *given_steps.T), strict=True):
         state[range(n), row], is_given[range(n), row] = states[range(n), step], True
     hidden = torch.zeros_like(is_given)
     obs = {STATE: state, f"{STATE}?": is_given, ACTION: torch.zeros_like(state), f"{ACTION}?": hidden}
@@ -184,7 +184,7 @@ def complete_trajectory(policy: Policy, path: np.ndarray, steps: np.ndarray, giv
 
 
 @torch.no_grad()
-def follow_goals(policy: Policy, path: np.ndarray, steps: np.ndarray, given: np.ndarray) -> np.ndarray:
+def follow_goals(policy: Policy, path: np.ndarray, steps: np.ndarray, given_steps: np.ndarray) -> np.ndarray:
     """Acts step by step with a policy that reads the next goal and the number of steps that are left.
 
     Args and result are those of `complete_trajectory`.
@@ -193,8 +193,8 @@ def follow_goals(policy: Policy, path: np.ndarray, steps: np.ndarray, given: np.
     noise = policy.noise(keys(0, range(n)), torch.zeros(n, dtype=torch.int64))
 
     def act(at, step):
-        upcoming = np.minimum((given <= step).sum(1), given.shape[1] - 1)
-        remaining_steps = np.maximum(given[rows, upcoming] - step, 1)
+        upcoming = np.minimum((given_steps <= step).sum(1), given_steps.shape[1] - 1)
+        remaining_steps = np.maximum(given_steps[rows, upcoming] - step, 1)
         obs = {STATE: at, GOAL: path[rows, steps[rows, upcoming]], LEFT: remaining_steps[:, None].astype(np.float32)}
         return policy.plan({k: torch.from_numpy(v)[:, None] for k, v in obs.items()}, noise)[:, 0].numpy()
     return _walk(path, act)

@@ -109,16 +109,16 @@ def rollout_starts(policy: Policy, executor: Executor, env: str, episodes: int, 
     return rollout_repeated_starts(actor, make(env, rows=ROWS), count, N_REPEATS, seed=starts)
 
 
-def measure_sides(ran: Dataset) -> dict[str, list[float]]:
+def measure_sides(rollouts: Dataset) -> dict[str, list[float]]:
     """`measure_modes` of rollouts on the fork. The mode is the side on which the pillar is passed."""
-    return measure_modes(ran, fork_mode, N_SIDES)
+    return measure_modes(rollouts, fork_mode, N_SIDES)
 
 
-def measure_modes(ran: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str, list[float]]:
+def measure_modes(rollouts: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str, list[float]]:
     """Measures rollouts.
 
     Args:
-        ran: Rollouts of `rollout_repeated_starts`.
+        rollouts: Rollouts of `rollout_repeated_starts`.
         mode_of: Mode of an episode.
         n_modes: Number of modes.
 
@@ -127,10 +127,10 @@ def measure_modes(ran: Dataset, mode_of: ModeFunction, n_modes: int) -> dict[str
         largest value. A start without success counts as 0.
     """
     by_start: dict[int, list[Episode]] = {}
-    for e in ran:
+    for e in rollouts:
         by_start.setdefault(e.metadata["start"], []).append(e)
     entropy = []
     for some in by_start.values():
         counts = mode_counts(Dataset(some), mode_of)
         entropy.append(mode_entropy(list(counts.values()), n_modes) if counts else 0.0)
-    return {"success": [float(e.metadata["success"]) for e in ran], "entropy": entropy}
+    return {"success": [float(e.metadata["success"]) for e in rollouts], "entropy": entropy}

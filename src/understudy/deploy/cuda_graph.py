@@ -47,8 +47,8 @@ class CapturedPlanner(PlannerWrapper):
 class _CapturedGraph:
     """A captured function of a tree of tensors. It reads its arguments from fixed memory and writes there."""
 
-    def __init__(self, function: Callable[[dict], Tensor], given: dict):
-        self.inputs = tree_map(torch.clone, given)
+    def __init__(self, function: Callable[[dict], Tensor], inputs: dict):
+        self.inputs = tree_map(torch.clone, inputs)
         if (device := next(_leaves(self.inputs)).device).type == "cuda":
             with torch.cuda.device(device):
                 graph = self._capture(function)
@@ -77,8 +77,8 @@ class _CapturedGraph:
                               hint="plan with the policy itself") from error
         return graph
 
-    def __call__(self, given: dict) -> Tensor:
-        tree_map(lambda own, new: own.copy_(new), self.inputs, given)
+    def __call__(self, inputs: dict) -> Tensor:
+        tree_map(lambda own, new: own.copy_(new), self.inputs, inputs)
         self.replay()
         return self.plan.clone()
 

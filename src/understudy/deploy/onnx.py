@@ -141,8 +141,8 @@ class OnnxPlanner(ExportedPlanner):
         super().__init__(metadata, where, trust)
         self.session = session
 
-    def run(self, given):
-        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in given.items()}
+    def run(self, inputs):
+        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
         return torch.from_numpy(self.session.run(["action"], feed)[0])
 
 

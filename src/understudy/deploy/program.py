@@ -84,7 +84,7 @@ class ExportedPlanner(Planner):
         return self.run({name: inputs[name].cpu().contiguous() for name in argument_names(self)})
 
     @abstractmethod
-    def run(self, given: dict[str, Tensor]) -> Tensor:
+    def run(self, inputs: dict[str, Tensor]) -> Tensor:
         """The action of the file for its inputs by name, in the order of the file."""
 
     def noise(self, key, count):

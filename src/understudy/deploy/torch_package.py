@@ -100,8 +100,8 @@ class PackagePlanner(ExportedPlanner):
         self.package = package
 
     @torch.no_grad()
-    def run(self, given):
-        return self.package(*given.values())
+    def run(self, inputs):
+        return self.package(*inputs.values())
 
 
 @torch.no_grad()

@@ -27,16 +27,16 @@ def cost_to_go(cost: np.ndarray, goal: np.ndarray) -> np.ndarray:
         costs = better
 
 
-def cost_by_move(cost: np.ndarray, left: np.ndarray) -> np.ndarray:
+def cost_by_move(cost: np.ndarray, cost_to_goal: np.ndarray) -> np.ndarray:
     """Cost to the goal if a cell is left by each of `MOVES`.
 
     Args:
         cost: Cost of each move, (rows, 4, W, H).
-        left: Cost to the goal from each cell, (rows, W, H).
+        cost_to_goal: Cost to the goal from each cell, (rows, W, H).
 
     Returns:
         Costs, (rows, 4, W, H).
     """
-    wide = np.pad(left, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
-    w, h = left.shape[1:]
+    wide = np.pad(cost_to_goal, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
+    w, h = cost_to_goal.shape[1:]
     return cost + np.stack([wide[:, 1 + i:1 + i + w, 1 + j:1 + j + h] for i, j in MOVES], 1)

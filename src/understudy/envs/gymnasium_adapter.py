@@ -162,10 +162,10 @@ class GymVector(Env):
     def _observation(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.seen.items()}
 
-    def _to_columns(self, seen, rows) -> dict[str, np.ndarray]:
+    def _to_columns(self, obs, rows) -> dict[str, np.ndarray]:
         out = {}
         for name, (path, space) in self.columns.items():
-            value = seen
+            value = obs
             try:
                 for key in path:
                     value = value[key]

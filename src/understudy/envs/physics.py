@@ -48,7 +48,7 @@ def simulator_version(env: Env) -> str | None:
     return version
 
 
-def digest(said: Mapping[str, Any]) -> str:
+def digest(parameters: Mapping[str, Any]) -> str:
     """Eight hex digits that identify a document of numbers. Numbers are rounded to six digits, because compilers differ
     in the last ones.
     """
@@ -58,7 +58,7 @@ def digest(said: Mapping[str, Any]) -> str:
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
         return f"{value:.6g}" if isinstance(value, float) else value
-    text = json.dumps(plain(said), sort_keys=True, default=str)
+    text = json.dumps(plain(parameters), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -54,10 +54,10 @@ class WrappedEnv(Env):
             everyone = torch.zeros(self.rows, dtype=key.dtype)
             everyone[which] = key
             self.seen = dict(obs)
-            self.shown, self.state = self._transform_obs(self.wrapper.start(self._told(), everyone))
+            self.shown, self.state = self._transform_obs(self.wrapper.start(self._wrapper_obs(), everyone))
             return self.shown
         self.seen = put(self.seen, which, take(obs, which))
-        state = put(self.state, which, self.wrapper.start(take(self._told(), which), key))
+        state = put(self.state, which, self.wrapper.start(take(self._wrapper_obs(), which), key))
         # All rows together, as in a step: products of matrices differ in their last bits with the number of rows.
         transformed, state = self._transform_obs(state)
         self.shown = put(self.shown, which, take(transformed, which))
@@ -70,7 +70,7 @@ class WrappedEnv(Env):
         info: dict[str, Tensor] = {}
         assert self.state is not None  # since `reset`
         for i in range(self.wrapper.period):
-            done, self.state = self.wrapper.transform_action(self._told(), action, self.state)
+            done, self.state = self.wrapper.transform_action(self._wrapper_obs(), action, self.state)
             out = self.env.step(done)
             reward = reward + going * (self.discount**i * out.reward)
             terminated, truncated = terminated | going & out.terminated, truncated | going & out.truncated
@@ -92,11 +92,11 @@ class WrappedEnv(Env):
     def close(self):
         self.env.close()
 
-    def _told(self) -> Obs:
+    def _wrapper_obs(self) -> Obs:
         return {**self.seen, LAST_REWARD: self.reward}
 
     def _transform_obs(self, state: State) -> tuple[Obs, State]:
-        transformed, state = self.wrapper.transform_obs(self._told(), state)
+        transformed, state = self.wrapper.transform_obs(self._wrapper_obs(), state)
         return {k: v for k, v in transformed.items() if k != LAST_REWARD}, state
 
 

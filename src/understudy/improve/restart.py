@@ -256,10 +256,10 @@ def _predictions(attempts, judge) -> list[np.ndarray]:
     return np.split(judge(obs).double().numpy(), np.cumsum([len(e) for e in attempts])[:-1])
 
 
-def _forecast_at(said, success, above) -> RestartForecast:
+def _forecast_at(predictions, success, above) -> RestartForecast:
     # An attempt's own last step cannot be given up any more: it has ended then.
-    first = np.array([int((s[:-1] > above).argmax()) + 1 if (s[:-1] > above).any() else 0 for s in said])
-    length, given_up = np.array([len(s) for s in said]), first > 0
+    first = np.array([int((s[:-1] > above).argmax()) + 1 if (s[:-1] > above).any() else 0 for s in predictions])
+    length, given_up = np.array([len(s) for s in predictions]), first > 0
 
     def mean(values, of):
         return float(values[of].mean()) if of.any() else 0.0

@@ -204,8 +204,8 @@ class Client:
         self._note_checkpoint(answered)
         return reply
 
-    def _note_checkpoint(self, said: Mapping) -> None:
-        if isinstance(name := said.get("checkpoint"), str) and self.checkpoints[-1:] != [name]:
+    def _note_checkpoint(self, checkpoint: Mapping) -> None:
+        if isinstance(name := checkpoint.get("checkpoint"), str) and self.checkpoints[-1:] != [name]:
             self.checkpoints.append(name)
 
     def _receive(self) -> dict:

@@ -45,7 +45,7 @@ class RerunView:
             self._out.save(file)
         self._steps: deque[ViewedStep] = deque(maxlen=_KEPT)
         self._obs: Mapping[str, np.ndarray] = {}
-        self._shown: dict[str, np.ndarray] = {}
+        self._logged_frames: dict[str, np.ndarray] = {}
         self._n_steps, self._start, self._ended = 0, clock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="rerun", daemon=True)
 
@@ -90,7 +90,7 @@ class RerunView:
             self._out.send_columns(path, [times], rr.Scalars.columns(scalars=np.array(values, np.float64)))
         self._out.set_time("seconds", duration=steps[-1].time - self._start)
         for name, frame in self._obs.items():
-            if frame.ndim == 3 and frame.dtype == np.uint8 and frame is not self._shown.get(name):
-                self._shown[name] = frame
+            if frame.ndim == 3 and frame.dtype == np.uint8 and frame is not self._logged_frames.get(name):
+                self._logged_frames[name] = frame
                 self._out.log("/" + name.replace(".", "/"),
                               rr.EncodedImage(contents=encode_jpeg(frame), media_type="image/jpeg"))

@@ -42,7 +42,7 @@ def differences(served: Mapping, wanted: Mapping) -> list[str]:
         lines += _column_differences("action", served["action"], action)
     for name in COMMON:
         if wanted.get(name) is not None and served.get(name) is not None and wanted[name] != served[name]:
-            lines.append(f"{name}: the policy has {_shown(served[name])}, the client {_shown(wanted[name])}")
+            lines.append(f"{name}: the policy has {_as_text(served[name])}, the client {_as_text(wanted[name])}")
     return lines
 
 
@@ -58,25 +58,25 @@ def check_schema(served: Mapping, wanted: object) -> None:
 
 def _column_differences(name: str, served: Mapping, wanted: object) -> Iterator[str]:
     if not isinstance(wanted, Mapping):
-        yield f"{name}: the policy has {_shown(dict(served))}, the client {_shown(wanted)}"
+        yield f"{name}: the policy has {_as_text(dict(served))}, the client {_as_text(wanted)}"
         return
     for key in FIELDS:
         policy_entry, client_entry = served.get(key), wanted.get(key)
         if client_entry is None or policy_entry is None or _same(key, policy_entry, client_entry, served.get("kind")):
             continue
-        yield f"{name}, {key}: the policy has {_shown(policy_entry)}, the client {_shown(client_entry)}"
+        yield f"{name}, {key}: the policy has {_as_text(policy_entry)}, the client {_as_text(client_entry)}"
 
 
-def _same(key: str, mine, theirs, kind) -> bool:
+def _same(key: str, policy_entry, client_entry, kind) -> bool:
     if key in ("shape", "names"):
-        if not isinstance(theirs, (list, tuple)):
+        if not isinstance(client_entry, (list, tuple)):
             return False
-        if key == "shape" and kind == "image" and len(mine) == len(theirs) == 3:
-            return mine[2] == theirs[2]
-        return list(mine) == list(theirs)
-    return mine == theirs or (mine in FLOATS and theirs in FLOATS)
+        if key == "shape" and kind == "image" and len(policy_entry) == len(client_entry) == 3:
+            return policy_entry[2] == client_entry[2]
+        return list(policy_entry) == list(client_entry)
+    return policy_entry == client_entry or (policy_entry in FLOATS and client_entry in FLOATS)
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
     text = str(tuple(value) if isinstance(value, list) else value)
     return text if len(text) <= 200 else text[:200] + " ..."

@@ -100,11 +100,11 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
     send("/episodes", [row for row, _ in begins], rr.TextLog.columns(text=[text for _, text in begins]))
 
 
-def _batches(found: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:
+def _batches(frames: Iterator[tuple[Any, np.ndarray]], size: int = 64) -> Iterator[tuple[list[int], list[bytes]]]:
     """Rows and their JPEG images. One image may belong to several rows."""
     rows: list[int] = []
     images: list[bytes] = []
-    for which, image in found:
+    for which, image in frames:
         coded = encode_jpeg(image)
         for row in np.atleast_1d(which).tolist():
             rows.append(row)

@@ -210,12 +210,12 @@ def _wrapper_ends_actions(build, wrapper, seed) -> bool:
     return False
 
 
-def _wrapper_state_keeps_its_structure(env, wrapper, shown, actor):
+def _wrapper_state_keeps_its_structure(env, wrapper, first_obs, actor):
     rows, key = torch.arange(env.rows), keys(0, range(env.rows))
     obs = env.reset(rows, key)
     state = wrapper.start(obs, key)
     _, after_obs = wrapper.transform_obs(obs, state)
-    action, _ = actor.act(shown, actor.start(shown, key))
+    action, _ = actor.act(first_obs, actor.start(first_obs, key))
     _, after_action = wrapper.transform_action(obs, action, after_obs)
     for new in (after_obs, after_action):
         require(_structure(new) == _structure(state), "the state of a wrapper must keep its names, shapes and dtypes")

@@ -108,11 +108,11 @@ def _trunk_reads(trunk, net, x, t, context, outputs):
             require(not torch.allclose(net(x, later, context), out, atol=1e-6), "each step's own time must matter")
 
 
-def _trunk_fuses(net, x, time, context, wanted):
-    """`wanted`: outputs at one time for all rows and steps, (1, K)."""
+def _trunk_fuses(net, x, time, context, expected):
+    """`expected`: outputs at one time for all rows and steps, (1, K)."""
     fused = net.fuse(time)
     once = fused.with_time_embedding(fused.precompute(context), fused.embed_time(time)[0])
-    require_equal(fused(x, x[..., :0], once), wanted, "a network that is fused for a time must give the same", 1e-4)
+    require_equal(fused(x, x[..., :0], once), expected, "a network that is fused for a time must give the same", 1e-4)
     try:
         fused.embed_time(1 - time)
     except Unsupported:

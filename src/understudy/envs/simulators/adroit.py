@@ -44,18 +44,18 @@ def score(rewards: np.ndarray, steps: int = 200) -> float:
     return 100 * (float(np.asarray(rewards)[:steps].sum()) - RANDOM) / (EXPERT - RANDOM)
 
 
-def reward(seen: np.ndarray, speed: np.ndarray) -> float:
+def reward(obs: np.ndarray, speed: np.ndarray) -> float:
     """Reward of a step, as in the recorded demonstrations.
 
     Gymnasium-Robotics 1.4.2 has the wrong sign for the distance between palm and handle.
 
     Args:
-        seen: Observation after the step, (39,).
+        obs: Observation after the step, (39,).
         speed: Joint velocities after the step, (30,).
     """
-    hinge = seen[HINGE]
+    hinge = obs[HINGE]
     bonus = 2.0 * (hinge > 0.2) + 8.0 * (hinge > 1.0) + 10.0 * (hinge > 1.35)
-    cost = 0.1 * np.linalg.norm(seen[PALM_TO_HANDLE]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
+    cost = 0.1 * np.linalg.norm(obs[PALM_TO_HANDLE]) + 0.1 * (hinge - 1.57) ** 2 + 1e-5 * np.square(speed).sum()
     return float(bonus - cost)
 
 

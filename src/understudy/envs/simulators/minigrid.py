@@ -74,10 +74,10 @@ class MiniGridRoom(gymnasium.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         return self._observation(obs), reward, terminated, truncated, {**info, "success": reward > 0}
 
-    def _observation(self, seen):
-        image = seen["image"]
+    def _observation(self, obs):
+        image = obs["image"]
         return {**({"camera": image} if self.pixels else {"view": image.reshape(-1).astype(np.int64)}),
-                "direction": int(seen["direction"]), "task": seen["mission"]}
+                "direction": int(obs["direction"]), "task": obs["mission"]}
 
 
 class MiniGridMission(MiniGridRoom):

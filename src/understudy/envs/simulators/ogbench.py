@@ -76,8 +76,8 @@ class GoalEnv(IsolatedNumpyRandom):
         obs, reward, terminated, truncated, self.info = super().step(action)
         return self._observation(obs), reward, terminated, truncated, self.info
 
-    def _observation(self, seen):
-        return {self.key: seen, "goal": self.goal}
+    def _observation(self, obs):
+        return {self.key: obs, "goal": self.goal}
 
 
 class PointMaze(GoalEnv):

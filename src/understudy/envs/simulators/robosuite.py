@@ -53,7 +53,7 @@ class RobosuiteArm(gymnasium.Env):
             **options, "hard_reset": True})  # a soft one leaves the gripper and the controller as they were
         self.limit, self.clock = limit, 0
         self.model = self.env.sim.model._model
-        obs = self._shown(self.env.reset())
+        obs = self._columns(self.env.reset())
         self.observation_space = spaces.Dict({k: spaces.Box(-np.inf, np.inf, v.shape, np.float64)
                                               for k, v in obs.items()})
         low, high = self.env.action_spec
@@ -63,17 +63,17 @@ class RobosuiteArm(gymnasium.Env):
         # One generator is in the hands of robots and placements alike: what is set is its state.
         self.env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
         self.clock = 0
-        return self._shown(self.env.reset()), {"success": False}
+        return self._columns(self.env.reset()), {"success": False}
 
     def step(self, action):
         obs, reward, _, _ = self.env.step(action)
         self.clock, success = self.clock + 1, bool(self.env._check_success())
-        return self._shown(obs), reward, success, self.clock >= self.limit, {"success": success}
+        return self._columns(obs), reward, success, self.clock >= self.limit, {"success": success}
 
     def close(self):
         self.env.close()
 
     @staticmethod
-    def _shown(seen):
+    def _columns(obs):
         return {"object" if k == "object-state" else k: np.asarray(v, np.float64).reshape(-1)
-                for k, v in seen.items() if not k.endswith("proprio-state")}
+                for k, v in obs.items() if not k.endswith("proprio-state")}

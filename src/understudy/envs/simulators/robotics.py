@@ -51,5 +51,5 @@ class ObservationColumns(gymnasium.Wrapper):
         return _named(obs), reward, terminated, truncated, info
 
 
-def _named(seen):
-    return {RENAMED[k]: v for k, v in seen.items()} if hasattr(seen, "items") else seen
+def _named(obs):
+    return {RENAMED[k]: v for k, v in obs.items()} if hasattr(obs, "items") else obs

@@ -228,18 +228,20 @@ def _walk_distribution(mission: int) -> np.ndarray:
     return distribution
 
 
-def _side_probabilities(ball_late: bool, pad_late: bool, near: int, far: int) -> dict[tuple[bool, bool], float]:
+def _side_probabilities(ball_late: bool, pad_late: bool, n_first: int, n_second: int) -> dict[tuple[bool, bool], float]:
     """Probability that ball and pad lie behind the door, where a thing can if its stage comes after the door.
 
     `initial_state` gives every cell a number. Walker and key take the cells with the largest ones before the door, then
     ball and pad take the largest of those that are left. So they lie behind the door more often than not.
     """
-    three, four = (np.prod([(near - i) / (near + far - i) for i in range(n)]) for n in (3, 4))  # the first n are near
+    # The first n cells are in the first room.
+    three, four = (np.prod([(n_first - i) / (n_first + n_second - i) for i in range(n)]) for n in (3, 4))
     if not pad_late:
         return {(False, False): 1.0}
     if not ball_late:
         return {(False, False): four, (False, True): 1 - four}
-    one = 3 * three * far / (near + far - 3)  # exactly one far cell comes before the third near one
+    # Exactly one cell of the second room comes before the third of the first room.
+    one = 3 * three * n_second / (n_first + n_second - 3)
     return {(False, False): four, (False, True): three - four, (True, False): one, (True, True): 1 - three - one}
 
 

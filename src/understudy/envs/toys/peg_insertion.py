@@ -143,10 +143,10 @@ def to_hole(peg: np.ndarray, hole: np.ndarray, outline: np.ndarray) -> np.ndarra
     return np.stack([cos * x + sin * y, cos * y - sin * x, turn], 1)
 
 
-def _to_world(seen, hole, outline):
+def _to_world(pose, hole, outline):
     """The inverse of `to_hole`."""
     cos, sin = np.cos(hole[:, 2]), np.sin(hole[:, 2])
-    u, v, turn = seen.T
+    u, v, turn = pose.T
     return np.stack([hole[:, 0] + cos * u - sin * v, hole[:, 1] + sin * u + cos * v, turn + hole[:, 2] + TURN[outline]],
                     1).astype(np.float32)
 

@@ -133,14 +133,14 @@ _ENCODED_MISSIONS = {(m, s): np.frombuffer(text.format(_thing_name(m)).encode().
                      for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(PHRASES)}
 
 
-def parse_missions(said: np.ndarray) -> np.ndarray:
+def parse_missions(task: np.ndarray) -> np.ndarray:
     """Number of the thing that each mission names, (n,) int64.
 
     Args:
-        said: Missions as UTF-8 bytes, (n, LENGTH) uint8.
+        task: Missions as UTF-8 bytes, (n, LENGTH) uint8.
     """
     numbers = []
-    for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in said):
+    for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in task):
         named_things = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
         if len(named_things) != 1:
             raise UserError(f"the mission must name one thing, but is {text!r}", where="words",

@@ -75,7 +75,7 @@ def read_json(path: Path | str):
 def write_checksums(folder: Path | str, *names: str) -> None:
     """Writes the SHA-256 of these files of `folder` into `checksums.json` in the same folder."""
     folder = Path(folder)
-    write_json(folder / CHECKSUMS, {name: _sha256(folder / name) for name in names})
+    write_json(folder / CHECKSUMS, {name: file_sha256(folder / name) for name in names})
 
 
 def check_checksum(path: Path | str, do: str) -> None:
@@ -88,7 +88,7 @@ def check_checksum(path: Path | str, do: str) -> None:
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
-    digest = _sha256(path)
+    digest = file_sha256(path)
     try:
         checksums = read_json(path.with_name(CHECKSUMS))
     except UserError as error:
@@ -99,7 +99,8 @@ def check_checksum(path: Path | str, do: str) -> None:
         raise UserError(f"the file is damaged: its SHA-256 is not the one in {CHECKSUMS}", where=path, hint=do)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -123,8 +124,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
             if file.is_dir():
                 sync_folder(file)
                 continue
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(file)
         os.rename(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -144,12 +144,17 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     try:
         part = folder / path.name
         yield part
-        with open(part, "rb") as handle:
-            os.fsync(handle.fileno())
+        sync_file(part)
         os.replace(part, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Makes the contents of a file durable."""
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def sync_folder(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
-from ...files import read_json
+from ...files import file_sha256, read_json
 from .. import cache, video
 from ..episode import episode_starts
 from ..sources import MemmapSource, batch_ranges
@@ -152,7 +151,7 @@ class LeRobotSource(MemmapSource):
     def key(self) -> str:
         """Digest of the sizes and times of all data files, and of the contents of meta."""
         stats = {name: remote.version_key(self.path / name) for name in self._file_names}
-        meta = {str(p.relative_to(self.path)): _digest(p) for p in sorted((self.path / "meta").rglob("*"))
+        meta = {str(p.relative_to(self.path)): file_sha256(p)[:32] for p in sorted((self.path / "meta").rglob("*"))
                 if p.is_file() and not p.name.startswith(".") and not p.name.endswith(".part")}
         return cache.json_digest("lerobot", stats, meta)
 
@@ -535,11 +534,6 @@ def read_json_lines(file: Path) -> list[dict]:
             except json.JSONDecodeError as error:
                 raise damaged(f"line {number} is not a JSON object ({error})", file) from None
     return out
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:32]
 
 
 def _names(feature: Mapping) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
-from ...files import read_json, sync_folder, whole_folder, write_json, write_text
+from ...files import read_json, sync_file, sync_folder, whole_folder, write_json, write_text
 from .. import cache, video
 from ..episode import Dataset, Episode
 from ..journal import JournalFrames
@@ -574,7 +574,7 @@ class _LeRobotWriter:
         # Read before any file is renamed: the statistics without this append.
         stats = aggregate_statistics([*_stats_so_far(root, self.plan), *self._stats])
         for name in self._parts if self._grows else ():  # a new folder is synced as a whole before it has its name
-            _sync(root / f"{name}.part")
+            sync_file(root / f"{name}.part")
         _write_tasks(root / "meta" / "tasks.parquet", self.tasks)
         self._write_understudy_folder()
         write_json(root / "meta" / "stats.json", _plain(stats))
@@ -645,17 +645,12 @@ def _clean(root: Path) -> None:
     journal.unlink()
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-
-
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     yield part
-    _sync(part)
+    sync_file(part)
     os.replace(part, path)
     sync_folder(path.parent)
 

@@ -31,7 +31,7 @@ from .episode_table import (
     unknown_boundary,
 )
 from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
-from .npz_arrays import ArrayChunks, NpzArchiveSource, NpzArrays, column_chunks, split_rows, whole_array, write_npz
+from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -266,7 +266,7 @@ def rename_hint(keys: Iterable[str]) -> str:
 # -- writing --------------------------------------------------------------------------------------------------------
 
 _TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
-_PLAIN = {bool: "?", int: "<i8", float: "<f8", str: "U"}  # metadata that one array of all episodes can store
+_PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
 def capability(data: Dataset) -> FormatCapability:
@@ -292,15 +292,8 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
     they would be read as columns."""
     if len(data) == data.steps:
         return {}
-    out = {}
-    for key, value in data[0].metadata.items():
-        kind = _PLAIN.get(type(value))
-        if kind is None or key in _TAKEN or key in columns or not is_storable_key(key) or not all(
-                type(e.metadata.get(key)) is type(value) for e in data):
-            continue
-        values = [e.metadata[key] for e in data]
-        if kind != "<i8" or all(-2**63 <= v < 2**63 for v in values):
-            out[key] = np.array(values, None if kind == "U" else kind)
+    out = {key: np.array(values, _PLAIN[type(values[0])]) for key, values in sidecar.plain_metadata(data).items()
+           if key not in _TAKEN and key not in columns and is_storable_key(key)}
     return {k: v for k, v in out.items() if v.tolist() == [e.metadata[k] for e in data]}
 
 
@@ -320,16 +313,3 @@ def write(data: Dataset, path: str | Path) -> None:
         arrays.append(whole_array("fps", np.asarray(np.float64(data.fps))))
     with sidecar.new_file_with_sidecar(path, data, kept) as part:
         write_npz(part, arrays)
-
-
-def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayChunks:
-    """Return a column of all episodes as `write_npz` takes it.
-
-    Args:
-        rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
-    """
-    def pieces():
-        for e, n in zip(data, rows, strict=True):
-            column = np.asarray(e.steps[name])
-            yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
-    return column_chunks(key, data.features()[name], int(rows.sum()), pieces)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ...core import Feature, UserError
 from .. import cache
+from ..episode import Dataset
 from ..sources import MemmapSource
 from . import read_errors
 from .read_errors import damaged
@@ -133,6 +134,22 @@ ArrayChunks = tuple[str, tuple[int, ...], np.dtype | str, Callable[[], Iterable[
 def whole_array(name: str, values: np.ndarray) -> ArrayChunks:
     """Return an array in memory as `write_npz` takes it."""
     return name, values.shape, values.dtype, lambda: [values]
+
+
+def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayChunks:
+    """Return a column of all episodes as `write_npz` takes it.
+
+    Args:
+        rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
+    """
+    return column_chunks(key, data.features()[name], int(rows.sum()), partial(column_pieces, data, name, rows))
+
+
+def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the rows of a column of each episode, as `column_array` writes them."""
+    for e, n in zip(data, rows.tolist(), strict=True):
+        column = np.asarray(e.steps[name])
+        yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
 
 
 def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:

@@ -683,15 +683,8 @@ def _truncated(ends: np.ndarray) -> np.ndarray:
 
 def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
     """Facts that all episodes have, as one kind of plain value."""
-    out = {}
-    for key, value in data[0].metadata.items():
-        path, values = f"episode_metadata/{key}", [e.metadata.get(key) for e in data]
-        kind = _METADATA.get(type(value)) if {type(v) for v in values} == {type(value)} else None
-        if kind is None or key == "split" or not re.fullmatch(r"\w+", key):
-            continue
-        if kind.dtype != "int64" or all(-2**63 <= int(v or 0) < 2**63 for v in values):
-            out[key] = replace(kind, key=path)
-    return out
+    return {key: replace(_METADATA[type(values[0])], key=f"episode_metadata/{key}")
+            for key, values in sidecar.plain_metadata(data).items() if key != "split" and re.fullmatch(r"\w+", key)}
 
 
 def write(data: Dataset, path: str | Path) -> None:

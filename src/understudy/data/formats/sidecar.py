@@ -22,7 +22,7 @@ from ...files import whole_file, whole_folder
 from .. import cache
 from ..episode import ColumnSource, Dataset, episode_starts
 from ..sources import WrapperSource
-from .npz_arrays import NpzArrays, column_chunks, whole_array, write_npz
+from .npz_arrays import NpzArrays, column_array, column_chunks, whole_array, write_npz
 
 SIDECAR_NAME = "understudy.npz"
 
@@ -126,6 +126,21 @@ def _kind(f: Feature) -> str:
     return "string" if f.dtype == "string" else Feature.from_array(np.empty((0, *f.shape), f.dtype)).kind
 
 
+def plain_metadata(data: Dataset) -> dict[str, list]:
+    """Return the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes.
+
+    Returns:
+        The value of each episode, by key.
+    """
+    out = {}
+    for key, value in data[0].metadata.items():
+        values, kind = [e.metadata.get(key) for e in data], type(value)
+        if kind in (bool, int, float, str) and {type(v) for v in values} == {kind} and (
+                kind is not int or all(-2**63 <= v < 2**63 for v in values)):
+            out[key] = values
+    return out
+
+
 def sidecar_path(path: Path) -> Path:
     """Return the path of the sidecar file of a data set."""
     return path / SIDECAR_NAME if path.is_dir() else path.with_name(f"{path.name}.{SIDECAR_NAME}")
@@ -147,8 +162,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         place, rows = capability.columns.get(name), data.rows(name)
         longer = rows > lengths
         if place is None:
-            column = partial(_column, data, name)
-            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"column/{name}", f, int(rows.sum()), column)]
+            arrays += [whole_array(f"rows/{name}", rows), column_array(data, name, f"column/{name}", rows)]
         elif place.repeats_last_row and not longer.all():
             arrays.append(whole_array(f"rows/{name}", rows))
         elif longer.any() and not place.has_last_row:
@@ -298,10 +312,6 @@ class SidecarSource(WrapperSource):
 
 def _masked(arrays: NpzArrays, key: str, mask: np.ndarray) -> Iterator[np.ndarray]:
     return (values[mask[row: row + len(values)]] for row, values in arrays.iter_rows(key))
-
-
-def _column(data: Dataset, name: str) -> Iterator[np.ndarray]:
-    return (np.asarray(e.steps[name]) for e in data)
 
 
 def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:

@@ -115,14 +115,9 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
     episodes = _object(document.get("episodes") or {}, f"{location}, episodes", ("topic",))
     stamp = document.get("stamp", "header")
     _require(stamp in ("header", "log"), "header or log", stamp, f"{location}, stamp")
-    return TopicMapping(
-        columns,
-        _text(clock, "topic", f"{location}, clock"),
-        _positive(clock, "fps", f"{location}, clock"),
-        _positive(document, "gap", location) or 1.0,
-        stamp,
-        _text(episodes, "topic", f"{location}, episodes"),
-    )
+    return TopicMapping(columns, _text(clock, "topic", f"{location}, clock"),
+                        _positive(clock, "fps", f"{location}, clock"), _positive(document, "gap", location) or 1.0,
+                        stamp, _text(episodes, "topic", f"{location}, episodes"))
 
 
 def _column(name: str, entry, where: str) -> ColumnMapping:

@@ -25,7 +25,7 @@ from ..sources import MemmapSource
 from . import read_errors, sidecar
 from .column_names import FLAG_COLUMNS, format_list, is_plain_flag, shortest_keys, standard_name, text_column
 from .key_map import add_column, lengths_from_ends, metadata
-from .npz_arrays import split_rows, stored_dtype
+from .npz_arrays import column_pieces, split_rows, stored_dtype
 from .read_errors import damaged
 from .sidecar import ColumnEncoding, FormatCapability
 
@@ -333,16 +333,12 @@ def _write(data: Dataset, put: Callable[[str, bytes | str], None]) -> None:
         put(f"{group}.zgroup", '{"zarr_format": 2}')
     lengths, features = data.lengths, data.features()
     for name, key in _names(data).items():
-        f, pieces = features[name], partial(_pieces, data, name, lengths)
+        f, pieces = features[name], partial(column_pieces, data, name, lengths)
         dtype = stored_dtype(f, pieces).newbyteorder("<")
         rows = max(1, _CHUNK // max(f.size * dtype.itemsize, 1))
         _put_array(put, f"data/{key}", (int(lengths.sum()), *f.shape), dtype, rows, pieces())
     ends = np.cumsum(lengths)
     _put_array(put, "meta/episode_ends", ends.shape, np.dtype("<i8"), len(ends), iter([ends]))
-
-
-def _pieces(data: Dataset, name: str, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    return (np.asarray(e.steps[name])[:n] for e, n in zip(data, lengths.tolist(), strict=True))
 
 
 def _put_array(put, node, shape, dtype, rows, pieces) -> None:

@@ -412,7 +412,7 @@ class BagSource(ColumnSource):
         period = 1e9 / self.mapping.fps
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
 
-    def _episodes(self, log, ticks, whole, seen, there, mark) -> Iterator[tuple[np.ndarray, bool]]:
+    def _episodes(self, log, ticks, whole, is_observed, there, mark) -> Iterator[tuple[np.ndarray, bool]]:
         """(the ticks of each episode, whether the last of them is only observed). Says what is not whole."""
         rows, name = np.flatnonzero(whole), log.path.name
 
@@ -441,7 +441,7 @@ class BagSource(ColumnSource):
         observed = any(role(n) == "observation" for n in there)
         for stretch in np.split(rows, np.flatnonzero(ends) + 1):
             end = int(stretch[-1]) + 1
-            more = bool(observed and end < len(ticks) and seen[end] and not whole[end]
+            more = bool(observed and end < len(ticks) and is_observed[end] and not whole[end]
                         and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
             if end > rows[-1] and (n_remaining := len(ticks) - end - more):
                 self.warnings.append(f"{name}: {n_remaining} ticks after the last whole row are left out "

@@ -149,7 +149,7 @@ def _several_episodes(source: ColumnSource) -> Iterator[str]:
                 len(back) <= steps // 4 and np.isin(values[back + 1], values[0]).all():
             restarts.append((name, int(back[0]) + 2))
     if numbers:
-        name, count = max(numbers, key=lambda found: found[1])
+        name, count = max(numbers, key=lambda number: number[1])
         yield (f"the table is read as one episode, but {name} has {count} values, one after the other. If it numbers "
                f"the episodes, say so: --columns episode={name}")
     elif flags:

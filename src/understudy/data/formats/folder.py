@@ -155,11 +155,11 @@ class FolderSource(MemmapSource):
             self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
                                              f"is a file missing between them?")
 
-    def _alike(self, found, alike):
+    def _alike(self, columns_of_files, alike):
         """The columns, which must be those of the first file in all of them."""
-        if not found[0]:
+        if not columns_of_files[0]:
             raise damaged("there are no arrays with a row for each step", self.files[0])
-        return common_arrays(found, alike, lambda e, name: f"{self.files[e]}, {name}")
+        return common_arrays(columns_of_files, alike, lambda e, name: f"{self.files[e]}, {name}")
 
     def _read_about(self) -> dict[str, Any]:
         file = self.folder / DATASET_JSON
@@ -360,13 +360,13 @@ class CsvFolderSource(FolderSource):
 
     def _values(self, e) -> dict[str, np.ndarray]:
         """The numbers and the text of a file, by column."""
-        if self._held[0] != e:
+        if self._last_values[0] != e:
             table = _Table(self.files[e], *self._cells(self.files[e]))
-            self._held = e, {name: table.values(name, f.dtype).reshape(-1, *f.shape) for name, f in self.schema.items()
-                             if name not in self._frames}
-        return self._held[1]
+            self._last_values = e, {name: table.values(name, f.dtype).reshape(-1, *f.shape)
+                                    for name, f in self.schema.items() if name not in self._frames}
+        return self._last_values[1]
 
-    _held: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the file that was read last
+    _last_values: tuple[int, dict[str, np.ndarray]] = (-1, {})  # the file that was read last
 
     def iter_chunks(self):
         for e in range(len(self.files)):

@@ -97,8 +97,8 @@ def add_column(keys: dict[str, str], column: str, key: str, path: object) -> Non
     keys[column] = key
 
 
-def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any], where: Callable[[int, str], str],
-                  optional: Callable[[str], bool] = lambda key: False,
+def common_arrays(episodes: Sequence[Mapping[str, Found]], alike: Callable[[Found], Any],
+                  where: Callable[[int, str], str], optional: Callable[[str], bool] = lambda key: False,
                   left_out: Callable[[str, int], None] = lambda key, episode: None) -> dict[str, Found]:
     """Return the arrays that all episodes have, as they are in the first episode.
 
@@ -110,24 +110,24 @@ def common_arrays(found: Sequence[Mapping[str, Found]], alike: Callable[[Found],
     """
     out: dict[str, Found] = {}
     hint = "leave the episode out, or remove the array from all episodes"
-    for key in dict.fromkeys(k for arrays in found for k in arrays):
-        without = next((e for e, arrays in enumerate(found) if key not in arrays), None)
+    for key in dict.fromkeys(k for arrays in episodes for k in arrays):
+        without = next((e for e, arrays in enumerate(episodes) if key not in arrays), None)
         if without is not None and optional(key):
             left_out(key, without)
             continue
         if without is not None:
             raise UserError(f"{key} is missing, but other episodes have it", where=where(without, key), hint=hint)
-        first = alike(found[0][key])
-        different_episode = next((e for e, arrays in enumerate(found) if alike(arrays[key]) != first), None)
+        first = alike(episodes[0][key])
+        different_episode = next((e for e, arrays in enumerate(episodes) if alike(arrays[key]) != first), None)
         if different_episode is not None:
-            different = alike(found[different_episode][key])
-            raise UserError(f"it is {shown(different)}, but {shown(first)} in the first episode",
+            different = alike(episodes[different_episode][key])
+            raise UserError(f"it is {describe_kind(different)}, but {describe_kind(first)} in the first episode",
                             where=where(different_episode, key), hint=hint)
-        out[key] = found[0][key]
+        out[key] = episodes[0][key]
     return out
 
 
-def shown(alike: Any) -> str:
+def describe_kind(alike: Any) -> str:
     """Return a dtype and shape as text, for an error message."""
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
 

@@ -206,7 +206,7 @@ class LeRobotSource(MemmapSource):
     def cast_to_schema(self, values, name, rows, at):
         return values  # `to_numpy` has checked them
 
-    def _rows_of_file(self, number, file, known):
+    def _rows_of_file(self, number, file, task_numbers):
         names = self.numeric_columns
         episodes = np.flatnonzero(self.index.file == number)
         lengths, begin = self.lengths[episodes], self.index.start[episodes]
@@ -236,8 +236,9 @@ class LeRobotSource(MemmapSource):
                 if (at := first_true(actual != expected)) is not None:
                     raise damaged(f"{index} is {actual[at]} instead of {expected[at]}",
                                   f"{file}, episode {whose[at]}, frame {step[at]}")
-            if (at := first_true(~np.isin(task, known))) is not None:
-                raise UserError(f"task_index {task[at]} is not among the tasks in meta ({', '.join(map(str, known))})",
+            if (at := first_true(~np.isin(task, task_numbers))) is not None:
+                raise UserError(f"task_index {task[at]} is not among the tasks in meta "
+                                f"({', '.join(map(str, task_numbers))})",
                                 where=f"{file}, episode {whose[at]}, frame {step[at]}",
                                 hint="add the task to meta/tasks, or correct the row")
             for name in names:

@@ -196,9 +196,9 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
                 codec = cast(av.VideoCodecContext, av.CodecContext.create(_CODECS[how], "r"))
             packet = av.Packet(_data(message))
             packet.pts = number
-            yield from _shown(codec.decode(packet))
+            yield from _decoded_frames(codec.decode(packet))
         if codec is not None:
-            yield from _shown(codec.decode(None))
+            yield from _decoded_frames(codec.decode(None))
 
 
 def decode_key_frame(message, where: str) -> np.ndarray:
@@ -216,7 +216,7 @@ def decode_key_frame(message, where: str) -> np.ndarray:
                     hint="leave the topic out")
 
 
-def _shown(frames) -> Iterator[tuple[int, np.ndarray]]:
+def _decoded_frames(frames) -> Iterator[tuple[int, np.ndarray]]:
     for frame in frames:
         if frame.is_corrupt:
             raise ValueError(f"frame {frame.pts} lacks what it is made of")

@@ -142,9 +142,9 @@ def _number(value, place: str) -> float:
         raise damaged(f"this is not a number: {value!r}", place) from None
 
 
-def _kitchen(place: str, row: dict, known: dict) -> np.ndarray:
+def _kitchen(place: str, row: dict, layouts: dict) -> np.ndarray:
     """(H, W) of single characters."""
-    grid = _json(row, "layout", place) if row.get("layout") else known.get(row["layout_name"])
+    grid = _json(row, "layout", place) if row.get("layout") else layouts.get(row["layout_name"])
     if grid is None:
         raise UserError(f"the layout {row['layout_name']!r} is not known", where=place,
                         hint="put layouts.json next to the file, with the name and the rows of the grid")

@@ -45,13 +45,13 @@ def first_line(error: BaseException) -> str:
     return text.partition("\n")[0][:200] or type(error).__name__
 
 
-def first_true(odd: np.ndarray) -> int | None:
+def first_true(is_wrong: np.ndarray) -> int | None:
     """Return the index of the first True value, so that an error can name it. None if there is none.
 
     Args:
-        odd: Whether each value is wrong, (n,) bool.
+        is_wrong: Whether each value is wrong, (n,) bool.
     """
-    return int(np.argmax(odd)) if odd.any() else None
+    return int(np.argmax(is_wrong)) if is_wrong.any() else None
 
 
 def import_optional(module: str, need: str, extra: str) -> ModuleType:

@@ -133,7 +133,7 @@ class RldsSource(MemmapSource):
         self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
         self._maps_of: dict[Path, mmap.mmap] = {}
         self._checked: set[int] = set()
-        self._held: tuple[int, _Example] | None = None  # the record that was read last
+        self._last_record: tuple[int, _Example] | None = None  # the record that was read last
         self._locations: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
         for shard in shards:
             self._scan(*shard)
@@ -152,7 +152,7 @@ class RldsSource(MemmapSource):
                 self._maps_of[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps_of[file]
 
-    def _scan(self, file: Path, said: int, split: str):
+    def _scan(self, file: Path, n_expected: int, split: str):
         size, at, number = file.stat().st_size, 0, 0
         data = self._map(file) if size else b""
         while at < size:
@@ -168,21 +168,21 @@ class RldsSource(MemmapSource):
                 raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", location)
             self._locations.append((file, number, at + 12, length, split))
             at, number = at + 16 + length, number + 1
-        if number != said:
-            raise damaged(f"it has {number} records, but dataset_info.json says {said}", file)
+        if number != n_expected:
+            raise damaged(f"it has {number} records, but dataset_info.json says {n_expected}", file)
 
     def _record(self, episode: int) -> _Example:
         """A record whose checksum is right."""
-        if self._held is not None and self._held[0] == episode:
-            return self._held[1]
+        if self._last_record is not None and self._last_record[0] == episode:
+            return self._last_record[1]
         file, _, at, length, _ = self._locations[episode]
         data = self._map(file)
         if episode not in self._checked:
             if masked_crc32c(data[at: at + length]) != struct.unpack_from("<I", data, at + length)[0]:
                 raise damaged("the checksum of the record is wrong", self._where(episode))
             self._checked.add(episode)
-        self._held = episode, self._unchecked_record(episode)
-        return self._held[1]
+        self._last_record = episode, self._unchecked_record(episode)
+        return self._last_record[1]
 
     def _unchecked_record(self, episode: int) -> _Example:
         """A record without its checksum: for what looks into all records and reads little."""

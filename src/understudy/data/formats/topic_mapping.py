@@ -109,7 +109,7 @@ def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
         raise UserError("it needs a topic or fps", where=f"{location}, clock", hint=_DO)
     features = document.get("features")
     if not isinstance(features, Mapping) or not features:
-        raise UserError(f"this is not an object with columns and where each comes from: {_shown(features)}",
+        raise UserError(f"this is not an object with columns and where each comes from: {_shorten(features)}",
                         where=f"{location}, features", hint=_DO)
     columns = {name: _column(name, c, f"{location}, features.{name}") for name, c in features.items()}
     episodes = _object(document.get("episodes") or {}, f"{location}, episodes", ("topic",))
@@ -134,7 +134,7 @@ def _column(name: str, entry, where: str) -> ColumnMapping:
     indices, names, join = entry.get("indices"), entry.get("names"), entry.get("join", "last")
     if indices is not None and not (isinstance(indices, list) and indices and all(
             isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices)):
-        raise UserError(f"they must be integers from 0, not {_shown(indices)}", where=f"{where}.indices", hint=_DO)
+        raise UserError(f"they must be integers from 0, not {_shorten(indices)}", where=f"{where}.indices", hint=_DO)
     _require(names is None or names and _is_list_of_text(names), "a list of names", names, f"{where}.names")
     _require(join in JOIN_RULES, f"{', '.join(JOIN_RULES[:-1])} or {JOIN_RULES[-1]}", join, f"{where}.join")
     if entry.get("metadata") is not None and len(field) != 1:
@@ -153,9 +153,9 @@ def _column(name: str, entry, where: str) -> ColumnMapping:
     )
 
 
-def _require(is_valid: object, wanted: str, value, where: str) -> None:
+def _require(is_valid: object, requirement: str, value, where: str) -> None:
     if not is_valid:
-        raise UserError(f"it must be {wanted}, not {_shown(value)}", where=where, hint=_DO)
+        raise UserError(f"it must be {requirement}, not {_shorten(value)}", where=where, hint=_DO)
 
 
 def _is_list_of_text(value) -> bool:
@@ -182,7 +182,7 @@ def _positive(entry: Mapping, key: str, where: str) -> float | None:
     return value
 
 
-def _shown(value) -> str:
+def _shorten(value) -> str:
     text = "nothing" if value is None else repr(value)
     return text if len(text) < 80 else text[:77] + "..."
 
@@ -214,7 +214,7 @@ def value_at(message, path: str):
         elif part.isdigit() and isinstance(value, (list, tuple, np.ndarray)) and int(part) < len(value):
             value = value[int(part)]
         else:
-            alternatives = f"there are {', '.join(inside)}" if inside else f"there is {_shown(value)}"
+            alternatives = f"there are {', '.join(inside)}" if inside else f"there is {_shorten(value)}"
             raise MessageMismatch(f"there is no field {path!r}; {alternatives}")
     return value
 
@@ -300,7 +300,7 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     arrays = [a for _, a in numbers]
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
-        raise MessageMismatch(f"this is neither numbers nor text: {_shown(parts[0])}")
+        raise MessageMismatch(f"this is neither numbers nor text: {_shorten(parts[0])}")
     if column.names is not None:
         array = array.reshape(-1)[_order(message, column.names, array.size)]
     if column.indices is not None:

@@ -134,7 +134,8 @@ def plain_metadata(data: Dataset) -> dict[str, list]:
     """
     out = {}
     for key, value in data[0].metadata.items():
-        values, kind = [e.metadata.get(key) for e in data], type(value)
+        kind = type(value)
+        values: list[Any] = [e.metadata.get(key) for e in data]
         if kind in (bool, int, float, str) and {type(v) for v in values} == {kind} and (
                 kind is not int or all(-2**63 <= v < 2**63 for v in values)):
             out[key] = values

@@ -326,3 +326,30 @@ def test_functions_are_short():
                     if length > MAX_LINES or n_parameters > MAX_PARAMETERS:
                         long.add(f"{path.relative_to(ROOT).as_posix()}:{node.name}")
     assert long == LONG.keys(), f"divide {long - LONG.keys()}, and leave {LONG.keys() - long} out of the list"
+
+
+VAGUE = {"found", "seen", "shown", "said", "told", "known", "given", "left", "rest", "where", "wanted", "odd", "wrong",
+         "ran", "made", "near", "far", "mine", "theirs", "held", "gone", "lost"}
+VAGUE_LOCALS: dict[str, int] = {  # file: assignments to these words. A number may only fall.
+    "claims/corrective_data/made_data.py": 2,
+}
+
+
+def vague_locals(tree):
+    """Number of assignments to these words, without fields of classes, which are no local names."""
+    fields = {id(target) for node in nodes(tree) if isinstance(node, ast.ClassDef) for statement in node.body
+              if isinstance(statement, ast.AnnAssign | ast.Assign) for target in ast.walk(statement)}
+    return sum(isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE
+               and id(node) not in fields for node in nodes(tree))
+
+
+def test_local_names_say_what_they_hold():
+    example = ast.parse("class A:\n    near: float = 0.1\n    def f(self, far):\n        left, (wrong, x) = far\n"
+                        "        return [mine.seen for mine in x if (lost := mine)], self.rest\n")
+    assert vague_locals(example) == 4
+    counts = {path.relative_to(CLAIMS.parent).as_posix(): vague_locals(tree)
+              for path, tree in (*trees(), *claim_trees())}
+    risen = {file: n for file, n in counts.items() if n > VAGUE_LOCALS.get(file, 0)}
+    assert not risen, f"name what these locals hold, which the words of VAGUE do not say: {risen}"
+    fallen = {file: counts.get(file, 0) for file, n in VAGUE_LOCALS.items() if counts.get(file, 0) < n}
+    assert not fallen, f"lower the numbers in VAGUE_LOCALS, and leave out files with 0: {fallen}"

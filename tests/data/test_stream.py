@@ -25,7 +25,8 @@ from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import lerobot, open_dataset, remote
-from understudy.data.stream import ShardStream, _chunk_episodes, _expand_braces
+from understudy.data.sources import batch_ranges
+from understudy.data.stream import ShardStream, _expand_braces
 from understudy.data.views import write_view
 from understudy.data.window import Goal
 from understudy.heads.regression import Regression
@@ -142,8 +143,8 @@ def test_any_lengths_any_buffer_any_size(lengths, buffer, size, seed):
     from understudy.data.stream import StreamWindows, _ShardChunk
 
     class Fake:
-        chunks = [_ShardChunk(0, p, sum(lengths[i] for i in p), 0)
-                  for p in _chunk_episodes(np.array(lengths), max(1, buffer // 4))]
+        chunks = [_ShardChunk(0, tuple(range(first, stop)), sum(lengths[first:stop]), 0)
+                  for first, stop in batch_ranges(np.array(lengths), max(1, buffer // 4))]
     stream = Fake()
     stream.buffer_size = buffer
     windows = StreamWindows(stream, None)

@@ -296,18 +296,18 @@ class LabeledEpisodes(EpisodeList):
         return replace(episode, schema={**episode.schema, **self._features})
 
     def lengths_of(self, indices):
-        return self._data.source.lengths_of(self._theirs(indices))
+        return self._data.source.lengths_of(self._numbers_in_source(indices))
 
     def select(self, indices):
         return self, indices
 
     def contiguous(self, name, indices):
-        return None if name in self._features else self._data.source.contiguous(name, self._theirs(indices))
+        return None if name in self._features else self._data.source.contiguous(name, self._numbers_in_source(indices))
 
     def frames(self, name, episode):
         return self._data.frames(name, episode)
 
-    def _theirs(self, indices: Indices) -> list[int]:
+    def _numbers_in_source(self, indices: Indices) -> list[int]:
         return [self._data.indices[i] for i in indices]
 
 

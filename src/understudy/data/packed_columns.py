@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core import UserError
-from .episode import Dataset, Episode
+from .episode import Dataset, Episode, episode_starts
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:
     if (shared := _shared_memory(parts)) is not None:
         return PackedColumn(*shared, rows)
     array = np.concatenate([p[:n] for p, n in zip(parts, rows, strict=True)])
-    return PackedColumn(array, np.concatenate([[0], np.cumsum(rows)[:-1]]).astype(np.int64), rows)
+    return PackedColumn(array, episode_starts(rows), rows)
 
 
 def _shared_memory(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ..core import Feature, UserError
-from .episode import Dataset, Episode, EpisodeList
+from .episode import ColumnSource, Dataset, Episode, EpisodeList
 
 MIN_CAPACITY = 1024  # rows of a new array
 
@@ -123,8 +123,7 @@ class _GrowingArrays(EpisodeList):
     def lengths(self):
         return np.array(self._lengths, np.int64)
 
-    def lengths_of(self, indices):
-        return self.lengths[np.asarray(indices, np.int64)]
+    lengths_of = ColumnSource.lengths_of
 
     def contiguous(self, name, indices):
         if name not in self._columns:

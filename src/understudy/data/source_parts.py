@@ -22,7 +22,6 @@ from .formats import folder as plain
 from .formats import hdf5, message_logs, preview_dataset, sidecar
 from .formats.column_names import sort_numbered
 
-OpenFunction = Callable[[Path], Dataset]
 _FILES = (".hdf5", ".h5", ".npz", ".csv")
 _GROUPS = {"data": "demo_", "": "episode_"}  # group above the episodes: their prefix (robomimic, Minari)
 
@@ -154,7 +153,7 @@ def recover_parts(
                     (w for e in range(len(data)) if (w := find_error(data, e))), None)
                 columns_by_part[name] = _column_signature(data) if why is None else ()
         except UserError as error:
-            why = str(error).splitlines()[0].replace(f"{alone}/", "").replace(alone, name)
+            why = str(error).splitlines()[0]
         except Exception as error:  # libraries may raise anything for a damaged file
             why = f"{type(error).__name__}: {error}"
         if why is not None:

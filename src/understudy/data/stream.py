@@ -41,6 +41,7 @@ from . import cache, video
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .formats import remote
+from .sources import batch_ranges
 from .view_file import is_view
 from .window import Windows
 
@@ -88,9 +89,9 @@ class ShardStream:
         self.chunks: list[_ShardChunk] = []
         begin = 0
         for number, shard in enumerate(self.shards):
-            for episodes in _chunk_episodes(shard.lengths, max(1, buffer_size // _CHUNKS_PER_BUFFER)):
-                steps = int(shard.lengths[list(episodes)].sum())
-                self.chunks.append(_ShardChunk(number, episodes, steps, begin))
+            for first, stop in batch_ranges(shard.lengths, max(1, buffer_size // _CHUNKS_PER_BUFFER)):
+                steps = int(shard.lengths[first:stop].sum())
+                self.chunks.append(_ShardChunk(number, tuple(range(first, stop)), steps, begin))
                 begin += steps
         self.steps = begin
         if not begin:
@@ -220,19 +221,6 @@ class StreamWindows(BatchSampler):
 
 def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng([k % 2**64 for k in key])
-
-
-def _chunk_episodes(lengths: np.ndarray, most: int) -> Iterable[tuple[int, ...]]:
-    """Consecutive episodes with at most this many steps together, or a single one."""
-    piece, n_steps = [], 0
-    for e, n in enumerate(lengths.tolist()):
-        if piece and n_steps + n > most:
-            yield tuple(piece)
-            piece, n_steps = [], 0
-        piece.append(e)
-        n_steps += n
-    if piece:
-        yield tuple(piece)
 
 
 # -- addresses of shards ---------------------------------------------------------------------------------------------

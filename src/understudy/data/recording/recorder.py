@@ -126,9 +126,10 @@ class Recorder:
             raise
         self._steps = -1  # of the current episode; -1 if there is none
         self._episode_metadata: dict[str, Any] = {}  # of the next episode
-        self._last_obs = False  # whether the last finished episode can still be discarded or labeled
-        self._began = self._last_episode = 0.0  # times of the first step that was kept and of the last step
-        self._dropped, self._n_late, self._seen_columns = 0, 0, False
+        self._can_change_last = False  # whether the last finished episode can still be discarded or labeled
+        self._first_time = self._last_time = 0.0  # times of the first step that was kept and of the last step
+        self._has_last_time = False  # whether the current episode has a step with a time
+        self._dropped = self._n_late = 0
         self.sync_lag = 0.0  # s; the longest time that something waited for its sync so far
         self._queued_bytes, self._guard = 0, threading.Lock()  # bytes
         self._error: Exception | None = None
@@ -171,13 +172,13 @@ class Recorder:
             self._begin()
         if self.clock is not None:
             assert now is not None
-            if self._seen_columns and not now > self._last_episode:
-                raise UserError(f"times must increase, but {now} comes after {self._last_episode}", where="time",
+            if self._has_last_time and not now > self._last_time:
+                raise UserError(f"times must increase, but {now} comes after {self._last_time}", where="time",
                                 hint="use a clock that is never set back (time.perf_counter)")
-            if self._seen_columns and self.fps and now - self._last_episode > _LATE_FACTOR / self.fps:
+            if self._has_last_time and self.fps and now - self._last_time > _LATE_FACTOR / self.fps:
                 self._n_late += 1
-            self._began = now if not self._steps else self._began
-            values["timestamp"], self._last_episode, self._seen_columns = np.float64(now - self._began), now, True
+            self._first_time = now if not self._steps else self._first_time
+            values["timestamp"], self._last_time, self._has_last_time = np.float64(now - self._first_time), now, True
         parts = journal.pack_row(self._written_schema, values)
         size = sum(map(len, parts))
         if self._queued_bytes + size > self._min_free_bytes:
@@ -213,7 +214,7 @@ class Recorder:
         metadata = {**metadata, **({} if success is None else {"success": bool(success)}),
                     **({} if self.clock is None else {"late": self._n_late}), "dropped": self._dropped}
         number, steps, self._steps = self.count, self._steps, -1
-        self.count, self._last_obs = self.count + 1, True
+        self.count, self._can_change_last = self.count + 1, True
         self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=_to_json_value).encode()], saved=number)
         self.wait_for_encoder(self.max_backlog_bytes)
         return number
@@ -223,7 +224,7 @@ class Recorder:
         running = self._steps >= 0
         if not running:
             self._last_finished("discarded")
-            self.count, self._last_obs = self.count - 1, False
+            self.count, self._can_change_last = self.count - 1, False
         self._steps = -1
         self._put(b"D", [b"running" if running else b"last"], saved=-1)
 
@@ -252,7 +253,7 @@ class Recorder:
                 step, *at = np.argwhere(~good)[0]
                 raise _not_finite(name, values[(step, *at)], self.schema[name], at,
                                   f"episode {self.count}, column {name!r}", f", step {step}")
-        number, self.count, self._last_obs = self.count, self.count + 1, True
+        number, self.count, self._can_change_last = self.count, self.count + 1, True
         parts = journal.episode_record(episode)
         self._put(b"E", parts, sum(map(len, parts)), saved=number)
         return number
@@ -263,7 +264,7 @@ class Recorder:
         return max(self._steps, 0)
 
     def _begin(self) -> None:
-        self._steps, self._n_late, self._dropped, self._seen_columns, self._last_obs = 0, 0, 0, False, False
+        self._steps, self._n_late, self._dropped, self._has_last_time, self._can_change_last = 0, 0, 0, False, False
         description = {
             "columns": journal.describe_columns(self._written_schema),
             "metadata": {**self.metadata, **self._episode_metadata},
@@ -272,7 +273,7 @@ class Recorder:
         self._put(b"B", [json.dumps(description, default=_to_json_value).encode()])
 
     def _last_finished(self, what: str) -> None:
-        if self._steps >= 0 or not self._last_obs:
+        if self._steps >= 0 or not self._can_change_last:
             raise UserError(f"only an episode that was just finished can be {what}, but "
                             f"{'one is still running' if self._steps >= 0 else 'there is none'}", where=self.path,
                             hint="label or discard the last episode before the next one starts")
@@ -326,7 +327,7 @@ class Recorder:
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
         self._run_in_thread("rotate")
-        self._last_obs = False
+        self._can_change_last = False
         warn_of_losses(self.path, publish(self.path, progress=self._show_progress))
         self._encoder.forget()
 

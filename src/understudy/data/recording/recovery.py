@@ -140,7 +140,7 @@ def _repair_function(path: Path) -> RepairFunction | None:
             return _repair_zarr
         if (path / "data/main_data.hdf5").exists():  # Minari
             return lambda path, folder, lose: _repair_folder(path / "data", folder, lose)
-        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")] if path.is_dir() else []
+        inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
         return _repair_folder if any(_repair_function(p) for p in inside) else None
     if not path.exists():
         return None

@@ -52,10 +52,10 @@ class AsynchronousRunner:
 
     def __init__(self, actor: PolicyActor, n_delays: int = 10, patience: float = 0.0):
         if not isinstance(actor, PolicyActor) or not isinstance(actor.executor, ChunkedExecutor):
-            what = type(actor.executor if isinstance(actor, PolicyActor) else actor).__name__
-            raise Unsupported(f"{what} does not execute chunks, so nothing can be executed while a plan is computed",
-                              where="AsynchronousRunner", hint="use a PolicyActor with RecedingHorizon or "
-                              "RealTimeChunking")
+            class_name = type(actor.executor if isinstance(actor, PolicyActor) else actor).__name__
+            raise Unsupported(f"{class_name} does not execute chunks, so nothing can be executed while a plan is "
+                              "computed", where="AsynchronousRunner",
+                              hint="use a PolicyActor with RecedingHorizon or RealTimeChunking")
         self.actor, self.executor, self.patience = actor, actor.executor, patience
         self.delays: deque[int] = deque(maxlen=n_delays)
         self.plan_seconds: deque[float] = deque(maxlen=n_delays)
@@ -146,6 +146,6 @@ class AsynchronousRunner:
 @torch.no_grad()  # the mode of gradients belongs to a thread
 def _timed_plan(planner: Planner, request: PlanRequest) -> tuple[Tensor, float]:
     """The answer to a request, and the seconds that it took."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     chunk = request.plan(planner).cpu()  # waits for a GPU
-    return chunk.to(planner.device), time.perf_counter() - began
+    return chunk.to(planner.device), time.perf_counter() - started

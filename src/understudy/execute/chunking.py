@@ -158,10 +158,10 @@ class ChunkedExecutor(Executor):
             chunk: The chunks, (R, H, A) in world units.
             delay: Number of actions that were returned since the chunks were requested.
         """
-        everyone = len(rows) == len(state["cursor"])
-        old = state if everyone else take(state, rows)
+        is_whole_batch = len(rows) == len(state["cursor"])
+        old = state if is_whole_batch else take(state, rows)
         new = {**old, "count": old["count"] + 1, "chunk": chunk, "cursor": torch.full_like(old["cursor"], delay)}
-        return new if everyone else put(state, rows, new)
+        return new if is_whole_batch else put(state, rows, new)
 
 
 @dataclass(frozen=True)

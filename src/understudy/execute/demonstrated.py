@@ -43,10 +43,11 @@ class DemonstratedActor(Actor):
                             hint="give at least one episode")
         drawn = uniform(key, torch.zeros_like(key), (1,), stream=11)[:, 0]
         if len(self.demonstrations) > 1 and SHOWN_TASK in obs and obs[SHOWN_TASK].dtype == torch.uint8:
-            fitting = [self._of_task(bytes(row)) for row in obs[SHOWN_TASK].numpy()]
+            candidates = [self._of_task(bytes(row)) for row in obs[SHOWN_TASK].numpy()]
         else:
-            fitting = [np.arange(len(self.demonstrations))] * len(key)
-        numbers = torch.tensor([int(of[int(u * len(of))]) for of, u in zip(fitting, drawn.tolist(), strict=True)])
+            candidates = [np.arange(len(self.demonstrations))] * len(key)
+        numbers = torch.tensor([int(choices[int(u * len(choices))])
+                                for choices, u in zip(candidates, drawn.tolist(), strict=True)])
         return {"actor": self.actor.start({**obs, **self._columns(numbers)}, key), "shown": numbers}
 
     def act(self, obs, state):

@@ -109,8 +109,8 @@ class FilteredExecutor(Executor):
 
     def start(self, planner: Planner, obs: Mapping[str, Tensor], key: Tensor) -> State:
         self.check_planner(planner)
-        nothing = torch.zeros(len(key), planner.action_dim, device=key.device)
-        return {"run": self.executor.start(planner, obs, key), "filter": self.filter.start(nothing),
+        zero_action = torch.zeros(len(key), planner.action_dim, device=key.device)
+        return {"run": self.executor.start(planner, obs, key), "filter": self.filter.start(zero_action),
                 "begun": torch.zeros_like(key, dtype=torch.bool)}
 
     def act(self, planner: Planner, obs: Mapping[str, Tensor], state: State) -> tuple[Tensor, State]:

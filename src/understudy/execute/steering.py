@@ -46,13 +46,14 @@ class ComposedConditions(NetworkGuidance):
                             where="ComposedConditions", hint="give one scale for each condition")
 
     def guided_net(self, net, without, encode):
-        every = {key for keys in self.conditions for key in keys}
-        bare = without(*sorted(every))
-        alone = [without(*sorted(every.difference(keys))) for keys in self.conditions]
+        columns = {key for keys in self.conditions for key in keys}
+        unconditional = without(*sorted(columns))
+        conditional = [without(*sorted(columns.difference(keys))) for keys in self.conditions]
 
         def wrapped(x, t, context):
-            plain = net(x, t, bare)
-            pulls = [scale * (net(x, t, one) - plain) for scale, one in zip(self.scales, alone, strict=True)]
+            plain = net(x, t, unconditional)
+            pulls = [scale * (net(x, t, condition) - plain)
+                     for scale, condition in zip(self.scales, conditional, strict=True)]
             return plain + sum(pulls)
         return wrapped
 
@@ -139,8 +140,8 @@ class ComposedPolicies(PlannerWrapper):
 
     def plan(self, obs, noise, guides=()):
         contexts = tuple(p.context({k: obs[k] for k in p.inputs}) for p in self.others)
-        together = _OtherPolicies(tuple(p.net for p in self.others), contexts, self.weights)
-        return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, together))
+        guidance = _OtherPolicies(tuple(p.net for p in self.others), contexts, self.weights)
+        return self.planner.plan({k: obs[k] for k in self.planner.inputs}, noise, (*guides, guidance))
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,9 @@ class PathCost(LimitedCostGuidance):
 
     def cost(self, coded_action, encode, decode):
         action = decode(coded_action)[:, self.skip:, list(self.components)]
-        at = action if self.step is None else self.start.unsqueeze(1) + self.step * action.cumsum(1)
-        gap = (at.unsqueeze(2) - self.points.to(at)).square().sum(-1).amin(2)
-        return 0.5 * self.scale * gap.mean(1)
+        positions = action if self.step is None else self.start.unsqueeze(1) + self.step * action.cumsum(1)
+        squared_distance = (positions.unsqueeze(2) - self.points.to(positions)).square().sum(-1).amin(2)
+        return 0.5 * self.scale * squared_distance.mean(1)
 
 
 class LivePoints:

@@ -43,9 +43,9 @@ class StreamingFlowExecutor(ActionConditionedExecutor):
         self.check_planner(planner)
         zero = torch.zeros_like(key)
         last = torch.zeros(len(key), 1, planner.action_dim, device=key.device)
-        nothing = torch.zeros(len(key), 1, dtype=torch.bool, device=key.device)
+        is_executed = torch.zeros(len(key), 1, dtype=torch.bool, device=key.device)
         return {"key": key, "count": zero + 1, "step": zero, "last": last,
-                **_begin(planner, obs, last, nothing, planner.noise(key, zero))}
+                **_begin(planner, obs, last, is_executed, planner.noise(key, zero))}
 
     def act(self, planner, obs, state):
         rows = (state["step"] == self.n_action_steps).nonzero().flatten()

@@ -283,8 +283,8 @@ class NoiseSteeringWrapper(ActionWrapper):
 
     def _noise_shape(self) -> tuple[int, ...]:
         policy = self._checked_policy()
-        none = torch.zeros(1, dtype=torch.int64, device=policy.device)
-        noise = policy.noise(none, none)
+        zero = torch.zeros(1, dtype=torch.int64, device=policy.device)
+        noise = policy.noise(zero, zero)
         if not isinstance(noise, Tensor):
             raise Unsupported(f"{type(self.policy).__name__} draws several noises", where="NoiseSteeringWrapper",
                               hint="steer a policy that draws one")

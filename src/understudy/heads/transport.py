@@ -134,8 +134,8 @@ class TransportNet(nn.Module):
             order = torch.arange(config.max_frequency + 1)
             analysis, synthesis = (torch.cat([(order * at[:, None]).cos(), (order[1:] * at[:, None]).sin()], 1)
                                    for at in (copies, angles))
-            twice = torch.where(torch.arange(analysis.shape[1]) > 0, 2.0, 1.0)
-            analysis = (analysis * twice / config.n_copies).T
+            factors = torch.where(torch.arange(analysis.shape[1]) > 0, 2.0, 1.0)
+            analysis = (analysis * factors / config.n_copies).T
         self.register_buffer("analysis", analysis, persistent=False)  # (coefficients, copies)
         self.register_buffer("synthesis", synthesis, persistent=False)  # (angles, coefficients)
         self.register_buffer("inside", disc_mask(config.crop), persistent=False)
@@ -170,10 +170,10 @@ class TransportNet(nn.Module):
         """The crop around each pick, (B, C, crop, crop), with zeros beyond the edge of the image."""
         size = self.config.crop
         padded = F.pad(scene, [size // 2] * 4)
-        within = torch.arange(size, device=pick.device)
+        offsets = torch.arange(size, device=pick.device)
         row, column = torch.div(pick, self.side, rounding_mode="floor"), pick % self.side
-        wide = self.side + size - 1
-        index = ((row[:, None] + within)[:, :, None] * wide + (column[:, None] + within)[:, None]).flatten(1)
+        padded_width = self.side + size - 1
+        index = ((row[:, None] + offsets)[:, :, None] * padded_width + (column[:, None] + offsets)[:, None]).flatten(1)
         return padded.flatten(2).gather(2, index.unsqueeze(1).expand(-1, scene.shape[1], -1)).unflatten(2, (size, size))
 
     def kernels(self, scene: Tensor, pick: Tensor) -> Tensor:

@@ -104,12 +104,12 @@ class BytePairEncoding(nn.Module):
         slot = torch.arange(self.expansions.shape[1], device=tokens.device)
         ends = self.token_lengths(tokens).cumsum(1)
         number = (ends.unsqueeze(2) <= slot).sum(1)  # of the token that each symbol belongs to, (B, n)
-        there = number < tokens.shape[1]
+        exists = number < tokens.shape[1]
         number = number.clamp(max=tokens.shape[1] - 1)
         token = tokens.gather(1, number).clamp(min=0)
         offset = slot - ends.gather(1, number) + self.lengths[token]
         symbols = self.expansions[token, offset.clamp(0, self.expansions.shape[1] - 1)]
-        return torch.where(there, symbols, PAD)
+        return torch.where(exists, symbols, PAD)
 
     def token_lengths(self, tokens: Tensor) -> Tensor:
         """Number of symbols that each token stands for. 0 for `PAD`."""

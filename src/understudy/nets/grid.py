@@ -65,8 +65,8 @@ class _GridEncoderNet(EncoderNet):
         for name, n in zip(self.names, self.num_classes, strict=True):
             x, is_observed = observed_column(obs, name)
             x = x.flatten(0, 1).unsqueeze(1)  # (B * To, 1, W, H)
-            here = is_observed.flatten()[:, None, None, None]
-            planes.append(((x == torch.arange(n, device=x.device)[:, None, None]) & here).float())
+            row_mask = is_observed.flatten()[:, None, None, None]
+            planes.append(((x == torch.arange(n, device=x.device)[:, None, None]) & row_mask).float())
             masks.append(is_observed)
         tokens = self._convolve(torch.cat(planes, 1)).flatten(2).transpose(1, 2)  # (B * To, W * H, D)
         tokens = tokens.unflatten(0, (-1, self.n_obs_steps))
@@ -112,13 +112,13 @@ class _PerTokenNet(TrunkNet):
         super().__init__()
         self.tokens = spec.tokens
         num_classes = spec.num_classes[:len(spec.num_classes) // spec.tokens]
-        one = replace(spec, tokens=1, num_classes=num_classes, token_obs_steps=spec.token_obs_steps[-1:])
-        self.trunk = config.trunk.build(inputs // spec.tokens, outputs // spec.tokens, n_times, one)
+        token_spec = replace(spec, tokens=1, num_classes=num_classes, token_obs_steps=spec.token_obs_steps[-1:])
+        self.trunk = config.trunk.build(inputs // spec.tokens, outputs // spec.tokens, n_times, token_spec)
 
     def forward(self, x, t, context):
         x = x.unflatten(-1, (self.tokens, -1)).transpose(1, 2).flatten(0, 1) if x.shape[-1] else x.repeat_interleave(
             self.tokens, 0)
-        each = Context(context.tokens.flatten(0, 1).unsqueeze(1), context.mask.flatten().unsqueeze(1),
-                       {k: v.repeat_interleave(self.tokens, 0) for k, v in context.named.items()})
-        out = self.trunk(x, t.repeat_interleave(self.tokens, 0), each)  # (B * N, H, outputs / N)
+        token_context = Context(context.tokens.flatten(0, 1).unsqueeze(1), context.mask.flatten().unsqueeze(1),
+                                {k: v.repeat_interleave(self.tokens, 0) for k, v in context.named.items()})
+        out = self.trunk(x, t.repeat_interleave(self.tokens, 0), token_context)  # (B * N, H, outputs / N)
         return out.unflatten(0, (-1, self.tokens)).transpose(1, 2).flatten(2)

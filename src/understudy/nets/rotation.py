@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 def disc_mask(size: int) -> Tensor:
     """The pixels of the largest disc in a square of `size` x `size` pixels, bool. It looks the same from all sides."""
-    at = torch.arange(size) - (size - 1) / 2
-    return (at[:, None] ** 2 + at**2).sqrt() <= size / 2
+    coordinates = torch.arange(size) - (size - 1) / 2
+    return (coordinates[:, None] ** 2 + coordinates**2).sqrt() <= size / 2
 
 
 def rotation_operators(size: int, n: int) -> Tensor:
@@ -27,8 +27,8 @@ def rotation_operators(size: int, n: int) -> Tensor:
     Returns:
         (n, size * size, size * size). `operators[i] @ image.flatten()` is the image after i rotations.
     """
-    at = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    x, y = at.repeat(size), -at.repeat_interleave(size)  # of the pixels, row by row; y goes up
+    coordinates = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    x, y = coordinates.repeat(size), -coordinates.repeat_interleave(size)  # of the pixels, row by row; y goes up
     inside = disc_mask(size).flatten()
     operators = torch.zeros(n, size * size, size * size, dtype=torch.float64)
     for i in range(n):

@@ -65,8 +65,8 @@ class _SmallDenoiserNet(CachesContext):
     def precompute(self, context):
         if isinstance(context, _Features):
             return context
-        nothing = context.tokens.new_zeros(context.tokens.shape[0], self.horizon, 0)
-        return _Features(context.tokens, context.mask, context.named, self.backbone(nothing, nothing, context))
+        no_inputs = context.tokens.new_zeros(context.tokens.shape[0], self.horizon, 0)
+        return _Features(context.tokens, context.mask, context.named, self.backbone(no_inputs, no_inputs, context))
 
     def embed_time(self, times):
         return times
@@ -82,6 +82,6 @@ class _SmallDenoiserNet(CachesContext):
         if self.each_step:
             x, t, features = (a.flatten(0, 1).unsqueeze(1) for a in (x, t, features))
             named = {k: v.repeat_interleave(self.horizon, 0) for k, v in named.items()}
-        there = torch.ones_like(features[..., 0], dtype=torch.bool)
-        out = self.denoiser(x, t, Context(features, there, named))
+        mask = torch.ones_like(features[..., 0], dtype=torch.bool)
+        out = self.denoiser(x, t, Context(features, mask, named))
         return out.squeeze(1).unflatten(0, (-1, self.horizon)) if self.each_step else out

@@ -457,8 +457,30 @@ class RetrievalPlanner(PlannerWrapper):
         return rows[:, 0], distance[:, 0]
 
 
+class _TwoLevelPlanner(PlannerWrapper):
+    """A planner whose low-level planner, the one that it changes, reads the plans of a high-level planner."""
+
+    high: Planner | Unresolved
+    low: Planner | Unresolved
+
+    inner = "low"
+    module_types = MappingProxyType({"high": Planner})
+
+    @property
+    def planner(self):
+        return self.low
+
+    @property
+    def features(self):
+        return {**self.high.features, **self.low.features}
+
+    @property
+    def is_deterministic(self):
+        return self.high.is_deterministic and self.low.is_deterministic
+
+
 @dataclass(frozen=True)
-class Hierarchical(PlannerWrapper):
+class Hierarchical(_TwoLevelPlanner):
     """The high-level planner predicts a column that the low-level planner reads as an input.
 
     The column can be a subgoal (HIQL), a thought (Thought Cloning), a procedure, a skill or a video. Both planners
@@ -474,9 +496,6 @@ class Hierarchical(PlannerWrapper):
     low: Planner | Unresolved = None
     as_key: str = "observation.subgoal"
 
-    inner = "low"
-    module_types = MappingProxyType({"high": Planner})
-
     def check_modules(self):
         horizon, n_obs_steps = self.high.window.horizon, self.high.window.n_obs_steps
         if not n_obs_steps == self.low.window.n_obs_steps == horizon:
@@ -487,20 +506,8 @@ class Hierarchical(PlannerWrapper):
                             "number as its horizon")
 
     @property
-    def planner(self):
-        return self.low
-
-    @property
     def inputs(self):
         return tuple(dict.fromkeys((*self.high.inputs, *(k for k in self.low.inputs if k != self.as_key))))
-
-    @property
-    def features(self):
-        return {**self.high.features, **self.low.features}
-
-    @property
-    def is_deterministic(self):
-        return self.high.is_deterministic and self.low.is_deterministic
 
     def noise(self, key, count):
         return {"high": self.high.noise(key, count), "low": self.low.noise(key + 1, count)}
@@ -570,7 +577,7 @@ class IteratedPlanner(PlannerWrapper):
 
 
 @dataclass(frozen=True)
-class InverseDynamicsPlanner(PlannerWrapper):
+class InverseDynamicsPlanner(_TwoLevelPlanner):
     """The high-level planner predicts the next states, and the low-level planner the actions that lead to them.
 
     An action is planned for each predicted state: from the current state to the first, from the first to the second,
@@ -591,9 +598,6 @@ class InverseDynamicsPlanner(PlannerWrapper):
     column: str = "observation.state"
     as_key: str = "observation.next"
 
-    inner = "low"
-    module_types = MappingProxyType({"high": Planner})
-
     def check_modules(self):
         class_name = "InverseDynamicsPlanner"
         if self.high.window.action_offset != 1:
@@ -613,24 +617,12 @@ class InverseDynamicsPlanner(PlannerWrapper):
                             f"{size}", where=class_name, hint=f"train it with target={self.column!r}")
 
     @property
-    def planner(self):
-        return self.low
-
-    @property
     def inputs(self):
         return tuple(dict.fromkeys((*self.high.inputs, self.column)))
 
     @property
-    def features(self):
-        return {**self.high.features, **self.low.features}
-
-    @property
     def window(self):
         return replace(self.high.window, action_offset=0)
-
-    @property
-    def is_deterministic(self):
-        return self.high.is_deterministic and self.low.is_deterministic
 
     def noise(self, key, count):
         low = sample_noise(self.low, key + 1, count, self.window.horizon)

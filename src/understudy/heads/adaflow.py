@@ -48,9 +48,6 @@ class AdaFlow(DenoisingHead):
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim + 1, 1, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, t)
-
     def loss(self, net, context, action, mask, rng):
         """Squared velocity error of each step plus its negative log-likelihood given the predicted std, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

@@ -220,11 +220,15 @@ class StepwiseHead(Head):
 
 
 class DenoisingHead(StepwiseHead):
-    """A head that moves noise (t = 0) to an action (t = 1)."""
+    """A head that moves noise (t = 0) to an action (t = 1).
+
+    Attributes:
+        path: The `paths.ProbabilityPath` of `interpolate`.
+    """
 
     n_steps: int
+    path: Any
 
-    @abstractmethod
     def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """State at time t between noise and action.
 
@@ -236,6 +240,7 @@ class DenoisingHead(StepwiseHead):
         Returns:
             Noisy actions, (B, H, A). At t = 1 they equal `action` exactly.
         """
+        return self.path.interpolate(action, noise, t)
 
     @abstractmethod
     def predict_clean(self, net, context: Context, x: Tensor, t: Tensor) -> Tensor:

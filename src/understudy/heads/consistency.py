@@ -77,9 +77,6 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, torch.as_tensor(t, device=action.device))
-
     def loss(self, net, context, action, mask, rng, target_net=None):
         """Weighted distance between the estimates at two neighboring levels, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

@@ -91,9 +91,6 @@ class Diffusion(DenoisingHead):
                             hint="use clip_sample=0, or a codec with a bound: target=\"minmax\"")
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, torch.as_tensor(t, device=action.device))
-
     def loss(self, net, context, action, mask, rng):
         """Squared prediction error of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

@@ -65,9 +65,6 @@ class EDM(PreconditionedHead):
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, torch.as_tensor(t, device=action.device))
-
     def loss(self, net, context, action, mask, rng):
         """Squared error of the network's preconditioned target, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

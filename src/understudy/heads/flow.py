@@ -76,9 +76,6 @@ class Flow(DenoisingHead):
         check_trunk_times(trunk, self.times, spec.horizon)
         return trunk.build(coded_dim, coded_dim, 1, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, t)
-
     def loss(self, net, context, action, mask, rng):
         """Squared error of the prediction of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

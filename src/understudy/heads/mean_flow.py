@@ -50,9 +50,6 @@ class MeanFlow(DenoisingHead):
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 2, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, t)
-
     def loss(self, net, context, action, mask, rng):
         """Weighted squared error of the average velocity of each step, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

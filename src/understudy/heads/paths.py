@@ -67,7 +67,7 @@ class GaussianPath(ProbabilityPath):
         """Derivatives of both scales with respect to t, each of the shape of t."""
 
     def interpolate(self, action, noise, t):
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(torch.as_tensor(t, device=action.device))
         return alpha * action + sigma * noise
 
     def velocity(self, action, noise, t):

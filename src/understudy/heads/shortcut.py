@@ -47,9 +47,6 @@ class Shortcut(DenoisingHead, TargetNetworkHead):
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim, 2, spec)
 
-    def interpolate(self, action, noise, t):
-        return self.path.interpolate(action, noise, t)
-
     def loss(self, net, context, action, mask, rng, target_net=None):
         """Squared error of the velocity, or of a step of size 2d against two steps of size d, (B, H)."""
         noise = torch.randn(action.shape, generator=rng, device=action.device)

@@ -308,11 +308,10 @@ class TransformedActor(Actor):
             added, states[str(i)] = self.transforms[i].step(obs, step, state["transforms"][str(i)])
             obs = {**obs, **added}
         action, inner = self.actor.act(obs, state["inner"])
-        inner, last = dict(inner), {"exists": torch.ones_like(state["last"]["exists"])}
+        last = {"exists": torch.ones_like(state["last"]["exists"])}
         if self.action is not None:  # a policy plans classes as float32
             last["action"] = action.to(self.action.torch_dtype)
-        record = {"record": inner.pop("record")} if "record" in inner else {}
-        return self._actions(action)[0], {"inner": inner, "transforms": states, "last": last, **record}
+        return self._actions(action)[0], pass_record({"transforms": states, "last": last}, inner)
 
     def _actions(self, action: Tensor) -> list[Tensor]:
         """The actor's action as each transform sees it, that is before its own change. The first is executed."""
@@ -329,6 +328,13 @@ class TransformedActor(Actor):
             return [LastStep(last["exists"], None, reward) for _ in self.transforms]
         actions = self._actions(last["action"])[: len(self.transforms)]
         return [LastStep(last["exists"], action, reward) for action in actions]
+
+
+def pass_record(state: State, inner: State) -> State:
+    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
+    inner = dict(inner)
+    record = {"record": inner.pop("record")} if "record" in inner else {}
+    return {**state, "inner": inner, **record}
 
 
 @part
@@ -352,7 +358,4 @@ class NoisyActor(Actor):
     def act(self, obs, state):
         noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=5)
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
-        inner, state = dict(inner), {**state, "count": state["count"] + 1}
-        if (record := inner.pop("record", None)) is not None:  # passed on, to be written into the episode
-            state["record"] = record
-        return action + noise, {**state, "inner": inner}
+        return action + noise, pass_record({**state, "count": state["count"] + 1}, inner)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import State, Unsupported, UserError, put, take, uniform
 from ..policy import Planner
-from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor
+from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor, pass_record
 from .base import Executor, empty_chunks
 from .chunking import ChunkedExecutor, PlanRequest
 from .filters import FilteredExecutor
@@ -180,7 +180,7 @@ class DelayedAction(Actor):
     def act(self, obs, state):
         action, inner = self.actor.act(obs, state["inner"])
         queue = torch.cat([state["queue"][:, 1:], action.unsqueeze(1).to(state["queue"].dtype)], 1)
-        return queue[:, 0], _pass_record({"queue": queue}, inner)
+        return queue[:, 0], pass_record({"queue": queue}, inner)
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,7 @@ class DroppedObservation(Actor):
         is_lost = uniform(state["key"], state["count"], (1,), stream=8)[:, 0] < self.probability
         received = {k: v if k == LAST_REWARD else put(v, is_lost, state["seen"][k][is_lost]) for k, v in obs.items()}
         action, inner = self.actor.act(received, state["inner"])
-        return action, _pass_record({"seen": received, "key": state["key"], "count": state["count"] + 1}, inner)
-
-
-def _pass_record(state: State, inner: State) -> State:
-    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
-    inner = dict(inner)
-    record = {"record": inner.pop("record")} if "record" in inner else {}
-    return {**state, "inner": inner, **record}
+        return action, pass_record({"seen": received, "key": state["key"], "count": state["count"] + 1}, inner)
 
 
 def _check_chunked(late: LatePlan) -> None:

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Context, HeadSpec, Unsupported, UserError, part
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
+from .paths import EDMPath, ProbabilityPath, edm_scales
 
 Cost = Callable[[Tensor], Tensor]  # estimate of the clean action, coded (B, H, A) -> (B,)
 CodedBatches = Callable[[], Iterator[tuple[Context, Tensor, Tensor]]]  # context, coded action (B, H, A), mask (B, H)
@@ -220,14 +221,10 @@ class StepwiseHead(Head):
 
 
 class DenoisingHead(StepwiseHead):
-    """A head that moves noise (t = 0) to an action (t = 1).
-
-    Attributes:
-        path: The `paths.ProbabilityPath` of `interpolate`.
-    """
+    """A head that moves noise (t = 0) to an action (t = 1), along `path` unless it has its own `interpolate`."""
 
     n_steps: int
-    path: Any
+    path: ProbabilityPath
 
     def interpolate(self, action: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """State at time t between noise and action.
@@ -280,6 +277,24 @@ class DenoisingHead(StepwiseHead):
 
 class PreconditionedHead(DenoisingHead):
     """A head whose network reads noisy actions divided by their scale, and not the actions themselves (EDM)."""
+
+    sigma_data: float
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    @property
+    def path(self) -> EDMPath:
+        """Path from ``sigma_max * noise`` to the action."""
+        return EDMPath(self.sigma_min, self.sigma_max, self.rho)
+
+    def build(self, trunk, coded_dim, spec):
+        return trunk.build(coded_dim, coded_dim, 1, spec)
+
+    def _clean(self, net, context: Context, x: Tensor, sigma: Tensor, t: Tensor) -> Tensor:
+        """Estimate of the clean action from x at the noise level sigma, whose time is t."""
+        skip, out, scale_in = edm_scales(sigma, self.sigma_data)
+        return skip * x + out * net(scale_in * x, t, context)
 
 
 def python_scan(step: Callable, carried, *columns: Tensor):

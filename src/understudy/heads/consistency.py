@@ -10,7 +10,6 @@ from torch import Tensor
 from ..core import Above, AtLeast, AtMost, Unsupported, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, TargetNetworkHead, cost_gradient, scan
-from .paths import EDMPath, edm_scales
 
 
 @part
@@ -66,16 +65,8 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
                             f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}", where="Consistency",
                             hint="use at least one step, at least two levels, and 0 < sigma_min < sigma_max")
 
-    @property
-    def path(self) -> EDMPath:
-        """Path from ``sigma_max * noise`` to the action."""
-        return EDMPath(self.sigma_min, self.sigma_max, self.rho)
-
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim * self.n_steps)
-
-    def build(self, trunk, coded_dim, spec):
-        return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng, target_net=None):
         """Weighted distance between the estimates at two neighboring levels, (B, H)."""
@@ -129,15 +120,11 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
     def predict_clean(self, net, context, x, t):
         """Estimate of the end of the flow from x, (B, H, A). At t = 1 it is x."""
         t = t.unsqueeze(-1)
-        return self._clean(net, context, x, t, self.path.alpha_sigma(t)[1])
-
-    def _clean(self, net, context, x, t, sigma):
-        skip, out, scale_in = edm_scales(sigma, self.sigma_data)
-        return skip * x + out * net(scale_in * x, t, context)
+        return self._clean(net, context, x, self.path.alpha_sigma(t)[1], t)
 
     def _guided_clean(self, net, context, x, t, sigma, cost):
-        clean = self._clean(net, context, x, t, sigma)
+        clean = self._clean(net, context, x, sigma, t)
         if cost is None:
             return clean
-        gradient = cost_gradient(cost, lambda y: self._clean(net, context, y, t, sigma), x)
+        gradient = cost_gradient(cost, lambda y: self._clean(net, context, y, sigma, t), x)
         return clean - self.guidance_weight * sigma * gradient

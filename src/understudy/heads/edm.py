@@ -9,7 +9,7 @@ import torch
 from ..core import Above, AtLeast, UserError, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, cost_gradient, energy_shift, scan, split_energy
-from .paths import EDMPath, edm_scales
+from .paths import edm_scales
 from .solvers import DeterministicSolver, Euler, Solver, check_solver
 
 
@@ -56,14 +56,6 @@ class EDM(PreconditionedHead):
         if self.n_steps < 1 or not 0 < self.sigma_min < self.sigma_max:
             raise UserError(f"n_steps={self.n_steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
                             where="EDM", hint="use at least one step, and 0 < sigma_min < sigma_max")
-
-    @property
-    def path(self) -> EDMPath:
-        """Path from ``sigma_max * noise`` to the action."""
-        return EDMPath(self.sigma_min, self.sigma_max, self.rho)
-
-    def build(self, trunk, coded_dim, spec):
-        return trunk.build(coded_dim, coded_dim, 1, spec)
 
     def loss(self, net, context, action, mask, rng):
         """Squared error of the network's preconditioned target, (B, H)."""
@@ -126,10 +118,6 @@ class EDM(PreconditionedHead):
     def predict_clean(self, net, context, x, t):
         t = t.unsqueeze(-1)
         return self._clean(net, context, x, self.path.alpha_sigma(t)[1], t)
-
-    def _clean(self, net, context, x, sigma, t):
-        skip, out, scale_in = edm_scales(sigma, self.sigma_data)
-        return skip * x + out * net(scale_in * x, t, context)
 
     def _guided_clean(self, net, context, x, sigma, t, cost):
         """Estimate of the clean action, and what guidance adds to the velocity."""

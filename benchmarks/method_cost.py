@@ -67,6 +67,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
     "vinn-byol": {**NUMBERS, "observation.images.top": CAMERA},
     "td3-bc": {**NUMBERS, "next.terminated": Feature("float32", ())},
+    "ss-orl": {**NUMBERS, "next.terminated": Feature("float32", ())},
 }
 
 

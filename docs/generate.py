@@ -21,6 +21,7 @@ FAMILIES = {
     "interaction": ("Collecting episodes", "collect new episodes in an environment or with a person while they train"),
     "representation": ("Pretrained encoders", "train an encoder first and a policy on top of it"),
     "skills": ("Latent skills", "learn pieces of behavior and a policy that chooses among them"),
+    "offline_rl": ("Offline reinforcement learning", "become better than their episodes, without an environment"),
     "return_conditioned": ("Conditioned on returns", "are asked for a return and act as the data that reached it"),
     "reasoning": ("Reasoning", "imitate how the expert found its action, as well as the action"),
 }

@@ -338,6 +338,7 @@ WITHOUT = {
         STATES, "0 square images"),
     "rewards": (STATES, "there is no column '?next.reward"),
     "prior data (--prior)": (STATES, "no part 'prior'"),
+    "rewards, and prior data (--prior) whose actions are ignored": (STATES, "no part 'task'"),
     "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": (STATES, "no environment to collect them in"),

@@ -1,0 +1,1 @@
+"""Experiments of the family observation-only of the ledger."""

@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: better than the episodes, without an environment."""

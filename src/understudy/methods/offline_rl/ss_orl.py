@@ -1,0 +1,28 @@
+from ...checkpoint import FromStage
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method, Stage
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.pseudo_labels import PseudoLabel
+from ...nets.mlp import MLP
+from ...policy import PolicyConfig
+from ..needs import NUMBERS
+from ..registry import method
+
+
+@method("Zheng et al. 2023 (SS-ORL), arXiv 2210.06518, with a deterministic inverse dynamics model", rows=("157",),
+        needs=(NUMBERS, "rewards, and prior data (--prior) whose actions are ignored"),
+        when="if most episodes have rewards but no actions, and few have both.")
+def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:
+    """TD3+BC on all episodes, of which most get their actions from an inverse dynamics model of the few that have them.
+
+    Args:
+        bc_weight: Weight of the distance to stored actions. 0 is TD3.
+        n_past: Number of past observations that the inverse dynamics model reads, besides the present and the next.
+    """
+    inverse = PolicyConfig(Regression(), MLP(256, 2), window=Window(n_past + 2, obs_offset=1))
+    return Method(PolicyConfig(Regression(), MLP(256, 2)), RecedingHorizon(), OffPolicyActorCritic(bc_weight=bc_weight),
+                  (PseudoLabel(FromStage("inverse")),),
+                  (Stage("inverse", Method(inverse, learner=BehaviorCloning(steps=2000)), dataset="task"),))

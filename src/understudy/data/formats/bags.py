@@ -360,24 +360,25 @@ class BagSource(ColumnSource):
             sorted_[topic] = stamps[order[topic]]
             self._note_times(log, topic, stamps, scan)
         ticks = self._ticks(sorted_)
-        whole, is_observed = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
-        below, above, there = {}, {}, {}
+        is_complete, is_observed = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
+        below, above, has_value = {}, {}, {}
         for name, c in m.columns.items():
             if c.topic is not None:
                 messages, stamps = order[c.topic], sorted_[c.topic]
                 if self.schema[name].kind == "image" and c.topic in scan.begins:  # nothing is seen before a key frame
                     from_key_frame = messages >= np.flatnonzero([*scan.begins[c.topic], True])[0]
                     messages, stamps = messages[from_key_frame], stamps[from_key_frame]
-                low, high, there[name] = maps.align_messages(stamps, ticks, c.join, c.max_age)
+                low, high, has_value[name] = maps.align_messages(stamps, ticks, c.join, c.max_age)
                 if len(messages):
                     low, high = messages[low], messages[high]
                 below[name], above[name] = low, high
-                whole &= there[name]
+                is_complete &= has_value[name]
                 if role(name) == "observation":
-                    is_observed &= there[name]
-        whole &= bool(there)  # a constant alone makes no row
+                    is_observed &= has_value[name]
+        is_complete &= bool(has_value)  # a constant alone makes no row
         marks = sorted_[m.episodes] if m.episodes else np.empty(0, np.int64)
-        episodes = list(self._episodes(log, ticks, whole, is_observed, there, np.searchsorted(marks, ticks, "right")))
+        mark = np.searchsorted(marks, ticks, "right")
+        episodes = list(self._episodes(log, ticks, is_complete, is_observed, has_value, mark))
         kept = np.concatenate([rows for rows, _ in episodes]) if episodes else np.empty(0, np.int64)
         first = np.cumsum([0, *(len(rows) for rows, _ in episodes)])
         joined = _AlignedRecording(log, scan, ticks[kept], {n: i[kept] for n, i in below.items()},
@@ -391,11 +392,11 @@ class BagSource(ColumnSource):
         if back:
             self.warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
                                  "follow; they are put in order")
-        apart = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
-        if abs(apart) > _MAX_CLOCK_DIFFERENCE:
-            self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(apart):.3g} s "
-                                 f"{'after' if apart > 0 else 'before'} the times logged; \"stamp\": \"log\" in the "
-                                 "mapping joins by those")
+        clock_difference = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
+        if abs(clock_difference) > _MAX_CLOCK_DIFFERENCE:
+            self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(clock_difference):.3g} s "
+                                 f"{'after' if clock_difference > 0 else 'before'} the times logged; \"stamp\": "
+                                 "\"log\" in the mapping joins by those")
 
     def _ticks(self, stamps: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.mapping.clock is not None:
@@ -412,36 +413,36 @@ class BagSource(ColumnSource):
         period = 1e9 / self.mapping.fps
         return first + np.round(np.arange(max(0, int((last - first) / period) + 1)) * period).astype(np.int64)
 
-    def _episodes(self, log, ticks, whole, is_observed, there, mark) -> Iterator[tuple[np.ndarray, bool]]:
+    def _episodes(self, log, ticks, is_complete, is_observed, has_value, mark) -> Iterator[tuple[np.ndarray, bool]]:
         """(the ticks of each episode, whether the last of them is only observed). Says what is not whole."""
-        rows, name = np.flatnonzero(whole), log.path.name
+        rows, name = np.flatnonzero(is_complete), log.path.name
 
         def missing(begin, end):
-            return ", ".join(n for n, t in there.items() if not t[begin:end].all()) or "the clock"
+            return ", ".join(n for n, t in has_value.items() if not t[begin:end].all()) or "the clock"
 
-        if not there:
+        if not has_value:
             return
         if not len(rows):
             self.warnings.append(f"{name}: no row has all columns" + (f"; missing: {missing(0, len(ticks))}"
                                                                       if len(ticks) else ", since it has no messages"))
             return
-        gap, apart = round(self.mapping.max_gap * 1e9), np.diff(ticks[rows])
-        ends = (apart > gap) | (np.diff(mark[rows]) > 0)
-        holes = np.flatnonzero((np.diff(rows) > 1) | (apart > gap))
+        gap, time_steps = round(self.mapping.max_gap * 1e9), np.diff(ticks[rows])
+        ends = (time_steps > gap) | (np.diff(mark[rows]) > 0)
+        holes = np.flatnonzero((np.diff(rows) > 1) | (time_steps > gap))
         for h in holes[:_MAX_LISTED]:
             a, b = rows[h], rows[h + 1]
             self.warnings.append(
-                f"{name}: {apart[h] / 1e9:.3g} s without a whole row, from {(ticks[a] - ticks[0]) / 1e9:.3f} s on "
+                f"{name}: {time_steps[h] / 1e9:.3g} s without a whole row, from {(ticks[a] - ticks[0]) / 1e9:.3f} s on "
                 f"({missing(a + 1, b)})" + ("; another episode begins after it" if ends[h] else ""))
         if len(holes) > _MAX_LISTED:
             self.warnings.append(f"{name}: {len(holes) - _MAX_LISTED} more such gaps")
         if rows[0] > 0:
             self.warnings.append(f"{name}: {rows[0]} ticks before the first whole row are left out "
                                  f"({missing(0, rows[0])})")
-        observed = any(role(n) == "observation" for n in there)
+        observed = any(role(n) == "observation" for n in has_value)
         for stretch in np.split(rows, np.flatnonzero(ends) + 1):
             end = int(stretch[-1]) + 1
-            more = bool(observed and end < len(ticks) and is_observed[end] and not whole[end]
+            more = bool(observed and end < len(ticks) and is_observed[end] and not is_complete[end]
                         and ticks[end] - ticks[end - 1] <= gap and mark[end] == mark[end - 1])
             if end > rows[-1] and (n_remaining := len(ticks) - end - more):
                 self.warnings.append(f"{name}: {n_remaining} ticks after the last whole row are left out "
@@ -451,9 +452,9 @@ class BagSource(ColumnSource):
     def _fps(self) -> float | None:
         if self.mapping.fps is not None:
             return float(self.mapping.fps)
-        apart = [np.diff(j.ticks) for j in self._joined]
-        apart = np.concatenate(apart) if apart else np.empty(0)
-        return maps._rate(1e9 / float(np.median(apart))) if len(apart) else None
+        periods = [np.diff(j.ticks) for j in self._joined]
+        periods = np.concatenate(periods) if periods else np.empty(0)
+        return maps._rate(1e9 / float(np.median(periods))) if len(periods) else None
 
     def rows(self, name):
         return self._longer if role(name) == "observation" and name in self.mapping.columns else self.lengths
@@ -486,8 +487,8 @@ class BagSource(ColumnSource):
             return low
         stamps = np.asarray(joined.scan.stamps[c.topic])
         span = (stamps[above] - stamps[below]).clip(1)
-        share = ((joined.ticks[rows] - stamps[below]) / span).reshape(-1, *[1] * len(feature.shape))
-        return (low + share * (values[above].astype(np.float64) - low)).astype(feature.dtype)
+        fraction = ((joined.ticks[rows] - stamps[below]) / span).reshape(-1, *[1] * len(feature.shape))
+        return (low + fraction * (values[above].astype(np.float64) - low)).astype(feature.dtype)
 
     def frames(self, name, episode):
         """Yield the images of a camera in the order of their messages.

@@ -320,16 +320,16 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
-        dtype, lies = handle.dtype, handle.get_space()
-        shape = lies.get_simple_extent_dims()
+        dtype, space = handle.dtype, handle.get_space()
+        shape = space.get_simple_extent_dims()
         if dtype.kind not in "biuf" or not shape or not 0 <= first < stop <= shape[0]:
             return read_rows(h5py.Dataset(handle), first, stop, where)
         out = np.empty((stop - first, *shape[1:]), dtype)
         if len(out) == shape[0]:
             handle.read(h5py.h5s.ALL, h5py.h5s.ALL, out)
         else:
-            lies.select_hyperslab((first, *[0] * (len(shape) - 1)), out.shape)
-            handle.read(h5py.h5s.create_simple(out.shape), lies, out)
+            space.select_hyperslab((first, *[0] * (len(shape) - 1)), out.shape)
+            handle.read(h5py.h5s.create_simple(out.shape), space, out)
         return out
 
 
@@ -463,13 +463,14 @@ def plan(
         key = None if name in keys.reserved else (key_of or keys.key)(name, f)
         if key is None or key in array_keys.values() or not is_storable(data, name, f):
             continue
-        again = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
-        called = keys.column(key, again)
-        if called in taken:
+        read_feature = f if f.kind == "string" else stored_feature("", f.shape, f.dtype)
+        read_name = keys.column(key, read_feature)
+        if read_name in taken:
             continue
-        again = f if f.kind == "string" else stored_feature(called, f.shape, f.dtype, called in flags)
-        array_keys[name], out[name] = key, sidecar.ColumnEncoding(called, again.dtype, again.shape, last(key))
-        taken.add(called)
+        read_feature = f if f.kind == "string" else stored_feature(read_name, f.shape, f.dtype, read_name in flags)
+        array_keys[name] = key
+        out[name] = sidecar.ColumnEncoding(read_name, read_feature.dtype, read_feature.shape, last(key))
+        taken.add(read_name)
     robot = data.metadata.get("robot_type")
     return sidecar.FormatCapability(out, fps=True, robot_type=robot is None or is_storable_name(robot),
                                     metadata_keys=_storable_metadata(data, attributes)), array_keys

@@ -68,8 +68,8 @@ class LeRobotSource(MemmapSource):
         unknown = sorted(set(info) - _KNOWN)
         if unknown:
             self._warnings.append(f"meta/info.json: unknown keys {', '.join(unknown)} are ignored")
-        ours = path / UNDERSTUDY_FOLDER / "schema.json"
-        self._extra_metadata = read_json(ours) if ours.exists() else {}
+        schema_file = path / UNDERSTUDY_FOLDER / "schema.json"
+        self._extra_metadata = read_json(schema_file) if schema_file.exists() else {}
         version = info["codebase_version"]
         self.index = read_index_v3(path, info) if version == "v3.0" else read_index_v2(path, info)
         self.lengths = self.index.lengths
@@ -165,9 +165,9 @@ class LeRobotSource(MemmapSource):
         episode = table["episode_index"].to_numpy()
         out = {}
         for name in self.schema.keys() & table.column_names:
-            there = table[name].is_valid().to_numpy() & (episode < len(self.lengths))
-            if there.any():
-                out[name] = episode[there], table[name].combine_chunks().filter(pa.array(there))
+            has_row = table[name].is_valid().to_numpy() & (episode < len(self.lengths))
+            if has_row.any():
+                out[name] = episode[has_row], table[name].combine_chunks().filter(pa.array(has_row))
         return out
 
     def rows(self, name):
@@ -224,27 +224,27 @@ class LeRobotSource(MemmapSource):
             read = _read_groups(source, groups, columns, file)
             until = row + read.num_rows
             # The episode of each row. Rows of no episode are skipped.
-            here = np.flatnonzero((begin < until) & (begin + lengths > row))
-            low = np.maximum(begin[here], row)
-            n = np.minimum(begin[here] + lengths[here], until) - low
+            in_batch = np.flatnonzero((begin < until) & (begin + lengths > row))
+            low = np.maximum(begin[in_batch], row)
+            n = np.minimum(begin[in_batch] + lengths[in_batch], until) - low
             take = np.repeat(low - row - episode_starts(n), n) + np.arange(n.sum())
-            step = np.repeat(low - begin[here] - episode_starts(n), n) + np.arange(n.sum())
-            whose = np.repeat(episodes[here], n)
+            step = np.repeat(low - begin[in_batch] - episode_starts(n), n) + np.arange(n.sum())
+            row_episodes = np.repeat(episodes[in_batch], n)
             task = read["task_index"].to_numpy()[take]
-            for index, expected in (("episode_index", whose), ("frame_index", step)):
+            for index, expected in (("episode_index", row_episodes), ("frame_index", step)):
                 actual = read[index].to_numpy()[take]
                 if (at := first_true(actual != expected)) is not None:
                     raise damaged(f"{index} is {actual[at]} instead of {expected[at]}",
-                                  f"{file}, episode {whose[at]}, frame {step[at]}")
+                                  f"{file}, episode {row_episodes[at]}, frame {step[at]}")
             if (at := first_true(~np.isin(task, task_numbers))) is not None:
                 raise UserError(f"task_index {task[at]} is not among the tasks in meta "
                                 f"({', '.join(map(str, task_numbers))})",
-                                where=f"{file}, episode {whose[at]}, frame {step[at]}",
+                                where=f"{file}, episode {row_episodes[at]}, frame {step[at]}",
                                 hint="add the task to meta/tasks, or correct the row")
             for name in names:
                 values = to_numpy(read[name].combine_chunks(), self.schema[name], f"{file}, {name}")
-                yield name, self._first[name][whose] + step, values[take]
-            yield "task_index", self._first["task_index"][whose] + step, task
+                yield name, self._first[name][row_episodes] + step, values[take]
+            yield "task_index", self._first["task_index"][row_episodes] + step, task
             row = until
 
     def episode_metadata(self, episode):
@@ -280,11 +280,11 @@ class LeRobotSource(MemmapSource):
         if self._stored[name] == "video":
             files, begin = self.index.videos[name]
             file, location = self.path / files[episode], f"episode {episode}"
-            film = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
-            if film is None or film.path != file:
-                film = video.VideoReader(remote.fetch_file(file), location)
-            yield from film.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), location)
-            self._video_files[name] = film
+            reader = self._video_files.pop(name, None)  # a second reader must not use it meanwhile
+            if reader is None or reader.path != file:
+                reader = video.VideoReader(remote.fetch_file(file), location)
+            yield from reader.frames(begin[episode] + self._times(episode), cast(tuple[int, int, int], shape), location)
+            self._video_files[name] = reader
         else:
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
@@ -309,9 +309,9 @@ class LeRobotSource(MemmapSource):
         begin, length = int(self.index.start[episode]), int(self.lengths[episode])
         source = self._open(file)
         _check_column(source, name, file)
-        there = source.metadata.num_rows - begin
-        if there < length:
-            raise damaged(f"it has {max(there, 0)} rows of episode {episode}, but the metadata say {length}", file)
+        n_rows = source.metadata.num_rows - begin
+        if n_rows < length:
+            raise damaged(f"it has {max(n_rows, 0)} rows of episode {episode}, but the metadata say {length}", file)
         groups = [source.metadata.row_group(i).num_rows for i in range(source.metadata.num_row_groups)]
         starts = episode_starts(np.array(groups))
         first, stop = np.searchsorted(starts, [begin + 1, begin + length]).tolist()
@@ -355,15 +355,15 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
     """Read the position of each episode from the tables of v3.0."""
     folder = path / "meta" / "episodes"
     files, cameras = sorted(folder.glob("*/*.parquet")), _cameras(info)
-    ours, whole = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
-    if ours and not whole:
+    is_own, n_episodes = (path / UNDERSTUDY_FOLDER).is_dir(), int(info["total_episodes"])
+    if is_own and not n_episodes:
         none = np.zeros(0, np.int64)
         return EpisodeIndex(none, (), none, none, {}, dict.fromkeys(cameras, ((), np.zeros(0))))
     if not files:
         raise damaged("there are no episode tables", folder)
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
-    filmed = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
-    column_names = ["episode_index", "length", *places, *filmed]
+    video_columns = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
+    column_names = ["episode_index", "length", *places, *video_columns]
     parts = []
     for file in files:
         source = open_parquet(file)
@@ -372,8 +372,8 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         parts.append(_read_columns(source, column_names, file))
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in column_names}
     order = np.argsort(table["episode_index"], kind="stable")
-    if ours and len(order) > whole:  # an append that did not finish: it replaces info.json last
-        order = order[table["episode_index"][order] < whole]
+    if is_own and len(order) > n_episodes:  # an append that did not finish: it replaces info.json last
+        order = order[table["episode_index"][order] < n_episodes]
     table = {n: v[order] for n, v in table.items()}
     number, length, count = table["episode_index"], table["length"], len(order)
     if (number != np.arange(count)).any():
@@ -396,8 +396,8 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
     np.minimum.at(first, file, table["dataset_from_index"])
     videos = {}
     for c in cameras:
-        films, which = places("video_path", f"videos/{c}", video_key=c)
-        videos[c] = tuple(films[i] for i in which), table[f"videos/{c}/from_timestamp"]
+        video_files, which = places("video_path", f"videos/{c}", video_key=c)
+        videos[c] = tuple(video_files[i] for i in which), table[f"videos/{c}/from_timestamp"]
     return EpisodeIndex(length, distinct, file, table["dataset_from_index"] - first[file], read_tasks_v3(path), videos)
 
 

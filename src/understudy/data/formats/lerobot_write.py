@@ -434,15 +434,15 @@ class _LeRobotWriter:
         return distinct, np.array([self.tasks[task] for task in texts], np.int64)
 
     def _checked(self, episode: Episode, length: int, where: str) -> _LoadedEpisode:
-        have = [n for n in episode.steps if n not in INDEX_COLUMNS[1:]]
-        if have != self._usual:
-            for name in dict.fromkeys([*self.plan.columns, *have]):
-                if (name in have) != (name in self.plan.columns) and name not in ("task", "timestamp"):
-                    raise UserError(f"the columns are {', '.join(have)} instead of {', '.join(self.plan.columns)}",
+        names = [n for n in episode.steps if n not in INDEX_COLUMNS[1:]]
+        if names != self._usual:
+            for name in dict.fromkeys([*self.plan.columns, *names]):
+                if (name in names) != (name in self.plan.columns) and name not in ("task", "timestamp"):
+                    raise UserError(f"the columns are {', '.join(names)} instead of {', '.join(self.plan.columns)}",
                                     where=f"{where}, column {name!r}", hint="give all episodes the same columns")
-            self._usual = have
+            self._usual = names
         columns = {}
-        for name in have:
+        for name in names:
             if name not in self.plan.columns:
                 continue  # task or timestamp, which this data set makes itself
             feature, column = self.plan.columns[name], episode.steps[name]
@@ -589,11 +589,11 @@ class _LeRobotWriter:
         (root / UNDERSTUDY_FOLDER / "pending.json").unlink(missing_ok=True)
 
     def _write_understudy_folder(self) -> None:
-        ours, before = self.root / UNDERSTUDY_FOLDER, self.plan.info["total_episodes"]
-        _write_last(ours / "last.parquet", self._last, self.plan)
-        _write_metadata(ours / "episodes.jsonl", self._episode_metadata, before)
-        if not before or not (ours / "schema.json").exists():
-            write_json(ours / "schema.json", self.schema())
+        folder, before = self.root / UNDERSTUDY_FOLDER, self.plan.info["total_episodes"]
+        _write_last(folder / "last.parquet", self._last, self.plan)
+        _write_metadata(folder / "episodes.jsonl", self._episode_metadata, before)
+        if not before or not (folder / "schema.json").exists():
+            write_json(folder / "schema.json", self.schema())
 
     def schema(self) -> dict:
         """Of schema.json."""
@@ -787,8 +787,8 @@ def _stacked(statistics: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _image_statistics(column: np.ndarray | JournalFrames, length: int) -> dict[str, np.ndarray]:
     """Statistics of the frames of one episode, by channel: in [0, 1] for images, and in mm for depth."""
     rows = np.unique(np.linspace(0, length - 1, min(length, _SAMPLED)).astype(int)).tolist()
-    apart = max(1, max(column.shape[1:3]) // _ACROSS)
-    sample = np.stack([column[row: row + 1][0, ::apart, ::apart] for row in rows])
+    stride = max(1, max(column.shape[1:3]) // _ACROSS)
+    sample = np.stack([column[row: row + 1][0, ::stride, ::stride] for row in rows])
     statistics = _finite_statistics(sample.reshape(-1, 1)) if sample.dtype != np.uint8 else _pixel_statistics(sample)
     return {**{k: v[:, None, None] for k, v in statistics.items()}, "count": np.array([len(rows)])}
 
@@ -822,15 +822,15 @@ def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nd
         n, most = rows[episodes], int(rows[episodes].max())
         step = np.arange(most)
         if (n == most).all() and (np.diff(episodes) == 1).all():
-            x, beyond = values[first[episodes[0]]:][: most * len(episodes)].reshape(-1, most, width), None
+            x, is_padding = values[first[episodes[0]]:][: most * len(episodes)].reshape(-1, most, width), None
         else:
-            beyond = step >= n[:, None]
+            is_padding = step >= n[:, None]
             x = values[first[episodes][:, None] + np.minimum(step, n[:, None] - 1)]
-        out["mean"][episodes] = mean = _sum(x, beyond) / n[:, None]
-        apart = x - mean[:, None]  # float64
-        out["std"][episodes] = np.sqrt(_sum(np.square(apart, out=apart), beyond) / n[:, None])
-        if beyond is not None:  # padding is replaced by the largest value, so that it is sorted to the end
-            x[beyond] = np.inf if x.dtype.kind == "f" else x.max()
+        out["mean"][episodes] = mean = _sum(x, is_padding) / n[:, None]
+        deviations = x - mean[:, None]  # float64
+        out["std"][episodes] = np.sqrt(_sum(np.square(deviations, out=deviations), is_padding) / n[:, None])
+        if is_padding is not None:  # padding is replaced by the largest value, so that it is sorted to the end
+            x[is_padding] = np.inf if x.dtype.kind == "f" else x.max()
         x = x.transpose(0, 2, 1).copy()
         x.sort(-1)
         each = np.arange(len(n))
@@ -890,14 +890,14 @@ def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
         The statistics of all episodes by column.
     """
     out = {}
-    for name, have in _pool_statistics(parts).items():
-        count = have["count"].astype(np.float64)[:, 0]
-        share = count / count.sum()
-        centre = np.tensordot(share, have["mean"], 1)
-        spread = np.tensordot(share, np.square(have["std"]) + np.square(have["mean"] - centre), 1)
-        out[name] = {"min": have["min"].min(0), "max": have["max"].max(0), "mean": centre, "std": np.sqrt(spread),
-                     "count": np.array([int(count.sum())]),
-                     **{q: np.tensordot(share, have[q], 1) for q in _QUANTILES if q in have}}
+    for name, statistics in _pool_statistics(parts).items():
+        count = statistics["count"].astype(np.float64)[:, 0]
+        weights = count / count.sum()
+        centre = np.tensordot(weights, statistics["mean"], 1)
+        spread = np.tensordot(weights, np.square(statistics["std"]) + np.square(statistics["mean"] - centre), 1)
+        out[name] = {"min": statistics["min"].min(0), "max": statistics["max"].max(0), "mean": centre,
+                     "std": np.sqrt(spread), "count": np.array([int(count.sum())]),
+                     **{q: np.tensordot(weights, statistics[q], 1) for q in _QUANTILES if q in statistics}}
     return out
 
 

@@ -149,13 +149,13 @@ def is_key_frame(message) -> bool:
     That is an IDR picture of H.264, an IRAP picture of H.265 (ITU-T H.264 and H.265, table 7-1 of each), a sequence
     header of AV1 (5.5), or a key frame of VP9 (6.2).
     """
-    how, data = _get(message, "format"), _data(message)
-    if how in ("h264", "h265"):  # Annex B: units after 00 00 01
+    video_format, data = _get(message, "format"), _data(message)
+    if video_format in ("h264", "h265"):  # Annex B: units after 00 00 01
         units = [data[m.end()] for m in re.finditer(b"\0\0\1(?=.)", data, re.DOTALL)]
-        return any(u & 31 == 5 for u in units) if how == "h264" else any(16 <= u >> 1 & 63 <= 23 for u in units)
-    if how == "av1":
+        return any(u & 31 == 5 if video_format == "h264" else 16 <= u >> 1 & 63 <= 23 for u in units)
+    if video_format == "av1":
         return any(kind == 1 for kind in _units(data))
-    if how == "vp9" and data:  # marker, profile, show_existing_frame, frame_type
+    if video_format == "vp9" and data:  # marker, profile, show_existing_frame, frame_type
         return not data[0] >> (2 if data[0] & 0x30 != 0x30 else 1) & 3
     return False
 
@@ -188,12 +188,12 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
     codec: av.VideoCodecContext | None = None
     with _readable(where, "video"):
         for number, message in packets:
-            how = _get(message, "format")
-            if how not in _CODECS:
-                raise UserError(f"video in {how!r} is not read, only {', '.join(_CODECS)}", where=where,
+            video_format = _get(message, "format")
+            if video_format not in _CODECS:
+                raise UserError(f"video in {video_format!r} is not read, only {', '.join(_CODECS)}", where=where,
                                 hint="leave the topic out")
             if codec is None:
-                codec = cast(av.VideoCodecContext, av.CodecContext.create(_CODECS[how], "r"))
+                codec = cast(av.VideoCodecContext, av.CodecContext.create(_CODECS[video_format], "r"))
             packet = av.Packet(_data(message))
             packet.pts = number
             yield from _decoded_frames(codec.decode(packet))

@@ -121,9 +121,9 @@ class _MinariSource(ChunkedSource):
         self.schema, self.keys = KEYS.schema(features, self.path)
         self.row_counts = {name: np.array([arrays[key][1] for arrays in episodes]) for name, key in self.keys.items()}
         for name, key in self.keys.items():
-            more = self.row_counts[name] - self.lengths
+            extra_rows = self.row_counts[name] - self.lengths
             has_last_row = key.startswith(("observations", "infos/"))
-            if (e := first_true((more != 0) & ((more != 1) | (not has_last_row)))) is not None:
+            if (e := first_true((extra_rows != 0) & ((extra_rows != 1) | (not has_last_row)))) is not None:
                 raise damaged(f"it has {self.row_counts[name][e]} rows instead of {lengths[e]}, one a step",
                               f"{where(e)}, {key}")
         for what, number in (("total_episodes", len(self.lengths)), ("total_steps", int(self.lengths.sum()))):
@@ -194,14 +194,14 @@ class Hdf5Source(_MinariSource):
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
             parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
-            lengths, features, self._lies, self.stored_metadata = parts
+            lengths, features, self._layouts, self.stored_metadata = parts
             self._set_schema(lengths, features, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
     def _episode(self, group, episode) -> tuple[
             int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
         """Steps, (feature, rows) of each array, the layout of each array, metadata."""
-        location, features, lies = f"{self.file}, {episode}", {}, {}
+        location, features, layouts = f"{self.file}, {episode}", {}, {}
         arrays, own = hdf5.arrays(group, location), hdf5.read_attributes(group, location)
         steps = hdf5.count_steps(arrays, "rewards", location, ("total_steps", own["total_steps"])
                                  if "total_steps" in own else None)
@@ -215,9 +215,9 @@ class Hdf5Source(_MinariSource):
                 hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{location}, {key}")
             features[key] = f, array.shape[0] - (array.filled_marker == "last")
             if at := array.layout:
-                lies[key] = at
+                layouts[key] = at
         hdf5.warn_of_holes(arrays, episode, self.warnings)
-        return steps, features, lies, own
+        return steps, features, layouts, own
 
     def encoded(self, key, array) -> bool:
         if hdf5.is_variable_bytes(array):
@@ -247,7 +247,7 @@ class Hdf5Source(_MinariSource):
         with hdf5.hdf5_errors(location):
             if name not in self.numeric_columns and self.encoded(key, array := files[self.file][path]):
                 return self.decode_images(array[first:stop], key, first, location)
-        values = files.read_rows(self.file, path, first, stop, location, self._lies[episode].get(key))
+        values = files.read_rows(self.file, path, first, stop, location, self._layouts[episode].get(key))
         return self._grayscale(name, values)
 
 

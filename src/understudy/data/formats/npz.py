@@ -207,17 +207,18 @@ class NpzSource(NpzArchiveSource):
         """Fills the last rows; the others must be the next observation."""
         last = np.cumsum(self.lengths) - 1
         for row, values in self._file.iter_rows("next_observations"):
-            to = self._moved(np.arange(row, row + len(values))) + 1
+            target_rows = self._moved(np.arange(row, row + len(values))) + 1
             ending = np.isin(np.arange(row, row + len(values)), last)
             if self._spread:
-                out[to[ending]] = values[ending]
-            same = np.isclose(out[to], values, _MAY_DIFFER, _MAY_DIFFER, equal_nan=True)
+                out[target_rows[ending]] = values[ending]
+            same = np.isclose(out[target_rows], values, _MAY_DIFFER, _MAY_DIFFER, equal_nan=True)
             if not same.all():
                 at = np.argwhere(~same)[0]
                 step = row + int(at[0])
                 e = int(np.searchsorted(np.cumsum(self.lengths), step, side="right"))
                 raise UserError(f"it is {values[tuple(at)]}, but the next row of observations is "
-                                f"{out[to][tuple(at)]}", where=f"{self.path}, next_observations, episode {e}, step "
+                                f"{out[target_rows][tuple(at)]}",
+                                where=f"{self.path}, next_observations, episode {e}, step "
                                 f"{step - int(episode_starts(self.lengths)[e])}, component {tuple(map(int, at[1:]))}",
                                 hint="correct episode_ends, or leave next_observations out")
 

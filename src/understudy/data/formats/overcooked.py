@@ -48,8 +48,8 @@ class OvercookedSource(ColumnSource):
             rows.setdefault(str(row.get("trial_id", row.get("trial"))), []).append((f"{path}, row {at}", row))
         if not rows:
             raise damaged("the table has no rows", path)
-        beside = path.parent / "layouts.json"
-        layouts = read_json(beside) if beside.exists() else {}
+        layouts_file = path.parent / "layouts.json"
+        layouts = read_json(layouts_file) if layouts_file.exists() else {}
         kitchens = {trial: _kitchen(*of[0], layouts) for trial, of in rows.items()}
         high, wide = np.max([k.shape[:2] for k in kitchens.values()], 0)
         self._trials = {trial: _Trial(of, kitchens[trial], high, wide) for trial, of in rows.items()}

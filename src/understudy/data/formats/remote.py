@@ -50,26 +50,26 @@ def local_path(path: str | Path) -> Path:
 
     Files that are needed to open the data set are downloaded now.
     """
-    if (at := url_of(path)) is None:
+    if (url := url_of(path)) is None:
         return Path(path).expanduser()
-    if at.startswith("file://"):
-        return Path("/" + at[7:].lstrip("/"))
+    if url.startswith("file://"):
+        return Path("/" + url[7:].lstrip("/"))
     root = cache.folder() / _FOLDER
     try:
-        with remote_errors(at):
-            fs, place = _answering(at)
+        with remote_errors(url):
+            fs, place = _answering(url)
             files = _listed(fs, place)
-    except _Unreachable as away:  # no network: the last copy is used
-        last = root / f"{cache.json_digest('address', at)}.json"
+    except _Unreachable as unreachable:  # no network: the last copy is used
+        last = root / f"{cache.json_digest('address', url)}.json"
         if not last.exists() or not (root / read_json(last)["entry"]).is_dir():
-            raise away from None
-        print(f"{at} cannot be reached; what was fetched of it last is read", file=sys.stderr)
+            raise unreachable from None
+        print(f"{url} cannot be reached; what was fetched of it last is read", file=sys.stderr)
         entry = root / read_json(last)["entry"]
     else:
-        entry = root / cache.json_digest("fetched", at, {n: f["mark"] for n, f in files.items()})
+        entry = root / cache.json_digest("fetched", url, {n: f["mark"] for n, f in files.items()})
         if not (entry / _LIST).exists():
-            write_json(entry / _LIST, {"address": at, "files": files})
-        write_json(root / f"{cache.json_digest('address', at)}.json", {"entry": entry.name})
+            write_json(entry / _LIST, {"address": url, "files": files})
+        write_json(root / f"{cache.json_digest('address', url)}.json", {"entry": entry.name})
     _held.add(entry)
     os.utime(entry)
     files = _read_listing(entry)["files"]
@@ -97,8 +97,8 @@ def version_key(path: Path) -> list:
     entry, name = _entry(path)
     if entry is not None:
         return [_read_listing(entry)["files"][name]["mark"]]
-    at = path.stat()
-    return [at.st_size, at.st_mtime_ns]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 # -- what is where ----------------------------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ def open_url(at: str):
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
     """By file name: size (None if it is not known), mark of the version, and path in the source."""
-    about = fs.info(place)
-    alone = about["type"] == "file"
-    entries = {place: about} if alone else fs.find(place, detail=True)
+    entry = fs.info(place)
+    alone = entry["type"] == "file"
+    entries = {place: entry} if alone else fs.find(place, detail=True)
     if not entries:
         raise FileNotFoundError(place)
     out = {}

@@ -251,7 +251,7 @@ class RldsSource(MemmapSource):
 
     def _doubts(self, warnings, described):
         """What the flags, the last actions and the names of what is recorded say."""
-        inconsistent_episodes, still, moved, keys = [], True, False, set()
+        inconsistent_episodes, ends_in_zeros, has_motion, keys = [], True, False, set()
         actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
         for e in range(len(self._locations)):
             record = self._unchecked_record(e)
@@ -264,14 +264,14 @@ class RldsSource(MemmapSource):
             for leaf in actions:
                 values = record[leaf.key].numbers()
                 tail = values[-leaf.size:]
-                still &= bool(((tail == 0) | np.isnan(tail)).all())
-                moved |= bool(np.any(values[:-leaf.size] != 0))
+                ends_in_zeros &= bool(((tail == 0) | np.isnan(tail)).all())
+                has_motion |= bool(np.any(values[:-leaf.size] != 0))
         if unknown := sorted(k for k in keys if not any(f"{k}/".startswith(f"{d}/") for d in described)):
             warnings.append(f"features.json does not describe {format_list(unknown)}, which the records hold: left out")
         if inconsistent_episodes:
             warnings.append("is_first or is_last are not those of the first and last step in episodes "
                             f"{format_list(inconsistent_episodes)}")
-        if actions and still and moved and not self._shift:
+        if actions and ends_in_zeros and has_motion and not self._shift:
             warnings.append("the last action of every episode is zero: if the last step holds only what was seen last, "
                             "as RLDS has it, open it with open_dataset(path, final_step='observation')")
 
@@ -648,9 +648,9 @@ def _plan(data: Dataset) -> _StoragePlan:
         def leaf(key, f, group=group):
             return _step_feature(f, f"steps/{group}{'language_instruction' if key == 'task' else key}")
 
-        some = {n: f for n, f in plain.items() if (role(n) == "observation") == bool(group)}
-        for name, short in shortest_keys(some, lambda key, f: leaf(key, f).column).items():
-            step_feature = leaf(short, some[name])
+        group_columns = {n: f for n, f in plain.items() if (role(n) == "observation") == bool(group)}
+        for name, short in shortest_keys(group_columns, lambda key, f: leaf(key, f).column).items():
+            step_feature = leaf(short, group_columns[name])
             taken = {"next.terminated", "next.truncated", *(at.column for at in leaves.values())}
             if step_feature.column not in taken and (group or short not in reserved):
                 leaves[name] = step_feature

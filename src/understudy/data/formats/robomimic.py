@@ -48,7 +48,7 @@ class RobomimicSource(ChunkedSource):
             attributes = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
             total = attributes.pop("total", None)
             self._of_all = attributes
-            steps, stored, self._tasks, self._small, self._lies = zip(
+            steps, stored, self._tasks, self._small, self._layouts = zip(
                 *(self._demo(data[d], d, warnings) for d in self.demos), strict=True)
             if total is not None and total != sum(steps):
                 warnings.append(f"data, attribute total: {total}, but the demos have {sum(steps)} steps")
@@ -77,7 +77,7 @@ class RobomimicSource(ChunkedSource):
             int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
         """Steps, the feature of each array by its key, the task in words, keys of short arrays that are metadata (None
         if there are no metadata at all), the layout of each array."""
-        location, features, small, lies = f"{self.path}, data/{demo}", {}, [], {}
+        location, features, small, layouts = f"{self.path}, data/{demo}", {}, [], {}
         arrays = hdf5.arrays(group, location)
         steps = hdf5.count_steps(arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
                                  if "num_samples" in group.attrs else None)
@@ -94,14 +94,14 @@ class RobomimicSource(ChunkedSource):
             if array.filled_marker != "last":
                 features[key] = f
                 if at := array.layout:
-                    lies[key] = at
+                    layouts[key] = at
         hdf5.warn_of_holes(arrays, demo, warnings)
         task = hdf5.decode_json_attribute(
             hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{location}, attribute ep_meta"), location
         )
         task = _inside(task, "lang") or self._task
         plain = not small and list(group.attrs) == ["num_samples"]
-        return steps, features, task if isinstance(task, str) else None, None if plain else small, lies
+        return steps, features, task if isinstance(task, str) else None, None if plain else small, layouts
 
     def _masks(self, file, warnings) -> dict[str, dict[str, None]]:
         """The demos of each filter key, in order."""
@@ -119,12 +119,13 @@ class RobomimicSource(ChunkedSource):
 
     def _check_next_obs(self, files, stored, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, arrays, steps, lies in list(zip(self.demos, stored, self.lengths, self._lies, strict=True))[:_LOOKED]:
+        demos = zip(self.demos, stored, self.lengths, self._layouts, strict=True)
+        for demo, arrays, steps, layouts in list(demos)[:_LOOKED]:
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
                     location = f"{self.path}, data/{demo}"
                     here, there = (
-                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}", lies.get(k))
+                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}", layouts.get(k))
                         for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
@@ -169,12 +170,12 @@ class RobomimicSource(ChunkedSource):
         steps, location = int(self.lengths[episode]), self.location(name, episode)
         if self._keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
-        key, at, lies, parts = self._keys[name], f"data/{self.demos[episode]}", self._lies[episode], []
+        key, at, layouts, parts = self._keys[name], f"data/{self.demos[episode]}", self._layouts[episode], []
         if first < min(stop, steps):
-            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location, lies.get(key)))
+            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location, layouts.get(key)))
         if stop > steps:
             parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{location} (next_obs)",
-                                         lies.get(f"next_{key}")))
+                                         layouts.get(f"next_{key}")))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def episode_metadata(self, episode):
@@ -272,18 +273,18 @@ def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
     hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _TAKEN))
-    about = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
+    ep_meta = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
         if key == "ep_meta":
-            about["lang"] = str(column[0])
+            ep_meta["lang"] = str(column[0])
             continue
         hdf5.write_column(group, key, column[:steps] if key != "dones" else column[:steps].astype(np.int64))
         if key.startswith("obs/"):
             after = np.asarray(column)[np.minimum(np.arange(steps) + 1, len(column) - 1)]
             hdf5.write_column(group, f"next_{key}", after, filled="" if len(column) > steps else "last")
-    if about:
-        group.attrs["ep_meta"] = json.dumps(about)
+    if ep_meta:
+        group.attrs["ep_meta"] = json.dumps(ep_meta)
     flags = [np.asarray(e.steps[n])[:steps] for n in END_COLUMNS if n in e.steps]
     flags = [f for f in flags if f.dtype == bool and f.ndim == 1]
     if flags and "dones" not in keys.values():

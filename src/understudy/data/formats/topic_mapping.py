@@ -507,9 +507,9 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
 
 
 def _period(stamps: np.ndarray) -> float | None:
-    apart = np.diff(stamps)
-    apart = apart[apart > 0]
-    return float(np.median(apart)) if len(apart) else None
+    intervals = np.diff(stamps)
+    intervals = intervals[intervals > 0]
+    return float(np.median(intervals)) if len(intervals) else None
 
 
 def _rate(fps: float) -> float:

@@ -168,8 +168,9 @@ class ZarrSource(MemmapSource):
         """Chunks (shards, where it has them) that are not in the store."""
         edges = array.shards or array.chunks
         n_chunks = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
-        there = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:])) for p in self._files)
-        return max(n_chunks - there, 0)
+        n_present = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:]))
+                        for p in self._files)
+        return max(n_chunks - n_present, 0)
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -417,8 +417,8 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
     values = [_episode_value(e, field, i) for i, e in enumerate(data)]
     if values and all(v is None for v in values):
         field_names = sorted({"length", "episode", *(k for e in data for k in e.metadata),
-                       *(n for n, f in data.source.schema.items() if f.size == 1),
-                       *(["success"] if _SUCCESS in data.source.schema else [])})
+                              *(n for n, f in data.source.schema.items() if f.size == 1),
+                              *(["success"] if _SUCCESS in data.source.schema else [])})
         raise unknown_name("field", field, field_names, data.metadata.get("path", "data set"))
     return values
 

@@ -50,7 +50,8 @@ class PackedColumn:
     def flat_indices(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """Return the indices of rows in `array`, (B, n). The arguments are those of `gather`.
+        """Return the indices of rows in `array`, (B, n), from the arguments of `gather`.
+
         Columns with the same starts and lengths have the same indices.
         """
         first = self.starts[episode][:, None]

@@ -164,6 +164,6 @@ class ConcatColumns:
         rows = np.arange(len(first))
         later = [column[np.minimum(rows + self.offset, len(column) - 1)] for column in others]
         is_known = (np.ones(len(first)) if self.known is None
-                 else np.asarray(get_column(episode, self.known))[rows].reshape(len(first)) != 0)
+                    else np.asarray(get_column(episode, self.known))[rows].reshape(len(first)) != 0)
         joined = np.concatenate([first, *later, is_known[:, None]], 1).astype(np.float32)
         return with_column(episode, self.into, joined, Feature("float32", joined.shape[1:]))

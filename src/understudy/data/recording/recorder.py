@@ -611,8 +611,8 @@ def _check_readable(schema: Schema, required: bool) -> None:
         raise UserError(f"no policy can read this recording: no column is an observation (the columns are "
                         f"{', '.join(schema)})", where="schema",
                         hint="name the columns that policies are to read observation.state, observation.images.NAME or "
-                           f"observation.OTHER{': ' + renames if renames else ''}. To record under these names and "
-                           "rename them later, give require_observation=False")
+                        f"observation.OTHER{': ' + renames if renames else ''}. To record under these names and "
+                        "rename them later, give require_observation=False")
     if readable and names and required:
         warnings.warn(f"policies will not read {', '.join(map(repr, names))}; they read columns called observation.* "
                       f"and learn the column action. Other names: {renames}", stacklevel=3)

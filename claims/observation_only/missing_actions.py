@@ -50,12 +50,12 @@ class PartlyLabeled(DemonstrationSource):
     n_labeled: int = 30
 
     def load(self, seed):
-        ran = rollout(FourRoomsExpert(aimless=0.5), OneGoalRooms(25), self.episodes, recording_seed(seed))
-        failed = [i for i, e in enumerate(ran) if not e.metadata["success"]]
+        rollouts = rollout(FourRoomsExpert(aimless=0.5), OneGoalRooms(25), self.episodes, recording_seed(seed))
+        failed = [i for i, e in enumerate(rollouts) if not e.metadata["success"]]
         labeled = set(np.random.default_rng(seed).permutation(failed)[: self.n_labeled].tolist())
-        seen = FeatureRooms()
-        return Dataset([replace(seen.transform_episode(e), metadata={
-            **e.metadata, DATASET_NAME: "task" if i in labeled else "prior"}) for i, e in enumerate(ran)], ran.metadata)
+        features = FeatureRooms()
+        return Dataset([replace(features.transform_episode(e), metadata={
+            **e.metadata, DATASET_NAME: "task" if i in labeled else "prior"}) for i, e in enumerate(rollouts)], rollouts.metadata)
 
     def for_probe(self):
         return smaller(self, episodes=30, n_labeled=5)

@@ -34,10 +34,10 @@ class PseudoLabel(Operation):
         if not isinstance(self.labeler, Policy):
             raise UserError(f"{self.labeler} is not a trained policy", where="PseudoLabel.labeler",
                             hint="train a method that has this stage, or give the policy itself")
-        told = np.split(self._actions(self.labeler, data), np.cumsum(data.lengths)[:-1])
+        actions = np.split(self._actions(self.labeler, data), np.cumsum(data.lengths)[:-1])
         missing = [episode.metadata.get(DATASET_NAME) == self.part for episode in data]
         labeled = LabeledEpisodes(data, {"action": data.features()["action"]}, lambda i: {
-            "action": told[i] if missing[i] else data[i].steps["action"]})
+            "action": actions[i] if missing[i] else data[i].steps["action"]})
         return Dataset(labeled, data.metadata)
 
     @torch.no_grad()

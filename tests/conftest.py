@@ -16,6 +16,8 @@ if CACHE:
 
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("fixtures")
+
 from understudy.envs.headless import prefer_offscreen  # noqa: E402
 
 prefer_offscreen()  # before a test imports MuJoCo

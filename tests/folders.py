@@ -5,4 +5,3 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
-PATHS = [str(REPOSITORY), str(TESTS)]  # for a process of its own that imports tests

@@ -15,13 +15,12 @@ import json
 import re
 import shlex
 import sys
-import textwrap
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.pages import Block, blocks, commands
 from folders import BENCHMARKS, REPOSITORY
 
 from understudy import plugins
@@ -31,38 +30,6 @@ SLOW = ["CONTRIBUTING.md", *(f"docs/{n}.md" for n in (
     "choosing", "deploy", "environments", "improving", "robustness", "runs"))]  # more than 5 s each
 NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 
-FENCE = re.compile(
-    r"(?:^[ ]*<!-- (?P<kind>not run:|needs) (?P<why>[^\n]+?) -->\n+)?"
-    r"^(?P<indent>[ ]*)```(?P<language>[^\s`]*)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```[ ]*$",
-    re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    page: Path
-    line: int
-    language: str
-    title: str | None
-    text: str
-    skip: str | None  # why it is not run
-
-    @property
-    def name(self):
-        return f"{self.page.relative_to(REPOSITORY)}:{self.line}"
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    found = []
-    for m in FENCE.finditer(text):
-        title = re.search(r'title="([^"]+)"', m["info"])
-        skip = m["why"]
-        if m["kind"] == "needs":
-            skip = None if importlib.util.find_spec(m["why"]) else "simulator not installed"
-        line = text.count("\n", 0, m.start("language")) + 1
-        found.append(Block(page, line, m["language"], title and title[1], textwrap.dedent(m["body"]), skip))
-    return found
-
 
 def cut(text: str) -> str:
     """The same with budgets of a test."""
@@ -71,14 +38,6 @@ def cut(text: str) -> str:
     text = re.sub(r"--budget \w+", "--budget 9s --methods knn vinn", text)
     text = re.sub(r"\b(steps=)[\d_]+", r"\g<1>1", text)
     return re.sub(r"\b(episodes=)[\d_]+", r"\g<1>4", text)
-
-
-def commands(block: Block) -> list[str]:
-    text = block.text.replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if block.language == "console":
-        lines = [line[2:] for line in lines if line.startswith("$ ")]
-    return [line for line in lines if not line.startswith("#")]
 
 
 def install(project: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
+from fixtures.parts import EXAMPLES
 
-from tests.test_field_ranges import EXAMPLES
 from understudy import config
 from understudy.core import ConfigError, Feature, choice_fields, part
 from understudy.data.codec import Normalizer

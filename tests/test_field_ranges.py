@@ -10,38 +10,25 @@ from dataclasses import replace
 from typing import Annotated
 
 import pytest
+from fixtures.parts import EXAMPLES
 
 from understudy import config
-from understudy.checkpoint import FromStage
 from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
 from understudy.data.window import Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
-from understudy.execute.steering import Steered
 from understudy.execute.temporal_ensemble import TemporalEnsemble
-from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, SkillWrapper
 from understudy.heads.bins import Bins
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
-from understudy.heads.joint_diffusion import JointDiffusion
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
-from understudy.improve.generation import DemoGeneration, MovableObject, SymmetryAugmentation
-from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.class_prediction import ClassPrediction
-from understudy.learn.distillation import ConsistencyDistillation, OneStepDistillation, Reflow
-from understudy.learn.latent_labels import LatentLabels
-from understudy.learn.sample_weights import AdvantageWeights
 from understudy.methods import find_method
-from understudy.methods.generative.contextvla import PooledHistoryEncoder
-from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay
-from understudy.methods.return_conditioned.arp import ScoredReturn, ScorerCalibration
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
-from understudy.nets.pretrained_vision import TimmVision, TransformersVision
-from understudy.nets.quantization import FSQ
 from understudy.nets.transformer import Transformer
 from understudy.policy import ClassifierFreeGuidance
 
@@ -51,16 +38,6 @@ NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
     "Curve", "TrainingCurves", "TransformedActor",
 }
-EXAMPLES = {type(x).__name__: x for x in (
-    ScoredReturn(FromStage("reward")),
-    JointDiffusion(action_size=2), Steered(points=((0.0, 0.0),)), ResidualWrapper(FromStage("base")),
-    NoiseSteeringWrapper(FromStage("base")), SkillWrapper(FromStage("low")),
-    AlignedReplay(FromStage("first"), None), PooledHistoryEncoder(pool_after=None), TransformersVision("weights"),
-    TimmVision("weights"), FSQ((8, 5)),
-    LatentLabels(FromStage("skills", "posterior")), AttentionSupervision("mask"),
-    MovableObject((0,), (0,), (0.1,)), DemoGeneration(()), SymmetryAugmentation("fork"),
-    AdvantageWeights(advantage=len), ScorerCalibration(FromStage("scorer", "scorer")),
-    *(teach(FromStage("teacher")) for teach in (ConsistencyDistillation, Reflow, OneStepDistillation)))}
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
 }

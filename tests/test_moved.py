@@ -8,10 +8,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from fixtures.runs import everything, made_up
 from folders import TESTS
 from safetensors.torch import load_file
 
-from tests.learn.test_resume import everything, made_up
 from understudy import config, moved
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, UserError, keys

@@ -3,9 +3,8 @@
 import re
 
 import pytest
+from fixtures.pages import blocks, commands
 from folders import REPOSITORY
-
-from tests.test_docs import blocks, commands
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("websockets", reason="extra serve not installed")

@@ -139,7 +139,7 @@ def test_every_peer_that_is_named_has_its_list():
     """And every list a name that some benchmark asks for."""
     scripts = "\n".join(f.read_text(encoding="utf-8") for f in BENCHMARKS.glob("*.py"))
     for file in (BENCHMARKS / "peers").glob("*.txt"):
-        is_entered = f'"{file.stem}"' in scripts or file.stem == "openpi"  # a client in tests/serve/test_serve.py
+        is_entered = f'"{file.stem}"' in scripts or file.stem == "openpi"  # a client in tests/serve/test_openpi.py
         assert is_entered, f"no benchmark enters {file.stem}"
         for line in file.read_text().splitlines():
             assert line.startswith(("#", "-r ")) or line, file

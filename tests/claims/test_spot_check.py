@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from fixtures.toy_claims import CALLS, toy_claim
 
-from tests.claims.test_claims import CALLS, toy_claim
 from understudy.claims import spot_check
 from understudy.claims.runner import Cells, run_figures, write_figures
 from understudy.claims.spot_check import SpotCheck, check_record, disagreement, draw_claims, largest_difference

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
-from tests.serve.test_malformed_replies import RIGHT, description, reply, server  # noqa: E402
+from fixtures.replies import RIGHT, description, reply, server  # noqa: E402
+
 from understudy.cli import main  # noqa: E402
 from understudy.data.formats import open_dataset  # noqa: E402
 

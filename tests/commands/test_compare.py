@@ -7,8 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from fixtures.statistics import documented
 
-from tests.evaluate.test_statistics import documented
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.hands import Hand
 
 from understudy.cli import _report_interrupt, main
 from understudy.commands.act import _may_begin
@@ -39,30 +40,6 @@ from understudy.robots.servo_arm import ARM_TYPES
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
-
-
-class Hand:
-    """A hand that moves the joints of arms whose torque is off."""
-
-    def __init__(self, *buses, size=600):
-        self.buses, self.size, self.ended = buses, size, threading.Event()
-        self.thread = threading.Thread(target=self.move, daemon=True)
-
-    def move(self):
-        began = time.monotonic()
-        while not self.ended.wait(0.01):
-            for bus in self.buses:
-                with bus.lock:
-                    for servo in bus.servos:
-                        if not servo.get("Torque_Enable"):
-                            servo.push(2048 + self.size * np.sin(3 * (time.monotonic() - began) + servo.number))
-
-    def __enter__(self):
-        self.thread.start()
-
-    def __exit__(self, *error):
-        self.ended.set()
-        self.thread.join()
 
 
 @pytest.fixture

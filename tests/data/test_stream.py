@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures import closed_form
+from fixtures.lerobot_files import LEROBOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.formats.test_formats import LEROBOT
 from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
 from understudy.core import UserError

@@ -1,29 +1,21 @@
 """Windows against a loop that takes them one at a time, and what a draw promises."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from fixtures.windows import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from understudy.core import UserError
-from understudy.data.device_windows import DeviceWindows, to_device
+from understudy.data.device_windows import DeviceWindows
 from understudy.data.episode import Dataset, Episode
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Goal, Window
-
-
-def counted(length: int, episode: int, last: bool = True) -> Episode:
-    """Every number says where it is from: 100 e + t for the observation, and 10 times that for the action."""
-    t = 100.0 * episode + np.arange(length + 1)
-    return Episode({"observation.x": np.stack([t, -t], 1)[: length + last], "action": 10 * t[:length, None],
-                    "next.reward": t[:length].astype(np.float32)}, {"number": episode})
 
 
 def test_window_alignment_and_padding():
@@ -240,6 +232,7 @@ def test_two_goals_are_drawn_apart():
     assert b.extra["observation.far.reached"].all()
     assert torch.equal(b.extra["observation.near.reached"], b.extra["index"] == 49)
 
+
 # -- signed distances of goals --------------------------------------------------------------------------------------
 
 
@@ -410,143 +403,3 @@ def test_a_draw_of_other_length_is_refused(more):
     with pytest.raises(UserError, match=r"the weights have shape \(\d+,\), but the data have 9 steps"):
         Window().windows(Dataset([counted(4, 0), counted(5, 1)]), ("observation.x",), "action",
                          sampling_weights=lambda e: np.ones(len(e) + more))
-
-
-# -- packing --------------------------------------------------------------------------------------------------------
-
-
-def test_columns_of_one_array_stay_where_they_are():
-    root = np.arange(60.0, dtype=np.float32).reshape(30, 2)
-    data = Dataset([Episode({"a": root[0:10]}), Episode({"a": root[12:20]}), Episode({"a": root[5:9]})])
-    column = PackedColumns.from_episodes(data, ("a",)).columns["a"]
-    assert np.shares_memory(column.array, root) and column.starts.tolist() == [0, 12, 5]
-    mixed = PackedColumns.from_episodes(Dataset([*data, Episode({"a": root[:4].copy()})]), ("a",)).columns["a"]
-    assert not np.shares_memory(mixed.array, root)
-    assert mixed.gather(np.array([1, 3]), np.array([[0, 99], [-5, 3]])).tolist() == [
-        [[24, 25], [38, 39]], [[0, 1], [6, 7]]]
-
-
-@pytest.mark.parametrize("some", [lambda a: a[:, :1], lambda a: a[:, 1:], lambda a: a.view(np.int32), lambda a: a[::2],
-                                  lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.reshape(-1, 2, 1),
-                                  lambda a: a.T.copy().T, lambda a: a[:, 0]])
-@pytest.mark.parametrize("whole", [lambda n: np.arange(2.0 * n).reshape(n, 2), lambda n: np.full((n, 2), 3.0)
-                                   + np.arange(n)[:, None]])
-def test_some_of_an_array_is_not_taken_for_the_whole(some, whole):
-    """Columns may be any view: a part of the state, reversed, strided, the same bytes read otherwise."""
-    root = whole(30).astype(np.float32)
-    parts = [some(root[2:9]), some(root[20:23]), some(root[11:12])]
-    column = PackedColumns.from_episodes(Dataset([Episode({"a": p}) for p in parts]), ("a",)).columns["a"]
-    for e, p in enumerate(parts):
-        assert np.array_equal(column.gather(np.array([e]), np.arange(len(p))[None])[0], p)
-    assert column.gather(np.array([2]), np.array([[7]]))[0, 0].tolist() == parts[2][-1].tolist()
-
-
-def test_a_constant_column_is_kept_once():
-    data = Dataset([Episode({"g": np.broadcast_to(np.float32([e, 1]), (5, 2)), "action": np.zeros((5, 1))})
-                    for e in range(3)])
-    column = PackedColumns.from_episodes(data, ("g",)).columns["g"]
-    assert column.array.shape == (3, 2) and column.gather(np.array([2]), np.array([[0, 4, 9]]))[0, :, 0].tolist() == [
-        2, 2, 2]
-
-
-def test_rows_beyond_one_more_are_not_read():
-    data = Dataset([Episode(MappingProxyType({"x": np.arange(9.0), "action": np.zeros((4, 1))}))])  # a cut recording
-    assert PackedColumns.from_episodes(data, ("x",)).columns["x"].gather(
-        np.array([0]), np.array([[3, 4, 5, 8]])
-    ).tolist() == [[3, 4, 4, 4]]
-
-
-def test_only_the_columns_that_are_asked_for_are_loaded():
-    asked = set()
-
-    class Lazy(Mapping):
-        def __getitem__(self, key):
-            asked.add(key)
-            return np.zeros((4, 1), np.float32)
-
-        def __iter__(self):
-            return iter(("observation.x", "observation.images.front", "action"))
-
-        def __len__(self):
-            return 3
-    data = Dataset([Episode(Lazy(), rows=4) for _ in range(3)])
-    next(Window().windows(data, ("observation.x",), "action").scan())
-    assert asked == {"observation.x", "action"}
-
-
-def test_mistakes_name_the_episode_and_the_column():
-    good, bad = Episode({"x": np.zeros((3, 2))}), Episode({"x": np.zeros((3, 4))})
-    with pytest.raises(UserError, match="episode 1, column 'x'"):
-        PackedColumns.from_episodes(Dataset([good, bad]), ("x",))
-    with pytest.raises(UserError, match="there is no column 'y'; the episode has x"):
-        PackedColumns.from_episodes(Dataset([good]), ("y",))
-    with pytest.raises(UserError, match="there are no episodes"):
-        PackedColumns.from_episodes(Dataset([]), ("x",))
-
-
-# -- on the device --------------------------------------------------------------------------------------------------
-
-
-def test_goals_draws_and_shares_are_those_of_the_host():
-    data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
-    window = Window(
-        n_obs_steps=2, horizon=3, goals=(Goal("observation.x", "observation.goal", p_curgoal=0.3, p_randomgoal=0.3),)
-    )
-    for draw in (None, lambda e: np.arange(len(e)) + 1.0):
-        host = window.windows(data, ("observation.x", "observation.goal"), "action", extra=("next.reward",),
-                              next_obs=True, sampling_weights=draw)
-        device = DeviceWindows(host, torch.device("cpu"))
-        for step in range(20):
-            a, b = (w.batch(16, step, 5, slice(4, 12)) for w in (host, device))
-            assert list(a.obs) == list(b.obs) and list(a.extra) == list(b.extra)
-            for x, y in ((a.action, b.action), (a.mask, b.mask), *((a.obs[k], b.obs[k]) for k in a.obs),
-                         *((a.next[k], b.next[k]) for k in a.obs), *((a.extra[k], b.extra[k]) for k in a.extra)):
-                assert x.dtype == y.dtype and torch.equal(x, y)
-
-
-def test_names_that_coincide_keep_apart():
-    """A recorded goal beside one that is drawn, and a column called as what every batch has."""
-    data = Dataset([Episode({**counted(4, i).steps, "observation.goal": np.full((4, 2), 50.0 + i),
-                             "index": np.arange(90, 94)[:, None]}) for i in range(2)])
-    window = Window(goals=(Goal("observation.x", "observation.goal"),))
-    host = window.windows(data, ("observation.goal",), "action", extra=("observation.goal", "index"))
-    device = DeviceWindows(host, torch.device("cpu"))
-    for rows in (slice(None), slice(0, 0)):
-        a, b = (w.batch(16, 3, rows=rows) for w in (host, device))
-        assert a.action.shape == b.action.shape and torch.equal(a.action, b.action)
-        for k in a.extra:
-            assert torch.equal(a.extra[k], b.extra[k]), k
-        assert torch.equal(a.obs["observation.goal"], b.obs["observation.goal"])
-
-
-def test_columns_are_copied_piece_by_piece_and_each_array_once(monkeypatch):
-    monkeypatch.setattr("understudy.data.device_windows.CHUNK_BYTES", 64)
-    root = np.random.default_rng(0).normal(size=(50, 2))
-    data = Dataset([Episode({"observation.x": root[i: i + 20], "action": root[i: i + 20]}) for i in (3, 25)])
-    windows = Window().windows(data, ("observation.x",), "action")
-    device = DeviceWindows(windows, torch.device("cpu"))
-    assert device.device_columns["action"] is device.device_columns["observation.x"]
-    low = windows.packed.columns["action"].array
-    assert np.array_equal(device.device_columns["action"].numpy(), low.astype(np.float32))
-
-
-def test_what_does_not_fit_stays_where_it_is(monkeypatch):
-    data = Dataset([counted(4, 0)])
-    windows = Window().windows(data, ("observation.x",), "action")
-    cpu, size = torch.device("cpu"), 5 * 2 * 8 + 4 * 8
-    assert to_device(windows, cpu) is windows, "on the CPU they lie already"
-    for free, there in ((size, True), (size - 1, False)):
-        monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device, free=free: free)
-        assert isinstance(to_device(windows, cpu), DeviceWindows) == there
-
-
-@pytest.mark.gpu
-def test_batches_on_a_gpu_are_those_of_the_host():
-    data = Dataset([counted(n, i) for i, n in enumerate((5, 3, 8))])
-    host = Window(n_obs_steps=2, horizon=3).windows(data, ("observation.x",), "action")
-    device = to_device(host, torch.device("cuda"))
-    assert isinstance(device, DeviceWindows)
-    for step in range(5):
-        a, b = host.batch(16, step), device.batch(16, step)
-        assert b.action.is_cuda and torch.equal(a.action, b.action.cpu()) and torch.equal(a.mask, b.mask.cpu())
-        assert torch.equal(a.obs["observation.x"], b.obs["observation.x"].cpu())

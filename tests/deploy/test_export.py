@@ -23,9 +23,9 @@ pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
 
 import onnx
+from fixtures.heads import named
+from fixtures.onnx_policies import HEADS, SolvesEquations, policy_with
 
-from tests.deploy.test_onnx import HEADS, SolvesEquations, policy_with
-from tests.heads.test_heads import named
 from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.window import Window

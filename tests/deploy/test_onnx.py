@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,24 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.onnx_policies import HEADS, NUMBERS, REFUSED, SolvesEquations, policy_with
 from folders import REPOSITORY
 
 pytest.importorskip("onnxruntime", reason="extra onnx not installed")
 pytest.importorskip("onnxscript", reason="extra onnx not installed")
-
 import onnx
+from fixtures.heads import named
 
-from tests.heads.test_heads import FROZEN, LANGEVIN, STEPWISE, TOKENS, named
-from tests.heads.test_heads import HEADS as CONTRACTS
 from understudy import heads
-from understudy.cli import main
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
-from understudy.data.formats import open_dataset
 from understudy.data.window import Window
-from understudy.deploy import onnx_runner
 from understudy.deploy.onnx import export, load, load_onnx_actor
-from understudy.deploy.onnx_runner import OnnxRunner
 from understudy.deploy.torch_package import export_package
 from understudy.envs import make
 from understudy.evaluate import evaluate
@@ -46,19 +38,14 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead, TemperatureHead
-from understudy.heads.behavior_transformer import BeT
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
-from understudy.heads.gmm import GMM
 from understudy.heads.interpolant import Interpolant
 from understudy.heads.regression import Regression
 from understudy.heads.solvers import DDPM
 from understudy.heads.streaming_flow import StreamingFlow
 from understudy.heads.transport import Transport
-from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.method import Method
-from understudy.learn.train import train
 from understudy.methods.behavior_cloning.bottleneck_bc import BottleneckEncoder
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.methods.generative.mdt import GoalEncoder
@@ -82,10 +69,6 @@ from understudy.nets.vision import ResNet, SmallConv
 from understudy.policy import Policy, PolicyConfig, check_features
 from understudy.testing import random_batch, random_dataset
 
-REFUSED = {LANGEVIN: "a Langevin sampler needs gradients, which an exported graph does not have"}  # reasons of errors
-MORE = (StreamingFlow(), GMM(temperature=1.0), BeT(6, joint=True))  # other contracts and samplers
-HEADS = CONTRACTS | dict.fromkeys((*STEPWISE, *TOKENS, *FROZEN, *MORE))  # with their targets
-HEADS = {head: target for head, target in HEADS.items() if head not in REFUSED}
 TRANSPORTS = (Transport(7, 8, 3, 24, hidden=(2,), features=2, kernel=3),  # read an image
               Transport(7, 6, None, 6, equivariant=False, hidden=(4,), features=2, kernel=3))
 FROM_THE_LAST_ACTION = Interpolant("observation.last")  # needs a column that the others do not have
@@ -95,7 +78,6 @@ TRUNKS = {"unet": UNet((16, 32), time_width=16), "cross": Transformer(32, 2, 4),
           "in_context": InContextTransformer(32, 2, 4),
           "small_denoiser": SmallDenoiser(Transformer(32, 1, 4), MLP(32, 1), 32)}
 IMAGE = Feature("uint8", (40, 44, 3), "image")
-NUMBERS = {"observation.state": Feature("float64", (3,)), "observation.still": Feature("float32", (2,))}
 INPUTS = {
     "image": (TokenEncoder(16, 2, SmallConv((8, 8), 8)), {**NUMBERS, "observation.images.front": IMAGE}),
     "resnet": (TokenEncoder(16, 2, ResNet()), {"observation.images.front": IMAGE}),
@@ -144,12 +126,6 @@ def agrees(policy, batch, path):
     key = keys(0, range(4))
     assert torch.equal(found.noise(key, torch.arange(4)), policy.noise(key, torch.arange(4)))
     return found
-
-
-def policy_with(head):
-    """A policy with a head of `HEADS` or `REFUSED`, and a batch."""
-    trunk = Transformer(16, 1, 2) if head in TOKENS else MLP(32)  # tokens need a causal one
-    return random_batch(PolicyConfig(head, trunk=trunk, window=Window(2, 8)), target=HEADS.get(head))
 
 
 @pytest.mark.parametrize("head", few(HEADS, Regression(), Flow()), ids=named)
@@ -340,81 +316,6 @@ def test_a_streaming_flow_is_exported_as_whole_plans_only(tmp_path):
 # -- onnx_runner.py, the file to copy to a robot --------------------------------------------------------------------
 
 
-def robot_policy(config, path, executor):
-    policy, batch = random_batch(config, inputs={**NUMBERS, "observation.task": Feature("uint8", (12,), "text")})
-    export(policy, path, executor)
-    return [{k: v[i, -1].numpy() for k, v in batch.obs.items() if not k.endswith("?")} for i in range(4)] * 3
-
-
-def test_the_runner_acts_as_the_executor_does(tmp_path):
-    """Without noise, with a history whose beginning is marked, chunks that begin in the past, and two episodes."""
-    window = Window(3, 6, action_offset=-2, obs_pad_mask=True)
-    path, executor = tmp_path / "policy.onnx", RecedingHorizon(3, skip=2)
-    config = PolicyConfig(Regression(), Transformer(16, 1, 2), TokenEncoder(16), window=window)
-    seen = robot_policy(config, path, executor)
-    runner, actor = OnnxRunner(path), load_onnx_actor(path)
-    for _ in range(2):
-        runner.reset()
-        state = None
-        for obs in seen:
-            rows = {k: torch.as_tensor(v)[None] for k, v in obs.items()}
-            state = actor.start(rows, keys(0, [0])) if state is None else state
-            action, state = actor.act(rows, state)
-            np.testing.assert_allclose(runner.act(obs), action[0].numpy(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_runner_executes_as_many_actions_of_a_plan_as_the_file_says(tmp_path):
-    path = tmp_path / "policy.onnx"
-    seen = robot_policy(PolicyConfig(Flow(n_steps=2), MLP(16), TokenEncoder(16), window=Window(2, 6)), path,
-                        RecedingHorizon(4))
-    runner, planner, rng = OnnxRunner(path, seed=5), load(path), np.random.default_rng(5)
-    for first in (0, 4):
-        past = seen[max(first - 1, 0)], seen[first]
-        obs = {k: torch.as_tensor(np.stack([o[k] for o in past])[None]) for k in planner.inputs}
-        obs = {k: v.float() if v.is_floating_point() else v for k, v in obs.items()}
-        noise = torch.from_numpy(rng.standard_normal((1, 6, planner.action_dim)).astype(np.float32))
-        plan = planner.plan(obs, noise)[0].numpy()
-        found = np.stack([runner.act(obs) for obs in seen[first:first + 4]])
-        np.testing.assert_allclose(found, plan[:4], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_the_runner_refuses_other_executors(tmp_path):
-    path = tmp_path / "policy.onnx"
-    robot_policy(PolicyConfig(Regression(), MLP(16), TokenEncoder(16), window=Window(1, 4)), path, TemporalEnsemble())
-    with pytest.raises(ValueError, match="TemporalEnsemble"):
-        OnnxRunner(path)
-
-
-@pytest.mark.slow
-def test_export_says_that_the_runner_will_refuse_the_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert main(["record", "fork", "--out", "demos", "--episodes", "6"]) == 0
-    for executor, fits in ((TemporalEnsemble(), False), (RecedingHorizon(2), True)):
-        method = Method(PolicyConfig(Regression(), MLP(16), window=Window(1, 4)), executor, BehaviorCloning(2))
-        train(method, open_dataset("demos"), f"run{fits}", device="cpu", progress=False, val_fraction=0.0)
-        capsys.readouterr()
-        assert main(["export", f"run{fits}", "--out", f"{fits}.onnx"]) == 0
-        assert ("a method whose executor is RecedingHorizon" in capsys.readouterr().out.replace("\n", " ")) != fits
-        assert main(["export", f"run{fits}", "--out", f"{fits}.onnx", "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        assert said["runs_in_onnx_runner"] == fits and said["executor"] == type(executor).__name__
-        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="runner is for RecedingHorizon"):
-            OnnxRunner(f"{fits}.onnx")
-
-
-def test_a_copy_of_the_runner_needs_numpy_and_onnxruntime_only(tmp_path):
-    source = Path(onnx_runner.__file__).read_text()
-    (tmp_path / "onnx_runner.py").write_text(source)
-    code = "import sys, onnx_runner; print({'torch', 'understudy'} & set(sys.modules))"
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()", done.stderr
-    page = (REPOSITORY / "docs/deploy.md").read_text()
-    assert f'```python title="onnx_runner.py"\n{source}```' in page, "docs/deploy.md shows another onnx_runner.py"
-
-
 def test_files_that_are_none(fork, tmp_path):
     _, _, path = fork
     with pytest.raises(UserError, match="there is no such file"):
@@ -454,14 +355,6 @@ def test_a_missing_extra_is_named(fork, monkeypatch, tmp_path):
             patch.setitem(sys.modules, package, None)
             with pytest.raises(UserError, match=rf"the package {package} is not installed\n.*understudy\[onnx\]"):
                 load(path) if package == "onnxruntime" else export(policy, tmp_path / "policy.onnx")
-
-
-@dataclass(frozen=True)
-class SolvesEquations(Regression):
-    """Samples with an operator that ONNX does not have."""
-
-    def sample(self, net, context, noise):
-        return torch.linalg.solve(torch.eye(noise.shape[1], dtype=noise.dtype), net(noise, noise, context))
 
 
 @dataclass(frozen=True)

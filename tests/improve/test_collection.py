@@ -1,14 +1,8 @@
-"""Data collection in rounds: what is collected, what stays, and that a training that was stopped resumes exactly."""
+"""Data collection in rounds: what is collected, what is refused, and its contract."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from folders import PATHS
-from safetensors.torch import load_file
+from fixtures.collections import (
+    Constant,
+    ScriptedPerson,
+    collected,
+    contents,
+    fork,
+    method,
+    numbered,
+    rounds,
+    run,
+)
 
 from understudy import config, make
 from understudy.checkpoint import FromStage
@@ -25,46 +28,33 @@ from understudy.commands.train import _collection_env
 from understudy.core import Unsupported, UserError
 from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import open_dataset
 from understudy.data.mixture import mix
-from understudy.data.replay_buffer import ReplayBuffer
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
-from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.improve.collection import (
     FIRST_EPISODE,
     CollectionRounds,
-    GaussianExploration,
     RolloutCollector,
-    SupervisorLabels,
     TaskSequenceCollector,
 )
-from understudy.improve.gates import GatedActor, HumanGate, RandomGate
-from understudy.improve.retention import ROUND, AllEpisodes, LastRounds, TopReturns
+from understudy.improve.gates import HumanGate, RandomGate
+from understudy.improve.retention import ROUND, AllEpisodes, LastRounds
 from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import InitializeFrom, Method, Stage, load_actor
+from understudy.learn.method import Method, Stage, load_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
-from understudy.learn.sample_weights import ColumnWeights
 from understudy.learn.train import train
-from understudy.learn.validation import Validation
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import ContractViolation, check_collection
 
 STATE = "observation.state"
-LIMIT = 12  # steps of an episode
-
-
-def fork(rows: int = 3):
-    return make("fork", rows, limit=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -73,228 +63,7 @@ def demos() -> Dataset:
     return rollout(env.expert(), env, 6, recording_seed(0))
 
 
-def method(collection, head=None, steps: int = 30, **fields) -> Method:
-    return Method(PolicyConfig(head or Flow(n_steps=2), MLP(8, 1), window=Window(2, 2), inputs=(STATE,)),
-                  learner=BehaviorCloning(steps, 8), collection=collection, **fields)
-
-
-def rounds(n_rounds: int = 3, **fields) -> CollectionRounds:
-    collector = RolloutCollector(2, GaussianExploration(0.2), "expert", RandomGate(0.5, 0.5))
-    return CollectionRounds(**{"n_rounds": n_rounds, "collector": collector, "relabel": (SupervisorLabels(),),
-                               "updates_per_step": 0.25, "initial_updates": 3, **fields})
-
-
-def run(out, made: Method, data: Dataset, env=None, **options) -> Policy:
-    options = {"device": "cpu", "val_fraction": 0.2, "validation": Validation(4, 2), "progress": False, **options}
-    return train(made, data, out, env=env or fork(), **options)
-
-
-def contents(out: Path) -> dict:
-    """All that a run holds, but for times."""
-    found = {}
-    for file in sorted(p for p in out.rglob("*") if p.is_file()):
-        name = str(file.relative_to(out))
-        if file.suffix == ".safetensors":
-            found[name] = {k: v.numpy().tobytes() for k, v in load_file(file).items()}
-        elif file.name == "state.json":
-            found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
-        elif file.name == "metrics.jsonl":
-            lines = Run(file.parent).read_metrics()
-            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-        elif file.name == "episodes.npz":
-            found[name] = open_dataset(file).fingerprint()
-        elif file.name != ".lock" and file.suffix != ".npz":
-            found[name] = file.read_bytes()
-    return found
-
-
-# -- the replay buffer ----------------------------------------------------------------------------------------------
-
-
-def numbered(first: int, count: int, width: int = 2, **columns) -> list[Episode]:
-    """Episodes whose rows tell where they are from."""
-    def episode(n):
-        rows = 3 + n % 4
-        state = np.arange(rows + 1, dtype=np.float32)[:, None] + 100 * n + np.zeros(width, np.float32)
-        return Episode({STATE: state, "action": -state[:-1], **{k: f(rows) for k, f in columns.items()}}, {"number": n})
-    return [episode(n) for n in range(first, first + count)]
-
-
-def test_a_replay_buffer_holds_what_a_dataset_holds():
-    parts = [numbered(0, 3), numbered(3, 500), numbered(503, 2)]
-    buffer = ReplayBuffer()
-    for part in parts:
-        buffer = buffer.extend(part)
-    assert buffer.fingerprint() == Dataset(sum(parts, [])).fingerprint()
-    assert buffer.features() == Dataset(parts[0]).features()
-    chosen = [7, 504, 0, -1]
-    assert buffer.select(chosen).fingerprint() == Dataset([sum(parts, [])[i] for i in chosen]).fingerprint()
-    window = Window(2, 3)
-    plain, packed = (window.windows(d, (STATE,), "action", next_obs=True)
-                     for d in (Dataset(sum(parts, [])), buffer))
-    for n in range(5):
-        one, other = plain.batch(64, n), packed.batch(64, n)
-        assert torch.equal(one.obs[STATE], other.obs[STATE]) and torch.equal(one.action, other.action)
-        assert torch.equal(one.mask, other.mask) and torch.equal(one.next[STATE], other.next[STATE])
-
-
-def test_windows_over_a_replay_buffer_copy_nothing_and_do_not_change_when_it_grows():
-    buffer = ReplayBuffer(numbered(0, 4))
-    windows = Window(1, 2).windows(buffer, (STATE,), "action")
-    assert np.shares_memory(windows.packed.columns[STATE].array, buffer.column(STATE)[0])
-    some = Window(1, 2).windows(buffer[1:3], (STATE,), "action")
-    assert np.shares_memory(some.packed.columns[STATE].array, buffer.column(STATE)[0]) and len(some) == 4 + 5
-    before = windows.batch(16, 0)
-    grown = buffer.extend(numbered(4, 1000))
-    assert len(buffer) == 4 and len(grown) == 1004 and len(windows) == 3 + 4 + 5 + 6
-    assert torch.equal(windows.batch(16, 0).obs[STATE], before.obs[STATE])
-    with pytest.raises(ValueError, match="read-only"):
-        grown[0].steps[STATE][0] = 1
-
-
-def test_growing_copies_each_row_a_constant_number_of_times(monkeypatch):
-    made, empty = [], np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, *rest: made.append(shape[0]) or empty(shape, *rest))
-    buffer = ReplayBuffer()
-    for n in range(1000):
-        buffer = buffer.extend(numbered(n, 1, width=1))
-    rows = int(buffer.column(STATE)[2].sum())
-    assert sum(made) < 2 * 4 * rows  # two columns
-
-
-def test_columns_of_a_replay_buffer():
-    flag = {"flag": lambda rows: np.ones(rows, bool)}
-    buffer = ReplayBuffer(numbered(0, 2)).extend(numbered(2, 2, **flag))
-    assert buffer.column("flag") is None and "flag" not in buffer[0].steps and buffer[2].steps["flag"].all()
-    assert len(buffer.select([2, 3]).column("flag")[1]) == 2
-    with pytest.raises(UserError, match=r"episode 4, column 'observation.state': it is float32 of shape \(3,\)"):
-        buffer.extend(numbered(4, 1, width=3))
-    with pytest.raises(UserError, match="episode 4, column 'flag': it is <U1"):
-        buffer.extend(numbered(4, 1, flag=lambda rows: np.full(rows, "x")))
-    assert len(buffer.extend(numbered(4, 1))) == 5  # what was refused left nothing
-    wide = buffer.extend(numbered(4, 1, flag=lambda rows: np.zeros(rows, bool), text=lambda rows: np.full(rows, "a")))
-    wide = wide.extend(numbered(5, 1, text=lambda rows: np.full(rows, "abc")))
-    assert wide[4].steps["text"][0] == "a" and wide[5].steps["text"][0] == "abc"
-
-
-# -- retention ------------------------------------------------------------------------------------------------------
-
-
-def rewarded(rewards, number=None) -> Episode:
-    rewards = np.array(rewards, np.float32)
-    steps = {STATE: np.zeros((len(rewards) + 1, 1), np.float32), "action": np.zeros((len(rewards), 1), np.float32),
-             "next.reward": rewards}
-    return Episode(steps, {} if number is None else {ROUND: number})
-
-
-def test_retention_rules():
-    data = ReplayBuffer([rewarded([1, 1]), rewarded([0, 0, 5], 0), rewarded([2], 1), rewarded([-1], 2)])
-
-    def kept(rule):
-        return [float(e.steps["next.reward"].sum()) for e in rule.keep(data)]
-    assert kept(AllEpisodes()) == [2, 5, 2, -1]
-    assert kept(LastRounds()) == [-1] and kept(LastRounds(2)) == [2, -1]
-    assert kept(LastRounds(1, keep_initial=True)) == [2, -1] and kept(LastRounds(9)) == [5, 2, -1]
-    assert kept(TopReturns(2)) == [5, 2] and kept(TopReturns(9)) == [2, 5, 2, -1]
-    assert TopReturns(2).keep(data)[1].metadata == {ROUND: 1}  # of equal returns the newer
-    for rule in (LastRounds(), TopReturns(1)):  # nothing is copied
-        assert np.shares_memory(rule.keep(data).column(STATE)[0], data.column(STATE)[0])
-    with pytest.raises(UserError, match="at least one must stay"):
-        TopReturns(0)
-    with pytest.raises(UserError, match="no column 'reward'"):
-        TopReturns(1, "reward").keep(data)
-
-
-# -- gates and supervisors ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Constant(Actor):
-    value: float
-
-    def start(self, obs, key):
-        return {}
-
-    def act(self, obs, state):
-        return torch.full((len(obs[STATE]), 2), self.value), state
-
-
-def test_a_gate_decides_who_acts_and_the_supervisor_always_advises():
-    env = fork(4)
-    for gate, fraction in ((None, 0.0), (RandomGate(0.0), 0.0), (RandomGate(1.0), 1.0), (RandomGate(0.8, 0.5), 0.2)):
-        actor = GatedActor(Constant(0.01), Constant(-0.01), gate, number=2)
-        data = rollout(actor, env, 40)
-        acted = np.concatenate([e.steps["intervention"] for e in data])
-        action = np.concatenate([e.steps["action"] for e in data])
-        assert np.array_equal(action[:, 0] < 0, acted)
-        assert all((e.steps["supervisor_action"] == np.float32(-0.01)).all() for e in data)
-        assert len(acted) == 40 * LIMIT and abs(acted.mean() - fraction) < (0.08 if 0 < fraction < 1 else 1e-9)
-    alone = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(1), 3)
-    beside = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(3), 3)
-    assert alone.fingerprint() == beside.fingerprint()
-
-
-@dataclass(frozen=True)
-class ScriptedPerson(Actor):
-    """Acts like `actor`, and is in control from step `first` to before step `last`."""
-
-    actor: Actor
-    first: int = 3
-    last: int = 7
-    says: str = "intervention"
-
-    def start(self, obs, key):
-        return {"inner": self.actor.start(obs, key), "step": torch.zeros_like(key)}
-
-    def act(self, obs, state):
-        action, inner = self.actor.act(obs, state["inner"])
-        control = (state["step"] >= self.first) & (state["step"] < self.last)
-        return action, {"inner": inner, "step": state["step"] + 1, "record": {self.says: control}}
-
-
-def test_a_person_takes_over_and_gives_back():
-    data = rollout(GatedActor(Constant(0.01), ScriptedPerson(Constant(-0.01)), HumanGate()), fork(3), 4)
-    for episode in data:
-        controlled = [3 <= t < 7 for t in range(LIMIT)]
-        assert episode.steps["intervention"].tolist() == controlled
-        assert (episode.steps["action"][:, 0] < 0).tolist() == controlled
-        assert set(episode.steps) & {"step", "record"} == set()
-    for person, words in ((Constant(0.0), "does not say at which steps.*'record'"),
-                          (ScriptedPerson(Constant(0.0), says="control"), "does not say at which steps")):
-        with pytest.raises(UserError, match=f"(?s)HumanGate.*{words}"):
-            rollout(GatedActor(Constant(0.01), person, HumanGate()), fork(3), 1)
-
-
-def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):
-    """HG-DAgger: only steps count at which the person acted, and did 0.8. The demonstrations did other things."""
-    unmarked = demos.map(lambda e: e.replace({"intervention": np.zeros(len(e), bool)}))
-    collector = RolloutCollector(4, supervisor="person", gate=HumanGate())
-    made = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
-    made = replace(made, learner=replace(made.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
-                                         batch_size=64, optimizer=OptimizerConfig(lr=0.01, lr_schedule="constant")))
-    policy = run(tmp_path / "run", made, unmarked, person=ScriptedPerson(Constant(0.8)), val_fraction=0.0)
-    episodes = collected(tmp_path / "run")[-1]
-    assert all(e.steps["intervention"].sum() == 4 for e in episodes)
-    planned = policy.plan({STATE: torch.tensor(episodes[0].steps[STATE][None, 3:5])}, torch.zeros(1, 2, 0))
-    assert (planned[0, 0] - 0.8).abs().max() < 0.1
-
-
-def test_labels_are_what_the_supervisor_advised():
-    env = fork(4)
-    data = rollout(GatedActor(Constant(0.5), env.expert()), env, 3)
-    labeled = data.map(SupervisorLabels())
-    assert np.array_equal(labeled[0].steps["action"], data[0].steps["supervisor_action"])
-    assert "supervisor_action" not in labeled[0].steps
-    assert labeled.features()["action"] == env.features["action"]  # its names and unit too
-    with pytest.raises(UserError, match="no column 'supervisor_action'"):
-        labeled.map(SupervisorLabels())[0]
-
-
 # -- what is collected ----------------------------------------------------------------------------------------------
-
-
-def collected(out: Path) -> list[Dataset]:
-    return [open_dataset(p / "episodes.npz") for p in sorted((out / "collection").glob("[0-9]*"))]
 
 
 def test_rounds_are_numbered_episodes_of_the_policy_at_that_time(demos, tmp_path):
@@ -476,172 +245,6 @@ def test_tasks_come_one_after_the_other(tmp_path):
         fit_method(replace(made, collection=CollectionRounds(2, TaskSequenceCollector("dataset"))), both, 0)
     with pytest.raises(UserError, match="episode 0: the episode has no 'robot'"):
         fit_method(replace(made, collection=CollectionRounds(1, TaskSequenceCollector("robot"))), both, 0)
-
-
-# -- resuming -------------------------------------------------------------------------------------------------------
-
-
-def everything(**fields) -> Method:
-    return method(rounds(mixture_weights=(0.5, 0.5), retention=LastRounds(2, keep_initial=True), **fields),
-                  transforms=(LastAction(),))
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["kept", "reset"])
-def whole(request, demos, tmp_path_factory) -> Path:
-    """A run that nothing stopped."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    run(out, everything(reset_learner=request.param), demos)
-    return out
-
-
-class Stop:
-    """Presses Ctrl-C during one update."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def __call__(self, step, learner, metrics):
-        if step == self.at and "loss" in metrics:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.slow
-def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
-    made = Method.load(whole)
-    for at in range(1, max(Run(whole).saved_steps()) + 1):
-        out = tmp_path / str(at)
-        with pytest.raises(KeyboardInterrupt):
-            run(out, made, demos, callbacks=[Stop(at)])
-        assert Run(out).saved_steps()[-1] == at
-        run(out, made, demos)
-        assert contents(out) == contents(whole), at
-
-
-def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos, tmp_path, monkeypatch):
-    before = BehaviorCloningLearner.annotate
-    calls = []
-
-    def annotate(self, episodes):
-        calls.append(1)
-        if len(calls) in (2, 4):
-            raise KeyboardInterrupt
-        return before(self, episodes)
-    monkeypatch.setattr(BehaviorCloningLearner, "annotate", annotate)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run", Method.load(whole), demos)
-        assert not list((tmp_path / "run" / "collection").glob(".*"))
-    run(tmp_path / "run", Method.load(whole), demos)
-    assert len(calls) == 5 and contents(tmp_path / "run") == contents(whole)
-
-
-def test_rounds_after_the_checkpoint_are_collected_again(whole, demos, tmp_path):
-    """As after the loss of the newest checkpoint: what was collected with its weights does not stay."""
-    out, early = tmp_path / "run", tmp_path / "early"
-
-    def keep(step, learner, metrics):
-        if metrics.get("round") == 1:
-            shutil.copytree(out / "checkpoints", early)
-            shutil.copy(out / "run.json", tmp_path / "run.json")
-    run(out, Method.load(whole), demos, callbacks=[keep])
-    shutil.rmtree(out / "checkpoints")
-    shutil.copytree(early, out / "checkpoints")
-    shutil.copy(tmp_path / "run.json", out / "run.json")
-    third = out / "collection" / "000002" / "episodes.npz"
-    first = third.parents[1] / "000000" / "episodes.npz"
-    collected_at = {p: p.stat().st_mtime_ns for p in (first, third)}
-    run(out, Method.load(whole), demos)
-    assert first.stat().st_mtime_ns == collected_at[first] and third.stat().st_mtime_ns > collected_at[third]
-    assert contents(out) == contents(whole)
-
-
-def test_rounds_with_a_person_are_never_dropped(demos, tmp_path):
-    collector = RolloutCollector(2, supervisor="person", gate=RandomGate())
-    made, out = method(rounds(collector=collector)), tmp_path / "run"
-    with pytest.raises(UserError, match="with a person, and there is nobody"):
-        run(out, made, demos)
-    kept = []
-
-    def note(step, learner, metrics):
-        if "round" in metrics:
-            kept.append((step, Run(out).saved_steps()))
-            shutil.copytree(out, tmp_path / f"{metrics['round']}")
-    run(out, made, demos, person=Constant(0.3), callbacks=[note])
-    assert all(step in saved for step, saved in kept)  # a checkpoint of these very weights
-    resumed = tmp_path / "2"
-    people = {p.name: open_dataset(p / "episodes.npz").fingerprint() for p in (resumed / "collection").iterdir()}
-    run(resumed, made, demos, person=Constant(-0.3))  # who would act otherwise now
-    assert people == {p.name: open_dataset(p / "episodes.npz").fingerprint()
-                      for p in (resumed / "collection").iterdir()}
-    assert contents(resumed) == contents(out)
-    lost = tmp_path / "1"
-    shutil.copytree(out / "collection" / "000002", lost / "collection" / "000002")
-    with pytest.raises(UserError, match="round 2 was collected with a person after"):
-        run(lost, made, demos, person=Constant(0.3))
-    assert (lost / "collection" / "000002" / "episodes.npz").exists()
-
-
-def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
-    run(tmp_path / "run", method(rounds(1)), demos)
-    with pytest.raises(UserError, match="collection.n_rounds was 1, is 2"):
-        run(tmp_path / "run", method(rounds(2)), demos)
-    other = fork()
-    other.metadata = {**other.metadata, "env": "another"}
-    with pytest.raises(UserError, match="environment was fork, is another"):
-        run(tmp_path / "run", method(rounds(1)), demos, other)
-
-
-def test_a_stage_may_collect(demos, tmp_path):
-    made = method(None, steps=2, stages=(Stage("base", method(rounds(2))),),
-                  initialize_from=(InitializeFrom(FromStage("base")),))
-    run(tmp_path / "whole", made, demos)
-    for at in (4, 2):
-        with pytest.raises(KeyboardInterrupt):
-            Interrupt = Stop(at)
-            with pytest.MonkeyPatch.context() as patch:
-                update = BehaviorCloningLearner.update
-
-                def stopping(self, batch, update=update, Interrupt=Interrupt):
-                    found = update(self, batch)
-                    Interrupt(self.n_updates, self, found)
-                    return found
-                patch.setattr(BehaviorCloningLearner, "update", stopping)
-                run(tmp_path / "run", made, demos)
-    run(tmp_path / "run", made, demos)
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
-
-
-KILLED = """
-    import sys
-    from pathlib import Path
-    sys.path[:0] = {paths!r}
-    from tests.improve.test_collection import demos, everything, fork, recording_seed, rollout, run
-    env = fork(6)
-    print("ready", flush=True)
-    run(Path({out!r}), everything(reset_learner={reset}), rollout(env.expert(), env, 6, recording_seed(0)))
-    """
-
-
-@pytest.mark.slow
-def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
-    """kill -9, again and again, at times that fall into rollouts, into storing and into updates."""
-    out, code = tmp_path / "run", textwrap.dedent(KILLED)
-    code = code.format(paths=PATHS, out=str(out),
-                       reset=Method.load(whole).collection.reset_learner)
-    rng, kills = np.random.default_rng(0), 0
-    while True:
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-            assert process.stdout.readline() == "ready\n"
-            try:
-                if process.wait(rng.uniform(0.05, 0.05 + 0.08 * 1.3**kills)) == 0:
-                    break
-                raise AssertionError("it failed")
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-                process.wait()
-    assert kills >= 3 and contents(out) == contents(whole)
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
+from fixtures.gradient_learners import TD, TDLearner, Value
 from torch import nn
 
 from understudy.core import UserError
@@ -15,61 +15,12 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.devices import seed_generators
-from understudy.learn.fit import LearnerConfig, fit
-from understudy.learn.gradient_learner import GradientLearner
+from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
 STATE = "observation.state"
-
-
-class Value(nn.Module):
-    def __init__(self, dropout: float = 0.0):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 1))
-
-    def forward(self, obs):
-        return self.net(obs[STATE][:, -1])[:, 0]
-
-
-@dataclass(frozen=True)
-class TD(LearnerConfig):
-    """Values by temporal differences with a target network, and cloning weighted by their advantages."""
-
-    steps: int = 20
-    batch_size: int = 16
-    extra: tuple[str, ...] = ("next.reward",)
-    next_obs: bool = True
-    policy_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-3))
-    value_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-2, weight_decay=0.1))
-    target_decay: float = 0.9
-    dropout: float = 0.2
-
-    def build(self, policy, seed, steps, data):
-        return TDLearner(self, policy, seed, steps)
-
-
-class TDLearner(GradientLearner):
-    def __init__(self, config, policy, seed, steps):
-        super().__init__(config, policy, seed, steps)
-        self.value = self.register("value", Value(config.dropout), config.value_optimizer)
-        self.register("policy", policy, config.policy_optimizer)
-        self.target_value = self.target_network("value", config.target_decay)
-        self.average_weights("policy", ConstantDecay(0.8))
-
-    def update(self, batch):
-        self.minimize("value", self.value_loss, batch)
-        with self.evaluation():
-            advantage = batch.extra["next.reward"].sum(1) + self.target_value(batch.next) - self.value(batch.obs)
-        self.minimize("policy", self.policy.loss, batch, weights=advantage.exp().clamp(max=10))
-        return self.end_update(advantage=advantage.mean().item())
-
-    def value_loss(self, batch, rng):
-        noise = 0.1 * torch.randn(len(batch), generator=rng)
-        target = batch.extra["next.reward"].sum(1) + 0.9 * self.target_value(batch.next) + noise
-        return (self.value(batch.obs) - target).square()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.staged import contents, run
 from torch import nn
 
-from tests.learn.test_stages import contents, run
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.augment import ColorJitter, GaussianNoise

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.staged import call
 from torch import distributions as D
 
-from tests.learn.test_stages import call
 from understudy import config
 from understudy.checkpoint import FromStage
 from understudy.core import DataError, Feature, Unsupported, UserError

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.staged import call, contents, run
 
-from tests.learn.test_stages import call, contents, run
 from understudy.checkpoint import FromStage
 from understudy.core import ConfigError, Feature, Unsupported, UserError
 from understudy.data.codec import Normalizer

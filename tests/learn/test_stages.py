@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -11,23 +9,17 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from fixtures.staged import contents, episodes, method, parameters, run, tuned
 
 from understudy import config
 from understudy.checkpoint import FromStage, Scorer, load_module, save_module
-from understudy.cli import main
 from understudy.core import UserError, keys
-from understudy.data.augment import ConditionDropout
-from understudy.data.episode import Dataset, Episode
 from understudy.data.relabel import Hindsight
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
-from understudy.execute.planners import BestOfN, Guided, Hierarchical
-from understudy.heads.diffusion import Diffusion
-from understudy.heads.flow import Flow
+from understudy.execute.planners import BestOfN, Hierarchical
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
@@ -40,62 +32,15 @@ from understudy.learn.method import (
     find_references,
     load_actor,
     resolve_references,
-    with_steps,
 )
-from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.run import Run
 from understudy.learn.stages import check_stages, continue_from, use_run
 from understudy.learn.train import train
-from understudy.learn.validation import Validation
-from understudy.methods import find_method
-from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
-from understudy.policy import ClassifierFreeGuidance, Policy, PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_scorer
 
 STATE = "observation.state"
-
-
-def episodes(count: int = 6, shift: float = 0.0, seed: int = 0, part: str | None = None) -> Dataset:
-    rng = np.random.default_rng(seed)
-
-    def episode(n):
-        seen = (rng.normal(size=(n + 1, 3)).cumsum(0) + shift).astype(np.float32)
-        return Episode({STATE: seen, "action": np.tanh(seen[:-1, :2])}, {} if part is None else {"dataset": part})
-    return Dataset([episode(8 + 3 * i) for i in range(count)], {"path": "made_up.npz", "fps": 10})
-
-
-def method(steps: int = 4, head=None, **fields) -> Method:
-    return Method(PolicyConfig(head or Flow(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2)),
-                  learner=BehaviorCloning(steps, 8, ema=ConstantDecay(0.0)), **fields)
-
-
-def tuned(train=("codec", "encoder", "net"), load=("codec", "encoder", "net"), **fields) -> Method:
-    base = method(5)
-    start = InitializeFrom(FromStage("base"), load, train)
-    return method(stages=(Stage("base", base),), initialize_from=(start,), **fields)
-
-
-def run(out, made: Method, data: Dataset | None = None, **options) -> Policy:
-    options = {"device": "cpu", "save_freq": 2, "validation": Validation(4, 2), "progress": False, **options}
-    return train(made, data or episodes(), out, **options)
-
-
-def contents(out: Path) -> dict:
-    """All that a run and its stages hold, but for times."""
-    found = {}
-    for file in sorted(out.rglob("*")):
-        name = str(file.relative_to(out))
-        if file.suffix == ".safetensors":
-            found[name] = {k: v.numpy().tobytes() for k, v in load_file(file).items()}
-        elif file.name == "state.json":
-            found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
-        elif file.name == "metrics.jsonl":
-            lines = Run(file.parent).read_metrics()
-            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-        elif file.is_file():
-            found[name] = file.read_text()
-    return found
 
 
 class Stop:
@@ -183,10 +128,6 @@ def test_the_same_episodes_are_held_out_of_every_stage(tmp_path):
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------
-
-
-def parameters(policy: Policy, *names: str) -> list[torch.Tensor]:
-    return [p for name in names for p in policy.get_submodule(name).state_dict().values()]
 
 
 def test_frozen_parts_do_not_move(tmp_path):
@@ -431,119 +372,3 @@ def test_critics_share_the_codec_and_survive_their_files(tmp_path):
     path.write_text(json.dumps({"$": "understudy.learn.behavior_cloning:BehaviorCloningLearner"}))
     with pytest.raises(config.UntrustedCode, match="not a CheckpointModule"):
         load_module(tmp_path / "QFunction")
-
-
-# -- the command line -----------------------------------------------------------------------------------------------
-
-
-def call(*args) -> tuple[int, str]:
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        return main([str(a) for a in args]), out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def demos(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("demos") / "particle"
-    assert call("record", "particle", "--out", path, "--episodes", 6)[0] == 0
-    return path
-
-
-def pretrained() -> Method:
-    """Pre-training, then fine-tuning of the network alone."""
-    base = Method(PolicyConfig(Regression(), trunk=MLP(width=8, depth=1)), learner=BehaviorCloning(3, 8))
-    return replace(base, stages=(Stage("base", base),),
-                   initialize_from=(InitializeFrom(FromStage("base"), train=("net",)),))
-
-
-def guided() -> Method:
-    """Classifier-free guidance: the observation is dropped in a half of the training windows."""
-    seen = "observation.state"
-    config = PolicyConfig(Diffusion(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2),
-                          augmentations=(ConditionDropout(seen, 0.5),))
-    return Method(config, learner=BehaviorCloning(3, 8),
-                  inference=(Guided(guides=(ClassifierFreeGuidance((seen,), 3.0),)),))
-
-
-def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
-    out = tmp_path / "run"
-    command = ("train", f"{__name__}:pretrained", demos, "--trust", "tests", "--out", out, "--device", "cpu")
-    assert call(*command)[0] == 0
-    base, policy = Policy.load(out / "stages/base"), Policy.load(out)
-    assert all(map(torch.equal, parameters(policy, "encoder"), parameters(base, "encoder")))
-    assert call("eval", out, "particle", "--episodes", 2, "--device", "cpu")[0] == 0
-    assert Method.load(out) == pretrained()
-    # Its stage is taken from that run, and nothing but the network is trained on from it.
-    given = tmp_path / "given"
-    assert call(*command[:5], "--out", given, "--device", "cpu", "--stage", f"base={out}/stages/base")[0] == 0
-    assert Policy.load(given).state_dict().keys() == policy.state_dict().keys()
-    assert all(map(torch.equal, Policy.load(given).parameters(), policy.parameters()))
-    tuned = tmp_path / "tuned"
-    status, text = call("train", out, demos, "--from", out, "--freeze", "encoder", "--out", tuned, "--device", "cpu")
-    assert status == 0, text
-    assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
-    assert [s.name for s in Method.load(tuned).stages] == ["from"]
-    for wrong, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
-                        (["--stage", "base"], "'base' is not of the form NAME=RUN"),
-                        (["--stage", f"rest={out}"], "no stage 'rest'")):
-        status, text = call("train", "bc", demos, "--out", tmp_path / "none", *wrong)
-        assert status == 2 and says in text
-
-
-def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
-    onedp, half = find_method("onedp"), with_steps(find_method("onedp"), find_method("onedp").learner.steps // 2)
-    assert half.stages[0].method.learner.steps == onedp.stages[0].method.learner.steps // 2
-    assert replace(half, learner=onedp.learner, stages=onedp.stages) == onedp
-    kept = with_steps(onedp, 2, {onedp.stages[0].name})
-    assert kept.stages == onedp.stages and kept.learner.steps == 2
-    assert with_steps(onedp, 2).stages[0].method.learner.steps == max(round(
-        onedp.stages[0].method.learner.steps * 2 / onedp.learner.steps), 1)
-    nested = method(8, stages=(Stage("outer", method(40, stages=(Stage("inner", method(400)),))),))
-    scaled = with_steps(nested, 2).stages[0].method
-    assert (scaled.learner.steps, scaled.stages[0].method.learner.steps) == (10, 100)
-    offline = find_method("td3-bc")
-    tried = with_steps(offline, 10)
-    factor = 10 / offline.learner.steps
-    assert tried.collection.initial_updates == max(round(offline.collection.initial_updates * factor), 1)
-    assert tried.collection.updates_per_step == offline.collection.updates_per_step * factor
-    assert with_steps(method(0), 5).learner.steps == 5
-
-
-def test_a_method_with_stages_is_tried_in_a_few_updates(demos, tmp_path):
-    """The plan is printed before the training, and an option of a stage wins over the factor."""
-    command = ("train", f"{__name__}:pretrained", demos, "--trust", "tests", "--device", "cpu", "--steps", "6")
-    status, text = call(*command, "--out", tmp_path / "run")
-    assert status == 0 and "plan: stage base: 6 updates; then the method: 6 updates" in text
-    assert [Run(tmp_path / f).saved_steps()[-1] for f in ("run", "run/stages/base")] == [6, 6]
-    status, text = call(*command, "--out", tmp_path / "set", "--stages.0.method.learner.steps", "2")
-    assert status == 0 and "plan: stage base: 2 updates; then the method: 6 updates" in text
-    status, text = call(*command, "--out", tmp_path / "given", "--stage", f"base={tmp_path / 'set/stages/base'}")
-    assert status == 0 and "plan: stage base: taken from its run; then the method: 6 updates" in text
-
-
-def test_more_updates_continue_a_run_whose_stages_are_finished(tmp_path):
-    constant = replace(tuned(), learner=replace(tuned().learner, optimizer=OptimizerConfig(lr_schedule="constant")))
-    run(tmp_path / "run", constant, steps=4)
-    stage = contents(tmp_path / "run/stages")
-    run(tmp_path / "run", constant, steps=8)
-    assert Run(tmp_path / "run").saved_steps()[-1] == 8
-    assert contents(tmp_path / "run/stages") == stage
-
-
-def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
-    out = tmp_path / "run"
-    status, text = call("train", f"{__name__}:guided", demos, "--trust", "tests", "--out", out, "--device", "cpu",
-                        "--eval", "particle", "--rollouts", 2)
-    assert status == 0, text
-    status, text = call("eval", out, "particle", "--episodes", 2, "--json", "--device", "cpu")
-    assert status == 0, text
-    loaded = TrainedRun.load(out)
-    planner, policy = loaded.planner(), loaded.modules["policy"]
-    rng = torch.Generator().manual_seed(0)
-    obs = {k: torch.randn(50, 1, *policy.features[k].shape, generator=rng) for k in policy.inputs}
-    noise = policy.noise(keys(0, range(50)), torch.zeros(50, dtype=torch.int64))
-    plans = planner.plan(obs, noise)
-    assert torch.equal(plans, policy.plan(obs, noise, guided().inference[0].guides))
-    assert not torch.allclose(plans, policy.plan(obs, noise))
-    status, text = call("export", out, "--out", tmp_path / "policy.onnx")
-    assert status == 2 and "without Guided" in text

@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from fixtures.hands import Hand
 from folders import TESTS
 
-from tests.commands.test_robot_commands import Hand
 from understudy.commands.record import RecordOptions
 from understudy.commands.robot_options import name_lerobot_fields
 from understudy.core import ConfigError, UserError

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
+from fixtures.served import ANY, Slow, policy_service, state  # noqa: E402
+
 import understudy.serve  # noqa: E402
-from tests.serve.test_serve import ANY, Slow, policy_service, state  # noqa: E402
 from understudy.serve.client import Client  # noqa: E402
 from understudy.serve.server import BackgroundServer  # noqa: E402
 

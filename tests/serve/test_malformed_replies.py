@@ -3,63 +3,23 @@
 import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from fixtures.replies import RIGHT, description, reply, server
 
 pytest.importorskip("websockets", reason="extra serve not installed")
-
-from websockets.sync.server import serve  # noqa: E402
-
 from understudy.cli import main  # noqa: E402
-from understudy.core import Feature, UserError, keys  # noqa: E402
-from understudy.data.window import Window  # noqa: E402
-from understudy.execute.actor import PolicyActor  # noqa: E402
-from understudy.execute.chunking import RecedingHorizon  # noqa: E402
-from understudy.heads.flow import Flow  # noqa: E402
-from understudy.policy import PolicyConfig  # noqa: E402
+from understudy.core import UserError, keys  # noqa: E402
 from understudy.robots.acting import act_on_robot  # noqa: E402
 from understudy.robots.limits import SafetyLimits  # noqa: E402
 from understudy.robots.safety import SafeRobot  # noqa: E402
 from understudy.robots.simulated import SimulatedArm  # noqa: E402
 from understudy.serve.client import Client, MalformedReply, RemoteRunner  # noqa: E402
-from understudy.serve.describe import policy_metadata, policy_schema  # noqa: E402
-from understudy.serve.policy_service import ServedPolicy  # noqa: E402
 from understudy.serve.remote import RemoteActor, RemotePlanner, remote_actor  # noqa: E402
-from understudy.serve.wire import pack, unpack  # noqa: E402
-from understudy.testing import random_batch  # noqa: E402
 
 STATE = "observation.state"
-RIGHT = np.zeros((1, 8, 2), np.float32)
-
-
-def description(**changes):
-    config = PolicyConfig(Flow(n_steps=3), inputs=(STATE,), window=Window(1, 8))
-    policy, _ = random_batch(config, inputs={STATE: Feature("float32", (2,))})
-    served = ServedPolicy(PolicyActor(policy, RecedingHorizon(4)), policy, "abc")
-    metadata = policy_metadata(served, policy_schema(served), name="toy")
-    return {**metadata, "understudy": {**metadata["understudy"], **changes}}
-
-
-@contextmanager
-def server(metadata, answer):
-    """A websocket server that begins with `metadata`, and answers by `answer(number of the request, its id)`."""
-    def talk(connection):
-        connection.send(metadata if isinstance(metadata, (str, bytes)) else pack(metadata))
-        for number, message in enumerate(connection):
-            connection.send(answer(number, unpack(message)["understudy"]["id"]))
-    with serve(talk, "127.0.0.1", 0, compression=None) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"ws://127.0.0.1:{running.socket.getsockname()[1]}"
-        running.shutdown()
-
-
-def reply(id, **values):
-    return pack({**values, "understudy": {"id": id}})
-
-
 GARBAGE = {
     "no actions": (lambda id: reply(id), "'actions' is not an array of numbers but an array of object"),
     "text": (lambda id: reply(id, actions="forward"), "'actions' is not an array of numbers"),

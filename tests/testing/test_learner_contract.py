@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from fixtures.gradient_learners import TD, TDLearner
 
-from tests.learn.test_gradient_learner import TD, TDLearner
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from folders import PATHS
+from fixtures.lerobot_files import ENDS, LEROBOT, closed, flat_arrays
+from folders import TESTS
 
-from tests.data.formats.test_formats import ENDS, LEROBOT, _flat, closed
 from understudy.audit import find_problems
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
@@ -357,8 +357,8 @@ def test_what_cannot_be_read_yet_is_left_out_and_said(copy):
 
 _FULL = """
 import resource, sys
-sys.path[:0] = {paths!r}
-from tests.data.formats.test_formats import closed
+sys.path.insert(0, {tests!r})
+from fixtures.lerobot_files import closed
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
@@ -382,7 +382,7 @@ def test_a_disk_that_is_full(images, limit, tmp_path):
     path = tmp_path / "data"
     lerobot.append(path, closed(images=True), images=images if images != "read" else "png")
     before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, open_dataset(path).fingerprint()
-    code = _FULL.format(paths=PATHS)
+    code = _FULL.format(tests=str(TESTS))
     ran = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True, text=True,
                          timeout=100)
     assert "the disk is full" in ran.stdout and "\n  -> free some space" in ran.stdout, ran.stderr
@@ -409,13 +409,13 @@ def test_episodes_that_differ_are_not_written(tmp_path):
 
 
 def _save(path, **changes):
-    flat = _flat()
+    flat = flat_arrays()
     arrays = {"observations": flat["state"], "actions": flat["action"], "episode_ends": ENDS, **changes}
     np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
     return path
 
 
-_NEXT = np.concatenate([_flat()["state"][1:], _flat()["state"][:1]])
+_NEXT = np.concatenate([flat_arrays()["state"][1:], flat_arrays()["state"][:1]])
 
 
 @pytest.mark.parametrize("changes, parts", [

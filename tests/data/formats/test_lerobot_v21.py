@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fixtures import closed_form
+from fixtures.lerobot_files import CAMERA, LEROBOT, closed
 from folders import TESTS
 
-from tests.data.formats.test_formats import CAMERA, LEROBOT, closed
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data import video

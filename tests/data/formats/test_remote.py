@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import closed_form
+from fixtures.lerobot_files import CAMERA, LEROBOT, closed
 
-from tests.data.formats.test_formats import CAMERA, LEROBOT, closed
 from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.formats import lerobot, open_dataset, preview_dataset, remote

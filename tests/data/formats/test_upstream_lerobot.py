@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.lerobot_files import CAMERA, LEROBOT, closed
 from folders import BENCHMARKS, TESTS
 
-from tests.data.formats.test_formats import CAMERA, LEROBOT, closed
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, open_dataset
 

@@ -1,21 +1,17 @@
-"""Recording that survives: kills, power cuts, full disks, damage; and what else a recorder promises."""
+"""The recorder: what is there while it runs and after it stopped, and what it refuses."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import BENCHMARKS, PATHS, TESTS
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fixtures.recordings import SCHEMA, SEEN, holds, settled, show, told
+from folders import TESTS
 
 from understudy.core import Feature, UserError
 from understudy.data import journal
@@ -23,31 +19,9 @@ from understudy.data.episode import Episode
 from understudy.data.formats import lerobot, open_dataset
 from understudy.data.recording import encoder
 from understudy.data.recording import recorder as recording
-from understudy.data.recording.recorder import Recorder, publish, repair
+from understudy.data.recording.recorder import Recorder, repair
 
 STATE, FRONT = "observation.state", "observation.images.front"
-SCHEMA = {STATE: Feature("float32", (2,), names=("x", "y"), unit="m"), "action": Feature("float32", (1,))}
-SEEN = {**SCHEMA, FRONT: Feature("uint8", (16, 16, 3), "image"), "task": Feature("string", (), "string")}
-
-
-def told(number: int, step: int, seen: bool = False) -> tuple:
-    """What the closed form says of that step: obs, action, others."""
-    obs = {STATE: np.float32([number, step])}
-    if seen:
-        obs[FRONT] = np.full((16, 16, 3), 10 * number + step, np.uint8)
-    return obs, np.float32([number - step]), {"task": f"do {number}"} if seen else {}
-
-
-def show(r: Recorder, number: int, steps: int, seen: bool = False, **end) -> int | None:
-    for step in range(steps):
-        assert r.step(*told(number, step, seen))
-    return r.end(**end)
-
-
-def holds(episode: Episode, number: int, steps: int) -> bool:
-    state = np.float32([[number, t] for t in range(steps)])
-    return (np.array_equal(episode.steps[STATE][:steps], state) and len(episode) == steps
-            and np.array_equal(episode.steps["action"], number - state[:, 1:]))
 
 
 def test_what_is_recorded_is_what_is_read(tmp_path):
@@ -179,7 +153,7 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     show(r, 1, 2, True, success=True)
     for t in range(4):
         r.step(*told(2, t, True))
-    _settled(r)
+    settled(r)
     live = open_dataset(tmp_path / "d")
     assert [holds(e, n, s) for e, n, s in zip(live, (0, 1), (3, 2), strict=True)] == [True, True]
     assert live.metadata["warnings"] == ["it is being recorded: 1 episode not in the files yet"]
@@ -214,7 +188,7 @@ def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_a
     show(r, 0, 3)
     for t in range(4):
         r.step(*told(1, t))
-    _settled(r)
+    settled(r)
     r._lock.close()  # as if its process were gone
     with pytest.warns(DataWarning, match=r"d: episode 1 was not finished: its 4 steps are kept.*--include-inter") as w:
         again = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None)
@@ -248,7 +222,7 @@ def test_the_command_that_records_tells_of_what_was_interrupted(tmp_path, capsys
     for t in range(3):
         row = {n: first.steps[n][t] for n in first.steps}
         r.step({n: v for n, v in row.items() if n != "action"}, row["action"])
-    _settled(r)
+    settled(r)
     r._lock.close()
     assert main([*args, "3"]) == 0
     err = capsys.readouterr().err
@@ -301,7 +275,7 @@ def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch)
     with Recorder(SEEN, tmp_path / "d", fps=10, clock=None, images="png") as r:
         for number in range(8):
             show(r, number, 3, True)
-            _settled(r)
+            settled(r)
         worker = r._encoder._process
         began = time.monotonic()
         while len(journal.segment_files(tmp_path / "d" / journal.JOURNAL_FOLDER)) > 1 and time.monotonic() < began + 60:
@@ -311,175 +285,6 @@ def test_long_recordings_are_put_into_the_files_meanwhile(tmp_path, monkeypatch)
         assert json.loads((tmp_path / "d/meta/info.json").read_text())["total_episodes"] == 7  # the last may change
     assert worker.poll() == 0
     assert all(holds(e, n, 3) for n, e in enumerate(open_dataset(tmp_path / "d")))
-
-
-def _settled(r: Recorder) -> None:
-    """Everything is written and synced."""
-    began = time.monotonic()
-    while (r._queued_bytes or r._queue.qsize()) and time.monotonic() < began + 10:
-        time.sleep(0.01)
-    time.sleep(0.05)
-
-
-# -- damage ---------------------------------------------------------------------------------------------------------
-
-
-def _journal(folder: Path, episodes: int = 4) -> tuple[Path, list[int]]:
-    """A recording whose process is gone, and how long its journal was when each episode was finished."""
-    saved, ends = [], []
-    r = Recorder(SCHEMA, folder, fps=10, clock=None, on_saved=saved.append)
-    for number in range(episodes):
-        show(r, number, 3, success=True)
-        while len(saved) <= number:
-            time.sleep(0.001)
-        ends.append(r._journal.segment.stat().st_size)
-    for t in range(3):
-        r.step(*told(9, t))
-    _settled(r)
-    r._lock.close()
-    return r._journal.segment, ends
-
-
-@pytest.fixture(scope="module")
-def segment(tmp_path_factory):
-    file, ends = _journal(tmp_path_factory.mktemp("journal") / "d")
-    return file.name, file.read_bytes(), ends
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_path, data):
-    name, whole, ends = segment
-    at = data.draw(st.integers(0, len(whole)))
-    tail = data.draw(st.sampled_from([b"", bytes(50), b"\xd5uj1" * 5, os.urandom(60)]))
-    (tmp_path / name).write_bytes(whole[:at] + tail)
-    found = journal.read_segment(tmp_path / name)
-    assert len(found.episodes) == sum(end <= at for end in ends)
-    assert all(holds(e.episode(), n, 3) for n, e in enumerate(found.episodes))
-    if found.unfinished is not None:
-        state = found.unfinished.column(STATE)
-        assert (state[:, 1] == np.arange(len(state))).all()
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_byte_that_is_wrong_costs_no_more_than_its_episode(segment, tmp_path, data):
-    name, whole, ends = segment
-    at = data.draw(st.integers(0, len(whole) - 1))
-    wrong = bytearray(whole)
-    wrong[at] ^= data.draw(st.integers(1, 255))
-    (tmp_path / name).write_bytes(wrong)
-    found = journal.read_segment(tmp_path / name)
-    hit = sum(end <= at for end in ends)
-    states = [e.column(STATE) for e in found.episodes]
-    for number in set(range(len(ends))) - {hit}:
-        assert any(np.array_equal(s, [[number, t] for t in range(3)]) for s in states), number
-    for s, e in zip(states, found.episodes, strict=True):  # and nothing is there that was not recorded
-        assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.metadata["interrupted"])
-    assert found.problems
-
-
-def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path, monkeypatch):
-    _journal(tmp_path / "d")
-    removed = Path.unlink
-
-    def unlink(self, **more):
-        if self.suffix == ".part" and self.parent.name == "journal":
-            raise KeyboardInterrupt  # killed between the files and the journal
-        removed(self, **more)
-    with monkeypatch.context() as m:
-        m.setattr(Path, "unlink", unlink)
-        with pytest.raises(KeyboardInterrupt):
-            publish(tmp_path / "d")
-    between = open_dataset(tmp_path / "d")
-    assert len(between) == 5 and between.metadata["warnings"] == []
-    assert publish(tmp_path / "d").episodes == 0
-    assert open_dataset(tmp_path / "d").fingerprint() == between.fingerprint()
-
-
-# -- full disks -----------------------------------------------------------------------------------------------------
-
-
-def test_a_full_disk_is_said_at_the_next_step_and_costs_no_saved_episode(tmp_path, monkeypatch):
-    full, write, saved = [False], os.write, []
-
-    def scarce(handle, data):
-        if full[0]:
-            write(handle, bytes(data)[:5])  # some of it still fits
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(handle, data)
-    monkeypatch.setattr(journal.os, "write", scarce)
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, on_saved=saved.append)
-    show(r, 0, 3)
-    r.step(*told(1, 0))
-    _settled(r)
-    full[0] = True
-    with pytest.raises(UserError, match="the disk is full; every episode that was saved is kept"):
-        for t in range(1, 1000):
-            r.step(*told(1, t))
-            time.sleep(0.01)
-    with pytest.raises(UserError, match="understudy repair"):
-        r.close()
-    full[0] = False
-    assert saved == [0]
-    done = repair(tmp_path / "d")
-    data = open_dataset(tmp_path / "d")
-    assert done.episodes == 2 and holds(data[0], 0, 3) and holds(data[1], 1, 1) and data[1].metadata["interrupted"]
-
-
-FULL = """
-import resource, sys
-import numpy as np
-from understudy.data.recording.recorder import Recorder
-from understudy.core import Feature
-sys.path[:0] = {paths!r}
-from tests.data.recording.test_recorder import SEEN, told
-r = Recorder(SEEN, {path!r}, fps=10, clock=None, images="png", on_saved=lambda n: print("saved", n, flush=True))
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-with r:
-    for number in range(1000):
-        for step in range(3):
-            r.step(*told(number % 20, step, True))
-        r.end()
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file sizes")
-def test_a_limit_of_file_sizes_stands_in_for_a_full_disk(tmp_path):
-    path, limit = tmp_path / "d", 30_000
-    done = subprocess.run([sys.executable, "-c", FULL.format(paths=PATHS, path=str(path),
-                                                             limit=limit)], capture_output=True, text=True)
-    assert done.returncode == 1 and "the disk is full" in done.stderr, done.stderr
-    saved = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert saved == list(range(len(saved))) and len(saved) > 0
-    repair(path)
-    data = open_dataset(path)
-    assert len(data) >= len(saved) and all(holds(e, n % 20, 3) for n, e in zip(saved, data, strict=False))
-
-
-# -- kills and power cuts -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_kill_and_a_power_cut_lose_no_finished_episode(tmp_path):
-    """One of each here, more below; benchmarks/kill.py does a thousand."""
-    _killed(tmp_path, 2, "frames")
-
-
-@pytest.mark.slow
-def test_fifty_kills_and_power_cuts(tmp_path):
-    for k in range(5):
-        for way in ("steps", "frames", "toy"):
-            _killed(tmp_path / f"{k}-{way}", 4 if way == "steps" else 3, way)
-
-
-def _killed(folder: Path, times: int, way: str) -> None:
-    sys.path.insert(0, str(BENCHMARKS))
-    import kill
-
-    folder.mkdir(exist_ok=True)
-    lost = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
-    assert len(lost) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in lost), lost
 
 
 # -- names that policies read, and numbers that are none ------------------------------------------------------------

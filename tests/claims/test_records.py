@@ -1,0 +1,153 @@
+"""A record goes stale with its code and with nothing else, and says what its figures say."""
+
+import subprocess
+
+import numpy as np
+import pytest
+
+from understudy import config
+from understudy.claims import records
+from understudy.claims.base import (
+    MissingRequirement,
+    RecordedDemonstrations,
+    summarize,
+)
+from understudy.claims.runner import judge_again, judge_figures
+from understudy.core import UserError
+from understudy.data.formats import open_dataset
+from understudy.files import read_json
+
+
+def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
+    for name, claim in records.all_claims().items():
+        if records.record_path(name).exists():
+            parts, figures = read_json(records.record_path(name))["parts"], read_json(records.figures_path(name))
+            for part in claim.parts:
+                found = summarize(figures[part.name], dict(part.experiment.measures))
+                assert found.keys() == parts[part.name]["summary"].keys()
+
+
+def test_every_claim_stands_complete():
+    claims = records.all_claims()
+    rows = {row for c in claims.values() for row in c.rows}
+    assert {"260", "264", "158", "079", "281", "003", "007", "009", "185", "301", "308", "327"} <= rows
+    for name, claim in claims.items():
+        assert name == claim.name and records.find_file(name).with_suffix(".py").exists()
+        assert claim.negative_control.part in {p.name for p in claim.parts} and any(p.is_decisive for p in claim.parts)
+        for part in claim.parts:
+            assert len(part.experiment.seeds) >= 5 and set(part.rule.arms) <= {a.name for a in part.experiment.arms}
+            if part.name == claim.negative_control.part:
+                assert config.dump(claim.negative_control.change(part.experiment)) != config.dump(part.experiment)
+            for arm in part.experiment.arms:
+                assert all(config.load(config.dump(o), ("understudy", "claims")) == o for o in arm.options)
+
+
+@pytest.mark.slow
+def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
+    claim = records.find_claim("diffusion-bc")
+    before = records.fingerprint(claim)
+    assert before == records.fingerprint(claim)
+    original = records._module_file
+
+    def changed(text, change):
+        assert change(text) != text
+        return change(text)
+
+    def with_change(change):
+        def file(module):
+            path = original(module)
+            if path is None or module != "understudy.heads.diffusion":
+                return path
+            copy = tmp_path / path.name
+            copy.write_text(change(path.read_text()))
+            return copy
+        monkeypatch.setattr(records, "_module_file", file)
+        return records.fingerprint(claim)
+
+    def said_otherwise(text):
+        for same in (lambda text: "# said otherwise\n" + text, lambda text: text.replace("\n\n", "\n\n\n\n"),
+                     lambda text: text.replace("the action or a mixture of both", "the action or both"),  # a docstring
+                     lambda text: text.replace('    n_train_steps: int = 100\n',
+                                               '    n_train_steps: int = (\n        100)\n')):
+            text = changed(text, same)
+        return text
+    assert with_change(said_otherwise) == before
+    assert with_change(lambda text: text.replace("n_steps: int = 10", "n_steps: int = 11")) != before
+    seen = []
+    monkeypatch.setattr(records, "_module_file", lambda module: seen.append(module) or original(module))
+    records.fingerprint(claim)
+    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(seen)
+    assert "claims.evaluation.ema_oscillation" not in seen and "understudy.cli" not in seen
+    assert "understudy.data.episode" in seen and "understudy.data.formats.detection" not in seen
+    # What it names by a string is followed, and no other environment.
+    assert "understudy.envs.toys.particle" not in seen
+
+
+def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    np.savez(tmp_path / "shared/data/shown.npz", observations=np.zeros((6, 1)), actions=np.zeros((6, 1)),
+             episode_ends=[2, 4, 6])
+    (tmp_path / "checkout").mkdir()
+    monkeypatch.chdir(tmp_path / "checkout")
+    for folder in (None, "", str(tmp_path)):
+        monkeypatch.delenv("UNDERSTUDY_DATA", raising=False)
+        if folder is not None:
+            monkeypatch.setenv("UNDERSTUDY_DATA", folder)
+        with pytest.raises(MissingRequirement, match="shown.npz: The recorded .*\n  -> set UNDERSTUDY_DATA"):
+            RecordedDemonstrations("shown.npz", "").load(0)
+    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
+    values = open_dataset(tmp_path / "shared/data/shown.npz").fingerprint()
+    assert (
+        len(RecordedDemonstrations("shown.npz", values).load(0)) == 3
+        and len(RecordedDemonstrations("shown.npz", values, 2).load(0)) == 2
+    )
+    with pytest.raises(UserError, match=f"shown.npz: The data differ .*fingerprint {values}, not 0000"):
+        RecordedDemonstrations("shown.npz", "0" * 16).load(0)
+
+
+def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):
+    def git(*args):
+        return subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *args], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    (tmp_path / "claims/family/records").mkdir(parents=True)
+    for name in ("ledger.tsv", "family/one.py", "family/one.md"):
+        (tmp_path / "claims" / name).write_text("1")
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    assert records.provenance()["commit"] is None  # nothing is committed yet
+    git("add", ".")
+    git("commit", "-qm", "one")
+    head = git("rev-parse", "HEAD")
+    assert records.provenance()["commit"] == head and len(head) == 40
+    (tmp_path / "claims/family/records/one.json").write_text("{}")  # what a claim before this one wrote
+    (tmp_path / "claims/family/one.md").write_text("another word")
+    (tmp_path / "notes.md").write_text("elsewhere")
+    assert records.provenance()["commit"] == head
+    (tmp_path / "claims/family/one.py").write_text("2")
+    assert records.provenance()["commit"] == f"{head} with uncommitted changes"
+
+
+def test_the_stored_records_are_what_the_rules_say_of_the_stored_figures():
+    for name, claim in records.all_claims().items():
+        if records.record_path(name).exists():
+            record = read_json(records.record_path(name))
+            if records.is_redesigned(records.find_text(name).revision, record):
+                with pytest.raises(UserError, match="has changed since its record"):
+                    judge_again(claim, "2026-11-23", "A rule that was set after the figures.")
+                continue
+            found = judge_figures(claim, read_json(records.figures_path(name)))
+            assert (record["verdict"], record["reason"]) == (found["verdict"], found["reason"]), name
+            for part, stored in record["parts"].items():
+                assert stored["verdict"] == found["parts"][part]["verdict"]
+                for a, b in zip(stored["conditions"], found["parts"][part]["conditions"], strict=True):
+                    assert (a["low"], a["high"]) == pytest.approx((b["low"], b["high"]), rel=1e-6, abs=1e-9)
+
+
+def test_every_record_has_its_history():
+    for name in records.all_claims():
+        if records.record_path(name).exists():
+            record = read_json(records.record_path(name))
+            assert record["log"][-1]["verdict"] == record["verdict"]
+            assert {e["kind"] for e in record["log"]} <= {"pilot", "run", "redesign", "judged again", "note"}
+            assert all(e["change"] and e["date"] for e in record["log"])
+            assert [e["date"] for e in record["log"]] == sorted(e["date"] for e in record["log"])

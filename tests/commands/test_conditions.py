@@ -1,0 +1,173 @@
+"""Acting with another execution scheme, and with tasks in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.cli import TINY, document, refused
+
+from understudy import load_actor, make
+from understudy.cli import main
+from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.text_columns import TaskText
+from understudy.envs.toys.fork import ForkExpert
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import ObservationWrapper
+from understudy.execute.adaptive import ChunkBlending
+from understudy.files import read_json
+from understudy.learn.method import Method
+from understudy.policy import find_checkpoint
+
+LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", "right"))  # more than 64 bytes
+
+
+def test_a_policy_acts_with_another_execution_scheme(call, place, tmp_path):
+    """A low-pass filter halves each change of the action in an open field, and everything says which scheme it was."""
+    shared = ("eval", place / "a", "fork", "--episodes", "3")
+    assert call(*shared, "--save", tmp_path / "plain")[0] == 0
+    status, out, _ = call(*shared, "--executor", "low-pass", "--save", tmp_path / "filtered")
+    assert status == 0 and "--executor low-pass" in out
+    plain, filtered = (open_dataset(tmp_path / name) for name in ("plain", "filtered"))
+    for one, other in zip(plain, filtered, strict=True):
+        assert np.allclose(one.steps["action"][0], other.steps["action"][0])  # the first one is executed as it is
+        assert not np.allclose(one.steps["action"][1], other.steps["action"][1], atol=1e-6)
+    last = json.loads((place / "a" / "eval" / "fork.jsonl").read_text().splitlines()[-1])
+    assert last["executor"] == "low-pass"
+    refused(call(*shared, "--executor", "low-pas"), "no execution scheme 'low-pas'", "did you mean 'low-pass'")
+    refused(call("eval", place / "a", place / "demos", "--executor", "low-pass"), "recorded episodes")
+    refused(call("robustness", "scripted", "fork", "--executor", "low-pass"), "the expert plans no chunks")
+    status, _, _ = call("train", "bc", place / "demos", "--out", tmp_path / "run", "--executor", "chunk-blending",
+                        "--executor.weight", "0.25", *TINY)
+    assert status == 0 and Method.load(tmp_path / "run").executor == ChunkBlending(1, weight=0.25)
+
+
+EXECUTOR = """
+from dataclasses import dataclass, field
+from understudy.execute.chunking import ChunkedExecutor
+
+@dataclass(frozen=True)
+class Slowed(ChunkedExecutor):
+    n_action_steps: int = 7
+    skip: int = 0
+    factor: float = 0.5
+
+    def accept_plan(self, planner, state, request, chunk, delay=0):
+        return self.replace_chunk(state, request.rows, self.factor * chunk, delay)
+
+@dataclass(frozen=True)
+class Demanding(Slowed):
+    pace: int = field(kw_only=True)
+
+class Loose(ChunkedExecutor):
+    pass
+"""
+
+
+def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_path, monkeypatch):
+    """Its options follow --executor, and the number of executed steps stays that of the method."""
+    (tmp_path / "slowed.py").write_text(EXECUTOR)
+    monkeypatch.chdir(tmp_path)
+    name = ["--executor", "slowed:Slowed", "--executor.factor", "0.25"]
+    shared = ("eval", place / "a", "fork", "--episodes", "3", "--save")
+    assert call(*shared, tmp_path / "plain")[0] == 0
+    refused(call(*shared, tmp_path / "no", *name), "names slowed:Slowed", "add --trust slowed")
+    status, out, _ = call(*shared, tmp_path / "slow", *name, "--trust", "slowed", "--workers", "2")
+    assert status == 0 and "--executor slowed:Slowed --executor.factor 0.25 --trust slowed" in out
+    plain, slow = (open_dataset(tmp_path / folder) for folder in ("plain", "slow"))
+    for one, other in zip(plain, slow, strict=True):
+        assert np.allclose(0.25 * one.steps["action"][0], other.steps["action"][0], atol=1e-6)
+    refused(call(*shared, tmp_path / "no", *name[:2], "--executor.facto", "1", "--trust", "slowed"),
+            "no option --executor.facto", "did you mean '--executor.factor'?")
+    refused(call(*shared, tmp_path / "no", *name[2:]), "none is named")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Demanding", "--trust", "slowed"), "needs pace")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Missing", "--trust", "slowed"), "slowed:Missing")
+    refused(call(*shared, tmp_path / "no", "--executor", "slowed:Loose", "--trust", "slowed"), "frozen dataclass")
+    for command in (["compare", place / "a", tmp_path / "plain", "--env", "fork"],
+                    ["robustness", place / "a", "fork", "--shifts", "noise", "--levels", "noise=0.1"]):
+        assert call(*command, "--episodes", "3", *name, "--trust", "slowed")[0] == 0
+    status, _, _ = call("train", "bc", place / "demos", "--out", tmp_path / "run", *name, "--trust", "slowed", *TINY)
+    made = Method.load(tmp_path / "run", ("slowed",)).executor
+    assert status == 0 and type(made).__name__ == "Slowed" and (made.n_action_steps, made.factor) == (1, 0.25)
+    status, out, _ = call("export", place / "a", "--out", tmp_path / "a.onnx", *name, "--trust", "slowed",
+                          "--inputs", "5", "--json")
+    assert status == 0 and json.loads(out)["executor"] == "Slowed"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory) -> Path:
+    """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""
+    folder, env = tmp_path_factory.mktemp("told"), make("fork", 20)
+    shown = [e for side in (1, -1) for e in rollout(ForkExpert(side=side), env, 20, seed=recording_seed(0))]
+    np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in shown]),
+             actions=np.concatenate([e.steps["action"] for e in shown]), episode_ends=np.cumsum([*map(len, shown)]),
+             task=[LEFT] * 20 + [RIGHT] * 20)
+    assert main(["train", "bc", str(folder / "two.npz"), "--out", str(folder / "run"), "--language", "--steps", "250",
+                 "--save-freq", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learner.batch-size", "64",
+                 "--policy.encoder.text.channels", "16", "--val-fraction", "0"]) == 0
+    return folder
+
+
+def test_words_decide_what_is_done(call, told):
+    for words, side in ((LEFT, 1), (RIGHT, -1)):
+        found = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",
+                              "--save", told / str(side), "--device", "cpu"))
+        assert found["successes"] == 20
+        assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in open_dataset(told / str(side)))
+    # The same words from Python, and on recorded episodes.
+    read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
+    by_hand = evaluate(
+        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
+    )
+    assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
+    assert call("eval", told / "run", told / "two.npz")[0] == 0
+
+
+def test_words_that_were_never_trained_are_told(call, told):
+    run, few = told / "run", ("--episodes", 2, "--device", "cpu")
+    assert read_json(find_checkpoint(run) / "provenance.json")["data"]["tasks"] == sorted([LEFT, RIGHT])
+    assert "not trained on" not in call("eval", run, "fork", "--task", LEFT, *few)[2]
+    status, out, err = call("eval", run, "fork", "--task", "fly to the moon " * 9, *few, "--json")
+    warned, = [line for line in err.splitlines() if "not trained on" in line]
+    assert status == 0 and out.startswith("{") and f"'{'fly to the moon ' * 3}" in warned and len(warned) < 400
+    assert warned.startswith("warning: ") and LEFT in warned and RIGHT in warned
+    assert "not trained on" in call("robustness", run, "fork", "--task", "fly", "--episodes", 2, "--shifts", "noise",
+                                    "--levels", "noise=0.1", "--device", "cpu")[2]
+
+
+def test_tasks_of_an_environment_that_were_never_trained_are_told(call, tmp_path):
+    assert call("record", "gridworld_tasks", "--out", tmp_path / "all", "--episodes", 40)[0] == 0
+    data = open_dataset(tmp_path / "all")
+    first = sorted({e.metadata["task"] for e in data})
+    some = data.filter(lambda e: e.metadata["task"] in first[:4])
+    write_dataset(some, tmp_path / "some")
+    train = ("train", "bc", tmp_path / "some", "--out", tmp_path / "run", *TINY)
+    assert call(*train)[0] == 0
+    known = read_json(find_checkpoint(tmp_path / "run") / "provenance.json")["data"]["tasks"]
+    assert set(known) <= set(first[:4])
+    status, _, err = call("eval", tmp_path / "run", "gridworld_tasks", "--episodes", 20, "--save", tmp_path / "saved")
+    tasks = [e.metadata["task"] for e in open_dataset(tmp_path / "saved")]
+    n = sum(task not in known for task in tasks)
+    assert status == 0 and 0 < n < 20
+    assert f"warning: {n} of 20 episodes have a task that {tmp_path / 'run'} was not trained on, such as" in err
+    assert f"It was trained on {len(known)} tasks, such as" in err
+    held_out = call("eval", tmp_path / "run", tmp_path / "all")[2]
+    assert "episodes have a task" in held_out
+
+
+def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
+    run, two = told / "run", told / "two.npz"
+    refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")
+    refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "trained without words", "--language")
+    kept = ["eval", run, "fork", "--episodes", 2, "--device", "cpu", "--save", told / "kept", "--task"]
+    assert call(*kept, LEFT)[0] == 0
+    refused(call(*kept, "go"), "'go'", LEFT)
+    train = ["train", "bc", "--out", tmp_path / "r", "--language", *TINY]
+    refused(call(*train[:2], place / "demos", *train[2:]), "the data have no tasks in words", "leave out")
+    refused(call(*train[:2], two, *train[2:], "--eval", "fork"), "--eval: the environment fork does not say")
+    refused(call("train", "knn", two, "--language", "--out", tmp_path / "r"), "observation.task", "TokenEncoder")
+    assert not list(tmp_path.iterdir())

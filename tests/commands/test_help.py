@@ -1,0 +1,198 @@
+"""Help, usage, and values that are refused before anything is looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from fixtures.cli import refused
+
+from understudy import __version__
+from understudy.cli import COMMANDS, main
+from understudy.commands.options import change_fields, settable_fields
+from understudy.core import ConfigError
+from understudy.methods import find_method
+
+
+def test_help_names_every_command(call):
+    status, out, _ = call("--help")
+    assert status == 0 and all(f"  {name} " in out for name in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 120 and len(out.splitlines()) <= len(COMMANDS) + 11
+    assert call()[:2] == (0, out)
+
+
+def test_version(call):
+    assert call("--version")[:2] == call("-v")[:2] == (0, __version__ + "\n")
+
+
+def test_help_needs_no_pytorch():
+    code = ("import sys, contextlib, io\nfrom understudy.cli import COMMANDS, main\n"
+            "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+            "    assert main(['--help']) == 0 and all(main([c, '--help']) == 0 for c in COMMANDS)\n"
+            "assert out.getvalue().count('usage:') == len(COMMANDS) + 1\n"
+            "print(*(m for m in ('torch', 'numpy', 'scipy', 'gymnasium') if m in sys.modules))")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "\n"), ran.stderr
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
+    """Also in colors, also over several lines; columns stay columns."""
+    if terminal:
+        monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", True)
+    for columns in ("60", "100"):
+        monkeypatch.setenv("COLUMNS", columns)
+        for args in (*([name, "--help"] for name in COMMANDS), ["train", "bc", "--help"]):
+            out = call(*args)[1]
+            assert ("\x1b[" in out) == terminal
+            plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+            assert "{None}" not in plain
+            assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
+    assert re.search(r"--threshold RATE +distinguish one rate from this bound \(default: None\)", re.sub(
+        r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
+
+
+def test_unknown_command(call):
+    refused(call("recrod", "fork"), "no command 'recrod'", "understudy record fork")
+
+
+@pytest.mark.parametrize("args", [["train", "bc"], ["train", "bc", "d", "--out", "r", "--stepz", "3"],
+                                  ["eval", "r", "fork", "--episodes", "many"], ["record", "fork", "--by", "magic"]])
+def test_usage(call, args):
+    refused(call(*args), f"understudy {args[0]}")
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["train", "bc", "d", "--out", "r", "--steps", "ten"], "--steps: 'ten' is not an integer\n"),
+    (["train", "bc", "d", "--out", "r", "--val-fraction=much"], "--val-fraction: 'much' is not a number\n"),
+    (["train", "bc", "d", "--out", "r", "--image-size", "96", "wide"],
+     "--image-size: '96 wide' is not an integer or two integers\n"),
+    (["eval", "r", "fork", "--episodes", "many"], "--episodes: 'many' is not an integer\n"),
+])
+def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
+    refused(call(*args), "understudy: " + words)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("args", [
+    "record fork --out d --episodes", "record fork --out d --episodes 3 --rows",
+    "record fork --out d --episodes 3 --workers", "replay d fork --rows", "train bc d --out r --steps",
+    "train bc d --out r --save-freq", "train bc d --out r --rollouts", "train bc d --out r --buffer-size",
+    "train bc d --out r --max-episode-steps", "eval r fork --episodes", "eval r fork --rows", "eval r fork --workers",
+    "compare a b --env fork --episodes", "compare a b --env fork --rows", "compare a b --env fork --workers",
+    "plan 0.7 0.8 --episodes", "robustness r fork --episodes", "robustness r fork --rows",
+    "claims run --all --workers"])
+def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
+    monkeypatch.chdir(tmp_path)
+    option = args.split()[-1]
+    refused(call(*args.split(), count), f"understudy: {option}: must be 1 or more, but is {count}\n"
+                                        f"  -> such as {option} ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
+                                  "compare a b --env fork", "robustness r fork"])
+def test_seeds_below_0_are_understudys_own(call, args):
+    refused(call(*args.split(), "--seed", -1), "--seed: must be 0 or more, but is -1\n  -> negative seeds")
+
+
+@pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",
+                                  "split d --by task --out o --names", "view make d --out v --select",
+                                  "view make d --out v --delete"])
+def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
+    option = args.split()[-1]
+    refused(call(*args.split()), f"{option}: needs at least one value, but has none\n  -> name them, or leave")
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
+        ("claims list --all", "expected --all with run only\n  -> leave --all out"),
+        ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
+        ("claims run nothing", "there is no claim 'nothing'"),
+        ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
+        ("compare a a --env fork", "the policy a is named twice\n  -> there is nothing to tell apart"),
+        (
+            "compare --group x a b --group x c d --env fork",
+            "--group: the name 'x' is given twice\n",
+        ),
+        (
+            "eval a fork --repeats 1",
+            "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n",
+        ),
+        ("eval a fork --repeats -1", "found -1\n  -> such as --repeats 8"),
+        (
+            "record fork --out d --episodes 3 --actor keyboard --workers 2",
+            "expected one worker, since you are one, found 2\n",
+        ),
+    ],
+)
+def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args, says):
+    refused(call(*args.split()), says)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(("args", "message"), [
+    (["train", "bc", "d", "--out", "r", "--image-sise", "3"],
+     "understudy train: there is no option --image-sise\n  -> did you mean '--image-size'? understudy train --help"),
+    (["train", "bc", "d", "--out", "r", "--image_sise=3"],
+     "no option --image_sise\n  -> did you mean '--image-size'? "),
+    (["record", "fork", "--out", "d", "--episodes", "3", "-x"],
+     "understudy record: there is no option -x\n  -> understudy record --help says what can be set\n"),
+    (["record", "fork", "--out", "d", "--episodes", "3", "--actor", "scriptd"],
+     "--actor: 'scriptd' is not scripted, random or keyboard\n"
+     "  -> did you mean 'scripted'? understudy record --help"),
+    (["train", "bc", "d", "--out", "r", "--device", "gpu"],
+     "--device: 'gpu' is not auto, cpu, cuda or mps\n  -> "),
+    (["claims", "runn"],
+     "understudy claims: 'runn' is not list, run, check, judge, spot-check or table\n  -> did you mean 'run'? "),
+    (["train", "bc"], "understudy train: missing DATA, --out RUN\n  -> understudy train --help"),
+    (["train", "bc", "d", "--out"], "--out: needs a value, but has none\n  -> "),
+    (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: needs a value, but has none\n  -> "),
+    (["methods", "bc", "act"], "understudy methods: unexpected argument 'act'\n  -> "),
+])
+def test_usage_is_told_in_one_message_with_the_nearest_right_option(args, message, encoding, monkeypatch):
+    """Whatever the terminal can draw, and however wide it is."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding), io.StringIO()
+    monkeypatch.setenv("COLUMNS", "200" if encoding == "ascii" else "44")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(args) == 2
+    assert err.getvalue().startswith("understudy: ") and message in err.getvalue() and err.getvalue().count("\n") == 2
+    out.flush()
+    assert out.buffer.getvalue() == b""
+
+
+@pytest.mark.parametrize("args, inside", [(["--policy.head", "Regression"], "--policy.head.n-components"),
+                                          (["--policy.trunk=unet"], "--policy.trunk.")])
+def test_a_part_is_not_exchanged_on_the_command_line(args, inside):
+    with pytest.raises(ConfigError, match=rf"there is no option --policy.\w+: .* such as {inside}.*\n  -> to exchange"):
+        change_fields(find_method("bc-gmm"), args, "understudy train")
+
+
+def test_counts_and_seeds_that_mean_nothing(call, place, tmp_path):
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 2, "--rows", 0), "--rows", "but is 0")
+    refused(call("eval", place / "a", "CartPole-v1", "--rows", 0), "--rows", "but is 0")
+    refused(call("replay", place / "demos", "fork", "--rows", -1), "--rows", "but is -1")
+    train = ["train", "bc", place / "demos", "--out", tmp_path / "r"]
+    refused(call(*train, "--eval", "fork", "--rollouts", 0), "--rollouts", "but is 0")
+    refused(call(*train, "--seed", -1), "--seed", "but is -1")
+    refused(call(*train, "--save-freq", 0), "--save-freq", "but is 0")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_looks_for_its_device_first(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    refused(call("demo", "--out", tmp_path / "demo", "--device", "mps"), "this machine has no mps device")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_help_of_a_recipe_lists_what_can_be_set(call):
+    status, out, _ = call("train", "flow-policy", "--help")
+    assert status == 0 and "--out RUN" in out
+    for name, _, _ in settable_fields(find_method("flow-policy")):
+        assert f"--{name.replace('_', '-')}" in out or f"--{name}" in out

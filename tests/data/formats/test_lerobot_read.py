@@ -1,0 +1,70 @@
+"""LeRobot: files of every version, and values that are read when they are needed."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fixtures import closed_form
+from fixtures.lerobot_files import CAMERA, FOLDERS, LEROBOT
+
+from understudy.core import Feature, UserError
+from understudy.data.formats import open_dataset
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_files_of_every_version_hold_the_closed_form(folder):
+    data = open_dataset(LEROBOT / folder)
+    numbers = [0, 2, 3] if folder.endswith(("grid", "video_h264")) else [0, 1, 2, 3]
+    assert data.metadata["format"] == "lerobot" and data.metadata["version"] == folder[:4]
+    assert data.fps == 10 and data.metadata["robot_type"] == "closed_form" and data.metadata["warnings"] == []
+    assert [len(e) for e in data] == [closed_form.LENGTHS[n] for n in numbers]
+    assert data.features()["observation.state"] == Feature("float32", (3,), "vector", ("x", "y", "z"))
+    for n, episode in zip(numbers, data, strict=True):
+        expected, steps = closed_form.episode(n), episode.steps
+        np.testing.assert_array_equal(steps["observation.state"], expected["state"])
+        np.testing.assert_array_equal(steps["action"], expected["action"])
+        np.testing.assert_array_equal(steps["next.reward"], expected["reward"])
+        np.testing.assert_array_equal(steps["next.done"], expected["terminated"])
+        np.testing.assert_array_equal(steps["timestamp"], np.arange(len(episode), dtype=np.float32) / np.float32(10))
+        assert steps["task"].tolist() == [closed_form.task(n)] * len(episode) and steps["task"].strides == (0,)
+        if CAMERA in steps:
+            off = np.abs(steps[CAMERA].astype(int) - expected["image"])
+            assert off.max() == 0 if "video" not in folder else off.mean(axis=(1, 2, 3)).max() <= 2.4
+        if "observation.grid" in steps:
+            state = expected["state"]
+            np.testing.assert_array_equal(steps["observation.grid"], np.stack([state, -state], 1))
+            assert steps["observation.note"].tolist() == [f"episode {n} step {t}" for t in range(len(episode))]
+
+
+def test_all_versions_of_the_same_values_have_the_same_fingerprint():
+    images = [f for f in FOLDERS if f.endswith("/images")]
+    assert len(images) == 4  # v2.0, v2.1, v3.0, v3.0_converted
+    assert len({open_dataset(LEROBOT / f).fingerprint() for f in images}) == 1
+
+
+@pytest.mark.parametrize("rows, together", [(1, 5), (1, 2**16), (3, 7), (7, 7), (100, 1)])
+def test_row_groups_need_not_be_episodes(rows, together, tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.data.formats.lerobot_read._ROWS", together)
+    shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
+    file = next(tmp_path.glob("data/data/*/*.parquet"))
+    pq.write_table(pq.read_table(file), file, row_group_size=rows)
+    assert open_dataset(tmp_path / "data").fingerprint() == open_dataset(LEROBOT / "v3.0/images").fingerprint()
+
+
+def test_opening_reads_no_data(tmp_path):
+    path = tmp_path / "data"
+    shutil.copytree(LEROBOT / "v3.0/images", path)
+    next(path.glob("data/*/*.parquet")).write_bytes(b"no parquet")
+    data = open_dataset(path)  # not yet
+    assert (len(data), data.steps, list(data[0].steps)[:2]) == (4, 22, ["observation.state", "action"])
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="the Parquet file cannot be read"):
+        data[0].steps["action"]

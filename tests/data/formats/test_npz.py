@@ -1,0 +1,101 @@
+"""npz: arrays become columns by name, and episodes by length."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+from fixtures import closed_form
+from fixtures.lerobot_files import ENDS, flat_arrays, write_npz
+
+from understudy.data.formats import lerobot, open_dataset
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
+
+
+def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
+    flat = flat_arrays()
+    path = write_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"],
+                     rewards=flat["reward"][:, None], terminals=flat["terminated"].astype(np.float32),
+                     timeouts=flat["truncated"], episode_ends=ENDS, seed=np.arange(4),
+                     **{"next.success": flat["terminated"], "observation.force": flat["reward"]})
+    data = open_dataset(path)
+    assert data.metadata["format"] == "npz" and data.fps is None
+    assert list(data.features()) == ["observation.state", "action", "next.reward", "next.terminated", "next.truncated",
+                                     "next.success", "observation.force"]
+    for e, episode in enumerate(data):
+        c = closed_form.episode(e, images=False)
+        for name, key in (("observation.state", "state"), ("action", "action"), ("next.reward", "reward"),
+                          ("next.terminated", "terminated"), ("next.truncated", "truncated")):
+            np.testing.assert_array_equal(episode.steps[name], c[key])
+        assert episode.steps["next.terminated"].dtype == bool and episode.metadata == {"seed": e}
+        json.dumps(episode.metadata)
+
+
+@pytest.mark.parametrize("how", ["next_observations", "one row more", "both"])
+def test_npz_last_observations(how, tmp_path):
+    flat, longer = flat_arrays(), flat_arrays(extra=1)["state"]
+    following = np.concatenate([closed_form.episode(e, 1, images=False)["state"][1:] for e in range(4)])
+    given = {} if how == "one row more" else {"next_observations": following}
+    path = write_npz(tmp_path / "d.npz", observations=flat["state"] if how == "next_observations" else longer,
+                     actions=flat["action"], episode_ends=ENDS, **given)
+    for e, episode in enumerate(open_dataset(path)):
+        expected = closed_form.episode(e, 1, images=False)["state"]
+        np.testing.assert_array_equal(episode.steps["observation.state"], expected)
+        assert len(episode) == closed_form.LENGTHS[e]
+
+
+@pytest.mark.parametrize("fps", [10, 29.97, np.float32(15)])
+def test_npz_says_its_rate(fps, tmp_path):
+    flat = flat_arrays()
+    data = open_dataset(write_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"],
+                                  episode_ends=ENDS, fps=fps))
+    assert data.fps == fps and "fps" not in data.features() and "fps" not in data[0].metadata
+
+
+def test_npz_files_of_one_name_size_and_time_are_not_confused(tmp_path):
+    """As a script makes them that writes one small file a seed."""
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        np.savez(tmp_path / str(seed) / "data.npz", observations=np.full((4, 2), float(seed)), actions=np.zeros((4, 1)),
+                 episode_ends=np.array([4]))
+        os.utime(tmp_path / str(seed) / "data.npz", ns=(10**18, 10**18))
+    assert (tmp_path / "1/data.npz").stat().st_size == (tmp_path / "2/data.npz").stat().st_size
+    for seed in (1, 2):
+        assert (open_dataset(tmp_path / str(seed) / "data.npz")[0].steps["observation.state"] == seed).all()
+
+
+def test_npz_stored_column_by_column_or_plainly_reads_the_same(tmp_path):
+    flat = flat_arrays()
+    prints = set()
+    for name, save, order in (("a", np.savez, "C"), ("b", np.savez_compressed, "F"), ("c", np.savez, "F")):
+        save(tmp_path / f"{name}.npz", observations=np.asarray(flat["state"], order=order), actions=flat["action"],
+             episode_ends=ENDS)
+        prints.add(open_dataset(tmp_path / f"{name}.npz").fingerprint())
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name, episodes, steps, last", [
+    ("hand_dapg/adroit_door_human", 25, 6729, 0), ("cs285/hopper_expert", 2, 2000, 1), ("cs285/ant_expert", 2, 2000, 1),
+    ("cs285/walker2d_expert", 2, 2000, 1), ("cs285/halfcheetah_expert", 2, 2000, 1),
+    ("stable_baselines/cartpole_expert", 100, 49527, 0), ("stable_baselines/pendulum_expert", 100, 20000, 0),
+    ("imitation/cartpole_expert", 57, 26964, 1), ("imitation/pendulum_expert", 56, 11200, 1)])
+def test_recorded_npz_files_open(name, episodes, steps, last, shared, tmp_path):
+    path = shared / "data" / f"{name}.npz"
+    data = open_dataset(path)
+    assert (len(data), data.steps) == (episodes, steps)
+    with np.load(path) as raw:
+        ends, observations = raw["episode_ends"], raw["observations"]
+        for e in (0, episodes - 1):
+            begin = (ends[e - 1] if e else 0) + (e if len(observations) > steps else 0)
+            n = len(data[e]) + (last if len(observations) > steps else 0)
+            seen = data[e].steps["observation.state"]
+            np.testing.assert_array_equal(seen[:n], observations[begin:begin + n])
+            assert len(seen) == len(data[e]) + last
+    lerobot.write(data, tmp_path / "out")
+    assert open_dataset(tmp_path / "out").fingerprint() == data.fingerprint()

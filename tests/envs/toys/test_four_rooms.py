@@ -1,0 +1,44 @@
+"""Four rooms."""
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import envs
+from understudy.envs.toys import four_rooms, maze
+from understudy.evaluate.rollout import rollout
+from understudy.testing import check_env
+
+
+@pytest.mark.parametrize("style", four_rooms.STYLES)
+def test_every_style_keeps_the_contract(style):
+    check_env(lambda rows: envs.make(f"four_rooms:{style}", rows, limit=25))
+
+
+def test_every_cell_is_reached_and_rooms_part_at_doors_only():
+    steps = four_rooms.STEPS.reshape(64, 64)
+    assert np.isfinite(steps).all() and (steps == steps.T).all()
+    assert steps[0, 63] == 14 and steps[0, 4] == 6 and steps[8 * 3 + 3, 8 * 4 + 3] == 5  # round by the door at (3, 1)
+    env = four_rooms.FourRooms(1)
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 2.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([3.9, 2.5])
+    env.restore(torch.tensor([0]), {"observation.state": torch.tensor([[3.9, 1.5]]),
+                                    "observation.goal": torch.tensor([[7.5, 7.5]])})
+    assert env.step(torch.tensor([[2.0, 0.0]])).obs["observation.state"][0].tolist() == pytest.approx([4.1, 1.5])
+
+
+def test_styles_differ_in_what_their_episodes_show():
+    def rooms_and_success(style):
+        ran = rollout(envs.make(f"four_rooms:{style}", 60).expert(), envs.make(f"four_rooms:{style}", 60), 60, seed=3)
+        at = [(e.steps["observation.state"] > 4) @ [1, 2] for e in ran]
+        return np.mean([len(np.unique(a)) for a in at]), [e.metadata.get("success") for e in ran], ran
+    rooms, success, _ = rooms_and_success("navigate")
+    assert rooms < 2.5 and all(success)
+    rooms, success, _ = rooms_and_success("play")
+    assert rooms > 2.5 and set(success) == {None}
+    rooms, success, ran = rooms_and_success("stitch")
+    cells = [maze.cell_of(e.steps["observation.state"], 8) @ [8, 1] for e in ran]
+    far = max(four_rooms.STEPS.reshape(64, 64)[c[0], c].max() for c in cells)
+    assert rooms < 2.2 and far <= four_rooms.REACH + 2  # of 14; the way between two waypoints may lead farther
+    assert 0.3 < np.mean(rooms_and_success("mixed")[1]) < 0.8

@@ -1,0 +1,102 @@
+"""Films of episodes."""
+
+import base64
+import io
+import re
+import xml.etree.ElementTree as xml
+
+import av
+import numpy as np
+import pytest
+import torch
+from fixtures.reports import checked, of, svg
+
+from understudy.core import UserError
+from understudy.data.episode import Episode
+from understudy.envs.toys.fork import Fork
+from understudy.envs.toys.push import Push
+from understudy.evaluate import plots
+from understudy.evaluate.episode_video import film_strip, write_video
+from understudy.evaluate.evaluation import evaluate
+from understudy.evaluate.report import (
+    write_report,
+)
+from understudy.execute.actor import NoisyActor
+
+
+def frames(path):
+    with av.open(str(path)) as file:
+        return [f.to_ndarray(format="rgb24") for f in file.decode(video=0)], file.streams.video[0].average_rate
+
+
+def test_a_film_shows_every_step(runs, tmp_path):
+    e, env = runs["steady"].episodes[0], Fork(1)
+    shown, rate = frames(write_video(e, tmp_path / "a.mp4", env))
+    assert len(shown) == len(e) + 1 and rate == 10  # and what was seen last
+    fifth = torch.from_numpy(e.steps["observation.state"][5:6].copy())
+    env.restore(torch.zeros(1, dtype=torch.int64), {"observation.state": fifth})
+    assert np.abs(shown[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(shown[5].astype(int) - shown[9]).max()
+    shown, _ = frames(write_video(e, tmp_path / "a.gif", env, fps=5))
+    assert len(shown) == len(e) + 1
+    root = xml.fromstring(write_video(e, tmp_path / "a.svg", env).read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
+
+
+def test_a_film_of_a_camera_needs_no_environment(tmp_path):
+    picture = np.zeros((6, 33, 47, 3), np.uint8)  # odd sizes
+    picture[:, :, :, 0] = (40 * np.arange(6))[:, None, None]
+    e = Episode({"observation.images.front": picture, "action": np.zeros((6, 1), np.float32)})
+    shown, _ = frames(write_video(e, tmp_path / "a.mp4"))
+    assert len(shown) == 6 and shown[0].shape == (34, 48, 3)
+    assert [f[..., 0].mean() for f in shown] == pytest.approx([40 * i for i in range(6)], abs=6)
+
+
+def pixels(image):
+    """The PNG that stands in an <image>."""
+    data = base64.b64decode(image.get("href").removeprefix("data:image/png;base64,"))
+    with av.open(io.BytesIO(data)) as file:
+        return next(file.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def test_a_strip_holds_the_very_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    seen = rng.integers(0, 256, (30, 20, 40, 3), dtype=np.uint8)
+    e = Episode({"observation.images.front": seen, "action": np.zeros((29, 1), np.float32)})
+    root = svg(figure := film_strip(e, 5))
+    images, labels = of(root, "image"), [t.text for t in root.iter("text")]
+    assert labels == ["step 0", "step 7", "step 14", "step 22", "step 29"] and "front" in figure.alt_text
+    for image, step in zip(images, (0, 7, 14, 22, 29), strict=True):
+        np.testing.assert_array_equal(pixels(image), seen[step])
+        assert float(image.get("width")) == pytest.approx(2 * float(image.get("height")), rel=1e-3)
+    left, top = ([float(i.get(k)) for i in images] for k in "xy")
+    assert top[0] == top[3] < top[4] and left[0] == left[4] and left == sorted(left[:4]) + left[4:]
+    assert float(images[3].get("x")) + float(images[3].get("width")) == pytest.approx(plots.WIDTH, abs=0.1)
+    grey = Episode({"observation.images.g": seen[:3, ..., :1].repeat(10, 1).repeat(10, 2), "action": np.zeros((3, 1))})
+    shown = pixels(of(svg(film_strip(grey)), "image")[0])
+    assert shown.shape == (96, 192, 3) and (shown == shown[..., :1]).all()
+    assert film_strip(Episode({"action": np.zeros((3, 1), np.float32)})) is None
+
+
+def test_the_report_shows_what_the_camera_saw(tmp_path):
+    env = Push(4, limit=40, images=True, size=16)
+    runs = {n: evaluate(NoisyActor(env.expert(), 2, std), env, 4, 0) for n, std in (("steady", 0.0), ("lost", 9.0))}
+    page_ = checked(write_report(tmp_path / "r.html", runs=runs, env=env))
+    well = [e.successes for e in runs.values()]
+    strips = sum(len(set(w.tolist())) for w in well)
+    assert page_.seen.count("image") == 8 * strips and "What they saw" in page_.text
+    for name, w in zip(runs, well, strict=True):
+        for outcome, words in ((True, "succeeds"), (False, "does not succeed")):
+            if outcome in w:
+                assert f"{name}: episode {w.tolist().index(outcome)} {words}" in page_.text
+    assert (
+        "saw"
+        not in checked(write_report(tmp_path / "s.html", runs={"a": evaluate(Fork().expert(), Fork(2), 2, 0)})).text
+    )
+
+
+def test_what_cannot_be_filmed_says_so(tmp_path):
+    e = Episode({"action": np.zeros((3, 1), np.float32)})
+    for name, env in (("a.mp4", None), ("a.svg", None), ("a.avi", Fork())):
+        with pytest.raises(UserError, match=re.escape(name)):
+            write_video(e, tmp_path / name, env)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""Gates and supervisors: who acts, and who advises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.collections import (
+    Constant,
+    ScriptedPerson,
+    collected,
+    fork,
+    method,
+    run,
+)
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.heads.regression import Regression
+from understudy.improve.collection import (
+    CollectionRounds,
+    RolloutCollector,
+    SupervisorLabels,
+)
+from understudy.improve.gates import GatedActor, HumanGate, RandomGate
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.sample_weights import ColumnWeights
+
+STATE = "observation.state"
+LIMIT = 12  # steps of an episode
+
+
+@pytest.fixture(scope="module")
+def demos() -> Dataset:
+    env = fork(6)
+    return rollout(env.expert(), env, 6, recording_seed(0))
+
+
+def test_a_gate_decides_who_acts_and_the_supervisor_always_advises():
+    env = fork(4)
+    for gate, fraction in ((None, 0.0), (RandomGate(0.0), 0.0), (RandomGate(1.0), 1.0), (RandomGate(0.8, 0.5), 0.2)):
+        actor = GatedActor(Constant(0.01), Constant(-0.01), gate, number=2)
+        data = rollout(actor, env, 40)
+        acted = np.concatenate([e.steps["intervention"] for e in data])
+        action = np.concatenate([e.steps["action"] for e in data])
+        assert np.array_equal(action[:, 0] < 0, acted)
+        assert all((e.steps["supervisor_action"] == np.float32(-0.01)).all() for e in data)
+        assert len(acted) == 40 * LIMIT and abs(acted.mean() - fraction) < (0.08 if 0 < fraction < 1 else 1e-9)
+    alone = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(1), 3)
+    beside = rollout(GatedActor(Constant(0.01), Constant(-0.01), RandomGate()), fork(3), 3)
+    assert alone.fingerprint() == beside.fingerprint()
+
+
+def test_a_person_takes_over_and_gives_back():
+    data = rollout(GatedActor(Constant(0.01), ScriptedPerson(Constant(-0.01)), HumanGate()), fork(3), 4)
+    for episode in data:
+        controlled = [3 <= t < 7 for t in range(LIMIT)]
+        assert episode.steps["intervention"].tolist() == controlled
+        assert (episode.steps["action"][:, 0] < 0).tolist() == controlled
+        assert set(episode.steps) & {"step", "record"} == set()
+    for person, words in ((Constant(0.0), "does not say at which steps.*'record'"),
+                          (ScriptedPerson(Constant(0.0), says="control"), "does not say at which steps")):
+        with pytest.raises(UserError, match=f"(?s)HumanGate.*{words}"):
+            rollout(GatedActor(Constant(0.01), person, HumanGate()), fork(3), 1)
+
+
+def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):
+    """HG-DAgger: only steps count at which the person acted, and did 0.8. The demonstrations did other things."""
+    unmarked = demos.map(lambda e: e.replace({"intervention": np.zeros(len(e), bool)}))
+    collector = RolloutCollector(4, supervisor="person", gate=HumanGate())
+    made = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
+    made = replace(made, learner=replace(made.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
+                                         batch_size=64, optimizer=OptimizerConfig(lr=0.01, lr_schedule="constant")))
+    policy = run(tmp_path / "run", made, unmarked, person=ScriptedPerson(Constant(0.8)), val_fraction=0.0)
+    episodes = collected(tmp_path / "run")[-1]
+    assert all(e.steps["intervention"].sum() == 4 for e in episodes)
+    planned = policy.plan({STATE: torch.tensor(episodes[0].steps[STATE][None, 3:5])}, torch.zeros(1, 2, 0))
+    assert (planned[0, 0] - 0.8).abs().max() < 0.1
+
+
+def test_labels_are_what_the_supervisor_advised():
+    env = fork(4)
+    data = rollout(GatedActor(Constant(0.5), env.expert()), env, 3)
+    labeled = data.map(SupervisorLabels())
+    assert np.array_equal(labeled[0].steps["action"], data[0].steps["supervisor_action"])
+    assert "supervisor_action" not in labeled[0].steps
+    assert labeled.features()["action"] == env.features["action"]  # its names and unit too
+    with pytest.raises(UserError, match="no column 'supervisor_action'"):
+        labeled.map(SupervisorLabels())[0]

@@ -1,0 +1,204 @@
+"""A collection that was stopped or killed resumes exactly."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures.collections import (
+    Constant,
+    contents,
+    everything,
+    fork,
+    method,
+    rounds,
+    run,
+)
+from folders import TESTS
+
+from understudy.checkpoint import FromStage
+from understudy.core import UserError
+from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.improve.collection import (
+    RolloutCollector,
+)
+from understudy.improve.gates import RandomGate
+from understudy.learn.behavior_cloning import BehaviorCloningLearner
+from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.run import Run
+
+
+@pytest.fixture(scope="module")
+def demos() -> Dataset:
+    env = fork(6)
+    return rollout(env.expert(), env, 6, recording_seed(0))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["kept", "reset"])
+def whole(request, demos, tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out, everything(reset_learner=request.param), demos)
+    return out
+
+
+class Stop:
+    """Presses Ctrl-C during one update."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def __call__(self, step, learner, metrics):
+        if step == self.at and "loss" in metrics:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
+    made = Method.load(whole)
+    for at in range(1, max(Run(whole).saved_steps()) + 1):
+        out = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, made, demos, callbacks=[Stop(at)])
+        assert Run(out).saved_steps()[-1] == at
+        run(out, made, demos)
+        assert contents(out) == contents(whole), at
+
+
+def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos, tmp_path, monkeypatch):
+    before = BehaviorCloningLearner.annotate
+    calls = []
+
+    def annotate(self, episodes):
+        calls.append(1)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return before(self, episodes)
+    monkeypatch.setattr(BehaviorCloningLearner, "annotate", annotate)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", Method.load(whole), demos)
+        assert not list((tmp_path / "run" / "collection").glob(".*"))
+    run(tmp_path / "run", Method.load(whole), demos)
+    assert len(calls) == 5 and contents(tmp_path / "run") == contents(whole)
+
+
+def test_rounds_after_the_checkpoint_are_collected_again(whole, demos, tmp_path):
+    """As after the loss of the newest checkpoint: what was collected with its weights does not stay."""
+    out, early = tmp_path / "run", tmp_path / "early"
+
+    def keep(step, learner, metrics):
+        if metrics.get("round") == 1:
+            shutil.copytree(out / "checkpoints", early)
+            shutil.copy(out / "run.json", tmp_path / "run.json")
+    run(out, Method.load(whole), demos, callbacks=[keep])
+    shutil.rmtree(out / "checkpoints")
+    shutil.copytree(early, out / "checkpoints")
+    shutil.copy(tmp_path / "run.json", out / "run.json")
+    third = out / "collection" / "000002" / "episodes.npz"
+    first = third.parents[1] / "000000" / "episodes.npz"
+    collected_at = {p: p.stat().st_mtime_ns for p in (first, third)}
+    run(out, Method.load(whole), demos)
+    assert first.stat().st_mtime_ns == collected_at[first] and third.stat().st_mtime_ns > collected_at[third]
+    assert contents(out) == contents(whole)
+
+
+def test_rounds_with_a_person_are_never_dropped(demos, tmp_path):
+    collector = RolloutCollector(2, supervisor="person", gate=RandomGate())
+    made, out = method(rounds(collector=collector)), tmp_path / "run"
+    with pytest.raises(UserError, match="with a person, and there is nobody"):
+        run(out, made, demos)
+    kept = []
+
+    def note(step, learner, metrics):
+        if "round" in metrics:
+            kept.append((step, Run(out).saved_steps()))
+            shutil.copytree(out, tmp_path / f"{metrics['round']}")
+    run(out, made, demos, person=Constant(0.3), callbacks=[note])
+    assert all(step in saved for step, saved in kept)  # a checkpoint of these very weights
+    resumed = tmp_path / "2"
+    people = {p.name: open_dataset(p / "episodes.npz").fingerprint() for p in (resumed / "collection").iterdir()}
+    run(resumed, made, demos, person=Constant(-0.3))  # who would act otherwise now
+    assert people == {p.name: open_dataset(p / "episodes.npz").fingerprint()
+                      for p in (resumed / "collection").iterdir()}
+    assert contents(resumed) == contents(out)
+    lost = tmp_path / "1"
+    shutil.copytree(out / "collection" / "000002", lost / "collection" / "000002")
+    with pytest.raises(UserError, match="round 2 was collected with a person after"):
+        run(lost, made, demos, person=Constant(0.3))
+    assert (lost / "collection" / "000002" / "episodes.npz").exists()
+
+
+def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
+    run(tmp_path / "run", method(rounds(1)), demos)
+    with pytest.raises(UserError, match="collection.n_rounds was 1, is 2"):
+        run(tmp_path / "run", method(rounds(2)), demos)
+    other = fork()
+    other.metadata = {**other.metadata, "env": "another"}
+    with pytest.raises(UserError, match="environment was fork, is another"):
+        run(tmp_path / "run", method(rounds(1)), demos, other)
+
+
+def test_a_stage_may_collect(demos, tmp_path):
+    made = method(None, steps=2, stages=(Stage("base", method(rounds(2))),),
+                  initialize_from=(InitializeFrom(FromStage("base")),))
+    run(tmp_path / "whole", made, demos)
+    for at in (4, 2):
+        with pytest.raises(KeyboardInterrupt):
+            Interrupt = Stop(at)
+            with pytest.MonkeyPatch.context() as patch:
+                update = BehaviorCloningLearner.update
+
+                def stopping(self, batch, update=update, Interrupt=Interrupt):
+                    found = update(self, batch)
+                    Interrupt(self.n_updates, self, found)
+                    return found
+                patch.setattr(BehaviorCloningLearner, "update", stopping)
+                run(tmp_path / "run", made, demos)
+    run(tmp_path / "run", made, demos)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from fixtures.collections import everything, fork, run
+    from understudy.evaluate.evaluation import recording_seed
+    from understudy.evaluate.rollout import rollout
+    env = fork(6)
+    print("ready", flush=True)
+    run(Path({out!r}), everything(reset_learner={reset}), rollout(env.expert(), env, 6, recording_seed(0)))
+    """
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
+    """kill -9, again and again, at times that fall into rollouts, into storing and into updates."""
+    out, code = tmp_path / "run", textwrap.dedent(KILLED)
+    code = code.format(tests=str(TESTS), out=str(out),
+                       reset=Method.load(whole).collection.reset_learner)
+    rng, kills = np.random.default_rng(0), 0
+    while True:
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+            assert process.stdout.readline() == "ready\n"
+            try:
+                if process.wait(rng.uniform(0.05, 0.05 + 0.08 * 1.3**kills)) == 0:
+                    break
+                raise AssertionError("it failed")
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+                process.wait()
+    assert kills >= 3 and contents(out) == contents(whole)

@@ -1,0 +1,142 @@
+"""Calibrations of emulated arms."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from fixtures.servo_arms import CALIBRATION, feetech, koch, patient
+
+from understudy.core import ConfigError, UserError
+from understudy.robots.base import RobotError
+from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
+from understudy.robots.emulator import (
+    DynamixelServo,
+    EmulatedDynamixelBus,
+    EmulatedFeetechBus,
+    FeetechServo,
+    emulate_arm,
+)
+from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, set_up_motor
+
+pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
+
+NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+
+def test_calibrations_of_lerobot_are_found_and_read(folder):
+    path = folder / "lerobot" / "robots" / "so_follower" / "mine.json"  # where LeRobot 0.4 writes
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({n: {"id": c.id, "drive_mode": 0, "homing_offset": c.homing_offset,
+                                    "range_min": c.range_min, "range_max": c.range_max}
+                                for n, c in CALIBRATION.items()}, indent=4))
+    assert find_calibration("so101_follower", "mine") == path
+    ids = {n: c.id for n, c in CALIBRATION.items()}
+    assert read_calibration(path, ids) == CALIBRATION
+    ours = folder / "ours" / "so101_follower" / "mine.json"
+    write_calibration(ours, CALIBRATION)
+    assert find_calibration("so101_follower", "mine") == ours and read_calibration(ours, ids) == CALIBRATION
+    assert json.loads(ours.read_text()) == json.loads(path.read_text())
+    for change, message in (({"id": 9}, "has id 9 there, but id 3"), ({"range_min": 5000}, "range .* is empty"),
+                            ({"range_max": 1.5}, "no whole numbers")):
+        broken = json.loads(path.read_text())
+        broken["elbow_flex"].update(change)
+        ours.write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=message):
+            read_calibration(ours, ids)
+
+
+def test_units_are_those_of_lerobot():
+    each = MotorCalibration(1, 0, 0, 1000, 3000)
+    assert each.to_unit(2000, "degrees", 4096) == 0
+    assert each.to_unit(3000, "degrees", 4096) == pytest.approx(1000 * 360 / 4095)
+    assert each.to_unit(1500, "percent", 4096) == 25 and each.to_unit(1500, "signed_percent", 4096) == -50
+    for unit in ("degrees", "percent", "signed_percent"):
+        for steps in range(900, 3100, 7):
+            assert each.to_steps(each.to_unit(steps, unit, 4096), unit, 4096) == steps
+
+
+@pytest.mark.parametrize("name", ["so101_follower", "so100_leader", "koch_follower", "koch_leader"])
+def test_an_emulated_arm_is_calibrated(name):
+    kind = ARM_TYPES[name]
+    with (feetech if kind.manufacturer == "feetech" else koch)() as emulated:
+        if name == "koch_leader":
+            for servo in emulated.servos:
+                servo.set("Model_Number", 1190)
+        at = {n: 1000 + 300 * i for i, n in enumerate(NAMES)}
+        for n, number in zip(NAMES, range(1, 7), strict=True):
+            emulated.servo(number).push(at[n])
+        calibrator = Calibrator(kind, emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        calibrator.set_middle()
+        assert {p for _, p, _ in calibrator.update().values()} == {2047}  # half a turn
+        with pytest.raises(ConfigError, match="shoulder_lift.* moved by less than 9 degrees"):
+            calibrator.finish()
+        for way in (-500, 800):
+            for n, number in zip(NAMES, range(1, 7), strict=True):
+                emulated.servo(number).push(at[n] + way)
+            calibrator.update()
+        found = calibrator.finish()
+        assert all(found[n].id == i for i, n in enumerate(NAMES, 1))
+        sign = -1 if "elbow_flex" in kind.inverted else 1
+        low, high = sorted((2047 + sign * -500, 2047 + sign * 800))
+        assert (found["elbow_flex"].range_min, found["elbow_flex"].range_max) == (low, high)
+        assert (found["wrist_roll"].range_min, found["wrist_roll"].range_max) == (0, 4095)
+        assert found["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
+        assert calibrator.arm.stored_calibration() == found  # also in the servos
+        calibrator.disconnect()
+
+
+def test_two_servos_of_a_joint_move_together_or_not_at_all():
+    kind = ARM_TYPES["viperx"]
+    with emulate_arm(kind) as emulated:
+        mirror = {3: 2, 5: 4}  # mounted the other way round
+
+        def hand(steps):
+            for servo in emulated.servos:
+                servo.push(2300 - steps if servo.number in mirror else 2000 + steps)
+        calibrator = Calibrator(kind, emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        hand(0)
+        calibrator.set_middle()
+        for steps in (-500, 700):
+            hand(steps)
+            seen = calibrator.update()
+            assert seen["shoulder"] == seen["shoulder_shadow"] and seen["elbow_shadow"][1] == 2047 + steps
+        calibration = calibrator.finish()
+        calibrator.disconnect()
+        robot = patient(ServoFollower(kind, emulated.port, calibration))
+        with robot:
+            assert robot.schema["action"].size == 7 and emulated.servo(3).get("Secondary_ID") == 2
+            robot.apply_limits(robot.default_limits(max_velocity=(200.0,) * 7))
+            robot.send(np.array([0, 20, -15, 0, 0, 0, 50]))
+            time.sleep(0.6)
+            for second, first in mirror.items():
+                assert emulated.servo(second).get("Goal_Position") == emulated.servo(first).get("Goal_Position")
+                assert emulated.servo(second).position - 2300 == pytest.approx(2000 - emulated.servo(first).position,
+                                                                                abs=1)
+            assert emulated.servo(2).position != 2000 + 700
+            np.testing.assert_allclose(robot.observe()["observation.state"][1:3], [20, -15], atol=0.1)
+        assert not emulated.servo(3).get("Torque_Enable")
+        emulated.servo(3).push(emulated.servo(3).position + 100)
+        with pytest.raises(RobotError, match="shoulder_shadow is -100 steps away from shoulder"):
+            robot.connect()
+        assert not any(s.get("Torque_Enable") for s in emulated.servos)
+
+
+def test_a_new_servo_gets_its_id():
+    kind = ARM_TYPES["so101_follower"]
+    with EmulatedFeetechBus(FeetechServo(1)) as emulated:
+        assert set_up_motor(kind, emulated.port, "gripper")[0] == 1  # the emulator answers at every rate
+        assert emulated.servos[0].number == 6 and emulated.servos[0].get("Lock") == 1
+        emulated.servos.append(FeetechServo(3))
+        with pytest.raises(RobotError, match="several servos answer: ids 3, 6"):
+            set_up_motor(kind, emulated.port, "wrist_roll")
+    with EmulatedDynamixelBus(DynamixelServo(1)) as emulated:
+        with pytest.raises(RobotError, match="it is xl330-m288, and xl430-w250"):
+            set_up_motor(ARM_TYPES["koch_follower"], emulated.port, "shoulder_lift")
+        assert set_up_motor(ARM_TYPES["koch_follower"], emulated.port, "gripper")[0] == 1
+        assert emulated.servos[0].number == 6

@@ -1,0 +1,131 @@
+"""The handshake, tokens, TLS and limits."""
+
+import re
+import ssl
+import subprocess
+import time
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fixtures.served import ANY, http, policy_service, state
+
+pytest.importorskip("websockets", reason="extra serve not installed")
+from websockets.exceptions import InvalidStatus  # noqa: E402
+from websockets.sync.client import connect  # noqa: E402
+
+from understudy.core import UserError  # noqa: E402
+from understudy.serve.access import is_allowed, read_tokens, tls_context  # noqa: E402
+from understudy.serve.client import Client, LinkLost, RequestRefused  # noqa: E402
+from understudy.serve.server import BackgroundServer  # noqa: E402
+
+STATE = "observation.state"
+
+
+# -- the handshake --------------------------------------------------------------------------------------------------
+
+
+def test_the_handshake_accepts_the_policys_own_schema_and_shows_both_sides_of_a_difference():
+    with BackgroundServer(policy_service()) as server:
+        with Client(server.url) as client:
+            schema = client.policy["schema"]
+        with Client(server.url, schema=schema) as client:
+            assert client.infer(state(0))["actions"].shape == (8, 2)
+        with pytest.raises(RequestRefused) as refused:
+            Client(server.url, schema={**schema, "fps": 30, "action": {**schema["action"], "shape": [7]}})
+        assert "fps: the policy has 10, the client 30" in str(refused.value)
+        assert "action, shape: the policy has (2,), the client (7,)" in str(refused.value)
+
+
+# -- access ----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens(tmp_path):
+    file = tmp_path / "tokens.txt"
+    file.write_text("# robots\nsecret-of-16-chars\n\nanother-of-16-chars\n")
+    tokens = read_tokens(file)
+    assert tokens == ("secret-of-16-chars", "another-of-16-chars")
+    with BackgroundServer(policy_service(), replace(ANY, tokens=tokens)) as server:
+        for token in tokens:
+            with Client(server.url, token=token) as client:
+                client.infer(state(0))
+        for token in (None, "secret-of-16-char", "secret-of-16-charsx"):
+            with pytest.raises(RequestRefused, match="a valid token is needed"):
+                Client(server.url, token=token)
+        assert http(server.url + "/metrics")[0] == 401 and http(server.url + "/healthz") == (200, "OK\n")
+        status, text = http(server.url + "/metrics", Authorization=f"Api-Key {tokens[1]}")
+        assert status == 200 and 'understudy_refused_total{reason="token"} 4' in text
+    assert is_allowed(tokens, None, ["understudy", "token.c2VjcmV0LW9mLTE2LWNoYXJz"])
+    assert not is_allowed(tokens, None, ["token.****"]) and not is_allowed(tokens, "Basic x")
+    for content, says in (("", "no token"), ("short\n", "at least 16"), ("with a space in the middle\n", "spaces")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=says):
+            read_tokens(file)
+
+
+def certificate(folder):
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem", "-out",
+                    "cert.pem", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+                   cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_tls(tmp_path):
+    cert, key = certificate(tmp_path)
+    with BackgroundServer(policy_service(), replace(ANY, tls=tls_context(cert, key))) as server:
+        assert server.url.startswith("wss://")
+        with Client(server.url, ca=cert) as client:
+            assert client.infer(state(0))["actions"].shape == (8, 2)
+        with pytest.raises(LinkLost, match="no connection"):
+            Client(server.url)  # nobody vouches for this certificate
+        with pytest.raises(LinkLost):
+            Client(server.url.replace("wss", "ws"), timeout=2)
+    with pytest.raises(UserError, match="cannot be used"):
+        tls_context(key, cert)
+    with pytest.raises(UserError, match="both"):
+        tls_context(cert, None)
+    assert isinstance(tls_context(cert, key), ssl.SSLContext)
+
+
+def test_a_token_that_others_could_read_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="sent without TLS"), pytest.raises(LinkLost):
+        Client("ws://gpu.invalid:8000", token="secret-of-16-chars", timeout=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for url in ("wss://gpu.invalid:8000", "ws://[::1]:1", "ws://localhost:1"):
+            with pytest.raises(LinkLost):
+                Client(url, token="secret-of-16-chars", timeout=2)
+        with pytest.raises(LinkLost):
+            Client("ws://gpu.invalid:8000", timeout=2)  # nothing secret is sent
+        cert, key = certificate(tmp_path)
+        options = replace(ANY, tokens=("secret-of-16-chars",), tls=tls_context(cert, key))
+        with BackgroundServer(policy_service(), options) as server:
+            Client(server.url, token="secret-of-16-chars", ca=cert).close()
+
+
+def test_limits_of_size_rate_and_clients():
+    options = replace(ANY, max_message=10_000, max_rate=20, max_clients=2)
+    with BackgroundServer(policy_service(), options) as server:
+        with Client(server.url) as client:
+            with pytest.raises(LinkLost, match="1009"):
+                client.infer({STATE: np.zeros(5000, np.float32)})
+            began = time.monotonic()
+            for _ in range(5):
+                client.infer(state(0))
+            assert time.monotonic() - began > 0.19
+            with Client(server.url), pytest.raises(RequestRefused, match="2 clients, as many as"):
+                Client(server.url)
+        slowed = re.search(r"understudy_slowed_total (\d+)", http(server.url + "/metrics")[1])
+        assert 1 <= int(slowed[1]) <= 4
+
+
+def test_pages_of_strangers_and_other_paths_are_refused():
+    with BackgroundServer(policy_service(), replace(ANY, origins=("https://lab.example",))) as server:
+        with connect(server.url, origin="https://lab.example") as connection:
+            connection.recv()
+        assert "export class Client" in http(server.url + "/client.js")[1]
+        for options in ({"origin": "https://evil.example"}, {"uri": server.url + "/other"}):
+            with pytest.raises(InvalidStatus):
+                connect(**{"uri": server.url, **options})

@@ -4,8 +4,9 @@ import ast
 import re
 import tomllib
 from functools import cache
+from pathlib import Path
 
-from folders import REPOSITORY
+from folders import REPOSITORY, TESTS
 
 ROOT = REPOSITORY / "src" / "understudy"
 ORDER = ["interrupts", "hints", "core", "user_code", "moved", "config", "files", "checkpoint", "plugins", "data",
@@ -353,3 +354,25 @@ def test_local_names_say_what_they_hold():
     assert not risen, f"name what these locals hold, which the words of VAGUE do not say: {risen}"
     fallen = {file: counts.get(file, 0) for file, n in VAGUE_LOCALS.items() if counts.get(file, 0) < n}
     assert not fallen, f"lower the numbers in VAGUE_LOCALS, and leave out files with 0: {fallen}"
+
+
+MAX_TEST_LINES = 500
+# Tests at the root that are of no module at the root of the package.
+AT_THE_ROOT = {"architecture", "docs", "docstrings", "field_choices", "field_ranges", "gpu", "packaging",
+               "real_arm_page", "real_input", "skips"}
+
+
+def test_files_of_tests_are_short():
+    long = [str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py")
+            if len(path.read_text(encoding="utf-8").splitlines()) > MAX_TEST_LINES]
+    assert not long, f"divide {long}"
+
+
+def test_tests_are_in_the_folder_of_what_they_test():
+    folders = {path.parent.relative_to(ROOT) for path in FILES} | {Path("benchmarks")}
+    for path in TESTS.rglob("test_*.py"):
+        place = path.relative_to(TESTS)
+        assert place.parent in folders, f"{place}: the folders of tests are those of understudy"
+        name = path.stem.removeprefix("test_")
+        assert place.parent != Path() or name in AT_THE_ROOT or (ROOT / f"{name}.py").exists(), \
+            f"{place}: put it into the folder of what it tests"

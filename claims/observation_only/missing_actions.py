@@ -54,8 +54,9 @@ class PartlyLabeled(DemonstrationSource):
         failed = [i for i, e in enumerate(rollouts) if not e.metadata["success"]]
         labeled = set(np.random.default_rng(seed).permutation(failed)[: self.n_labeled].tolist())
         features = FeatureRooms()
-        return Dataset([replace(features.transform_episode(e), metadata={
-            **e.metadata, DATASET_NAME: "task" if i in labeled else "prior"}) for i, e in enumerate(rollouts)], rollouts.metadata)
+        parts = ["task" if i in labeled else "prior" for i in range(self.episodes)]
+        return Dataset([replace(features.transform_episode(e), metadata={**e.metadata, DATASET_NAME: part})
+                        for e, part in zip(rollouts, parts, strict=True)], rollouts.metadata)
 
     def for_probe(self):
         return smaller(self, episodes=30, n_labeled=5)

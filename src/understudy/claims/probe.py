@@ -319,7 +319,7 @@ class _Recorder:
                 callback(n + 1, learner, logs[-1])
         self.numbers[f"{place} / updates"] = [start, steps]
         for name, key in (("losses", "loss"), ("gradients", "gradient"), ("rates", "rate")):
-            self.numbers[f"{place} / {name}"] = [float(s[key]) for s in logs]
+            self.numbers[f"{place} / {name}"] = [float(s[key]) for s in logs if key in s]  # TD3 delays its policy
         self._weights(place, learner.trained_policy.parameters())
 
     def regress(self, state, action, members, steps, seed, **options):

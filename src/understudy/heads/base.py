@@ -95,9 +95,10 @@ class Head(ABC):
 class LikelihoodHead(Head):
     """A head with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""
 
-    @abstractmethod
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
         """Log-density, (B,), of whole chunks: coded actions without padding, (B, H, A)."""
+        mask = torch.ones_like(action[..., 0], dtype=torch.bool)
+        return -self.loss(net, context, action, mask, None).sum(1)  # ty: ignore[invalid-argument-type]  (not random)
 
 
 class TemperatureHead(Head):

@@ -58,10 +58,16 @@ class Bins(LikelihoodHead, TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H)."""
-        return -self._step_log_prob(net, context, action)
-
-    def log_prob(self, net, context, action):
-        return self._step_log_prob(net, context, action).sum(1)
+        features = net.trunk(action[..., :0], action[..., :0], context)
+        centers, total = (net.edges[:, 1:] + net.edges[:, :-1]) / 2, torch.zeros_like(action[..., 0])
+        chosen = []
+        for i in range(action.shape[-1]):
+            bin_number = torch.bucketize(action[..., i].contiguous(), net.edges[i, 1:-1])
+            log_p = net.component_logits(features, chosen, i).log_softmax(-1)
+            density = log_p.gather(-1, bin_number.unsqueeze(-1)).squeeze(-1)
+            total = total + density - net.edges[i].diff()[bin_number].log()
+            chosen.append(centers[i][bin_number])
+        return -total
 
     def sample(self, net, context, noise):
         uniform = uniform_noise(noise)
@@ -76,18 +82,6 @@ class Bins(LikelihoodHead, TemperatureHead):
                 bin_number = log_p.argmax(-1)
             chosen.append(centers[i][bin_number])
         return torch.stack(chosen, -1)
-
-    def _step_log_prob(self, net, context, action):
-        features = net.trunk(action[..., :0], action[..., :0], context)
-        centers, total = (net.edges[:, 1:] + net.edges[:, :-1]) / 2, torch.zeros_like(action[..., 0])
-        chosen = []
-        for i in range(action.shape[-1]):
-            bin_number = torch.bucketize(action[..., i].contiguous(), net.edges[i, 1:-1])
-            log_p = net.component_logits(features, chosen, i).log_softmax(-1)
-            density = log_p.gather(-1, bin_number.unsqueeze(-1)).squeeze(-1)
-            total = total + density - net.edges[i].diff()[bin_number].log()
-            chosen.append(centers[i][bin_number])
-        return total
 
 
 class _BinNet(nn.Module):

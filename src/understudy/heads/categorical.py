@@ -44,10 +44,12 @@ class Categorical(LikelihoodHead, TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of each step, (B, H)."""
-        return -self._step_log_prob(net, context, action)
-
-    def log_prob(self, net, context, action):
-        return self._step_log_prob(net, context, action).sum(1)
+        outputs = self._logits(net, context, action[..., :0])
+        if net.layers is not None:
+            before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
+            outputs = torch.cat([layer(torch.cat([outputs, action[..., :n]], -1))
+                                 for layer, n in zip(net.layers, before, strict=True)], -1)
+        return -(map_components(_log_softmax, outputs, net.num_classes) * action).sum(-1)
 
     def sample(self, net, context, noise):
         outputs, gumbel = self._logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
@@ -61,14 +63,6 @@ class Categorical(LikelihoodHead, TemperatureHead):
 
     def _logits(self, net, context, like):
         return net.trunk(like, like, context)
-
-    def _step_log_prob(self, net, context, action):
-        outputs = self._logits(net, context, action[..., :0])
-        if net.layers is not None:
-            before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
-            outputs = torch.cat([layer(torch.cat([outputs, action[..., :n]], -1))
-                                 for layer, n in zip(net.layers, before, strict=True)], -1)
-        return (map_components(_log_softmax, outputs, net.num_classes) * action).sum(-1)
 
 
 def _log_softmax(logits):

@@ -31,10 +31,8 @@ class Gaussian(LikelihoodHead, TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H)."""
-        return -self._step_log_prob(net, context, action)
-
-    def log_prob(self, net, context, action):
-        return self._step_log_prob(net, context, action).sum(1)
+        mean, std = self._mean_std(net, context, action)
+        return -(-0.5 * ((action - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def sample(self, net, context, noise):
         mean, std = self._mean_std(net, context, noise)
@@ -47,7 +45,3 @@ class Gaussian(LikelihoodHead, TemperatureHead):
             return out, out.new_full((), self.std)
         mean, raw_std = out.chunk(2, -1)
         return mean, F.softplus(raw_std) + self.min_std
-
-    def _step_log_prob(self, net, context, action):
-        mean, std = self._mean_std(net, context, action)
-        return (-0.5 * ((action - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import torch
 from torch.nn import functional as F
 
 from ..core import AtLeast, part
@@ -49,9 +48,6 @@ class GMM(LikelihoodHead, TemperatureHead):
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H). Of a joint chunk, an equal part for each unpadded step."""
         return -self._step_log_prob(net, context, action, mask)
-
-    def log_prob(self, net, context, action):
-        return self._step_log_prob(net, context, action, torch.ones_like(action[..., 0])).sum(1)
 
     def sample(self, net, context, noise):
         log_weight, mean, std = self._mixture(net, context, noise)

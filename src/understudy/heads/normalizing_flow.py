@@ -52,9 +52,6 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
             x, log_scales = (x - shift) * (-log_scale).exp(), log_scales + log_scale
         return (0.5 * x.square() + 0.5 * math.log(2 * math.pi) + log_scales).sum(-1)
 
-    def log_prob(self, net, context, action):
-        return -self.loss(net, context, action, torch.ones_like(action[..., 0], dtype=torch.bool), None).sum(1)
-
     def sample(self, net, context, noise):
         x, present = self.temperature * noise, torch.ones_like(noise[..., :1], dtype=torch.bool)
         for number, layer in reversed(list(enumerate(net))):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import AtLeast, Below, Context, HeadSpec, Unsupported, UserError, part
 from .base import Encoder, EncoderNet, PosteriorTrunk, TrunkNet, check_not_causal
-from .encoders import observed_column
+from .encoders import check_kinds, observed_column
 from .linear import Linear
 from .vision import PixelNormalizer, ResNetBody
 
@@ -264,10 +264,7 @@ class ACTEncoder(Encoder):
 class _ACTEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):
         super().__init__()
-        for name, f in features.items():
-            if f.kind not in ("vector", "image"):
-                raise UserError(f"ACTEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
-                                hint="Leave the column out of inputs, or use TokenEncoder.")
+        check_kinds("ACTEncoder", features, ("vector", "image"), "Leave the column out of inputs, or use TokenEncoder.")
         self.vectors = tuple(k for k, f in features.items() if f.kind == "vector")
         self.images = tuple(k for k, f in features.items() if f.kind == "image")
         self.vector_layers = nn.ModuleList(Linear(features[k].size, config.width) for k in self.vectors)

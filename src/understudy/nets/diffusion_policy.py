@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Context, UserError, part
 from .base import Encoder, EncoderNet
-from .encoders import observed_column
+from .encoders import check_kinds, observed_column
 from .linear import Linear
 from .vision import PixelNormalizer, ResNetBody, crop_to, spatial_softargmax
 
@@ -48,11 +48,8 @@ class DiffusionPolicyEncoder(Encoder):
 class _DiffusionPolicyEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):
         super().__init__()
-        for name, f in features.items():
-            if f.kind not in ("vector", "image"):
-                raise UserError(f"DiffusionPolicyEncoder cannot read a column of kind {f.kind!r}.",
-                                where=f"column {name!r}",
-                                hint="Leave the column out of inputs, or use TokenEncoder.")
+        check_kinds("DiffusionPolicyEncoder", features, ("vector", "image"),
+                    "Leave the column out of inputs, or use TokenEncoder.")
         self.names, self.shared = tuple(features), config.shared
         self.images = tuple(k for k, f in features.items() if f.kind == "image")
         for name in self.images:

@@ -6,7 +6,7 @@ A transform that inference needs as well (a crop) belongs here. A transform for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import field
 from itertools import chain
 from typing import Annotated, Any
@@ -79,11 +79,8 @@ class _TokenEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):
         super().__init__()
         kinds = {"vector": _VectorTokens, "discrete": _ClassTokens, "text": _TextTokens, "image": _ImageTokens}
-        for name, f in features.items():
-            if f.kind not in kinds:
-                raise UserError(f"TokenEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
-                                hint="Convert it (TaskText turns the words of the task into bytes), or "
-                                     "leave it out of inputs.")
+        check_kinds("TokenEncoder", features, kinds,
+                    "Convert it (TaskText turns the words of the task into bytes), or leave it out of inputs.")
         for field_name in ("named", "point_clouds"):
             for name in getattr(config, field_name):
                 if name not in features:
@@ -113,6 +110,13 @@ class _TokenEncoderNet(EncoderNet):
             tokens.append(column_tokens.flatten(1, 2))
             masks.append(present.unsqueeze(-1).expand(column_tokens.shape[:3]).flatten(1))
         return Context(torch.cat(tokens, 1), torch.cat(masks, 1), {name: obs[name][:, -1] for name in self.named})
+
+
+def check_kinds(encoder: str, features: Schema, kinds: Container[str], hint: str) -> None:
+    """Raise UserError for the first column of a kind that an encoder cannot read."""
+    for name, f in features.items():
+        if f.kind not in kinds:
+            raise UserError(f"{encoder} cannot read a column of kind {f.kind!r}.", where=f"column {name!r}", hint=hint)
 
 
 def observed_column(obs: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -268,11 +272,8 @@ class _ConcatEncoderNet(EncoderNet):
         kinds = {"vector": _VectorValues, "discrete": _OneHotValues}
         if config.vision is not None:
             kinds["image"] = _ImageFeatures
-        for name, f in features.items():
-            if f.kind not in kinds:
-                raise UserError(f"ConcatEncoder cannot read a column of kind {f.kind!r}.", where=f"column {name!r}",
-                                hint="For images, use ConcatEncoder(vision=...) or TokenEncoder. For text, use "
-                                     "TokenEncoder. Or leave the column out of inputs.")
+        check_kinds("ConcatEncoder", features, kinds, "For images, use ConcatEncoder(vision=...) or TokenEncoder. For "
+                                                      "text, use TokenEncoder. Or leave the column out of inputs.")
         self.names = tuple(features)
         maps: list[Any] = [kinds[f.kind](f, config, name) for name, f in features.items()]
         self.maps = nn.ModuleList(maps).requires_grad_(False)

@@ -26,7 +26,7 @@ from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
 from ...learn.representation_objectives import RepresentationObjective
 from ...nets.base import Encoder, EncoderNet, record_intermediate
-from ...nets.encoders import observed_column
+from ...nets.encoders import check_kinds, observed_column
 from ...nets.feed_forward import FeedForward
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...policy import Policy, PolicyConfig
@@ -91,10 +91,7 @@ class ComponentTokenEncoder(Encoder):
                 raise UserError(f"{flags!r} has {features[flags].size} flags, but {column!r} has "
                                 f"{features[column].size} components.", where="ComponentTokenEncoder.flags",
                                 hint="Use a column with one flag for each component.")
-        for name, feature in features.items():
-            if feature.kind != "vector":
-                raise UserError(f"ComponentTokenEncoder cannot read a column of kind {feature.kind!r}.",
-                                where=f"column {name!r}", hint="Leave it out of inputs, or use TokenEncoder.")
+        check_kinds("ComponentTokenEncoder", features, ("vector",), "Leave it out of inputs, or use TokenEncoder.")
         return ComponentTokenNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):

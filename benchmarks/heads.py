@@ -543,6 +543,8 @@ def page_text(size: Size) -> str:
     if more:
         parts += ["### Success on more tasks", "", " ".join(seeds_said(size, more)), "",
                   *success_text(size, {task: compared(task, won) for task, won in more.items()}, more)]
+    if size == FULL and (apart := {task: of for task in TASKS if (of := outcomes(TOLD_APART, task))}):
+        parts += ["### Ten heads with ten new training seeds", "", *apart_text(apart), ""]
     if fast:
         parts += ["### Speed", "", *speed_table(size, fast), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
@@ -631,6 +633,42 @@ def success_text(size: Size, compared_on: Mapping[str, Comparison], won: Mapping
                      "can be told apart.")
     several = [n for task in compared_on if (n := len(finished_seeds(size, task))) > 1]
     return [*parts, "", *([seeds_caveat(min(several)), ""] if several else [])]
+
+
+def apart_text(won: Mapping[str, Mapping[str, list[list[int]]]]) -> list[str]:
+    """Which of the ten heads differ as methods, and how many seeds the rest would take."""
+    network, n_seeds = TOLD_APART.network, {task: len(finished_seeds(TOLD_APART, task)) for task in won}
+    compared_on = {task: compared(task, of) for task, of in won.items()}
+    parts = [f"A network of {network.depth} layers of {network.width} units, {TOLD_APART.updates:,} updates of "
+             f"{TOLD_APART.batch_size} windows, and "
+             + ", ".join(f"{n} training seeds on {task}" for task, n in n_seeds.items())
+             + ". Neither the heads nor their settings were chosen with these seeds.", "",
+             *success_table(compared_on, won), ""]
+    for task, c in compared_on.items():
+        parts.append(f"- {task}: {c.verdict_parts()[1]} {seeds_text(won[task])}")
+    return [*parts, "", seeds_caveat(min(n_seeds.values()))]
+
+
+def seeds_text(won: Mapping[str, list[list[int]]]) -> str:
+    """How many training seeds it takes to tell heads apart that differ by 5 points, with the spread of these seeds."""
+    pairs = list(itertools.combinations(won.values(), 2))
+    spreads = [float(np.std(np.mean(first, 1) - np.mean(second, 1), ddof=1)) for first, second in pairs]
+    half, most = (seeds_needed(float(np.quantile(spreads, q)), 0.05 / len(pairs)) for q in (0.5, 0.9))
+    return (f"To detect 5 points in 80 % of the comparisons takes {half} seeds for half of the pairs and {most} for "
+            f"nine of ten (t-test over seeds, 5 % divided by {len(pairs)} pairs).")
+
+
+def seeds_needed(spread: float, alpha: float, effect: float = 0.05, power: float = 0.8) -> int:
+    """The number of seeds with which a two-sided paired t-test detects an effect.
+
+    Args:
+        spread: Standard deviation of the difference over seeds.
+    """
+    for n in range(2, 10_000):
+        limit = scipy.stats.t.isf(alpha / 2, n - 1)
+        if scipy.stats.nct.sf(limit, n - 1, effect / max(spread, 1e-9) * np.sqrt(n)) >= power:
+            return n
+    return 10_000
 
 
 def _few_names(text: str) -> str:

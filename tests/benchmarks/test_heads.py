@@ -139,3 +139,8 @@ def test_a_cell_that_ran_is_not_run_again_and_a_budget_stops_between_cells(heads
     heads.cell_path(size, "fork", 0, "regression").unlink()
     with pytest.raises(TypeError):
         heads.run(size, ["fork"])
+
+
+def test_the_number_of_seeds_is_that_of_published_tables(heads):
+    """Cohen (1988): paired t-tests of effects of 1, 0.8 and 0.5 standard deviations, 5 %, power 80 %."""
+    assert [heads.seeds_needed(1.0, 0.05, effect) for effect in (1.0, 0.8, 0.5)] == [10, 15, 34]

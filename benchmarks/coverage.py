@@ -31,6 +31,9 @@ HERE = Path(__file__).parent
 FILE, PAGE = HERE / "results" / "two_level_coverage.json", HERE.parent / "docs" / "statistics.md"
 SEEDS, EPISODES, SPREADS, RATES = (3, 5, 10, 20), (20, 100, 1000), (0.0, 0.3, 1.0, 2.0, 3.0), (0.5, 0.8, 0.95, 0.99)
 PAIRS = ((0.5, 0.5), (0.8, 0.8), (0.95, 0.95), (0.99, 0.99), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85), (0.99, 0.95))
+PAIRS_OF_SCORES = tuple((kind, first, second, spread) for kind, places in (
+    ("bounded", ((0.0, 0.0), (2.0, 2.0), (1.0, 0.0), (4.0, 2.0))), ("real", ((0.0, 0.0), (1.0, 0.0))),
+    ("skewed", ((0.0, 0.0), (1.0, 0.0)))) for first, second in places for spread in (0.5, 1.0, 2.0))
 COLLAPSED = 0.05  # success rate of a collapsed seed
 TAIL = 0.025
 ADOPTED = "margins of seeds and starts"  # of a difference
@@ -70,6 +73,22 @@ class Scores:
     seeds: int
     logit: float
     spread: float
+
+
+@dataclass(frozen=True)
+class ScorePair:
+    """Measures of two methods with one value per training seed, paired by seed.
+
+    `kind` is "bounded", normal on the logit scale, "real", normal, or "skewed", a real measure that is log-normal.
+    `first` and `second` are medians on the scale where the values are normal, `correlation` is that of the two methods.
+    """
+
+    seeds: int
+    kind: str
+    first: float
+    second: float
+    spread: float
+    correlation: float
 
 
 # -- simulation ---------------------------------------------------------------------------------------------------
@@ -130,6 +149,25 @@ def simulate_scores(cell: Scores, scale: float = 1.0) -> dict:
             for name, (low, high) in intervals.items()}
 
 
+def simulate_pair(cell: ScorePair, scale: float = 1.0) -> dict:
+    """As `simulate`, for a difference of two methods."""
+    rng = np.random.default_rng(zlib.crc32(repr(astuple(cell)).encode()))
+    onto = {"bounded": scipy_stats.logistic.cdf, "real": np.asarray, "skewed": np.exp}[cell.kind]
+
+    def differences(draws: int) -> np.ndarray:
+        shape = draws, cell.seeds, 1
+        common = math.sqrt(cell.correlation) * rng.standard_normal(shape)
+        x, y = (onto(median + cell.spread * (common + math.sqrt(1 - cell.correlation) * rng.standard_normal(shape)))
+                for median in (cell.first, cell.second))
+        return x - y
+    truth = float(differences(1_000_000 // cell.seeds).mean()) if cell.first != cell.second else 0.0
+    d = differences(max(int(10_000 * scale), 20))
+    mean, margin = d.mean((1, 2)), stats.crossed_margin(d, TAIL, "bounded" if cell.kind == "bounded" else "real")
+    low, high = mean - margin, mean + margin
+    return {"two-level": [float(((low <= truth) & (truth <= high)).mean()), float((high - low).mean()),
+                          float(((low > 0) | (high < 0)).mean())]}
+
+
 # -- intervals of many tables at once -----------------------------------------------------------------------------
 
 
@@ -158,7 +196,7 @@ def difference(d: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     b, c = (d > 0).mean((1, 2)), (d < 0).mean((1, 2))
     alone = b + c - (b - c) ** 2
     shrink = (scipy_stats.norm.isf(TAIL) / t) ** 2
-    margin = stats.crossed_margin(d.astype(float), TAIL)
+    margin = stats.crossed_margin(d.astype(float), TAIL, "rate")
     low, high = mean - margin, mean + margin
     tied = np.ptp(d.reshape(draws, -1), 1) == 0
     ends = _tango(b[tied], c[tied], np.full(tied.sum(), episodes * shrink))
@@ -253,7 +291,7 @@ def check() -> None:
 # -- the grid -----------------------------------------------------------------------------------------------------
 
 
-def parts() -> dict[str, list[Cell] | list[Scores]]:
+def parts() -> dict[str, list[Cell] | list[Scores] | list[ScorePair]]:
     """Name -> cells. The file is written after each part."""
     out = {}
     for n, e in product(SEEDS, EPISODES):
@@ -264,6 +302,8 @@ def parts() -> dict[str, list[Cell] | list[Scores]]:
     out["correlated seeds"] = [Cell(n, 100, s, p, q, 0.0, 1.0, 0.8) for n, s, (p, q) in product(
         SEEDS, (1.0, 3.0), ((0.8, 0.8), (0.8, 0.7), (0.9, 0.6)))]
     out["scores"] = [Scores(n, m, s) for n, m, s in product(SEEDS, (0.0, 2.0, 4.0), (0.5, 1.0, 2.0))]
+    out["scores of two methods"] = [ScorePair(n, *pair, correlation)
+                                    for n, pair, correlation in product(SEEDS, PAIRS_OF_SCORES, (0.0, 0.8))]
     # Designs to look at closely, without a spread of starts.
     out["stated rates"] = [*(Cell(5, e, s, p, None, 0.1, 0.0)
                              for e, s, p in product((100, 1000), (0.0, 0.3), (0.95, 0.99))),
@@ -274,12 +314,15 @@ def parts() -> dict[str, list[Cell] | list[Scores]]:
     return out
 
 
+SIMULATIONS: dict = {Cell: simulate, Scores: simulate_scores, ScorePair: simulate_pair}
+
+
 def run(scale: float, found: dict) -> dict:
     for name, cells in parts().items():
         if name in found:
             continue
         began = time.perf_counter()
-        simulated = [(simulate_scores if isinstance(c, Scores) else simulate)(c, scale) for c in cells]
+        simulated = [SIMULATIONS[type(c)](c, scale) for c in cells]
         found[name] = {"methods": list(simulated[0]), "rows": [  # a row for each cell
             [list(astuple(c)), *([round(v, 4) for v in values] for values in each.values())]
             for c, each in zip(cells, simulated, strict=True)]}
@@ -350,6 +393,22 @@ def scores(found: dict) -> list[str]:
     return lines
 
 
+def score_differences(found: dict) -> list[str]:
+    """Coverage, and the rate of false positives where the methods are equal."""
+    rows = [(ScorePair(*cell), *values) for cell, _, *values in flat(found["scores of two methods"])]
+    columns = {f"{kind}, {name}": (kind, equal) for kind in ("bounded", "real", "skewed")
+               for name, equal in (("equal", True), ("apart", False))}
+    lines = ["| training seeds | " + " | ".join(columns) + " | false positives, at most |",
+             "|--:|" + "--:|" * (len(columns) + 1)]
+    for n in SEEDS:
+        each = [_range([covered for cell, covered, *_ in rows
+                        if (cell.seeds, cell.kind, cell.first == cell.second) == (n, kind, equal)])
+                for kind, equal in columns.values()]
+        worst = max(positive for cell, _, _, positive in rows if cell.seeds == n and cell.first == cell.second)
+        lines.append(f"| {n} | {' | '.join(each)} | {worst:.1%} |")
+    return lines
+
+
 def power(found: dict) -> list[str]:
     """Power and false-positive rates of the adopted interval and of the one before it, 100 episodes per seed."""
     shown = [(0.8, 0.8), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85)]
@@ -380,7 +439,7 @@ def candidates(found: dict) -> list[str]:
 
 
 TABLES = {"rates over seeds": rates, "differences over seeds": differences, "power over seeds": power,
-          "scores over seeds": scores, "candidates": candidates}
+          "scores over seeds": scores, "differences of scores over seeds": score_differences, "candidates": candidates}
 
 
 def page(found: dict) -> None:

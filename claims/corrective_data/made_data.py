@@ -52,6 +52,11 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     return {**flags(ran), "outside": [float(found.mean()) if len(found) else 0.0]}
 
 
+def select(n_episodes: int | None) -> tuple[Operation, ...]:
+    """The first episodes. None: all, which are fewer in a probe."""
+    return () if n_episodes is None else (Select(tuple(range(n_episodes))),)
+
+
 # -- 118: key poses of two hands, at the bar and where it is carried to ----------------------------------------------
 
 HANDS = WaypointWrapper((0, 1, 2, 3))
@@ -98,11 +103,11 @@ class NoisyCopies(Operation):
                         for e in data for _ in range(self.n_copies)], data.metadata)
 
 
-def carry(n_episodes: int, *made: Operation) -> Method:
+def carry(n_episodes: int | None, *made: Operation) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), window=Window(1, 2))
     visible = SelectComponents(STATE, (*BAR.components, 8, 9, *END.components))  # the objects, and which hand holds
     return Method(policy, RecedingHorizon(2), BehaviorCloning(1000, 128, FAST),
-                  transforms=(Select(tuple(range(n_episodes))), *made, visible), wrapper=HANDS)
+                  transforms=(*select(n_episodes), *made, visible), wrapper=HANDS)
 
 
 def proliferated(*objects: MovableObject) -> Method:
@@ -115,7 +120,7 @@ BARS = experiment(TaughtKeyPoses(), env="arms", measure=success, first_seed=620,
     "noisy copies": carry(1, NoisyCopies()),
     "1 demonstration": carry(1),
     "20 demonstrations": carry(20),
-    "100 demonstrations": carry(100),
+    "100 demonstrations": carry(None),
     "wrong key poses": ablation("proliferated", proliferated(
         MovableObject(BAR.components, END.steps, BAR.reach), MovableObject(END.components, BAR.steps, END.reach)))})
 OVER_COPIES = higher("proliferated", "noisy copies")
@@ -145,9 +150,9 @@ class NearerToGoal(SegmentRule):
         return bool(self.sign * (before - after) > 0) or self.sign > 0 and bool(segment.steps["next.reward"].any())
 
 
-def walk(learner, n_episodes: int, *made: Operation) -> Method:
+def walk(learner, n_episodes: int | None, *made: Operation) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), window=Window(1, 1), inputs=(STATE,))
-    return Method(policy, RecedingHorizon(), learner, transforms=(Select(tuple(range(n_episodes))), *made))
+    return Method(policy, RecedingHorizon(), learner, transforms=(*select(n_episodes), *made))
 
 
 def moved(learner, rule: SegmentRule | None) -> Method:
@@ -161,7 +166,7 @@ ROOMS = experiment(ExpertDemonstrations(ROOMS_ENV, 105), measure=success, first_
     "TD3+BC, guided": moved(TD3_BC, NearerToGoal()),
     "TD3+BC, random": moved(TD3_BC, None),
     "cloning, 3 walks": walk(CLONING, 3),
-    "cloning, 100 walks": walk(CLONING, 100),
+    "cloning, 100 walks": walk(CLONING, None),
     "cloning, away": ablation("cloning, guided", moved(CLONING, NearerToGoal(-1))),
     "TD3+BC, away": ablation("TD3+BC, guided", moved(TD3_BC, NearerToGoal(-1)))})
 

@@ -14,8 +14,8 @@ from ..registry import method
 
 @method("Zheng et al. 2023 (SS-ORL), arXiv 2210.06518, with a deterministic inverse dynamics model", rows=("157",),
         needs=(NUMBERS, "rewards, and prior data (--prior) whose actions are ignored"),
-        when="if most episodes have rewards but no actions, and few have both. It is much better here than those few "
-             "alone; whether it is as good as with all actions is undecided.")
+        when="if most episodes have rewards but no actions, and few have both; whether it is as good as with all "
+             "actions is undecided here.")
 def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:
     """TD3+BC on all episodes, of which most get their actions from an inverse dynamics model of the few that have them.
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
+from .common import plain_table
 from .robot_options import flush_input
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _ask_about(arm: ServoArm, differences: Calibration) -> None:
     """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
     assert arm.calibration is not None
     if sys.stdin.isatty():
-        table = Table("joint", "servo", "file", box=None, pad_edge=False)
+        table = plain_table("joint", "servo", "file")
         for name, each in differences.items():
             table.add_row(name, str(each), str(arm.calibration[name]))
         Console(stderr=True, highlight=False).print(

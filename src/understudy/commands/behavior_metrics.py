@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import Output, given_options, open_trained, progress_bar, read_provenance
+from .common import Output, given_options, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
 
 if TYPE_CHECKING:
@@ -118,12 +118,10 @@ def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
     Args:
         found: Behavior metrics of one or two policies, by name.
     """
-    from rich.table import Table
-
     first = next(iter(found.values()))
     references = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
-    table = Table("behavior metrics", *(found if len(found) > 1 else ["mean of an episode"]), *(
-        ["demonstrations"] if references else []), box=None, pad_edge=False)
+    table = plain_table("behavior metrics", *(found if len(found) > 1 else ["mean of an episode"]), *(
+        ["demonstrations"] if references else []))
     for key in dict.fromkeys(m.key for b in found.values() for m in b.metrics):
         each = [next((m for m in b.metrics if m.key == key), None) for b in found.values()]
         metric = next(m for m in each if m is not None)

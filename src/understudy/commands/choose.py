@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, env_trust_options, given_options, open_data, parse, trust_options, unused_path
+from .common import (
+    Output,
+    command_line,
+    env_trust_options,
+    given_options,
+    open_data,
+    parse,
+    plain_table,
+    trust_options,
+    unused_path,
+)
 from .groups import (
     ColumnsOption,
     DeviceOption,
@@ -109,10 +119,8 @@ def parse_duration(text: str, where: str) -> float:
 
 
 def _print_choice(c: MethodChoice, out: Output) -> None:
-    from rich.table import Table
-
     out.print(*c.properties.sentences(), "")
-    table = Table("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "", box=None, pad_edge=False)
+    table = plain_table("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "")
     for s in c.standings:
         value, low, high = _shown_interval(c, s)
         drop_note = "" if s.dropped_after is None else f"dropped after round {s.dropped_after}"

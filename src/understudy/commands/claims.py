@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, parse
+from .common import Output, command_line, parse, plain_table
 from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
@@ -121,7 +120,7 @@ def _is_in_family(family: str | None, entry: dict) -> bool:
 
 def _list_claims(o: ClaimsOptions, out: Output) -> None:
     entries = _selected_claims(o)
-    table = Table("claim", "rows", "verdict here", "statement", box=None, pad_edge=False)
+    table = plain_table("claim", "rows", "verdict here", "statement")
     for e in entries:
         table.add_row(e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""),
                       e["statement"])

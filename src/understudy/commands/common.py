@@ -28,6 +28,8 @@ from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..core import Schema
     from ..data.episode import Dataset
     from ..envs.base import Env as Environment
@@ -338,6 +340,13 @@ class Output:
             self.stdout.write(
                 json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
             )
+
+
+def plain_table(*header: str) -> Table:
+    """A table without lines, to which rows are added."""
+    from rich.table import Table
+
+    return Table(*header, box=None, pad_edge=False)
 
 
 @contextmanager

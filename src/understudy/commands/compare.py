@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Output, command_line, executor_options, given_options, parse, trust_options, unused_path
+from .common import (
+    Output,
+    command_line,
+    executor_options,
+    given_options,
+    parse,
+    plain_table,
+    trust_options,
+    unused_path,
+)
 from .groups import RolloutOptions, StepCount, command_options
 
 if TYPE_CHECKING:
@@ -175,26 +184,17 @@ def _first_episodes(evaluation: Evaluation, episodes: int) -> Evaluation:
 
 
 def _print_comparison(c: Comparison, out: Output) -> None:
-    from rich.table import Table
-
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
     gap = (lambda v: f"{100 * v:+.1f}") if c.metric == "success" else (lambda v: f"{v:+.4g}")
     shared, places = c.letters, c.ranks
-    table = Table(
-        "",
-        c.metric if c.metric == "success" else "mean return",
-        f"{c.level:.0%} interval",
-        "letters",
-        "rank",
-        box=None,
-        pad_edge=False,
-    )
+    table = plain_table("", c.metric if c.metric == "success" else "mean return", f"{c.level:.0%} interval",
+                        "letters", "rank")
     for i in c.ranking:
         e, r = c.estimates[i], places[i]
         table.add_row(c.names[i], show(e.estimate),
                       "none" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}", shared[i],
                       str(r.low) if r.low == r.high else f"{r.low} to {r.high}")
-    pairs = Table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "", box=None, pad_edge=False)
+    pairs = plain_table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "")
     for p in c.pairs:
         verdicts = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
         pairs.add_row(

@@ -18,6 +18,7 @@ from .common import (
     has_no_run,
     open_data,
     parse,
+    plain_table,
     read_provenance,
     reseeded_command,
     robot_arguments,
@@ -180,15 +181,13 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
 
 def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
     """Prints the success rate in each trial, if episodes are several trials."""
-    from rich.table import Table
-
     from ..evaluate.evaluation import describe_trial_gain
 
     rates = [e.trials for e in evaluations.values()]
     if any(trial_rates is None for trial_rates in rates):
         return
     names = list(evaluations) if len(evaluations) > 1 else ["success"]
-    table = Table("trial", *names, box=None, pad_edge=False)
+    table = plain_table("trial", *names)
     for number, row in enumerate(zip(*filter(None, rates), strict=True), 1):
         table.add_row(str(number), *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
     out.print("", table)
@@ -320,11 +319,9 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 
 def _component_table(found: ActionPrediction) -> Table:
     """Errors of each component next to those of predictions without a policy."""
-    from rich.table import Table
-
     error = "wrong" if found.is_discrete else f"off by{f' ({found.unit})' if found.unit else ''}"
-    table = Table("component", error, "average", "last action", *([] if found.is_discrete else ["R²"]),
-                  "spread of its samples", box=None, pad_edge=False)
+    table = plain_table("component", error, "average", "last action", *([] if found.is_discrete else ["R²"]),
+                  "spread of its samples")
     for c, part in zip(found.by_component, found.by_dimension, strict=True):
         r2 = "never changes" if c.is_constant else "" if c.r2 is None else f"{c.r2:.3g}"
         table.add_row(c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
@@ -333,9 +330,7 @@ def _component_table(found: ActionPrediction) -> Table:
 
 
 def _breakdown_table(name, parts, unit):
-    from rich.table import Table
-
-    table = Table(name, f"error{f' ({unit})' if unit else ''}", "spread of its samples", box=None, pad_edge=False)
+    table = plain_table(name, f"error{f' ({unit})' if unit else ''}", "spread of its samples")
     for p in parts:
         table.add_row(p.name, f"{p.error:.3g}", f"{p.spread:.3g}")
     return table

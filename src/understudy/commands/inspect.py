@@ -15,6 +15,7 @@ from .common import (
     env_trust_options,
     given_options,
     parse,
+    plain_table,
     progress_bar,
     recorded_env,
     unused_path,
@@ -82,7 +83,7 @@ def _print_content(o: InspectOptions, data: Dataset, found: Mapping[str, Any], r
     if "topics" in found:
         out.print("", _topic_table(found["topics"]))
     out.print(*_success_lines(data), "")
-    table = Table("column", "role", "read as", "dtype", "shape", "components", "unit", box=None, pad_edge=False)
+    table = plain_table("column", "role", "read as", "dtype", "shape", "components", "unit")
     for name, f in dataset_features(data).items():
         table.add_row(name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)),
                       ", ".join(f.names or ()), f.unit or "")
@@ -163,7 +164,7 @@ def _range_table(data) -> Table:
     """The range of each component, for units and normalization. Long vectors have one range for all components."""
     from ..data.formats.describe import value_ranges
 
-    table = Table("numbers", "min", "mean", "max", box=None, pad_edge=False)
+    table = plain_table("numbers", "min", "mean", "max")
     features = data.features()
     for name, (low, mean, high) in value_ranges(data).items():
         if low.size > 8:
@@ -188,7 +189,7 @@ def _task_lines(tasks: Mapping[str, int]) -> list[str]:
 
 
 def _topic_table(topics) -> Table:
-    table = Table("topic", "type", "messages", box=None, pad_edge=False)
+    table = plain_table("topic", "type", "messages")
     for t in topics:
         table.add_row(t["name"], t["type"], str(t["messages"]))
     return table

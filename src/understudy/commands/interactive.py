@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arms import prepare_robot
-from .common import Output
+from .common import Output, plain_table
 from .robot_options import flush_input
 from .served import changed_checkpoint
 
@@ -415,8 +415,6 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
 
 
 def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: Path, out: Output) -> None:
-    from rich.table import Table
-
     from ..evaluate.evaluation import sequential_verdict_parts
     from .sequential import write_sequential_page
 
@@ -424,7 +422,7 @@ def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: P
     won = tuple(p["successes"] for p in result["policies"])
     unit = "rounds" if len(won) == 2 else "trials"
     if result["rounds"]:
-        table = Table("", *design.labels, "rate", "95% interval", "spoilt", box=None, pad_edge=False)
+        table = plain_table("", *design.labels, "rate", "95% interval", "spoilt")
         for p in result["policies"]:
             i = p["success"]
             table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",

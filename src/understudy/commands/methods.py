@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, parse
+from .common import Output, parse, plain_table
 from .groups import JsonOption, TrustOption, command_options
 
 if TYPE_CHECKING:
@@ -34,15 +34,14 @@ def main(args: list[str]) -> None:
             from ..execute.schemes import EXECUTION_SCHEMES
 
             descriptions = describe_methods()
-            table = Table("method", "what it is, when to choose it, and what it needs", "training", "plan", box=None,
-                          pad_edge=False)
+            table = plain_table("method", "what it is, when to choose it, and what it needs", "training", "plan")
             for m in descriptions:
                 needs = "; ".join(m["needs"])
                 sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
                 _, *costs = cost_texts(m["cost"]) or ("", "", "")
                 table.add_row(m["name"], "\n".join(filter(None, sentences)), *costs)
             out.print(table, "", f"training, plan: {COST_NOTE}")
-            schemes = Table("execution scheme", "what it does", "paper", "needs", box=None, pad_edge=False)
+            schemes = plain_table("execution scheme", "what it does", "paper", "needs")
             for name, s in EXECUTION_SCHEMES.items():
                 schemes.add_row(name, s.summary, s.paper, s.needs)
             out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
@@ -88,7 +87,7 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Ta
     from .method import method_options
     from .options import settable_fields
 
-    table = Table("to set", "default", box=None, pad_edge=False)
+    table = plain_table("to set", "default")
     for key, value in method_options(name, trust).items():
         table.add_row(f"--method.{key}", str(value))
     for key, _, value in settable_fields(method):

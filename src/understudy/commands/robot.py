@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from .arms import confirm, prepare_session, suggest_stable_port
-from .common import Output, command_line, parse
+from .common import Output, command_line, parse, plain_table
 from .groups import TrustOption, command_options
 from .robot_options import (
     LEROBOT,
@@ -105,7 +104,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.cameras import find_cameras
 
     cameras = find_cameras()
-    table = Table("index_or_path", "width", "height", "fps", box=None, pad_edge=False)
+    table = plain_table("index_or_path", "width", "height", "fps")
     for camera in cameras:
         table.add_row(*(str(camera[k]) for k in ("index_or_path", "width", "height", "fps")))
     out.print(table if cameras else "there is no camera")
@@ -211,7 +210,7 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
         calibrator.disconnect()
     old = keep_old_calibration(path)
     write_calibration(path, calibration)
-    table = Table("servo", "id", "homing_offset", "range_min", "range_max", box=None, pad_edge=False)
+    table = plain_table("servo", "id", "homing_offset", "range_min", "range_max")
     for motor, each in calibration.items():
         table.add_row(motor, *(str(v) for v in (each.id, each.homing_offset, each.range_min, each.range_max)))
     out.print(table, f"Calibration written to {path}" + (f". The old one is {old}" if old else ""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .common import Output, demonstrations_path
+from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
     from ..robots.drift import Range, ServoState
@@ -71,7 +71,7 @@ def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range])
 
 
 def _servo_table(states: Mapping[str, ServoState]) -> Table:
-    table = Table("servo", "in the servo", "in the file", "moved by (deg)", box=None, pad_edge=False)
+    table = plain_table("servo", "in the servo", "in the file", "moved by (deg)")
     for name, state in states.items():
         table.add_row(name, str(state.stored), str(state.expected), f"{state.drift:.1f}")
     return table
@@ -80,7 +80,7 @@ def _servo_table(states: Mapping[str, ServoState]) -> Table:
 def _range_table(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Table:
     from ..robots.drift import excess
 
-    table = Table("joint", "recorded", "reachable", "outside", box=None, pad_edge=False)
+    table = plain_table("joint", "recorded", "reachable", "outside")
     for joint, (low, high) in recorded.items():
         first, last = allowed[joint]
         table.add_row(joint, f"{low:.1f} to {high:.1f}", f"{first:.1f} to {last:.1f}",

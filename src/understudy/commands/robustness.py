@@ -20,6 +20,7 @@ from .common import (
     given_options,
     has_no_run,
     parse,
+    plain_table,
     progress_bar,
     trust_options,
     unused_path,
@@ -200,12 +201,10 @@ def _results_path(o: RobustnessOptions) -> Path:
 
 
 def _results_table(sweeps: Sequence[SeveritySweep]):
-    from rich.table import Table
-
     first = sweeps[0]
     show = (lambda v: f"{v:.0%}") if first.success is not None else (lambda v: f"{v:.4g}")
-    table = Table("shift", "level: " + ("success" if first.success is not None else "return"), "unit", "halves at",
-                  box=None, pad_edge=False)
+    metric = "return" if first.success is None else "success"
+    table = plain_table("shift", f"level: {metric}", "unit", "halves at")
     for c in sweeps:
         each = "  ".join(f"{s:g}: {show(r.estimate)}" for s, r in zip(c.severities, c.success_rates(), strict=True))
         table.add_row(c.shift.name, each, c.shift.unit, str(c.half_success_level()))

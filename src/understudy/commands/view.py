@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.table import Table
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Output, command_line, demonstrations_path, parse
+from .common import Output, command_line, demonstrations_path, parse, plain_table
 from .convert import Format
 from .groups import IgnoredCodes, JsonOption, Seed, command_options
 from .merge import check_absent
@@ -209,7 +208,7 @@ def _list_views(o: ViewOptions, out: Output) -> None:
         except UserError as error:
             rows.append({"path": str(path), "episodes": None, "steps": None, "state": f"damaged: {error.problem}",
                          "parents": []})
-    table = Table("view", "episodes", "steps", "of", "which is", box=None, pad_edge=False)
+    table = plain_table("view", "episodes", "steps", "of", "which is")
     for v in rows:
         table.add_row(v["path"], *("" if v[k] is None else str(v[k]) for k in ("episodes", "steps")),
                       ", ".join(v["parents"]), v["state"])

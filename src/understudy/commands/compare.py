@@ -155,11 +155,11 @@ def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     from ..evaluate.evaluation import evaluation_of
 
     data = open_dataset(run)
-    invalid = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
-                    or "next.reward" not in e.steps), None)
-    if invalid is not None or not len(data):
-        raise UserError("there are no rollouts in it" if invalid is None else "not a rollout that eval --save wrote",
-                        where=run if invalid is None else f"{run}, episode {invalid}",
+    invalid_number = next((n for n, e in enumerate(data) if not {"env", "seed", "number"} <= set(e.metadata)
+                           or "next.reward" not in e.steps), None)
+    if invalid_number is not None or not len(data):
+        problem = "there are no rollouts in it" if invalid_number is None else "not a rollout that eval --save wrote"
+        raise UserError(problem, where=run if invalid_number is None else f"{run}, episode {invalid_number}",
                         hint="name a run, or save its rollouts")
     env, seed = data[0].metadata["env"], data[0].metadata["seed"]
     if seed < 0:

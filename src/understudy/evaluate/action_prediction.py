@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,13 +37,14 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
         that it was not trained on ("held out"), or all of them if there are none ("trained on"). Fragments that
         training left out are not evaluated then.
     """
-    training = provenance.get("episodes", {"columns": (), "digests": ()})
+    fingerprints = provenance.get("episodes", {"columns": (), "digests": ()})
     everything = list(range(len(data)))
-    if not training["columns"] or not all(name in data.features() for name in training["columns"]):
+    if not fingerprints["columns"] or not all(name in data.features() for name in fingerprints["columns"]):
         return everything, "other data"
-    digests = episode_fingerprints(data, training["columns"])["digests"]
-    held_out, left_out = ({training["digests"][i] for i in provenance.get(key, ())} for key in ("held_out", "left_out"))
-    learned = set(training["digests"]) - held_out - left_out
+    digests = episode_fingerprints(data, fingerprints["columns"])["digests"]
+    held_out, left_out = ({fingerprints["digests"][i] for i in provenance.get(key, ())}
+                          for key in ("held_out", "left_out"))
+    learned = set(fingerprints["digests"]) - held_out - left_out
     if not learned & set(digests):
         return everything, "other data"
     unseen = [i for i in everything if digests[i] not in learned | left_out]
@@ -160,9 +161,6 @@ class ActionPrediction:
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the sampled chunks. NaN and infinite numbers become null."""
-        def interval(i: Interval):
-            return {"estimate": i.estimate, "low": i.low, "high": i.high, "level": i.level}
-
         def parts(some: Sequence[ErrorBreakdown]):
             return [vars(p) for p in some]
         return replace_nonfinite(
@@ -173,16 +171,16 @@ class ActionPrediction:
                 "steps": self.steps,
                 "windows": self.windows,
                 "samples": self.samples,
-                "energy": interval(self.energy_score),
-                "mean": interval(self.mean_error),
-                "best": interval(self.best_error),
+                "energy": asdict(self.energy_score),
+                "mean": asdict(self.mean_error),
+                "best": asdict(self.best_error),
                 "average": self.baseline_error,
                 "inside": self.coverage,
                 "expected": self.expected_coverage,
                 "unit": self.unit,
                 "ahead": self.steps_ahead,
                 "error": None if self.prediction_error is None else {
-                    "policy": interval(self.prediction_error[1]), **_baselines_json(self.prediction_error[0])},
+                    "policy": asdict(self.prediction_error[1]), **_baselines_json(self.prediction_error[0])},
                 "components": [{"name": c.name, "policy": c.policy, **_baselines_json(c), "constant": c.is_constant}
                                for c in self.by_component],
                 "dimensions": parts(self.by_dimension),

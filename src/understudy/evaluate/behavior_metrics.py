@@ -83,21 +83,8 @@ class BehaviorModes:
         return modes.expected_entropy(self.n_modes, self.n_repeats) if self.n_repeats else None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "n_modes": self.n_modes,
-            "source": self.source,
-            "counts": dict(self.counts),
-            "entropy": self.entropy,
-            "demonstrations": None if self.demonstrations is None else dict(self.demonstrations),
-            "n_modes_found": self.n_modes_found,
-            "overlap": self.overlap,
-            "conditional_entropy": None
-            if self.conditional_entropy is None
-            else asdict(self.conditional_entropy),
-            "n_starts": self.n_starts,
-            "n_repeats": self.n_repeats,
-            "expected_entropy": self.expected_entropy,
-        }
+        return {**asdict(self), "n_modes_found": self.n_modes_found, "overlap": self.overlap,
+                "expected_entropy": self.expected_entropy}
 
 
 @dataclass(frozen=True)
@@ -195,38 +182,35 @@ def measure_behavior(
             with the rollouts, the result says so and nothing is compared.
         repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
     """
-    why: list[str] = []
-    usable_demonstrations, demonstration_index = demonstrations, None
-    view = TrajectoryScaling.from_data(episodes)
-    if usable_demonstrations is not None and len(usable_demonstrations):
-        view = TrajectoryScaling.from_data(usable_demonstrations, episodes)
-        demonstration_index = DemonstrationIndex.from_data(usable_demonstrations, view)
-        if demonstration_index is None:
-            why.append("distance to the demonstrations: they share no column of numbers with the rollouts")
-            usable_demonstrations = None
+    missing: list[str] = []
+    view, index = TrajectoryScaling.from_data(episodes), None
+    if demonstrations is not None and len(demonstrations):
+        shared = TrajectoryScaling.from_data(demonstrations, episodes)
+        index = DemonstrationIndex.from_data(demonstrations, shared)
+        if index is None:
+            missing.append("distance to the demonstrations: they share no column of numbers with the rollouts")
+        else:
+            view = shared
     else:
-        usable_demonstrations = None
-        why.append("distance to the demonstrations, and their ways: not given (--demonstrations DATA)")
-    if usable_demonstrations is None:
-        view = TrajectoryScaling.from_data(episodes)
+        missing.append("distance to the demonstrations, and their ways: not given (--demonstrations DATA)")
+    if index is None:
+        demonstrations = None
     fps = float((env.metadata.get("fps") if env is not None else None) or episodes.fps or 0) or None
-    metrics = _episode_metrics(episodes, usable_demonstrations, env, view, demonstration_index, fps, level)
-    ways = _behavior_modes(episodes, usable_demonstrations, repeated, env, view, level)
+    metrics = _episode_metrics(episodes, demonstrations, env, view, index, fps, level)
+    ways = _behavior_modes(episodes, demonstrations, repeated, env, view, level)
     if ways is None:
-        why.append("several ways: none are told of, and the trajectories fall into no clear groups")
+        missing.append("several ways: none are told of, and the trajectories fall into no clear groups")
     elif ways.conditional_entropy is None:
-        why.append("several ways from one and the same start: not rolled out (--repeats 8)")
-    alike = (
-        None
-        if usable_demonstrations is None or not view.n_components
-        else discriminator_accuracy(episodes, usable_demonstrations, view, fps or 1.0, level)
-    )
-    if usable_demonstrations is not None and alike is None:
-        why.append("whether it passes for a demonstration: fewer than 10 episodes of each")
-    apart = None if usable_demonstrations is None else distribution_distance(episodes, usable_demonstrations, view)
-    return BehaviorMetrics(metrics, ways, alike, apart, latency, group_failures(episodes, env, demonstration_index),
-                           tuple(why), int(episodes[0].metadata.get("seed", 0)),
-                           "episodes" if usable_demonstrations is None else "demonstrations")
+        missing.append("several ways from one and the same start: not rolled out (--repeats 8)")
+    alike = apart = None
+    if demonstrations is not None:
+        alike = discriminator_accuracy(episodes, demonstrations, view, fps or 1.0, level) if view.n_components else None
+        apart = distribution_distance(episodes, demonstrations, view)
+        if alike is None:
+            missing.append("whether it passes for a demonstration: fewer than 10 episodes of each")
+    return BehaviorMetrics(metrics, ways, alike, apart, latency, group_failures(episodes, env, index), tuple(missing),
+                           int(episodes[0].metadata.get("seed", 0)),
+                           "episodes" if demonstrations is None else "demonstrations")
 
 
 def _episode_metrics(

@@ -211,9 +211,10 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
     wider = 1 - 2 * stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * stats.t.isf((1 - level) / 2, len(x) - 1))
-    bounds = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
-                             confidence_level=float(wider), method="BCa", rng=np.random.default_rng(0))
-    return Interval(centre, float(bounds.confidence_interval.low), float(bounds.confidence_interval.high), level)
+    limits = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
+                             confidence_level=float(wider), method="BCa", rng=np.random.default_rng(0)
+                             ).confidence_interval
+    return Interval(centre, float(limits.low), float(limits.high), level)
 
 
 # -- methods: several training seeds ------------------------------------------------------------------------------

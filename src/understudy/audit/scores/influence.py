@@ -140,11 +140,11 @@ class ValidationWeights(Score):
         x, y, tx, ty = (torch.as_tensor(v) for v in (table.state, table.action, test.state[test.is_complete],
                                                      test.action[test.is_complete]))
         episode, whole = torch.as_tensor(table.episode), torch.as_tensor(np.flatnonzero(table.is_complete))
-        features = torch.eye(len(data))
+        episode_features = torch.eye(len(data))
         if self.base_scores:
             ranks = [_scaled_ranks(score(data)) for score in self.base_scores]
-            features = torch.as_tensor(np.stack(ranks, 1), dtype=torch.float32)
-        logits = torch.zeros(features.shape[1], requires_grad=True)
+            episode_features = torch.as_tensor(np.stack(ranks, 1), dtype=torch.float32)
+        logits = torch.zeros(episode_features.shape[1], requires_grad=True)
         net = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
         theta = {k: v.detach().clone() for k, v in net.named_parameters()}
         rng, optim = Generator().manual_seed(self.seed), torch.optim.Adam([logits], 0.05)
@@ -155,7 +155,7 @@ class ValidationWeights(Score):
         for _ in range(self.n_updates):
             at = whole[torch.randint(len(whole), (self.batch_size,), generator=rng)]
             theta = {k: v.requires_grad_() for k, v in theta.items()}
-            share = torch.softmax((features @ logits)[episode[at]], 0)
+            share = torch.softmax((episode_features @ logits)[episode[at]], 0)
             slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
                                         create_graph=True)
             after = {k: v - self.lr * g for (k, v), g in zip(theta.items(), slope, strict=True)}
@@ -165,7 +165,7 @@ class ValidationWeights(Score):
             (logits.grad,) = torch.autograd.grad(outer, [logits])
             optim.step()
             theta = {k: v.detach() for k, v in after.items()}
-        return (features @ logits).detach().double().numpy()
+        return (episode_features @ logits).detach().double().numpy()
 
 
 @dataclass(frozen=True)

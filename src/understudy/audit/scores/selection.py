@@ -52,12 +52,12 @@ def select_within_budget(
                         f"{price.shape} and are at least {price.min(initial=np.inf):g}, and values have shape "
                         f"{value.shape}", where="choose",
                         hint="give one number of each for every candidate, or none if all are alike")
-    reference = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
+    existing_points = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
     # Without existing data, all are equally far, and the value decides.
     away = np.ones(len(points))
-    if len(reference):
-        away = np.min([np.linalg.norm(points - k, axis=1) for k in reference], 0)
-    first, remaining_budget, chosen = not len(reference), float(budget), []
+    if len(existing_points):
+        away = np.min([np.linalg.norm(points - k, axis=1) for k in existing_points], 0)
+    first, remaining_budget, chosen = not len(existing_points), float(budget), []
     while True:
         able = (price <= remaining_budget + 1e-12) & ~np.isin(np.arange(len(points)), chosen)
         if not able.any():

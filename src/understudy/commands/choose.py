@@ -188,7 +188,7 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
 
     run, trial = unused_path("run"), trial_run(o.out, c.recommended, o.seed)
     function = c.recommended if ":" in c.recommended else None
-    commands = [(command_line("train", c.recommended, o.data, "--out", run, *_data_options(o),
+    commands = [(command_line("train", c.recommended, o.data, "--out", run, *given_options(o, "columns", "ignore"),
                               *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
     if acts:
         trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
@@ -205,14 +205,8 @@ def _again(o: ChooseOptions, *more: object) -> str:
     keep = given_options(o, *(name for name in ("env", "budget", "out") if f"--{name}" not in more), "methods")
     number_options = [part for name, value, usual in (("--episodes", o.episodes, 100), ("--seed", o.seed, 0))
                       if value != usual for part in (name, value)]
-    trust = [part for package in o.trust for part in ("--trust", package)]
-    return command_line("choose", o.data, *keep, *number_options, *_data_options(o), *more, *trust)
-
-
-def _data_options(o: ChooseOptions) -> list[object]:
-    """The options that any command that learns from the data takes over."""
-    ignored = [part for code in o.ignore for part in ("--ignore", code)]
-    return [*given_options(o, "columns"), *ignored]
+    return command_line("choose", o.data, *keep, *number_options, *given_options(o, "columns", "ignore"), *more,
+                        *given_options(o, "trust"))
 
 
 def _new(option: list[str], trusted: Sequence[str]) -> list[str]:

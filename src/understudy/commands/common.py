@@ -88,11 +88,12 @@ def _join_executor_options(args: Sequence[str]) -> list[str]:
 
 def given_options(o: Any, *names: str) -> list[object]:
     """The options of these names that have a value, to repeat them in another command: ["--seed", 3, ...]."""
-    options: list[object] = []
+    declared, words = {option.name: option for option in options_of(type(o))}, []
     for name in names:
         if value := getattr(o, name):
-            options += ["--" + name.replace("_", "-"), *(value if isinstance(value, tuple) else (value,))]
-    return options
+            option, values = declared[name], value if isinstance(value, tuple) else () if value is True else (value,)
+            words += [w for v in values for w in (option.flag, v)] if option.is_repeatable else [option.flag, *values]
+    return words
 
 
 def executor_options(executor: str | None) -> list[str]:

@@ -13,8 +13,8 @@ from .common import (
     parse,
     recorded_data_of,
     recorded_env_of,
-    required_packages,
     robot_arguments,
+    trust_options,
 )
 from .conditions import must_be_told
 from .groups import HtmlFile, JsonOption, command_options
@@ -70,8 +70,7 @@ def _next_commands(runs) -> list[tuple[str, str]]:
     is_recorded = env is not None
     if env is not None and base_name(env) in WITH_GOALS:  # nothing is a success there
         env = None
-    trust = [part for package in dict.fromkeys(p for run in runs for p in required_packages(run.folder))
-             for part in ("--trust", package)]
+    trust = trust_options((), None, *(run.folder for run in runs))
     if len(runs) > 1:
         return [(command_line("compare", *(run.folder for run in runs), "--env", env or "ENV", *trust),
                  "Which of them is better, on the same starts:")]

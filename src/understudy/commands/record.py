@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from .arms import prepare_session
-from .common import Output, batch_rows, command_line, parse, progress_bar, trust_options, unused_path
+from .common import Output, batch_rows, command_line, given_options, parse, progress_bar, trust_options, unused_path
 from .groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
 from .robot_options import (
     RobotOptions,
@@ -197,7 +197,7 @@ def _record_robot(o: RecordOptions) -> None:
         out.print(f"no episode was saved in {o.out}")
         return
     out.print(_result(o, data, saved))
-    trust = [part for package in o.trust for part in ("--trust", package)]
+    trust = given_options(o, "trust")
     out.suggest(
         command_line("inspect", o.out),
         command_line("replay", o.out, "--episode", 0, *o.robot_arguments(), *trust),

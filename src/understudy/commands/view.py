@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from .common import Output, command_line, demonstrations_path, parse, plain_table
+from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
 from .groups import IgnoredCodes, JsonOption, Seed, command_options
 from .merge import check_absent
@@ -245,6 +245,5 @@ def _materialize(o: ViewOptions, out: Output) -> None:
     assert o.path is not None and o.out is not None
     views.read_view(o.path)  # raises UserError if it is not a view
     check_absent(o.out)
-    convert([str(o.path), str(o.out), *(["--to", o.to] if o.to else []), *(["--strict"] if o.strict else []),
-             *(part for code in o.ignore for part in ("--ignore", code))])
+    convert([str(o.path), str(o.out), *map(str, given_options(o, "to", "strict", "ignore"))])
     out.print_json({"path": str(o.out), "format": o.to or formats_for_suffix(o.out)[0], **views.lineage(o.path)})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from .common import Output, parse, plain_table
+from .common import Output, command_line, parse, plain_table
 from .groups import JsonOption, TrustOption, command_options
 
 if TYPE_CHECKING:
@@ -27,41 +27,49 @@ class MethodsOptions(TrustOption, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(MethodsOptions, "methods", args)
-    from ..methods import describe_method, describe_methods
-
     with Output(o.json) as out:
         if o.name is None:
-            from ..execute.schemes import EXECUTION_SCHEMES
+            _print_methods(out)
+        else:
+            _print_method(o.name, o.trust, out)
 
-            descriptions = describe_methods()
-            table = plain_table("method", "what it is, when to choose it, and what it needs", "training", "plan")
-            for m in descriptions:
-                needs = "; ".join(m["needs"])
-                sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
-                _, *costs = cost_texts(m["cost"]) or ("", "", "")
-                table.add_row(m["name"], "\n".join(filter(None, sentences)), *costs)
-            out.print(table, "", f"training, plan: {COST_NOTE}")
-            schemes = plain_table("execution scheme", "what it does", "paper", "needs")
-            for name, s in EXECUTION_SCHEMES.items():
-                schemes.add_row(name, s.summary, s.paper, s.needs)
-            out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
-            out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
-            out.print_json(descriptions)
-            return
-        from ..methods import find_method
 
-        method, described = find_method(o.name, trust=o.trust), describe_method(o.name)
-        if described is not None:
-            details = {"Paper": described["paper"],
-                       "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
-            if costs := cost_texts(described["cost"]):
-                details["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
-            out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
-                      *(f"{name}: {text}" for name, text in details.items() if text), "")
-        out.print(settings_table(o.name, method, o.trust))
-        trusted = "".join(f" --trust {package}" for package in o.trust)
-        out.suggest(f"understudy train {o.name} DATA --out RUN{trusted}", f"understudy train {o.name} --help{trusted}")
-        out.print_json([] if described is None else [described])
+def _print_methods(out: Output) -> None:
+    from ..execute.schemes import EXECUTION_SCHEMES
+    from ..methods import describe_methods
+
+    descriptions = describe_methods()
+    table = plain_table("method", "what it is, when to choose it, and what it needs", "training", "plan")
+    for m in descriptions:
+        needs = "; ".join(m["needs"])
+        sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
+        _, *costs = cost_texts(m["cost"]) or ("", "", "")
+        table.add_row(m["name"], "\n".join(filter(None, sentences)), *costs)
+    out.print(table, "", f"training, plan: {COST_NOTE}")
+    schemes = plain_table("execution scheme", "what it does", "paper", "needs")
+    for name, s in EXECUTION_SCHEMES.items():
+        schemes.add_row(name, s.summary, s.paper, s.needs)
+    out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
+    out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
+    out.print_json(descriptions)
+
+
+def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
+    from ..methods import describe_method, find_method
+
+    method, described = find_method(name, trust=trust), describe_method(name)
+    if described is not None:
+        details = {"Paper": described["paper"],
+                   "Ledger": ", ".join(described["rows"]), "Needs": "; ".join(described["needs"])}
+        if costs := cost_texts(described["cost"]):
+            details["Costs"] = "{} weights, {} of training and {} for a plan: {}".format(*costs, COST_NOTE)
+        out.print(f"{described['name']}: {described['summary']}", f"Choose it {described['when']}",
+                  *(f"{title}: {text}" for title, text in details.items() if text), "")
+    out.print(settings_table(name, method, trust))
+    trusted = [part for package in trust for part in ("--trust", package)]
+    out.suggest(command_line("train", name, "DATA", "--out", "RUN", *trusted),
+                command_line("train", name, "--help", *trusted))
+    out.print_json([] if described is None else [described])
 
 
 COST_NOTE = "CPU time on one core, on observations of 20 numbers"

@@ -175,7 +175,7 @@ for k in range({moments}):
                 left -= 1
                 return do(*a, **b)
             return at
-        os.replace, w._sync = step(os.replace), step(w._sync)
+        os.replace, w.sync_file = step(os.replace), step(w.sync_file)
         w.append(os.path.join({root!r}, str(k)), data)
         os._exit(0)
     print(os.wait()[1])

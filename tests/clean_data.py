@@ -119,7 +119,7 @@ def gripper_arm(seed: int) -> Dataset:
 
     def episode():
         goal, drop = rng.uniform(-0.5, 0.5, 3), rng.uniform(-0.5, 0.5, 3)
-        at, width, thing, held, states, actions = rng.uniform(-0.5, 0.5, 3), 0.08, goal.copy(), False, [], []
+        at, width, thing, is_held, states, actions = rng.uniform(-0.5, 0.5, 3), 0.08, goal.copy(), False, [], []
         for t in range(90):
             states.append(np.concatenate([at, [width], thing]))
             closed = t >= 40
@@ -128,8 +128,8 @@ def gripper_arm(seed: int) -> Dataset:
             actions.append(np.concatenate([move, [1.0 if closed else -1.0]]))
             at = at + move
             width = np.clip(width + (-0.01 if closed else 0.01), 0.03, 0.08)
-            held = held or closed and width <= 0.03
-            thing = at.copy() if held else thing
+            is_held = is_held or closed and width <= 0.03
+            thing = at.copy() if is_held else thing
         states.append(np.concatenate([at, [width], thing]))
         return Episode({STATE: np.array(states, np.float32), ACTION: np.array(actions, np.float32)})
     return Dataset([episode() for _ in range(20)], {"fps": FPS})
@@ -175,9 +175,9 @@ def slow_images(seed: int) -> Dataset:
         steps = int(rng.integers(60, 110))
         heading = rng.uniform(0, 2 * np.pi)
         speed = rng.uniform(0.05, 0.3) * np.abs(np.sin(np.linspace(0, rng.uniform(3, 9), steps)))
-        rest = int(rng.integers(0, steps - 12))
+        pause = int(rng.integers(0, steps - 12))
         if rng.random() < 0.5:
-            speed[rest:rest + 12] = 0
+            speed[pause:pause + 12] = 0
         move = speed[:, None] * np.array([np.cos(heading), np.sin(heading)])
         at = np.concatenate([[[0.0, 0.0]], np.cumsum(move, 0)]) + rng.uniform(12, 20, 2)
         state = at / 32 + noise * rng.normal(size=at.shape)
@@ -210,18 +210,18 @@ def object_camera(seed: int) -> Dataset:
 
     def episode():
         wait, steps = int(rng.integers(15, 35)), 70
-        hand, thing, states, actions, seen = rng.uniform(-1, 1, 2), rng.uniform(8, 24, 2), [], [], []
+        hand, thing, states, actions, positions = rng.uniform(-1, 1, 2), rng.uniform(8, 24, 2), [], [], []
         away = rng.uniform(-1, 1, 2)
         for t in range(steps):
             states.append(hand.copy())
-            seen.append(thing.copy())
+            positions.append(thing.copy())
             move = 0.03 * away + 0.01 * rng.normal(size=2)
             actions.append(move)
             hand = hand + move
             thing = thing + (move * 8 if t >= wait else 0)
         states.append(hand)
         return Episode({STATE: np.array(states, np.float32), ACTION: np.array(actions, np.float32),
-                        CAMERA: _draw(np.clip(np.array(seen), 2, 29), 32, 3.0, 8)})
+                        CAMERA: _draw(np.clip(np.array(positions), 2, 29), 32, 3.0, 8)})
     return Dataset([episode() for _ in range(20)], {"fps": FPS})
 
 

@@ -21,22 +21,22 @@ def watch(place: Path, record: Path) -> None:
     def fsync(handle) -> None:
         sync(handle)
         number = handle if isinstance(handle, int) else handle.fileno()
-        seen = os.fstat(number)
-        told: dict = {"inode": seen.st_ino}
+        status = os.fstat(number)
+        synced: dict = {"inode": status.st_ino}
         at = os.readlink(f"/proc/self/fd/{number}")
-        if stat.S_ISDIR(seen.st_mode):
-            told["names"] = {}
+        if stat.S_ISDIR(status.st_mode):
+            synced["names"] = {}
             for e in os.scandir(at):
                 try:
-                    told["names"][e.name] = e.inode()
+                    synced["names"][e.name] = e.inode()
                     if e.is_file():
                         _link(e.path, record, e.inode())
                 except FileNotFoundError:
                     pass
         else:
-            told["size"] = seen.st_size
-            _link(at, record, seen.st_ino)
-        os.write(log, (json.dumps(told) + "\n").encode())
+            synced["size"] = status.st_size
+            _link(at, record, status.st_ino)
+        os.write(log, (json.dumps(synced) + "\n").encode())
     os.fsync = fsync
 
 
@@ -48,11 +48,11 @@ def _link(path, record: Path, inode: int) -> None:
 def cut(place: Path, record: Path, into: Path) -> None:
     names, sizes = {}, {}
     for line in (record / "log").read_text().splitlines():
-        told = json.loads(line)
-        if "names" in told:
-            names[told["inode"]] = told["names"]
+        synced = json.loads(line)
+        if "names" in synced:
+            names[synced["inode"]] = synced["names"]
         else:
-            sizes[told["inode"]] = told["size"]
+            sizes[synced["inode"]] = synced["size"]
 
     def build(inode: int, to: Path) -> None:
         if inode in names:

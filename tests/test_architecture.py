@@ -57,8 +57,8 @@ def imported(path, tree):
 
 
 def test_every_part_has_its_place():
-    found = {parts(path)[0] for path in FILES}
-    assert found - ALONE <= set(ORDER), f"say in ORDER where {found - ALONE - set(ORDER)} stand"
+    part_names = {parts(path)[0] for path in FILES}
+    assert part_names - ALONE <= set(ORDER), f"say in ORDER where {part_names - ALONE - set(ORDER)} stand"
 
 
 def test_imports_go_downward():
@@ -66,9 +66,9 @@ def test_imports_go_downward():
     for path, tree in trees():
         if parts(path)[0] in ALONE:
             continue
-        mine = ORDER.index(parts(path)[0])
+        own_rank = ORDER.index(parts(path)[0])
         for line, name in imported(path, tree):
-            if name[0] == "understudy" and name[1] in ORDER and ORDER.index(name[1]) > mine:
+            if name[0] == "understudy" and name[1] in ORDER and ORDER.index(name[1]) > own_rank:
                 upward.append(f"{path.relative_to(ROOT)}:{line} imports {name[1]}")
     assert not upward, upward
 
@@ -77,7 +77,7 @@ def test_rooms_of_environments():
     """Worlds and simulators know the base, and nothing but the registry and the shifts knows them."""
     allowed = {"toys": {"", "toys"}, "simulators": {"", "external"}, "": {""}, "registry": {"", "toys", "simulators"},
                "shifts": {"", "toys"}}
-    wrong = []
+    violations = []
     for path, tree in trees():
         folder, *inside = parts(path)
         if folder != "envs":
@@ -88,8 +88,8 @@ def test_rooms_of_environments():
                 room = name[2] if name[2] in ("toys", "simulators") else ""
                 room = "external" if name[2:4] == ("simulators", "external") else room
                 if room not in allowed[own]:
-                    wrong.append(f"{path.relative_to(ROOT)}:{line} imports {'.'.join(name)}")
-    assert not wrong, wrong
+                    violations.append(f"{path.relative_to(ROOT)}:{line} imports {'.'.join(name)}")
+    assert not violations, violations
 
 
 def files_imported(path, tree):
@@ -97,28 +97,28 @@ def files_imported(path, tree):
     modules = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}
     for _, name in imported(path, tree):
         if name[0] == "understudy":
-            found = modules.get(name[1:]) or modules.get(name[1:-1])
-            if found is not None and found != path:
-                yield found
+            imported_file = modules.get(name[1:]) or modules.get(name[1:-1])
+            if imported_file is not None and imported_file != path:
+                yield imported_file
 
 
 def circles(graph):
     """Groups of files that import each other, by way of others too."""
     def reached(start):
-        seen, left = set(), [start]
-        while left:
-            for other in graph[left.pop()] - seen:
-                seen.add(other)
-                left.append(other)
-        return seen
+        visited, pending = set(), [start]
+        while pending:
+            for other in graph[pending.pop()] - visited:
+                visited.add(other)
+                pending.append(other)
+        return visited
     reach = {path: reached(path) for path in graph}
     return {frozenset(p for p in reach[path] if path in reach[p]) for path in graph if path in reach[path]}
 
 
 def test_no_circle_of_imports():
     graph = {path: set(files_imported(path, tree)) for path, tree in trees()}
-    found = [sorted(str(p.relative_to(ROOT)) for p in circle) for circle in circles(graph)]
-    assert not found, f"files that import each other: {found}"
+    cycles = [sorted(str(p.relative_to(ROOT)) for p in circle) for circle in circles(graph)]
+    assert not cycles, f"files that import each other: {cycles}"
     assert circles({1: {2}, 2: {3}, 3: {1}, 4: {1}}) == {frozenset({1, 2, 3})}
 
 
@@ -225,13 +225,13 @@ def test_parts_of_one_method_are_in_its_file():
     for path, tree in trees():
         for part in set(files_imported(path, tree)):
             users.setdefault(part, set()).add(path)
-    found = set()
+    lone_parts = set()
     for part in FILES:
         own = [path for path in users.get(part, ()) if parts(path)[0] != "claims"]
         if parts(part)[0] in ROOMS_OF_PARTS and len(own) == 1 and method_of(own[0]):
-            found.add(part.relative_to(ROOT).as_posix())
-    assert not found - set(ONE_USER), "move them into the file of the method, or say in ONE_USER why they stay"
-    assert not set(ONE_USER) - found, "more than one file uses them: ONE_USER need not list them"
+            lone_parts.add(part.relative_to(ROOT).as_posix())
+    assert not lone_parts - set(ONE_USER), "move them into the file of the method, or say in ONE_USER why they stay"
+    assert not set(ONE_USER) - lone_parts, "more than one file uses them: ONE_USER need not list them"
 
 
 def test_methods_share_functions_but_no_parts():
@@ -256,8 +256,8 @@ def test_packages_of_methods_hold_no_logic():
 def test_the_rules_can_fail(tmp_path):
     """The walker sees what it must: imports of every form, inside functions too."""
     tree = ast.parse("from ..policy import Policy\ndef f():\n    from . import base\n    import pickle as p\n")
-    found = {name for _, name in imported(ROOT / "heads" / "new.py", tree)}
-    assert found == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
+    imported_names = {name for _, name in imported(ROOT / "heads" / "new.py", tree)}
+    assert imported_names == {("understudy", "policy", "Policy"), ("understudy", "heads", "base"), ("pickle",)}
     names = {name for _, name in calls(ast.parse("eval('1'); yaml.load(x); torch.load(f)"))}
     assert names == {"eval", "yaml.load", "torch.load"}
 

@@ -71,11 +71,11 @@ def test_the_same_starts_count_once():
 @pytest.mark.slow
 def test_equal_candidates_are_rarely_dropped():
     """All tests together drop one of equals in at most 5 % of the choices (here: 3 candidates, 5 rounds)."""
-    rng, wrong = np.random.default_rng(0), 0
+    rng, n_dropped = np.random.default_rng(0), 0
     for _ in range(30):
         values = {name: (rng.random((MAX_ROUNDS, 40)) < 0.5).astype(float) for name in "abc"}
-        wrong += any(len(survivors({k: v[:n] for k, v in values.items()}, 3)) < 3 for n in (1, 3, 5))
-    assert wrong <= 4  # binomial with 30 and 0.05: more than 4 has probability 0.02
+        n_dropped += any(len(survivors({k: v[:n] for k, v in values.items()}, 3)) < 3 for n in (1, 3, 5))
+    assert n_dropped <= 4  # binomial with 30 and 0.05: more than 4 has probability 0.02
 
 
 NUMBERS = ["bc", "bc-gmm", "bc-rnn-gmm", "knn", "mip", "flow-policy", "act", "diffusion-policy"]
@@ -119,9 +119,9 @@ def test_each_rule_about_numbers(change, added, gone, name, reason):
 @pytest.mark.parametrize("change", [{"episodes": 12}, {"fps": 50}, {"episodes": 500}])
 def test_the_rules_about_classes(change):
     """A method that learns numbers is never a candidate for classes, and none that cannot read images for cameras."""
-    given = replace(ORDINARY, actions="classes", two_ways=None, **change)
-    assert set(candidate_methods(given)[0]) == {"bc", "knn"}
-    assert set(candidate_methods(replace(given, cameras=1))[0]) == {"bc"}
+    properties = replace(ORDINARY, actions="classes", two_ways=None, **change)
+    assert set(candidate_methods(properties)[0]) == {"bc", "knn"}
+    assert set(candidate_methods(replace(properties, cameras=1))[0]) == {"bc"}
 
 
 def test_the_recorded_choices_had_these_candidates():
@@ -148,8 +148,8 @@ def test_candidates_read_the_images_of_few_episodes():
 def test_two_ways_are_seen(demonstrations):
     """Half of the experts of `fork` go left and half go right. With one side left out, nothing is ambiguous."""
     both = data_properties(demonstrations)
-    left = Dataset([e for e in demonstrations if e.steps["observation.state"][:, 1].mean() > 0])
-    one = data_properties(left)
+    one_sided = Dataset([e for e in demonstrations if e.steps["observation.state"][:, 1].mean() > 0])
+    one = data_properties(one_sided)
     assert both.two_ways > 0.01 > one.two_ways
     assert "act in neither" in both.sentences()[1] and "act in neither" not in one.sentences()[1]
     assert (both.episodes, both.cameras, both.actions) == (40, 0, "numbers")
@@ -172,18 +172,18 @@ def test_the_same_policy_with_a_longer_chunk_has_the_same_error(demonstrations, 
         policy = replace(method.policy, window=replace(method.policy.window, horizon=horizon))
         paths.append(str(tmp_path / f"{horizon}.json"))
         write_json(paths[-1], dump(replace(method, policy=policy, executor=replace(method.executor, n_action_steps=1))))
-    found = choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=paths)
-    first, second = found.standings
-    assert first.estimate == second.estimate and found.ahead == 1 and not first.dropped_after
-    assert "error of the next action, predicted on 8 held-out episodes" in found.verdict_parts()[2]
+    choice = choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=paths)
+    first, second = choice.standings
+    assert first.estimate == second.estimate and choice.ahead == 1 and not first.dropped_after
+    assert "error of the next action, predicted on 8 held-out episodes" in choice.verdict_parts()[2]
 
 
 def test_with_too_few_held_out_episodes_the_interval_is_unknown(demonstrations, tmp_path, capsys):
-    found = choose_method(demonstrations.select(range(9)), tmp_path / "choice", budget=9.0, methods=("knn", "vinn"))
-    assert found.judged_on < 3 and all(np.isnan(s.estimate.low) for s in found.standings)
-    assert found.to_json()["methods"][0]["low"] is None
+    choice = choose_method(demonstrations.select(range(9)), tmp_path / "choice", budget=9.0, methods=("knn", "vinn"))
+    assert choice.judged_on < 3 and all(np.isnan(s.estimate.low) for s in choice.standings)
+    assert choice.to_json()["methods"][0]["low"] is None
     with Output(False) as out:
-        _print_choice(found, out)
+        _print_choice(choice, out)
     assert "unknown to unknown" in capsys.readouterr().out
 
 
@@ -234,12 +234,12 @@ def test_an_interrupted_choice_continues(demonstrations, tmp_path, short):
 def test_without_an_environment_held_out_episodes_judge(demonstrations, tmp_path, short):
     """The error is that of the validation, in units of the standard deviation: below that of no knowledge, which is
     about 1."""
-    found = choose_method(demonstrations, tmp_path / "choice", budget=20.0, methods=("knn", short))
-    assert found.metric == "error" and found.judged_on == 8 and found.env is None
-    document = found.to_json()
+    choice = choose_method(demonstrations, tmp_path / "choice", budget=20.0, methods=("knn", short))
+    assert choice.metric == "error" and choice.judged_on == 8 and choice.env is None
+    document = choice.to_json()
     assert all(0 < m["low"] <= m["estimate"] <= m["high"] < 1.5 for m in document["methods"])
     assert document["methods"][0]["estimate"] < document["methods"][1]["estimate"]  # the best comes first
-    assert "not by acting" in found.verdict_parts()[2]
+    assert "not by acting" in choice.verdict_parts()[2]
 
 
 def test_what_it_cannot_do_is_said(demonstrations, tmp_path):
@@ -265,7 +265,7 @@ def test_where_demonstrations_go_two_ways_the_mean_is_dropped(tmp_path):
     data = rollout(expert_actor(env), env, 200, recording_seed(0))
     mean = demo.METHODS["regression"]
     write_json(tmp_path / "mean.json", dump(replace(mean, learner=replace(mean.learner, steps=1000))))
-    found = choose_method(data, tmp_path / "choice", env=env, budget=600.0, episodes=100,
-                          methods=(str(tmp_path / "mean.json"), "knn"))
-    assert (found.recommended, found.tied, found.rounds) == ("knn", (), 3)
-    assert found.standings[1].dropped_after == 3 and found.standings[1].estimate.high < 0.5
+    choice = choose_method(data, tmp_path / "choice", env=env, budget=600.0, episodes=100,
+                           methods=(str(tmp_path / "mean.json"), "knn"))
+    assert (choice.recommended, choice.tied, choice.rounds) == ("knn", (), 3)
+    assert choice.standings[1].dropped_after == 3 and choice.standings[1].estimate.high < 0.5

@@ -43,9 +43,9 @@ from understudy.nets.transformer import Transformer
 
 def test_keys_of_neighbouring_seeds_never_meet():
     seeds = [*range(40), -1, 2**31, 2**32, 2**63 - 1, 2**64 - 1]  # -1 and 2^64 - 1 are the same seed
-    found = torch.cat([keys(seed, range(5000)) for seed in seeds])
-    assert found.dtype == torch.int64 and (found >= 0).all()
-    assert len(found.unique()) == (len(seeds) - 1) * 5000
+    all_keys = torch.cat([keys(seed, range(5000)) for seed in seeds])
+    assert all_keys.dtype == torch.int64 and (all_keys >= 0).all()
+    assert len(all_keys.unique()) == (len(seeds) - 1) * 5000
 
 
 def test_a_key_is_of_its_number_alone():
@@ -175,9 +175,9 @@ def test_a_column_says_what_it_is(column, kind, shape):
 
 
 def test_names_say_what_columns_are_for():
-    said = {n: role(n) for n in ("observation.state", "action", "action.arm", "actions", "next.reward", "task",
-                                 "timestamp", "intervention")}
-    assert list(said.values()) == ["observation", "action", "action", "other", "outcome", "task", "index", "other"]
+    roles = {n: role(n) for n in ("observation.state", "action", "action.arm", "actions", "next.reward", "task",
+                                  "timestamp", "intervention")}
+    assert list(roles.values()) == ["observation", "action", "action", "other", "outcome", "task", "index", "other"]
 
 
 # -- config ---------------------------------------------------------------------------------------------------------
@@ -344,13 +344,15 @@ def test_an_unknown_name_is_told_the_known_ones_or_the_nearest_of_many():
     few = core.unknown_name("column", "stat", ["state", "action"], "data")
     assert type(few) is ConfigError
     assert str(few) == "data: there is no column 'stat'; there are state, action\n  -> did you mean 'state'?"
-    far = core.unknown_name("task", "x", ["state"], owner="Robot", hint="leave it out", error=DataError)
-    assert type(far) is DataError and str(far) == "Robot has no task 'x'; it has state\n  -> leave it out"
+    with_all_names = core.unknown_name("task", "x", ["state"], owner="Robot", hint="leave it out", error=DataError)
+    assert type(with_all_names) is DataError
+    assert str(with_all_names) == "Robot has no task 'x'; it has state\n  -> leave it out"
     assert core.unknown_name("task", "x", []).problem == "there is no task 'x'; there are none"
     many = [f"door-{i}" for i in range(30)]
-    near = core.unknown_name("task", "DOOR-7", many, hint="list them")
-    assert near.problem == "there is no task 'DOOR-7'" and near.hint.startswith("did you mean 'door-7' or ")
-    assert near.hint.count(" or ") == 2 and near.hint.endswith("? list them")
+    with_suggestions = core.unknown_name("task", "DOOR-7", many, hint="list them")
+    assert with_suggestions.problem == "there is no task 'DOOR-7'"
+    assert with_suggestions.hint.startswith("did you mean 'door-7' or ")
+    assert with_suggestions.hint.count(" or ") == 2 and with_suggestions.hint.endswith("? list them")
     assert core.unknown_name("task", "zzz", many).hint == f"there are {', '.join(many[:20])} and 10 more"
 
 

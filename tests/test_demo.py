@@ -28,18 +28,18 @@ def test_from_python_it_needs_no_bar(tmp_path, monkeypatch):
     small = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
     for name, value in {"METHODS": small, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
         monkeypatch.setattr(demo, name, value)
-    said = []
-    found = demo.demo(tmp_path / "demo", say=said.append)
-    assert [len(e.episodes) for e in found.values()] == [3, 3] and said[0].startswith("1/5  5 demonstrations")
+    messages = []
+    evaluations = demo.demo(tmp_path / "demo", say=messages.append)
+    assert [len(e.episodes) for e in evaluations.values()] == [3, 3] and messages[0].startswith("1/5  5 demonstrations")
     assert (tmp_path / "demo" / "report.html").exists()
 
 
 def run(out, log, interrupt=None):
     """`understudy demo` in a process of its own; SIGINT as soon as `interrupt(out, what it has said)` is true, and
     again while it does not end. Returns its exit status."""
-    with open(log, "w") as said:
+    with open(log, "w") as log_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "understudy", "demo", "--out", str(out)], stdout=said, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "understudy", "demo", "--out", str(out)], stdout=log_file, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         try:
@@ -78,16 +78,16 @@ MOMENTS = {
 
 @pytest.mark.slow
 def test_it_says_which_is_better_by_how_much_and_how_sure(whole):
-    out, said = whole
-    found = json.loads((out / "results.json").read_text())
-    flow, regression = found["policies"]["flow"], found["policies"]["regression"]
+    out, text = whole
+    results = json.loads((out / "results.json").read_text())
+    flow, regression = results["policies"]["flow"], results["policies"]["regression"]
     # 200 starts: a policy that succeeds in 4 of 5 or more against one whose mean is the pillar.
     assert flow["success"]["low"] > 0.8 and regression["success"]["high"] < 0.2
     assert flow["paired"]["against"] == "regression" and flow["paired"]["low"] > 0.6 and flow["paired"]["p"] < 1e-6
-    assert found["optimum"] == 1.0 and "best possible success in 'fork' is 1.0" in said
-    assert "Flow matching succeeds more often than mean regression" in said and "95% interval" in said
-    assert f"{flow['successes']} of 200 against {regression['successes']} of 200" in said
-    assert len(re.findall("^  understudy ", said, re.MULTILINE)) == 3
+    assert results["optimum"] == 1.0 and "best possible success in 'fork' is 1.0" in text
+    assert "Flow matching succeeds more often than mean regression" in text and "95% interval" in text
+    assert f"{flow['successes']} of 200 against {regression['successes']} of 200" in text
+    assert len(re.findall("^  understudy ", text, re.MULTILINE)) == 3
     page = (out / "report.html").read_text()
     assert page.count("<svg") >= 4 and not re.search(r"(?:src|href)\s*=\s*[\"']?https?:", page)
     assert all(command in page for command in ("understudy inspect", "understudy eval", "understudy train"))
@@ -97,8 +97,8 @@ def test_it_says_which_is_better_by_how_much_and_how_sure(whole):
 def test_it_can_be_interrupted_anywhere(whole, tmp_path):
     for moment, reached in MOMENTS.items():
         status = run(tmp_path / "demo", tmp_path / "log", reached)
-        said = (tmp_path / "log").read_text()
-        assert status == 130 and "same command continues" in said and "Traceback" not in said, (moment, status, said)
+        text = (tmp_path / "log").read_text()
+        assert status == 130 and "same command continues" in text and "Traceback" not in text, (moment, status, text)
     assert run(tmp_path / "demo", tmp_path / "log") == 0
     assert (tmp_path / "demo" / "results.json").read_bytes() == (whole[0] / "results.json").read_bytes()
     for name in demo.METHODS:
@@ -111,7 +111,7 @@ def test_it_can_be_interrupted_anywhere(whole, tmp_path):
 
 @pytest.mark.slow
 def test_again_it_does_nothing_twice(whole, tmp_path):
-    out, said = whole
+    out, text = whole
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*.safetensors")}
     results = (out / "results.json").read_bytes()
     assert run(out, tmp_path / "log") == 0

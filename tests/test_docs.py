@@ -247,7 +247,7 @@ def test_what_a_terminal_shows_in_the_end(monkeypatch):
 
 def test_every_page_of_the_reference_is_in_the_menu():
     menu = (REPOSITORY / "mkdocs.yml").read_text()
-    made = ast.parse((REPOSITORY / "docs" / "api_pages.py").read_text())
-    pages = next(ast.literal_eval(node.value) for node in made.body
+    hook = ast.parse((REPOSITORY / "docs" / "api_pages.py").read_text())
+    pages = next(ast.literal_eval(node.value) for node in hook.body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PAGES")
     assert [name for name, (title, _) in pages.items() if f"- {title}: api/{name}/index.md" not in menu] == []

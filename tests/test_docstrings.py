@@ -41,22 +41,22 @@ def arguments(node) -> set[str]:
 
 def fields(node) -> set[str]:
     """Fields and properties, and attributes that a method sets."""
-    found = {b.target.id for b in node.body if isinstance(b, ast.AnnAssign) and isinstance(b.target, ast.Name)}
-    found |= {t.id for b in node.body if isinstance(b, ast.Assign) for t in b.targets if isinstance(t, ast.Name)}
-    found |= {b.name for b in node.body if isinstance(b, ast.FunctionDef)}
-    return found | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
+    names = {b.target.id for b in node.body if isinstance(b, ast.AnnAssign) and isinstance(b.target, ast.Name)}
+    names |= {t.id for b in node.body if isinstance(b, ast.Assign) for t in b.targets if isinstance(t, ast.Name)}
+    names |= {b.name for b in node.body if isinstance(b, ast.FunctionDef)}
+    return names | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)}
 
 
 def wrong(source: str) -> list[str]:
     """Names that a docstring documents and that its class or function does not have."""
     tree = ast.parse(source)
-    known = {n.name: fields(n) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
-    found = []
+    fields_of = {n.name: fields(n) for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+    undocumented = []
     for name, text, allowed, inherits in definitions(tree):
         if inherits:
-            allowed = allowed.union(*known.values())
-        found += [f"{name}: {n}" for n in documented(text or "") if n not in allowed]
-    return found
+            allowed = allowed.union(*fields_of.values())
+        undocumented += [f"{name}: {n}" for n in documented(text or "") if n not in allowed]
+    return undocumented
 
 
 @pytest.mark.parametrize("path", [*sorted(ROOT.rglob("*.py")), *sorted((REPOSITORY / "claims").rglob("*.py"))],

@@ -44,16 +44,16 @@ CASES = [(part, name) for part in parts() if part.__name__ not in NO_CONFIGS for
 def test_choices_are_checked(part, name):
     example = {**EXAMPLES, **MORE}.get(part.__name__) or part()
     for bad in ("no such choice", None, 0):
-        with pytest.raises(ValueError, match="no such choice|None|0") as told:
+        with pytest.raises(ValueError, match="no such choice|None|0") as refusal:
             replace(example, **{name: bad})
-        assert name in told.value.where and told.value.hint
+        assert name in refusal.value.where and refusal.value.hint
 
 
 def test_the_discovery_finds_the_parts():
-    found = {(part.__name__, name) for part, name in CASES}
+    cases = {(part.__name__, name) for part, name in CASES}
     assert len(CASES) > 35
     assert {("Flow", "prediction"), ("Flow", "times"), ("Diffusion", "schedule"), ("Normalizer", "obs"),
-            ("UNet", "layout"), ("OptimizerConfig", "precision"), ("Feature", "kind")} <= found
+            ("UNet", "layout"), ("OptimizerConfig", "precision"), ("Feature", "kind")} <= cases
     for cls in parts():  # a type that cannot be read would not be checked
         for f in dataclasses.fields(cls):
             assert "Literal" not in str(f.type) or f.name in choice_fields(cls), (cls, f.name)
@@ -79,9 +79,9 @@ def test_the_message_names_field_choices_and_the_nearest():
              "  -> the default is ()"),
             ({"mixed": 3}, "Part.mixed: mixed is 3, but must be 'shared' or a RampTimes\n"
              "  -> the default is 'shared'")):
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as refusal:
             Part(**changes)
-        assert str(told.value) == text
+        assert str(refusal.value) == text
     with pytest.raises(ConfigError, match="several is 'a'"):
         Part(several="a")
 

@@ -87,22 +87,22 @@ FLOATS = [(part, f) for part, f in parts(("float", "float | None", "tuple[float,
 def test_counts_are_checked(part, field):
     example = EXAMPLES.get(part.__name__) or part()
     name, several = field.name, written_type(field).startswith("tuple")
-    where = part.__name__, name
-    zero = (name in MAY_BE_ZERO or where in ALSO_ZERO) and where not in NEVER_ZERO
+    field_place = part.__name__, name
+    zero = (name in MAY_BE_ZERO or field_place in ALSO_ZERO) and field_place not in NEVER_ZERO
     for bad in (-3,) if zero else (-3, 0):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as refusal:
             replace(example, **{name: (bad, 1) if several else bad})
-        assert told.value.where.startswith(tuple(c.__name__ for c in part.__mro__)) and told.value.hint
+        assert refusal.value.where.startswith(tuple(c.__name__ for c in part.__mro__)) and refusal.value.hint
     if zero:
         replace(example, **{name: (0,) if several else 0})
 
 
 def test_the_discovery_finds_the_parts():
-    found = {part.__name__ for part, _ in CASES}
+    part_names = {part.__name__ for part, _ in CASES}
     assert len(CASES) > 120
     assert {"Flow", "MeanFlow", "Neighbors", "RecedingHorizon", "TemporalEnsemble", "Transformer", "BehaviorCloning",
-            "StateActionVAE", "GridEncoder", "CriticConfig"} <= found
-    assert not (BUILT | NO_CONFIGS) & found
+            "StateActionVAE", "GridEncoder", "CriticConfig"} <= part_names
+    assert not (BUILT | NO_CONFIGS) & part_names
 
 
 @pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
@@ -129,9 +129,9 @@ def test_nan_is_refused(part, field):
     (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0),
 ])
 def test_rates_are_checked(example, name, bad):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as refusal:
         replace(example, **{name: bad})
-    assert told.value.where == f"{type(example).__name__}.{name}"
+    assert refusal.value.where == f"{type(example).__name__}.{name}"
 
 
 @part
@@ -156,9 +156,9 @@ def test_the_message_names_field_range_and_default():
                            "  -> give a number in this range; the default is (1, 2)"),
                           ({"one": 1.0}, "Part.one: one is 1.0, but must be above 0 and below 1\n"
                            "  -> give a number in this range; the default is None")):
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as refusal:
             Part(**changes)
-        assert str(told.value) == text
+        assert str(refusal.value) == text
 
 
 def test_files_and_methods_are_checked_too():

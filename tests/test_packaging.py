@@ -32,13 +32,13 @@ def built(tmp_path_factory):
 
 def test_both_hold_all_the_code_and_its_types(built):
     sdist, wheel = built
-    wanted = SOURCES | PAGE | {"understudy/py.typed"}
+    expected_files = SOURCES | PAGE | {"understudy/py.typed"}
     with tarfile.open(sdist) as tar:
         inside = {re.sub(r"^[^/]+/src/", "", n) for n in tar.getnames()}
-        assert wanted <= inside
+        assert expected_files <= inside
         assert {"LICENSE", "README.md"} <= {n.split("/", 1)[-1] for n in tar.getnames()}
     with zipfile.ZipFile(wheel) as whole:
-        assert wanted <= set(whole.namelist())
+        assert expected_files <= set(whole.namelist())
 
 
 def test_the_wheel_holds_nothing_else_and_nothing_large(built):

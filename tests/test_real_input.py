@@ -45,7 +45,7 @@ def test_missing_data_is_said_and_nothing_is_made_up(bench, monkeypatch, capsys)
     monkeypatch.setattr("sys.argv", ["real_input.py", "door/knn"])
     monkeypatch.setattr(bench, "DATA", Path("nowhere"))
     assert bench.main() == 2
-    assert "nowhere" in (said := capsys.readouterr()).err and "UNDERSTUDY_DATA" in said.err
+    assert "nowhere" in (captured := capsys.readouterr()).err and "UNDERSTUDY_DATA" in captured.err
     assert not (bench.RESULTS / "door-knn.json").exists()
     monkeypatch.setattr("sys.argv", ["real_input.py", "door/none"])
     assert bench.main() == 2 and "no cell 'door/none'" in capsys.readouterr().err

@@ -196,9 +196,9 @@ def test_workers_tell_where_the_users_code_failed(call):
 
 
 def test_an_error_of_understudy_is_no_users_error(call):
-    with pytest.raises(TypeError) as told:
+    with pytest.raises(TypeError) as caught:
         make("fork", 2).advance("right")
-    error = told.value
+    error = caught.value
     inner = error.__traceback__.tb_next  # without the frame of this file
     assert locate_user_error(error) is not None and locate_user_error(error.with_traceback(inner)) is None
 

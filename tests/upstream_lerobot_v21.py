@@ -27,9 +27,9 @@ def lines(path, mode="r"):
 
 if __name__ == "__main__":
     stand_in()
-    for name, given in (("jsonlines", {"open": lines}), ("requests", {"HTTPError": OSError})):
+    for name, attributes in (("jsonlines", {"open": lines}), ("requests", {"HTTPError": OSError})):
         if importlib.util.find_spec(name) is None:
-            Missing(name, **given)
+            Missing(name, **attributes)
     from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
 
     for folder in map(Path, sys.argv[1:]):

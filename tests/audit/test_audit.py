@@ -69,8 +69,8 @@ def saved(fork, tmp_path_factory):
 
 def run(capsys, *args) -> tuple[int, str, str]:
     status = cli.main([str(a) for a in args])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 # -- defects --------------------------------------------------------------------------------------------------------
@@ -78,12 +78,12 @@ def run(capsys, *args) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("name", [n for n in BROKEN if READER.get(n, "lerobot") in _READERS])
 def test_broken_fixtures(name, shared):
-    code, where = BROKEN[name]
+    code, location = BROKEN[name]
     report = audit(shared / "fixtures/broken" / name, scores=False)
     assert not report.ok
-    told = [f for f in report.findings if f.code == code and f.severity == "error"]
-    assert told, [f.code for f in report.findings]
-    assert any(all(getattr(f.where, k) == v for k, v in where.items()) for f in told), told
+    matches = [f for f in report.findings if f.code == code and f.severity == "error"]
+    assert matches, [f.code for f in report.findings]
+    assert any(all(getattr(f.where, k) == v for k, v in location.items()) for f in matches), matches
 
 
 def test_every_broken_fixture_is_met(shared):
@@ -114,11 +114,11 @@ def watched(shift, noise=0.0, episodes=8, steps=60):
                                          (4, "warning"), (-7, "warning")])
 def test_pictures_that_are_early_or_late(shift, said):
     """A step is what rounding makes, and two frames late are what many cameras take."""
-    found = [f for f in checks.check_images(watched(shift)) if f.code == "camera-lag"]
-    assert [f.severity for f in found] == ([said] if said else [])
+    lags = [f for f in checks.check_images(watched(shift)) if f.code == "camera-lag"]
+    assert [f.severity for f in lags] == ([said] if said else [])
     if said:
-        assert f"{abs(shift)} steps {'before' if shift > 0 else 'after'} (which explains" in found[0].message
-        assert found[0].where == Location(feature=defects.CAMERA)
+        assert f"{abs(shift)} steps {'before' if shift > 0 else 'after'} (which explains" in lags[0].message
+        assert lags[0].where == Location(feature=defects.CAMERA)
 
 
 def test_pictures_that_do_not_show_the_state_tell_nothing_of_it():
@@ -185,13 +185,13 @@ def test_no_episode_is_no_error():
 
 def test_json_and_exit_status(saved, shared, tmp_path, capsys):
     status, out, _ = run(capsys, "audit", saved, "--json")
-    said = json.loads(out)
-    assert status == 0 and said["ok"] is True and set(said) == {"ok", "findings", "scores", "purposes"}
-    assert all(len(values) == 6 for values in said["scores"].values())
+    report = json.loads(out)
+    assert status == 0 and report["ok"] is True and set(report) == {"ok", "findings", "scores", "purposes"}
+    assert all(len(values) == 6 for values in report["scores"].values())
     status, out, _ = run(capsys, "audit", shared / "fixtures/broken/lerobot_nan_action", "--json")
-    said = json.loads(out)
-    assert status == 3 and said["ok"] is False
-    first = said["findings"][0]
+    report = json.loads(out)
+    assert status == 3 and report["ok"] is False
+    first = report["findings"][0]
     assert set(first) == {"code", "severity", "where", "message", "remedy", "episodes"} and first["severity"] == "error"
     assert first["where"] == {"file": None, "episode": 2, "step": 1, "feature": "action"}
     (tmp_path / "note.txt").write_text("no data")
@@ -211,13 +211,13 @@ def test_actions_of_several_columns_are_scored(name, shared, tmp_path, capsys):
 
 
 def test_guard_names_all_codes_and_lets_despite_by(fork):
-    wrong = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
+    broken = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
     check_usable(fork)
     with pytest.raises(UserError, match="--ignore not-finite --ignore end-inside"):
-        check_usable(wrong)
+        check_usable(broken)
     with pytest.raises(UserError, match="finds 1 error"):
-        check_usable(wrong, ignore=("not-finite",))
-    check_usable(wrong, ignore=("not-finite", "end-inside"))
+        check_usable(broken, ignore=("not-finite",))
+    check_usable(broken, ignore=("not-finite", "end-inside"))
 
 
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
@@ -276,16 +276,16 @@ def test_clean_demonstrations_are_listed_for_no_purpose(tmp_path):
 
 
 def test_episodes_are_listed_for_one_purpose_with_evidence(tmp_path):
-    found = rankings_of(fork_with((13, with_action(shaken)), (5, with_action(with_nan))), tmp_path / "d")
-    faulty, unlike = found["remove as faulty"], found["unlike the others"]
+    rankings = rankings_of(fork_with((13, with_action(shaken)), (5, with_action(with_nan))), tmp_path / "d")
+    faulty, unlike = rankings["remove as faulty"], rankings["unlike the others"]
     assert [e.episode for e in faulty.episodes] == [5, 13]  # errors first; the actions of 13 have no effect
     assert (faulty.episodes[0].evidence[0].source, faulty.episodes[0].evidence[0].step) == ("not-finite", 3)
     assert 13 in [e.episode for e in unlike.episodes]
     (evidence, *_) = next(e for e in unlike.episodes if e.episode == 13).evidence
     assert evidence.source == "typicality" and evidence.value < evidence.usual and evidence.deviations < -3.5
     assert f"typicality {evidence.value:.3g}, usually {evidence.usual:.3g}" in evidence.text and evidence.step >= 0
-    assert [e.episode for e in found["jerky"].episodes] == [13]
-    assert not any(name in " ".join(found) for name in ("best", "worst"))
+    assert [e.episode for e in rankings["jerky"].episodes] == [13]
+    assert not any(name in " ".join(rankings) for name in ("best", "worst"))
 
 
 def test_the_command_of_a_purpose_leaves_out_exactly_its_episodes(tmp_path, monkeypatch, capsys):
@@ -294,15 +294,15 @@ def test_the_command_of_a_purpose_leaves_out_exactly_its_episodes(tmp_path, monk
     short = lambda e: Episode({k: np.asarray(v)[:3] for k, v in e.steps.items()}, e.metadata)  # noqa: E731
     for name, changes in (("one", [(13, with_action(shaken)), (20, with_action(shaken))]),
                           ("with a short one", [(13, with_action(shaken)), (2, short)])):
-        found = rankings_of(fork_with(*changes), name)
-        assert "jerky" in found
-        for ranking in found.values():
+        rankings = rankings_of(fork_with(*changes), name)
+        assert "jerky" in rankings
+        for ranking in rankings.values():
             assert cli.main(shlex.split(ranking.command)[1:]) == 0, ranking.command
             view = shlex.split(ranking.command)[shlex.split(ranking.command).index("--out") + 1]
             listed, whole = {e.episode for e in ranking.episodes}, open_dataset(name)
             expected = [i for i in range(36) if i not in listed]
-            for mine, i in zip(open_dataset(view), expected, strict=True):
-                np.testing.assert_array_equal(mine.steps["action"], whole[i].steps["action"])
+            for episode, i in zip(open_dataset(view), expected, strict=True):
+                np.testing.assert_array_equal(episode.steps["action"], whole[i].steps["action"])
             Path(view).unlink()
 
 

@@ -48,10 +48,10 @@ def test_mixed_conventions_are_found_where_the_state_has_velocities(seed, few):
     spoilt = [
         e.replace({ACTION: np.asarray(e.steps[STATE])[1:, :joints]}) if i < few else e for i, e in enumerate(data)
     ]
-    found = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
-    assert [(f.code, f.severity, f.where.episode) for f in found] == [("convention-mixed", "warning", 0)]
-    assert f"look like positions in {few} episodes" in found[0].message
-    assert "explains" in found[0].message  # how sure it is
+    findings = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
+    assert [(f.code, f.severity, f.where.episode) for f in findings] == [("convention-mixed", "warning", 0)]
+    assert f"look like positions in {few} episodes" in findings[0].message
+    assert "explains" in findings[0].message  # how sure it is
 
 
 @pytest.mark.parametrize("seed", [0, 2])
@@ -59,8 +59,8 @@ def test_mixed_conventions_are_found_where_positions_are_commanded(seed):
     data = position_arm(seed)
     spoilt = [e.replace({ACTION: e.steps[ACTION] - np.asarray(e.steps[STATE])[:-1]}) if i in (3, 8) else e
               for i, e in enumerate(data)]
-    found = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
-    assert [(f.code, f.where.episode) for f in found] == [("convention-mixed", 3)]
+    findings = [f for f in motion_checks.check_action_convention(Dataset(spoilt, data.metadata))]
+    assert [(f.code, f.where.episode) for f in findings] == [("convention-mixed", 3)]
 
 
 def test_a_camera_that_hangs_is_found_in_slow_small_pictures():
@@ -71,10 +71,10 @@ def test_a_camera_that_hangs_is_found_in_slow_small_pictures():
         frames = np.array(data[e].steps[CAMERA])
         frames[:40] = frames[0]
         spoilt = Dataset([x.replace({CAMERA: frames}) if i == e else x for i, x in enumerate(data)], data.metadata)
-        found = [f for f in checks.check_images(spoilt) if f.code == "image-frozen"]
-        assert [(f.severity, f.where.episode, f.where.step, f.where.feature) for f in found] == [
+        findings = [f for f in checks.check_images(spoilt) if f.code == "image-frozen"]
+        assert [(f.severity, f.where.episode, f.where.step, f.where.feature) for f in findings] == [
             ("warning", e, 0, CAMERA)], build.__name__
-        assert "%" in found[0].message
+        assert "%" in findings[0].message
 
 
 def test_walls_that_stand_in_few_episodes_are_of_no_other_magnitude():

@@ -91,8 +91,9 @@ def test_a_person_is_late_pauses_and_has_a_speed(checkpoints):
     for _ in range(40):
         action, state = person.act(obs, state)
         actions.append(action[:, 0])
-    shown = torch.stack(actions, 1)
-    speed = shown.amax(1)
-    assert (shown[:, 0] == 0).all() and 0.5 < speed.min() < 0.55 and 0.95 < speed.max() < 1
-    moves = shown == speed[:, None]
-    assert ((shown == 0) | moves).all() and 0.6 < moves[:, 1:].float().mean() < 0.85  # 3 steps of each 13 are pauses
+    positions = torch.stack(actions, 1)
+    speed = positions.amax(1)
+    assert (positions[:, 0] == 0).all() and 0.5 < speed.min() < 0.55 and 0.95 < speed.max() < 1
+    moves = positions == speed[:, None]
+    assert ((positions == 0) | moves).all()
+    assert 0.6 < moves[:, 1:].float().mean() < 0.85  # 3 steps of each 13 are pauses

@@ -38,9 +38,9 @@ def test_every_scheme_is_delayed_by_the_same_number_of_steps(delay):
     assert set(delay.SCHEMES) <= set(EXECUTION_SCHEMES)
     config = PolicyConfig(Flow(), MLP(8, 1), window=Window(2, 16))
     policy, _ = random_batch(config)
-    made = replace(delay.method(delay.TINY), policy=config)
+    method = replace(delay.method(delay.TINY), policy=config)
     for scheme in delay.SCHEMES:
-        executor = delay.late_actor(policy, made, scheme, 8, 4).executor
+        executor = delay.late_actor(policy, method, scheme, 8, 4).executor
         if scheme.endswith("-ensemble"):
             assert executor == (TemporalEnsemble if scheme.startswith("temporal") else AdaptiveEnsemble)(delay=8)
             continue
@@ -49,7 +49,7 @@ def test_every_scheme_is_delayed_by_the_same_number_of_steps(delay):
         if scheme == "real-time-chunking":
             assert executor.executor == RealTimeChunking(4, delay=8)
         executor.check_planner(policy)
-    assert delay.late_actor(policy, made, "real-time-chunking", 0, 4).executor == RealTimeChunking(4, delay=0)
+    assert delay.late_actor(policy, method, "real-time-chunking", 0, 4).executor == RealTimeChunking(4, delay=0)
 
 
 def test_the_table_has_the_mean_of_the_seeds_of_which_all_cells_ran(delay, tmp_path):
@@ -59,9 +59,9 @@ def test_the_table_has_the_mean_of_the_seeds_of_which_all_cells_ran(delay, tmp_p
         for scheme in delay.SCHEMES[: None if seed < 2 else -1]:
             won = [1] * wins + [0] * (10 - wins) if scheme == "low-pass" else [1] * 10
             write_json(delay.cell_path(size, "fork", seed, scheme), {"success": {"0": [1] * 10, "8": won}})
-    found = delay.intervals(delay.outcomes(size, "fork"))
+    intervals = delay.intervals(delay.outcomes(size, "fork"))
     assert delay.finished_seeds(size, "fork") == [0, 1] and not delay.outcomes(size, "push")
-    assert found["low-pass"][1].estimate == pytest.approx(0.5) and found["low-pass"][0].estimate == 1
+    assert intervals["low-pass"][1].estimate == pytest.approx(0.5) and intervals["low-pass"][0].estimate == 1
     differences = delay.differences(delay.outcomes(size, "fork"), size.delays)
     assert "receding-horizon" not in differences and differences["chunk-blending"][1].estimate == 0
     assert [d.estimate for d in differences["low-pass"]] == pytest.approx([0, -0.5]), "the delay 0 is not in the mean"

@@ -45,9 +45,9 @@ def all_heads() -> set[type]:
 
 
 def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
-    found = heads.variants()
-    assert {type(v.head) for v in found.values()} == all_heads() - {Categorical, JointDiffusion, Transport}
-    for name, v in found.items():
+    variants = heads.variants()
+    assert {type(v.head) for v in variants.values()} == all_heads() - {Categorical, JointDiffusion, Transport}
+    for name, v in variants.items():
         policy, learner = v.method.policy, v.method.learner
         assert (policy.trunk == MLP(256, 3)) == (name != "fast"), name
         assert policy.window.n_obs_steps == 2 and policy.window.horizon == (9 if name == "streaming-flow" else 8), name
@@ -55,7 +55,7 @@ def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
         steps = 1 if isinstance(v.head, Neighbors) else heads.FEWER.get(v.weights or name, heads.FULL.updates)
         assert (learner.steps, learner.batch_size) == (steps, 64 if "energy" in name else heads.BATCH), name
         if v.weights is not None:  # only sampling differs
-            assert v.method == found[v.weights].method and type(v.head) is type(found[v.weights].head)
+            assert v.method == variants[v.weights].method and type(v.head) is type(variants[v.weights].head)
 
 
 def test_a_task_may_have_more_updates_and_a_head_fewer_on_a_task(heads):
@@ -71,8 +71,8 @@ def test_a_task_may_have_more_updates_and_a_head_fewer_on_a_task(heads):
 def test_weights_are_shared_by_heads_that_differ_in_sampling_alone(heads):
     chosen = heads.variants()["flow-1"]
     policy, _ = random_batch(chosen.method.policy)
-    made, other = heads.acting(chosen, heads.FitResult(chosen.method, {"policy": policy}))
-    assert other.config.head == made.policy.head == Flow(1) and policy.config.head == Flow()
+    acting, other = heads.acting(chosen, heads.FitResult(chosen.method, {"policy": policy}))
+    assert other.config.head == acting.policy.head == Flow(1) and policy.config.head == Flow()
     assert isinstance(other, Policy) and not other.training
     assert all((a == b).all() for a, b in zip(policy.state_dict().values(), other.state_dict().values(), strict=True))
 
@@ -80,13 +80,13 @@ def test_weights_are_shared_by_heads_that_differ_in_sampling_alone(heads):
 def test_the_aim_is_decided_by_both_intervals(heads):
     def line(low, high):
         return {"ratio": {"estimate": (low + high) / 2, "low": low, "high": high}}
-    near, far, wide = (-0.04, 0.0, 0.03), (-0.4, -0.3, -0.06), (-0.2, 0.0, 0.2)
-    assert heads.judged(line(21, 25), {"a": near, "b": near}) == "**yes**"
-    assert heads.judged(line(15, 19), {"a": near}) == "no: too slow"
-    assert heads.judged(line(21, 25), {"a": near, "b": far}) == "no: worse on b"
-    assert heads.judged(line(21, 25), {"a": near, "b": wide}) == "cannot tell on b"
-    assert heads.judged(line(19, 25), {"a": near}) == "cannot tell: speed"
-    assert heads.judged(None, {"a": near}) == "cannot tell: its speed has not been measured"
+    small_loss, large_loss, wide = (-0.04, 0.0, 0.03), (-0.4, -0.3, -0.06), (-0.2, 0.0, 0.2)
+    assert heads.judged(line(21, 25), {"a": small_loss, "b": small_loss}) == "**yes**"
+    assert heads.judged(line(15, 19), {"a": small_loss}) == "no: too slow"
+    assert heads.judged(line(21, 25), {"a": small_loss, "b": large_loss}) == "no: worse on b"
+    assert heads.judged(line(21, 25), {"a": small_loss, "b": wide}) == "cannot tell on b"
+    assert heads.judged(line(19, 25), {"a": small_loss}) == "cannot tell: speed"
+    assert heads.judged(None, {"a": small_loss}) == "cannot tell: its speed has not been measured"
 
 
 def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_path):
@@ -121,8 +121,9 @@ def test_the_tables_are_those_of_the_seeds_of_which_all_cells_ran(heads, tmp_pat
 def test_the_aim_is_judged_again_with_new_seeds(heads):
     """One candidate fails at one of 800 starts more than the reference, the other at a fifth of them."""
     for seed in heads.AGAIN.seeds:
-        for head, lost in (("ddpm-100", 5), ("reflow-sample-1", 45), ("reflow-sample-2", 5 + (seed == 5))):
-            write_json(heads.cell_path(heads.AGAIN, "fork", seed, head), {"success": [0] * lost + [1] * (200 - lost)})
+        for head, n_failures in (("ddpm-100", 5), ("reflow-sample-1", 45), ("reflow-sample-2", 5 + (seed == 5))):
+            write_json(heads.cell_path(heads.AGAIN, "fork", seed, head),
+                       {"success": [0] * n_failures + [1] * (200 - n_failures)})
     assert not set(heads.AGAIN.seeds) & set(heads.FULL.seeds) and set(heads.AGAIN.heads) <= set(heads.variants())
     table = heads.aim_table(heads.AGAIN, {"fork": heads.outcomes(heads.AGAIN, "fork")}, {})
     assert "| reflow-sample-1 |  | −20 [" in table[2] and "no: worse on fork" in table[2]

@@ -20,10 +20,10 @@ from measure import Figure, Line, Ratio  # noqa: E402
 
 def test_a_ratio_is_the_geometric_mean_with_students_interval():
     """Of pairs 2, 4 and 8 times as fast: logarithms 1, 2, 3 of base 2, with mean 2 and standard deviation 1."""
-    found = measure.ratio(peer=[2.0, 4.0, 80.0], ours=[1.0, 1.0, 10.0])
+    ratio = measure.ratio(peer=[2.0, 4.0, 80.0], ours=[1.0, 1.0, 10.0])
     half = stats.t.ppf(0.975, 2) / math.sqrt(3)
-    assert found.estimate == pytest.approx(4)
-    assert (found.low, found.high) == pytest.approx((2 ** (2 - half), 2 ** (2 + half)))
+    assert ratio.estimate == pytest.approx(4)
+    assert (ratio.low, ratio.high) == pytest.approx((2 ** (2 - half), 2 ** (2 + half)))
     assert measure.ratio([3.0], [2.0]) == Ratio(*[pytest.approx(1.5)] * 3)  # one pair has no interval
     with pytest.raises(ValueError):
         measure.ratio([1.0, 2.0], [1.0])
@@ -90,8 +90,8 @@ def test_sides_take_turns_and_short_calls_are_repeated(monkeypatch):
             turns[-1][1] += 1
         return work
     monkeypatch.setattr(measure, "cpu", lambda work: -clock[0] + (work(), clock[0])[1])
-    found = measure.interleaved({"a": side("a", 0.04), "b": side("b", 0.5)}, repeats=3, least=0.3, warm=1)
-    assert found == {"a": [pytest.approx(0.04)] * 3, "b": [pytest.approx(0.5)] * 3}  # seconds of one call
+    seconds = measure.interleaved({"a": side("a", 0.04), "b": side("b", 0.5)}, repeats=3, least=0.3, warm=1)
+    assert seconds == {"a": [pytest.approx(0.04)] * 3, "b": [pytest.approx(0.5)] * 3}  # seconds of one call
     # Warm, then 1 and 4 calls until ten ticks have gone by; then 8 calls of 0.04 s are 0.3 s at least.
     assert turns == [["a", 1 + 1 + 4], ["b", 1 + 1], *[["a", 8], ["b", 1]] * 3]
 
@@ -123,9 +123,9 @@ def test_parts_are_brought_together_and_a_peer_that_cannot_be_had_says_so(tmp_pa
     (tmp_path / "peers" / "nobody.txt").write_text("surely-not-installed @ file:///nowhere/at/all\n")
     script = tmp_path / "tried.py"
     script.write_text(SCRIPT.format(folder=str(BENCHMARKS), place=str(tmp_path)))
-    told = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    first, second, third = told.stdout.splitlines()
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    first, second, third = process.stdout.splitlines()
     assert first == "here | 0.75 1/s | 0.375 1/s | 2× [2, 2] | wanted 1.5× | met" and second == "bare | 1 s | met"
     assert third == "nobody | peer not installed (installing it ended with 1)"
     kept = json.loads((tmp_path / "results" / "tried.json").read_text())

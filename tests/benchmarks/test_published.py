@@ -63,21 +63,21 @@ def test_neighbors_are_those_with_the_same_pose_at_the_hole(published):
     straight, other = scene(0.0, actions), scene(turn, turned)
     np.testing.assert_allclose(other.poses(), pose / peg_insertion.STEP, atol=1e-5)
     np.testing.assert_allclose(other.seen_from_hole(turned), actions, atol=1e-6)
-    near = toys.nearest_chunks(straight, other)
-    assert near.shape == (n, toys.NEIGHBORS, 8, 3)
-    np.testing.assert_allclose(near[:, 0], actions, atol=1e-6)
+    chunks = toys.nearest_chunks(straight, other)
+    assert chunks.shape == (n, toys.NEIGHBORS, 8, 3)
+    np.testing.assert_allclose(chunks[:, 0], actions, atol=1e-6)
 
 
 def test_held_out_states_are_moved_a_little_and_out_of_the_wall(published):
     toys = published.toys
-    seen, moved = toys.held_out(0.03, 10)
-    assert len(seen.episode) == len(moved.episode) > 20 and (seen.episode == moved.episode).all()
-    offset = moved.obs["observation.state"] - seen.obs["observation.state"]
+    recorded, moved = toys.held_out(0.03, 10)
+    assert len(recorded.episode) == len(moved.episode) > 20 and (recorded.episode == moved.episode).all()
+    offset = moved.obs["observation.state"] - recorded.obs["observation.state"]
     np.testing.assert_allclose(offset[:, 0], offset[:, 1], atol=1e-6)
     spread = offset[:, 0].std(0) / toys.PERTURBATION
     assert (spread > 0.5).all() and (spread < 1.5).all()
     assert (moved.poses()[:, 1] > 0).all()
-    assert toys.rms(moved.actions - seen.actions).mean() < 0.5  # the expert still moves to the same hole
+    assert toys.rms(moved.actions - recorded.actions).mean() < 0.5  # the expert still moves to the same hole
 
 
 def test_the_page_says_what_the_cells_show(published):

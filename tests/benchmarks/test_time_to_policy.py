@@ -69,9 +69,9 @@ def test_the_arms_are_what_they_say(ttp):
 
     data, size = ttp.shown("push"), {}
     for arm in ttp.TASKS["push"].updates:
-        made = ttp.method(arm, data, 400, 3.0, 2)
-        assert (made.learner.steps, made.executor.n_action_steps) == (400, 2)
-        size[arm] = sum(p.numel() for p in Policy(made.policy, data.features()).parameters())
-        assert made.learner.optimizer.lr == pytest.approx(3 * ttp.method(arm, data, 400).learner.optimizer.lr)
+        method = ttp.method(arm, data, 400, 3.0, 2)
+        assert (method.learner.steps, method.executor.n_action_steps) == (400, 2)
+        size[arm] = sum(p.numel() for p in Policy(method.policy, data.features()).parameters())
+        assert method.learner.optimizer.lr == pytest.approx(3 * ttp.method(arm, data, 400).learner.optimizer.lr)
     assert ttp.method(ttp.PEER, data, 400).learner.optimizer.warmup_steps == 50  # of 500 in 4000
     assert size[ttp.WIDE] == pytest.approx(size[ttp.PEER], rel=0.05) and 10 * size[ttp.OURS] < size[ttp.PEER]

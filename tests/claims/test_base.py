@@ -132,11 +132,12 @@ def test_a_power_law_is_told_from_others(monkeypatch, failure, exponent, excess)
 
     monkeypatch.setattr(scaling, "maze_success", lambda experiment, method, *rest: [[1 - failure(float(method.arm))]])
     monkeypatch.setattr(scaling.MazeDemonstrations, "load", lambda source, seed: None)
-    found = scaling.scaling_exponent(scaling.LAW, scaling.MAZES.options[0], None, 110, 1000, 100)
-    assert found["r"][0] < -0.85  # which would tell them from nothing
-    assert (found["excess"][0] < -0.01) == (excess == "below") and (found["excess"][0] > 0.01) == (excess == "above")
+    exponents = scaling.scaling_exponent(scaling.LAW, scaling.MAZES.options[0], None, 110, 1000, 100)
+    assert exponents["r"][0] < -0.85  # which would tell them from nothing
+    assert (exponents["excess"][0] < -0.01) == (excess == "below")
+    assert (exponents["excess"][0] > 0.01) == (excess == "above")
     if exponent is not None:
-        assert found["exponent"][0] == pytest.approx(exponent)
+        assert exponents["exponent"][0] == pytest.approx(exponent)
 
 
 def test_the_smallest_effects_are_one_table_of_positive_numbers():
@@ -202,8 +203,8 @@ def test_a_conjunction_names_the_rule_that_its_control_removes():
              "negative control": {"a": {"success": good}, "b": {"success": good}}}
     assert judge_figures(named, alike)["verdict"] == "holds"  # "above 0.5" still holds under the control, and may
     survives = {**alike, "negative control": alike["p"]}
-    found = judge_figures(named, survives)
-    assert (found["verdict"], found["reason"]) == ("undecided", "control inconclusive")
+    judgment = judge_figures(named, survives)
+    assert (judgment["verdict"], judgment["reason"]) == ("undecided", "control inconclusive")
     other = replace(named, negative_control=replace(named.negative_control, removes=both.rules[1:]))
     assert judge_figures(other, alike)["reason"] == "control inconclusive"
     unable = judge_figures(replace(named, mechanism_only="The toy has one goal."), alike)

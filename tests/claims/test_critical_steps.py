@@ -9,15 +9,15 @@ from understudy.testing import check_env
 
 def test_errand_keeps_the_contract_and_its_expert_always_does_it():
     check_env(lambda rows: critical_steps.Errand(rows, limit=15, slip=0.0))
-    ran = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 100, seed=2)
-    assert all(e.metadata["success"] for e in ran)
+    episodes = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 100, seed=2)
+    assert all(e.metadata["success"] for e in episodes)
 
 
 def test_critical_steps_are_plans_discoveries_and_deeds():
     """Each errand takes the key, opens one or two chests, delivers; before each of these it thinks of the thing."""
-    ran = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 50, seed=3)
+    episodes = rollout(critical_steps.ErrandScript(), critical_steps.Errand(50, limit=60, slip=0.0), 50, seed=3)
     openings = set()
-    for e in ran:
+    for e in episodes:
         critical = critical_steps.critical_steps(e)
         thought, primitive = np.divmod(np.asarray(e.steps["action"])[:, 0], 5)
         handles = primitive == critical_steps.INTERACT

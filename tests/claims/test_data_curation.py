@@ -41,14 +41,14 @@ def test_an_arm_learns_from_what_is_marked_for_it_alone():
     data = with_keep_columns([Episode({"observation.state": state, "action": first}),
                    Episode({"observation.state": state, "action": np.full((40, 1), 3, np.float32)})],
                   {"half": [np.arange(40) >= 20, 0.0], "second": [0.0, 1.0], "both": [np.arange(40) >= 20, 0.5]})
-    said = {}
+    plans = {}
     for by in ("half", "second", "both"):
         policy = train_curated(CuratedMethod(cloning_method(3e-3, steps=60), by), data, 0)
         obs = {"observation.state": torch.from_numpy(state[20:, None])}
-        said[by] = float(policy.plan(obs, policy.noise(torch.zeros(20, dtype=torch.int64),
-                                                       torch.zeros(20, dtype=torch.int64))).mean())
-    assert said["half"] == pytest.approx(1, abs=0.3) and said["second"] == pytest.approx(3, abs=0.1)
-    assert 1.4 < said["both"] < 2.6
+        plans[by] = float(policy.plan(obs, policy.noise(torch.zeros(20, dtype=torch.int64),
+                                                        torch.zeros(20, dtype=torch.int64))).mean())
+    assert plans["half"] == pytest.approx(1, abs=0.3) and plans["second"] == pytest.approx(3, abs=0.1)
+    assert 1.4 < plans["both"] < 2.6
     assert [a.name for a in curated_arms("half", "both")] == ["half", "both"]
     assert len({len(a.options) for a in curated_arms("a")}) == 1
 
@@ -121,7 +121,7 @@ def test_f1_of_known_answers():
 
 
 def test_what_states_imply_and_weights_that_are_sharp():
-    found = infer_actions(np.array([[0, 0], [0.05, 0], [0.05, 0.3]]))
-    assert found.steps["action"] == pytest.approx(np.array([[0.5, 0], [0, 1]]))
+    episode = infer_actions(np.array([[0, 0], [0.05, 0], [0.05, 0.3]]))
+    assert episode.steps["action"] == pytest.approx(np.array([[0.5, 0], [0, 1]]))
     weights = sharpen(np.array([0.1, 0.5, 0.6]))
     assert weights[0] == 0 and weights[2] == 1 and 0.3 < weights[1] < 0.4

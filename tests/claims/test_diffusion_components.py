@@ -28,8 +28,8 @@ def test_the_expert_carries_every_block_and_waits_for_the_hand(options):
 @pytest.mark.parametrize("waits", [1, 2, 3, 4, 5])
 def test_a_hand_that_leaves_before_it_holds_the_block_fails(waits):
     env = Carry(1, grip=4)
-    seen = env.reset(torch.tensor([0]), keys(0, [0]))["observation.state"]
-    env.restore(torch.tensor([0]), {"observation.state": torch.cat([seen[:, 3:5], seen[:, 2:]], 1),
+    state = env.reset(torch.tensor([0]), keys(0, [0]))["observation.state"]
+    env.restore(torch.tensor([0]), {"observation.state": torch.cat([state[:, 3:5], state[:, 2:]], 1),
                                     "simulator.state": torch.tensor([[0.0, 0, 1, 2]])})
     for _ in range(waits):
         assert not env.step(torch.tensor([[0.0, 0, 1]])).terminated.any()

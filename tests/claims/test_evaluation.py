@@ -20,9 +20,10 @@ from understudy.testing import check_env
 
 def test_assembly_keeps_the_contract_and_its_expert_always_does_it():
     check_env(lambda rows: fmb.Assembly(rows, limit=30))
-    ran = rollout(fmb.AssemblyExpert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN_SIZES + fmb.UNSEEN_SIZES), 100, seed=2)
-    assert all(e.metadata["success"] for e in ran)
-    for e in ran:  # all four skills, in their order
+    episodes = rollout(fmb.AssemblyExpert(noise=0.0), fmb.Assembly(50, sizes=fmb.SEEN_SIZES + fmb.UNSEEN_SIZES), 100,
+                       seed=2)
+    assert all(e.metadata["success"] for e in episodes)
+    for e in episodes:  # all four skills, in their order
         order = e.steps["observation.skill"].argmax(1)
         assert (np.diff(order) >= 0).all() and set(order.tolist()) == {0, 1, 2, 3}
 
@@ -44,10 +45,11 @@ def test_an_askew_peg_does_not_fit_and_its_angle_is_seen_in_the_hand():
 
 
 def test_the_observation_alone_tells_the_skill():
-    ran = rollout(fmb.AssemblyExpert(), fmb.Assembly(20), 20, seed=3)
-    seen = np.concatenate([e.steps["observation.state"] for e in ran])
-    upright, held = seen[:, 5] == 1, seen[:, 2] == 1
-    assert np.array_equal(np.concatenate([e.steps["observation.skill"] for e in ran]).argmax(1), 2 * upright + held)
+    episodes = rollout(fmb.AssemblyExpert(), fmb.Assembly(20), 20, seed=3)
+    states = np.concatenate([e.steps["observation.state"] for e in episodes])
+    upright, is_held = states[:, 5] == 1, states[:, 2] == 1
+    assert np.array_equal(np.concatenate([e.steps["observation.skill"] for e in episodes]).argmax(1),
+                          2 * upright + is_held)
 
 
 def test_the_policy_acts_with_the_skill_that_is_chosen_from_the_same_observation():
@@ -113,24 +115,25 @@ def test_how_alike_is_the_share_of_variance_that_is_explained():
 def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
     for wide in (False, True):
         data = imitation_promise.WeakAndStrongDemonstrations(6, 24, 4, wide).load(1)
-        found = {s: directions([e for e in data if e.metadata["set"] == s]) for s in ("base", "broader", "imitation",
-                                                                                      "held")}
-        assert [len(v) for v in found.values()] == [6, 24, 24, 4]
-        inside = {s: (np.cos(np.radians(v)) > 0).all() for s, v in found.items()}
+        directions_of = {s: directions([e for e in data if e.metadata["set"] == s])
+                         for s in ("base", "broader", "imitation",
+                                                                                              "held")}
+        assert [len(v) for v in directions_of.values()] == [6, 24, 24, 4]
+        inside = {s: (np.cos(np.radians(v)) > 0).all() for s, v in directions_of.items()}
         assert inside["held"] and inside["imitation"] == (not wide) and not inside["broader"]
 
 
 def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(monkeypatch):
-    claim, seen = pretrained_behavior, []
+    claim, trainings = pretrained_behavior, []
     monkeypatch.setattr(claim, "train_policy",
-                        lambda method, data, seed, policy=None: seen.append((data, policy)) or len(seen))
+                        lambda method, data, seed, policy=None: trainings.append((data, policy)) or len(trainings))
     monkeypatch.setattr(claim, "rollout_policy", lambda policy, *rest: [])
     data = claim.MultiTaskDemonstrations(12, 6).load(1)
     with empty_memos():
         for method in (claim.TransferMethod(2, False), claim.TransferMethod(2, True),
                        claim.TransferMethod(2, True, shuffle_pretraining=True)):
             claim.new_task_success(None, method, data, 1, 5, 0)
-    (scratch, none), (before, _), (after, began), (mixed, _), _ = seen
+    (scratch, none), (before, _), (after, began), (mixed, _), _ = trainings
     assert none is None and began == 2 and len(scratch) == len(after) == 2
     assert (np.abs(directions(scratch) - 202.5) <= 22.5).all()
     assert (np.cos(np.radians(directions(before))) > -0.71).all()

@@ -133,8 +133,9 @@ def test_demonstrations_are_of_the_environment_with_its_options():
     """Also of one that a claim defines. The fingerprint follows its name."""
     source = ExpertDemonstrations(CARRY, 6, options=(("grip", 4),))
     env = Carry(6, grip=4)
-    ran = rollout(env.expert(), env, 6, recording_seed(3)).filter(lambda e: e.metadata["success"])
-    assert source.load(3).fingerprint() == ran.fingerprint() != ExpertDemonstrations(CARRY, 6).load(3).fingerprint()
+    rolled_out = rollout(env.expert(), env, 6, recording_seed(3)).filter(lambda e: e.metadata["success"])
+    assert source.load(3).fingerprint() == rolled_out.fingerprint()
+    assert rolled_out.fingerprint() != ExpertDemonstrations(CARRY, 6).load(3).fingerprint()
     sources = {}
     assert code_digest(source, sources) and "claims.policy_heads.diffusion_components" in sources
 

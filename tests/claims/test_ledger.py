@@ -47,17 +47,17 @@ def test_the_rows_are_those_of_the_published_list(shared):
 def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
     assert all(re.fullmatch(r"\d{3}", n) and r.id == n and r.priority in (1, 2, 3) for n, r in ledger_rows().items())
     assert all(re.fullmatch(r"(\d{4}\.\d{4,5})?", r.arxiv) for r in ledger_rows().values())
-    found = [r.arxiv for r in ledger_rows().values() if r.arxiv]
-    assert len(found) == len(set(found)) > 100
+    papers = [r.arxiv for r in ledger_rows().values() if r.arxiv]
+    assert len(papers) == len(set(papers)) > 100
     head = "\t".join(ledger.COLUMNS)
     good = "003\tf\tcore\t1\tname\ttitle\t"
-    for text, said in ((f"{head}\n{good}\n{good}\n", "line 3: The id '003' is not"),
-                       (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"),
-                       (f"{head}\nno\n", "has 1 columns instead of 7")):
+    for text, message in ((f"{head}\n{good}\n{good}\n", "line 3: The id '003' is not"),
+                          (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"),
+                          (f"{head}\nno\n", "has 1 columns instead of 7")):
         (tmp_path / "claims").mkdir(exist_ok=True)
         (tmp_path / "claims/ledger.tsv").write_text(text)
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             ledger_rows()
 
 
@@ -65,8 +65,8 @@ def test_claims_are_of_rows_and_cite_their_papers():
     texts = records.all_texts()
     for name, claim in records.all_claims().items():
         for number in claim.rows:
-            known, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", texts[name].paper)
-            assert not known or not cited or known in cited
+            paper, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", texts[name].paper)
+            assert not paper or not cited or paper in cited
     with pytest.raises(UserError, match="the claim x: The ledger has no row '999'"):
         find_row("999", "x")
 
@@ -84,13 +84,13 @@ def condition(label, low, high, side="above", bound=0.0) -> Condition:
     (-0.2, 0.4, "within", 0.5, "holds"), (-0.2, 0.4, "within", 0.3, "undecided"), (0.2, 0.4, "within", 0.1, "fails"),
     (-0.4, -0.2, "within", 0.1, "fails")])
 def test_a_condition_has_a_margin_where_it_holds(low, high, side, bound, verdict):
-    found = condition("success: a - b", low, high, side, bound)
-    assert found.verdict == verdict and (found.margin > 0) == (verdict == "holds")
+    judged_condition = condition("success: a - b", low, high, side, bound)
+    assert judged_condition.verdict == verdict and (judged_condition.margin > 0) == (verdict == "holds")
 
 
 def record(verdict, *conditions, decides=True, reason="", control=()):
-    parts = {str(i): {"decides": decides, "conditions": [asdict(c) for c in found]}
-             for i, found in enumerate(conditions)}
+    parts = {str(i): {"decides": decides, "conditions": [asdict(c) for c in group]}
+             for i, group in enumerate(conditions)}
     return {"verdict": verdict, "reason": reason, "parts": parts,
             "negative_control": {"conditions": [asdict(c) for c in control]}}
 
@@ -118,18 +118,18 @@ def test_the_parts_that_lead_to_a_verdict_are_named_where_several_decide():
 def test_every_record_of_ours_has_one_and_its_verdict_follows():
     for name in records.all_claims():
         if records.record_path(name).exists():
-            found = json.loads(records.record_path(name).read_text())
-            verdict = decisive_condition(found).verdict
-            if found["reason"] == ledger.CONTROL_INCONCLUSIVE:
+            record = json.loads(records.record_path(name).read_text())
+            verdict = decisive_condition(record).verdict
+            if record["reason"] == ledger.CONTROL_INCONCLUSIVE:
                 assert verdict in ("holds", "undecided"), name
-            elif found["reason"] == MECHANISM_ONLY:
-                assert found["verdict"] == "undecided", name
-            elif found["reason"]:  # an arm below its sanity level, whatever the comparison says
-                parts = [p for p in found["parts"].values() if p["decides"] and p["reason"]]
-                assert found["verdict"] == "undecided" == parts[0]["verdict"], name
-                assert found["reason"] == parts[0]["reason"], name
+            elif record["reason"] == MECHANISM_ONLY:
+                assert record["verdict"] == "undecided", name
+            elif record["reason"]:  # an arm below its sanity level, whatever the comparison says
+                parts = [p for p in record["parts"].values() if p["decides"] and p["reason"]]
+                assert record["verdict"] == "undecided" == parts[0]["verdict"], name
+                assert record["reason"] == parts[0]["reason"], name
             else:
-                assert verdict == found["verdict"], name
+                assert verdict == record["verdict"], name
 
 
 def test_a_picture_has_interval_and_bound_where_they_are():
@@ -168,11 +168,11 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
     for family, inside in by_family.items():
         folded = "".join(re.findall(r"<details markdown>.*?</details>", pages[family], re.S))
         opened = pages[family].replace(folded, "")
-        for where, wanted in ((folded, {e.row.id for e in inside if not e.claims}),
-                              (opened, {e.row.id for e in inside if e.claims})):
-            lines = [line for line in where.splitlines() if re.match(r"\| \d{3} \|", line)]
-            assert {line[2:5] for line in lines} == wanted
-            assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} <= ({4} if where is folded else {6})
+        for page, expected_ids in ((folded, {e.row.id for e in inside if not e.claims}),
+                                   (opened, {e.row.id for e in inside if e.claims})):
+            lines = [line for line in page.splitlines() if re.match(r"\| \d{3} \|", line)]
+            assert {line[2:5] for line in lines} == expected_ids
+            assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} <= ({4} if page is folded else {6})
         assert f"(ledger/{family}.md)" in summary and "](../ledger.md)" in pages[family]
     assert {p.stem for p in (tmp_path / "docs/images/claims").glob("*.svg")} == set(re.findall(
         r"\(images/claims/(.*?)\.svg\)", summary))
@@ -189,10 +189,10 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
 
 
 def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(all_entries):
-    advice, rest = ledger.ledger_pages(all_entries)[ledger.SUMMARY].split("\n## How to read a verdict\n")
+    advice, body = ledger.ledger_pages(all_entries)[ledger.SUMMARY].split("\n## How to read a verdict\n")
     texts = records.all_texts()
     head, *sections = re.split(r"^## (.+)$", advice, flags=re.MULTILINE)
-    assert len(head.split()) < 120 and "\n## All 296 systems\n" in rest
+    assert len(head.split()) < 120 and "\n## All 296 systems\n" in body
     assert [title.lower() for title in sections[::2]] == list(DECISIONS)
     for title, section in zip(sections[::2], sections[1::2], strict=True):
         rows = {row[1]: line for line in section.splitlines() if (row := re.search(r"\| \[([\w-]+)\]\(ledger/", line))}
@@ -208,8 +208,8 @@ def test_the_committed_pages_are_what_the_records_say(all_entries):
     committed = {p.name: p for p in (docs / "ledger.md", *(docs / "ledger").glob("*.md"))}
     assert committed.keys() == pages.keys()
     for name, text in pages.items():
-        found = committed[name].read_text(encoding="utf-8").replace(ledger.STALE_NOTE, "")
-        assert found == text, "understudy claims table writes them again"
+        committed_text = committed[name].read_text(encoding="utf-8").replace(ledger.STALE_NOTE, "")
+        assert committed_text == text, "understudy claims table writes them again"
 
 
 def test_every_record_names_a_commit_of_this_repository():
@@ -272,10 +272,10 @@ def test_the_page_to_search_has_all_and_asks_nobody(all_entries, tmp_path):
         assert f">{e.row.title}<" in unescape(text)
     assert text.count('class="bar ') == sum(ledger._decisive_of_claim(c["name"]) is not None for e in all_entries
                                             for c in e.claims)
-    odd = replace(ledger_rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
-    text = ledger.write_html(tmp_path / "odd.html", [LedgerEntry(odd, ())]).read_text()
+    hostile_row = replace(ledger_rows()["003"], name='<script>alert("x")</script>', title="a & b | c", arxiv="")
+    text = ledger.write_html(tmp_path / "odd.html", [LedgerEntry(hostile_row, ())]).read_text()
     assert "<script>alert" not in text and "a &amp; b | c" in text
-    text = ledger.ledger_pages([LedgerEntry(odd, ())])[f"{odd.family}.md"]
+    text = ledger.ledger_pages([LedgerEntry(hostile_row, ())])[f"{hostile_row.family}.md"]
     assert "\\| c" in text and "<script>" not in text.replace("\\<", "")
 
 
@@ -316,18 +316,19 @@ def results(tmp_path, monkeypatch):
 
 def told_apart(workers):
     """Of claims that end in every way; on a busy machine it may take minutes to start a process."""
-    told = []
+    messages = []
     entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
                entry("known", 0.1, missing=["the sim extra"]), entry("dear", 5000.0)]
-    found = run_all(entries, 1000.0, workers, told.append, run_one=fake)
-    assert found.verdicts == {"quick": "undecided"} and set(found.failed) == {"raises", "dies"}
-    assert found.unavailable == {"lacks": "data", "known": "the sim extra"} and "process died" in found.failed["dies"]
-    assert set(found.not_run) == {"dear"} and "took 5000 s" in found.not_run["dear"] and not found.is_complete
-    assert "quick: undecided here" in told and "known: not here, needs the sim extra" in told
+    outcome = run_all(entries, 1000.0, workers, messages.append, run_one=fake)
+    assert outcome.verdicts == {"quick": "undecided"} and set(outcome.failed) == {"raises", "dies"}
+    assert outcome.unavailable == {"lacks": "data", "known": "the sim extra"}
+    assert "process died" in outcome.failed["dies"]
+    assert set(outcome.not_run) == {"dear"} and "took 5000 s" in outcome.not_run["dear"] and not outcome.is_complete
+    assert "quick: undecided here" in messages and "known: not here, needs the sim extra" in messages
     began = time.monotonic()
-    found = run_all([entry("sleeps 900")], 5.0, workers, told.append, run_one=fake)
-    assert "end of the budget" in found.not_run["sleeps 900"] and 5 <= time.monotonic() - began < 300
-    return told
+    outcome = run_all([entry("sleeps 900")], 5.0, workers, messages.append, run_one=fake)
+    assert "end of the budget" in outcome.not_run["sleeps 900"] and 5 <= time.monotonic() - began < 300
+    return messages
 
 
 @pytest.mark.slow
@@ -337,10 +338,10 @@ def test_a_budget_starts_nothing_that_does_not_fit_and_stops_what_does_not_end(r
 
 
 def test_nothing_starts_without_time(results):
-    found = run_all([entry("quick", 3.0), entry("never")], 0.0, run_one=fake)
-    assert set(found.not_run) == {"quick", "never"} and not found.verdicts and not found.is_complete
-    found = run_all([entry("known", 1.0, missing=["x"])], run_one=fake)
-    assert found.is_complete and found.unavailable == {"known": "x"}  # what cannot run here is no failure
+    outcome = run_all([entry("quick", 3.0), entry("never")], 0.0, run_one=fake)
+    assert set(outcome.not_run) == {"quick", "never"} and not outcome.verdicts and not outcome.is_complete
+    outcome = run_all([entry("known", 1.0, missing=["x"])], run_one=fake)
+    assert outcome.is_complete and outcome.unavailable == {"known": "x"}  # what cannot run here is no failure
 
 
 @pytest.mark.slow
@@ -385,8 +386,8 @@ def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):
                                  (defect, "failed", "ZeroDivisionError")):
         monkeypatch.setattr(due_module, "run_claim", function)
         monkeypatch.setattr(due_module, "store_all", lambda names: pytest.fail("no probe of a run that did not end"))
-        found = try_claim("diffusion-bc")
-        assert found[0] == kind and text in found[1]
+        attempt = try_claim("diffusion-bc")
+        assert attempt[0] == kind and text in attempt[1]
     assert try_claim("no-such-claim")[0] == "failed"
     stored = []
     monkeypatch.setattr(due_module, "run_claim", lambda claim, **options: {"verdict": "holds"})
@@ -410,7 +411,7 @@ def test_no_time(text):
 
 
 def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(listed, tmp_path, monkeypatch):
-    package, made = tmp_path / "package", []
+    package, listings = tmp_path / "package", []
     record = tmp_path / "claims/family/records/x.json"
     record.parent.mkdir(parents=True)
     package.mkdir()
@@ -420,11 +421,11 @@ def test_the_list_is_made_anew_when_a_file_or_a_record_changes_and_only_then(lis
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("understudy.claims.listing_cache.PACKAGE", package)
-    monkeypatch.setattr(records, "list_claims", lambda: made.append(1) or listed)
+    monkeypatch.setattr(records, "list_claims", lambda: listings.append(1) or listed)
 
     def times() -> int:
         assert kept_listing() == listed
-        return len(made)
+        return len(listings)
     assert (times(), times()) == (1, 1)
     (package / "core.py").write_text("A = 2")
     assert (times(), times()) == (2, 2)
@@ -465,13 +466,13 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     saved = []
     monkeypatch.setattr(due_module, "save_confirmation", lambda claim: saved.append(claim.name))
     monkeypatch.setattr(due_module, "confirm_all", lambda names: [Confirmation("confirmed") for _ in names])
-    found = call("run", "--all", "--budget", "1s", "--json")  # the probe says that the record stands
-    assert json.loads(found.out)["confirmed"] == ["mip-two-steps"] == saved and not json.loads(found.out)["left"]
+    report = call("run", "--all", "--budget", "1s", "--json")  # the probe says that the record stands
+    assert json.loads(report.out)["confirmed"] == ["mip-two-steps"] == saved and not json.loads(report.out)["left"]
     monkeypatch.setattr(due_module, "confirm_all", lambda names: [Confirmation("due") for _ in names])
-    found = call("run", "--all", "--budget", "1s", "--json", status=3)
-    assert json.loads(found.out) == {"confirmed": [], "ran": {}, "not_here": {}, "failed": {}, "left": {
-        "mip-two-steps": json.loads(found.out)["left"]["mip-two-steps"]}}
-    assert "mip-two-steps: left for another time (took" in found.err
+    report = call("run", "--all", "--budget", "1s", "--json", status=3)
+    assert json.loads(report.out) == {"confirmed": [], "ran": {}, "not_here": {}, "failed": {}, "left": {
+        "mip-two-steps": json.loads(report.out)["left"]["mip-two-steps"]}}
+    assert "mip-two-steps: left for another time (took" in report.err
     monkeypatch.setattr("understudy.claims.listing_cache.cached_listing", lambda: recorded)
     assert "every claim has a record" in call("run", "--all").out
     call("table", "--html", tmp_path / "x.html")

@@ -31,9 +31,9 @@ from understudy.testing import check_env, random_batch
 
 def test_both_sides_lead_to_both_ends_and_only_the_named_end_counts():
     env = beso_three_steps.TwoEnds(100)
-    ran = rollout(env.expert(), env, 400, seed=3)
-    ways = [(fork_mode(e), bool(e.steps["observation.goal"][0, 1] > 0)) for e in ran]
-    assert np.mean([e.metadata["success"] for e in ran]) > 0.97
+    episodes = rollout(env.expert(), env, 400, seed=3)
+    ways = [(fork_mode(e), bool(e.steps["observation.goal"][0, 1] > 0)) for e in episodes]
+    assert np.mean([e.metadata["success"] for e in episodes]) > 0.97
     assert min(ways.count((side, up)) for side in ("left", "right") for up in (True, False)) > 70
     check_env(lambda rows: beso_three_steps.TwoEnds(rows))
     env.state["goal"][:] = beso_three_steps.ENDS[0]
@@ -51,8 +51,8 @@ def test_play_does_not_say_which_end_was_meant():
 
 def test_exchanged_weights_are_the_same_weights():
     policy, batch = random_batch(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)))
-    mine, others = (w(0.5)(batch, policy) for w in (CurriculumWeights, self_chosen_curriculum.ExchangedWeights))
-    assert torch.equal(mine.sort()[0], others.sort()[0]) and not torch.equal(mine, others)
+    weights, others = (w(0.5)(batch, policy) for w in (CurriculumWeights, self_chosen_curriculum.ExchangedWeights))
+    assert torch.equal(weights.sort()[0], others.sort()[0]) and not torch.equal(weights, others)
 
 
 # -- noise draws per observation ---------------------------------------------------------------------------------------
@@ -173,9 +173,9 @@ def test_fused_experts_are_as_many_as_the_claim_says_and_the_control_cannot_be_f
                 for layer in policy.net.layers:  # routes that differ
                     layer.feed_forward.router[0].weight.mul_(10)
                     layer.feed_forward.router[2].weight.mul_(10)
-        found = fuse_experts(policy) if has_experts else policy
-        operations[name] = fused_experts.count_operations(found, data)
-        errors[name] = fused_experts.plan_error(policy, found, data)
+        network = fuse_experts(policy) if has_experts else policy
+        operations[name] = fused_experts.count_operations(network, data)
+        errors[name] = fused_experts.plan_error(policy, network, data)
     assert operations["experts"] == operations["control"] == operations["same active size"]
     assert 0.55 < operations["experts"] / operations["same total size"] < 0.65
     assert errors["control"] > 1e-2 and max(e for n, e in errors.items() if n != "control") < 1e-6

@@ -142,8 +142,8 @@ def test_a_probe_is_repeatable_and_sees_a_lower_rate_and_a_shorter_horizon(name,
     assert compare(before, again) == [] and before["numbers"] == again["numbers"]
     assert torch.equal(torch.random.get_rng_state(), state)
     slower = with_options(claim, OptimizerConfig, lambda o: replace(o, lr=0.99 * o.lr))
-    found = compare(before, take(slower))
-    assert any("/ rates[0]" in d for d in found) and any("/ weights[" in d for d in found)
+    differences = compare(before, take(slower))
+    assert any("/ rates[0]" in d for d in differences) and any("/ weights[" in d for d in differences)
     assert compare(before, take(with_options(claim, kind, shorter)))
 
 
@@ -271,24 +271,24 @@ def test_the_command_says_what_is_due_and_ends_with_status_3(tmp_path, monkeypat
     def check(*more) -> tuple[int, str]:
         status = cli.main(["claims", "check", *more])
         return status, capsys.readouterr().out
-    status, said = check()
-    assert status == 0 and "checkpoint-selection: not run: has no stored probe" in said
+    status, text = check()
+    assert status == 0 and "checkpoint-selection: not run: has no stored probe" in text
     stored = probe.store(claim)
-    status, said = check(claim.name)
-    assert status == 0 and "checkpoint-selection: confirmed (" in said
+    status, text = check(claim.name)
+    assert status == 0 and "checkpoint-selection: confirmed (" in text
     place = next(p for p in stored["numbers"] if p.endswith("losses"))
     stored["numbers"][place][3] *= 1.01
     write_json(probe.probe_path(claim.name), {**stored, "versions": {**stored["versions"], "torch": "1.0"}})
-    status, said = check("--json")
-    (entry,) = json.loads(said)
+    status, text = check("--json")
+    (entry,) = json.loads(text)
     assert status == 3 and entry["status"] == "due" and entry["detail"].startswith(f"{place}[3]: ")
     assert "torch 1.0 then" in entry["detail"] and len(entry["differences"]) == 1
     monkeypatch.setattr(probe, "fingerprint", lambda claim: json.loads(
         records.record_path(claim.name).read_text())["fingerprint"])
     assert check("--unchanged")[0] == 0
     monkeypatch.setattr(probe, "missing_requirements", lambda claim: ["the sim extra"])
-    status, said = check()
-    assert status == 0 and "cannot run here: needs the sim extra" in said
+    status, text = check()
+    assert status == 0 and "cannot run here: needs the sim extra" in text
 
 
 def test_a_defect_in_one_claim_does_not_hide_the_others(monkeypatch):
@@ -296,8 +296,8 @@ def test_a_defect_in_one_claim_does_not_hide_the_others(monkeypatch):
         raise AttributeError("'StepTable' object has no attribute 'whole'")
     claim = first_arm("checkpoint-selection")
     monkeypatch.setattr(probe, "take", broken)
-    found = confirm(claim)
-    assert found.status == "due" and "AttributeError: 'StepTable' object" in found.detail
+    confirmation = confirm(claim)
+    assert confirmation.status == "due" and "AttributeError: 'StepTable' object" in confirmation.detail
 
 
 def test_a_confirmed_record_is_not_stale_until_its_code_changes_again(tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ def test_every_recorded_figure_is_of_the_kind_that_its_claim_declares():
         if records.record_path(name).exists():
             parts, figures = read_json(records.record_path(name))["parts"], read_json(records.figures_path(name))
             for part in claim.parts:
-                found = summarize(figures[part.name], dict(part.experiment.measures))
-                assert found.keys() == parts[part.name]["summary"].keys()
+                summary = summarize(figures[part.name], dict(part.experiment.measures))
+                assert summary.keys() == parts[part.name]["summary"].keys()
 
 
 def test_every_claim_stands_complete():
@@ -73,14 +73,14 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
         return text
     assert with_change(said_otherwise) == before
     assert with_change(lambda text: text.replace("n_steps: int = 10", "n_steps: int = 11")) != before
-    seen = []
-    monkeypatch.setattr(records, "_module_file", lambda module: seen.append(module) or original(module))
+    modules = []
+    monkeypatch.setattr(records, "_module_file", lambda module: modules.append(module) or original(module))
     records.fingerprint(claim)
-    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(seen)
-    assert "claims.evaluation.ema_oscillation" not in seen and "understudy.cli" not in seen
-    assert "understudy.data.episode" in seen and "understudy.data.formats.detection" not in seen
+    assert {"understudy.heads.flow", "understudy.evaluate.rollout", "understudy.envs.toys.fork"} <= set(modules)
+    assert "claims.evaluation.ema_oscillation" not in modules and "understudy.cli" not in modules
+    assert "understudy.data.episode" in modules and "understudy.data.formats.detection" not in modules
     # What it names by a string is followed, and no other environment.
-    assert "understudy.envs.toys.particle" not in seen
+    assert "understudy.envs.toys.particle" not in modules
 
 
 def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):
@@ -135,11 +135,11 @@ def test_the_stored_records_are_what_the_rules_say_of_the_stored_figures():
                 with pytest.raises(UserError, match="has changed since its record"):
                     judge_again(claim, "2026-11-23", "A rule that was set after the figures.")
                 continue
-            found = judge_figures(claim, read_json(records.figures_path(name)))
-            assert (record["verdict"], record["reason"]) == (found["verdict"], found["reason"]), name
+            judgment = judge_figures(claim, read_json(records.figures_path(name)))
+            assert (record["verdict"], record["reason"]) == (judgment["verdict"], judgment["reason"]), name
             for part, stored in record["parts"].items():
-                assert stored["verdict"] == found["parts"][part]["verdict"]
-                for a, b in zip(stored["conditions"], found["parts"][part]["conditions"], strict=True):
+                assert stored["verdict"] == judgment["parts"][part]["verdict"]
+                for a, b in zip(stored["conditions"], judgment["parts"][part]["conditions"], strict=True):
                     assert (a["low"], a["high"]) == pytest.approx((b["low"], b["high"]), rel=1e-6, abs=1e-9)
 
 

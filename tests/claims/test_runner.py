@@ -140,8 +140,8 @@ def test_a_baseline_that_does_not_work_is_no_baseline():
     figures = {"p": {"a": {"success": good}, "b": {"success": bad}},
                "negative control": {"a": {"success": good}, "b": {"success": good}}}
     assert judge_figures(toy_claim(sanity=(("b", "success", 0.2),)), figures)["verdict"] == "holds"
-    found = judge_figures(toy_claim(sanity=(("b", "success", 0.5),)), figures)
-    assert (found["verdict"], found["reason"]) == ("undecided", "b does not reach 0.5 of success")
+    judgment = judge_figures(toy_claim(sanity=(("b", "success", 0.5),)), figures)
+    assert (judgment["verdict"], judgment["reason"]) == ("undecided", "b does not reach 0.5 of success")
 
 
 def test_new_seeds_are_new_in_demonstrations():

@@ -34,9 +34,9 @@ def test_the_control_of_self_guidance_takes_the_movement_of_another_row():
 
 def test_a_corridor_may_have_fewer_signs():
     check_env(lambda rows: sign_corridor.SignCorridor(rows, n_signs=8))
-    shown = pooled_history.CORRIDOR.source.load(1)[:20]
-    assert all(len(e) == 9 and e.metadata["success"] and sign_corridor.count_signs(e.steps) == 8 for e in shown)
-    assert {e.steps[sign_corridor.RATE_COLUMN][-1, 0] for e in sign_corridor.MemoryPairs(8).apply(shown)} == {8}
+    episodes = pooled_history.CORRIDOR.source.load(1)[:20]
+    assert all(len(e) == 9 and e.metadata["success"] and sign_corridor.count_signs(e.steps) == 8 for e in episodes)
+    assert {e.steps[sign_corridor.RATE_COLUMN][-1, 0] for e in sign_corridor.MemoryPairs(8).apply(episodes)} == {8}
 
 
 def test_arms_with_a_history_differ_in_where_the_past_ends_and_in_the_tokens_of_absent_steps():

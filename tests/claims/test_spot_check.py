@@ -40,9 +40,9 @@ def recorded(tmp_path, monkeypatch):
 def test_a_check_runs_every_cell_again_and_compares(recorded):
     claim, folder = recorded
     CALLS.clear()
-    found = check_record(claim)
+    check = check_record(claim)
     assert len(CALLS) == 10  # two arms of five seeds; the control shares them
-    assert found.agrees and found.largest_difference == 0 and found.recorded == found.found == "holds"
+    assert check.agrees and check.largest_difference == 0 and check.recorded == check.found == "holds"
     write_json(folder / "toy.json", {"verdict": "fails"})
     assert not check_record(claim).agrees
 

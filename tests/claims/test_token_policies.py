@@ -28,9 +28,9 @@ from understudy.testing import check_env
 def test_the_maze_of_cells_keeps_the_contract_and_the_expert_takes_the_shortest_way():
     check_env(procedure_cloning.GridMaze)
     env = procedure_cloning.GridMaze(50)
-    ran = rollout(env.expert(), env, 100, seed=2)
-    assert all(e.metadata["success"] for e in ran)
-    for e in list(ran)[:10]:
+    episodes = rollout(env.expert(), env, 100, seed=2)
+    assert all(e.metadata["success"] for e in episodes)
+    for e in list(episodes)[:10]:
         maps = GridSearch().search(e.steps["observation.grid"][0])
         i, j = e.steps["observation.cell"][0]
         assert len(e) == (maps[:, i, j] == 0).sum()  # the ring of the search that reaches the start
@@ -49,10 +49,11 @@ def test_training_mazes_are_few_and_not_those_of_other_seeds_or_of_the_test():
 def test_the_control_searches_another_maze_with_the_same_goal_and_changes_nothing_else():
     data = procedure_cloning.MazeDemonstrations(2, 2).load(1)
     grid = data[0].steps["observation.grid"][0]
-    right, wrong, again = (search.search(grid) for search in (GridSearch(), *[procedure_cloning.OtherMazeSearch()] * 2))
-    assert not np.array_equal(right[-1], wrong[-1]) and np.array_equal(wrong, again)
+    right, misled, again = (search.search(grid)
+                            for search in (GridSearch(), *[procedure_cloning.OtherMazeSearch()] * 2))
+    assert not np.array_equal(right[-1], misled[-1]) and np.array_equal(misled, again)
     goal = tuple(np.argwhere(grid == procedure_cloning.GOAL)[0])
-    assert wrong[-1][goal] == 0 and (wrong[-1][::2, ::2] > 0).sum() == 24  # every other room is reached
+    assert misled[-1][goal] == 0 and (misled[-1][::2, ::2] > 0).sum() == 24  # every other room is reached
     experiment = procedure_cloning.MAZES
     control = procedure_cloning.CLAIM.negative_control.change(experiment)
     assert control.arms[1:] == experiment.arms[1:]
@@ -67,19 +68,19 @@ def test_the_goal_on_the_cross_is_seen_where_it_is_and_stays_in_all_trials():
     check_env(cross.Cross)
     check_env(lambda rows: MultiTrialEnv(cross.make_trial(rows), 3, redraw=False))
     for knows, rate in ((0.0, 0.25), (0.5, 0.625), (1.0, 1.0)):
-        ran = rollout(cross.CrossWalker(knows), cross.make_trial(50), 600, seed=1)
-        assert {len(e) for e in ran} == {cross.LIMIT}
-        assert np.mean([e.metadata["success"] for e in ran]) == pytest.approx(rate, abs=0.05)
-        for e in ran:
-            seen = np.asarray(e.steps[cross.SEEN])
-            assert (seen[2:, 2] == e.metadata["success"]).all() and not seen[:2, 2].any()
-            assert np.abs(seen[2, :2]).sum() == cross.REACH
+        episodes = rollout(cross.CrossWalker(knows), cross.make_trial(50), 600, seed=1)
+        assert {len(e) for e in episodes} == {cross.LIMIT}
+        assert np.mean([e.metadata["success"] for e in episodes]) == pytest.approx(rate, abs=0.05)
+        for e in episodes:
+            observations = np.asarray(e.steps[cross.SEEN])
+            assert (observations[2:, 2] == e.metadata["success"]).all() and not observations[:2, 2].any()
+            assert np.abs(observations[2, :2]).sum() == cross.REACH
     env = MultiTrialEnv(cross.make_trial(50), cross.N_TRIALS, redraw=False)
     trials = rollout(cross.CrossWalker(0.0), env, 50, seed=1)
     for e in trials:
         assert len(e) == cross.N_TRIALS * cross.LIMIT and len(set(e.steps[cross.GOAL][:, 0])) == 1
-        found = e.steps[cross.SEEN][2:-1:cross.LIMIT, 2]
-        assert cross.successes(e) == found.tolist()
+        successes = e.steps[cross.SEEN][2:-1:cross.LIMIT, 2]
+        assert cross.successes(e) == successes.tolist()
 
 
 def test_a_cleared_memory_starts_again_at_each_trial():
@@ -118,16 +119,16 @@ def test_the_curriculum_joins_walkers_to_the_same_goal():
 def test_crowded_places_keep_the_contract_of_environments():
     check_env(lambda rows: dual_phase.CrowdedPlaces(rows, limit=12))
     check_env(dual_phase.seen_places)
-    ran = rollout(dual_phase.StraightWalker(noise=0.0), dual_phase.CrowdedPlaces(20), 40, seed=1)
-    assert all(e.metadata["success"] for e in ran)
+    episodes = rollout(dual_phase.StraightWalker(noise=0.0), dual_phase.CrowdedPlaces(20), 40, seed=1)
+    assert all(e.metadata["success"] for e in episodes)
 
 
 def test_few_episodes_of_each_place_have_words_and_half_of_the_sampling_rate():
     data = dual_phase.PlayAndDemonstrations(20, per_place=2).load(0)
-    given = [bool(e.steps[named_places.TASK + "?"][0]) for e in data]
+    has_words = [bool(e.steps[named_places.TASK + "?"][0]) for e in data]
     words = [int(e.steps[named_places.TASK][0, 0]) for e in data]
-    assert given == [False] * 20 + [True] * 16 and words == [0] * 20 + sorted([*range(8)] * 2)
-    assert all(bool(e.steps[dual_phase.LABELED].all()) == word for e, word in zip(data, given, strict=True))
+    assert has_words == [False] * 20 + [True] * 16 and words == [0] * 20 + sorted([*range(8)] * 2)
+    assert all(bool(e.steps[dual_phase.LABELED].all()) == word for e, word in zip(data, has_words, strict=True))
     rates = [sum(e.steps[named_places.RATE_COLUMN].sum() for e in some) for some in (data[:20], data[20:])]
     assert rates == pytest.approx([0.5, 0.5], rel=1e-5)
 
@@ -173,9 +174,9 @@ def test_cut_episodes_end_at_their_goals():
     assert np.array_equal(np.concatenate([p.steps["action"] for p in pieces]), np.tile(episode.steps["action"], (2, 1)))
     assert len({len(p) for p in pieces}) > 3 and all(1 <= len(p) <= 9 for p in pieces)
     for piece in pieces:
-        state, left = piece.steps["observation.state"], piece.steps["observation.time_left"]
+        state, time_left = piece.steps["observation.state"], piece.steps["observation.time_left"]
         assert (piece.steps["observation.goal"] == state[-1]).all()
-        assert np.array_equal(left[:, 0], np.arange(len(piece), -1, -1))
+        assert np.array_equal(time_left[:, 0], np.arange(len(piece), -1, -1))
         assert state[0, 0] == 2 * piece.steps["action"][0, 0]  # the state and the action are of the same step
 
 
@@ -183,13 +184,13 @@ def test_cut_episodes_end_at_their_goals():
 def test_goals_of_masked_trajectories_are_reached_in_time_only_if_they_are_given_in_time(monkeypatch, n_goals):
     """In place of the network, straight lines through the states that are given."""
     def interpolate(obs, noise, guides=()):
-        state, known = obs["observation.state"].numpy(), obs["observation.state?"].numpy()
-        seen.append([k.nonzero()[0].tolist() for k in known])
+        state, known_mask = obs["observation.state"].numpy(), obs["observation.state?"].numpy()
+        known_steps.append([k.nonzero()[0].tolist() for k in known_mask])
         assert not obs["action?"].any()
         lines = np.stack([[np.interp(np.arange(11), k.nonzero()[0], s[k, i]) for i in (0, 1)]
-                          for s, k in zip(state, known, strict=True)])
+                          for s, k in zip(state, known_mask, strict=True)])
         return torch.from_numpy(10 * np.diff(lines, axis=2).transpose(0, 2, 1)).float()
-    data, method, seen = masked_trajectories.strolls(2, 1), masked_trajectories.masked(0.5), []
+    data, method, known_steps = masked_trajectories.strolls(2, 1), masked_trajectories.masked(0.5), []
     policy = Policy(method.policy, training_data(data, method).features())
     monkeypatch.setattr(policy, "plan", interpolate)
     pace = np.array([[0.05, 0.0], [0.02, 0.05]], np.float32)
@@ -200,21 +201,21 @@ def test_goals_of_masked_trajectories_are_reached_in_time_only_if_they_are_given
     assert np.allclose(walked[rows, steps], path[rows, steps], atol=1e-5)
     early = masked_trajectories.complete_trajectory(policy, path, steps, np.ceil(steps / 3).astype(int))
     assert np.allclose(early[rows, [[3]]][:, 0], path[rows, steps[:, -1:]][:, 0], atol=1e-5)  # both are due at step 3
-    assert seen == [[[0, *s] for s in steps.tolist()], [[0, *[1, 2, 3][-n_goals:]]] * 2]
+    assert known_steps == [[[0, *s] for s in steps.tolist()], [[0, *[1, 2, 3][-n_goals:]]] * 2]
 
 
 def test_cloning_is_given_the_next_goal_and_the_steps_until_it(monkeypatch):
-    data, method, seen = masked_trajectories.strolls(2, 1), masked_trajectories.cloning(), []
+    data, method, goals = masked_trajectories.strolls(2, 1), masked_trajectories.cloning(), []
 
     def go(obs, noise, guides=()):
-        seen.append((obs["observation.goal"][:, 0, 0].tolist(), obs["observation.time_left"][:, 0, 0].tolist()))
-        now, goal, left = (obs[f"observation.{k}"] for k in ("state", "goal", "time_left"))
-        return 10 * (goal - now) / left
+        goals.append((obs["observation.goal"][:, 0, 0].tolist(), obs["observation.time_left"][:, 0, 0].tolist()))
+        now, goal, time_left = (obs[f"observation.{k}"] for k in ("state", "goal", "time_left"))
+        return 10 * (goal - now) / time_left
     policy = Policy(method.policy, training_data(data, method).features())
     monkeypatch.setattr(policy, "plan", go)
     path = np.linspace(0.5, 1.4, 10, dtype=np.float32)[None, :, None].repeat(2, 2)
     steps = np.array([[3, 6, 8]])
     walked = masked_trajectories.follow_goals(policy, path, steps, steps)
     assert np.allclose(walked[0, :9], path[0, :9], atol=1e-5)
-    assert np.allclose([g for (g,), _ in seen], path[0, [3, 3, 3, 6, 6, 6, 8, 8, 8], 0])
-    assert [n for _, (n,) in seen] == [3, 2, 1, 3, 2, 1, 2, 1, 1]
+    assert np.allclose([g for (g,), _ in goals], path[0, [3, 3, 3, 6, 6, 6, 8, 8, 8], 0])
+    assert [n for _, (n,) in goals] == [3, 2, 1, 3, 2, 1, 2, 1, 1]

@@ -16,9 +16,9 @@ from understudy.testing import check_env
 
 
 def test_goals_lie_in_the_sectors_that_were_asked_for_and_all_of_them():
-    found = directions(rollout(PushExpert(), DirectedPush(50, (1, 6), limit=1), 200, seed=3))
-    assert (((found >= 45) & (found < 90)) | ((found >= 270) & (found < 315))).all()
-    assert (found < 90).sum() > 60 < (found > 90).sum()
+    angles = directions(rollout(PushExpert(), DirectedPush(50, (1, 6), limit=1), 200, seed=3))
+    assert (((angles >= 45) & (angles < 90)) | ((angles >= 270) & (angles < 315))).all()
+    assert (angles < 90).sum() > 60 < (angles > 90).sum()
     everywhere = rollout(PushExpert(), DirectedPush(5, tuple(range(8)), limit=1), 20, seed=3)
     plain = rollout(PushExpert(), Push(5, limit=1), 20, seed=3)
     assert np.array_equal(directions(everywhere), directions(plain))
@@ -52,17 +52,19 @@ def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
 
 def test_the_sign_of_the_junctions_color_tells_where_to_turn_and_arrows_are_balanced():
     check_env(sign_corridor.SignCorridor)
-    ran = rollout(sign_corridor.SignCorridorExpert(), sign_corridor.SignCorridor(20), 40, seed=1)
+    episodes = rollout(sign_corridor.SignCorridorExpert(), sign_corridor.SignCorridor(20), 40, seed=1)
     n, turns = sign_corridor.N_SIGNS, []
-    for e in ran:
-        seen, action = np.asarray(e.steps[sign_corridor.SEEN]), np.asarray(e.steps["action"])[:, 0]
+    for e in episodes:
+        observations, action = np.asarray(e.steps[sign_corridor.SEEN]), np.asarray(e.steps["action"])[:, 0]
         assert e.metadata["success"] and len(e) == n + 1 and (action[:-1] == sign_corridor.FORWARD).all()
-        assert sorted(seen[:n, 0]) == list(range(n)) and (seen[:n, 1] == sign_corridor.LEFT).sum() == n // 2
+        assert sorted(observations[:n, 0]) == list(range(n))
+        assert (observations[:n, 1] == sign_corridor.LEFT).sum() == n // 2
         sign = sign_corridor.recalled_sign(e)
-        assert seen[sign, 0] == seen[n, 0] and seen[sign, 1] == action[-1] and seen[n, 1] == 0
+        assert observations[sign, 0] == observations[n, 0]
+        assert observations[sign, 1] == action[-1] and observations[n, 1] == 0
         turns.append(action[-1])
     assert set(turns) == {sign_corridor.LEFT, sign_corridor.RIGHT}
-    assert len({sign_corridor.recalled_sign(e) for e in ran}) > n / 2
+    assert len({sign_corridor.recalled_sign(e) for e in episodes}) > n / 2
 
 
 def test_an_early_or_a_wrong_turn_ends_the_episode_without_success():
@@ -74,18 +76,18 @@ def test_an_early_or_a_wrong_turn_ends_the_episode_without_success():
         corridor.step(torch.zeros(2, 1, dtype=torch.int64))
     state = corridor.state
     right = state["arrows"][1][state["colors"][1] == state["asked"][1]].item()
-    wrong = {sign_corridor.LEFT: sign_corridor.RIGHT, sign_corridor.RIGHT: sign_corridor.LEFT}[right]
-    out = corridor.step(torch.tensor([[0], [wrong]]))
+    wrong_way = {sign_corridor.LEFT: sign_corridor.RIGHT, sign_corridor.RIGHT: sign_corridor.LEFT}[right]
+    out = corridor.step(torch.tensor([[0], [wrong_way]]))
     assert out.terminated[1] and not out.info["success"][1]
 
 
 def test_pairs_name_the_right_sign_of_as_many_episodes_as_are_labeled():
-    shown, n = sign_corridor.CorridorDemonstrations(12).load(1), sign_corridor.N_SIGNS
-    plain, some, shifted = (sign_corridor.MemoryPairs(8, labeled, shift).apply(shown)
+    episodes, n = sign_corridor.CorridorDemonstrations(12).load(1), sign_corridor.N_SIGNS
+    plain, some, shifted = (sign_corridor.MemoryPairs(8, labeled, shift).apply(episodes)
                             for labeled, shift in ((0, 0), (3, 0), (8, 3)))
     assert len(plain) == len(some) == len(shifted) == 8
     for i in range(8):
-        sign, column = sign_corridor.recalled_sign(shown[i]), sign_corridor.RECALLED
+        sign, column = sign_corridor.recalled_sign(episodes[i]), sign_corridor.RECALLED
         assert (plain[i].steps[column] == -1).all() and (some[i].steps[column][:-1] == -1).all()
         assert some[i].steps[column][-1] == (n - sign if i < 3 else -1)
         assert shifted[i].steps[column][-1] == n - (sign - 3) % n
@@ -102,5 +104,5 @@ def test_a_place_is_named_by_its_word_or_by_its_position():
         assert (obs[named_places.TASK + "?"] != by_goal).all()
         if by_goal:
             np.testing.assert_array_equal(obs[named_places.TARGET], named_places.PLACES[env.state["place"]])
-    ran = rollout(named_places.NamedPlacesExpert(noise=0), named_places.NamedPlaces(20), 40, seed=1)
-    assert all(e.metadata["success"] for e in ran)
+    episodes = rollout(named_places.NamedPlacesExpert(noise=0), named_places.NamedPlaces(20), 40, seed=1)
+    assert all(e.metadata["success"] for e in episodes)

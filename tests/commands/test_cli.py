@@ -56,16 +56,16 @@ def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
 
 
 def test_methods(call):
-    found = document(call("methods", "--json"))
-    assert [m["name"] for m in found] == list(method_files())
-    for m in found:
+    methods = document(call("methods", "--json"))
+    assert [m["name"] for m in methods] == list(method_files())
+    for m in methods:
         assert list(m) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
         assert list(m["cost"]) == ["weights", "train_seconds", "plan_ms"]
         assert isinstance(m["needs"], list) and all(isinstance(r, str) and len(r) == 3 for r in m["rows"])
-    assert document(call("methods", "act", "--json")) == [m for m in found if m["name"] == "act"]
+    assert document(call("methods", "act", "--json")) == [m for m in methods if m["name"] == "act"]
     status, out, _ = call("methods", "diffusion-policy")
     assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
-    described = next(m for m in found if m["name"] == "diffusion-policy")
+    described = next(m for m in methods if m["name"] == "diffusion-policy")
     assert f"Choose it {described['when']}" in out and "of training and" in out
     status, out, _ = call("methods")
     assert status == 0 and all(len(line) <= 120 for line in out.splitlines())
@@ -74,18 +74,18 @@ def test_methods(call):
 
 
 def test_claims(call, tmp_path):
-    found = document(call("claims", "list", "--json"))
-    for claim in found:
+    claims = document(call("claims", "list", "--json"))
+    for claim in claims:
         assert list(claim) == ["name", "rows", "statement", "advice", "verdict", "reason", "stale", "date", "seconds",
                                "command"]
         assert claim["verdict"] in ("holds", "fails", "undecided", "not run") and isinstance(claim["stale"], bool)
         assert claim["command"] == f"understudy claims run {claim['name']}"
         assert all(isinstance(r, str) and len(r) == 3 for r in claim["rows"])
-    assert len(found) >= 5
+    assert len(claims) >= 5
     page = tmp_path / "ledger.md"
     assert document(call("claims", "table", "--out", page, "--json")) == {"page": str(page)}
-    assert all(c["name"] in page.read_text() for c in found)
-    refused(call("claims", "run", found[0]["name"] + "x"), f"did you mean '{found[0]['name']}'")
+    assert all(c["name"] in page.read_text() for c in claims)
+    refused(call("claims", "run", claims[0]["name"] + "x"), f"did you mean '{claims[0]['name']}'")
     refused(call("claims", "run"), "name")
 
 
@@ -113,13 +113,13 @@ def test_bad_data(call, place, tmp_path):
                    call("eval", place / "a", missing)):
         refused(result, str(missing))
     file = save(tmp_path / "renamed.npz")
-    with np.load(file) as found:
-        np.savez(tmp_path / "no_action.npz", **{k: v for k, v in found.items() if k != "actions"})
+    with np.load(file) as archive:
+        np.savez(tmp_path / "no_action.npz", **{k: v for k, v in archive.items() if k != "actions"})
     refused(trained(tmp_path / "no_action.npz"), "actions")
     refused(trained(save(tmp_path / "none.npz", steps=())), "there are no episodes")
-    wrong = np.zeros((12, 2), np.float32)
-    wrong[8, 1] = np.nan
-    refused(trained(save(tmp_path / "nan.npz", actions=wrong)), "nan.npz", "episode 1, step 3", "action")
+    actions = np.zeros((12, 2), np.float32)
+    actions[8, 1] = np.nan
+    refused(trained(save(tmp_path / "nan.npz", actions=actions)), "nan.npz", "episode 1, step 3", "action")
     words = np.array(["left"] * 12)
     refused(trained(save(tmp_path / "str.npz", actions=words)), "str.npz", "'action'", "contains text")
     assert "warning: action: text" in call("inspect", tmp_path / "str.npz")[1]
@@ -146,10 +146,10 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
 
 def test_arguments_in_each_others_place(call, place, tmp_path):
     refused(call("train", place / "demos", "bc", "--out", tmp_path / "r"), "name of a method", "train METHOD DATA")
-    for found in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
-                  call("train", "bc", place / "a", "--out", tmp_path / "r"),
-                  call("replay", place / "a" / "checkpoints" / "000020", "fork")):
-        refused(found, "this is a run", f"understudy eval {place / 'a'}")
+    for outcome in (call("inspect", place / "a"), call("eval", place / "demos", place / "a"),
+                    call("train", "bc", place / "a", "--out", tmp_path / "r"),
+                    call("replay", place / "a" / "checkpoints" / "000020", "fork")):
+        refused(outcome, "this is a run", f"understudy eval {place / 'a'}")
 
 
 def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
@@ -176,8 +176,8 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
         assert not (tmp_path / name).exists()
     assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
     assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
-    made = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
-    assert made["format"] == "npz" and format_of(tmp_path / "c.npz") == "npz"
+    written = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
+    assert written["format"] == "npz" and format_of(tmp_path / "c.npz") == "npz"
     refused(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.odd"), "no format is written")
 
 
@@ -245,8 +245,8 @@ def test_an_environment_that_does_not_fit_is_told_with_the_one_of_the_data(tmp_p
     assert call("record", "planar_arms", "--episodes", "2", "--out", data)[0] == 0
     assert call("train", "bc", data, "--out", run, *TINY)[0] == 0
     status, _, err = call("eval", run, "fork", "--episodes", "2")
-    told = " ".join(err.split())
-    assert status == 2 and "did you mean" not in told
-    assert "does not show 'observation.environment_state', which the policy was trained with" in told
-    assert "use the environment that its data were recorded in, planar_arms" in told
+    message = " ".join(err.split())
+    assert status == 2 and "did you mean" not in message
+    assert "does not show 'observation.environment_state', which the policy was trained with" in message
+    assert "use the environment that its data were recorded in, planar_arms" in message
     refused(call("eval", place / "a", "planar_arms", "--episodes", "2"), "that its data were recorded in, fork")

@@ -141,8 +141,8 @@ def test_methods_are_compared_over_seeds_and_starts():
     first = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.85, 0.95, 0.9, 0.8))]
     second = [bernoulli(p, 50, 10 + s) for s, p in enumerate((0.2, 0.3, 0.15, 0.2, 0.3))]
     c = compare_all({"new": [evaluation(w) for w in first], "old": [evaluation(w) for w in second]})
-    found, p = two_level_difference(first, second)
-    assert c.seeds == 5 and c.pairs[0].comparison.low == found.low and c.pairs[0].comparison.p_value == p
+    difference, p = two_level_difference(first, second)
+    assert c.seeds == 5 and c.pairs[0].comparison.low == difference.low and c.pairs[0].comparison.p_value == p
     assert c.pairs[0].better == "first" and "methods" in c.verdict_parts()[2]
     caveat = "Even if 5 of 5 training seeds succeed, up to 45% of all seeds may fail (95% confidence)."
     one, two = ([evaluation(w) for w in x] for x in (first, second))
@@ -203,9 +203,9 @@ def document(result):
 def test_compare_rolls_out_keeps_and_goes_on(call, place, tmp_path):
     runs = [place / r for r in ("a", "b", "knn")]
     kept = tmp_path / "kept"
-    found = document(call("compare", *runs, "--env", "fork", "--episodes", 10, "--json", "--save", kept))
+    comparison = document(call("compare", *runs, "--env", "fork", "--episodes", 10, "--json", "--save", kept))
     alone = document(call("eval", place / "knn", "fork", "--episodes", 10, "--json"))
-    assert found["policies"][2] == {"name": str(place / "knn"), "letters": "a", "success": {
+    assert comparison["policies"][2] == {"name": str(place / "knn"), "letters": "a", "success": {
         k: alone["success"][k] for k in ("estimate", "low", "high")}}
     folders = sorted(kept.iterdir())
     assert len(folders) == 3 and all(len(open_dataset(f)) == 10 for f in folders)
@@ -263,18 +263,18 @@ def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
 
 def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, place, tmp_path):
     args = ["eval", place / "knn", "fork", "--sequential", "--threshold", "0.7", "--json"]
-    found = document(call(*args, "--html", tmp_path / "s.html"))
-    assert {**document(call(*args, "--rows", 3)), "seconds": 0} == {**found, "seconds": 0}
+    evaluation = document(call(*args, "--html", tmp_path / "s.html"))
+    assert {**document(call(*args, "--rows", 3)), "seconds": 0} == {**evaluation, "seconds": 0}
     won = [bool(e.metadata["success"]) for e in open_dataset(_saved(call, place, tmp_path, "knn"))]
     test, n = SequentialRateTest(0.7, max_rollouts=1000), 0
     state = test.start()
     while test.verdict(state) is None:
         state, n = test.update(state, won[n]), n + 1
     now = test.interval(state)
-    assert found["verdict"] == test.verdict(state) == "above" and found["episodes"] == n < 40
-    assert found["successes"] == sum(won[:n]) and found["threshold"] == 0.7 and found["paired"] is None
-    assert found["success"] == {"estimate": now.estimate, "low": now.low, "high": now.high, "level": 0.95}
-    assert found["success"]["low"] > 0.7 and "<svg" in (tmp_path / "s.html").read_text()
+    assert evaluation["verdict"] == test.verdict(state) == "above" and evaluation["episodes"] == n < 40
+    assert evaluation["successes"] == sum(won[:n]) and evaluation["threshold"] == 0.7 and evaluation["paired"] is None
+    assert evaluation["success"] == {"estimate": now.estimate, "low": now.low, "high": now.high, "level": 0.95}
+    assert evaluation["success"]["low"] > 0.7 and "<svg" in (tmp_path / "s.html").read_text()
     lines = (place / "knn" / "eval" / "fork.jsonl").read_text().splitlines()
     assert len(json.loads(lines[-1])["each"]["success"]) in (n, 40)
     status, out, _ = call("eval", place / "a", "fork", "--sequential", "--threshold", "0.7")
@@ -288,10 +288,10 @@ def _saved(call, place, tmp_path, run):
 
 def test_sequential_of_two_policies(call, place):
     args = ["eval", place / "a", "fork", "--sequential", "--against", place / "knn", "--json"]
-    found = document(call(*args))
-    assert found["verdict"] == "second" and found["paired"]["high"] < 0 and found["episodes"] < 30
-    assert documented("comparing", "eval --sequential") == set(found)
-    assert {**document(call(*args, "--rows", 2)), "seconds": 0} == {**found, "seconds": 0}
+    comparison = document(call(*args))
+    assert comparison["verdict"] == "second" and comparison["paired"]["high"] < 0 and comparison["episodes"] < 30
+    assert documented("comparing", "eval --sequential") == set(comparison)
+    assert {**document(call(*args, "--rows", 2)), "seconds": 0} == {**comparison, "seconds": 0}
     status, out, _ = call(*args[:-1][:3], "--sequential", "--against", place / "b", "--episodes", 40)
     assert status == 0 and "Cannot tell whether" in out and "next:" not in out  # nothing to find: both succeed as often
 
@@ -299,11 +299,11 @@ def test_sequential_of_two_policies(call, place):
 def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(call, place):
     args = ["eval", place / "a", "fork", "--sequential", "--episodes", 30, "--threshold"]
     than = 0.05  # it never succeeds, but 30 episodes could not show that it does so less often
-    found = document(call(*args, than, "--json"))
-    assert found["verdict"] == "futile"
-    wanted = plan_rate((found["successes"] + 1) / (found["episodes"] + 2), than).maximum
+    evaluation = document(call(*args, than, "--json"))
+    assert evaluation["verdict"] == "futile"
+    n_planned = plan_rate((evaluation["successes"] + 1) / (evaluation["episodes"] + 2), than).maximum
     out = call(*args, than)[1]
-    assert f"{wanted:,} episodes settle it four times in five" in out and f"--episodes {wanted}\n" in out
+    assert f"{n_planned:,} episodes settle it four times in five" in out and f"--episodes {n_planned}\n" in out
 
 
 def test_sequential_questions_that_are_none(call, place):

@@ -91,8 +91,9 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
                     ["robustness", place / "a", "fork", "--shifts", "noise", "--levels", "noise=0.1"]):
         assert call(*command, "--episodes", "3", *name, "--trust", "slowed")[0] == 0
     status, _, _ = call("train", "bc", place / "demos", "--out", tmp_path / "run", *name, "--trust", "slowed", *TINY)
-    made = Method.load(tmp_path / "run", ("slowed",)).executor
-    assert status == 0 and type(made).__name__ == "Slowed" and (made.n_action_steps, made.factor) == (1, 0.25)
+    executor = Method.load(tmp_path / "run", ("slowed",)).executor
+    assert status == 0 and type(executor).__name__ == "Slowed"
+    assert (executor.n_action_steps, executor.factor) == (1, 0.25)
     status, out, _ = call("export", place / "a", "--out", tmp_path / "a.onnx", *name, "--trust", "slowed",
                           "--inputs", "5", "--json")
     assert status == 0 and json.loads(out)["executor"] == "Slowed"
@@ -102,9 +103,10 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
 def told(tmp_path_factory) -> Path:
     """Two tasks that nothing but their words tells apart ("two.npz"), and a run that was told them ("run")."""
     folder, env = tmp_path_factory.mktemp("told"), make("fork", 20)
-    shown = [e for side in (1, -1) for e in rollout(ForkExpert(side=side), env, 20, seed=recording_seed(0))]
-    np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in shown]),
-             actions=np.concatenate([e.steps["action"] for e in shown]), episode_ends=np.cumsum([*map(len, shown)]),
+    episodes = [e for side in (1, -1) for e in rollout(ForkExpert(side=side), env, 20, seed=recording_seed(0))]
+    np.savez(folder / "two.npz", observations=np.concatenate([e.steps["observation.state"][:-1] for e in episodes]),
+             actions=np.concatenate([e.steps["action"] for e in episodes]),
+             episode_ends=np.cumsum([*map(len, episodes)]),
              task=[LEFT] * 20 + [RIGHT] * 20)
     assert main(["train", "bc", str(folder / "two.npz"), "--out", str(folder / "run"), "--language", "--steps", "250",
                  "--save-freq", "250", "--device", "cpu", "--policy.trunk.width", "64", "--learner.batch-size", "64",
@@ -114,9 +116,9 @@ def told(tmp_path_factory) -> Path:
 
 def test_words_decide_what_is_done(call, told):
     for words, side in ((LEFT, 1), (RIGHT, -1)):
-        found = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",
-                              "--save", told / str(side), "--device", "cpu"))
-        assert found["successes"] == 20
+        evaluation = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",
+                                   "--save", told / str(side), "--device", "cpu"))
+        assert evaluation["successes"] == 20
         assert all(side * e.steps["observation.state"][:, 1].mean() > 0.1 for e in open_dataset(told / str(side)))
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
@@ -147,14 +149,14 @@ def test_tasks_of_an_environment_that_were_never_trained_are_told(call, tmp_path
     write_dataset(some, tmp_path / "some")
     train = ("train", "bc", tmp_path / "some", "--out", tmp_path / "run", *TINY)
     assert call(*train)[0] == 0
-    known = read_json(find_checkpoint(tmp_path / "run") / "provenance.json")["data"]["tasks"]
-    assert set(known) <= set(first[:4])
+    trained_tasks = read_json(find_checkpoint(tmp_path / "run") / "provenance.json")["data"]["tasks"]
+    assert set(trained_tasks) <= set(first[:4])
     status, _, err = call("eval", tmp_path / "run", "gridworld_tasks", "--episodes", 20, "--save", tmp_path / "saved")
     tasks = [e.metadata["task"] for e in open_dataset(tmp_path / "saved")]
-    n = sum(task not in known for task in tasks)
+    n = sum(task not in trained_tasks for task in tasks)
     assert status == 0 and 0 < n < 20
     assert f"warning: {n} of 20 episodes have a task that {tmp_path / 'run'} was not trained on, such as" in err
-    assert f"It was trained on {len(known)} tasks, such as" in err
+    assert f"It was trained on {len(trained_tasks)} tasks, such as" in err
     held_out = call("eval", tmp_path / "run", tmp_path / "all")[2]
     assert "episodes have a task" in held_out
 

@@ -33,17 +33,17 @@ def interval(value, name):
 
 
 def test_eval(call, place):
-    found = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
-    assert list(found) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
-                           "trial_gain", "checkpoint", "behavior"]
-    assert (found["env"], found["episodes"], found["paired"]) == ("fork", 30, None)
-    assert found["success"]["estimate"] == found["successes"] / 30
-    interval(found["success"], "estimate")
-    interval(found["return"], "mean")
+    evaluation = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
+    assert list(evaluation) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
+                                "trial_gain", "checkpoint", "behavior"]
+    assert (evaluation["env"], evaluation["episodes"], evaluation["paired"]) == ("fork", 30, None)
+    assert evaluation["success"]["estimate"] == evaluation["successes"] / 30
+    interval(evaluation["success"], "estimate")
+    interval(evaluation["return"], "mean")
     other = document(call("eval", place / "b", "fork", "--episodes", 30, "--json", "--against", place / "a"))
     assert set(other["paired"]) == {"against", "difference", "low", "high", "p"}
     assert other["paired"]["against"] == str(place / "a")
-    assert other["paired"]["difference"] == pytest.approx((other["successes"] - found["successes"]) / 30)
+    assert other["paired"]["difference"] == pytest.approx((other["successes"] - evaluation["successes"]) / 30)
 
 
 def test_json_is_alone_even_where_a_library_greets(call, place, tmp_path, monkeypatch):
@@ -74,8 +74,9 @@ def test_saved_rollouts_go_on_and_judge_alike(call, place, tmp_path):
 
 
 def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
-    found = document(call("eval", place / "a", place / "demos", "--json"))
-    assert found["success"] is None and found["origin"] == "held out" and "not a success rate" in found["note"]
+    evaluation = document(call("eval", place / "a", place / "demos", "--json"))
+    assert evaluation["success"] is None and evaluation["origin"] == "held out"
+    assert "not a success rate" in evaluation["note"]
     status, out, _ = call("eval", place / "a", place / "demos", "--html", tmp_path / "r.html")
     assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
     heads = [line.split()[0] for line in out.splitlines() if "spread of its samples" in line]
@@ -87,8 +88,8 @@ def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, 
     method = replace(find_method("bc"), transforms=(Drop(("next.reward",)),))
     demos = open_dataset(place / "demos")
     train(method, demos, tmp_path / "run", steps=2, seed=0, progress=False, device="cpu")
-    found = document(call("eval", tmp_path / "run", place / "demos", "--json"))
-    assert found["origin"] == "held out" and found["success"] is None
+    evaluation = document(call("eval", tmp_path / "run", place / "demos", "--json"))
+    assert evaluation["origin"] == "held out" and evaluation["success"] is None
 
 
 @pytest.mark.parametrize("operation,n_judged", [(Sort("rank"), 2), (CutSegments(ColumnSegments()), 4)],
@@ -108,9 +109,9 @@ def test_eval_applies_operations_as_training_does(call, tmp_path, monkeypatch, o
     measured = [line["validation/energy"] for line in Run(run).read_metrics() if "validation/energy" in line][-1]
     sizes, apply = [], type(operation).apply
     monkeypatch.setattr(type(operation), "apply", lambda self, data: (sizes.append(len(data)), apply(self, data))[1])
-    found = document(call("eval", f"{run}/last", tmp_path / "d", "--json"))
-    assert found["origin"] == "held out" and len(found["episodes"]) == n_judged and sizes == [2, 18]
-    assert found["energy"]["estimate"] == pytest.approx(measured, rel=1e-5)
+    evaluation = document(call("eval", f"{run}/last", tmp_path / "d", "--json"))
+    assert evaluation["origin"] == "held out" and len(evaluation["episodes"]) == n_judged and sizes == [2, 18]
+    assert evaluation["energy"]["estimate"] == pytest.approx(measured, rel=1e-5)
 
 
 def test_eval_keeps_the_numbers_of_episodes_that_an_operation_keeps(call, tmp_path, place):
@@ -122,21 +123,22 @@ def test_eval_keeps_the_numbers_of_episodes_that_an_operation_keeps(call, tmp_pa
 
 def test_eval_on_numbers_that_are_none_is_refused(call, place, tmp_path):
     demos = open_dataset(place / "demos")
-    actions, seen = (np.concatenate([e.steps[k][:len(e)] for e in demos]) for k in ("action", "observation.state"))
-    for name, wrong in (("observations", seen), ("actions", actions)):
-        was, wrong[len(demos[0]) + 2, 1] = wrong[len(demos[0]) + 2, 1], np.nan
+    actions, observations = (np.concatenate([e.steps[k][:len(e)] for e in demos])
+                             for k in ("action", "observation.state"))
+    for name, broken_array in (("observations", observations), ("actions", actions)):
+        was, broken_array[len(demos[0]) + 2, 1] = broken_array[len(demos[0]) + 2, 1], np.nan
         file = tmp_path / f"{name}.npz"
-        np.savez(file, observations=seen, actions=actions, episode_ends=np.cumsum([len(e) for e in demos]))
+        np.savez(file, observations=observations, actions=actions, episode_ends=np.cumsum([len(e) for e in demos]))
         refused(call("eval", place / "a", file), file.name, "episode 1, step 2", "not finite: nan")
-        wrong[len(demos[0]) + 2, 1] = was
+        broken_array[len(demos[0]) + 2, 1] = was
 
 
 def test_an_environment_without_success(call, tmp_path):
     call("record", "Pendulum-v1", "--out", tmp_path / "d", "--episodes", 2, "--actor", "random")
     assert call("train", "bc", tmp_path / "d", "--out", tmp_path / "r", *TINY, "--eval", "Pendulum-v1",
                 "--rollouts", 1)[0] == 0
-    found = document(call("eval", tmp_path / "r", "Pendulum-v1", "--episodes", 2, "--json"))
-    assert found["successes"] is None and found["success"] is None and found["return"]["mean"] < 0
+    evaluation = document(call("eval", tmp_path / "r", "Pendulum-v1", "--episodes", 2, "--json"))
+    assert evaluation["successes"] is None and evaluation["success"] is None and evaluation["return"]["mean"] < 0
     # While it trained it was looked at on starts that eval never has: its mean return there, and not on eval's.
     scores = [line["score"] for line in map(json.loads, (tmp_path / "r" / "metrics.jsonl").read_text().splitlines())
               if "score" in line]
@@ -189,5 +191,5 @@ def test_an_evaluation_that_is_interrupted(call, place, tmp_path, saved):
     assert process.returncode == 130 and ("continues" if saved else "starts again") in err and "Traceback" not in err
     if saved:
         more = len(open_dataset(tmp_path / "d")) + 2
-        found = document(call(*args[:4], more, "--save", tmp_path / "d", "--json"))
-        assert found["successes"] == document(call(*args[:4], more, "--json"))["successes"]
+        evaluation = document(call(*args[:4], more, "--save", tmp_path / "d", "--json"))
+        assert evaluation["successes"] == document(call(*args[:4], more, "--json"))["successes"]

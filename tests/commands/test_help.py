@@ -35,8 +35,8 @@ def test_help_needs_no_pytorch():
             "    assert main(['--help']) == 0 and all(main([c, '--help']) == 0 for c in COMMANDS)\n"
             "assert out.getvalue().count('usage:') == len(COMMANDS) + 1\n"
             "print(*(m for m in ('torch', 'numpy', 'scipy', 'gymnasium') if m in sys.modules))")
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout) == (0, "\n"), ran.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "\n"), process.stderr
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -14,21 +14,22 @@ from understudy.data.text_columns import TaskText, task_texts
 
 
 def test_inspect(call, place):
-    found = document(call("inspect", place / "demos", "--json"))
-    assert list(found) == ["format", "version", "episodes", "steps", "fps", "features", "tasks", "warnings"]
+    description = document(call("inspect", place / "demos", "--json"))
+    assert list(description) == ["format", "version", "episodes", "steps", "fps", "features", "tasks", "warnings"]
     data = open_dataset(place / "demos")
-    assert (found["format"], found["version"], found["episodes"], found["steps"]) == ("lerobot", "v3.0", 12, data.steps)
-    assert found["features"]["action"] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
-    assert all(set(f) == {"dtype", "shape", "names"} for f in found["features"].values())
+    assert (description["format"], description["version"], description["episodes"],
+            description["steps"]) == ("lerobot", "v3.0", 12, data.steps)
+    assert description["features"]["action"] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    assert all(set(f) == {"dtype", "shape", "names"} for f in description["features"].values())
     status, out, _ = call("inspect", place / "demos")
     assert status == 0 and "12 of 12 succeeded" in out and f"understudy replay {place / 'demos'} fork" in out
 
 
 def test_inspect_says_the_ranges(call, tmp_path):
-    seen = np.arange(24, dtype=np.float32).reshape(12, 2) - 4
-    seen[3, 1], long = np.nan, np.linspace(-1, 3, 12 * 9, dtype=np.float32).reshape(12, 9)
-    seen[:, 0] = -0.25
-    out = call("inspect", save(tmp_path / "d.npz", observations=long, actions=seen, steps=(12,)))[1]
+    actions = np.arange(24, dtype=np.float32).reshape(12, 2) - 4
+    actions[3, 1], long = np.nan, np.linspace(-1, 3, 12 * 9, dtype=np.float32).reshape(12, 9)
+    actions[:, 0] = -0.25
+    out = call("inspect", save(tmp_path / "d.npz", observations=long, actions=actions, steps=(12,)))[1]
     rows = [line.split() for line in out.splitlines()]
     assert ["observation.state,", "all", "9", "-1", "1", "3"] in rows
     assert ["action[0]", "-0.25", "-0.25", "-0.25"] in rows
@@ -51,8 +52,8 @@ def episode_with_words(place: str, *words: str, n: int = 4) -> Episode:
 
 @pytest.mark.parametrize("where", ["column", "metadata", "observation", "segments"])
 def test_inspect_shows_the_tasks_wherever_the_words_are(call, tmp_path, where):
-    said = [("open",), ("push", "open") if where != "metadata" else ("push",), ("open",), ("",)]
-    data = Dataset([episode_with_words(where, *words) for words in said], {"fps": 10.0})
+    tasks_of_episodes = [("open",), ("push", "open") if where != "metadata" else ("push",), ("open",), ("",)]
+    data = Dataset([episode_with_words(where, *words) for words in tasks_of_episodes], {"fps": 10.0})
     write(data, tmp_path / "d")
     assert document(call("inspect", tmp_path / "d", "--json"))["tasks"] == ["open", "push"]
     out = call("inspect", tmp_path / "d")[1]
@@ -75,9 +76,9 @@ def test_a_task_of_several_numbers_is_no_text():
 
 
 def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
-    wrong, endless = np.zeros((12, 2), np.float32), np.zeros((12, 2), np.float32)
-    wrong[8, 1], endless[3, 0] = np.nan, np.inf
-    for name, arrays in (("nan", {"actions": wrong}), ("inf", {"observations": endless}),
+    broken_actions, endless = np.zeros((12, 2), np.float32), np.zeros((12, 2), np.float32)
+    broken_actions[8, 1], endless[3, 0] = np.nan, np.inf
+    for name, arrays in (("nan", {"actions": broken_actions}), ("inf", {"observations": endless}),
                          ("text", {"actions": np.array(["left"] * 12)}), ("whole", {})):
         file = save(tmp_path / f"{name}.npz", **arrays)
         status, out, _ = call("inspect", file)

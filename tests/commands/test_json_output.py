@@ -43,11 +43,12 @@ def keys(value, at=""):
 
 def check(title, *documents):
     """Every leaf is documented, and everything documented is in one of the documents."""
-    found = {k for d in documents for k in keys(d)}
-    parents = {k[:i] for k in found for i in range(len(k)) if k[i] in ".["} | {k for k in found if k.endswith("[]")}
+    printed_keys = {k for d in documents for k in keys(d)}
+    parents = {k[:i] for k in printed_keys
+               for i in range(len(k)) if k[i] in ".["} | {k for k in printed_keys if k.endswith("[]")}
     page = documented(title)
-    assert found - parents - page == set(), f"docs/json.md, {title!r}: not listed"
-    assert page - found == set(), f"docs/json.md, {title!r}: listed, but not printed"
+    assert printed_keys - parents - page == set(), f"docs/json.md, {title!r}: not listed"
+    assert page - printed_keys == set(), f"docs/json.md, {title!r}: listed, but not printed"
 
 
 @pytest.fixture(scope="module")

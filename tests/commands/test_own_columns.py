@@ -40,8 +40,8 @@ def test_training_warns_of_what_the_audit_sees(tmp_path, monkeypatch, capsys, co
     assert main(["train", "bc", path.name, *OWN, *options, "--out", "run", *TRAIN]) == 0
     assert f"own.csv: {'' if 'whole' in text else 'warning: '}{text}" in capsys.readouterr().err
     assert main(["inspect", path.name, *OWN, *options]) == 0
-    shown = capsys.readouterr().out
-    assert ("quantities" if "whole" in text else text) in shown and "jitter" not in shown
+    output = capsys.readouterr().out
+    assert ("quantities" if "whole" in text else text) in output and "jitter" not in output
 
 
 def test_training_says_nothing_of_plain_data_and_warns_of_one_episode(tmp_path, monkeypatch, capsys):
@@ -162,8 +162,8 @@ def test_the_commands_take_columns(tmp_path, monkeypatch, capsys):
     assert main(["eval", "run", "demos", "--json"]) == 0
     converted = json.loads(capsys.readouterr().out)
     assert converted["origin"] == "trained on"
-    for given in ((), columns):
-        assert main(["eval", "run", "runs.csv", "--json", *given]) == 0
+    for column_options in ((), columns):
+        assert main(["eval", "run", "runs.csv", "--json", *column_options]) == 0
         assert json.loads(capsys.readouterr().out) == {**converted, "data": "runs.csv"}
     assert main(["eval", "run", "fork", *columns]) == 2
     assert "--columns: names the columns of recorded episodes, and there are none here" in capsys.readouterr().err

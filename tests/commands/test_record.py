@@ -58,8 +58,8 @@ def test_random_actions_fill_the_action_space(call, tmp_path):
 
 
 def test_replay(call, place):
-    found = document(call("replay", place / "demos", "fork", "--json"))
-    assert [t["divergence"] for t in found["episodes"]] == [None] * 12
+    replay = document(call("replay", place / "demos", "fork", "--json"))
+    assert [t["divergence"] for t in replay["episodes"]] == [None] * 12
     one = document(call("replay", place / "demos", "fork", "--episode", 3, "--state", "--json"))
     assert [(t["episode"], t["success"]) for t in one["episodes"]] == [(3, True)]
     refused(call("replay", place / "demos", "fork", "--episode", 12), "there is no episode 12; the last one is 11")

@@ -172,9 +172,9 @@ def test_only_enter_alone_begins_an_episode(monkeypatch, said):
 
 def test_an_interrupt_says_that_the_robot_has_stopped(capsys):
     assert _report_interrupt("act", ["act", "runs/a"]) == 130
-    said = capsys.readouterr().err
-    assert "stopped, and so is the robot" in said and "nothing was changed" not in said
-    assert said.endswith("To start again:\n  understudy act runs/a\n")
+    errors = capsys.readouterr().err
+    assert "stopped, and so is the robot" in errors and "nothing was changed" not in errors
+    assert errors.endswith("To start again:\n  understudy act runs/a\n")
 
 
 @pytest.fixture
@@ -229,8 +229,8 @@ class Fixed(Teleoperator):
 
 
 def test_a_robot_of_the_user_is_recorded_by_a_teleoperator_of_the_user(robot, capsys):
-    options, said = "--robot my_arm:make --robot.port can0 --trust my_arm", capsys.readouterr().out
-    assert f"understudy replay demos --episode 0 {options}\n" in said and f"understudy act run {options}\n" in said
+    options, output = "--robot my_arm:make --robot.port can0 --trust my_arm", capsys.readouterr().out
+    assert f"understudy replay demos --episode 0 {options}\n" in output and f"understudy act run {options}\n" in output
     data = open_dataset("demos")
     action = np.asarray(data[0].steps["action"])
     assert (np.diff(action[:, 0]) >= 0).all() and action.max() == 90  # not 500
@@ -256,8 +256,8 @@ def test_a_policy_that_does_not_fit_is_refused_and_keys_say_what_is_recorded(rob
     monkeypatch.setattr("understudy.commands.act.command_keys", lambda: nullcontext(pressed))
     assert main(["act", "run", *robot, "--episodes", "3", "--out", "acted", "--executor", "temporal-ensemble",
                  "--max-bad-share", "1"]) == 0
-    said = capsys.readouterr().out
-    assert "episode 0: 1 steps" in said and "episode 1: 2 steps" in said and "ended by quit" in said
+    output = capsys.readouterr().out
+    assert "episode 0: 1 steps" in output and "episode 1: 2 steps" in output and "ended by quit" in output
     data = open_dataset("acted")
     assert len(data) == 1 and data[0].metadata["success"] is True
     assert data[0].metadata["by"].endswith(", temporal-ensemble")
@@ -290,9 +290,9 @@ def test_the_robot_of_the_data_is_suggested(robot, options):
     state = {"observation.state": Feature("float32", (6,)), "observation.image": Feature("uint8", (8, 8, 3), "image")}
     assert robot_arguments({"robot_type": robot, "fps": 30}, state) == ["--robot", *options.split()]
     assert robot_arguments({"robot_type": None}, state) == robot_arguments({"robot_type": "unknown"}, state) == []
-    seen = {**state, "observation.images.front": Feature("uint8", (480, 640, 3), "image"),
-            "observation.images.wrist": Feature("uint8", (240, 320, 3), "image")}
-    *words, cameras = robot_arguments({"robot_type": robot, "fps": 30.0}, seen)
+    features = {**state, "observation.images.front": Feature("uint8", (480, 640, 3), "image"),
+                "observation.images.wrist": Feature("uint8", (240, 320, 3), "image")}
+    *words, cameras = robot_arguments({"robot_type": robot, "fps": 30.0}, features)
     assert words == ["--robot", *options.split(), "--robot.cameras"]
     assert parse_cameras(cameras) == {
         "front": {"type": "opencv", "index_or_path": "INDEX", "width": 640, "height": 480, "fps": 30},

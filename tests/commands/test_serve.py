@@ -45,9 +45,9 @@ class Served:
                 [sys.executable, "-m", "understudy", "serve", str(run), "--port", "0", *options], env=env,
                 stdout=subprocess.PIPE, stderr=errors, text=True)
         line = self.process.stdout.readline()
-        found = re.search(r"ws://[^ ]+:\d+", line)
-        assert found, line + Path(log).read_text()
-        self.url = found[0]
+        address = re.search(r"ws://[^ ]+:\d+", line)
+        assert address, line + Path(log).read_text()
+        self.url = address[0]
 
     def events(self):
         return [json.loads(line) for line in Path(self.log).read_text().splitlines()]
@@ -102,21 +102,23 @@ def test_a_new_checkpoint_is_loaded_without_a_lost_reply(run, tmp_path):
     with Served(untrained, log=tmp_path / "untrained") as served:
         assert served.first("warning")["message"].endswith(f"not trained: use {folder}")
     with Served(folder, "--watch", log=tmp_path / "log") as served, Client(served.url) as client:
-        seen, planned, until = [], {}, time.monotonic() + 60
+        checkpoints, planned, until = [], {}, time.monotonic() + 60
         obs = {"observation.state": np.zeros(2, np.float32)}
-        while time.monotonic() < until and len(set(seen)) < 2:
+        while time.monotonic() < until and len(set(checkpoints)) < 2:
             reply = client.infer(obs, reset=True, episode=0)
-            seen.append(reply["understudy"]["checkpoint"])
-            np.testing.assert_allclose(reply["actions"], planned.setdefault(seen[-1], reply["actions"]), atol=1e-5)
-            if len(seen) == 50:
+            checkpoints.append(reply["understudy"]["checkpoint"])
+            np.testing.assert_allclose(reply["actions"], planned.setdefault(checkpoints[-1], reply["actions"]),
+                                       atol=1e-5)
+            if len(checkpoints) == 50:
                 (folder / "run.json").write_text(json.dumps({**names, "last": f"checkpoints/{last}"}))
         assert not np.allclose(*planned.values(), atol=1e-3)
         assert client.checkpoints == list(planned)
-        assert len(set(seen)) == 2 and seen == sorted(seen, key=list(dict.fromkeys(seen)).index)
+        assert len(set(checkpoints)) == 2
+        assert checkpoints == sorted(checkpoints, key=list(dict.fromkeys(checkpoints)).index)
         (folder / "checkpoints" / last / "weights.safetensors").write_bytes(b"damaged")
         served.process.send_signal(signal.SIGHUP)
         served.wait_for("reload_refused", lambda: client.infer(obs))
-        assert client.infer(obs)["understudy"]["checkpoint"] == seen[-1]
+        assert client.infer(obs)["understudy"]["checkpoint"] == checkpoints[-1]
 
 
 def test_a_checkpoint_that_plans_something_else_is_refused(run, tmp_path):

@@ -47,11 +47,11 @@ def pretrained() -> Method:
 
 def guided() -> Method:
     """Classifier-free guidance: the observation is dropped in a half of the training windows."""
-    seen = "observation.state"
+    column = "observation.state"
     config = PolicyConfig(Diffusion(n_steps=2), trunk=MLP(width=8, depth=1), window=Window(1, 2),
-                          augmentations=(ConditionDropout(seen, 0.5),))
+                          augmentations=(ConditionDropout(column, 0.5),))
     return Method(config, learner=BehaviorCloning(3, 8),
-                  inference=(Guided(guides=(ClassifierFreeGuidance((seen,), 3.0),)),))
+                  inference=(Guided(guides=(ClassifierFreeGuidance((column,), 3.0),)),))
 
 
 def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
@@ -63,19 +63,19 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert call("eval", out, "particle", "--episodes", 2, "--device", "cpu")[0] == 0
     assert Method.load(out) == pretrained()
     # Its stage is taken from that run, and nothing but the network is trained on from it.
-    given = tmp_path / "given"
-    assert call(*command[:5], "--out", given, "--device", "cpu", "--stage", f"base={out}/stages/base")[0] == 0
-    assert Policy.load(given).state_dict().keys() == policy.state_dict().keys()
-    assert all(map(torch.equal, Policy.load(given).parameters(), policy.parameters()))
+    stage_run = tmp_path / "given"
+    assert call(*command[:5], "--out", stage_run, "--device", "cpu", "--stage", f"base={out}/stages/base")[0] == 0
+    assert Policy.load(stage_run).state_dict().keys() == policy.state_dict().keys()
+    assert all(map(torch.equal, Policy.load(stage_run).parameters(), policy.parameters()))
     tuned = tmp_path / "tuned"
     status, text = call("train", out, demos, "--from", out, "--freeze", "encoder", "--out", tuned, "--device", "cpu")
     assert status == 0, text
     assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
     assert [s.name for s in Method.load(tuned).stages] == ["from"]
-    for wrong, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
-                        (["--stage", "base"], "'base' is not of the form NAME=RUN"),
-                        (["--stage", f"rest={out}"], "no stage 'rest'")):
-        status, text = call("train", "bc", demos, "--out", tmp_path / "none", *wrong)
+    for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
+                          (["--stage", "base"], "'base' is not of the form NAME=RUN"),
+                          (["--stage", f"rest={out}"], "no stage 'rest'")):
+        status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)
         assert status == 2 and says in text
 
 

@@ -60,13 +60,13 @@ def follow(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def run(*args, depth: int = 1, **names):
-        seen, queue = set(), [([str(a) for a in args], 0, "")]
+        visited, queue = set(), [([str(a) for a in args], 0, "")]
         while queue:
             words, at, file = queue.pop(0)
             kind = (*words[: 2 if words[0] == "claims" else 1], *sorted(w for w in words if w.startswith("--")))
-            if at and kind in seen:
+            if at and kind in visited:
                 continue
-            seen.add(kind)
+            visited.add(kind)
             capsys.readouterr()
             status = main(words)
             out, err = capsys.readouterr()
@@ -75,7 +75,7 @@ def follow(tmp_path, monkeypatch, capsys):
                 Path(file).write_text(out)
             if at < depth:
                 queue += [(small(line, names), at + 1, line.partition(" > ")[2]) for line in suggestions(out)]
-        return seen
+        return visited
     return run
 
 
@@ -86,11 +86,11 @@ TINY = ("--steps", "6", "--save-freq", "6", "--device", "cpu", "--policy.trunk.w
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_from_a_recording_to_a_comparison(follow):
-    seen = follow("record", "fork", "--out", "demos", "--episodes", "6")
-    assert {kind[0] for kind in seen} == {"record", "inspect", "train", "replay"}
-    seen = follow("train", "bc", "demos", "--out", "a", "--eval", "fork", "--rollouts", "2", *TINY, depth=2)
-    assert ("eval", "--episodes", "--rows") in seen and ("eval", "--against", "--episodes", "--rows") in seen
-    assert ("eval", "--episodes", "--html", "--rows") in seen and Path("report.html").exists()
+    suggested = follow("record", "fork", "--out", "demos", "--episodes", "6")
+    assert {kind[0] for kind in suggested} == {"record", "inspect", "train", "replay"}
+    suggested = follow("train", "bc", "demos", "--out", "a", "--eval", "fork", "--rollouts", "2", *TINY, depth=2)
+    assert ("eval", "--episodes", "--rows") in suggested and ("eval", "--against", "--episodes", "--rows") in suggested
+    assert ("eval", "--episodes", "--html", "--rows") in suggested and Path("report.html").exists()
     assert follow("eval", "a", "fork", "--episodes", "2")  # report.html exists, so another name is suggested
     follow("eval", "a", "demos")
     follow("compare", "a", "a-seed1", "--env", "fork", "--episodes", "2")
@@ -98,13 +98,13 @@ def test_from_a_recording_to_a_comparison(follow):
     follow("export", "a", "--out", "a.onnx", ENV="fork")
     follow("methods", NAME="bc", DATA="demos", RUN="b")
     follow("plan", "0.5", "0.9", RUN="a", ENV="fork")
-    seen = follow("choose", "demos", "--methods", "knn", "vinn", "--budget", "9s", "--episodes", "2")
-    assert ("choose", "--budget", "--env", "--episodes", "--methods", "--out") in seen
+    suggested = follow("choose", "demos", "--methods", "knn", "vinn", "--budget", "9s", "--episodes", "2")
+    assert ("choose", "--budget", "--env", "--episodes", "--methods", "--out") in suggested
     assert ("eval", "--episodes", "--rows") in follow("plot", "a")
     assert ("compare", "--env", "--episodes") in follow("plot", "a", "a-seed1")
     # With 20 episodes and no success, a rate of 0.1 is neither refuted nor likely to be.
-    seen = follow("eval", "a", "fork", "--sequential", "--threshold", "0.1", "--episodes", "20")
-    assert ("eval", "--episodes", "--sequential", "--threshold") in seen
+    suggested = follow("eval", "a", "fork", "--sequential", "--threshold", "0.1", "--episodes", "20")
+    assert ("eval", "--episodes", "--sequential", "--threshold") in suggested
 
 
 @pytest.mark.slow
@@ -113,37 +113,39 @@ def test_the_demo_goes_on(follow, monkeypatch):
     short = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
     for name, value in {"METHODS": short, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
         monkeypatch.setattr(demo, name, value)
-    seen = follow("demo", "--out", "shown")
-    assert {kind[0] for kind in seen} == {"demo", "inspect", "eval", "train"}
+    suggested = follow("demo", "--out", "shown")
+    assert {kind[0] for kind in suggested} == {"demo", "inspect", "eval", "train"}
 
 
 @pytest.mark.slow
 def test_bags_are_read_by_the_proposed_mapping(follow, shared):
     shutil.copytree(shared / "fixtures/rosbag/ros1", "bags")
-    seen = follow("inspect", "bags")
-    assert seen >= {("inspect", "--json"), ("convert", "--map")} and ("train", "--device", "--map", "--out",
-                                                                      "--save-freq", "--steps") in seen
+    suggested = follow("inspect", "bags")
+    assert suggested >= {("inspect", "--json"), ("convert", "--map")} and ("train", "--device", "--map", "--out",
+                                                                           "--save-freq", "--steps") in suggested
     assert len(open_dataset("demonstrations")) == len(open_dataset("bags", mapping="map.json"))
 
 
 @pytest.mark.slow
 def test_what_the_claims_suggest_is_accepted(follow, monkeypatch, capsys):
     """Runs of hours are left out: nothing is due, and the claim that is named runs no cell."""
-    ran = []
+    run_names = []
     monkeypatch.chdir(Path(shutil.copytree(CLAIMS, "repository/claims")).parent)
     monkeypatch.setattr("understudy.claims.folder.PACKAGE", Path.cwd() / "src/understudy")
     Path("pyproject.toml").touch()
-    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, revision, log: ran.append(claim.name) or {
+    monkeypatch.setattr("understudy.claims.runner.run_claim", lambda claim, revision, log: run_names.append(claim.name)
+                        or {
         "name": claim.name, "verdict": "holds", "reason": ""})
     monkeypatch.setattr("understudy.claims.probe.store_all", lambda names: [])
     monkeypatch.setattr("understudy.claims.scheduler.due_claims", lambda entries: [])
-    seen = follow("claims", "list", NAME="diffusion-bc", depth=2)
-    assert seen == {("claims", "list"), ("claims", "run"), ("claims", "run", "--all", "--budget"), ("claims", "table")}
-    assert Path("docs/ledger.md").exists() and ran == ["diffusion-bc"]
+    suggested = follow("claims", "list", NAME="diffusion-bc", depth=2)
+    assert suggested == {("claims", "list"), ("claims", "run"), ("claims", "run", "--all", "--budget"),
+                         ("claims", "table")}
+    assert Path("docs/ledger.md").exists() and run_names == ["diffusion-bc"]
     monkeypatch.setattr("understudy.claims.probe.confirm_all", lambda names, trust_source: [Confirmation("due")])
     assert main(["claims", "check", "act-ensembling"]) == 3
     line, = suggestions(capsys.readouterr().out)
-    assert main(shlex.split(line)[1:]) == 0 and ran == ["diffusion-bc", "act-ensembling"]
+    assert main(shlex.split(line)[1:]) == 0 and run_names == ["diffusion-bc", "act-ensembling"]
 
 
 @pytest.mark.slow
@@ -154,8 +156,8 @@ def test_what_a_policy_must_be_told_is_part_of_what_is_suggested(name, told, fol
     told_episodes = [replace(e, metadata={**e.metadata, "task": "pass the pillar"}) for e in open_dataset("recorded")]
     write_dataset(Dataset(told_episodes, {"fps": 10}), "demos")
     small = ("--policy.trunk.width", "16") if name in ("maskdp", "mdt") else ("--policy.trunk.widths", "16")
-    seen = follow("train", name, "demos", "--out", "run", *TINY[:6], *small)
-    assert ("eval", *sorted((*told, "--episodes", "--rows"))) in seen
+    suggested = follow("train", name, "demos", "--out", "run", *TINY[:6], *small)
+    assert ("eval", *sorted((*told, "--episodes", "--rows"))) in suggested
     assert ("eval", *sorted((*told, "--episodes", "--rows"))) in follow("eval", "run", "demos")
     follow("plot", "run")
 
@@ -171,10 +173,10 @@ def test_no_evaluation_is_suggested_without_an_example_of_what_it_needs():
     assert example_options(data, method, {"observation.goal": data.features()["observation.state"]}) == []
     assert example_options(data, find_method("groot-2"), data.features()) is None
     assert example_options(data, find_method("bc"), data.features()) == []
-    told = Dataset([replace(data[0], metadata={"task": "go home"})])
-    assert example_options(told, find_method("groot-2"), told.features()) == ["--task", "go home"]
-    shows = {**told.features(), "observation.task": Feature("uint8", (8,))}  # each episode has its own
-    assert example_options(told, find_method("groot-2"), shows) is None
+    with_task = Dataset([replace(data[0], metadata={"task": "go home"})])
+    assert example_options(with_task, find_method("groot-2"), with_task.features()) == ["--task", "go home"]
+    shows = {**with_task.features(), "observation.task": Feature("uint8", (8,))}  # each episode has its own
+    assert example_options(with_task, find_method("groot-2"), shows) is None
 
 
 PLAY = ("--stages.0.method.learner.steps", "4", "--stages.0.method.learner.batch-size", "4", "--method.period", "4")
@@ -234,12 +236,12 @@ def test_an_audit_suggests_to_inspect_what_can_be_opened(name, opens, shared, ca
 
 def broken(path: Path, *episodes: int) -> None:
     """Six episodes of a random walk. The third action of the given ones is NaN."""
-    rng, made = np.random.default_rng(0), []
+    rng, recordings = np.random.default_rng(0), []
     for e in range(6):
         action = rng.normal(size=(9, 2)).astype(np.float32)
         action[2] = np.nan if e in episodes else action[2]
-        made.append(Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32), "action": action}))
-    write_dataset(Dataset(made, {"fps": 10}), path)
+        recordings.append(Episode({"observation.state": rng.normal(size=(9, 2)).astype(np.float32), "action": action}))
+    write_dataset(Dataset(recordings, {"fps": 10}), path)
 
 
 def test_training_on_nan_suggests_what_works(follow, tmp_path, capsys):
@@ -309,10 +311,10 @@ def test_trust_is_part_of_what_is_suggested(follow, tmp_path):
     (tmp_path / "suggested_code.py").write_text(MINE)
     trust = ("--trust", "suggested_code")
     follow("record", "suggested_code:fork", "--out", "demos", "--episodes", "6", *trust)
-    seen = follow("train", "suggested_code:method", "demos", "--out", "mine", *TINY, *trust, depth=2)
-    assert ("eval", "--episodes", "--rows", "--trust") in seen
-    seen = follow("export", "mine", "--out", "mine.onnx", *trust, ENV="fork")
-    assert ("eval", "--episodes", "--rows", "--trust") in seen
+    suggested = follow("train", "suggested_code:method", "demos", "--out", "mine", *TINY, *trust, depth=2)
+    assert ("eval", "--episodes", "--rows", "--trust") in suggested
+    suggested = follow("export", "mine", "--out", "mine.onnx", *trust, ENV="fork")
+    assert ("eval", "--episodes", "--rows", "--trust") in suggested
     follow("eval", "mine.onnx", "suggested_code:fork", "--episodes", "2", *trust)
     sys.modules.pop("suggested_code", None)
 
@@ -325,9 +327,9 @@ def test_a_choice_suggests_what_the_policy_must_be_told(follow, tmp_path):
         "    method = gcbc()\n    return replace(method, learner=replace(method.learner, steps=steps))\n\n\n"
         "def shorter(features=None):\n    return short(features, 10)\n")
     follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
-    seen = follow("choose", "demos", "--methods", "goal_methods:short", "goal_methods:shorter", "--budget", "20s",
-                  "--out", "found", "--trust", "goal_methods")
-    assert ("eval", "--condition", "--episodes", "--rows") in seen
+    suggested = follow("choose", "demos", "--methods", "goal_methods:short", "goal_methods:shorter", "--budget", "20s",
+                       "--out", "found", "--trust", "goal_methods")
+    assert ("eval", "--condition", "--episodes", "--rows") in suggested
     sys.modules.pop("goal_methods", None)
 
 
@@ -335,8 +337,8 @@ def test_an_evaluation_that_lacks_a_goal_is_refused_before_training(tmp_path, ca
     assert main(["record", "fork", "--out", str(tmp_path / "demos"), "--episodes", "6"]) == 0
     train = ["train", "gcbc", str(tmp_path / "demos"), "--out", str(tmp_path / "run"), "--eval", "fork"]
     assert main(train) == 2 and not (tmp_path / "run").exists()
-    said = " ".join(capsys.readouterr().err.split())
-    assert "must be told 'goal'" in said and "--condition goal=NUMBERS" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert "must be told 'goal'" in message and "--condition goal=NUMBERS" in message
 
 
 @pytest.mark.slow
@@ -345,9 +347,9 @@ def test_trust_is_part_of_what_a_choice_suggests(follow, tmp_path):
     trust = ("--trust", "suggested_code")
     follow("record", "suggested_code:fork", "--out", "demos", "--episodes", "6", *trust, depth=0)
     for methods, needs in ((("suggested_code:short", "suggested_code:shorter"), ("--trust",)), (("knn", "vinn"), ())):
-        seen = follow("choose", "demos", "--methods", *methods, "--budget", "20s", "--episodes", "2", "--ignore",
-                      "nan-in-action", "--out", f"found-{methods[0][:3]}", *trust)
-        assert {kind for kind in seen if kind[0] in ("train", "eval", "choose")} == {
+        suggested = follow("choose", "demos", "--methods", *methods, "--budget", "20s", "--episodes", "2", "--ignore",
+                           "nan-in-action", "--out", f"found-{methods[0][:3]}", *trust)
+        assert {kind for kind in suggested if kind[0] in ("train", "eval", "choose")} == {
             ("train", "--device", "--ignore", "--out", "--save-freq", "--steps", *needs),
             ("eval", "--episodes", "--rows", *needs),
             ("choose", "--budget", "--episodes", "--ignore", "--methods", "--out", "--trust"),
@@ -361,10 +363,11 @@ def test_the_recorded_environment_is_suggested_with_its_trust(follow, tmp_path):
                                          "'MountainCarContinuous-v0', max_episode_steps=8)\n")
     follow("record", "my_hill:steep", "--out", "demos", "--episodes", "6", "--actor", "random", "--trust", "my_hill",
            depth=0)
-    seen = follow("inspect", "demos")  # needs no trust itself
-    assert {(kind[0], "--trust" in kind) for kind in seen} == {("inspect", False), ("train", True), ("replay", True)}
-    seen = follow("train", "bc", "demos", "--out", "plain", *TINY)
-    assert ("eval", "--episodes", "--rows", "--trust") in seen
+    suggested = follow("inspect", "demos")  # needs no trust itself
+    assert {(kind[0], "--trust" in kind) for kind in suggested} == {("inspect", False), ("train", True),
+                                                                    ("replay", True)}
+    suggested = follow("train", "bc", "demos", "--out", "plain", *TINY)
+    assert ("eval", "--episodes", "--rows", "--trust") in suggested
     assert ("eval", "--episodes", "--rows", "--trust") in follow("eval", "plain", "demos")
     sys.modules.pop("my_hill", None)
 

@@ -40,11 +40,12 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):
     assert "\nThe energy score chose the best checkpoint.\n" in (place / "a" / "CARD.md").read_text()
-    for name, options, said in (("s", ["--eval", "fork", "--rollouts", 2], "\nThe score chose the best checkpoint, so"),
-                                ("n", ["--val-fraction", 0], None)):
+    for name, options, sentence in (("s", ["--eval", "fork", "--rollouts", 2],
+                                     "\nThe score chose the best checkpoint, so"),
+                                    ("n", ["--val-fraction", 0], None)):
         assert call("train", "bc", place / "demos", "--out", tmp_path / name, *TINY, *options)[0] == 0
         text = (tmp_path / name / "CARD.md").read_text()
-        assert said in text if said else "chose the best" not in text
+        assert sentence in text if sentence else "chose the best" not in text
 
 
 def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
@@ -55,7 +56,7 @@ def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
     assert "no episode is held out: that takes 5 or more" in err
     status, _, err = call("train", "bc", large, "--out", tmp_path / "l", *TINY)
     assert status == 0 and [n for n, _ in number.findall(err)] == ["10", "20"] and "held out" not in err
-    assert all("error on held-out episodes" in found for _, found in number.findall(err))
+    assert all("error on held-out episodes" in name for _, name in number.findall(err))
     assert (
         "no episode is held out, so"
         in call("train", "bc", large, "--out", tmp_path / "n", *TINY, "--val-fraction", 0)[2]
@@ -73,12 +74,12 @@ def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     frames = data.steps + 2  # the last observations, too
     assert status == 0 and f"{frames} camera frames" in err
     assert f"16 x 24 pixels (--image-size): {16 * 24 * 3 * frames / 1e6:.1f} MB" in err
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors):
         common.open_data(tmp_path / "d", 20)  # of a command without this option, such as eval
-    assert "20 x 20 pixels: " in said.getvalue()
-    found = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
-    assert found["env"] == "push-images"
+    assert "20 x 20 pixels: " in errors.getvalue()
+    evaluation = document(call("eval", tmp_path / "r", "push-images", "--episodes", 2, "--json"))
+    assert evaluation["env"] == "push-images"
     plays, key = load_actor(tmp_path / "r"), keys(0, [0, 1])
     obs = make("push-images", 2).reset(key * 0 + key.new_tensor([0, 1]), key)
     small = {**obs, "observation.images.top": resize(obs["observation.images.top"].numpy(), (16, 24))}
@@ -145,10 +146,11 @@ def test_overrides_reach_the_method(call, place, tmp_path):
         )[0]
         == 0
     )
-    made = json.loads((tmp_path / "r" / "checkpoints" / "000002" / "method.json").read_text())
-    assert made["policy"]["head"]["n_steps"] == 5 and made["executor"]["n_action_steps"] == 2
-    assert made["learner"]["optimizer"]["lr"] == 3e-4 and made["learner"]["optimizer"]["betas"] == [0.8, 0.9]
-    assert made["policy"]["window"] | {"$": 0} == {
+    stored_method = json.loads((tmp_path / "r" / "checkpoints" / "000002" / "method.json").read_text())
+    assert stored_method["policy"]["head"]["n_steps"] == 5 and stored_method["executor"]["n_action_steps"] == 2
+    assert stored_method["learner"]["optimizer"]["lr"] == 3e-4
+    assert stored_method["learner"]["optimizer"]["betas"] == [0.8, 0.9]
+    assert stored_method["policy"]["window"] | {"$": 0} == {
         "$": 0,
         "n_obs_steps": 2,
         "horizon": 6,
@@ -157,8 +159,8 @@ def test_overrides_reach_the_method(call, place, tmp_path):
         "goals": [],
         "obs_pad_mask": False,
     }
-    assert made["policy"]["head"]["solver"] == {"$": "understudy.heads.solvers:Heun"}
-    assert made["policy"]["trunk"]["width"] == 32 and made["learner"]["steps"] == 2
+    assert stored_method["policy"]["head"]["solver"] == {"$": "understudy.heads.solvers:Heun"}
+    assert stored_method["policy"]["trunk"]["width"] == 32 and stored_method["learner"]["steps"] == 2
 
 
 @pytest.mark.parametrize("given", [
@@ -167,8 +169,8 @@ def test_a_flag_of_a_method_needs_no_value(given):
     """`--method.every-step` alone is true, like a flag of a field, whatever option follows."""
     for args in (given, [*given, "--method.n-clusters", "8"]):
         assert build_method("bet", args, [], None, ()).policy.window.horizon == 5
-    made = build_method("bet", ["--method.every-step", "false"], [], None, ())
-    assert made.policy.window.horizon == 1
+    method = build_method("bet", ["--method.every-step", "false"], [], None, ())
+    assert method.policy.window.horizon == 1
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -222,10 +224,10 @@ def test_training_that_goes_on_says_from_where_and_with_the_loss(call, place, tm
     with monkeypatch.context() as patch:
         patch.setattr(_CheckpointEvaluation, "__call__", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(*args)[0] == 130
-    said = call(*args)[2]
-    assert "going on from" not in whole and "going on from update 10 of 20\n" in said
+    output = call(*args)[2]
+    assert "going on from" not in whole and "going on from update 10 of 20\n" in output
     updates = re.findall(r"^update .*loss.*$", whole, re.M)
-    assert len(updates) == 2 and re.findall(r"^update .*$", said, re.M) == updates
+    assert len(updates) == 2 and re.findall(r"^update .*$", output, re.M) == updates
 
 
 def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):

@@ -46,10 +46,11 @@ def outside(tmp_path, *commands):
     code = ("import json, sys\nfrom understudy.cli import main\n"
             "found = [[main(c), 'elsewhere' in sys.modules] for c in json.loads(sys.argv[1])]\n"
             "print('STATUS', json.dumps(found))")
-    ran = subprocess.run([sys.executable, "-c", code, json.dumps([[str(a) for a in c] for c in commands])],
-                         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout.split("STATUS ")[-1]), ran.stdout, ran.stderr
+    process = subprocess.run([sys.executable, "-c", code, json.dumps([[str(a) for a in c] for c in commands])],
+                             capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                             cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.split("STATUS ")[-1]), process.stdout, process.stderr
 
 
 def test_code_from_outside_runs_only_when_trusted(tmp_path):
@@ -70,8 +71,8 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
     assert "understudy eval run demos --trust elsewhere\n" in out
     assert err.count("--trust elsewhere") >= 4 and "a mistake in one's own code" in err and "please report" not in err
     assert "elsewhere/__init__.py, line " in err
-    made = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
-    assert made["policy"]["head"]["$"] == "elsewhere:Own" and made["policy"]["trunk"]["width"] == 4
+    stored_method = json.loads((tmp_path / "run2" / "checkpoints" / "000004" / "method.json").read_text())
+    assert stored_method["policy"]["head"]["$"] == "elsewhere:Own" and stored_method["policy"]["trunk"]["width"] == 4
 
 
 def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_path):
@@ -82,13 +83,13 @@ def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_
         method["policy"]["head"]["$"], method["data"] = "others.heads:Own", [{"$": "mine:far", "call": False}]
         file.write_text(json.dumps(method))
     assert common.required_packages(tmp_path / "a") == ("mine", "others")
-    given = ("mine", "worlds")
+    packages = ("mine", "worlds")
     for env, its in ((None, ()), ("fork", ()), ("particle:8", ()), ("worlds.far:make", ("worlds",)),
-                     ("strange:make", ()), ("Maze-v0", given)):
-        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", given)):
-            found = common.trust_options(given, env, run)
-            assert found[::2] == ["--trust"] * (len(found) // 2)
-            assert sorted(found[1::2]) == sorted({*its, *more}), (env, run)
+                     ("strange:make", ()), ("Maze-v0", packages)):
+        for run, more in ((place / "a", ()), (tmp_path / "a", ("mine", "others")), (tmp_path / "a.onnx", packages)):
+            options = common.trust_options(packages, env, run)
+            assert options[::2] == ["--trust"] * (len(options) // 2)
+            assert sorted(options[1::2]) == sorted({*its, *more}), (env, run)
 
 
 @pytest.mark.slow

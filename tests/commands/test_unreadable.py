@@ -44,9 +44,9 @@ def test_every_command_says_what_is_missing(demos, tmp_path, capsys):
     data = open_dataset(demos)
     assert [f.severity for f in find_problems(data) if f.code == "no-observations"] == ["warning"]
     assert cli.main(["inspect", str(demos)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "cannot be trained on as it is" in said and "understudy train" not in said
-    assert f"understudy view make {demos} --out VIEW --rename state=observation.state" in said
+    message = " ".join(capsys.readouterr().out.split())
+    assert "cannot be trained on as it is" in message and "understudy train" not in message
+    assert f"understudy view make {demos} --out VIEW --rename state=observation.state" in message
     assert cli.main(["train", "bc", str(demos), "--out", str(tmp_path / "run"), "--steps", "2"]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "no policy can read" in error and "--rename state=observation.state" in error and "Traceback" not in error

@@ -87,11 +87,13 @@ def test_weights_that_mean_nothing_are_refused(samplers, weights):
 
 def test_batches_that_differ_are_refused_by_name():
     plain = windows(0.0)
-    for other, said in ((windows(1.0, next_obs=True), "next observation"),
-                        (windows(1.0, extra=("action",)), "column 'action'"),
-                        (Window(2, 4).windows(dataset(1.0), (STATE,), "action"), "column 'action' in different shapes"),
-                        (Window(1, 3).windows(dataset(1.0), (STATE,), "action"), f"column '{STATE}' in different")):
-        with pytest.raises(UserError, match=said):
+    for other, difference in ((windows(1.0, next_obs=True), "next observation"),
+                              (windows(1.0, extra=("action",)), "column 'action'"),
+                              (Window(2, 4).windows(dataset(1.0), (STATE,), "action"),
+                               "column 'action' in different shapes"),
+                              (Window(1, 3).windows(dataset(1.0), (STATE,), "action"),
+                               f"column '{STATE}' in different")):
+        with pytest.raises(UserError, match=difference):
             MixtureSampler((plain, other), (0.5, 0.5)).batch(8, 0)
 
 
@@ -115,16 +117,16 @@ def counting(*lengths: int) -> Dataset:
 @pytest.mark.parametrize("action_offset", [0, -1, 2])
 def test_extra_covers_the_lookahead_and_next_comes_after_it(action_offset):
     window = Window(2, 2, action_offset=action_offset)
-    made = window.windows(counting(6, 4), (STATE,), "action", extra=("next.reward",), next_obs=True, lookahead=3)
-    batch = made.gather(np.arange(10))
+    windows = window.windows(counting(6, 4), (STATE,), "action", extra=("next.reward",), next_obs=True, lookahead=3)
+    batch = windows.gather(np.arange(10))
     assert batch.action.shape == (10, 2, 1) and batch.extra["next.reward"].shape[:2] == (10, 3)
     for row, (e, t) in enumerate([(0, t) for t in range(6)] + [(1, t) for t in range(4)]):
         n = (6, 4)[e]
         rows = t + action_offset + np.arange(3)
         inside = (rows >= 0) & (rows < n)
         assert batch.extra["lookahead_mask"][row].tolist() == inside.tolist()
-        found = batch.extra["next.reward"][row].flatten().numpy()
-        assert found[inside].tolist() == (100 * e + rows[inside]).tolist()
+        rewards = batch.extra["next.reward"][row].flatten().numpy()
+        assert rewards[inside].tolist() == (100 * e + rows[inside]).tolist()
         after = (t + action_offset + 3 + np.arange(-1, 1)).clip(0, n)
         assert batch.next[STATE][row, :, 0].tolist() == (100 * e + after).tolist()
 

@@ -125,8 +125,8 @@ def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago(tmp_path, mo
     assert _entry("a" * 32, 300_000)[0] == 0  # used again: now the youngest
     cache._held.clear()
     _entry("d" * 32, 300_000)
-    left = {p.name[0] for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")}
-    assert left == {"a", "c", "d"}
+    remaining = {p.name[0] for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")}
+    assert remaining == {"a", "c", "d"}
     with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB|UNDERSTUDY_CACHE_GB"):
         _entry("e" * 32, 2_000_000)
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "lots")
@@ -179,6 +179,6 @@ def test_processes_that_want_the_same_at_once_make_it_once(tmp_path):
     for r in runs:
         r.stdin.write("go\n")
         r.stdin.flush()
-    said = [line for r in runs for line in r.communicate(timeout=120)[0].split()]
-    assert sorted(said) == sorted(["built", *3 * [open_dataset(tmp_path / "out", image_size=16).fingerprint()]])
+    output = [line for r in runs for line in r.communicate(timeout=120)[0].split()]
+    assert sorted(output) == sorted(["built", *3 * [open_dataset(tmp_path / "out", image_size=16).fingerprint()]])
     assert len([p for p in (tmp_path / "cache").iterdir() if not p.name.startswith(".")]) == 3

@@ -25,9 +25,9 @@ def coder(spec, action, state=None, mask=None, sensed=None, names=(STATE,), size
     obs = {STATE: state} if sensed is None else {STATE: state, STATE + "?": sensed}
     mask = torch.ones(action.shape[:2], dtype=torch.bool) if mask is None else mask
     features = {STATE: Feature("float32", tuple(state.shape[2:])), "action": Feature("float32", (action.shape[-1],))}
-    made = spec.build(features, names, "action")
-    made.fit_statistics(lambda: iter([Batch(obs, action, mask)]))
-    return made, action, obs
+    codec = spec.build(features, names, "action")
+    codec.fit_statistics(lambda: iter([Batch(obs, action, mask)]))
+    return codec, action, obs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,13 +48,13 @@ ARRAYS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 4), 
 def test_decode_undoes_encode_to_float_rounding(action, kind, relative, seed):
     state = np.random.default_rng(seed).normal(size=(len(action), 2, 3)) * 10
     spec = Normalizer(target=kind, relative=STATE if relative else None)
-    made, action, obs = coder(spec, action, state)
-    coded = made.encode(action, obs)
-    back = made.decode(coded, obs)
+    codec, action, obs = coder(spec, action, state)
+    coded = codec.encode(action, obs)
+    back = codec.decode(coded, obs)
     # The size of every number that was added up on the way there and back.
     shift = obs[STATE][:, -1:].abs() if relative else torch.zeros(())
-    size = action.abs() + shift + made.action_transform.offset.abs() + (made.action_transform.scale * coded).abs()
-    moving = made.action_transform.scale > 0
+    size = action.abs() + shift + codec.action_transform.offset.abs() + (codec.action_transform.scale * coded).abs()
+    moving = codec.action_transform.scale > 0
     assert ((back - action).abs() <= 8 * EPS * size + torch.where(moving, 0.0, spec.min_scale)).all()
     if kind == "identity" and not relative:
         assert torch.equal(back, action)
@@ -66,30 +66,30 @@ def test_statistics_are_numpys():
     mask = torch.as_tensor(rng.random((500, 4)) < 0.7)
     real, newest = action.astype(np.float32)[mask.numpy()], state[:, -1].astype(np.float32)
 
-    made, *_ = coder(Normalizer("zscore", "zscore"), action, state, mask)
-    np.testing.assert_allclose(made.action_transform.offset, real.mean(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.action_transform.scale, real.std(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.obs_transforms[0].offset, newest.mean(0, dtype=float), rtol=1e-6)
-    np.testing.assert_allclose(made.obs_transforms[0].scale, newest.std(0, dtype=float), rtol=1e-6)
+    codec, *_ = coder(Normalizer("zscore", "zscore"), action, state, mask)
+    np.testing.assert_allclose(codec.action_transform.offset, real.mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(codec.action_transform.scale, real.std(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(codec.obs_transforms[0].offset, newest.mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(codec.obs_transforms[0].scale, newest.std(0, dtype=float), rtol=1e-6)
 
-    made, *_ = coder(Normalizer("minmax", "minmax"), action, state, mask)
-    np.testing.assert_allclose(made.action_transform.offset - made.action_transform.scale, real.min(0), rtol=1e-5)
-    np.testing.assert_allclose(made.action_transform.offset + made.action_transform.scale, real.max(0), rtol=1e-6)
+    codec, *_ = coder(Normalizer("minmax", "minmax"), action, state, mask)
+    np.testing.assert_allclose(codec.action_transform.offset - codec.action_transform.scale, real.min(0), rtol=1e-5)
+    np.testing.assert_allclose(codec.action_transform.offset + codec.action_transform.scale, real.max(0), rtol=1e-6)
 
-    made, *_ = coder(Normalizer("quantile", "quantile"), action, state, mask)
+    codec, *_ = coder(Normalizer("quantile", "quantile"), action, state, mask)
     low, high = np.percentile(real.astype(float), [1, 99], axis=0)
-    np.testing.assert_allclose(made.action_transform.offset, (low + high) / 2, rtol=1e-6)
-    np.testing.assert_allclose(made.action_transform.scale, (high - low) / 2, rtol=1e-6)
+    np.testing.assert_allclose(codec.action_transform.offset, (low + high) / 2, rtol=1e-6)
+    np.testing.assert_allclose(codec.action_transform.scale, (high - low) / 2, rtol=1e-6)
 
 
 def test_ranges_are_reached_and_nothing_is_clipped():
     action = np.random.default_rng(1).normal(size=(2000, 1, 2)) * [1, 50] + [5, -300]
-    made, action, obs = coder(Normalizer(target="minmax"), action)
-    coded = made.encode(action, obs)
+    codec, action, obs = coder(Normalizer(target="minmax"), action)
+    coded = codec.encode(action, obs)
     torch.testing.assert_close(coded.amin((0, 1)), -torch.ones(2))
     torch.testing.assert_close(coded.amax((0, 1)), torch.ones(2))
-    made, action, obs = coder(Normalizer(target="quantile"), action)
-    share = (made.encode(action, obs).abs() > 1).float().mean((0, 1))
+    codec, action, obs = coder(Normalizer(target="quantile"), action)
+    share = (codec.encode(action, obs).abs() > 1).float().mean((0, 1))
     torch.testing.assert_close(share, torch.full((2,), 0.02), atol=1e-3, rtol=0)
 
 
@@ -98,18 +98,19 @@ def test_parts_in_any_number_give_the_same():
     x = torch.as_tensor(np.random.default_rng(2).normal(1e6, 1, (999, 1, 1)).astype(np.float32))
     features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     for cut in (999, 100, 7):
-        made = Normalizer("zscore", "zscore").build(features, (STATE,), "action")
-        made.fit_statistics(
+        codec = Normalizer("zscore", "zscore").build(features, (STATE,), "action")
+        codec.fit_statistics(
             lambda cut=cut: (Batch({STATE: p}, p, torch.ones(len(p), 1, dtype=torch.bool)) for p in x.split(cut))
         )
-        np.testing.assert_allclose(made.action_transform.scale, x.double().std(correction=0), rtol=1e-6)
+        np.testing.assert_allclose(codec.action_transform.scale, x.double().std(correction=0), rtol=1e-6)
 
 
 def test_one_pass():
     passes = []
-    made = Normalizer().build({STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}, (STATE,), "action")
+    codec = Normalizer().build({STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}, (STATE,),
+                               "action")
     batch = Batch({STATE: torch.randn(9, 1, 2)}, torch.randn(9, 1, 2), torch.ones(9, 1, dtype=torch.bool))
-    made.fit_statistics(lambda: passes.append(1) or iter([batch]))
+    codec.fit_statistics(lambda: passes.append(1) or iter([batch]))
     assert passes == [1]
 
 
@@ -129,11 +130,11 @@ def test_what_never_moved(kind):
     action[..., 1] = 0.3
     action[..., 2] = 7 + 1e-6 * rng.normal(size=(50, 2))  # a sensor's noise
     action[..., 3] = 2e5 + 0.015625 * rng.integers(0, 2, (50, 2))  # the last bit of float32 at that size
-    made, action, obs = coder(Normalizer(kind, kind), action, action)
-    coded = made.encode(action + 100, obs)
+    codec, action, obs = coder(Normalizer(kind, kind), action, action)
+    coded = codec.encode(action + 100, obs)
     assert (coded[..., 1:] == 0).all() and (coded[..., 0] != 0).all()
-    assert (made.encode_obs({STATE: obs[STATE] + 1})[STATE][..., 1:] == 0).all()
-    back = made.decode(torch.randn(50, 2, 4), obs)
+    assert (codec.encode_obs({STATE: obs[STATE] + 1})[STATE][..., 1:] == 0).all()
+    back = codec.decode(torch.randn(50, 2, 4), obs)
     assert (back[..., 1] == np.float32(0.3)).all()
     assert ((back[..., 2] - 7).abs() < 1e-5).all() and ((back[..., 3] - 2e5).abs() <= 0.016).all()
 
@@ -141,8 +142,8 @@ def test_what_never_moved(kind):
 def test_quantiles_see_what_moves_seldom():
     action = np.full((1000, 1, 1), -1.0)
     action[:3] = 1.0  # a gripper that closes in 3 steps of 1000
-    made, action, obs = coder(Normalizer(target="quantile"), action)
-    assert made.encode(action, obs).unique().tolist() == [-1.0, 1.0]
+    codec, action, obs = coder(Normalizer(target="quantile"), action)
+    assert codec.encode(action, obs).unique().tolist() == [-1.0, 1.0]
 
 
 def test_relative_actions():
@@ -151,12 +152,12 @@ def test_relative_actions():
     delta = rng.uniform(-1, 1, (60, 4, 2))
     action = state[:, -1:, [2, 0]] + delta
     spec = Normalizer(target="minmax", relative=STATE, components=((0, 2), (1, 0)))
-    made, action, obs = coder(spec, action, state)
+    codec, action, obs = coder(spec, action, state)
     low, high = delta.min((0, 1)), delta.max((0, 1))
-    np.testing.assert_allclose(made.encode(action, obs), (delta - low) / (high - low) * 2 - 1, atol=2e-5)
+    np.testing.assert_allclose(codec.encode(action, obs), (delta - low) / (high - low) * 2 - 1, atol=2e-5)
     part = Normalizer(target="identity", relative=STATE, components=((1, 0),))
-    made, action, obs = coder(part, action, state)
-    coded = made.encode(action, obs)
+    codec, action, obs = coder(part, action, state)
+    coded = codec.encode(action, obs)
     torch.testing.assert_close(coded[..., 0], action[..., 0])
     torch.testing.assert_close(coded[..., 1], action[..., 1] - obs[STATE][:, -1:, 0])
 
@@ -188,24 +189,24 @@ def test_what_was_not_sensed_neither_counts_nor_shows():
     sensed = torch.arange(40).unsqueeze(1) < 30
     broken = state.copy()
     broken[30:] = np.nan
-    made, _, obs = coder(Normalizer(), np.zeros((40, 1, 1)), broken, sensed=sensed)
-    np.testing.assert_allclose(made.obs_transforms[0].offset, state[:30, 0].mean(0), atol=1e-6)
-    assert (made.encode_obs(obs)[STATE][30:] == 0).all()
+    codec, _, obs = coder(Normalizer(), np.zeros((40, 1, 1)), broken, sensed=sensed)
+    np.testing.assert_allclose(codec.obs_transforms[0].offset, state[:30, 0].mean(0), atol=1e-6)
+    assert (codec.encode_obs(obs)[STATE][30:] == 0).all()
 
 
 def test_choices():
     feature = Feature("int64", (2,), "discrete", num_classes=(3, 2))
     features = {STATE: Feature("float32", (1,)), "action": feature}
-    made = Normalizer().build(features, (STATE,), "action")
-    assert (made.width, made.num_classes) == (5, (3, 2))
+    codec = Normalizer().build(features, (STATE,), "action")
+    assert (codec.width, codec.num_classes) == (5, (3, 2))
     ids = torch.cartesian_prod(torch.arange(3), torch.arange(2)).unsqueeze(1)
     batch = Batch({STATE: torch.randn(6, 1, 1)}, ids, torch.ones(6, 1, dtype=torch.bool))
-    made.fit_statistics(lambda: iter([batch]))
-    coded = made.encode(ids, batch.obs)
+    codec.fit_statistics(lambda: iter([batch]))
+    coded = codec.encode(ids, batch.obs)
     assert coded[5, 0].tolist() == [0, 0, 1, 0, 1] and (coded.sum(-1) == 2).all()
-    assert torch.equal(made.decode(coded - 0.3, batch.obs), ids.float())
+    assert torch.equal(codec.decode(coded - 0.3, batch.obs), ids.float())
     with pytest.raises(UserError, match="classes from"):
-        made.fit_statistics(lambda: iter([batch.replace(action=ids + 1)]))
+        codec.fit_statistics(lambda: iter([batch.replace(action=ids + 1)]))
     with pytest.raises(UserError, match="number of classes"):
         Normalizer().build({**features, "action": Feature("int64", (2,), "discrete")}, (STATE,), "action")
     with pytest.raises(Unsupported):
@@ -221,13 +222,13 @@ def test_only_numbers_are_touched():
     }
     inputs = tuple(features)[:-1]
     windows = Window(2, 2).windows(random_dataset(features), inputs, "action")
-    made = Normalizer().build(features, inputs, "action")
-    made.fit_statistics(windows.scan)
+    codec = Normalizer().build(features, inputs, "action")
+    codec.fit_statistics(windows.scan)
     batch = windows.batch(8, 0)
-    seen = made.encode_obs(batch.obs)
-    assert torch.equal(seen["observation.image"], batch.obs["observation.image"])
-    assert torch.equal(seen["observation.mode"], batch.obs["observation.mode"])
-    assert not torch.equal(seen[STATE], batch.obs[STATE])
+    encoded = codec.encode_obs(batch.obs)
+    assert torch.equal(encoded["observation.image"], batch.obs["observation.image"])
+    assert torch.equal(encoded["observation.mode"], batch.obs["observation.mode"])
+    assert not torch.equal(encoded[STATE], batch.obs[STATE])
 
 
 def test_bad_data_is_named():
@@ -236,20 +237,20 @@ def test_bad_data_is_named():
     with pytest.raises(UserError, match="the target: .*component 0"):
         coder(Normalizer(), [[[np.inf]], [[0.0]]])
     with pytest.raises(UserError, match="no windows"):
-        made = Normalizer().build({"action": Feature("float32", (1,))}, (), "action")
-        made.fit_statistics(lambda: iter([]))
+        codec = Normalizer().build({"action": Feature("float32", (1,))}, (), "action")
+        codec.fit_statistics(lambda: iter([]))
 
 
 def test_unfitted_statistics_are_refused_until_loaded():
     features = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}
-    made = Normalizer().build(features, (STATE,), "action")
+    codec = Normalizer().build(features, (STATE,), "action")
     x = {STATE: torch.randn(3, 1, 2)}
-    for use in (lambda: made.encode_obs(x), lambda: made.encode(x[STATE], x), lambda: made.decode(x[STATE], x)):
+    for use in (lambda: codec.encode_obs(x), lambda: codec.encode(x[STATE], x), lambda: codec.decode(x[STATE], x)):
         with pytest.raises(UserError, match="have not been computed"):
             use()
     fitted, *_ = coder(Normalizer(), np.random.default_rng(0).normal(size=(9, 1, 2)))
-    made.load_state_dict(fitted.state_dict())
-    assert torch.equal(made.encode(x[STATE], x), fitted.encode(x[STATE], x))
+    codec.load_state_dict(fitted.state_dict())
+    assert torch.equal(codec.encode(x[STATE], x), fitted.encode(x[STATE], x))
     plain = Normalizer("identity", "identity").build(features, (STATE,), "action")  # there is nothing to fit
     assert torch.equal(plain.encode(x[STATE], x), x[STATE])
 

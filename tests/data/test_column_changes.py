@@ -119,18 +119,18 @@ def test_a_column_that_nothing_computes_while_acting_is_rejected():
 
 @pytest.mark.parametrize("name", method_files())
 def test_named_methods_read_only_what_is_known_while_acting(name):
-    shown = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image"),
-             "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),
-             "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
-             "observation.prompt.objects": Feature("float32", (7, 3)),
-             "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9)}
+    features = {**FEATURES, "observation.images.front": Feature("uint8", (96, 96, 3), "image"),
+                "observation.points": Feature("float32", (8, 3)), "observation.objects": Feature("float32", (2, 3)),
+                "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
+                "observation.prompt.objects": Feature("float32", (7, 3)),
+                "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9)}
     if name == "fourier-transporter":  # its actions are two places and an angle
-        shown["action"] = Feature("float32", (5,))
-    for part in find_method(name, shown).transforms:
+        features["action"] = Feature("float32", (5,))
+    for part in find_method(name, features).transforms:
         if any(find_references(part)):
             assert isinstance(part, (ColumnChange, Operation))
         elif not isinstance(part, Operation):
-            columns = {**shown, part.column: shown[part.like]} if isinstance(part, OptionalColumn) else shown
+            columns = {**features, part.column: features[part.like]} if isinstance(part, OptionalColumn) else features
             if isinstance(part, ReturnToGo):  # a return that stays the same is not that of the data
                 part = replace(part, subtract_rewards=True)
             check_column_change(part, random_dataset(columns, 2, 5), tuple(PROVIDED))
@@ -205,8 +205,9 @@ def test_what_breaks_the_contract_is_found(broken, words):
 
 
 def test_schemas_after_column_changes():
-    found = changed_features(FEATURES, [LastAction(), ColumnPadding("action", 4), Rename("nothing", "observation.x")])
-    assert found[LAST].shape == (2,) and found["action"].shape == (4,) and "observation.x" not in found
+    features = changed_features(FEATURES,
+                                [LastAction(), ColumnPadding("action", 4), Rename("nothing", "observation.x")])
+    assert features[LAST].shape == (2,) and features["action"].shape == (4,) and "observation.x" not in features
 
 
 # -- acting -----------------------------------------------------------------------------------------------------------
@@ -242,11 +243,11 @@ def watched(actor: TransformedActor) -> TransformedActor:
 
 
 def test_a_policy_sees_the_same_columns_as_in_training(data):
-    made = method(LastAction(), ReturnToGo(target=5.0), ConstantColumn("observation.expert", 1.0))
-    result = fit_method(made, data, 0)
+    trained_method = method(LastAction(), ReturnToGo(target=5.0), ConstantColumn("observation.expert", 1.0))
+    result = fit_method(trained_method, data, 0)
     assert LAST in result.policy.inputs
-    ran = rollout(watched(result.actor), Fork(3, limit=9), 7, seed=1)  # more episodes than rows: rows begin anew
-    for e in ran:
+    episodes = rollout(watched(result.actor), Fork(3, limit=9), 7, seed=1)  # more episodes than rows: rows begin anew
+    for e in episodes:
         plain = e.replace({k: None for k in e.steps if k.startswith("seen.")})
         for name in (LAST, "observation.expert", STATE):
             want = LastAction()(ConstantColumn("observation.expert", 1.0)(plain)).steps[name][: len(e)]
@@ -266,8 +267,8 @@ def test_transforms_see_what_those_before_them_added():
             return torch.ones(len(state["key"]), 2), state
     chain = (LastAction(), Rename(LAST, "observation.before"), ColumnPadding("observation.before", 4))
     actor = TransformedActor(Watched(Still()), chain, FEATURES["action"])
-    ran = rollout(actor, Fork(2, limit=4), 2)
-    np.testing.assert_array_equal(ran[0].steps["seen.observation.before"][:2], [[0, 0, 0, 0], [1, 1, 0, 0]])
+    episodes = rollout(actor, Fork(2, limit=4), 2)
+    np.testing.assert_array_equal(episodes[0].steps["seen.observation.before"][:2], [[0, 0, 0, 0], [1, 1, 0, 0]])
 
 
 def test_the_last_choice_of_a_policy_is_shown_as_in_training():
@@ -282,13 +283,13 @@ def test_the_last_choice_of_a_policy_is_shown_as_in_training():
         def act(self, obs, state):
             return torch.ones(2, 1), {"record": {"seen": obs[LAST]}}
     actor = TransformedActor(Second(), (LastAction(),), choice)
-    obs, seen = {STATE: torch.zeros(2, 2)}, []
+    obs, last_choices = {STATE: torch.zeros(2, 2)}, []
     state = actor.start(obs, keys(0, range(2)))
     for _ in range(3):
         _, state = actor.act(obs, state)
-        seen.append(state["record"]["seen"])
-    assert [s.flatten().tolist() for s in seen] == [[0, 0], [2, 2], [2, 2]]
-    assert all(s.dtype == torch.int64 for s in seen)
+        last_choices.append(state["record"]["seen"])
+    assert [s.flatten().tolist() for s in last_choices] == [[0, 0], [2, 2], [2, 2]]
+    assert all(s.dtype == torch.int64 for s in last_choices)
 
 
 def test_where_no_reward_is_known_the_error_says_what_to_do(data):
@@ -296,10 +297,10 @@ def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     obs, key = {STATE: torch.zeros(1, 2)}, keys(0, [0])
     with pytest.raises(UserError, match=r"(?s)the reward of the last step is not known here.*last\.reward"):
         actor.start(obs, key)
-    told = {**obs, LAST_REWARD: torch.zeros(1)}
-    actor.act(told, actor.start(told, key))
+    with_reward = {**obs, LAST_REWARD: torch.zeros(1)}
+    actor.act(with_reward, actor.start(with_reward, key))
     with pytest.raises(UserError, match=r"(?s)return that the policy shall reach is not known.*ObservationWrapper"):
-        fit_method(method(ReturnToGo()), data, 0).actor.start(told, key)
+        fit_method(method(ReturnToGo()), data, 0).actor.start(with_reward, key)
     asked = ObservationWrapper(fit_method(method(ReturnToGo()), data, 0).actor,
                                {"observation.return_to_go": torch.tensor([2.0])})
     assert len(rollout(asked, Fork(2, limit=5), 2)) == 2
@@ -308,12 +309,12 @@ def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     with pytest.raises(Unsupported, match="is not an action"):
         LastAction(STATE).check_online()
     with pytest.raises(UserError, match="the last action is not known here"):
-        TransformedActor(asked, (LastAction(),)).start(told, key)
+        TransformedActor(asked, (LastAction(),)).start(with_reward, key)
 
 
 def test_words_are_given_by_the_environment_or_a_wrapper(data):
-    said = Dataset([replace(e, metadata={**e.metadata, "task": "pass"}) for e in data])
-    actor = fit_method(method(TaskText(8)), said, 0).actor
+    worded = Dataset([replace(e, metadata={**e.metadata, "task": "pass"}) for e in data])
+    actor = fit_method(method(TaskText(8)), worded, 0).actor
     with pytest.raises(UserError, match="(?s)nothing gives the column 'observation.task'.*--task 'WORDS'"):
         rollout(actor, Fork(1, limit=3), 1)
     words = {"observation.task": torch.tensor(TaskText(8).encode("pass"))}
@@ -321,11 +322,11 @@ def test_words_are_given_by_the_environment_or_a_wrapper(data):
 
 
 def test_actions_are_cut_back_to_those_of_the_robot(data):
-    made = method(ColumnPadding(STATE, 3), ColumnPadding("action", 4), LastAction(), inputs=(STATE, LAST))
-    result = fit_method(made, data, 0)
+    trained_method = method(ColumnPadding(STATE, 3), ColumnPadding("action", 4), LastAction(), inputs=(STATE, LAST))
+    result = fit_method(trained_method, data, 0)
     assert result.policy.features[LAST].shape == (4,) and result.policy.action_dim == 4
-    ran = rollout(watched(result.actor), Fork(2, limit=6), 3, seed=1)
-    e = ran[0]
+    episodes = rollout(watched(result.actor), Fork(2, limit=6), 3, seed=1)
+    e = episodes[0]
     assert e.steps["action"].shape == (len(e), 2) and e.steps[f"seen.{STATE}"].shape == (len(e), 3)
     np.testing.assert_array_equal(e.steps[f"seen.{LAST}"][1:, :2], e.steps["action"][:-1])
     unknown = build_actor(result.method, result.modules)
@@ -337,13 +338,13 @@ def test_actions_are_cut_back_to_those_of_the_robot(data):
 
 
 def test_runs_act_with_their_transforms(data, tmp_path, capsys):
-    made = method(LastAction(), ReturnToGo(target=1.0), ColumnPadding("action", 3))
+    trained_method = method(LastAction(), ReturnToGo(target=1.0), ColumnPadding("action", 3))
     scores = []
 
     def score(actor):
         scores.append(len(rollout(actor, Fork(2, limit=5), 2)))
         return 0.0
-    train(made, data, tmp_path / "run", device="cpu", progress=False, score=score)
+    train(trained_method, data, tmp_path / "run", device="cpu", progress=False, score=score)
     assert scores
     with pytest.raises(UserError, match="how many the robot has is not known"):
         rollout(load_actor(tmp_path / "run"), Fork(2, limit=5), 2)
@@ -352,19 +353,19 @@ def test_runs_act_with_their_transforms(data, tmp_path, capsys):
     slow = delay_actor(actor, 2)
     assert isinstance(slow, TransformedActor) and len(rollout(slow, Fork(2, limit=5), 2)) == 2
     trained = TrainedRun.load(tmp_path / "run")
-    shown = policy_features(trained.method, Fork(1).features)
-    assert {LAST, "observation.return_to_go", STATE} < set(shown) and shown["action"].shape == (3,)
+    features = policy_features(trained.method, Fork(1).features)
+    assert {LAST, "observation.return_to_go", STATE} < set(features) and features["action"].shape == (3,)
     assert main(["eval", str(tmp_path / "run"), "fork", "--episodes", "4"]) == 0, capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy.onnx")]) == 0
-    said = capsys.readouterr().out
-    assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in said
-    assert f"understudy eval {tmp_path / 'run'} ENV" in said, "and not the file"
+    output = capsys.readouterr().out
+    assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in output
+    assert f"understudy eval {tmp_path / 'run'} ENV" in output, "and not the file"
 
 
 def test_clients_of_a_server_send_only_what_it_does_not_compute(data, tmp_path):
-    made = method(ConstantColumn("observation.expert", 1.0), LastAction(), TaskText(8))
+    trained_method = method(ConstantColumn("observation.expert", 1.0), LastAction(), TaskText(8))
     data = Dataset([replace(e, metadata={**e.metadata, "task": "pass"}) for e in data])
-    train(made, data, tmp_path / "run", device="cpu", progress=False)
+    train(trained_method, data, tmp_path / "run", device="cpu", progress=False)
     served = load_service(ServeOptions(run=tmp_path / "run")).served
     assert set(served.columns) == {STATE, "observation.task"} and isinstance(served.actor, TransformedActor)
     train(method(TaskText(8)), data, tmp_path / "words", device="cpu", progress=False)
@@ -375,13 +376,13 @@ def test_column_changes_stand_behind_the_wrapper(data):
     result = fit_method(replace(method(LastAction()), wrapper=ResidualWrapper(Fork(1).expert())), data, 0)
     assert isinstance(result.actor, WrappedActor) and isinstance(result.actor.actor, TransformedActor)
     inner = result.actor.actor
-    ran = rollout(replace(result.actor, actor=watched(inner)), Fork(2, limit=6), 2)
-    above = training_data(Dataset([e.replace({k: None for k in e.steps if k.startswith("seen.")}) for e in ran]),
+    episodes = rollout(replace(result.actor, actor=watched(inner)), Fork(2, limit=6), 2)
+    above = training_data(Dataset([e.replace({k: None for k in e.steps if k.startswith("seen.")}) for e in episodes]),
                           result.method)
-    for e, shown in zip(ran, above, strict=True):
-        np.testing.assert_allclose(e.steps[f"seen.{LAST}"], shown.steps[LAST][: len(e)], atol=1e-4)
-    wrong = replace(result.method, transforms=(LastAction(), Same()))
-    for use in (lambda: build_actor(wrong, result.modules), lambda: training_data(data, wrong)):
+    for e, relabeled in zip(episodes, above, strict=True):
+        np.testing.assert_allclose(e.steps[f"seen.{LAST}"], relabeled.steps[LAST][: len(e)], atol=1e-4)
+    other_method = replace(result.method, transforms=(LastAction(), Same()))
+    for use in (lambda: build_actor(other_method, result.modules), lambda: training_data(data, other_method)):
         with pytest.raises(Unsupported, match="LastAction stands before an operation"):
             use()
 

@@ -26,9 +26,9 @@ def test_names_of_columns():
     for bad in ("state", "state=", " =a", "=a", "state=a,,b"):
         with pytest.raises(ConfigError, match="--columns state=q1,q2"):
             parse_columns([bad])
-    for near in ("episodes=run", "episode_length=n"):
+    for similar_name in ("episodes=run", "episode_length=n"):
         with pytest.raises(ConfigError, match="did you mean episode"):
-            parse_columns(["state=a", near])
+            parse_columns(["state=a", similar_name])
     assert parse_columns(["observation.episodes=run"]) == {"observation.episodes": ("run",)}
     with pytest.raises(ConfigError, match="observation.state is given twice"):
         parse_columns(["state=a", "observation.state=b"])
@@ -158,10 +158,11 @@ def test_columns_mean_the_same_in_every_format(tmp_path, kind):
     assert lengths_of(data) == LENGTHS and data.fps == 20 and "ep" not in data.features()
     for name, key in ((STATE, "q"), (ACTION, "u")):
         np.testing.assert_array_equal(np.concatenate([e.steps[name] for e in data]), arrays()[key])
-    for wrong, near in (("epp", "ep"), ("eq", "q"), ("second", "seconds")):
+    for misspelled, suggestion in (("epp", "ep"), ("eq", "q"), ("second", "seconds")):
         columns = {"epp": ["state=q", "action=u", "episode=epp"], "eq": ["state=q", "action=u", "goal=eq"],
-                   "second": ["state=q", "action=u", "timestamp=second"]}[wrong]
-        with pytest.raises(UserError, match=f"there is no (column|array) '{wrong}'(.|\n)*did you mean '{near}'"):
+                   "second": ["state=q", "action=u", "timestamp=second"]}[misspelled]
+        with pytest.raises(UserError,
+                           match=f"there is no (column|array) '{misspelled}'(.|\n)*did you mean '{suggestion}'"):
             open_columns(path, parse_columns(columns))
     with pytest.raises(UserError, match="one column tells episodes apart"):
         open_columns(path, parse_columns(["state=q", "action=u", "episode=ep", "episode_lengths=ep_len"]))

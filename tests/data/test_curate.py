@@ -34,8 +34,8 @@ def test_curate_records_the_score_and_every_value(stored, tmp_path, capsys, monk
     args = ["curate", stored / "demos", "--score", "mine:first", "--keep", "0.2", "--out", tmp_path / "first.json"]
     assert run(*args) == 2 and "--trust mine" in capsys.readouterr().err
     assert run(*args, "--trust", "mine") == 0
-    wanted = int(np.argmax([e.steps[ACTION][0, 0] for e in demonstrations()]))
-    assert views.read_view(tmp_path / "first.json").operations == (Select((wanted,)),)
+    best = int(np.argmax([e.steps[ACTION][0, 0] for e in demonstrations()]))
+    assert views.read_view(tmp_path / "first.json").operations == (Select((best,)),)
     for bad in (["--score", "operator"], ["--score", "nothing"], ["--score", "mine:wrong", "--trust", "mine"],
                 ["--score", "mine:absent", "--trust", "mine"], ["--score", "length", "--keep", "1.5"]):
         keep = [] if "--keep" in bad else ["--keep", "0.5"]
@@ -55,8 +55,8 @@ def test_equal_scores_are_nothing_to_choose_by(stored, tmp_path, capsys, monkeyp
     assert not (tmp_path / "v.json").exists()
     assert run(*args, "--score", "alike:same", "--keep", "1", "--out", tmp_path / "v.json") == 0
     assert run(*args, "--score", "alike:tied", "--keep", "0.5", "--out", tmp_path / "w.json") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "4 episodes have the value 2; 2 of them are kept, the first in the order of the data" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "4 episodes have the value 2; 2 of them are kept, the first in the order of the data" in output
     assert views.read_view(tmp_path / "w.json").operations == (Select((0, 1, 2)),)
 
 

@@ -161,26 +161,26 @@ def episode(n=4, **more):
 
 
 def test_hindsight_is_what_was_seen_last():
-    found = Hindsight()(episode())
-    assert found.steps["observation.goal"].tolist() == [[8, 9]] * 5 and len(found) == 4
-    packed = PackedColumns.from_episodes(Dataset([found]), ("observation.goal",)).columns["observation.goal"]
+    relabeled = Hindsight()(episode())
+    assert relabeled.steps["observation.goal"].tolist() == [[8, 9]] * 5 and len(relabeled) == 4
+    packed = PackedColumns.from_episodes(Dataset([relabeled]), ("observation.goal",)).columns["observation.goal"]
     assert packed.array.shape == (1, 2), "kept once"
 
 
 def test_return_to_go():
     r = episode().steps["next.reward"]
     assert ReturnToGo()(episode()).steps["observation.return_to_go"].ravel().tolist() == [15, 14, 12, 8, 0]
-    found = ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
-    assert found.tolist() == [sum(0.5 ** (k - t) * r[k] for k in range(t, 4)) for t in range(5)]
+    returns = ReturnToGo(0.5)(episode()).steps["observation.return_to_go"].ravel()
+    assert returns.tolist() == [sum(0.5 ** (k - t) * r[k] for k in range(t, 4)) for t in range(5)]
     column = episode().replace({"next.reward": r[:, None]})
-    assert ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == found.tolist()
+    assert ReturnToGo(0.5)(column).steps["observation.return_to_go"].ravel().tolist() == returns.tolist()
 
 
 def test_time_left_and_progress():
-    found = Progress()(TimeLeft()(episode()))
-    assert found.steps["observation.time_left"].ravel().tolist() == [4, 3, 2, 1, 0]
-    assert found.steps["observation.progress"].ravel().tolist() == [0, 0.25, 0.5, 0.75, 1]
-    assert len(found) == 4 and found.features()["observation.progress"].kind == "vector"
+    relabeled = Progress()(TimeLeft()(episode()))
+    assert relabeled.steps["observation.time_left"].ravel().tolist() == [4, 3, 2, 1, 0]
+    assert relabeled.steps["observation.progress"].ravel().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert len(relabeled) == 4 and relabeled.features()["observation.progress"].kind == "vector"
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,17 +200,17 @@ def test_the_last_action_does_not_leak_the_present_one(n, t, choice):
 def test_choices_of_the_last_action_know_none():
     e = dataclasses.replace(episode(4, action=np.array([0, 2, 1, 0])), schema={
         "action": Feature("int64", (), "discrete", num_classes=(3,))})
-    found = LastAction()(e)
-    assert found.steps["observation.last_action"].tolist() == [0, 1, 3, 2, 1]
-    assert found.features()["observation.last_action"].num_classes == (4,)
+    relabeled = LastAction()(e)
+    assert relabeled.steps["observation.last_action"].tolist() == [0, 1, 3, 2, 1]
+    assert relabeled.features()["observation.last_action"].num_classes == (4,)
     counted = Dataset([LastAction()(episode(4, action=np.array([0, 2, 1, 0])))]).features()
     assert counted["observation.last_action"].num_classes == (4,) and counted["action"].num_classes == (3,)
 
 
 def test_an_intervention_punishes_the_step_before_it():
     taken = [0, 0, 1, 1, 0, 1, 0]
-    found = InterventionPenalty()(episode(7, intervention=np.array(taken, bool)))
-    assert found.steps["next.reward"].tolist() == [0, -1, 0, 0, -1, 0, 0]
+    relabeled = InterventionPenalty()(episode(7, intervention=np.array(taken, bool)))
+    assert relabeled.steps["next.reward"].tolist() == [0, -1, 0, 0, -1, 0, 0]
     from_start = InterventionPenalty()(episode(3, intervention=np.ones((3, 1), np.float32)))
     assert from_start.steps["next.reward"].tolist() == [0, 0, 0]
 
@@ -220,11 +220,11 @@ def test_words_as_bytes():
         e = episode(3)
         e = dataclasses.replace(e, metadata={**e.metadata, **kw.pop("metadata", {})}).replace(kw)
         return TaskText(length)(e)
-    found = said(metadata={"task": "push"})
-    column = found.steps["observation.task"]
+    relabeled = said(metadata={"task": "push"})
+    column = relabeled.steps["observation.task"]
     assert column.shape == (4, 8) and column.strides[0] == 0
-    assert all(bytes(row) == b"push\0\0\0\0" for row in column) and len(found) == 3
-    assert found.features()["observation.task"] == Feature("uint8", (8,), "text")
+    assert all(bytes(row) == b"push\0\0\0\0" for row in column) and len(relabeled) == 3
+    assert relabeled.features()["observation.task"] == Feature("uint8", (8,), "text")
     assert not said().steps["observation.task"].any(), "no words are an empty text"
     cut = said(metadata={"task": "1234567é9"}).steps["observation.task"][0]
     assert bytes(cut) == b"1234567\0", "é has two bytes, of which one does not fit"
@@ -236,12 +236,12 @@ def test_words_as_bytes():
 
 def test_words_that_the_environment_showed_are_the_task():
     rows = np.stack([TaskText(12).encode(text) for text in ("go", "go", "stop here", "stop here")])
-    shown = episode(3).replace({SHOWN_TASK: rows})
-    shown = dataclasses.replace(shown, schema={SHOWN_TASK: Feature("uint8", (12,), "text")})
-    assert task_texts(shown).tolist() == ["go", "go", "stop here", "stop here"]
-    found = TaskText(4)(shown).steps[SHOWN_TASK]
-    assert [bytes(row).rstrip(b"\0") for row in found] == [b"go", b"go", b"stop", b"stop"]
-    named = dataclasses.replace(shown, metadata={"task": "wait"})  # what a person wrote comes first
+    worded = episode(3).replace({SHOWN_TASK: rows})
+    worded = dataclasses.replace(worded, schema={SHOWN_TASK: Feature("uint8", (12,), "text")})
+    assert task_texts(worded).tolist() == ["go", "go", "stop here", "stop here"]
+    encoded = TaskText(4)(worded).steps[SHOWN_TASK]
+    assert [bytes(row).rstrip(b"\0") for row in encoded] == [b"go", b"go", b"stop", b"stop"]
+    named = dataclasses.replace(worded, metadata={"task": "wait"})  # what a person wrote comes first
     assert task_texts(named).tolist() == ["wait"]
     classes = episode(3).replace({SHOWN_TASK: np.ones((4, 1), np.int64)})
     assert task_texts(classes).tolist() == [""]
@@ -251,19 +251,19 @@ def test_words_that_the_environment_showed_are_the_task():
 @pytest.mark.parametrize("text", ["stop here", "1234567é9", "12345€7", "1234😀", "12345678", "7"])
 def test_longer_words_are_cut_while_acting_as_in_training(text, optional):
     say = TaskText(8, optional=optional)
-    shown = torch.from_numpy(np.stack([TaskText(16).encode(text), TaskText(16).encode("go")]))
+    sentences = torch.from_numpy(np.stack([TaskText(16).encode(text), TaskText(16).encode("go")]))
     last = LastStep(torch.zeros(2, dtype=torch.bool))
-    found, _ = say.step({say.into: shown}, last, {})
-    assert bytes(found[say.into][0].numpy()).ljust(16, b"\0")[:8] == bytes(say.encode(text))
-    assert bytes(found[say.into][1].numpy()).rstrip(b"\0") == b"go"
+    encoded, _ = say.step({say.into: sentences}, last, {})
+    assert bytes(encoded[say.into][0].numpy()).ljust(16, b"\0")[:8] == bytes(say.encode(text))
+    assert bytes(encoded[say.into][1].numpy()).rstrip(b"\0") == b"go"
 
 
 def test_keep_rename_and_constant():
     feature = Feature("float32", (2,), names=("x", "y"))
     e = dataclasses.replace(episode(), schema={"observation.state": feature})
-    found = Rename("observation.state", "observation.arm")(e)
-    assert "observation.state" not in found.steps and found.features()["observation.arm"] == feature
-    assert np.array_equal(found.steps["observation.arm"], e.steps["observation.state"])
+    renamed = Rename("observation.state", "observation.arm")(e)
+    assert "observation.state" not in renamed.steps and renamed.features()["observation.arm"] == feature
+    assert np.array_equal(renamed.steps["observation.arm"], e.steps["observation.state"])
     assert set(SelectColumns(("action",))(e).steps) == {"action"}
     assert ConstantColumn("expert", 1.0)(e).steps["expert"].tolist() == [[1]] * 5
 
@@ -296,9 +296,9 @@ def test_a_relabelling_is_data_and_leaves_the_episode_as_it_was(change):
     assert config.load(json.loads(json.dumps(config.dump(change)))) == change
     e = episode()
     before = {k: v.copy() for k, v in e.steps.items()}
-    found = change(e)
+    changed = change(e)
     assert e.steps.keys() == before.keys() and all(np.array_equal(e.steps[k], before[k]) for k in before)
-    assert len(found) == 4 and found.metadata == e.metadata
+    assert len(changed) == 4 and changed.metadata == e.metadata
 
 
 # -- mixtures -------------------------------------------------------------------------------------------------------

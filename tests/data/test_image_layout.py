@@ -48,8 +48,8 @@ def test_images_in_another_layout_are_refused_and_the_given_line_converts_them(s
     with pytest.raises(DataError) as error:
         policy_of(data)
     assert CAMERA in str(error.value) and str(shape) in str(error.value) and code in str(error.value)
-    found = [f for f in find_problems(data) if f.code == "image-layout"]
-    assert len(found) == 1 and found[0].severity == "warning" and CAMERA in found[0].message
+    findings = [f for f in find_problems(data) if f.code == "image-layout"]
+    assert len(findings) == 1 and findings[0].severity == "warning" and CAMERA in findings[0].message
 
     def converted(episode):
         column = eval(code, {"column": episode.steps[CAMERA]})
@@ -89,8 +89,9 @@ def test_grids_of_classes_are_no_images():
 
 
 def test_an_audit_warns_of_floats_from_0_to_1_whatever_the_column_is_called():
-    found = [f for f in find_problems(recording((3, 16, 24), "float32", "observation.top")) if f.code == "image-layout"]
-    assert len(found) == 1 and found[0].message.startswith("observation.top is float32 (3, 16, 24)")
+    findings = [f for f in find_problems(recording((3, 16, 24), "float32", "observation.top"))
+                if f.code == "image-layout"]
+    assert len(findings) == 1 and findings[0].message.startswith("observation.top is float32 (3, 16, 24)")
 
 
 def test_a_column_of_another_kind_needs_another_name():

@@ -22,7 +22,7 @@ STATE, ACTION = "observation.state", "action"
 
 def arm(seed=0, absolute=False, turn=0.0, gain=1.0, scale=1.0, names=None, unit=None, fps=10.0, dtype=np.float64):
     """Two joints that a person moves along smooth curves; actions are where to be, or by how much to move."""
-    rng, made = np.random.default_rng(seed), []
+    rng, episodes = np.random.default_rng(seed), []
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     for _ in range(20):
         t, phase, speed = np.arange(61)[:, None] / 10, rng.uniform(0, 6, 2), rng.uniform(0.5, 1.5, 2)
@@ -30,8 +30,8 @@ def arm(seed=0, absolute=False, turn=0.0, gain=1.0, scale=1.0, names=None, unit=
         action = state[1:] if absolute else np.diff(state, axis=0) @ rotation * gain
         columns = {STATE: (state * scale).astype(dtype), ACTION: action}
         schema = {STATE: Feature(np.dtype(dtype).name, (2,), names=names, unit=unit), ACTION: Feature("float64", (2,))}
-        made.append(Episode(columns, {}, 60, schema))
-    return Dataset(made, {"fps": fps})
+        episodes.append(Episode(columns, {}, 60, schema))
+    return Dataset(episodes, {"fps": fps})
 
 
 def test_the_convention_of_actions_is_told_from_the_data():
@@ -57,9 +57,9 @@ def test_each_disagreement_is_named(other, code, severity):
         other = Dataset([Episode({STATE: 2 * (e.steps[STATE] - low) / (high - low) - 1, ACTION: e.steps[ACTION]}, {})
                          for e in arm(1)], {"fps": 10.0})
         first = arm(scale=3.0)
-    found = {f.code: f for f in find_disagreements({"a": first, "b": other})}
-    assert code in found and found[code].severity == severity, found
-    assert "in a" in found[code].message and "in b" in found[code].message
+    findings = {f.code: f for f in find_disagreements({"a": first, "b": other})}
+    assert code in findings and findings[code].severity == severity, findings
+    assert "in a" in findings[code].message and "in b" in findings[code].message
 
 
 def test_what_agrees_is_not_complained_of():
@@ -71,8 +71,9 @@ def test_merge_refuses_errors_unless_told_otherwise(tmp_path, capsys):
     write_dataset(arm(), tmp_path / "a")
     write_dataset(arm(1, fps=30.0), tmp_path / "b")
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json") == 2
-    said = capsys.readouterr()
-    assert "fps-differs" in said.out and "--ignore fps-differs" in said.err and not (tmp_path / "v.json").exists()
+    captured = capsys.readouterr()
+    assert "fps-differs" in captured.out and "--ignore fps-differs" in captured.err
+    assert not (tmp_path / "v.json").exists()
     despite = ["--ignore", "fps-differs", "--ignore", "action-effect-differs"]
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", *despite) == 0
     data = open_dataset(tmp_path / "v.json")

@@ -14,9 +14,9 @@ from understudy.data.one_hot import decode_classes, encode_classes, map_componen
     ((2, 3), [1, 1], [0, 1, 0, 1, 0]),
 ])
 def test_classes_are_coded_side_by_side(num_classes, classes, coded):
-    found = encode_classes(torch.tensor(classes), num_classes)
-    assert found.dtype == torch.float32 and found.tolist() == coded
-    assert decode_classes(found, num_classes).tolist() == classes
+    encoded = encode_classes(torch.tensor(classes), num_classes)
+    assert encoded.dtype == torch.float32 and encoded.tolist() == coded
+    assert decode_classes(encoded, num_classes).tolist() == classes
 
 
 @settings(deadline=None)
@@ -26,7 +26,7 @@ def test_components_are_independent(num_classes, seed):
     scores = torch.randn(2, 3, sum(num_classes), generator=torch.Generator().manual_seed(seed))
     parts = scores.split(num_classes, -1)
     assert torch.equal(decode_classes(scores, num_classes), torch.stack([p.argmax(-1) for p in parts], -1))
-    found = map_components(lambda x: x.log_softmax(-1), scores, num_classes)
-    torch.testing.assert_close(found, torch.cat([p.log_softmax(-1) for p in parts], -1))
+    mapped = map_components(lambda x: x.log_softmax(-1), scores, num_classes)
+    torch.testing.assert_close(mapped, torch.cat([p.log_softmax(-1) for p in parts], -1))
     classes = decode_classes(scores, num_classes)
     assert torch.equal(decode_classes(encode_classes(classes, num_classes), num_classes), classes)

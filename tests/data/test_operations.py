@@ -131,11 +131,11 @@ def chains(draw):
 @QUICK
 @given(what=chains())
 def test_operations_are_what_they_are_on_lists(what):
-    data, wanted = demonstrations(), plain(demonstrations())
+    data, expected = demonstrations(), plain(demonstrations())
     for operation in what:
-        data, wanted = operation.apply(data), on_lists(operation, wanted)
-    assert plain(data) == wanted
-    assert [len(e) for e in data] == [steps_of(c) for c, _ in wanted]
+        data, expected = operation.apply(data), on_lists(operation, expected)
+    assert plain(data) == expected
+    assert [len(e) for e in data] == [steps_of(c) for c, _ in expected]
 
 
 @settings(QUICK, max_examples=25)
@@ -144,15 +144,15 @@ def test_a_view_shows_what_its_operations_do_and_changes_no_byte(what, stored, t
     before = bytes_of(stored / "demos")
     path = tmp_path_factory.mktemp("view") / "v.json"
     views.write_view(path, stored / "demos", *what)
-    data, wanted = open_dataset(path), plain(open_dataset(stored / "demos"))
+    data, expected = open_dataset(path), plain(open_dataset(stored / "demos"))
     assert views.read_view(path).operations == tuple(what)
     for operation in what:
-        wanted = on_lists(operation, wanted)
-    assert plain(data) == wanted
+        expected = on_lists(operation, expected)
+    assert plain(data) == expected
     vectors = [k for k, f in data.features().items() if f.kind == "vector"]
     pack = PackedColumns.from_episodes(data, vectors)  # what windows are gathered from
     for name in vectors:
-        for e, (columns, _) in enumerate(wanted):
+        for e, (columns, _) in enumerate(expected):
             rows = np.arange(steps_of(columns))[None]
             assert pack.columns[name].gather(np.array([e]), rows)[0].tolist() == columns[name][:rows.size]
     assert bytes_of(stored / "demos") == before
@@ -205,10 +205,10 @@ def test_camera_frames_follow_crops_and_rates(tmp_path):
     write_dataset(data, tmp_path / "demos", images="png")
     camera = "observation.images.front"
     views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((1, 0)), Crop(1, -1), Resample(20.0))
-    shown = open_dataset(tmp_path / "v.json", image_size=8)
-    wanted = data[1].steps[camera][[1, 1, 2, 2, 3, 3, 4, 4]]
-    assert np.array_equal(shown[0].steps[camera], wanted)
-    assert np.array_equal(open_dataset(tmp_path / "v.json")[0].steps[camera], wanted)
+    resized = open_dataset(tmp_path / "v.json", image_size=8)
+    expected = data[1].steps[camera][[1, 1, 2, 2, 3, 3, 4, 4]]
+    assert np.array_equal(resized[0].steps[camera], expected)
+    assert np.array_equal(open_dataset(tmp_path / "v.json")[0].steps[camera], expected)
     assert decode_frames(open_dataset(tmp_path / "v.json"), 4)[0].steps[camera].shape == (8, 4, 4, 3)
 
 

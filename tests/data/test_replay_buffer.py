@@ -50,13 +50,13 @@ def test_windows_over_a_replay_buffer_copy_nothing_and_do_not_change_when_it_gro
 
 
 def test_growing_copies_each_row_a_constant_number_of_times(monkeypatch):
-    made, empty = [], np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, *rest: made.append(shape[0]) or empty(shape, *rest))
+    allocated, empty = [], np.empty
+    monkeypatch.setattr(np, "empty", lambda shape, *rest: allocated.append(shape[0]) or empty(shape, *rest))
     buffer = ReplayBuffer()
     for n in range(1000):
         buffer = buffer.extend(numbered(n, 1, width=1))
     rows = int(buffer.column(STATE)[2].sum())
-    assert sum(made) < 2 * 4 * rows  # two columns
+    assert sum(allocated) < 2 * 4 * rows  # two columns
 
 
 def test_columns_of_a_replay_buffer():

@@ -149,15 +149,15 @@ def test_held_out_recordings_are_judged_by_their_own_segments(tmp_path, capsys):
     def episode(n, words):
         steps = {STATE: np.random.default_rng(n).normal(size=(13, 2)), "action": np.full((12, 1), n, np.float32)}
         return Episode({**steps, "subtask": np.array(words)}, {"number": n})
-    held = episode(3, ["a"] * 3 + [""] * 2 + ["b"] * 7)
-    data = [held if n == 3 else episode(n, ["a"] * 5 + [""] + ["b"] * 6) for n in range(6)]
+    held_out = episode(3, ["a"] * 3 + [""] * 2 + ["b"] * 7)
+    data = [held_out if n == 3 else episode(n, ["a"] * 5 + [""] + ["b"] * 6) for n in range(6)]
     write_dataset(Dataset(data), tmp_path / "play", "lerobot")
     method = find_method("interactive-language")
     train(replace(method, learner=replace(method.learner, steps=2)), open_dataset(tmp_path / "play"), tmp_path / "run",
           val_fraction=[3])
     evaluate.main([str(tmp_path / "run"), str(tmp_path / "play"), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert (found["origin"], found["episodes"], found["steps"]) == ("held out", [0, 1], 3 + 7)
+    evaluation = json.loads(capsys.readouterr().out)
+    assert (evaluation["origin"], evaluation["episodes"], evaluation["steps"]) == ("held out", [0, 1], 3 + 7)
 
 
 # -- speakers ---------------------------------------------------------------------------------------------------------
@@ -177,10 +177,10 @@ class Echo(Actor):
 def test_sentences_are_said_at_their_steps_and_again_from_the_start_of_each_episode():
     speaker = ScheduledSpeaker(((1, "a"), (3, "é")))
     env = make("particle", rows=2, limit=5)
-    ran = rollout(InstructedActor(Echo(), speaker, TaskText(2)), env, 5)
-    for episode in ran:
-        said = [bytes(row).rstrip(b"\0").decode() for row in episode.steps[INSTRUCTION]]
-        assert said == ["", "a", "a", "é", "é"][: len(episode)]
+    episodes = rollout(InstructedActor(Echo(), speaker, TaskText(2)), env, 5)
+    for episode in episodes:
+        sentences = [bytes(row).rstrip(b"\0").decode() for row in episode.steps[INSTRUCTION]]
+        assert sentences == ["", "a", "a", "é", "é"][: len(episode)]
         assert episode.steps["heard"].tolist() == [0, 97, 97, 195, 195][: len(episode)]
     for steps in ((), ((3, "a"), (1, "b")), ((1, "a"), (1, "b")), ((-1, "a"),)):
         with pytest.raises(UserError, match="ScheduledSpeaker.sentences: the sentences are said at"):
@@ -192,8 +192,8 @@ def test_one_sentence_is_a_constant_column():
     data = rollout(env.expert(), env, 4).map(
         lambda e: replace(e, metadata={**e.metadata, "segments": [[0, 4, "up"], [1, len(e), "down"]]}))
     method, text = find_method("interactive-language", column=None), TaskText()
-    found = fit_method(replace(method, learner=replace(method.learner, steps=5)), data, 0)
-    actor = build_actor(found.method, found.modules, 3)  # plans for three rows in any environment, so rounding is equal
+    fit = fit_method(replace(method, learner=replace(method.learner, steps=5)), data, 0)
+    actor = build_actor(fit.method, fit.modules, 3)  # plans for three rows in any environment, so rounding is equal
     constant = ObservationWrapper(actor, {TASK: torch.tensor(text.encode("up"))})
     spoken = InstructedActor(actor, ScheduledSpeaker(((0, "up"),)), text)
     for one, other in zip(rollout(constant, env, 5), rollout(spoken, make("particle", rows=2, limit=6), 5),
@@ -217,18 +217,18 @@ def test_a_policy_follows_another_instruction_at_once(discrete):
     method = replace(method, learner=replace(method.learner, steps=200))
     assert len(training_data(data, method)) == 80
     speaker = ScheduledSpeaker(((0, "go left"), (2, "go right"), (3, "go left")))
-    actor, found = InstructedActor(fit_method(method, data, 0).actor, speaker, TaskText(8)), []
+    actor, actions = InstructedActor(fit_method(method, data, 0).actor, speaker, TaskText(8)), []
     obs = {STATE: torch.zeros(1, 2)}
     state = actor.start(obs, keys(0, [0]))
     for _ in range(4):
         action, state = actor.act(obs, state)
-        found.append(float(action[0, 0]))
-    assert found == pytest.approx([1, 1, 3, 1], abs=0.3)
+        actions.append(float(action[0, 0]))
+    assert actions == pytest.approx([1, 1, 3, 1], abs=0.3)
 
 
 def test_a_person_may_say_something_else_at_any_step():
-    said = iter(["x", "x", "y", "z", "z", "z"])
-    actor = InstructedActor(Echo(), LiveSpeaker(lambda: next(said)), TaskText(1))
+    sentences = iter(["x", "x", "y", "z", "z", "z"])
+    actor = InstructedActor(Echo(), LiveSpeaker(lambda: next(sentences)), TaskText(1))
     obs = {STATE: torch.zeros(3, 2)}
     state, heard = actor.start(obs, keys(0, range(3))), []
     assert state["actor"]["first"].tolist() == [120] * 3
@@ -258,28 +258,28 @@ class Broken(Speaker):
         return {"step": torch.zeros_like(key)}
 
     def speak(self, obs, state):
-        said = [f"{x:.0f}" for x in obs[STATE][:, 0].tolist()]
+        sentences = [f"{x:.0f}" for x in obs[STATE][:, 0].tolist()]
         step = state["step"] + 1
         if self.about == "counts in place":
             step = state["step"].add_(1)
         if self.about == "mixes rows":
-            said = [f"{obs[STATE].sum():.0f}"] * len(said)
+            sentences = [f"{obs[STATE].sum():.0f}"] * len(sentences)
         if self.about == "short":
-            said = said[:1]
+            sentences = sentences[:1]
         if self.about == "tells the time":
-            said = [f"{step.max()}"] * len(said)
-        return said, {"step": step.float() if self.about == "other state" else step}
+            sentences = [f"{step.max()}"] * len(sentences)
+        return sentences, {"step": step.float() if self.about == "other state" else step}
 
 
 def test_the_contract_of_a_speaker():
-    seen = [{STATE: torch.arange(3.0)[:, None] + step} for step in range(3)]
-    check_speaker(ScheduledSpeaker(((0, "a"), (2, "b"))), seen)
-    check_speaker(Broken(""), seen)
+    observations = [{STATE: torch.arange(3.0)[:, None] + step} for step in range(3)]
+    check_speaker(ScheduledSpeaker(((0, "a"), (2, "b"))), observations)
+    check_speaker(Broken(""), observations)
     for about, text in (("counts in place", "changed in place"), ("mixes rows", "depend on other rows"),
                         ("short", "one text to each of 3 rows"), ("other state", "keep its structure"),
                         ("tells the time", "a restarted row must continue")):
         with pytest.raises(ContractViolation, match=text):
-            check_speaker(Broken(about), seen)
+            check_speaker(Broken(about), observations)
 
 
 @pytest.mark.parametrize("what, text", [("go", "'go' to 2 rows"), (["go"], r"\['go'\] to 2 rows"),
@@ -293,11 +293,11 @@ def test_a_view_of_segments_is_made_by_a_command(tmp_path, capsys):
     data = Dataset([e.replace({"subtask": np.repeat(["a", "", "b"], (2, 4, 4))})
                     for e in play((10,), segments=[[0, 4, "push"], [2, 6, "lift it"]])])
     write_dataset(data, tmp_path / "play")
-    for field, found in (("segments", [("push", 4), ("lift it", 4)]), ("subtask", [("a", 2), ("b", 4)])):
+    for field, segments in (("segments", [("push", 4), ("lift it", 4)]), ("subtask", [("a", 2), ("b", 4)])):
         view = tmp_path / f"{field}.json"
         assert main(["view", "make", str(tmp_path / "play"), "--segments", field, "--out", str(view)]) == 0
         cut = open_dataset(view)
-        assert [(e.metadata["task"], len(e)) for e in cut] == found
+        assert [(e.metadata["task"], len(e)) for e in cut] == segments
         capsys.readouterr()
         assert main(["view", "show", str(view)]) == 0 and "segments" in capsys.readouterr().out
     assert main(["view", "show", str(tmp_path / "subtask.json")]) == 0

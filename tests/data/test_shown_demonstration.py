@@ -52,8 +52,8 @@ def test_each_step_is_shown_another_episode_of_its_task():
     kept = [int(e.steps["observation.state"][0, 0]) // 100 for e in data]
     assert kept == [0, 1, 2, 3, 4, 6]  # the only one of its task is left out
     for number, episode in zip(kept, data, strict=True):
-        seen = {int(n) for n in shown(episode)}
-        assert seen <= {i for i, t in enumerate(tasks) if t == tasks[number]} - {number}
+        demonstrated = {int(n) for n in shown(episode)}
+        assert demonstrated <= {i for i, t in enumerate(tasks) if t == tasks[number]} - {number}
         np.testing.assert_array_equal(shown(episode, 0), shown(episode, 2))  # all frames of one episode
     assert {int(n) for n in shown(data[0])} == {2, 3, 6}  # all others within ten observations
     first, again, other = (ShowDemonstration(n_frames=1, seed=s).apply(lines(["a"] * 9)) for s in (0, 0, 1))
@@ -137,15 +137,15 @@ def test_a_policy_does_what_it_is_shown():
 def test_the_task_of_the_environment_chooses_the_demonstration():
     env = make("tabletop", rows=20)
     demonstrations = rollout(env.expert(), env, 60, seed=1)
-    show, seen = ShowDemonstration(n_frames=1), []
+    show, frames = ShowDemonstration(n_frames=1), []
 
     class Watcher:
         def start(self, obs, key):
             return {}
 
         def act(self, obs, state):
-            seen.append(obs["observation.demonstration.0"])
-            return torch.zeros(len(seen[-1]), 3), {}
+            frames.append(obs["observation.demonstration.0"])
+            return torch.zeros(len(frames[-1]), 3), {}
 
     episodes = rollout(DemonstratedActor(Watcher(), demonstrations, show), env, 20, seed=2)
     tasks = [bytes(e.steps["observation.task"][0]) for e in demonstrations]
@@ -154,14 +154,14 @@ def test_the_task_of_the_environment_chooses_the_demonstration():
     for episode, (number,) in zip(episodes, drawn, strict=True):
         assert tasks[number] == bytes(episode.steps["observation.task"][0])
     first = torch.from_numpy(np.stack([show.frames(demonstrations[n])[0] for (n,) in drawn]))
-    torch.testing.assert_close(seen[0], first)
+    torch.testing.assert_close(frames[0], first)
     assert len({n for (n,) in drawn}) > 5
     few = demonstrations.filter(lambda e: bytes(e.steps["observation.task"][0]) == tasks[0])
     with pytest.raises(DataError, match=r"no demonstration shows the task 'put .*; they show 'put"):
         rollout(DemonstratedActor(Watcher(), few, show), env, 20, seed=2)
-    seen.clear()
+    frames.clear()
     rollout(DemonstratedActor(Watcher(), few.select([0]), show), env, 20, seed=2)  # a single one for all
-    torch.testing.assert_close(seen[0], torch.from_numpy(show.frames(few[0])).expand(20, -1))
+    torch.testing.assert_close(frames[0], torch.from_numpy(show.frames(few[0])).expand(20, -1))
     with pytest.raises(DataError, match="there is no demonstration"):
         rollout(DemonstratedActor(Watcher(), few.select([]), show), env, 1)
 

@@ -85,8 +85,8 @@ def test_chunks_are_read_in_place_where_the_cache_is_too_small(monkeypatch):
 
 def test_reading_in_order_leaves_the_cache_empty(tmp_path):
     source = Random("e" * 32)
-    found = [e.steps["observation.state"] for e in Dataset(source, indices=range(1, 3)).iterate_once()]
-    np.testing.assert_array_equal(np.concatenate(found), STATE[3:])
+    states = [e.steps["observation.state"] for e in Dataset(source, indices=range(1, 3)).iterate_once()]
+    np.testing.assert_array_equal(np.concatenate(states), STATE[3:])
     assert not (tmp_path / "cache").exists()
 
 
@@ -138,9 +138,10 @@ def test_a_dataset_is_a_source_and_indices():
 
 
 def test_episodes_in_memory_stay_the_same_objects():
-    given = episodes()
-    data = Dataset(given)
-    assert data[2] is given[2] and data.select([3, 1])[0] is given[3] and data[1:][0] is given[1]
+    episodes_in_memory = episodes()
+    data = Dataset(episodes_in_memory)
+    assert data[2] is episodes_in_memory[2] and data.select([3, 1])[0] is episodes_in_memory[3]
+    assert data[1:][0] is episodes_in_memory[1]
     assert data.lengths.tolist() == [1, 2, 3, 4] and data.rows("observation.state").tolist() == [2, 3, 4, 5]
     assert data.column("observation.state") is None
 
@@ -199,11 +200,12 @@ def test_two_arrays_of_one_column_are_refused():
 
 
 def test_what_all_episodes_have():
-    found, left = [{"a": "x", "b": "y"}, {"a": "x"}], []
-    common = common_arrays(found, str, "{}: {}".format, lambda key: key == "b", lambda key, e: left.append((key, e)))
-    assert common == {"a": "x"} and left == [("b", 1)]
+    array_names, left_out = [{"a": "x", "b": "y"}, {"a": "x"}], []
+    common = common_arrays(array_names, str, "{}: {}".format, lambda key: key == "b", lambda key,
+                           e: left_out.append((key, e)))
+    assert common == {"a": "x"} and left_out == [("b", 1)]
     with pytest.raises(UserError, match="1: b: b is missing, but other episodes have it"):
-        common_arrays(found, str, "{}: {}".format)
+        common_arrays(array_names, str, "{}: {}".format)
     with pytest.raises(UserError, match="1: a: it is z, but x in the first episode"):
         common_arrays([{"a": "x"}, {"a": "z"}], str, "{}: {}".format)
 
@@ -219,8 +221,8 @@ def test_filtering_stored_episodes_still_gathers_them_where_they_lie(tmp_path):
 @pytest.mark.parametrize("rows", [[7], [3, 4], [1, 2, 3, 1]])
 def test_rows_are_split_as_asked_in_whatever_pieces_they_come(pieces, rows):
     values = np.arange(14, dtype=np.int16).reshape(7, 2)
-    found = list(split_rows(iter(np.split(values, np.cumsum(pieces)[:-1])), rows))
-    for one, other in zip(found, np.split(values, np.cumsum(rows)[:-1]), strict=True):
+    pieces_of_rows = list(split_rows(iter(np.split(values, np.cumsum(pieces)[:-1])), rows))
+    for one, other in zip(pieces_of_rows, np.split(values, np.cumsum(rows)[:-1]), strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.dtype == np.int16
 

@@ -34,18 +34,18 @@ def _split_options(fractions, seed):
 @given(sizes=st.lists(st.integers(1, 9), min_size=2, max_size=12), shares=st.integers(2, 4), seed=st.integers(0, 99))
 def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
     from understudy.commands.split import _random_parts
-    found = [f"v{i}" for i, n in enumerate(sizes) for _ in range(n)]
+    values = [f"v{i}" for i, n in enumerate(sizes) for _ in range(n)]
     o = _split_options(tuple(np.full(shares, 1 / shares)), seed=seed)
     if len(sizes) < shares:
         with pytest.raises(UserError, match="at least"):
-            _random_parts(o, found)
+            _random_parts(o, values)
         return
-    parts = _random_parts(o, found)
-    assert sorted(i for numbers, _ in parts.values() for i in numbers) == list(range(len(found)))
-    assert all(numbers for numbers, _ in parts.values()) and parts == _random_parts(o, found)
-    whose = [{found[i] for i in numbers} for numbers, _ in parts.values()]
+    parts = _random_parts(o, values)
+    assert sorted(i for numbers, _ in parts.values() for i in numbers) == list(range(len(values)))
+    assert all(numbers for numbers, _ in parts.values()) and parts == _random_parts(o, values)
+    whose = [{values[i] for i in numbers} for numbers, _ in parts.values()]
     assert sum(map(len, whose)) == len(sizes)
-    by_episode = [len(n) for n, _ in _random_parts(o, list(range(len(found)))).values()]
+    by_episode = [len(n) for n, _ in _random_parts(o, list(range(len(values)))).values()]
     assert max(by_episode) - min(by_episode) <= 1  # single episodes fit the shares
 
 
@@ -55,14 +55,14 @@ def test_a_split_has_every_episode_once_and_groups_whole(sizes, shares, seed):
 def test_no_other_assignment_of_groups_is_closer_to_the_fractions(sizes, seed, weights):
     from understudy.commands.split import _random_parts
     fractions = tuple(w / sum(weights) for w in weights)
-    found = [i for i, n in enumerate(sizes) for _ in range(n)]
+    values = [i for i, n in enumerate(sizes) for _ in range(n)]
 
     def distance(counts) -> float:
-        return sum((n - f * len(found)) ** 2 for n, f in zip(counts, fractions, strict=True))
-    every = [[sum(s for s, q in zip(sizes, where, strict=True) if q == p) for p in range(len(weights))]
-             for where in itertools.product(range(len(weights)), repeat=len(sizes))]
+        return sum((n - f * len(values)) ** 2 for n, f in zip(counts, fractions, strict=True))
+    every = [[sum(s for s, q in zip(sizes, assignment, strict=True) if q == p) for p in range(len(weights))]
+             for assignment in itertools.product(range(len(weights)), repeat=len(sizes))]
     best = min(distance(counts) for counts in every if min(counts) > 0)
-    parts = _random_parts(_split_options(fractions, seed=seed), found)
+    parts = _random_parts(_split_options(fractions, seed=seed), values)
     assert distance([len(n) for n, _ in parts.values()]) == pytest.approx(best, abs=1e-6)
 
 
@@ -81,8 +81,8 @@ def test_a_split_of_many_groups_is_quick_and_close():
     rng = np.random.default_rng(0)
     sizes, fractions = rng.integers(1, 200, 3000).tolist(), (0.7, 0.2, 0.1)
     began = time.perf_counter()
-    where = np.array(assign_groups(sizes, fractions))
-    counts = [sum(np.array(sizes)[where == p]) for p in range(3)]
+    assignment = np.array(assign_groups(sizes, fractions))
+    counts = [sum(np.array(sizes)[assignment == p]) for p in range(3)]
     assert np.abs(counts - np.multiply(fractions, sum(sizes))).max() <= 200 and time.perf_counter() - began < 20
 
 
@@ -109,11 +109,11 @@ def test_values_of_a_split_are_sorted_by_size(tmp_path, capsys):
 
 def wander(seed, episodes=12, steps=30) -> Dataset:
     rng = np.random.default_rng(seed)
-    made = []
+    walks = []
     for _ in range(episodes):
         action = rng.normal(size=(steps, 2)).cumsum(0)
-        made.append(Episode({STATE: np.concatenate([np.zeros((1, 2)), action.cumsum(0)]), ACTION: action}, {}))
-    return Dataset(made)
+        walks.append(Episode({STATE: np.concatenate([np.zeros((1, 2)), action.cumsum(0)]), ACTION: action}, {}))
+    return Dataset(walks)
 
 
 def test_leaks():
@@ -124,9 +124,9 @@ def test_leaks():
         assert finding.code == "same-episode" and finding.message.startswith("3 of 15 episodes of test")
         assert finding.where.episode == 12 and "as episode 0 there" in finding.message
     noise = np.random.default_rng(2)
-    for far, codes in ((0.3, ["near-duplicate"]), (3.0, [])):  # of a spread of about 10: 0.03 and 0.3
-        near = changed(train[3:5], lambda v, far=far: v + noise.normal(size=v.shape) * far * v.std(0) / 10)
-        assert [f.code for f in find_leakage({"train": train, "test": Dataset([*test, *near])})] == codes
+    for distance, codes in ((0.3, ["near-duplicate"]), (3.0, [])):  # of a spread of about 10: 0.03 and 0.3
+        neighbors = changed(train[3:5], lambda v, far=distance: v + noise.normal(size=v.shape) * far * v.std(0) / 10)
+        assert [f.code for f in find_leakage({"train": train, "test": Dataset([*test, *neighbors])})] == codes
     resting = changed(wander(3), lambda v: np.concatenate([np.zeros((25, 2)), v]))  # 25 equal steps are one
     assert find_leakage({"train": resting[:6], "test": resting[6:]}) == []
 

@@ -98,7 +98,7 @@ def test_an_epoch_has_each_window_once_and_as_it_is(kind, tmp_path):
     stream = ShardStream(tmp_path, buffer_size=24)
     assert (len(stream), stream.steps) == (11, 62)
     whole = over(stream.first_episodes(100))  # all of them, in memory
-    windows, seen = stream.windows(over), []
+    windows, indices = stream.windows(over), []
     assert len(windows) == len(whole) == 62
     steps = sum(windows._batches_per_buffer(0, 1, 0))
     assert steps == 62
@@ -109,10 +109,10 @@ def test_an_epoch_has_each_window_once_and_as_it_is(kind, tmp_path):
             assert torch.equal(batch.obs[name], want.obs[name])
         assert torch.equal(batch.action, want.action) and torch.equal(batch.mask, want.mask)
         assert torch.equal(batch.extra["number"], want.extra["number"])
-        seen.append(int(batch.extra["index"]))
-    assert sorted(seen) == list(range(62)) and seen != sorted(seen)
+        indices.append(int(batch.extra["index"]))
+    assert sorted(indices) == list(range(62)) and indices != sorted(indices)
     second = [int(windows.batch(1, step).extra["index"]) for step in range(62, 124)]
-    assert sorted(second) == list(range(62)) and second != seen
+    assert sorted(second) == list(range(62)) and second != indices
 
 
 def test_a_batch_is_a_function_of_its_arguments(tmp_path):
@@ -235,9 +235,10 @@ print(most - before)
         folder.mkdir()
         for i in range(shards_):
             tar(folder / f"{i:03d}.tar", [(e, wide) for e in range(10)])
-        ran = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, timeout=300)
-        assert ran.returncode == 0, ran.stderr
-        grown.append(float(ran.stdout))
+        process = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True,
+                                 timeout=300)
+        assert process.returncode == 0, process.stderr
+        grown.append(float(process.stdout))
     assert max(grown) < 24, grown  # MB
 
 
@@ -268,9 +269,9 @@ def test_shards_that_are_odd(tmp_path):
 def test_a_view_is_no_shard(tmp_path, demos):
     lerobot.write(demos[:5], tmp_path / "demos")
     write_view(tmp_path / "few", tmp_path / "demos")
-    with pytest.raises(UserError, match="few: a view is no shard") as told:
+    with pytest.raises(UserError, match="few: a view is no shard") as refusal:
         ShardStream(tmp_path / "few")
-    assert f"understudy view materialize {tmp_path / 'few'}" in str(told.value)
+    assert f"understudy view materialize {tmp_path / 'few'}" in str(refusal.value)
 
 
 def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
@@ -286,14 +287,14 @@ def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
 
 def test_what_is_held_out_is_never_drawn(tmp_path):
     stream = ShardStream(shards(tmp_path, "npz")[0].parent, buffer_size=60)
-    gone = {0, 3, len(stream) - 1}
-    rest = stream.exclude(gone)
+    held_out = {0, 3, len(stream) - 1}
+    remaining = stream.exclude(held_out)
     lengths = np.concatenate([s.lengths for s in stream.shards])
-    assert rest.steps == stream.steps - sum(lengths[list(gone)]) and stream.steps == lengths.sum()
-    windows = rest.windows(over)
-    drawn = np.concatenate([windows.batch(1, step).extra["index"][:, 0].numpy() for step in range(rest.steps)])
+    assert remaining.steps == stream.steps - sum(lengths[list(held_out)]) and stream.steps == lengths.sum()
+    windows = remaining.windows(over)
+    drawn = np.concatenate([windows.batch(1, step).extra["index"][:, 0].numpy() for step in range(remaining.steps)])
     begins = np.cumsum(lengths) - lengths
-    kept = np.concatenate([np.arange(begins[e], begins[e] + n) for e, n in enumerate(lengths) if e not in gone])
+    kept = np.concatenate([np.arange(begins[e], begins[e] + n) for e, n in enumerate(lengths) if e not in held_out])
     assert sorted(drawn) == sorted(kept)
 
 
@@ -320,8 +321,8 @@ def test_a_run_on_a_stream_goes_on_as_if_nothing_had_happened(tmp_path, capsys):
             *more,
         ]
     assert main(command("whole")) == 0
-    said = capsys.readouterr().err
-    assert "30 episodes, 360 steps in 3 shards" in said and "error on held-out episodes" in said
+    errors = capsys.readouterr().err
+    assert "30 episodes, 360 steps in 3 shards" in errors and "error on held-out episodes" in errors
     provenance = json.loads((tmp_path / "whole/checkpoints/000012/provenance.json").read_text())
     assert provenance["data"]["episodes"] == 30 and len(provenance["held_out"]) == 3
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -47,11 +47,11 @@ def test_resizing_keeps_bounds_and_constants(h, w, nh, nw, value, seed):
 
 @pytest.mark.parametrize("folder", ["v3.0/images", "v3.0/video_av1", "v2.1/video", "v3.0_converted/video"])
 def test_frames_are_decoded_once_to_a_size_told_beforehand(folder, tmp_path):
-    data, seen = open_dataset(LEROBOT / folder), []
+    data, progress = open_dataset(LEROBOT / folder), []
     cost = frame_cost(data, (16, 32))
     assert (cost.frames, cost.bytes) == (22, 22 * 16 * 32 * 3) and cost.seconds > 0
-    framed = open_dataset(LEROBOT / folder, image_size=(16, 32), progress=lambda done, of: seen.append((done, of)))
-    assert seen[-1] == (22, 22)
+    framed = open_dataset(LEROBOT / folder, image_size=(16, 32), progress=lambda done, of: progress.append((done, of)))
+    assert progress[-1] == (22, 22)
     file = next((tmp_path / "cache").glob(f"*/{CAMERA}.npy"))
     assert file.stat().st_size - cost.bytes == 128  # NumPy's header
     for a, b in zip(data, framed, strict=True):

@@ -31,8 +31,8 @@ def test_a_view_of_views_and_a_merge(stored, tmp_path):
     assert [len(e) for e in data] == [8, 5] and set(data[0].steps["task"]) == {"go"}
     assert np.array_equal(data[0].steps[STATE], more[1].steps[STATE])
     assert np.array_equal(data[1].steps[STATE], demos[0].steps[STATE])
-    found = views.lineage(tmp_path / "task.json")
-    assert [p["path"].split("/")[-1] for p in found["parents"][0]["parents"]] == ["demos", "more"]
+    lineage = views.lineage(tmp_path / "task.json")
+    assert [p["path"].split("/")[-1] for p in lineage["parents"][0]["parents"]] == ["demos", "more"]
     assert views.list_views(tmp_path) == [tmp_path / "both.json", tmp_path / "task.json"]
 
 
@@ -54,14 +54,14 @@ def test_a_parent_that_is_not_what_it_was_is_an_error(stored, tmp_path):
     views.write_view(tmp_path / "v.json", tmp_path / "demos", Select((0,)))
     views.write_view(tmp_path / "w.json", tmp_path / "v.json")
     file = tmp_path / "demos" / "meta" / "info.json"
-    said, times = file.read_text(), file.stat()
-    file.write_text(said.replace("10", "11"))
+    original_text, times = file.read_text(), file.stat()
+    file.write_text(original_text.replace("10", "11"))
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the same size and time
     for view in ("v.json", "w.json"):
         with pytest.raises(UserError, match=r"demos: the parent .* has changed"):
             open_dataset(tmp_path / view)
     assert views.lineage(tmp_path / "w.json")["parents"][0]["parents"][0]["state"] == "changed"
-    file.write_text(said)
+    file.write_text(original_text)
     assert len(open_dataset(tmp_path / "w.json")) == 1
     (tmp_path / "demos" / "understudy.npz").write_bytes(b"x")  # a file more is another data set, too
     with pytest.raises(UserError, match="has changed since the view was made"):

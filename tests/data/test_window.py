@@ -117,9 +117,9 @@ def test_columns_that_lie_alike_share_where():
 def test_what_follows_a_chunk_that_ends_before_the_present():
     data = Dataset([counted(3, 0), counted(4, 1)])
     w = Window(action_offset=-2)
-    found = next(w.windows(data, ("observation.x",), "action", next_obs=True).scan())
+    batch = next(w.windows(data, ("observation.x",), "action", next_obs=True).scan())
     want = [one["next"]["observation.x"] for one in naive(data, w, ("observation.x",), "action", (), True)]
-    assert np.array_equal(found.next["observation.x"].numpy(), np.float32(want))
+    assert np.array_equal(batch.next["observation.x"].numpy(), np.float32(want))
 
 
 def same_as_the_loop(data, w: Window, target, following):
@@ -127,8 +127,8 @@ def same_as_the_loop(data, w: Window, target, following):
     windows = w.windows(data, inputs, target, extra=extra, next_obs=following)
     want = list(naive(data, w, inputs, target, extra, following))
     assert len(windows) == len(want) == data.steps
-    for found in (list(windows.scan(4)), list(DeviceWindows(windows, torch.device("cpu")).scan(4))):
-        same_batches(found, want, inputs, extra, following)
+    for batches in (list(windows.scan(4)), list(DeviceWindows(windows, torch.device("cpu")).scan(4))):
+        same_batches(batches, want, inputs, extra, following)
 
 
 def same_batches(found, want, inputs, extra, following):
@@ -171,10 +171,10 @@ def goals_of(goal: Goal, lengths=(4, 9, 1), size=4000, seed=0):
     w = Window(n_obs_steps=2, goals=(goal,))
     b = w.windows(data, ("observation.x", goal.into), "action", next_obs=True).batch(size, 0, seed)
     now = b.obs["observation.x"][:, -1, 0].numpy()
-    given = b.obs[goal.into][..., 0].numpy()
-    assert (given[:, 0] == given[:, 1]).all(), "one goal for a whole window"
+    goals = b.obs[goal.into][..., 0].numpy()
+    assert (goals[:, 0] == goals[:, 1]).all(), "one goal for a whole window"
     assert torch.equal(b.next[goal.into], b.obs[goal.into]), "and the same one for what follows"
-    return now, given[:, 0], b.extra[f"{goal.into}.reached"][:, 0].numpy()
+    return now, goals[:, 0], b.extra[f"{goal.into}.reached"][:, 0].numpy()
 
 
 def test_a_goal_is_a_later_row_of_its_episode_uniformly():
@@ -303,10 +303,10 @@ def test_goals_without_new_options_are_drawn_as_before():
     episode = rng.integers(0, 3, 500)
     t = (rng.random(500) * lengths[episode]).astype(int)
     for goal in (Goal("x"), Goal("x", discount=0.8), Goal("x", p_curgoal=0.3, p_randomgoal=0.4)):
-        draws, found = np.random.default_rng(1), goal.sample_rows(episode, t, lengths, np.random.default_rng(1))
-        left = lengths[episode] - 1 - t
-        later = draws.integers(np.minimum(1, left), left + 1) if goal.discount is None else np.minimum(
-            draws.geometric(1 - goal.discount, 500), left)
+        draws, sampled = np.random.default_rng(1), goal.sample_rows(episode, t, lengths, np.random.default_rng(1))
+        steps_left = lengths[episode] - 1 - t
+        later = draws.integers(np.minimum(1, steps_left), steps_left + 1) if goal.discount is None else np.minimum(
+            draws.geometric(1 - goal.discount, 500), steps_left)
         fraction, any_row = draws.random(500), draws.integers(0, 13, 500)
         rows = [(e, r) for e, n in enumerate(lengths) for r in range(n)]
         for i in range(500):
@@ -316,7 +316,7 @@ def test_goals_without_new_options_are_drawn_as_before():
                 want = others[any_row[i]]
             if fraction[i] >= 1 - goal.p_curgoal:
                 want = (episode[i], t[i])
-            assert (found[0][i], found[1][i]) == want
+            assert (sampled[0][i], sampled[1][i]) == want
 
 
 @pytest.mark.parametrize("options, words", [
@@ -370,8 +370,8 @@ def test_batches_drawn_by_several_threads_are_those_drawn_by_one():
 def test_without_a_draw_all_steps_are_as_likely():
     data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 14))])
     windows = Window().windows(data, ("observation.x",), "action")
-    seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)]))
-    assert len(seen) == 20 and abs(seen / 20_000 - 0.05).max() < 4.5 * np.sqrt(0.05 * 0.95 / 20_000)
+    counts = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(20)]))
+    assert len(counts) == 20 and abs(counts / 20_000 - 0.05).max() < 4.5 * np.sqrt(0.05 * 0.95 / 20_000)
 
 
 def later(episode: Episode) -> np.ndarray:
@@ -383,10 +383,10 @@ def test_a_draw_weighs_the_steps():
     data = Dataset([counted(n, e) for e, n in enumerate((5, 1, 6))])
     windows = Window().windows(data, ("observation.x",), "action", sampling_weights=later)
     odds = np.concatenate([later(e) for e in data])
-    seen = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(40)]),
-                       minlength=len(odds))
+    counts = np.bincount(np.concatenate([windows.batch(1000, s).extra["index"].numpy().ravel() for s in range(40)]),
+                         minlength=len(odds))
     p = odds / odds.sum()
-    assert (seen[p == 0] == 0).all() and abs(seen / 40_000 - p).max() < 4.5 * np.sqrt(0.25 / 40_000)
+    assert (counts[p == 0] == 0).all() and abs(counts / 40_000 - p).max() < 4.5 * np.sqrt(0.25 / 40_000)
 
 
 @pytest.mark.parametrize("odds", [0.0, -1.0, np.nan, np.inf])

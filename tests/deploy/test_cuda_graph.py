@@ -38,8 +38,8 @@ def made(name, device):
 
 def given(policy, batch, rows, seed):
     keys, count = torch.arange(rows) + 100 * seed, torch.full((rows,), seed)
-    where = batch.action.device
-    return {k: v[seed: seed + rows] for k, v in batch.obs.items()}, policy.noise(keys, count).to(where)
+    device = batch.action.device
+    return {k: v[seed: seed + rows] for k, v in batch.obs.items()}, policy.noise(keys, count).to(device)
 
 
 def same(a, b):
@@ -54,10 +54,10 @@ def test_replayed_plans_are_the_policys(name, device):
     captured = CapturedPlanner(policy)
     asked = [given(policy, batch, rows, seed) for seed in (0, 1) for rows in (2, 3, 2)]
     with torch.no_grad():
-        wanted = [policy.plan(*a) for a in asked]
-    found = [captured.plan(*a) for a in asked]
+        expected = [policy.plan(*a) for a in asked]
+    replayed = [captured.plan(*a) for a in asked]
     assert len(captured._graphs) == 2, "one for each number of rows"
-    for a, b in zip(found, wanted, strict=True):  # the first is still what it was after five more
+    for a, b in zip(replayed, expected, strict=True):  # the first is still what it was after five more
         same(a, b)
 
 

@@ -83,16 +83,16 @@ class Shifted(Planner):
 
 def test_parity_finds_the_one_place_that_differs(sampled):
     policy, _ = sampled
-    same, found = measure_parity(policy, policy, 60), measure_parity(policy, Shifted(policy), 60)
+    same, parity = measure_parity(policy, policy, 60), measure_parity(policy, Shifted(policy), 60)
     assert (same.largest, same.mean, same.notable, same.inputs) == (0.0, 0.0, 0, 60)
-    assert found.inputs == sum(found.batch_sizes.values()) == 60 and {1, 2, 5, 16} <= set(found.batch_sizes)
-    wrong = found.batch_sizes[5] // 5
-    assert found.notable == wrong > 0
-    assert found.largest == pytest.approx(0.5 / found.largest_action, rel=1e-4)
-    assert found.mean == pytest.approx(wrong * found.largest / (60 * 6 * policy.action_dim), rel=1e-4)
-    where = found.where
-    assert [where[k] for k in ("batch_size", "row", "step", "component")] == [5, 3, 2, 1]
-    assert where["file"] - where["policy"] == pytest.approx(0.5, abs=1e-4)
+    assert parity.inputs == sum(parity.batch_sizes.values()) == 60 and {1, 2, 5, 16} <= set(parity.batch_sizes)
+    n_different = parity.batch_sizes[5] // 5
+    assert parity.notable == n_different > 0
+    assert parity.largest == pytest.approx(0.5 / parity.largest_action, rel=1e-4)
+    assert parity.mean == pytest.approx(n_different * parity.largest / (60 * 6 * policy.action_dim), rel=1e-4)
+    location = parity.where
+    assert [location[k] for k in ("batch_size", "row", "step", "component")] == [5, 3, 2, 1]
+    assert location["file"] - location["policy"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_plan_that_is_not_a_number_is_the_largest_difference(sampled):
@@ -107,17 +107,18 @@ def test_a_thousand_inputs_and_what_the_file_says_of_itself(sampled):
     planner = load(path)
     parity = measure_parity(policy, planner)
     assert parity.inputs == 1000 and parity.largest < 1e-5 and parity.notable == 0
-    said = parity_report(path, planner, parity, 0.0)
-    assert (said["horizon"], said["n_action_steps"], said["skip"], said["fps"]) == (6, 4, 0, 20.0)
-    assert said["precision"] == "fp32" and said["bytes"] == path.stat().st_size
-    assert json.loads(json.dumps(said))["parity"]["where"]["batch_size"] in (1, 2, 5, 16, 8)
+    report = parity_report(path, planner, parity, 0.0)
+    assert (report["horizon"], report["n_action_steps"], report["skip"], report["fps"]) == (6, 4, 0, 20.0)
+    assert report["precision"] == "fp32" and report["bytes"] == path.stat().st_size
+    assert json.loads(json.dumps(report))["parity"]["where"]["batch_size"] in (1, 2, 5, 16, 8)
     dtypes = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8,
               "bool": onnx.TensorProto.BOOL}
     graph = onnx.load(path).graph
-    for tensors, told in ((graph.input, said["tensors"]["inputs"]), (graph.output, said["tensors"]["outputs"])):
+    for tensors, described in ((graph.input, report["tensors"]["inputs"]),
+                               (graph.output, report["tensors"]["outputs"])):
         assert [(t.name, t.type.tensor_type.elem_type) for t in tensors] == [(t["name"], dtypes[t["dtype"]])
-                                                                            for t in told]
-        for tensor, one in zip(tensors, told, strict=True):
+                                                                            for t in described]
+        for tensor, one in zip(tensors, described, strict=True):
             assert one["shape"][0] == "rows"
             assert [d.dim_value for d in tensor.type.tensor_type.shape.dim][1:] == one["shape"][1:]
 
@@ -144,9 +145,10 @@ def recorded_episodes(tmp_path, head, executor, window, trunk):
     policy, batch = random_batch(PolicyConfig(head, trunk, TokenEncoder(16), window=window), inputs=inputs)
     path = tmp_path / "policy.onnx"
     export(policy, path, executor)
-    shown = [{k: v[i, -1].numpy().tolist() for k, v in batch.obs.items() if not k.endswith("?")} for i in range(4)]
+    observations = [{k: v[i, -1].numpy().tolist() for k, v in batch.obs.items() if not k.endswith("?")}
+                    for i in range(4)]
     noise = np.random.default_rng(3).standard_normal(1000).astype(np.float32).tolist()
-    return {"file": str(path), "noise": noise, "episodes": [shown * 2, shown[::-1]]}
+    return {"file": str(path), "noise": noise, "episodes": [observations * 2, observations[::-1]]}
 
 
 @pytest.mark.slow
@@ -160,18 +162,18 @@ def test_both_runners_give_the_recorded_actions(head, window, executor, trunk, t
     recorded = recorded_episodes(tmp_path, head, executor, window, trunk)
     (tmp_path / "recorded.json").write_text(json.dumps(recorded))
     runner = OnnxRunner(recorded["file"])
-    runner.rng, wanted = Recorded(recorded["noise"]), []
+    runner.rng, expected = Recorded(recorded["noise"]), []
     for steps in recorded["episodes"]:
         runner.reset()
-        wanted += [runner.act(obs).tolist() for obs in steps]
+        expected += [runner.act(obs).tolist() for obs in steps]
     done = subprocess.run(["node", TESTS / "onnx_runner_check.mjs", RUNNER, tmp_path / "recorded.json"], cwd=REPOSITORY,
                           capture_output=True, text=True)
     if done.returncode == 3:
         pytest.skip("no onnxruntime-node")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(found["actions"], wanted, rtol=1e-4, atol=1e-5)
-    assert found["drawn"] == runner.rng.drawn and (runner.rng.drawn > 0) == isinstance(head, Flow)
+    output = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(output["actions"], expected, rtol=1e-4, atol=1e-5)
+    assert output["drawn"] == runner.rng.drawn and (runner.rng.drawn > 0) == isinstance(head, Flow)
 
 
 PAGE = """<!doctype html><script type="module">
@@ -205,10 +207,10 @@ def test_a_browser_gives_the_recorded_actions(tmp_path):
         pytest.skip("no onnxruntime-web")
     recorded = recorded_episodes(tmp_path, Flow(n_steps=2), RecedingHorizon(3), Window(2, 6), MLP(16))
     runner = OnnxRunner(recorded["file"])
-    runner.rng, wanted, told = Recorded(recorded["noise"]), [], queue.Queue()
+    runner.rng, expected, posted = Recorded(recorded["noise"]), [], queue.Queue()
     for steps in recorded["episodes"]:
         runner.reset()
-        wanted += [runner.act(obs).tolist() for obs in steps]
+        expected += [runner.act(obs).tolist() for obs in steps]
     (tmp_path / "dist").symlink_to(web)
     shutil.copy(RUNNER, tmp_path)
     (tmp_path / "recorded.json").write_text(json.dumps(recorded))
@@ -216,7 +218,7 @@ def test_a_browser_gives_the_recorded_actions(tmp_path):
 
     class Handler(SimpleHTTPRequestHandler):
         def do_POST(self):
-            told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            posted.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -224,18 +226,18 @@ def test_a_browser_gives_the_recorded_actions(tmp_path):
             pass
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        shown = subprocess.Popen([browser, "--headless", "--no-sandbox", "--disable-gpu",
-                                  f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0",
-                                  f"http://127.0.0.1:{server.server_port}/index.html"],
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        browser_process = subprocess.Popen([browser, "--headless", "--no-sandbox", "--disable-gpu",
+                                            f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0",
+                                            f"http://127.0.0.1:{server.server_port}/index.html"],
+                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            found = told.get(timeout=120)
+            posted_output = posted.get(timeout=120)
         finally:
-            shown.terminate()
-            shown.wait()
+            browser_process.terminate()
+            browser_process.wait()
             server.shutdown()
-    assert "actions" in found, found
-    np.testing.assert_allclose(found["actions"], wanted, rtol=1e-4, atol=1e-5)
+    assert "actions" in posted_output, posted_output
+    np.testing.assert_allclose(posted_output["actions"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_runner_in_javascript_says_which_column_is_wrong():
@@ -259,8 +261,8 @@ def test_the_figures_of_the_guide():
     sizes = [str(n) for n in BATCHES]
     assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}," in page
     assert f"layers of fewer than {MIN_WEIGHTS:,} weights" in page
-    near = signature(export).parameters["near"].default
-    assert near == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page
+    tolerance = signature(export).parameters["near"].default
+    assert tolerance == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page
     assert "rollouts of `bc` with 256 of them take a fifth to a quarter less time" in page
     lines = json.loads((REPOSITORY / "benchmarks/results/rollouts.json").read_text())["lines"]
     speed = {line["what"]: line["ours"]["value"] for line in lines}
@@ -289,10 +291,10 @@ def test_a_torch_package_needs_torch_alone(sampled, tmp_path):
     path = tmp_path / "policy.pt2"
     assert export_package(policy, path, RecedingHorizon(4), fps=20.0) < 1e-5
     no_pickles(path)
-    found = load_package(path)
-    parity = measure_parity(policy, found, 100)
+    loaded = load_package(path)
+    parity = measure_parity(policy, loaded, 100)
     assert parity.largest < 1e-5
-    assert (found.metadata["fps"], found.metadata["n_action_steps"], found.executor) == (20.0, 4, RecedingHorizon(4))
+    assert (loaded.metadata["fps"], loaded.metadata["n_action_steps"], loaded.executor) == (20.0, 4, RecedingHorizon(4))
     code = f"""import sys, torch, json
 said = {{"understudy.json": ""}}
 plan = torch.export.load({str(path)!r}, extra_files=said).module()
@@ -320,9 +322,9 @@ def test_a_package_refuses_an_executor_that_guides(sampled, tmp_path):
 def test_machine_code_needs_a_compiler(sampled, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(Unsupported, match="machine code needs a C\\+\\+ compiler") as told:
+    with pytest.raises(Unsupported, match="machine code needs a C\\+\\+ compiler") as refusal:
         export_package(sampled[0], tmp_path / "policy.aot.pt2")
-    assert "FILE.pt2, which needs none" in str(told.value) and not list(tmp_path.iterdir())
+    assert "FILE.pt2, which needs none" in str(refusal.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -332,8 +334,8 @@ def test_machine_code_plans_the_same(tmp_path):
     policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), MLP(16), window=Window(1, 4)))
     path = tmp_path / "policy.aot.pt2"
     assert export_package(policy.eval(), path, RecedingHorizon(2)) < 1e-5
-    found = load_package(path)
-    assert measure_parity(policy, found, 50).largest < 1e-5 and found.metadata["n_action_steps"] == 2
+    loaded = load_package(path)
+    assert measure_parity(policy, loaded, 50).largest < 1e-5 and loaded.metadata["n_action_steps"] == 2
 
 
 class Undecided(Regression):
@@ -397,10 +399,10 @@ def test_a_product_in_8_bits_is_the_exact_product_of_what_was_rounded(tmp_path):
         return whole * size @ (np.rint(w / scale) * scale)
     x = rng.normal(size=(5, 64)).astype(np.float32)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    middle, found = session.run(["h", "y"], {"x": x})
+    middle, exported_product = session.run(["h", "y"], {"x": x})
     np.testing.assert_allclose(middle, product(x, first.T) + bias, atol=1e-3)
-    np.testing.assert_allclose(found, product(middle, second), atol=1e-2)
-    assert np.abs(found - (x @ first.T + bias) @ second).max() < 0.05 * np.abs(found).max()
+    np.testing.assert_allclose(exported_product, product(middle, second), atol=1e-2)
+    assert np.abs(exported_product - (x @ first.T + bias) @ second).max() < 0.05 * np.abs(exported_product).max()
 
 
 @pytest.mark.slow
@@ -408,13 +410,13 @@ def test_layers_inside_a_loop_are_rounded_and_the_file_shrinks(sampled, tmp_path
     policy, exact = sampled
     path = tmp_path / "policy.int8.onnx"
     error = export(policy, path, RecedingHorizon(4), precision="int8")
-    found = load(path)
+    loaded = load(path)
     assert 1e-5 < error < 0.2 and path.stat().st_size < exact.stat().st_size
-    assert found.metadata["precision"] == "int8" and found.executor == RecedingHorizon(4)
+    assert loaded.metadata["precision"] == "int8" and loaded.executor == RecedingHorizon(4)
     assert "MatMulInteger" in {n.op_type for node in onnx.load(path).graph.node if node.op_type == "Scan"
                                for a in node.attribute if a.HasField("g") for n in a.g.node}
     obs, noise = random_observations(policy, 7), random_noise(policy, 7)
-    together = found.plan(obs, noise)
+    together = loaded.plan(obs, noise)
     assert together.shape == (7, 6, policy.action_dim) and together.isfinite().all()
 
 
@@ -424,11 +426,11 @@ def test_success_after_rounding_is_compared_on_the_same_starts(run, train_bc):
     assert run("export", "run", "--out", "p.onnx", "--inputs", 50)[0] == 0
     status, out, _ = run("export", "run", "--out", "p.int8.onnx", "--precision", "int8", "--inputs", 50)
     assert status == 0 and "understudy compare run p.int8.onnx --env ENV" in out
-    said = json.loads(Path("p.int8.onnx.json").read_text())
-    assert said["precision"] == "int8" and said["parity"]["inputs"] == 50
-    assert said["bytes"] < Path("p.onnx").stat().st_size
-    found = json.loads(run("compare", "p.onnx", "p.int8.onnx", "--env", "fork", "--episodes", 100, "--json")[1])
-    assert abs(found["pairs"][0]["difference"]) < 0.2
+    report = json.loads(Path("p.int8.onnx.json").read_text())
+    assert report["precision"] == "int8" and report["parity"]["inputs"] == 50
+    assert report["bytes"] < Path("p.onnx").stat().st_size
+    comparison = json.loads(run("compare", "p.onnx", "p.int8.onnx", "--env", "fork", "--episodes", 100, "--json")[1])
+    assert abs(comparison["pairs"][0]["difference"]) < 0.2
 
 
 @pytest.mark.parametrize("given, message", [

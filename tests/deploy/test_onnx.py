@@ -114,38 +114,38 @@ def noises(policy, rows, seed=0):
 def agrees(policy, batch, path):
     """The file's plans against the policy's, for as many rows as there are and for one."""
     export(policy, path)
-    found = load(path)
-    assert (found.inputs, found.action_dim, found.window) == (policy.inputs, policy.action_dim, policy.window)
+    loaded = load(path)
+    assert (loaded.inputs, loaded.action_dim, loaded.window) == (policy.inputs, policy.action_dim, policy.window)
     for rows in (len(batch), 1):
         obs, noise = {k: v[:rows] for k, v in batch.obs.items()}, noises(policy, rows)
         with torch.no_grad():
             plain = policy.plan(obs, noise)
-        plan = found.plan(obs, noise)
+        plan = loaded.plan(obs, noise)
         assert plan.shape == (rows, policy.window.horizon, policy.action_dim) and plan.dtype == plain.dtype
         torch.testing.assert_close(plan, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
     key = keys(0, range(4))
-    assert torch.equal(found.noise(key, torch.arange(4)), policy.noise(key, torch.arange(4)))
-    return found
+    assert torch.equal(loaded.noise(key, torch.arange(4)), policy.noise(key, torch.arange(4)))
+    return loaded
 
 
 @pytest.mark.parametrize("head", few(HEADS, Regression(), Flow()), ids=named)
 def test_every_head(head, tmp_path):
     policy, batch = policy_with(head)
-    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    loaded = agrees(policy, batch, tmp_path / "policy.onnx")
     plans_a_mean = isinstance(head, TemperatureHead) and not head.temperature
     if policy.noise_shape[-1] and not plans_a_mean and not isinstance(head, CVAE):  # noise is an input, and read
-        other = found.plan(batch.obs, noises(policy, len(batch), 1))
-        assert not torch.equal(other, found.plan(batch.obs, noises(policy, len(batch))))
+        other = loaded.plan(batch.obs, noises(policy, len(batch), 1))
+        assert not torch.equal(other, loaded.plan(batch.obs, noises(policy, len(batch))))
 
 
 @pytest.mark.parametrize("head", REFUSED, ids=named)
 def test_a_refused_head_leaves_no_file_and_gives_its_reason(head, tmp_path):
     policy, _ = policy_with(head)
     for write, name in ((export, "policy.onnx"), (export_package, "policy.pt2")):
-        with pytest.raises(Unsupported) as told:
+        with pytest.raises(Unsupported) as refusal:
             write(policy, tmp_path / name)
-        assert told.value.problem.endswith(REFUSED[head]) and told.value.where == "EnergyModel.sampler"
-        assert told.value.hint == 'use sampler="derivative_free"'
+        assert refusal.value.problem.endswith(REFUSED[head]) and refusal.value.where == "EnergyModel.sampler"
+        assert refusal.value.hint == 'use sampler="derivative_free"'
     assert not list(tmp_path.iterdir())
 
 
@@ -165,8 +165,8 @@ def test_every_head_is_tried():
 def test_the_guide_names_what_is_exported_and_what_is_refused():
     table = (REPOSITORY / "docs/heads.md").read_text().split("## ONNX files")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| (yes|no: [^|]+) \|$", table, re.MULTILINE)
-    assert sorted(name for name, _, told in rows if told == "yes") == sorted(h.__name__ for h in all_heads())
-    refused = {(name, told) for name, _, told in rows if told != "yes"}
+    assert sorted(name for name, _, answer in rows if answer == "yes") == sorted(h.__name__ for h in all_heads())
+    refused = {(name, answer) for name, _, answer in rows if answer != "yes"}
     assert refused == {(type(head).__name__, f"no: {reason}") for head, reason in REFUSED.items()}
 
 
@@ -184,9 +184,9 @@ def test_a_flow_from_the_last_action(tmp_path):
     encoder, last = TokenEncoder(16, named=("observation.last",)), {"observation.last": Feature("float32", (2,))}
     config = PolicyConfig(FROM_THE_LAST_ACTION, MLP(16), encoder, window=Window(2, 8))
     policy, batch = random_batch(config, inputs={**NUMBERS, **last})
-    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    loaded = agrees(policy, batch, tmp_path / "policy.onnx")
     moved, noise = {**batch.obs, "observation.last": batch.obs["observation.last"] + 1}, noises(policy, len(batch))
-    assert not torch.equal(found.plan(moved, noise), found.plan(batch.obs, noise))
+    assert not torch.equal(loaded.plan(moved, noise), loaded.plan(batch.obs, noise))
 
 
 @pytest.mark.parametrize("trunk", few(TRUNKS))
@@ -218,9 +218,9 @@ def test_statistics_per_group(tmp_path):
     mode = Feature("int64", (), "discrete", num_classes=(9,))
     config = PolicyConfig(Regression(), MLP(16), codec=Normalizer(group_by="observation.mode"))
     policy, batch = random_batch(config, inputs={**NUMBERS, "observation.mode": mode})
-    found = agrees(policy, batch, tmp_path / "policy.onnx")
+    loaded = agrees(policy, batch, tmp_path / "policy.onnx")
     unknown = {**batch.obs, "observation.mode": torch.full_like(batch.obs["observation.mode"], 99)}
-    assert found.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
+    assert loaded.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
 SLOW = {"resnet", "frozen", "recurrent", "text", "act", "diffusion_policy"}
@@ -278,15 +278,15 @@ def test_no_random_operations_and_one_loop(tmp_path):
 def test_a_file_says_what_it_is(fork):
     _, policy, path = fork
     assert str(REPOSITORY).encode() not in path.read_bytes(), "stack traces are left out"
-    said = {p.key: p.value for p in onnx.load(path).metadata_props}
-    facts = json.loads(said["understudy"])
+    properties = {p.key: p.value for p in onnx.load(path).metadata_props}
+    facts = json.loads(properties["understudy"])
     assert facts["noise"] == [8, policy.action_dim] and facts["head"]["n_steps"] == 2
     assert facts["window"]["horizon"] == 8 and facts["executor"]["n_action_steps"] == 3
     assert set(facts["features"]) == set(policy.features)
-    found = load(path)
-    assert found.features == policy.features
+    loaded = load(path)
+    assert loaded.features == policy.features
     with pytest.raises(UserError, match="there is no column"):
-        check_features(found, {"action": policy.features["action"]}, "elsewhere")
+        check_features(loaded, {"action": policy.features["action"]}, "elsewhere")
 
 
 def test_what_the_file_cannot_do(fork, tmp_path):
@@ -380,10 +380,12 @@ def test_what_cannot_be_written_leaves_no_file(head, said, tmp_path):
 def test_the_command_line(run, train_bc):
     train_bc("runs/bc", episodes=6, steps=20)
     status, out, _ = run("export", "runs/bc", "--out", "bc.onnx", "--json")
-    said = json.loads(out)
-    assert status == 0 and said["error"] < 1e-4 and said["bytes"] == Path("bc.onnx").stat().st_size
-    found, plain = (json.loads(run("eval", it, "fork", "--episodes", 12, "--json")[1]) for it in ("bc.onnx", "runs/bc"))
-    assert found["episodes"] == 12 and abs(found["successes"] - plain["successes"]) <= 1  # rounding may tip a near miss
+    report = json.loads(out)
+    assert status == 0 and report["error"] < 1e-4 and report["bytes"] == Path("bc.onnx").stat().st_size
+    evaluation, plain = (json.loads(run("eval", it, "fork", "--episodes", 12, "--json")[1])
+                         for it in ("bc.onnx", "runs/bc"))
+    assert evaluation["episodes"] == 12
+    assert abs(evaluation["successes"] - plain["successes"]) <= 1  # rounding may tip a near miss
     status, out, _ = run("eval", "runs/bc", "fork", "--episodes", 4, "--against", "bc.onnx", "--html", "r.html")
     assert status == 0 and "same starts" in out and Path("r.html").exists()
     assert "understudy eval bc.onnx" in run("eval", "bc.onnx", "fork", "--episodes", 4)[1]

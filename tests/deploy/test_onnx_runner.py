@@ -49,12 +49,12 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
     window = Window(3, 6, action_offset=-2, obs_pad_mask=True)
     path, executor = tmp_path / "policy.onnx", RecedingHorizon(3, skip=2)
     config = PolicyConfig(Regression(), Transformer(16, 1, 2), TokenEncoder(16), window=window)
-    seen = robot_policy(config, path, executor)
+    observations = robot_policy(config, path, executor)
     runner, actor = OnnxRunner(path), load_onnx_actor(path)
     for _ in range(2):
         runner.reset()
         state = None
-        for obs in seen:
+        for obs in observations:
             rows = {k: torch.as_tensor(v)[None] for k, v in obs.items()}
             state = actor.start(rows, keys(0, [0])) if state is None else state
             action, state = actor.act(rows, state)
@@ -64,17 +64,17 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
 @pytest.mark.slow
 def test_the_runner_executes_as_many_actions_of_a_plan_as_the_file_says(tmp_path):
     path = tmp_path / "policy.onnx"
-    seen = robot_policy(PolicyConfig(Flow(n_steps=2), MLP(16), TokenEncoder(16), window=Window(2, 6)), path,
-                        RecedingHorizon(4))
+    observations = robot_policy(PolicyConfig(Flow(n_steps=2), MLP(16), TokenEncoder(16), window=Window(2, 6)), path,
+                                RecedingHorizon(4))
     runner, planner, rng = OnnxRunner(path, seed=5), load(path), np.random.default_rng(5)
     for first in (0, 4):
-        past = seen[max(first - 1, 0)], seen[first]
+        past = observations[max(first - 1, 0)], observations[first]
         obs = {k: torch.as_tensor(np.stack([o[k] for o in past])[None]) for k in planner.inputs}
         obs = {k: v.float() if v.is_floating_point() else v for k, v in obs.items()}
         noise = torch.from_numpy(rng.standard_normal((1, 6, planner.action_dim)).astype(np.float32))
         plan = planner.plan(obs, noise)[0].numpy()
-        found = np.stack([runner.act(obs) for obs in seen[first:first + 4]])
-        np.testing.assert_allclose(found, plan[:4], rtol=1e-5, atol=1e-6)
+        actions = np.stack([runner.act(obs) for obs in observations[first:first + 4]])
+        np.testing.assert_allclose(actions, plan[:4], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -96,8 +96,8 @@ def test_export_says_that_the_runner_will_refuse_the_file(tmp_path, monkeypatch,
         assert main(["export", f"run{fits}", "--out", f"{fits}.onnx"]) == 0
         assert ("a method whose executor is RecedingHorizon" in capsys.readouterr().out.replace("\n", " ")) != fits
         assert main(["export", f"run{fits}", "--out", f"{fits}.onnx", "--json"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        assert said["runs_in_onnx_runner"] == fits and said["executor"] == type(executor).__name__
+        report = json.loads(capsys.readouterr().out)
+        assert report["runs_in_onnx_runner"] == fits and report["executor"] == type(executor).__name__
         with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="runner is for RecedingHorizon"):
             OnnxRunner(f"{fits}.onnx")
 

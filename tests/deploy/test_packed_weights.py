@@ -68,11 +68,11 @@ def test_a_product_of_bf16_rounds_its_weights_and_inputs_and_nothing_else():
     plain, x = nn.Linear(512, 600), torch.randn(3, 512)
     dtype = torch.bfloat16 if FAST else torch.float32
     with torch.no_grad():
-        said = _PackedLinear(plain, dtype)(x)
-        wanted = x.to(dtype).double() @ plain.weight.to(dtype).double().T + plain.bias.to(dtype).double()
-    assert said.dtype == torch.float32
+        output = _PackedLinear(plain, dtype)(x)
+        expected = x.to(dtype).double() @ plain.weight.to(dtype).double().T + plain.bias.to(dtype).double()
+    assert output.dtype == torch.float32
     # The sum is rounded once, to the dtype: half a unit in its last place, of 8 bits or of 24.
-    assert ((said - wanted).abs() <= wanted.abs() * (2.0**-8 if FAST else 2.0**-18) + 1e-6).all()
+    assert ((output - expected).abs() <= expected.abs() * (2.0**-8 if FAST else 2.0**-18) + 1e-6).all()
 
 
 def test_auto_leaves_small_networks_as_they_are():
@@ -86,9 +86,9 @@ def test_auto_leaves_small_networks_as_they_are():
 def test_auto_takes_bf16_for_a_large_network_only_where_it_is_near_enough():
     policy, _ = random_batch(PolicyConfig(Regression(), MLP(1400, 1), window=Window(2, 4)))
     assert sum(p.numel() for p in policy.net.parameters()) >= 4_000_000
-    exact, near = (plan_difference(policy, pack_weights(policy, near=allowed))[0] for allowed in (0.0, 0.02))
+    exact, difference = (plan_difference(policy, pack_weights(policy, near=allowed))[0] for allowed in (0.0, 0.02))
     assert exact < 1e-5
-    assert 1e-5 < near < 0.02 if FAST else near < 1e-5
+    assert 1e-5 < difference < 0.02 if FAST else difference < 1e-5
 
 
 def test_guides_still_pull():

@@ -72,13 +72,13 @@ def test_restored_rows_draw_with_their_own_keys():
     env, steps = Fork(3, gust=1.0), {STATE: torch.zeros(3, 2)}
     env.reset(torch.arange(3), keys(0, range(3)))
     env.restore(torch.arange(3), steps, torch.tensor([5, 5, 6]))
-    seen = env.step(torch.zeros(3, 2)).obs[STATE]
-    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    states = env.step(torch.zeros(3, 2)).obs[STATE]
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
     env.restore(torch.tensor([2]), {STATE: torch.zeros(1, 2)}, torch.tensor([5]))
-    assert torch.equal(env.step(torch.zeros(3, 2)).obs[STATE][2], seen[0])
+    assert torch.equal(env.step(torch.zeros(3, 2)).obs[STATE][2], states[0])
     env.restore(torch.arange(3), steps)  # without keys, the same happens in all rows
-    seen = env.step(torch.zeros(3, 2)).obs[STATE]
-    assert torch.equal(seen[0], seen[2])
+    states = env.step(torch.zeros(3, 2)).obs[STATE]
+    assert torch.equal(states[0], states[2])
 
 
 def test_an_environment_that_ignores_the_keys_of_restored_rows_is_found():
@@ -94,17 +94,17 @@ def test_an_environment_that_ignores_the_keys_of_restored_rows_is_found():
 
 def test_episodes_start_from_demonstrated_states(demos):
     states = np.concatenate([e.steps[STATE][: len(e)] for e in demos])
-    known = {row.tobytes() for row in states}
+    demonstrated = {row.tobytes() for row in states}
     env = DemoStateReset(Fork(64), demos, fraction=0.5)
     first = env.reset(torch.arange(64), keys(3, range(64)))[STATE].numpy()
-    from_demos = np.array([row.tobytes() in known for row in first])
+    from_demos = np.array([row.tobytes() in demonstrated for row in first])
     assert 20 <= from_demos.sum() <= 44
     plain = Fork(64).reset(torch.arange(64), keys(3, range(64)))[STATE].numpy()
     assert np.array_equal(first[~from_demos], plain[~from_demos]), "the others start as ever"
     assert len({row.tobytes() for row in first[from_demos]}) > 15, "from many steps"
     everywhere = DemoStateReset(Fork(400), demos)
     first = everywhere.reset(torch.arange(400), keys(4, range(400)))[STATE].numpy()
-    assert all(row.tobytes() in known for row in first)
+    assert all(row.tobytes() in demonstrated for row in first)
     # Every step is equally likely: the mean over starts is that of the steps.
     error = np.abs(first.mean(0) - states.mean(0))
     assert (error < 4 * states.std(0) / 20).all()
@@ -117,12 +117,12 @@ def test_starts_from_demonstrations_keep_the_contract(demos):
     check_env(lambda rows: DemoStateReset(Fork(rows, limit=12, gust=0.5), demos, 0.7))
     hidden = rollout(Particle(3).expert(), Particle(3), 3, seed=0)
     env = DemoStateReset(Particle(50), hidden)  # the state is in two columns
-    seen = env.reset(torch.arange(50), keys(0, range(50)))
+    obs = env.reset(torch.arange(50), keys(0, range(50)))
     pairs = {(a.tobytes(), b.tobytes()) for e in hidden for a, b in zip(e.steps[STATE], e.steps["simulator.state"],
                                                                         strict=True)}
     assert all((a.numpy().tobytes(), b.numpy().tobytes()) in pairs
-               for a, b in zip(seen[STATE], seen["simulator.state"], strict=True))
-    assert seen["simulator.state"].any()
+               for a, b in zip(obs[STATE], obs["simulator.state"], strict=True))
+    assert obs["simulator.state"].any()
 
 
 def test_what_demonstrated_states_need_is_said(demos):
@@ -172,10 +172,10 @@ def test_the_fixed_horizon_keeps_the_contract():
 
 def test_an_episode_is_several_trials():
     env = MultiTrialEnv(Fork(3, limit=5), 3)
-    ran = rollout(Always((0.1, 0.0)), env, 4, seed=1)  # too slow to reach anything: each trial takes 5 steps
+    episodes = rollout(Always((0.1, 0.0)), env, 4, seed=1)  # too slow to reach anything: each trial takes 5 steps
     assert env.metadata["limit"] == 15 and env.metadata["success"].endswith("in the last trial")
     single = [rollout(Always((0.1, 0.0)), Fork(1, limit=5), 1, seed=1, first=n)[0] for n in range(4)]
-    for e, first in zip(ran, single, strict=True):
+    for e, first in zip(episodes, single, strict=True):
         assert len(e) == 15 and e.steps[NEW_TRIAL][:, 0].nonzero()[0].tolist() == [0, 5, 10]
         assert e.steps["next.truncated"].nonzero()[0].tolist() == [14] and not e.steps["next.terminated"].any()
         np.testing.assert_array_equal(e.steps[STATE][:5], first.steps[STATE][:5])
@@ -202,14 +202,16 @@ def test_success_is_that_of_the_last_trial(tmp_path):
             trial = state["trial"] + obs[NEW_TRIAL][:, 0].long()
             action, expert = ForkExpert(noise=0.0).act(obs, state["expert"])
             return torch.where(trial[:, None] > 1, torch.tensor([1.0, 0.0]), action), {"expert": expert, "trial": trial}
-    ran = rollout(OnlyFirst(), MultiTrialEnv(Fork(2), 2), 4, seed=0)
-    assert not any(e.metadata["success"] for e in ran) and {e.metadata["successful_trials"] for e in ran} == {1}
-    assert all((e.metadata["trial_1_success"], e.metadata["trial_2_success"]) == (True, False) for e in ran)
-    found = evaluation_of(ran)
-    assert found.trial_successes.tolist() == [[True, False]] * 4 and [r.estimate for r in found.trials] == [1, 0]
-    assert (found.trial_gain.difference, found.trial_gain.p_value) == (-1, 2 * 0.5**4)
-    assert found.trials[0] == clopper_pearson(4, 4) and found.trial_gain.high < 0
-    page = write_report(tmp_path / "report.html", runs={"a": found}).read_text()
+    episodes = rollout(OnlyFirst(), MultiTrialEnv(Fork(2), 2), 4, seed=0)
+    assert not any(e.metadata["success"] for e in episodes)
+    assert {e.metadata["successful_trials"] for e in episodes} == {1}
+    assert all((e.metadata["trial_1_success"], e.metadata["trial_2_success"]) == (True, False) for e in episodes)
+    evaluation = evaluation_of(episodes)
+    assert evaluation.trial_successes.tolist() == [[True, False]] * 4
+    assert [r.estimate for r in evaluation.trials] == [1, 0]
+    assert (evaluation.trial_gain.difference, evaluation.trial_gain.p_value) == (-1, 2 * 0.5**4)
+    assert evaluation.trials[0] == clopper_pearson(4, 4) and evaluation.trial_gain.high < 0
+    page = write_report(tmp_path / "report.html", runs={"a": evaluation}).read_text()
     assert "The last trial minus the first: \u2212100.0 points" in page and "<th>trial</th>" in page
     assert evaluation_of(rollout(ForkExpert(), Fork(2), 2)).trials is None
 
@@ -223,8 +225,8 @@ class SucceedsOnTheWay(Fork):
 
 
 def test_success_at_any_step_of_a_trial_counts():
-    ran = rollout(Always((0.0, 0.0)), MultiTrialEnv(SucceedsOnTheWay(2, limit=4), 3), 2, seed=0)
-    assert all(e.metadata["successful_trials"] == 3 and e.metadata["success"] for e in ran)
+    episodes = rollout(Always((0.0, 0.0)), MultiTrialEnv(SucceedsOnTheWay(2, limit=4), 3), 2, seed=0)
+    assert all(e.metadata["successful_trials"] == 3 and e.metadata["success"] for e in episodes)
 
 
 def test_trials_keep_the_contract():
@@ -283,8 +285,8 @@ def test_recorded_episodes_are_changed_alike(build):
     env = build(3)
     data = rollout(env.env.expert(), env.env, 4, seed=2)
     changed = Dataset([env.transform_episode(e) for e in data])
-    ran = rollout(replayed(changed, 2), build(3), 4, seed=2)
-    for a, b in zip(changed, ran, strict=True):
+    episodes = rollout(replayed(changed, 2), build(3), 4, seed=2)
+    for a, b in zip(changed, episodes, strict=True):
         assert set(a.steps) == set(b.steps) and a.features() == b.features()
         for name in a.steps:
             np.testing.assert_allclose(a.steps[name], b.steps[name], atol=1e-5)
@@ -294,8 +296,8 @@ def test_a_quarter_turn_in_closed_form():
     env, plain = rotated(), Fork(4)
     key = keys(0, range(4))
     x, y = plain.reset(torch.arange(4), key)[STATE].T
-    seen = env.reset(torch.arange(4), key)[STATE]  # (x, y) is turned around (1, 0): to (1 - y, x - 1)
-    torch.testing.assert_close(seen, torch.stack([1 - y, x - 1], 1))
+    states = env.reset(torch.arange(4), key)[STATE]  # (x, y) is turned around (1, 0): to (1 - y, x - 1)
+    torch.testing.assert_close(states, torch.stack([1 - y, x - 1], 1))
     before = env.env.state["at"].copy()
     env.step(torch.tensor([[0.0, 0.5]] * 4))  # "up" in the rotated frame is "right" in the environment
     np.testing.assert_allclose(env.env.state["at"] - before, [[0.05, 0.0]] * 4, atol=1e-6)
@@ -307,17 +309,19 @@ def test_a_quarter_turn_in_closed_form():
 def test_random_features_are_fixed_and_tell_states_apart():
     obs = {STATE: torch.randn(50, 2, generator=torch.Generator().manual_seed(0))}
     env = RandomFeatureObs(Fork(1), 16, seed=3)
-    seen = env.transform_obs(obs)[STATE]
-    assert seen.shape == (50, 16) and torch.equal(seen, RandomFeatureObs(Fork(1), 16, seed=3).transform_obs(obs)[STATE])
-    assert not torch.equal(seen, RandomFeatureObs(Fork(1), 16, seed=4).transform_obs(obs)[STATE])
+    features = env.transform_obs(obs)[STATE]
+    assert features.shape == (50, 16)
+    assert torch.equal(features, RandomFeatureObs(Fork(1), 16, seed=3).transform_obs(obs)[STATE])
+    assert not torch.equal(features, RandomFeatureObs(Fork(1), 16, seed=4).transform_obs(obs)[STATE])
     w0, w1 = env.weights  # one component, computed by hand
     hidden = [math.tanh(sum(float(w0[h, i]) * float(obs[STATE][7, i]) for i in range(2)) + float(env.bias[h]))
               for h in range(16)]
-    assert float(seen[7, 5]) == pytest.approx(math.tanh(sum(float(w1[5, h]) * hidden[h] for h in range(16))), abs=1e-6)
-    distance = torch.cdist(seen, seen) + 9 * torch.eye(50)
+    assert float(features[7, 5]) == pytest.approx(math.tanh(sum(float(w1[5, h]) * hidden[h] for h in range(16))),
+                                                  abs=1e-6)
+    distance = torch.cdist(features, features) + 9 * torch.eye(50)
     assert distance.min() > 1e-4
-    linear = torch.linalg.lstsq(torch.cat([obs[STATE], torch.ones(50, 1)], 1), seen).solution
-    assert (torch.cat([obs[STATE], torch.ones(50, 1)], 1) @ linear - seen).abs().max() > 0.05, "not a linear map"
+    linear = torch.linalg.lstsq(torch.cat([obs[STATE], torch.ones(50, 1)], 1), features).solution
+    assert (torch.cat([obs[STATE], torch.ones(50, 1)], 1) @ linear - features).abs().max() > 0.05, "not a linear map"
     with pytest.raises(UserError, match="kind 'image'"):
         RandomFeatureObs(envs.make("push-images"), column="observation.images.top")
 
@@ -328,8 +332,8 @@ def test_hidden_components_are_gone():
     kept = tuple(n for i, n in enumerate(names) if n not in ("speed.x", "speed.y") and i != 4)
     assert env.features[STATE].names == kept and env.features[STATE].shape == (5,)
     whole = Particle(2).reset(torch.arange(2), keys(0, range(2)))[STATE]
-    seen = env.reset(torch.arange(2), keys(0, range(2)))[STATE]
-    assert torch.equal(seen, whole[:, [names.index(n) for n in kept]])
+    states = env.reset(torch.arange(2), keys(0, range(2)))[STATE]
+    assert torch.equal(states, whole[:, [names.index(n) for n in kept]])
     with pytest.raises(UserError, match="(?s)no component 'speed.q'.*speed.x"):
         HiddenObs(Particle(2), {STATE: ("speed.q",)})
     with pytest.raises(UserError, match="no observation 'observation.other'"):
@@ -348,10 +352,10 @@ def test_fully_observed_toys_differ_in_what_they_show_alone(name):
         np.testing.assert_array_equal(one.steps[STATE], other.steps[STATE][:, :width])
         np.testing.assert_array_equal(one.steps["action"], other.steps["action"])
         assert one.metadata["success"] and other.metadata["success"]
-    shown = np.concatenate([e.steps[STATE][:, width:] for e in b])
+    hidden_part = np.concatenate([e.steps[STATE][:, width:] for e in b])
     hidden = np.concatenate([e.steps["simulator.state"] for e in b])
-    np.testing.assert_array_equal(shown, hidden[:, : shown.shape[1]])
-    assert full.features[STATE].names[width:] == plain.features["simulator.state"].names[: shown.shape[1]]
+    np.testing.assert_array_equal(hidden_part, hidden[:, : hidden_part.shape[1]])
+    assert full.features[STATE].names[width:] == plain.features["simulator.state"].names[: hidden_part.shape[1]]
     check_env(lambda rows: envs.make(name, rows, limit=15, fully_observed=True))
 
 
@@ -359,9 +363,9 @@ def test_the_rest_of_the_state_of_drive_changes_only_the_picture():
     """Two cars in the same observed state, with other hidden components, get the same rewards and the same ends."""
     env = Drive(2, fully_observed=True)
     hidden = torch.tensor([[12.0, 8.0, 0.0, 11.0, 5.0, 3.0, 17.0, 2.0], [12.0, 8.0, 0.0, 11.0, 5.0, 9.0, 99.0, 40.0]])
-    seen = torch.zeros(2, env.features[STATE].size)
-    seen[:, -DECISIVE:] = hidden[:, :DECISIVE]
-    env.restore(torch.arange(2), {STATE: seen, "simulator.state": hidden})
+    states = torch.zeros(2, env.features[STATE].size)
+    states[:, -DECISIVE:] = hidden[:, :DECISIVE]
+    env.restore(torch.arange(2), {STATE: states, "simulator.state": hidden})
     pictures = []
     for _ in range(12):
         out = env.step(torch.full((2, 1), 0.1))

@@ -78,22 +78,24 @@ def test_all_ways_of_resetting_give_the_same_episodes(cls, mode):
     plain = []
     for number in range(7):  # by hand, one environment at a time
         env, seed = Many(), int(keys(5, [number])[0]) % 2 ** 31
-        seen, over = [env.reset(seed=seed)[0]], False
+        observations, over = [env.reset(seed=seed)[0]], False
         while not over:
             obs, _, terminated, truncated, _ = env.step(None)
-            seen.append(obs)
+            observations.append(obs)
             over = terminated or truncated
-        plain.append((seen, terminated))
+        plain.append((observations, terminated))
     env = many(mode, cls)
-    ran = rollout(UniformRandomActor(env), env, 7, seed=5)
+    episodes = rollout(UniformRandomActor(env), env, 7, seed=5)
     env.close()
-    for (seen, terminated), episode in zip(plain, ran, strict=True):
-        assert len(episode) == len(seen) - 1
-        np.testing.assert_array_equal(episode.steps["observation.images.eye"], [s["eye"] for s in seen])
-        np.testing.assert_array_equal(episode.steps["observation.inner.one"][:, 0], [s["inner"]["one"] for s in seen])
-        np.testing.assert_array_equal(episode.steps["observation.mode"][:, 0], [s["mode"] + 1 for s in seen])
+    for (observations, terminated), episode in zip(plain, episodes, strict=True):
+        assert len(episode) == len(observations) - 1
+        np.testing.assert_array_equal(episode.steps["observation.images.eye"], [s["eye"] for s in observations])
+        np.testing.assert_array_equal(episode.steps["observation.inner.one"][:, 0],
+                                      [s["inner"]["one"] for s in observations])
+        np.testing.assert_array_equal(episode.steps["observation.mode"][:, 0], [s["mode"] + 1 for s in observations])
         assert episode.steps["next.terminated"][-1] == terminated != episode.steps["next.truncated"][-1]
-        np.testing.assert_array_equal(episode.steps["next.success"], [i == len(seen) - 3 for i in range(len(seen) - 1)])
+        np.testing.assert_array_equal(episode.steps["next.success"],
+                                      [i == len(observations) - 3 for i in range(len(observations) - 1)])
         assert episode.metadata["success"] is True
 
 
@@ -148,8 +150,8 @@ def test_every_space_has_its_column():
         "inner.one": ("vector", (1,), None), "action": ("vector", (2,), None)}
     assert obs["observation.images.first"][0, 0, 0].tolist() == [0, 1, 2]
     env.step(torch.zeros(3, 2))
-    said = env.step(torch.zeros(3, 2)).obs["observation.said"]
-    assert bytes(said[0].tolist()).rstrip(b"\0") == b"abab"
+    text_column = env.step(torch.zeros(3, 2)).obs["observation.said"]
+    assert bytes(text_column[0].tolist()).rstrip(b"\0") == b"abab"
     assert env.metadata["success"] == "info['is_success'] at any step"  # known beforehand
     plain = wrap_vector(vectorize(lambda: gymnasium.make("CartPole-v1"), 1), {"env": "pole"})
     assert plain.metadata["success"] is None and set(plain.features) == {"observation.state", "action"}
@@ -162,16 +164,16 @@ def test_actions_are_clipped_and_cast():
     taken = env.vec.envs[0].taken[-1]
     assert taken.dtype == np.float64 and taken.tolist() == [-1, 4]
     assert env.metadata["low"] == [-1, 0] and env.metadata["high"] == [1, 4]
-    for space, given, wanted in ((spaces.Discrete(3, start=5), [[2]], 7),
-                                 (spaces.MultiDiscrete([3, 2]), [[2, 1]], [2, 1]),
-                                 (spaces.MultiBinary(2), [[0, 1]], [0, 1])):
+    for space, action, expected in ((spaces.Discrete(3, start=5), [[2]], 7),
+                                    (spaces.MultiDiscrete([3, 2]), [[2, 1]], [2, 1]),
+                                    (spaces.MultiBinary(2), [[0, 1]], [0, 1])):
         env = wrap_vector(vectorize(lambda space=space: Many(space), 1), {"env": "many"})
         env.reset(torch.arange(1), keys(0, [0]))
-        env.step(torch.tensor(given))
-        assert np.array_equal(env.vec.envs[0].taken[-1], wanted)
+        env.step(torch.tensor(action))
+        assert np.array_equal(env.vec.envs[0].taken[-1], expected)
         assert env.vec.envs[0].action_space.contains(env.vec.envs[0].taken[-1])
         with pytest.raises(UserError, match="the numbers of choices"):
-            env.step(torch.full_like(torch.tensor(given), 9))
+            env.step(torch.full_like(torch.tensor(action), 9))
 
 
 def test_what_has_no_meaning_is_refused():
@@ -212,11 +214,11 @@ def test_balancing_a_pole():
             return {}
 
         def act(self, obs, state):
-            seen = obs["observation.state"]
-            return (seen @ torch.tensor([0.1, 0.3, 1.0, 1.0]) > 0).long().unsqueeze(1), state
-    ran = rollout(Balance(), envs.make("CartPole-v1", 5), 5, seed=0)
-    assert [len(e) for e in ran] == [500] * 5 and all(e.steps["next.truncated"][-1] for e in ran)
-    assert ran[0].steps["action"].dtype == np.int64 and ran[0].steps["action"].shape == (500, 1)
+            state_vector = obs["observation.state"]
+            return (state_vector @ torch.tensor([0.1, 0.3, 1.0, 1.0]) > 0).long().unsqueeze(1), state
+    episodes = rollout(Balance(), envs.make("CartPole-v1", 5), 5, seed=0)
+    assert [len(e) for e in episodes] == [500] * 5 and all(e.steps["next.truncated"][-1] for e in episodes)
+    assert episodes[0].steps["action"].dtype == np.int64 and episodes[0].steps["action"].shape == (500, 1)
 
 
 def test_pictures_come_from_the_row(monkeypatch):
@@ -296,9 +298,9 @@ def theirs(tmp_path, monkeypatch):
     ("Theirs-v0", 3), ("theirs_envs:Theirs-v0", 3)])
 def test_whatever_makes_an_environment_of_theirs_is_taken(theirs, name, length):
     env = envs.make(name, 3, theirs)
-    ran = rollout(UniformRandomActor(env), env, 7, seed=0)
-    assert env.rows == 3 and [len(e) for e in ran] == [length] * 7 and env.metadata["env"] == name
-    for number, episode in enumerate(ran):  # every row is one of its own
+    episodes = rollout(UniformRandomActor(env), env, 7, seed=0)
+    assert env.rows == 3 and [len(e) for e in episodes] == [length] * 7 and env.metadata["env"] == name
+    for number, episode in enumerate(episodes):  # every row is one of its own
         plain = gymnasium.utils.seeding.np_random(int(keys(0, [number])[0]) % 2 ** 31)[0].random() < 0.5
         assert episode.steps["observation.state"].tolist() == [[t, plain] for t in range(length + 1)]
 
@@ -331,8 +333,8 @@ def test_a_package_that_is_trusted_has_to_be_there():
 def test_an_unknown_id_is_all_that_is_said():
     """Simulators that are asked for it greet; nobody wants to know."""
     code = "from understudy import envs\ntry: envs.make('Nowhere-v0')\nexcept ValueError: print('asked')"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.stdout, ran.stderr) == ("asked\n", "")
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == ("asked\n", "")
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
@@ -343,11 +345,12 @@ def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
     build = partial(module.Theirs, tells=tells)
     env = wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"})
     assert env.metadata["success"] is None
-    ran = rollout(UniformRandomActor(env), env, 9, seed=0)
-    lucky = [bool(e.steps["observation.state"][0, 1]) for e in ran]
+    episodes = rollout(UniformRandomActor(env), env, 9, seed=0)
+    lucky = [bool(e.steps["observation.state"][0, 1]) for e in episodes]
     assert 0 < sum(lucky) < 9
-    assert [e.metadata["success"] for e in ran] == lucky and env.metadata["success"] == "info['success'] at any step"
-    for e, yes in zip(ran, lucky, strict=True):
+    assert [e.metadata["success"] for e in episodes] == lucky
+    assert env.metadata["success"] == "info['success'] at any step"
+    for e, yes in zip(episodes, lucky, strict=True):
         assert e.steps["next.success"].tolist() == [yes and t + 1 in tells for t in range(4)]
     judged = evaluate(
         UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9
@@ -369,8 +372,9 @@ def test_a_recording_goes_on_whatever_has_been_told_by_then(theirs, tmp_path):
     lucky = [bool(e.steps["observation.state"][0, 1]) for e in on(20, (), "plain")]
     assert "next.success" not in open_dataset(tmp_path / "plain").features()
     on(1 + lucky.index(True), (4,), "told")
-    told = on(20, (4,), "told")
-    assert [e.metadata["success"] for e in told] == [bool(e.steps["next.success"].any()) for e in told] == lucky
+    continued = on(20, (4,), "told")
+    assert [e.metadata["success"] for e in continued] == [bool(e.steps["next.success"].any())
+                                                          for e in continued] == lucky
     on(2, (), "late")
     late = on(20, (4,), "late")
     assert [e.metadata.get("success", False) for e in late] == [False, False, *lucky[2:]]

@@ -122,9 +122,9 @@ def test_the_commands_record_learn_and_act_with_images(tmp_path, capsys):
     assert main(["eval", run, "fork@images=16", "--episodes", "2"]) == 0
     assert "scaled" not in capsys.readouterr().err
     assert main(["eval", run, "fork@images=24", "--episodes", "2"]) == 0
-    told = ("fork@images=24 shows observation.images.camera with 24 x 24 pixels, which are scaled to the 16 x 16 that "
-            f"{run} was trained with")
-    assert capsys.readouterr().err.count(told) == 1
+    warning = ("fork@images=24 shows observation.images.camera with 24 x 24 pixels, which are scaled to the 16 x 16 "
+               f"that {run} was trained with")
+    assert capsys.readouterr().err.count(warning) == 1
     scaled = str(tmp_path / "scaled")
     assert main(["train", "bc", data, "--steps", "2", "--out", scaled, "--image-size", "12"]) == 0
     assert main(["eval", scaled, "fork@images=16", "--episodes", "2"]) == 0
@@ -136,11 +136,11 @@ def test_the_commands_record_learn_and_act_with_images(tmp_path, capsys):
 
 
 def test_images_of_other_cameras_are_not_promised():
-    wanted = dict(envs.make("fork@images=16").features)
-    check_images({k: f for k, f in wanted.items() if k != IMAGE}, envs.make("fork"))
-    check_images({"observation.images.wrist": wanted[IMAGE]}, envs.make("fork"))  # nobody knows where it comes from
+    features = dict(envs.make("fork@images=16").features)
+    check_images({k: f for k, f in features.items() if k != IMAGE}, envs.make("fork"))
+    check_images({"observation.images.wrist": features[IMAGE]}, envs.make("fork"))  # nobody knows where it comes from
     with pytest.raises(UserError, match="shows none by itself"):
-        check_images(wanted, envs.make("fork"))
+        check_images(features, envs.make("fork"))
 
 
 # -- MuJoCo ----------------------------------------------------------------------------------------------------------
@@ -166,13 +166,13 @@ def test_images_of_mujoco_are_those_of_its_own_renderer():
     env = mujoco_env("metaworld/door-open-v3@images=48,corner2,topview,free")
     action = torch.tensor([[1.0, -1.0, 0.5, 1.0]])
     for _ in range(3):
-        seen = env.step(action).obs
+        obs = env.step(action).obs
     model, data = env.env._simulation(0)
     with mujoco.Renderer(model, 48, 48) as renderer:
         mujoco.mj_forward(model, data)
         for camera, turned in (("corner2", -1), ("topview", 1), ("free", 1)):
             renderer.update_scene(data, -1 if camera == "free" else camera)
-            assert np.array_equal(seen[f"observation.images.{camera}"][0], renderer.render()[::turned, ::turned])
+            assert np.array_equal(obs[f"observation.images.{camera}"][0], renderer.render()[::turned, ::turned])
     env.close()
 
 

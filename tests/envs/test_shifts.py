@@ -41,11 +41,11 @@ def test_each_toy_has_the_shifts_that_it_can_have():
 
 
 def test_a_shift_that_changes_something_at_0_is_found():
-    wrong = Shift(
+    broken_shift = Shift(
         "bias", "", "m", (1.0,), lambda env, s: SensorNoise(env, s + 0.1, {"observation.state": torch.ones(2)})
     )
     with pytest.raises(ContractViolation, match="severity 0"):
-        check_shift(build("fork", limit=4), wrong)
+        check_shift(build("fork", limit=4), broken_shift)
 
 
 # -- what is seen and done, in closed form ---------------------------------------------------------------------------
@@ -55,8 +55,8 @@ def test_a_shift_that_changes_something_at_0_is_found():
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_delayed_observation_is_exactly_so_old(k, rows):
     for episode in rollout(Echo(), ObservationDelay(Counter(rows), k), 5):
-        wanted = [max(t - k, 0) for t in range(13)]
-        np.testing.assert_array_equal(episode.steps["observation.state"][:, 0], wanted)
+        expected = [max(t - k, 0) for t in range(13)]
+        np.testing.assert_array_equal(episode.steps["observation.state"][:, 0], expected)
         np.testing.assert_array_equal(episode.steps["simulator.state"][:, 0], range(13))  # nobody's senses
 
 
@@ -106,17 +106,17 @@ def test_light_camera_and_discs_change_the_picture_as_said():
     assert changed.max() <= 6  # a disc of a sixth of 8 pixels
     assert torch.equal(env.step(torch.zeros(8, 1)).obs["observation.state"][:, 0], torch.ones(8))
     big = Distractors(Counter(4, pixels=(96, 96)), 1)
-    shown = big.reset(torch.arange(4), keys(0, range(4)))["observation.images.top"]
-    area = (shown != Counter(4, pixels=(96, 96))._seen()["observation.images.top"]).any(-1).flatten(1).sum(1)
+    pictures = big.reset(torch.arange(4), keys(0, range(4)))["observation.images.top"]
+    area = (pictures != Counter(4, pixels=(96, 96))._seen()["observation.images.top"]).any(-1).flatten(1).sum(1)
     assert 0.2 * math.pi * 64 < area.min() and area.max() < 1.1 * math.pi * 64  # cut by an edge at most
 
 
 def test_of_the_dropped_observations_the_share_is_right_and_the_last_is_seen_again():
     data = rollout(DroppedObservation(Echo(), 0.3), Counter(20, limit=50), 60)
-    seen = np.stack([e.steps["next.reward"] for e in data])  # the step that each action was decided from
-    fresh = seen == np.arange(50)
+    steps_shown = np.stack([e.steps["next.reward"] for e in data])  # the step that each action was decided from
+    fresh = steps_shown == np.arange(50)
     assert fresh[:, 0].all()  # the first one comes
-    np.testing.assert_array_equal(seen, np.maximum.accumulate(np.where(fresh, np.arange(50), 0), 1))
+    np.testing.assert_array_equal(steps_shown, np.maximum.accumulate(np.where(fresh, np.arange(50), 0), 1))
     assert 1 - fresh[:, 1:].mean() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / (60 * 49)))
     every = rollout(DroppedObservation(Echo(), 1.0), Counter(2), 2)
     assert not any(e.steps["next.reward"].any() for e in every)
@@ -153,9 +153,9 @@ def test_ranges_are_wider_by_the_severity_on_every_side():
             ("particle", "start", slice(0, 2), 0.0, 1.0), ("push", "goal", slice(6, 8), 0.2, 0.8),
             ("push", "start", slice(2, 4), 0.2, 0.8), ("blocks", "start", 2, 0.28, 0.38),
             ("blocks", "goal", 9, 0.74, 0.82), ("arms", "start", 2, 1.5, 1.9), ("arms", "goal", 11, 0.6, 0.9)):
-        seen = kinds(name)[kind].world(make(name, 2000), 0.05).reset(*everyone)["observation.state"][:, at]
-        assert float(seen.min()) == pytest.approx(low - 0.05, abs=0.01), (name, kind)
-        assert float(seen.max()) == pytest.approx(high + 0.05, abs=0.01), (name, kind)
+        states = kinds(name)[kind].world(make(name, 2000), 0.05).reset(*everyone)["observation.state"][:, at]
+        assert float(states.min()) == pytest.approx(low - 0.05, abs=0.01), (name, kind)
+        assert float(states.max()) == pytest.approx(high + 0.05, abs=0.01), (name, kind)
     state = kinds("push")["start"].world(make("push", 2000), 0.08).reset(*everyone)["observation.state"]
     assert float((state[:, :2] - state[:, 2:4]).norm(dim=1).min()) > 1.5 * 0.08 + 0.035 - 1e-6  # nothing overlaps
     corners = kinds("particle")["goal"].world(make("particle", 50), 1.0).reset(*(x[:50] for x in everyone))
@@ -226,7 +226,7 @@ def test_mujoco_models_are_shifted(kind):
     now = world.env.models[0][0]
     factor = {"mass": 1.5, "friction": 0.5, "gravity": 1.5}
     for name, was in plain.items():
-        found = {"mass": now.body_mass, "friction": now.geom_friction[:, 0], "gravity": now.opt.gravity}[name]
-        np.testing.assert_allclose(found, was * (factor[name] if name == kind else 1))
+        model_values = {"mass": now.body_mass, "friction": now.geom_friction[:, 0], "gravity": now.opt.gravity}[name]
+        np.testing.assert_allclose(model_values, was * (factor[name] if name == kind else 1))
     speeds = slice(1 + model.nq, 1 + model.nq + model.nv)
     assert bool(moved[0, speeds].any()) == (kind == "start") and not moved[0, :1 + model.nq].any()

@@ -65,28 +65,29 @@ def normal_data(episodes=12, steps=60, std=(1.0, 3.0)):
 
 def test_a_constant_answer_has_the_errors_that_arithmetic_says():
     data = normal_data()
-    found = evaluate_action_prediction(policy(data, Draws(0.5, 0.0), 1), data, validation=Validation(10**6, 2))
+    prediction = evaluate_action_prediction(policy(data, Draws(0.5, 0.0), 1), data, validation=Validation(10**6, 2))
     action = np.concatenate([e.steps["action"] for e in data]).astype(float)
     scale = action.std(0)
     each = np.sqrt((((0.5 - action) / scale) ** 2).mean(1))
-    assert found.windows == len(action) and found.samples == 1
+    assert prediction.windows == len(action) and prediction.samples == 1
     assert (
-        found.energy_score.estimate
-        == found.mean_error.estimate
-        == found.best_error.estimate
+        prediction.energy_score.estimate
+        == prediction.mean_error.estimate
+        == prediction.best_error.estimate
         == pytest.approx(each.mean(), rel=1e-5)
     )
-    assert found.baseline_error == pytest.approx(
+    assert prediction.baseline_error == pytest.approx(
         np.sqrt((((action.mean(0) - action) / scale) ** 2).mean(1)).mean(), rel=1e-5
     )
-    for i, part in enumerate(found.by_dimension):
+    for i, part in enumerate(prediction.by_dimension):
         assert part.error == pytest.approx(np.sqrt(((0.5 - action[:, i]) ** 2).mean()), rel=1e-5) and part.spread == 0
-    assert [p.name for p in found.by_dimension] == ["lift", "turn"] and found.unit == "m"
+    assert [p.name for p in prediction.by_dimension] == ["lift", "turn"] and prediction.unit == "m"
     third = np.concatenate([e.steps["action"][12:18] for e in data]).astype(float)  # 60 steps in ten parts
-    assert found.by_time[2].name == "20-30%"
-    assert found.by_time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
+    assert prediction.by_time[2].name == "20-30%"
+    assert prediction.by_time[2].error == pytest.approx(np.sqrt(((0.5 - third) ** 2).mean()), rel=1e-5)
     assert (
-        found.coverage is None and found.uncertain_steps == () and "cannot say where it is unsure" in found.describe()
+        prediction.coverage is None and prediction.uncertain_steps == ()
+        and "cannot say where it is unsure" in prediction.describe()
     )
 
 
@@ -94,9 +95,9 @@ def test_a_head_at_temperature_0_gives_one_answer():
     """It has noise, as the head of ACT has, but its plans do not depend on it."""
     data = normal_data(4, 30)
     for head, samples in ((CVAE(4), 1), (CVAE(4, temperature=1.0), 5), (GMM(2), 5)):
-        found = evaluate_action_prediction(policy(data, head), data, validation=Validation(8, 5))
-        assert found.samples == samples and (found.coverage is None) == (samples == 1)
-        assert ("gives one answer" in found.describe()) == (samples == 1)
+        prediction = evaluate_action_prediction(policy(data, head), data, validation=Validation(8, 5))
+        assert prediction.samples == samples and (prediction.coverage is None) == (samples == 1)
+        assert ("gives one answer" in prediction.describe()) == (samples == 1)
 
 
 def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
@@ -118,15 +119,15 @@ def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
 def test_it_is_the_validation_error_with_an_interval_over_episodes():
     data = normal_data()
     p, validation = policy(data, Draws(0.3, 0.7)), Validation(200, 6)
-    rest, held = data.select(range(8)), [8, 9, 10, 11]
-    found = evaluate_action_prediction(p, data, held, "held out", validation=validation)
-    theirs = validation.evaluate(p, data.select(held), target_scale(rest, "action"))
+    training, held_out = data.select(range(8)), [8, 9, 10, 11]
+    prediction = evaluate_action_prediction(p, data, held_out, "held out", validation=validation)
+    validated = validation.evaluate(p, data.select(held_out), target_scale(training, "action"))
     for name, field in (("energy", "energy_score"), ("mean", "mean_error"), ("best", "best_error")):
-        assert getattr(found, field).estimate == pytest.approx(theirs[name], rel=1e-6)
-    assert found.energy_score.low < found.energy_score.estimate < found.energy_score.high
-    assert found.episodes == (8, 9, 10, 11) and found.steps == 240
-    assert "4 episodes that it was not trained on" in found.describe()
-    assert "not a success rate" in found.describe()
+        assert getattr(prediction, field).estimate == pytest.approx(validated[name], rel=1e-6)
+    assert prediction.energy_score.low < prediction.energy_score.estimate < prediction.energy_score.high
+    assert prediction.episodes == (8, 9, 10, 11) and prediction.steps == 240
+    assert "4 episodes that it was not trained on" in prediction.describe()
+    assert "not a success rate" in prediction.describe()
 
 
 def test_what_lies_beyond_the_end_does_not_count():
@@ -144,9 +145,9 @@ def test_windows_beyond_the_end_altogether_are_no_windows():
         PolicyConfig(Draws(0.5, 0.0), codec=Normalizer(target="identity"), window=Window(1, 1, action_offset=2)),
         data.features(),
     ).fit_statistics(data)
-    found, validation = evaluate_action_prediction(late, data, validation=Validation(10**6, 2)), Validation(10**6, 2)
-    assert found.windows == 3 * 3
-    assert found.energy_score.estimate == pytest.approx(
+    errors, validation = evaluate_action_prediction(late, data, validation=Validation(10**6, 2)), Validation(10**6, 2)
+    assert errors.windows == 3 * 3
+    assert errors.energy_score.estimate == pytest.approx(
         validation.evaluate(late, data, target_scale(data, "action"))["energy"]
     )
 
@@ -163,29 +164,30 @@ def test_it_says_where_it_is_unsure():
     from understudy.nets.encoders import ConcatEncoder
 
     rng = np.random.default_rng(1)
-    seen = -np.ones((4, 40, 1), np.float32)
-    seen[2, 17] = 1.0
+    observations = -np.ones((4, 40, 1), np.float32)
+    observations[2, 17] = 1.0
     data = Dataset([Episode({"observation.state": s, "action": rng.normal(size=(40, 1)).astype(np.float32)})
-                    for s in seen])
+                    for s in observations])
     recipe = PolicyConfig(
         Unsteady(), encoder=ConcatEncoder(), codec=Normalizer(obs="identity", target="identity"), window=Window(1, 2)
     )
-    found = evaluate_action_prediction(
+    prediction = evaluate_action_prediction(
         Policy(recipe, data.features()).fit_statistics(data), data, [1, 2, 3], validation=Validation(10**6, 8)
     )
-    assert (found.uncertain_steps[0].episode, found.uncertain_steps[0].step) == (2, 17) and found.uncertain_steps[
+    assert (prediction.uncertain_steps[0].episode,
+            prediction.uncertain_steps[0].step) == (2, 17) and prediction.uncertain_steps[
         1
     ].spread == 0
-    assert found.by_time[4].spread > 0 and found.by_time[0].spread == 0
-    assert "least sure in episode 2 at step 17" in found.describe()
+    assert prediction.by_time[4].spread > 0 and prediction.by_time[0].spread == 0
+    assert "least sure in episode 2 at step 17" in prediction.describe()
 
 
 def test_fans_are_the_plans_over_what_was_recorded():
     data = normal_data(episodes=6)
     p, validation = policy(data, Draws(0.0, 1.0)), Validation(30, 5)
-    found = evaluate_action_prediction(p, data, [1, 3, 4], validation=validation, n_examples=2)
-    assert len(found.plan_samples) == 2 and {f.episode for f in found.plan_samples} <= {1, 3, 4}
-    for fans in found.plan_samples:
+    prediction = evaluate_action_prediction(p, data, [1, 3, 4], validation=validation, n_examples=2)
+    assert len(prediction.plan_samples) == 2 and {f.episode for f in prediction.plan_samples} <= {1, 3, 4}
+    for fans in prediction.plan_samples:
         np.testing.assert_array_equal(fans.actions, data[fans.episode].steps["action"])
         assert len(fans.plan_samples) >= 2 and fans.plan_samples[0].step == 0 and fans.plan_samples[-1].step == 59
         assert all(f.plans.shape == (5, 4, 2) for f in fans.plan_samples)
@@ -198,20 +200,22 @@ def test_choices_are_judged_by_the_share_of_wrong_ones():
     torch.manual_seed(0)
     p = Policy(PolicyConfig(Categorical(temperature=1.0), window=Window(1, 1)), data.features()).fit_statistics(data)
     nn.init.zeros_(list(p.net.parameters())[-1])
-    found = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
-    assert 0.5 < found.by_dimension[0].error < 0.8 and 0.5 < found.by_dimension[0].spread < 0.8  # of three: about 2/3
-    theirs = Validation(10**6, 8).evaluate(p, data)
-    assert found.by_dimension[0].error == pytest.approx(theirs["wrong"], rel=1e-6)
-    assert found.energy_score.estimate == pytest.approx(theirs["energy"], rel=1e-6) and found.coverage is None
+    prediction = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
+    assert 0.5 < prediction.by_dimension[0].error < 0.8
+    assert 0.5 < prediction.by_dimension[0].spread < 0.8  # of three: about 2/3
+    validated = Validation(10**6, 8).evaluate(p, data)
+    assert prediction.by_dimension[0].error == pytest.approx(validated["wrong"], rel=1e-6)
+    assert prediction.energy_score.estimate == pytest.approx(validated["energy"], rel=1e-6)
+    assert prediction.coverage is None
 
 
 def test_the_json_has_no_numbers_that_are_not_finite():
     data = normal_data(episodes=2)
-    found = evaluate_action_prediction(policy(data, Draws()), data, [0], "held out", validation=Validation(20, 3))
-    doc = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    prediction = evaluate_action_prediction(policy(data, Draws()), data, [0], "held out", validation=Validation(20, 3))
+    doc = json.loads(json.dumps(prediction.to_json(), allow_nan=False))
     assert doc["energy"]["low"] is None and doc["energy"]["estimate"] > 0  # one episode has no spread
     assert doc["success"] is None and doc["origin"] == "held out" and "not a success rate" in doc["note"]
-    assert "1 episode that" in found.describe() and "interval" not in found.describe()
+    assert "1 episode that" in prediction.describe() and "interval" not in prediction.describe()
 
 
 def test_what_was_held_out_is_known_from_the_provenance():
@@ -235,8 +239,8 @@ def test_another_data_set_is_not_called_unseen():
     cut = Dataset([e.replace({k: v[1:] for k, v in e.steps.items()}) for e in data.select([3])])
     provenance = {"episodes": episode_fingerprints(data), "held_out": [2, 5]}
     numbers, origin = episodes_to_evaluate(provenance, cut)
-    said = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
-    assert said.startswith("On 1 episode of a data set that it was not trained on, as far as is recorded (if they are "
+    text = evaluate_action_prediction(policy(data, Draws()), cut, numbers, origin).describe()
+    assert text.startswith("On 1 episode of a data set that it was not trained on, as far as is recorded (if they are "
                            "cut from its training data, this is no test), the predicted actions are off by ")
 
 
@@ -249,7 +253,7 @@ def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, mon
     write_dataset(data, "demos")
     assert main(["train", "bc", "demos", "--out", "run", "--steps", "4", "--save-freq", "4", "--val-fraction", "0.34",
                  "--device", "cpu", "--policy.inputs", "observation.state"]) == 0
-    held = json.loads(Path("run/checkpoints/000004/provenance.json").read_text())["held_out"]
+    held_out = json.loads(Path("run/checkpoints/000004/provenance.json").read_text())["held_out"]
     for copy in ("copy.npz", "copy.hdf5", "copy.csv"):
         assert main(["convert", "demos", copy]) == 0
         for file in sorted(Path(copy).rglob("*.png"))[1:]:  # the size is read from the first
@@ -257,7 +261,7 @@ def test_a_converted_copy_is_recognized_and_its_frames_stay_closed(tmp_path, mon
         capsys.readouterr()
         assert main(["eval", "run", copy, "--json"]) == 0
         out, err = capsys.readouterr()
-        assert (json.loads(out)["origin"], json.loads(out)["episodes"]) == ("held out", held), copy
+        assert (json.loads(out)["origin"], json.loads(out)["episodes"]) == ("held out", held_out), copy
         assert "decoded" not in err
 
 
@@ -276,14 +280,15 @@ def line_data(columns, episodes=4, unit=None):
 def test_the_error_stands_next_to_always_the_average_and_the_last_action():
     """A ramp of one per step: the mean is 9.5 + e, the last action is off by 1 but at the first step."""
     data = line_data([lambda t: t], episodes=2, unit="m")
-    found = evaluate_action_prediction(policy(data, Draws(10.0, 0.0), 1), data, [1], validation=Validation(10**6, 2))
+    prediction = evaluate_action_prediction(policy(data, Draws(10.0, 0.0), 1), data, [1],
+                                            validation=Validation(10**6, 2))
     steps = np.arange(20) + 1.0
-    (error,), (all_, interval) = found.by_component, found.prediction_error
+    (error,), (all_, interval) = prediction.by_component, prediction.prediction_error
     assert error.policy == pytest.approx(np.abs(10 - steps).mean()) == interval.estimate == all_.policy
     assert error.average == pytest.approx(np.abs(9.5 - steps).mean())
     assert error.last_action == pytest.approx((19 * 1 + (9.5 - 1)) / 20)
     assert error.r2 == pytest.approx(1 - ((10 - steps) ** 2).sum() / ((9.5 - steps) ** 2).sum())
-    text = found.describe()
+    text = prediction.describe()
     assert text.startswith("On 1 episode of a data set") and "are off by 5 m on average" in text
     assert f"Always the average: {error.average:.3g} m. Repeating the last one: 1.38 m." in text
     assert "It is no better than repeating the last one." in text
@@ -302,18 +307,19 @@ def test_a_chunk_that_begins_in_the_past_is_compared_from_now_on():
 
 def test_a_constant_component_is_named_and_does_not_count():
     data = line_data([lambda t: t, np.zeros_like], episodes=1)
-    found = evaluate_action_prediction(policy(data, Draws(0.0, 0.0), 1), data, validation=Validation(10**6, 2))
-    assert [c.is_constant for c in found.by_component] == [False, True] and found.by_component[1].r2 is None
-    assert found.prediction_error[0].policy == found.by_component[0].policy == pytest.approx(9.5)
-    assert "Left out, because they never change in the data: action[1]." in found.describe()
+    prediction = evaluate_action_prediction(policy(data, Draws(0.0, 0.0), 1), data, validation=Validation(10**6, 2))
+    assert [c.is_constant for c in prediction.by_component] == [False, True] and prediction.by_component[1].r2 is None
+    assert prediction.prediction_error[0].policy == prediction.by_component[0].policy == pytest.approx(9.5)
+    assert "Left out, because they never change in the data: action[1]." in prediction.describe()
 
 
 def test_actions_that_never_change_are_no_perfect_result():
     data = line_data([np.ones_like], episodes=1)
-    found = evaluate_action_prediction(policy(data, Draws(1.0, 0.0), 1), data, validation=Validation(10**6, 2))
-    assert found.energy_score.estimate == 0 and found.prediction_error is None and found.to_json()["error"] is None
-    assert found.describe().startswith("This data cannot show how good the policy is: every component of its actions "
-                                       "has the same value at all steps (action[0]).")
+    prediction = evaluate_action_prediction(policy(data, Draws(1.0, 0.0), 1), data, validation=Validation(10**6, 2))
+    assert prediction.energy_score.estimate == 0
+    assert prediction.prediction_error is None and prediction.to_json()["error"] is None
+    assert prediction.describe().startswith("This data cannot show how good the policy is: every component of its "
+                                            "actions has the same value at all steps (action[0]).")
 
 
 def test_choices_stand_next_to_the_most_frequent_one_and_the_last():
@@ -322,12 +328,12 @@ def test_choices_stand_next_to_the_most_frequent_one_and_the_last():
     p = Policy(PolicyConfig(Categorical(), window=Window(1, 1)), data.features()).fit_statistics(data)
     for parameter in p.net.parameters():
         nn.init.zeros_(parameter)  # always class 0
-    found = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
-    (error,) = found.by_component
+    prediction = evaluate_action_prediction(p, data, validation=Validation(10**6, 8))
+    (error,) = prediction.by_component
     assert error.policy == error.average == 0.5 and error.r2 is None
     assert error.last_action == pytest.approx((1 + 1 + 1) * 5 / 30 - 1 / 30)  # the first step is the most frequent one
-    assert "50.0% of the predicted actions are wrong" in found.describe()
-    assert "It is no better than the most frequent action or repeating the last one." in found.describe()
+    assert "50.0% of the predicted actions are wrong" in prediction.describe()
+    assert "It is no better than the most frequent action or repeating the last one." in prediction.describe()
 
 
 def test_the_answer_ends_with_the_next_step_on_a_robot(tmp_path, monkeypatch, capsys):

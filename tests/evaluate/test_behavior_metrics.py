@@ -20,8 +20,8 @@ from understudy.evaluate.behavior_metrics import measure_behavior
 def test_beside_puts_them_together(shaky):
     env = Fork(50)
     demos = rollout(env.expert(), env, 40, seed=-2)
-    found = measure_behavior(shaky, env, demos, repeated=modes.rollout_repeated_starts(env.expert(), env, 4, 4))
-    by = {m.key: m for m in found.metrics}
+    metrics = measure_behavior(shaky, env, demos, repeated=modes.rollout_repeated_starts(env.expert(), env, 4, 4))
+    by = {m.key: m for m in metrics.metrics}
     won = [e for e in shaky if e.metadata["success"]]
     assert by["time_to_success"].n_episodes == len(won) and by["time_to_success"].unit == "s"
     assert by["time_to_success"].value.estimate == pytest.approx(np.mean([len(e) for e in won]) / 10)
@@ -29,35 +29,35 @@ def test_beside_puts_them_together(shaky):
     assert by["failures_margin"].n_episodes == 60 - len(won) and by["failures_margin"].demonstrations is None
     assert by["state_distance"].value.estimate > 2 * by["state_distance"].demonstrations.estimate
     assert (
-        found.modes.n_modes == 2
-        and found.modes.n_modes_found == 2
-        and (found.modes.n_starts, found.modes.n_repeats) == (4, 4)
+        metrics.modes.n_modes == 2
+        and metrics.modes.n_modes_found == 2
+        and (metrics.modes.n_starts, metrics.modes.n_repeats) == (4, 4)
     )
     assert (
-        sum(found.modes.counts.values()) <= len(won)
-        and found.discriminator_accuracy.estimate > 0.8
-        and not found.missing
+        sum(metrics.modes.counts.values()) <= len(won)
+        and metrics.discriminator_accuracy.estimate > 0.8
+        and not metrics.missing
     )
-    document = found.to_json()
+    document = metrics.to_json()
     assert set(document) == {"metrics", "modes", "discriminator_accuracy", "earth_movers_distance", "latency",
                              "failures", "missing", "scaled_by"}
-    assert len(found.summary_lines()) == 4 + len(found.failures)
+    assert len(metrics.summary_lines()) == 4 + len(metrics.failures)
 
 
 def test_a_figure_says_in_whose_units_it_is(shaky):
     """Smoothness is that of the path in these units: a component that varies little in the data counts more."""
     env = Fork(4)
-    shown = rollout(env.expert(), env, 12, seed=0)
-    for demonstrations, scaled_by, words in ((shown, "demonstrations", "over the demonstrations"),
+    shown_episodes = rollout(env.expert(), env, 12, seed=0)
+    for demonstrations, scaled_by, words in ((shown_episodes, "demonstrations", "over the demonstrations"),
                                              (None, "episodes", "over its own episodes")):
-        found = measure_behavior(shaky, env, demonstrations)
-        assert found.scaled_by == found.to_json()["scaled_by"] == scaled_by
-        line, = (line for line in found.describe() if line.startswith("Smoothness, jerk and distances"))
+        metrics = measure_behavior(shaky, env, demonstrations)
+        assert metrics.scaled_by == metrics.to_json()["scaled_by"] == scaled_by
+        line, = (line for line in metrics.describe() if line.startswith("Smoothness, jerk and distances"))
         assert words in line
     state = "observation.state"
-    stretched = shown.map(lambda e: e.replace({state: e.steps[state] * np.array([1, 9], np.float32)}))
+    stretched = shown_episodes.map(lambda e: e.replace({state: e.steps[state] * np.array([1, 9], np.float32)}))
     one, other = (next(m.value.estimate for m in measure_behavior(shaky, env, d).metrics if m.key == "smoothness")
-                  for d in (shown, stretched))
+                  for d in (shown_episodes, stretched))
     assert one != other
 
 
@@ -67,16 +67,16 @@ def test_beside_says_what_is_missing(shaky):
     assert any("--demonstrations" in w for w in alone.missing) and any("--repeats" in w for w in alone.missing)
     strange = Dataset([Episode({"observation.joints": np.random.default_rng(0).normal(size=(9, 4)),
                                 "action": np.zeros((8, 2))})])
-    found = measure_behavior(shaky, Fork(), strange)
-    assert any("share no column" in w for w in found.missing)
-    assert "state_distance" not in {m.key for m in found.metrics}
+    metrics = measure_behavior(shaky, Fork(), strange)
+    assert any("share no column" in w for w in metrics.missing)
+    assert "state_distance" not in {m.key for m in metrics.metrics}
 
 
 @pytest.mark.parametrize("episodes", [1, 2, 3])
 def test_beside_of_few_episodes(episodes):
     env = Fork(4)
-    found = measure_behavior(rollout(env.expert(), env, episodes, seed=0), env, rollout(env.expert(), env, 1, seed=1))
-    assert {m.n_episodes for m in found.metrics} == {episodes} and found.to_json()
+    metrics = measure_behavior(rollout(env.expert(), env, episodes, seed=0), env, rollout(env.expert(), env, 1, seed=1))
+    assert {m.n_episodes for m in metrics.metrics} == {episodes} and metrics.to_json()
 
 
 def test_beside_of_choices_and_of_pictures_alone():
@@ -88,8 +88,8 @@ def test_beside_of_choices_and_of_pictures_alone():
     blind = Dataset([Episode({"observation.images.a": rng.integers(0, 255, (9, 8, 8, 3)).astype(np.uint8),
                               "action": rng.normal(size=(8, 2)), "next.truncated": np.zeros(8, bool)},
                              {"number": i, "seed": 0, "success": i > 3}) for i in range(12)])
-    found = measure_behavior(blind, None, blind)
-    assert {m.key for m in found.metrics} == {"action_jerk"} and sum(map(len, found.failures)) == 4
+    metrics = measure_behavior(blind, None, blind)
+    assert {m.key for m in metrics.metrics} == {"action_jerk"} and sum(map(len, metrics.failures)) == 4
 
 
 def test_thinned_and_resampled():
@@ -142,10 +142,11 @@ def test_eval_takes_what_the_run_learned_from(evaluated, run, tmp_path, monkeypa
 
     status, out, _ = evaluated("--json", "--repeats", 2)
     assert status == 0
-    told = json.loads(out)["behavior"]
-    assert told["against"] is None and told["metrics"]["state_distance"]["demonstrations"]["estimate"] > 0
-    assert told["modes"]["n_starts"] == 12 and told["modes"]["n_repeats"] == 2 and told["latency"]["decisions"] > 10
-    assert sum(g["count"] for g in told["failures"]) == 12 - json.loads(out)["successes"]
+    behavior = json.loads(out)["behavior"]
+    assert behavior["against"] is None and behavior["metrics"]["state_distance"]["demonstrations"]["estimate"] > 0
+    assert behavior["modes"]["n_starts"] == 12 and behavior["modes"]["n_repeats"] == 2
+    assert behavior["latency"]["decisions"] > 10
+    assert sum(g["count"] for g in behavior["failures"]) == 12 - json.loads(out)["successes"]
     # Somewhere else, or when the data have changed, nothing is taken for what it was.
     monkeypatch.setattr("understudy.data.episode.Dataset.fingerprint", lambda self: "another")
     assert "state_distance" not in json.loads(evaluated("--json")[1])["behavior"]["metrics"]
@@ -157,26 +158,26 @@ def test_eval_writes_it_in_words_and_on_a_page(evaluated, tmp_path):
     assert status == 0 and "behavior metrics" in out and "A plan takes" in out
     page = (tmp_path / "page.html").read_text()
     assert "Behavior metrics" in page and ("How it fails" in page) == ("failure" in out)
-    lost = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]
-    assert page.count("Group ") >= len(lost)
+    failure_lines = [line for line in out.splitlines() if " failures: " in line or " failure: " in line]
+    assert page.count("Group ") >= len(failure_lines)
 
 
 @pytest.mark.parametrize("args", [("--repeats", 1), ("--repeats", -2), ("--demonstrations", "nowhere"),
                                   ("--demonstrations", "run"), ("--sequential", "--threshold", 0.5, "--repeats", 2)])
 def test_eval_refuses_what_makes_no_sense(evaluated, args):
-    status, _, said = evaluated(*args)
-    assert status == 2 and said.startswith("understudy: ") and "Traceback" not in said
+    status, _, errors = evaluated(*args)
+    assert status == 2 and errors.startswith("understudy: ") and "Traceback" not in errors
 
 
 def test_eval_of_recorded_episodes_has_no_behaviour(evaluated):
     for more in (("--repeats", 2), ("--demonstrations", "demos")):
-        status, _, said = evaluated(*more, on="demos")
-        assert status == 2 and "--repeats" in said
+        status, _, errors = evaluated(*more, on="demos")
+        assert status == 2 and "--repeats" in errors
 
 
 def test_a_page_without_pictures_is_a_page(evaluated, tmp_path, monkeypatch):
     def cannot(*_):
         raise UserError("this machine cannot draw it")
     monkeypatch.setattr("understudy.evaluate.failures.failure_figures", cannot)
-    status, _, said = evaluated("--html", tmp_path / "page.html")
-    assert status == 0 and "cannot draw it" in said and "Behavior metrics" in (tmp_path / "page.html").read_text()
+    status, _, errors = evaluated("--html", tmp_path / "page.html")
+    assert status == 0 and "cannot draw it" in errors and "Behavior metrics" in (tmp_path / "page.html").read_text()

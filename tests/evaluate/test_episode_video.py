@@ -31,13 +31,13 @@ def frames(path):
 
 def test_a_film_shows_every_step(runs, tmp_path):
     e, env = runs["steady"].episodes[0], Fork(1)
-    shown, rate = frames(write_video(e, tmp_path / "a.mp4", env))
-    assert len(shown) == len(e) + 1 and rate == 10  # and what was seen last
+    film, rate = frames(write_video(e, tmp_path / "a.mp4", env))
+    assert len(film) == len(e) + 1 and rate == 10  # and what was seen last
     fifth = torch.from_numpy(e.steps["observation.state"][5:6].copy())
     env.restore(torch.zeros(1, dtype=torch.int64), {"observation.state": fifth})
-    assert np.abs(shown[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(shown[5].astype(int) - shown[9]).max()
-    shown, _ = frames(write_video(e, tmp_path / "a.gif", env, fps=5))
-    assert len(shown) == len(e) + 1
+    assert np.abs(film[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(film[5].astype(int) - film[9]).max()
+    film, _ = frames(write_video(e, tmp_path / "a.gif", env, fps=5))
+    assert len(film) == len(e) + 1
     root = xml.fromstring(write_video(e, tmp_path / "a.svg", env).read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
 
@@ -46,9 +46,9 @@ def test_a_film_of_a_camera_needs_no_environment(tmp_path):
     picture = np.zeros((6, 33, 47, 3), np.uint8)  # odd sizes
     picture[:, :, :, 0] = (40 * np.arange(6))[:, None, None]
     e = Episode({"observation.images.front": picture, "action": np.zeros((6, 1), np.float32)})
-    shown, _ = frames(write_video(e, tmp_path / "a.mp4"))
-    assert len(shown) == 6 and shown[0].shape == (34, 48, 3)
-    assert [f[..., 0].mean() for f in shown] == pytest.approx([40 * i for i in range(6)], abs=6)
+    film, _ = frames(write_video(e, tmp_path / "a.mp4"))
+    assert len(film) == 6 and film[0].shape == (34, 48, 3)
+    assert [f[..., 0].mean() for f in film] == pytest.approx([40 * i for i in range(6)], abs=6)
 
 
 def pixels(image):
@@ -60,20 +60,21 @@ def pixels(image):
 
 def test_a_strip_holds_the_very_frames(tmp_path):
     rng = np.random.default_rng(0)
-    seen = rng.integers(0, 256, (30, 20, 40, 3), dtype=np.uint8)
-    e = Episode({"observation.images.front": seen, "action": np.zeros((29, 1), np.float32)})
+    pictures = rng.integers(0, 256, (30, 20, 40, 3), dtype=np.uint8)
+    e = Episode({"observation.images.front": pictures, "action": np.zeros((29, 1), np.float32)})
     root = svg(figure := film_strip(e, 5))
     images, labels = of(root, "image"), [t.text for t in root.iter("text")]
     assert labels == ["step 0", "step 7", "step 14", "step 22", "step 29"] and "front" in figure.alt_text
     for image, step in zip(images, (0, 7, 14, 22, 29), strict=True):
-        np.testing.assert_array_equal(pixels(image), seen[step])
+        np.testing.assert_array_equal(pixels(image), pictures[step])
         assert float(image.get("width")) == pytest.approx(2 * float(image.get("height")), rel=1e-3)
-    left, top = ([float(i.get(k)) for i in images] for k in "xy")
-    assert top[0] == top[3] < top[4] and left[0] == left[4] and left == sorted(left[:4]) + left[4:]
+    x, top = ([float(i.get(k)) for i in images] for k in "xy")
+    assert top[0] == top[3] < top[4] and x[0] == x[4] and x == sorted(x[:4]) + x[4:]
     assert float(images[3].get("x")) + float(images[3].get("width")) == pytest.approx(plots.WIDTH, abs=0.1)
-    grey = Episode({"observation.images.g": seen[:3, ..., :1].repeat(10, 1).repeat(10, 2), "action": np.zeros((3, 1))})
-    shown = pixels(of(svg(film_strip(grey)), "image")[0])
-    assert shown.shape == (96, 192, 3) and (shown == shown[..., :1]).all()
+    grey = Episode({"observation.images.g": pictures[:3, ..., :1].repeat(10, 1).repeat(10, 2),
+                    "action": np.zeros((3, 1))})
+    grey_pixels = pixels(of(svg(film_strip(grey)), "image")[0])
+    assert grey_pixels.shape == (96, 192, 3) and (grey_pixels == grey_pixels[..., :1]).all()
     assert film_strip(Episode({"action": np.zeros((3, 1), np.float32)})) is None
 
 

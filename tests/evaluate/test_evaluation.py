@@ -91,11 +91,11 @@ class Counting(Actor):
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
 def test_exactly_the_numbered_episodes_whole_and_in_order(rows):
-    env, seen = Clockwork(rows), []
-    data = rollout(Counting(), env, 20, seed=4, first=7, watch=lambda n, e: seen.append(n))
+    env, numbers = Clockwork(rows), []
+    data = rollout(Counting(), env, 20, seed=4, first=7, watch=lambda n, e: numbers.append(n))
     key = keys(4, range(7, 27))
     assert [e.metadata["number"] for e in data] == list(range(7, 27))
-    assert sorted(seen) == list(range(7, 27))
+    assert sorted(numbers) == list(range(7, 27))
     for e, k in zip(data, key.tolist(), strict=True):
         n = 1 + k % 5
         assert len(e) == n
@@ -167,18 +167,18 @@ class Wild(Clockwork):
         self.at = step
 
     def _seen(self):
-        seen = super()._seen()["observation.state"]
+        state = super()._seen()["observation.state"]
         wild = (self.clock >= length(self.key)) & (self.clock > 0) | (self.clock == self.at)
-        return {"observation.state": torch.where(wild[:, None], math.inf, seen)}
+        return {"observation.state": torch.where(wild[:, None], math.inf, state)}
 
 
 @pytest.fixture(scope="module")
 def clockwork_policy():
-    seen = Clockwork.features
+    features = Clockwork.features
     torch.manual_seed(0)
     return (
-        Policy(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(1, 1)), seen)
-        .fit_statistics(random_dataset(seen))
+        Policy(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(1, 1)), features)
+        .fit_statistics(random_dataset(features))
         .eval()
     )
 
@@ -247,8 +247,8 @@ def test_a_part_of_the_episodes_is_that_part_of_all(fork_data):
 
 
 def test_seeds_of_different_purposes_never_meet():
-    made = [f(s) for f in (validation_seed, recording_seed, tuning_seed) for s in range(100)]
-    assert len(set(made)) == 300 and max(made) < 0
+    seeds = [f(s) for f in (validation_seed, recording_seed, tuning_seed) for s in range(100)]
+    assert len(set(seeds)) == 300 and max(seeds) < 0
     with pytest.raises(UserError):
         validation_seed(-1)
 
@@ -357,11 +357,11 @@ def test_a_perfect_tie_is_not_certainty():
 
 def test_which_is_better_is_said_in_plain_words():
     good, bad = evaluate(Lucky(0.95), Fork(10), 60, seed=1), evaluate(Lucky(0.2), Fork(10), 60, seed=1)
-    said = verdict(good, bad, ("flow", "bc"))
-    assert said.startswith("flow succeeds more often than bc") and "this checkpoint" in said
-    assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in said
+    text = verdict(good, bad, ("flow", "bc"))
+    assert text.startswith("flow succeeds more often than bc") and "this checkpoint" in text
+    assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in text
     p = compare(good, bad)
-    assert f"{100 * p.difference:+.1f} points" in said and f"{100 * p.low:+.1f} points" in said
+    assert f"{100 * p.difference:+.1f} points" in text and f"{100 * p.low:+.1f} points" in text
     turned = verdict(bad, good, ("bc", "flow"))
     assert turned.startswith("flow succeeds more often than bc") and "bc minus flow: -" in turned
     assert f"{good.successes.sum()} of 60 against {bad.successes.sum()} of 60" in turned
@@ -400,9 +400,9 @@ def test_where_interval_and_test_say_two_things_the_verdict_says_both_and_which_
     """5 episodes of 20 that only one of two policies solves: Tango's interval is 0.049 to 0.469, McNemar's p 2/32."""
     p = compare(more := outcomes(*[True] * 10, *[False] * 10), fewer := outcomes(*[True] * 5, *[False] * 15))
     assert p.low == pytest.approx(0.049, abs=1e-3) and p.p_value == pytest.approx(2 / 32) and p.better is None
-    said = verdict(more, fewer, ("flow", "bc"))
-    assert said.startswith("Cannot tell whether flow or bc is better") and "+4.9 points to +46.9 points" in said
-    assert "p = 0.062. The interval leaves out 0, but the test does not rule out chance: neither is called" in said
+    text = verdict(more, fewer, ("flow", "bc"))
+    assert text.startswith("Cannot tell whether flow or bc is better") and "+4.9 points to +46.9 points" in text
+    assert "p = 0.062. The interval leaves out 0, but the test does not rule out chance: neither is called" in text
     assert "The interval leaves out 0" in verdict(fewer, more, ("bc", "flow"))
     for a, b in ((more, more), (outcomes(*[True] * 20), outcomes(*[False] * 20))):  # where they agree, nothing is said
         assert "unless both say so" not in verdict(a, b, ("flow", "bc"))

@@ -52,11 +52,11 @@ def test_planted_failures_are_found():
 def test_few_failures_and_none():
     data = planted(np.random.default_rng(1))
     won = [e for e in data if e.metadata["success"]]
-    lost = [e for e in data if not e.metadata["success"]]
+    failures = [e for e in data if not e.metadata["success"]]
     assert group_failures(Dataset(won)) == () and group_failures(Dataset([episode(np.zeros((3, 1)))])) == ()
-    (one,) = group_failures(Dataset([*won, lost[0]]))
-    assert one.episode_indices == (lost[0].metadata["number"],) and one.steps[0] == one.steps[2] == len(lost[0])
-    assert len(group_failures(Dataset(lost[:3]))) == 1 and sum(map(len, group_failures(Dataset(lost)))) == 11
+    (one,) = group_failures(Dataset([*won, failures[0]]))
+    assert one.episode_indices == (failures[0].metadata["number"],) and one.steps[0] == one.steps[2] == len(failures[0])
+    assert len(group_failures(Dataset(failures[:3]))) == 1 and sum(map(len, group_failures(Dataset(failures)))) == 11
 
 
 def test_failures_that_begin_elsewhere_and_those_that_drift():
@@ -65,14 +65,14 @@ def test_failures_that_begin_elsewhere_and_those_that_drift():
     def go(start, end, ok, i, n=20):
         way = np.linspace(0, 1, n + 1)[:, None] * (np.array(end) - start) + start
         return episode(way + 0.02 * rng.normal(size=way.shape), np.zeros((n, 1)), ok, i)
-    shown = Dataset([go((0, 0), (1, 0), True, i) for i in range(10)])
+    demonstrations = Dataset([go((0, 0), (1, 0), True, i) for i in range(10)])
     won = [go((0, 0), (1, 0), True, i) for i in range(10)]
-    far = [go((0, 3), (1, 3), False, 10 + i) for i in range(5)]
+    distant = [go((0, 3), (1, 3), False, 10 + i) for i in range(5)]
     drift = [go((0, 0), (1, 1), False, 20 + i) for i in range(5)]
-    near = DemonstrationIndex.from_data(shown, TrajectoryScaling.from_data(shown))
-    (elsewhere,) = group_failures(Dataset([*won, *far]), None, near)
+    index = DemonstrationIndex.from_data(demonstrations, TrajectoryScaling.from_data(demonstrations))
+    (elsewhere,) = group_failures(Dataset([*won, *distant]), None, index)
     assert elsewhere.start_distance > 5 and "begin" in elsewhere.remedy(0) and "from starts like" in elsewhere.remedy(0)
-    (drifts,) = group_failures(Dataset([*won, *drift]), None, near)
+    (drifts,) = group_failures(Dataset([*won, *drift]), None, index)
     assert (
         drifts.start_distance < 1.5
         and 1 <= drifts.divergence_step <= 8
@@ -97,9 +97,9 @@ def test_failures_on_a_map_say_where_and_are_drawn(shaky):
         # it is the success whose start is nearest to that of the most typical failure
         start = {n: e.steps["observation.state"][0] for n, e in at.items()}
         scale = np.concatenate([e.steps["observation.state"] for e in shaky]).std(0)
-        far = {n: np.linalg.norm((start[n] - start[g.episode_indices[0]]) / scale)
-               for n, e in at.items() if e.metadata["success"]}
-        assert far[number] == pytest.approx(min(far.values()))
+        distance_of = {n: np.linalg.norm((start[n] - start[g.episode_indices[0]]) / scale)
+                       for n, e in at.items() if e.metadata["success"]}
+        assert distance_of[number] == pytest.approx(min(distance_of.values()))
     assert failure_figures((), shaky, env) == []
 
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_restored_is_done_again(rows):
     assert len(groups) == 1
     from understudy.evaluate.failures import _rerender
 
-    for e, seen in zip(data, _rerender(list(data), env), strict=True):
-        assert [t for t, _ in seen] == [0, 2, 3, 5]
-        for t, frame in seen:
+    for e, rendered in zip(data, _rerender(list(data), env), strict=True):
+        assert [t for t, _ in rendered] == [0, 2, 3, 5]
+        for t, frame in rendered:
             at = float(e.steps["observation.state"][t, 0])
             assert abs(int(frame[0, 0, 0]) - np.clip(100 + 20 * at, 0, 255)) <= 1
     pictures = failure_figures(groups, data, env)[0]

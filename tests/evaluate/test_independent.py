@@ -72,9 +72,9 @@ def test_intervals_of_independent_rates_cover_about_as_promised(n):
     """Exactly, over all outcomes."""
     k = np.arange(n + 1)
     for interval, least in ((independent.miettinen_nurminen, 0.93), (independent.newcombe_independent, 0.92)):
-        found = {(a, b): interval(a, n, b, n) for a in k for b in k}
+        intervals = {(a, b): interval(a, n, b, n) for a in k for b in k}
         rates = []
         for p, q in ((0.5, 0.5), (0.9, 0.9), (0.8, 0.6), (0.95, 0.7), (0.3, 0.1)):
             mass = np.outer(scipy_stats.binom.pmf(k, n, p), scipy_stats.binom.pmf(k, n, q))
-            rates.append(sum(mass[at] for at, i in found.items() if i.low <= p - q <= i.high))
+            rates.append(sum(mass[at] for at, i in intervals.items() if i.low <= p - q <= i.high))
         assert min(rates) >= least and np.mean(rates) >= 0.945

@@ -128,7 +128,7 @@ def test_what_cannot_happen_is_refused():
                            (TWO.start(), {}), (after(TWO, [{"event": "end"}]), {"event": "begin"})):
         with pytest.raises(UserError):
             TWO.update(session, event)
-    for wrong in (
+    for call in (
         lambda: TrialDesign(("a", "b"), SequentialRateTest(0.5)),
         lambda: TrialDesign(("a",), SequentialDifferenceTest()),
         lambda: TrialDesign(("a", "b", "c"), SequentialDifferenceTest()),
@@ -136,7 +136,7 @@ def test_what_cannot_happen_is_refused():
         lambda: TrialDesign(("a",), SequentialRateTest(0.5), labels=("won", "won")),
     ):
         with pytest.raises(UserError):
-            wrong()
+            call()
 
 
 ANSWERS = st.lists(st.sampled_from([*LABELS, "spoilt", "scrap", "correct"]), max_size=40)
@@ -148,15 +148,16 @@ def happening(design, answers):
     for answer in answers:
         step = design.next_event(session)
         if answer == "correct":
-            made = [{"event": "correct", "label": "partial"}] if session.rounds or session.current_round.labels else []
+            can_correct = session.rounds or session.current_round.labels
+            chosen_events = [{"event": "correct", "label": "partial"}] if can_correct else []
         elif step != "begin":
             break
         else:
             ends = {"event": answer} if answer in ("spoilt", "scrap") else {"event": "label", "label": answer}
-            made = [{"event": "begin"}, ends]
-        for event in made:
+            chosen_events = [{"event": "begin"}, ends]
+        for event in chosen_events:
             session = design.update(session, event)
-        events += made
+        events += chosen_events
     return events, session
 
 
@@ -188,10 +189,11 @@ def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
         assert path.read_text().count("\n") == 2  # on the disk, not in a buffer
         code = ("import sys; from understudy.evaluate.interactive import *; from understudy.core import UserError\n"
                 "try:\n    TrialLog.open(sys.argv[1], {}).__enter__()\nexcept UserError as e:\n    print(e)")
-        told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-        assert "another process" in told.stdout
-    for odd, words in (({"policies": ["x", "y"]}, "x and y, found left and right"), ({"most": 7}, "most 7, found 60")):
-        with pytest.raises(UserError, match=words), TrialLog.open(path, {**TWO.to_json(), **odd}):
+        process = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+        assert "another process" in process.stdout
+    for changes, words in (({"policies": ["x", "y"]}, "x and y, found left and right"),
+                           ({"most": 7}, "most 7, found 60")):
+        with pytest.raises(UserError, match=words), TrialLog.open(path, {**TWO.to_json(), **changes}):
             pass
     for text, words in (("hello", "something else"), ("hello\n", "line 1"), ('{"event": "begin"}\n', "something else"),
                         (path.read_text() + "[1]\n", "line 3")):
@@ -280,12 +282,12 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
     assert not re.search(r"good|bad", "".join(journal.read_text().splitlines()[1:]))
     assert "In so many rounds a difference of 12 points shows four times in five at best" in out
     status, out, err = call([""] * 80, *args, "--json", "--html", tmp_path / "t.html")
-    found = json.loads(out)
+    report = json.loads(out)
     page = (tmp_path / "t.html").read_text()
     assert "Looked at after every round" in page and "good succeeds more often" in page and "<svg" in page
-    assert status == 0 and found["verdict"] == "second" and found["rounds"] == 9 and found["most"] == 100
+    assert status == 0 and report["verdict"] == "second" and report["rounds"] == 9 and report["most"] == 100
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert lines[0]["policies"] == ["bad", "good"] and lines[-1]["result"] == found
+    assert lines[0]["policies"] == ["bad", "good"] and lines[-1]["result"] == report
     by_policy = {"bad": set(), "good": set()}
     labels = [e["label"] for e in lines if e["event"] == "label"]
     for name, label in zip((n for order in lines[-1]["orders"] for n in order), labels, strict=True):
@@ -296,8 +298,8 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
 
 
 def test_a_server_that_changes_its_checkpoint_ends_the_evaluation(call, tmp_path, monkeypatch):
-    told = iter([None, "ws://gpu:8000 changed its checkpoint meanwhile: a, then b"])
-    monkeypatch.setattr("understudy.commands.interactive.changed_checkpoint", lambda name: next(told))
+    messages = iter([None, "ws://gpu:8000 changed its checkpoint meanwhile: a, then b"])
+    monkeypatch.setattr("understudy.commands.interactive.changed_checkpoint", lambda name: next(messages))
     journal = tmp_path / "t.jsonl"
     status, _, err = call(["", ""], "good", "robot_of_a_test:judged", "--trust", "robot_of_a_test", "--interactive",
                           "--threshold", 0.5, "--save", journal)

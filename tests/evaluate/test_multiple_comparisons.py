@@ -72,14 +72,14 @@ def test_letters_of_known_tables():
 def test_two_share_a_letter_exactly_where_they_cannot_be_told_apart(case):
     n, pairs, order = case
     different = table(n, [p for p in pairs if p[0] != p[1]])
-    found = [set(x) for x in multiple_comparisons.compact_letter_display(different, order)]
+    letters = [set(x) for x in multiple_comparisons.compact_letter_display(different, order)]
     for i, j in combinations(range(n), 2):
-        assert bool(found[i] & found[j]) != different[i, j]
-    assert all(found) and "a" in found[order[0]]
+        assert bool(letters[i] & letters[j]) != different[i, j]
+    assert all(letters) and "a" in letters[order[0]]
     for i in range(n):  # nothing can be left out
-        for letter in found[i]:
-            less = found[i] - {letter}
-            assert not less or any(not different[i, j] and not less & found[j] for j in range(n) if j != i)
+        for letter in letters[i]:
+            less = letters[i] - {letter}
+            assert not less or any(not different[i, j] and not less & letters[j] for j in range(n) if j != i)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5))

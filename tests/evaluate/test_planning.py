@@ -26,23 +26,23 @@ def test_the_power_of_pairs_is_that_of_compare(first, second, n, r):
     low, high = min(first, second), max(first, second)
     both = low * high + r * math.sqrt(low * (1 - low) * high * (1 - high))
     cells = [high - both, low - both, 1 - high - low + 2 * both]
-    found = sum(scipy_stats.multinomial.pmf([b, c, n - b - c], n, cells)
+    power = sum(scipy_stats.multinomial.pmf([b, c, n - b - c], n, cells)
                 for b in range(n + 1) for c in range(n + 1 - b) if b > c and named(b, c, n))
-    assert paired_power(first, second, n, r) == pytest.approx(found, abs=1e-9)
+    assert paired_power(first, second, n, r) == pytest.approx(power, abs=1e-9)
 
 
 @pytest.mark.parametrize("first, second, n", [(0.9, 0.5, 23), (0.3, 0.1, 40), (0.999, 0.01, 4)])
 def test_the_power_of_fishers_test_by_enumeration(first, second, n):
     k, high, low = np.arange(n + 1), max(first, second), min(first, second)
-    found = sum(scipy_stats.binom.pmf(a, n, high) * scipy_stats.binom.pmf(b, n, low)
+    power = sum(scipy_stats.binom.pmf(a, n, high) * scipy_stats.binom.pmf(b, n, low)
                 for a in k for b in k[:a] if independent.fisher_exact(a, n, b, n) < 0.05)
-    assert unpaired_power(first, second, n) == pytest.approx(found, abs=1e-9)
+    assert unpaired_power(first, second, n) == pytest.approx(power, abs=1e-9)
 
 
 def test_the_power_of_one_rate_is_that_of_its_interval():
     for rate, than, n in ((0.9, 0.7, 30), (0.6, 0.7, 80), (0.99, 0.5, 5)):
-        found = [stats.clopper_pearson(k, n) for k in range(n + 1)]
-        outside = sum(scipy_stats.binom.pmf(k, n, rate) for k, i in enumerate(found)
+        intervals = [stats.clopper_pearson(k, n) for k in range(n + 1)]
+        outside = sum(scipy_stats.binom.pmf(k, n, rate) for k, i in enumerate(intervals)
                       if (i.low > than if rate > than else i.high < than))
         assert rate_power(rate, than, n) == pytest.approx(outside, abs=1e-9)
 
@@ -68,13 +68,13 @@ def test_plans_are_the_smallest_with_the_power():
 @pytest.mark.slow
 def test_what_was_planned_has_the_power_in_simulation():
     rng, n = np.random.default_rng(0), plan(0.7, 0.8).paired[0.0]
-    known = {}
+    is_significant = {}
     x, y = rng.random((2000, n)) < 0.8, rng.random((2000, n)) < 0.7
     pairs = list(zip((x & ~y).sum(1).tolist(), (y & ~x).sum(1).tolist(), strict=True))
     for b, c in pairs:
-        known.setdefault((b, c), named(b, c, n) and b > c)
-    found = np.mean([known[p] for p in pairs])
-    assert abs(found - 0.8) < 3 * math.sqrt(0.16 / 2000) + 0.005
+        is_significant.setdefault((b, c), named(b, c, n) and b > c)
+    detection_rate = np.mean([is_significant[p] for p in pairs])
+    assert abs(detection_rate - 0.8) < 3 * math.sqrt(0.16 / 2000) + 0.005
 
 
 def test_the_sequential_plan_in_simulation():
@@ -112,28 +112,28 @@ def test_the_least_difference_that_can_be_found(most):
 def test_the_least_rates_that_can_be_found(most, than):
     """By the tree of all counts, which the test looks at after every rollout."""
     def chance(rate, wanted):
-        alive, found, test = {0: 1.0}, 0.0, SequentialRateTest(than)
+        alive, probability, test = {0: 1.0}, 0.0, SequentialRateTest(than)
         for n in range(1, most + 1):
             after = {}
             for k, p in alive.items():
                 for won, q in ((1, rate), (0, 1 - rate)):
-                    if (said := test.verdict({"trials": n, "successes": k + won})) is None:
+                    if (verdict := test.verdict({"trials": n, "successes": k + won})) is None:
                         after[k + won] = after.get(k + won, 0.0) + p * q
-                    elif said == wanted:
-                        found += p * q
+                    elif verdict == wanted:
+                        probability += p * q
             alive = after
-        return found
+        return probability
 
-    for rate, wanted, end in zip(
+    for rate, side, end in zip(
         planning.smallest_detectable_effect(SequentialRateTest(than, max_rollouts=most)),
         ("below", "above"),
         (0.0, 1.0),
         strict=True,
     ):
         if np.isnan(rate):
-            assert chance(end, wanted) < 0.8
+            assert chance(end, side) < 0.8
         else:
-            assert chance(rate, wanted) == pytest.approx(0.8, abs=1e-4)
+            assert chance(rate, side) == pytest.approx(0.8, abs=1e-4)
     # seven of seven are not enough
     assert np.isnan(planning.smallest_detectable_effect(SequentialRateTest(0.7, max_rollouts=7))[1])
 
@@ -159,9 +159,9 @@ def test_the_command_that_plans(capsys):
     from understudy.cli import main
 
     assert main(["plan", "0.7", "0.8", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said == plan(0.7, 0.8).to_json() and all(type(n) is int for n in (
-        said["fixed"]["unpaired"], *said["fixed"]["paired"].values(), *said["sequential"].values()))
+    report = json.loads(capsys.readouterr().out)
+    assert report == plan(0.7, 0.8).to_json() and all(type(n) is int for n in (
+        report["fixed"]["unpaired"], *report["fixed"]["paired"].values(), *report["sequential"].values()))
     assert main(["plan", "0.7", "0.8", "--episodes", "50", "--json"]) == 0  # an under-powered comparison
     assert json.loads(capsys.readouterr().out)["power"]["paired"]["0"] == paired_power(0.7, 0.8, 50) < 0.2
     assert main(["plan", "0.8", "--threshold", "0.7", "--json"]) == 0
@@ -173,8 +173,8 @@ def test_the_command_that_plans(capsys):
     ):
         assert main(["plan", *args, "--json"]) == 0 and set(json.loads(capsys.readouterr().out)) == keys
     assert main(["plan", "0.5", "0.9"]) == 0
-    told = capsys.readouterr().out
-    assert f"unrelated{plan(0.5, 0.9).paired[0.0]:>15}" in told and "correlated 0.25" in told
+    text = capsys.readouterr().out
+    assert f"unrelated{plan(0.5, 0.9).paired[0.0]:>15}" in text and "correlated 0.25" in text
 
 
 @pytest.mark.parametrize("args, says", [
@@ -185,4 +185,4 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
     from understudy.cli import main
 
     assert main(["plan", *args]) == 2
-    assert says in (said := capsys.readouterr().err) and "\n  -> " in said
+    assert says in (errors := capsys.readouterr().err) and "\n  -> " in errors

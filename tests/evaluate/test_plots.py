@@ -54,8 +54,8 @@ def test_a_map_is_whole_and_its_names_are_not_covered(runs):
         plane = {**Fork().map(), "y": (-0.55, high)}
         root = svg(plots.trajectories(runs["steady"].episodes, plane))
         frame, box = of(root, "rect")[0], [float(v) for v in root.get("viewBox").split()]
-        for far, size, at in (("x", "width", 2), ("y", "height", 3)):
-            low, high = float(frame.get(far)), float(frame.get(far)) + float(frame.get(size))
+        for coordinate, size, at in (("x", "width", 2), ("y", "height", 3)):
+            low, high = float(frame.get(coordinate)), float(frame.get(coordinate)) + float(frame.get(size))
             assert low >= 0.5 and high + 0.5 <= box[at]
     ways = [points(p) for p in of(root, "path", **{"class": "good"})]
     covered = np.concatenate([a + (b - a) * t for w in ways for a, b in zip(w, w[1:], strict=False)
@@ -85,24 +85,24 @@ def test_where_goals_differ_every_episode_has_its_own_map():
     size = (plots.WIDTH - 1 - 16) / 3  # half a line's width on either side
     for i, (e, frame, goal) in enumerate(zip(data, frames, goals, strict=False)):
         x, y = e.steps["observation.state"][0, 6:8]
-        left, top = 0.5 + (size + 8) * (i % 3), 0.5 + (size + 8) * (i // 3)
-        assert (float(frame.get("x")), float(frame.get("y"))) == pytest.approx((left, top), abs=0.1)
+        x_left, top = 0.5 + (size + 8) * (i % 3), 0.5 + (size + 8) * (i // 3)
+        assert (float(frame.get("x")), float(frame.get("y"))) == pytest.approx((x_left, top), abs=0.1)
         assert (float(goal.get("cx")), float(goal.get("cy"))) == pytest.approx(
-            (left + x * size, top + (1 - y) * size), abs=0.1)
+            (x_left + x * size, top + (1 - y) * size), abs=0.1)
 
 
 def test_success_bars_are_as_long_as_the_estimates():
-    found = [("a", clopper_pearson(9, 10), "9 of 10"), (EVIL, clopper_pearson(0, 10), "0 of 10")]
-    root = svg(figure := plots.success_bars(found))
+    bars = [("a", clopper_pearson(9, 10), "9 of 10"), (EVIL, clopper_pearson(0, 10), "0 of 10")]
+    root = svg(figure := plots.success_bars(bars))
     full = plots.WIDTH - 1
-    for i, (_, p, tally) in enumerate(found):
+    for i, (_, p, tally) in enumerate(bars):
         bar = of(root, "rect", fill=f"var(--s{i})")[0]
         assert float(bar.get("width")) == pytest.approx(max(full * p.estimate, 0.1), rel=1e-3)
         assert tally in figure.alt_text
-    shown = svg(plots.success_bars([("a", clopper_pearson(189, 200), "189 of 200")])).itertext()
-    assert {"94.5%", "90.4% to 97.2%"} <= set(shown)  # Clopper-Pearson: 0.9037 to 0.9722
+    texts = svg(plots.success_bars([("a", clopper_pearson(189, 200), "189 of 200")])).itertext()
+    assert {"94.5%", "90.4% to 97.2%"} <= set(texts)  # Clopper-Pearson: 0.9037 to 0.9722
     whiskers = [points(p) for p in of(root, "path", **{"class": "mark"})]
-    assert whiskers[0][:, 0] == pytest.approx([full * found[0][1].low, full * found[0][1].high], abs=0.1)
+    assert whiskers[0][:, 0] == pytest.approx([full * bars[0][1].low, full * bars[0][1].high], abs=0.1)
     assert EVIL not in figure.svg
 
 
@@ -132,8 +132,8 @@ def label_boxes(root):
     boxes = []
     for t in of(root, "text", **{"class": "over"}):
         width, x, y = 13 / 2048 * sum(ADVANCES[c] for c in t.text), float(t.get("x")), float(t.get("y"))
-        left = x - width if t.get("text-anchor") == "end" else x
-        boxes.append((left, y - 10, left + width, y + 3))
+        x_left = x - width if t.get("text-anchor") == "end" else x
+        boxes.append((x_left, y - 10, x_left + width, y + 3))
     return boxes
 
 
@@ -158,8 +158,8 @@ def test_labels_of_dense_points_do_not_touch(labeled, names):
         assert a[0] > 0 and a[1] > 20 and a[2] < view[2] and a[3] < view[3]  # below the legend
     assert not any(a[0] - 5 < x < a[2] + 5 and a[1] - 4 < y < a[3] + 4 for a in boxes for x, y in dots)
     lines = [points(p) for p in root.iter("path") if p.get("stroke-width") == "0.8"]
-    far = [a for a in boxes if not any(a[0] - 20 < x < a[2] + 20 and a[1] - 20 < y < a[3] + 20 for x, y in dots)]
-    assert 3 < len(far) <= len(lines) <= len(names)
+    isolated = [a for a in boxes if not any(a[0] - 20 < x < a[2] + 20 and a[1] - 20 < y < a[3] + 20 for x, y in dots)]
+    assert 3 < len(isolated) <= len(lines) <= len(names)
     for dot, end in lines:  # from a dot to a label
         assert min(math.dist(dot, d) for d in dots) < 0.1
         assert any(a[0] - 5 < end[0] < a[2] + 5 and a[1] - 5 < end[1] < a[3] + 5 for a in boxes)
@@ -240,8 +240,8 @@ def test_a_histogram_has_all_values():
     root = svg(plots.histogram(v, "steps"))
     heights = [float(r.get("height")) for r in of(root, "rect")]
     assert len(heights) == 3 and np.array(heights) / heights[1] == pytest.approx([2, 1, 3], rel=0.01)
-    for odd in ([5.0], [2.0, 2.0], [0.1, 0.1], [], [float("nan")], list(range(1000))):
-        svg(plots.histogram(odd, "steps"))
+    for values in ([5.0], [2.0, 2.0], [0.1, 0.1], [], [float("nan")], list(range(1000))):
+        svg(plots.histogram(values, "steps"))
 
 
 @pytest.mark.parametrize(("values", "shown"), [
@@ -249,8 +249,8 @@ def test_a_histogram_has_all_values():
     ([0.1, np.nextafter(0.1, 1)], 1), ([5.3, 5.3 + 1e-10], 1), ([5.3, 5.3 + 1e-7], 2), ([1.0, 1e18], 2),
     ([1e13, 1e13 + 1], 2)])
 def test_numbers_at_the_end_of_what_numbers_can_be_have_a_histogram(values, shown):
-    found = plots.histogram(values, "return")
-    assert len(of(svg(found), "rect")) == shown and "nan" not in found.svg and "inf" not in found.svg
+    figure = plots.histogram(values, "return")
+    assert len(of(svg(figure), "rect")) == shown and "nan" not in figure.svg and "inf" not in figure.svg
 
 
 def test_fans_hold_every_plan_up_to_the_end():
@@ -266,8 +266,8 @@ def test_chunks_of_one_step_are_dots():
     root = svg(plots.plan_fan(truth, [(0, plans), (16, plans)], 0, "turn"))
     dots, rings = of(root, "circle", fill="var(--s0)"), of(root, "circle", stroke="var(--s0)")
     assert len(dots) == 14 and len(rings) == 2
-    where = {(r.get("cx"), float(r.get("cy"))) for r in rings}
-    (x0, low), (x1, high) = sorted(where, key=lambda at: float(at[0]))
+    centers = {(r.get("cx"), float(r.get("cy"))) for r in rings}
+    (x0, low), (x1, high) = sorted(centers, key=lambda at: float(at[0]))
     assert [d.get("cx") for d in dots] == [x0] * 7 + [x1] * 7
     heights = [low + float(p) / 16 * (high - low) for p in plans[:, 0, 0]]
     assert [float(d.get("cy")) for d in dots] == pytest.approx(heights * 2, abs=0.2)
@@ -330,5 +330,5 @@ def test_colours_can_be_read_and_told_apart_by_all(theme):
         assert all(contrast(c[k], c[ground]) >= 3 for k in ("good", "bad", "goal", "s0", "s1", "s2", "s3"))
     for pair in (("good", "bad"), ("s0", "s1")):
         a, b = (channels(c[k]) for k in pair)
-        for seen in (np.eye(3), *map(np.array, BLIND.values())):
-            assert np.linalg.norm(lab(seen @ a) - lab(seen @ b)) > 40, pair
+        for vision in (np.eye(3), *map(np.array, BLIND.values())):
+            assert np.linalg.norm(lab(vision @ a) - lab(vision @ b)) > 40, pair

@@ -33,15 +33,16 @@ def changed(data, number, **columns):
 @pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("state", [False, True])
 def test_what_we_recorded_replays_to_the_last_bit(data, rows, state):
-    found = replay(data, Fork(rows), state=state, tolerance=0.0)
-    assert [t.episode for t in found.episodes] == list(range(8))
-    for t, e in zip(found.episodes, data, strict=True):
+    replayed = replay(data, Fork(rows), state=state, tolerance=0.0)
+    assert [t.episode for t in replayed.episodes] == list(range(8))
+    for t, e in zip(replayed.episodes, data, strict=True):
         assert t.divergence is None and t.steps == len(e) and t.success and t.recorded_success
         assert t.max_differences == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
     assert (
-        "every step is as recorded" in found.describe() and "Success: 8 of 8, 8 of 8 when recorded" in found.describe()
+        "every step is as recorded" in replayed.describe()
+        and "Success: 8 of 8, 8 of 8 when recorded" in replayed.describe()
     )
-    json.dumps(found.to_json(), allow_nan=False)
+    json.dumps(replayed.to_json(), allow_nan=False)
 
 
 def test_a_changed_action_is_found_at_the_step_after_it(data):
@@ -50,11 +51,12 @@ def test_a_changed_action_is_found_at_the_step_after_it(data):
     moved = changed(data, 5, action=action)
     size = 0.1 * abs(2 * action[7, 1]) / np.abs(data[5].steps["observation.state"]).max()
     for state in (False, True):
-        found = replay(moved, Fork(4), state=state)
-        assert [t.episode for t in found.episodes if t.divergence] == [5]
-        d = found.episodes[5].divergence
+        replayed = replay(moved, Fork(4), state=state)
+        assert [t.episode for t in replayed.episodes if t.divergence] == [5]
+        d = replayed.episodes[5].divergence
         assert (d.step, d.column) == (8, "observation.state") and d.difference == pytest.approx(size, rel=1e-4)
-        assert "7 as recorded to the last step, 1 not" in found.describe() and "episode 5 at step 8" in found.describe()
+        assert "7 as recorded to the last step, 1 not" in replayed.describe()
+        assert "episode 5 at step 8" in replayed.describe()
     # Playback begins anew at every step, so the change stays where it is; open loop carries it on.
     assert replay(moved, Fork(4), [5], state=True).episodes[0].max_differences["observation.state"] == pytest.approx(
         size, rel=1e-4
@@ -63,12 +65,14 @@ def test_a_changed_action_is_found_at_the_step_after_it(data):
 
 
 def test_a_changed_observation_is_found_where_it_is(data):
-    seen = data[2].steps["observation.state"].copy()
-    seen[4, 0] += 0.01
-    found = replay(changed(data, 2, observation__state=seen), Fork(4), [2])
-    d = found.episodes[0].divergence
-    assert (d.step, d.column) == (4, "observation.state") and d.difference == pytest.approx(0.01 / seen.max(), rel=1e-3)
-    assert replay(changed(data, 2, observation__state=seen), Fork(4), [2], tolerance=0.1).episodes[0].divergence is None
+    states = data[2].steps["observation.state"].copy()
+    states[4, 0] += 0.01
+    replayed = replay(changed(data, 2, observation__state=states), Fork(4), [2])
+    d = replayed.episodes[0].divergence
+    assert (d.step, d.column) == (4, "observation.state")
+    assert d.difference == pytest.approx(0.01 / states.max(), rel=1e-3)
+    assert replay(changed(data, 2, observation__state=states), Fork(4), [2],
+                  tolerance=0.1).episodes[0].divergence is None
 
 
 def test_another_world_is_told_by_its_reward(data):
@@ -80,8 +84,8 @@ def test_another_world_is_told_by_its_reward(data):
 
 def test_recordings_of_others_begin_where_their_first_step_was(data):
     foreign = Dataset([Episode(dict(e.steps)) for e in data])  # no seed, no number
-    found = replay(foreign, Fork(3), tolerance=0.0)
-    assert all(t.divergence is None and t.success for t in found.episodes)
+    replayed = replay(foreign, Fork(3), tolerance=0.0)
+    assert all(t.divergence is None and t.success for t in replayed.episodes)
     push = Push(4)
     pushed = rollout(push.expert(), push, 4, recording_seed(0))
     assert all(t.divergence is None for t in replay(pushed, Push(3), tolerance=0.0).episodes)
@@ -106,8 +110,8 @@ def test_frames_that_a_video_has_changed_are_no_difference(tmp_path):
     camera = "observation.images.top"
     assert not np.array_equal(stored[0].steps[camera][0], rolled[0].steps[camera][0])
     for state in (False, True):
-        found = replay(stored, env, state=state, tolerance=0.0)
-        assert all(t.divergence is None and camera not in t.max_differences for t in found.episodes)
+        replayed = replay(stored, env, state=state, tolerance=0.0)
+        assert all(t.divergence is None and camera not in t.max_differences for t in replayed.episodes)
     assert compare(evaluation_of(stored), evaluation_of(rolled)).difference == 0
 
 
@@ -144,34 +148,35 @@ def test_what_cannot_be_replayed_says_why(data):
     with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):
         replay(ours, Bare())
     same = Dataset([Episode({"action": e.steps["action"]}, {**e.metadata, "env": "bare"}) for e in data])
-    found = replay(same, Bare())
+    replayed = replay(same, Bare())
     assert (
-        all(t.success is None and t.recorded_success is not None for t in found.episodes)
-        and "Success" not in found.describe()
+        all(t.success is None and t.recorded_success is not None for t in replayed.episodes)
+        and "Success" not in replayed.describe()
     )
 
 
 def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):
     """As docs/environments.md tells people to: arrays of one's own, from Gymnasium without us."""
     gymnasium = pytest.importorskip("gymnasium")
-    name, seen, done, ends = "MountainCarContinuous-v0", [], [], []
+    name, observations, done, ends = "MountainCarContinuous-v0", [], [], []
     env = gymnasium.make(name, max_episode_steps=30)
     for n in range(3):
         obs, _ = env.reset(seed=int(keys(7, [n])) % 2**31)
         over = False
         while not over:
-            seen.append(obs)
+            observations.append(obs)
             done.append(np.sign(obs[1:]))
             obs, _, terminated, truncated, _ = env.step(done[-1])
             over = terminated or truncated
         ends.append(len(done))
     for first in (0, 1):  # from another number on, it is another start
         file = tmp_path / f"{first}.npz"
-        np.savez(file, observations=seen, actions=np.float32(done), episode_ends=ends, env=[name] * 3, seed=[7] * 3,
+        np.savez(file, observations=observations, actions=np.float32(done), episode_ends=ends, env=[name] * 3,
+                 seed=[7] * 3,
                  number=np.arange(3) + first)
-        found = replay(open_dataset(file), make(name, 2))
-        assert [t.divergence and t.divergence.step for t in found.episodes] == ([0] * 3 if first else [None] * 3)
-        assert [t.steps for t in found.episodes] == [30] * 3
+        replayed = replay(open_dataset(file), make(name, 2))
+        assert [t.divergence and t.divergence.step for t in replayed.episodes] == ([0] * 3 if first else [None] * 3)
+        assert [t.steps for t in replayed.episodes] == [30] * 3
 
 
 def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, tmp_path):

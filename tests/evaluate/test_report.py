@@ -41,7 +41,7 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
     steady, shaky = runs.values()
     lines = [{"step": s, "loss": 1 / s, "seconds": 1.0} for s in range(1, 20)]
     lines += [{"step": 10, "validation/energy": 0.5, "score": 0.7}, {"step": 20, "validation/energy": 0.4}]
-    found = checked(
+    page = checked(
         write_report(
             tmp_path / "r.html",
             runs=runs,
@@ -52,27 +52,27 @@ def test_the_report_of_two_policies_tells_it_all(runs, tmp_path):
             title="Fork",
         )
     )
-    assert found.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
+    assert page.seen.count("svg") == 9  # two maps, bars, difference, loss, error, score, what was shown, lengths
     for words in ("steady succeeds more often than shaky", "20 of 20 against", "this checkpoint", "understudy eval a b",
                   Fork().metadata["success"], "observation.state", "Losses of different heads", "Clopper–Pearson"):
-        assert words in found.text, words
+        assert words in page.text, words
     p = compare(steady, shaky)
-    assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in found.text
+    assert f"{100 * p.low:+.1f} to {100 * p.high:+.1f}".replace("-", "−") in page.text
 
 
 def test_failure_groups_open_and_two_policies_stand_in_columns(runs, tmp_path):
     """Every group can be opened to see its episodes; measures of two policies are two columns of one table."""
     env = Fork(50)
     measured = {}
-    for name, found in runs.items():
-        b = measure_behavior(found.episodes, env)
-        measured[name] = replace(b, failure_figures=tuple(failure_figures(b.failures, found.episodes, env)))
+    for name, evaluation in runs.items():
+        b = measure_behavior(evaluation.episodes, env)
+        measured[name] = replace(b, failure_figures=tuple(failure_figures(b.failures, evaluation.episodes, env)))
     commands = [("understudy eval a fork --html r.html", "The same again:")]
     text = write_report(tmp_path / "r.html", runs=runs, env=env, behavior=measured, commands=commands).read_text()
     groups = [g for b in measured.values() for g in b.failures]
     assert groups and text.count("<details>") == len(groups) == text.count('<div class="group">')
-    shown = sum(min(len(g), 6) for g in groups)
-    assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == shown
+    n_pictures = sum(min(len(g), 6) for g in groups)
+    assert len(re.findall(r"<h3>Episode \d+ fails</h3>", text)) == n_pictures
     assert text.count("succeeds from the most similar start") == len(groups)
     curves = plots.component_curves([np.array([0.5, 1.0])], "elbow", 1, 0.0, 1.0)
     assert "elbow" in set(svg(curves).itertext())
@@ -91,10 +91,10 @@ def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):
         return Episode({k: v for k, v in e.steps.items() if k != "next.success"},
                        {k: v for k, v in e.metadata.items() if k != "success"})
     e = evaluation_of(runs["shaky"].episodes.map(bare))
-    found = checked(write_report(tmp_path / "r.html", runs={"alone": e}))
-    assert "mean return" in found.text and "a mean return of" in found.text and "succe" not in found.text.lower()
+    page = checked(write_report(tmp_path / "r.html", runs={"alone": e}))
+    assert "mean return" in page.text and "a mean return of" in page.text and "succe" not in page.text.lower()
     other = checked(write_report(tmp_path / "s.html", runs={"one": e, "two": e}))
-    assert "sign-flip" in other.text and "sign-flip" not in found.text  # the methods on the page, and no others
+    assert "sign-flip" in other.text and "sign-flip" not in page.text  # the methods on the page, and no others
     shaky = checked(write_report(tmp_path / "t.html", runs={"shaky": runs["shaky"]}))
     assert "Clopper–Pearson" in shaky.text and "Tango" not in shaky.text and "McNemar" not in shaky.text
     assert "Tango" in checked(write_report(tmp_path / "u.html", runs=runs)).text
@@ -104,14 +104,15 @@ def test_the_report_of_one_policy_without_map_or_success(runs, tmp_path):
 def test_text_from_strangers_stays_text(runs, tmp_path):
     e = runs["steady"].episodes[0]
     feature = Feature("float32", (2,), names=(EVIL, "y"), unit=EVIL)
-    odd = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
-    found = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=odd, title=EVIL,
-                                 training={EVIL: recorded_curves([{"step": 1, "loss": 1.0}])}, commands=[(EVIL, EVIL)]))
-    assert found.text.count(EVIL) >= 6
+    hostile_data = Dataset([replace(e.replace({EVIL: np.zeros(len(e), np.float32)}), schema={"action": feature})] * 2)
+    page = checked(write_report(tmp_path / "r.html", runs={EVIL: runs["steady"]}, env=Fork(), data=hostile_data,
+                                title=EVIL,
+                                training={EVIL: recorded_curves([{"step": 1, "loss": 1.0}])}, commands=[(EVIL, EVIL)]))
+    assert page.text.count(EVIL) >= 6
     every = (Paragraph(EVIL), StatTiles(((EVIL, EVIL),)), Table((EVIL,), ((EVIL,),)), Commands(((EVIL, EVIL),)))
-    found = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
-                               footer=EVIL))
-    assert found.text.count(EVIL) == 15
+    page = checked(write_page(tmp_path / "p.html", EVIL, [Section(EVIL, every, EVIL)], verdict=(EVIL, EVIL, EVIL),
+                              footer=EVIL))
+    assert page.text.count(EVIL) == 15
 
 
 def test_a_report_is_written_whole_or_not_at_all(runs, tmp_path):
@@ -133,7 +134,7 @@ def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
     parts = (ErrorBreakdown("lift", 0.3, 0.2), ErrorBreakdown(EVIL, 0.4, 0.1))
     tenths = tuple(ErrorBreakdown(f"{10 * i}-{10 * i + 10}%", 0.1 * i, 0.05) for i in range(10))
     unknown = Interval(0.2, float("nan"), float("nan"))
-    found = ActionPrediction(
+    prediction = ActionPrediction(
         "door",
         "held out",
         (3,),
@@ -155,9 +156,9 @@ def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
         (error := PredictionError("all", 0.02, 0.3, 0.1, 0.9, False), replace(some, estimate=0.02)),
         (replace(error, name="lift"), replace(error, name=EVIL, r2=None, is_constant=True)),
     )
-    page_ = checked(write_prediction_report(found, tmp_path / "r.html"))
+    page_ = checked(write_prediction_report(prediction, tmp_path / "r.html"))
     assert "This is not a success rate" in page_.text and "energy score is 0.4" in page_.text and "70%" in page_.text
     assert "off by 0.02 rad on average" in page_.text and "never changes" in page_.text
     assert page_.seen.count("svg") == 5 and EVIL in page_.text
-    certain = replace(found, samples=1, coverage=None, expected_coverage=None, uncertain_steps=())
+    certain = replace(prediction, samples=1, coverage=None, expected_coverage=None, uncertain_steps=())
     assert "cannot say where it is unsure" in checked(write_prediction_report(certain, tmp_path / "c.html")).text

@@ -97,12 +97,12 @@ def test_a_return_halves_too():
 
 
 def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
-    env, file, seen = make("fork", 4), tmp_path / "kept.jsonl", []
+    env, file, progress = make("fork", 4), tmp_path / "kept.jsonl", []
     shifts = [replace(kinds("fork")[k], levels=levels) for k, levels in (("gust", (0.5, 2.0)), ("slow", (8,)))]
     whole = robustness.sweep_severities(
-        env.expert(), build("fork"), shifts, 12, rows=3, results_file=file, actor_name="me", watch=seen.append
+        env.expert(), build("fork"), shifts, 12, rows=3, results_file=file, actor_name="me", watch=progress.append
     )
-    assert seen[-1] == 4 * 12 and max(seen) == 48
+    assert progress[-1] == 4 * 12 and max(progress) == 48
     gust, slow = whole
     assert gust.severities == (0.0, 0.5, 2.0) and gust.success.shape == (3, 12) and slow.success.shape == (2, 12)
     np.testing.assert_array_equal(gust.success[0], slow.success[0])
@@ -123,8 +123,8 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
         np.testing.assert_array_equal(a.success, b.success)
     more = robustness.sweep_severities(env.expert(), counting, shifts, 14, rows=5, results_file=file, actor_name="me")
     np.testing.assert_array_equal(more[0].success[:, :12], whole[0].success)
-    ran = sum(len(json.loads(line)["episodes"]) for line in file.read_text().splitlines() if line[-1] == "}")
-    assert ran == 4 * 14  # nothing twice
+    n_episodes = sum(len(json.loads(line)["episodes"]) for line in file.read_text().splitlines() if line[-1] == "}")
+    assert n_episodes == 4 * 14  # nothing twice
     other = robustness.sweep_severities(
         DelayedAction(env.expert(), 9), build("fork"), shifts[:1], 12, results_file=file, actor_name="somebody else"
     )
@@ -142,12 +142,12 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     args = ["robustness", "scripted", "fork", "--episodes", "6", "--shifts", "start", "slow",
             "--levels", "start=0.1,0.4", "slow=8"]
     assert main([*args, "--json", "--html", "page.html"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["env"] == "fork" and list(said["shifts"]) == ["start", "slow"]
-    start = said["shifts"]["start"]
+    report = json.loads(capsys.readouterr().out)
+    assert report["env"] == "fork" and list(report["shifts"]) == ["start", "slow"]
+    start = report["shifts"]["start"]
     assert [level["level"] for level in start["levels"]] == [0, 0.1, 0.4] and start["unit"] == "m"
     assert start["halves"] == {"at": None, "low": 0.4, "high": None, "tried": 0.4}
-    assert said["shifts"]["slow"]["halves"]["high"] == 8
+    assert report["shifts"]["slow"]["halves"]["high"] == 8
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 4 and "data:image/png" in page and "script" not in page.replace("scripted", "")
     lines = (tmp_path / "robustness/scripted-fork.jsonl").read_text()
@@ -208,5 +208,5 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["robustness", "scripted", "fork", *args]) == 2
-    assert re.search(message, said := capsys.readouterr().err) and "\n  -> " in said
+    assert re.search(message, errors := capsys.readouterr().err) and "\n  -> " in errors
     assert not (tmp_path / "robustness").exists()

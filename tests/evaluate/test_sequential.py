@@ -58,8 +58,8 @@ def test_capital_against_bets_spelt_out():
 def test_whoever_looks_always_is_wrong_once_in_twenty_at_most(coverage, than, p):
     """The confidence sequence of a rate of p, made for another bound or its own: ever outside in 600 looks."""
     rate = SequentialRateTest(than)
-    wrong = coverage.ever(lambda n: rate._log_e_value(np.arange(n + 1), n, p) >= math.log(20), p, 600)
-    assert 0.005 < wrong <= 0.05
+    error_rate = coverage.ever(lambda n: rate._log_e_value(np.arange(n + 1), n, p) >= math.log(20), p, 600)
+    assert 0.005 < error_rate <= 0.05
     naive = coverage.ever(lambda n: np.minimum(scipy_stats.binom.cdf(np.arange(n + 1), n, p),
                                                scipy_stats.binom.sf(np.arange(n + 1) - 1, n, p)) < 0.025, p, 200)
     assert naive > 0.07  # the usual test, looked at as often
@@ -73,8 +73,8 @@ def test_whoever_looks_always_at_two_is_wrong_once_in_twenty_at_most(coverage, t
     def stops(n):
         first = np.arange(n + 1)
         return (first >= needed[n]) | ((n - first >= needed[n]) & (theta == 0.5))
-    wrong = coverage.ever(stops, theta, 800)
-    assert wrong <= 0.05 and (theta != 0.5 or wrong > 0.02)
+    error_rate = coverage.ever(stops, theta, 800)
+    assert error_rate <= 0.05 and (theta != 0.5 or error_rate > 0.02)
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,17 +130,17 @@ def test_the_chance_of_a_verdict_is_that_of_a_flat_prior():
     """Against the exact beta-binomial: just above and below the threshold of the rule."""
     rate = SequentialRateTest(0.5, max_rollouts=120)
     low, high = rate.decision_bounds(120)
-    said = []
+    agreements = []
     for k in range(30, 51):
-        left = scipy_stats.betabinom(60, 1 + k, 1 + 60 - k)
-        hope = left.sf(high - k - 1) + left.cdf(low - k)
+        remaining_successes = scipy_stats.betabinom(60, 1 + k, 1 + 60 - k)
+        hope = remaining_successes.sf(high - k - 1) + remaining_successes.cdf(low - k)
         if abs(hope - sequential.FUTILITY_PROBABILITY) > 0.005:
             done = rate.verdict({"trials": 60, "successes": k}) in ("above", "below")
-            said.append(
+            agreements.append(
                 (rate.verdict({"trials": 60, "successes": k}) == "futile")
                 == (hope < sequential.FUTILITY_PROBABILITY and not done)
             )
-    assert all(said) and len(said) > 10
+    assert all(agreements) and len(agreements) > 10
 
 
 def test_futility_costs_little_power():

@@ -56,12 +56,12 @@ def test_permutation_by_hand():
 
 def test_permutation_of_methods_errs_once_in_twenty_at_most():
     """Seeds that differ much and starts that are hard for all: what is no difference of the methods."""
-    rng, found = np.random.default_rng(1), 0
+    rng, n_significant = np.random.default_rng(1), 0
     for _ in range(200):
         hard = rng.normal(size=30)
         x, y = ((rng.normal(size=(4, 1)) + hard + rng.normal(size=(4, 30)) > 0).astype(float) for _ in range(2))
-        found += stats.permutation_p_value(x, y) <= 0.05
-    assert found / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+        n_significant += stats.permutation_p_value(x, y) <= 0.05
+    assert n_significant / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
 def test_what_the_pairing_saved():
@@ -81,13 +81,13 @@ def test_what_the_pairing_saved():
 
 
 def test_every_line_of_the_tables_is_recorded_keeps_its_promise_and_is_on_the_page(coverage):
-    found = {f["name"]: f for f in json.loads(coverage.FILE.read_text(encoding="utf-8"))["lines"]}
-    assert set(found) == set(coverage.INTERVALS) | set(coverage.TESTS)
-    assert [f["name"] for f in found.values() if not coverage.kept(f)] == []
+    recorded_lines = {f["name"]: f for f in json.loads(coverage.FILE.read_text(encoding="utf-8"))["lines"]}
+    assert set(recorded_lines) == set(coverage.INTERVALS) | set(coverage.TESTS)
+    assert [f["name"] for f in recorded_lines.values() if not coverage.kept(f)] == []
     page = coverage.PAGE.read_text(encoding="utf-8")
-    assert all(coverage._row(f) in page for f in found.values())
-    assert not coverage.kept({**found["Clopper–Pearson"], "worst": 0.949})  # it can fail
-    assert not coverage.kept({**found["`SequentialRateTest`, always looking"], "worst": 0.051})
+    assert all(coverage._row(f) in page for f in recorded_lines.values())
+    assert not coverage.kept({**recorded_lines["Clopper–Pearson"], "worst": 0.949})  # it can fail
+    assert not coverage.kept({**recorded_lines["`SequentialRateTest`, always looking"], "worst": 0.051})
 
 
 @pytest.mark.parametrize("name", ["Tango's score", "McNemar, exact", "`SequentialDifferenceTest`, always looking"])

@@ -56,9 +56,9 @@ def test_published_intervals_of_one_proportion(k, n, score, exact):
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
 def test_one_proportion_agrees_with_scipy(n, level):
     for k in range(n + 1):
-        for mine, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
-            theirs = scipy_stats.binomtest(k, n).proportion_ci(level, method)
-            assert ends(mine(k, n, level)) == pytest.approx(ends(theirs), abs=1e-9)
+        for own_interval, method in ((clopper_pearson, "exact"), (wilson, "wilson")):
+            scipy_result = scipy_stats.binomtest(k, n).proportion_ci(level, method)
+            assert ends(own_interval(k, n, level)) == pytest.approx(ends(scipy_result), abs=1e-9)
 
 
 def covered(interval, n, grid):
@@ -212,9 +212,9 @@ def outcomes(rng, p, seeds, starts, shared=None):
                                               (0.99, 0.3, 0), (1.0, 0, 0)])
 def test_the_interval_of_a_method_covers(p, seeds, starts):
     rng = np.random.default_rng(1)
-    found = [two_level_rate(outcomes(rng, p, seeds, starts)) for _ in range(DRAWS)]
-    assert np.mean([i.low <= p <= i.high for i in found]) >= FLOOR
-    assert all(0 <= i.low < i.high <= 1 for i in found)
+    intervals = [two_level_rate(outcomes(rng, p, seeds, starts)) for _ in range(DRAWS)]
+    assert np.mean([i.low <= p <= i.high for i in intervals]) >= FLOOR
+    assert all(0 <= i.low < i.high <= 1 for i in intervals)
 
 
 def test_what_simpler_intervals_miss():
@@ -277,9 +277,9 @@ def test_equal_means_of_seeds_do_not_make_the_interval_of_a_rate_narrower_than_r
     """Each seed lost one other start of 100, so that the means agree by chance. The interval has a width."""
     first, second = np.ones((2, 100)), np.ones((2, 100))
     first[0, 14] = first[1, 55] = 0
-    found, p = two_level_difference(first, second)
+    difference, p = two_level_difference(first, second)
     margin = 12.7062 * math.sqrt(1 / (12 * 100) / 200)  # Student's t with one degree of freedom
-    assert (found.low, found.high) == pytest.approx((-0.01 - margin, -0.01 + margin), rel=1e-5) and p > 0.05
+    assert (difference.low, difference.high) == pytest.approx((-0.01 - margin, -0.01 + margin), rel=1e-5) and p > 0.05
     real, _ = two_level_difference(first, second, kind="real")
     assert real.high - real.low < 1e-12, "the means of a real measure are not rounded"
 
@@ -289,8 +289,9 @@ def test_the_difference_is_told_where_the_residual_counted_twice_hid_it():
     of such experiments."""
     rng = np.random.default_rng(4)
     for p, q, spread, seeds, power in ((0.9, 0.6, 0.8, 5, 0.4), (0.8, 0.7, 0.1, 3, 0.25)):
-        found = sum(two_level_difference(*differ(rng, p, q, spread, 0, (seeds, 100)))[1] < 0.05 for _ in range(DRAWS))
-        assert found / DRAWS > power
+        n_significant = sum(two_level_difference(*differ(rng, p, q, spread, 0, (seeds, 100)))[1] < 0.05
+                            for _ in range(DRAWS))
+        assert n_significant / DRAWS > power
 
 
 def test_mean_squares_are_those_of_the_analysis_of_variance():
@@ -319,16 +320,16 @@ def test_the_margins_of_a_crossed_design_cover():
         for shape in ((3, 30), (6, 10)):
             x = (seeds * rng.normal(size=(draws, shape[0], 1)) + starts * rng.normal(size=(draws, 1, shape[1]))
                  + rng.normal(size=(draws, *shape)))
-            held = (np.abs(x.mean((1, 2))) <= crossed_margin(x, 0.025)).mean()
-            assert 0.944 < held < (0.985 if seeds * starts != 1 else 0.97), (seeds, starts, shape)
+            coverage = (np.abs(x.mean((1, 2))) <= crossed_margin(x, 0.025)).mean()
+            assert 0.944 < coverage < (0.985 if seeds * starts != 1 else 0.97), (seeds, starts, shape)
 
 
 def test_one_value_for_each_seed_gives_the_paired_t_test():
     rng = np.random.default_rng(0)
     x, y = rng.normal(1, 1, size=(6, 1)), rng.normal(size=(6, 1))
     i, p = two_level_difference(x, y, kind="real")
-    theirs = scipy_stats.ttest_rel(x[:, 0], y[:, 0])
-    assert p == pytest.approx(theirs.pvalue) and ends(i) == pytest.approx(tuple(theirs.confidence_interval()))
+    t_test = scipy_stats.ttest_rel(x[:, 0], y[:, 0])
+    assert p == pytest.approx(t_test.pvalue) and ends(i) == pytest.approx(tuple(t_test.confidence_interval()))
     assert difference_p(x - y, 0.5, "real") == pytest.approx(
         scipy_stats.ttest_1samp((x - y)[:, 0], 0.5, alternative="greater").pvalue)
     assert two_level_difference(x, x, kind="real") == (Interval(0.0, 0.0, 0.0), 1.0)
@@ -403,8 +404,8 @@ def test_what_few_seeds_do_not_exclude():
     """The exact binomial bound: n good seeds of n have probability 0.05 if so large a fraction is bad."""
     for n in (1, 3, 5, 10, 20):
         assert (1 - seeds_not_excluded(n)) ** n == pytest.approx(0.05)
-        found = scipy_stats.binomtest(0, n, alternative="less").proportion_ci(0.95, "exact").high
-        assert seeds_not_excluded(n) == pytest.approx(found)
+        upper_bound = scipy_stats.binomtest(0, n, alternative="less").proportion_ci(0.95, "exact").high
+        assert seeds_not_excluded(n) == pytest.approx(upper_bound)
     assert seeds_caveat(5) == "Even if 5 of 5 training seeds succeed, up to 45% of all seeds may fail (95% confidence)."
     with pytest.raises(ValueError, match="at least 1"):
         seeds_not_excluded(0)
@@ -432,5 +433,5 @@ def test_every_name_in_the_table_of_the_page_exists():
     modules = "|".join(p.stem for p in folder.glob("*.py"))
     for name in {*names, *re.findall(rf"`((?:{modules})\.[A-Za-z_]+)`", page)}:
         module, _, attribute = name.partition(".")
-        found = importlib.import_module(f"understudy.evaluate.{module}")
-        assert not attribute or hasattr(found, attribute), name
+        evaluate_module = importlib.import_module(f"understudy.evaluate.{module}")
+        assert not attribute or hasattr(evaluate_module, attribute), name

@@ -80,9 +80,9 @@ def test_each_key_is_one_move_of_a_grid_and_the_episode_waits_for_it(pipe, tmp_p
     env.step = watched
     assert len(teleoperate(env, hand, 1, tmp_path / "d", 7, show=screens.append, lines=4, sleep=sleep)) == 0
     at = start
-    for found, way in zip(walked, moves.values(), strict=True):
+    for walk, way in zip(walked, moves.values(), strict=True):
         at = np.clip(at + way, 0, 5)
-        np.testing.assert_array_equal(found, at)
+        np.testing.assert_array_equal(walk, at)
     assert len(walked) == 4
     mission = bytes(env.state["said"][0]).rstrip(b"\0").decode()
     assert f"episode 0, step 0: {mission}\n" in screens[0]
@@ -184,26 +184,26 @@ def test_pictures_become_text():
 @pytest.mark.slow
 def test_the_command_in_a_terminal(tmp_path):
     pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
+    ours, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "understudy", "record", "push", "--actor", "keyboard", "--out", "d", "--episodes", "2"],
         cwd=tmp_path,
-        stdin=theirs,
-        stdout=theirs,
+        stdin=terminal,
+        stdout=terminal,
         stderr=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm"},
         start_new_session=True,
     )
-    seen = b""
+    output = b""
 
     def until(text: bytes):
-        nonlocal seen
+        nonlocal output
         began = time.monotonic()
-        while text not in seen:
-            assert time.monotonic() < began + 120 and process.poll() is None, seen[-300:]
+        while text not in output:
+            assert time.monotonic() < began + 120 and process.poll() is None, output[-300:]
             if select.select([ours], [], [], 0.1)[0]:
-                seen += os.read(ours, 65536)
-        seen = seen.split(text)[-1]
+                output += os.read(ours, 65536)
+        output = output.split(text)[-1]
     until(b"step 2")
     os.write(ours, b"d")
     until(b"step 6")

@@ -62,11 +62,11 @@ class Doomed(Fork):
 def diffusion(rows, *doom):
     """An untrained policy whose products are large enough for threads to share them."""
     env = make("fork", rows)
-    shown = rollout(env.expert(), env, 4)
+    demonstrations = rollout(env.expert(), env, 4)
     torch.manual_seed(0)
     policy = (
-        Policy(PolicyConfig(Diffusion(n_steps=4), MLP(256, 2), window=Window(2, 8)), shown.features())
-        .fit_statistics(shown)
+        Policy(PolicyConfig(Diffusion(n_steps=4), MLP(256, 2), window=Window(2, 8)), demonstrations.features())
+        .fit_statistics(demonstrations)
         .eval()
     )
     return PolicyActor(FixedBatch(policy, 16), RecedingHorizon(4)), Doomed(rows, *doom)
@@ -105,17 +105,18 @@ def same(a, b):
 @pytest.mark.slow
 def test_two_workers_do_what_one_does_to_the_last_bit_even_if_one_is_killed(tmp_path):
     one = evaluate_parallel(partial(diffusion, 7), 11, seed=3)
-    seen = []
+    finished = []
     with WorkerPool(partial(diffusion, 3, key_of(4, 3), str(tmp_path / "killed")), 2) as crew:
-        ran = crew.rollout(11, 3, watch=lambda n, e: seen.append((n, len(e))))
-        same(ran, one.episodes)
-        assert sorted(seen) == [(n, len(e)) for n, e in enumerate(ran)] and (tmp_path / "killed").exists()
+        episodes_of_crew = crew.rollout(11, 3, watch=lambda n, e: finished.append((n, len(e))))
+        same(episodes_of_crew, one.episodes)
+        assert sorted(finished) == [(n, len(e)) for n, e in enumerate(episodes_of_crew)]
+        assert (tmp_path / "killed").exists()
         assert crew.metadata["env"] == "fork"
         same(crew.rollout(3, 3, first=8), one.episodes[8:])  # by the same processes
     assert not active_children()
-    found = evaluation.evaluate(*diffusion(16), 11, seed=3)  # as before there were workers
-    assert (found.success, found.returns) == (one.success, one.returns)
-    same(found.episodes, one.episodes)
+    serial = evaluation.evaluate(*diffusion(16), 11, seed=3)  # as before there were workers
+    assert (serial.success, serial.returns) == (one.success, one.returns)
+    same(serial.episodes, one.episodes)
 
 
 class Threads(Doomed):
@@ -135,11 +136,11 @@ def test_every_worker_has_one_thread_also_where_it_is_this_process():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        ran = evaluate_parallel(partial(threads, 4), 3)
+        evaluation = evaluate_parallel(partial(threads, 4), 3)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert {r for e in ran.episodes for r in e.steps["next.reward"].tolist()} == {1.0}
+    assert {r for e in evaluation.episodes for r in e.steps["next.reward"].tolist()} == {1.0}
 
 
 # -- death ----------------------------------------------------------------------------------------------------------
@@ -167,10 +168,10 @@ def test_an_episode_that_kills_twice_is_named():
 
 @pytest.mark.slow
 def test_what_goes_wrong_in_a_worker_is_said_as_it_would_be_here():
-    for setup, error, said in ((stillborn, UserError, r"die while they start \(it ended with status 3\)"),
-                               (mistaken, UserError, "the house: expected a door, found a wall\n  -> turn round"),
-                               (partial(int, "x"), RuntimeError, "in a worker:\n.*ValueError: invalid literal")):
-        with pytest.raises(error, match="(?s)" + said), WorkerPool(setup, 2) as crew:
+    for setup, error, message in ((stillborn, UserError, r"die while they start \(it ended with status 3\)"),
+                                  (mistaken, UserError, "the house: expected a door, found a wall\n  -> turn round"),
+                                  (partial(int, "x"), RuntimeError, "in a worker:\n.*ValueError: invalid literal")):
+        with pytest.raises(error, match="(?s)" + message), WorkerPool(setup, 2) as crew:
             crew.rollout(4)
         assert not active_children()
 
@@ -241,7 +242,7 @@ def test_every_episode_once_whatever_the_order_and_one_death(episodes, count, ro
         with pytest.raises(UserError, match="two workers died in episode") as refused:
             workers.rollout(episodes)
         named = int(re.search(r"in episode (\d+)", str(refused.value))[1])
-        why = [why for why, ran in crew.killed if named in ran]
+        why = [why for why, share in crew.killed if named in share]
         # Two died in it: of the episode itself, or it ran beside a deadly one, and again when the drawn death came.
         assert len(why) == 2 and (named in deadly or sorted(why) == ["deadly", "drawn"])
         return
@@ -305,9 +306,9 @@ def test_nobody_is_left_behind(number, tmp_path):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(getattr(signal, number))
-    said = process.communicate(timeout=100)[1]
-    assert process.returncode == (-9 if number == "SIGKILL" else 130), said
-    assert "Traceback" not in said
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == (-9 if number == "SIGKILL" else 130), errors
+    assert "Traceback" not in errors
     while any(map(alive, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -323,11 +324,11 @@ def test_the_commands_give_the_same_with_workers(tmp_path, monkeypatch, capsys):
         run("record", "fork", "--out", f"d{workers}", "--episodes", 24, "--workers", workers)
     assert open_dataset("d1").fingerprint() == open_dataset("d2").fingerprint()
     run("train", "bc", "d1", "--out", "run", "--steps", 100)
-    found = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
-    for f in found:
+    outputs = [json.loads(run("eval", "run", "fork", "--episodes", 20, "--json", "--workers", n)) for n in (1, 2)]
+    for f in outputs:
         del f["seconds"]
         f["behavior"] = None  # how long a plan took
-    assert found[0] == found[1]
+    assert outputs[0] == outputs[1]
     run("eval", "run", "fork", "--episodes", 10, "--save", "seen")
     run("eval", "run", "fork", "--episodes", 20, "--workers", 3, "--save", "seen")  # goes on
     run("eval", "run", "fork", "--episodes", 20, "--save", "alone")

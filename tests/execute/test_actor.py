@@ -132,12 +132,12 @@ def test_rows_keys_and_states_have_to_belong_together(plays):
     one = {k: v[:1] for k, v in looked().items()}
     with pytest.raises(UserError, match="it has 1 rows instead of 2"):
         plays.act(one, state)
-    for wrong in (0, key[:1], key.float(), [1, 2]):
+    for invalid in (0, key[:1], key.float(), [1, 2]):
         with pytest.raises(UserError, match=r"key: the keys must be int64 numbers of shape \(2,\).*\n.*keys\(seed"):
-            plays.start(looked(), wrong)
-    for wrong in (None, key, {}):
+            plays.start(looked(), invalid)
+    for invalid in (None, key, {}):
         with pytest.raises(UserError, match="state: the state must be what start or act returned"):
-            plays.act(looked(), wrong)
+            plays.act(looked(), invalid)
     with pytest.raises(UserError, match="must be a dict of columns"):
         ObservationWrapper(plays, {"observation.goal": torch.zeros(2)}).start(torch.zeros(2, 3), key)
 
@@ -155,12 +155,12 @@ def test_a_plan_that_is_no_number_is_refused(plays):
 
 
 def test_what_was_not_sensed_may_hold_anything():
-    seen = {"observation.a": Feature("float32", (3,)), "observation.a?": Feature("bool", ()),
-            "action": Feature("float32", (2,))}
-    data = random_dataset({k: v for k, v in seen.items() if not k.endswith("?")})
+    features = {"observation.a": Feature("float32", (3,)), "observation.a?": Feature("bool", ()),
+                "action": Feature("float32", (2,))}
+    data = random_dataset({k: v for k, v in features.items() if not k.endswith("?")})
     data = Dataset([e.replace({"observation.a?": np.arange(len(e)) % 2 == 0}) for e in data])
     actor, key = (
-        PolicyActor(Policy(PolicyConfig(Regression(), trunk=MLP(8, 1)), seen).fit_statistics(data).eval()),
+        PolicyActor(Policy(PolicyConfig(Regression(), trunk=MLP(8, 1)), features).fit_statistics(data).eval()),
         keys(0, range(2)),
     )
 

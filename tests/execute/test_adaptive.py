@@ -23,8 +23,8 @@ STATE = "observation.state"
 
 def test_a_chunk_is_executed_until_its_samples_disagree():
     """Two samples for each decision. The distance of two numbers is sqrt(2) times their standard deviation."""
-    near = math.sqrt(2) * 0.3
-    first = [[0.0, 1, 2, 3, 4, 5], [0.0, 1, 2 + near * 0.99, 3 + near * 1.01, 4, 5]]  # agree on 3 steps
+    distance = math.sqrt(2) * 0.3
+    first = [[0.0, 1, 2, 3, 4, 5], [0.0, 1, 2 + distance * 0.99, 3 + distance * 1.01, 4, 5]]  # agree on 3 steps
     second = [[10.0, 11, 12, 13, 14, 15]] * 2  # agree on all 6
     third = [[20.0, 21, 22, 23, 24, 25], [30.0, 31, 22, 23, 24, 25]]  # agree on none: one step is executed
     planner = Scripted(first + second + third + second)
@@ -75,12 +75,12 @@ def test_adaptive_chunking_is_the_queue_of_the_paper(threshold):
             action, state = executor.act(planner, {STATE: torch.zeros(3, 1, 1)}, state)
             out.append(action[0])
         return torch.stack(out)
-    found = executed(AdaptiveChunking(agreement=CosineAgreement(threshold)))
-    assert torch.equal(found, paper_queue(chunks, threshold))
+    actions = executed(AdaptiveChunking(agreement=CosineAgreement(threshold)))
+    assert torch.equal(actions, paper_queue(chunks, threshold))
     if threshold > 1:  # nothing agrees
-        assert torch.equal(found, executed(RecedingHorizon(1)))
+        assert torch.equal(actions, executed(RecedingHorizon(1)))
     if threshold < -1:  # the first chunk is never given up; then the last action of each new chunk follows
-        assert torch.equal(found, torch.cat([chunks[0], chunks[1:9, -1]]))
+        assert torch.equal(actions, torch.cat([chunks[0], chunks[1:9, -1]]))
 
 
 def test_two_actions_of_zero_agree():

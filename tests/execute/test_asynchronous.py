@@ -30,8 +30,8 @@ def test_the_weights_of_real_time_chunking_are_those_of_the_paper():
     exponential = [c * math.expm1(c) / math.expm1(1) for c in linear]
     expected = {"linear": linear, "exponential": exponential, "ones": [1.0] * 6 + [0.0] * 2, "zeros": [1.0] + [0.0] * 7}
     for schedule, weights in expected.items():
-        found = RealTimeChunking(2, 1, schedule=schedule).weights(mask)
-        assert torch.allclose(found, torch.tensor(weights).expand(2, 8), atol=1e-6), schedule
+        step_weights = RealTimeChunking(2, 1, schedule=schedule).weights(mask)
+        assert torch.allclose(step_weights, torch.tensor(weights).expand(2, 8), atol=1e-6), schedule
 
 
 def authors_plan(policy, obs, noise, old, delay, n_action_steps):
@@ -65,9 +65,9 @@ def test_plans_of_real_time_chunking_are_those_of_the_authors_code(delay):
     obs, n = {k: x.float() for k, x in batch.obs.items()}, len(batch)
     noise, old = (torch.randn(n, *policy.noise_shape, generator=generator) for _ in range(2))
     last = LastChunk(policy.decode(old, obs), torch.full((n,), 2), torch.ones(n, dtype=torch.bool))
-    found = policy.encode(policy.plan(obs, noise, RealTimeChunking(2, delay).guides(last)), obs)
+    plan = policy.encode(policy.plan(obs, noise, RealTimeChunking(2, delay).guides(last)), obs)
     expected = authors_plan(policy, obs, noise, torch.cat([old[:, 2:], old[:, :2]], 1), delay, 2)
-    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(plan, expected, atol=1e-4)
     assert not torch.allclose(policy.encode(policy.plan(obs, noise), obs), expected, atol=0.05)
 
 

@@ -29,13 +29,13 @@ def paper_cost(strong, weak, old, exists, n_kept, decay):
         apart = {i: sum(w * math.dist(plan[t].tolist(), old[t].tolist()) for t, w in enumerate(weights)) / sum(weights)
                  for i, plan in enumerate(plans)}
         return {i: apart[i] for i in sorted(apart, key=apart.get)[:n_kept]}
-    ours, theirs = candidates(strong), candidates(weak)
-    half, found = len(ours) // 2, {}
+    ours, weak_candidates = candidates(strong), candidates(weak)
+    half, costs = len(ours) // 2, {}
     for i, coherence in ours.items():
         positive = sorted(distance(strong[i], strong[j]) for j in ours if j != i)[:half]
-        negative = sorted(distance(strong[i], weak[j]) for j in theirs)[:half]
-        found[i] = coherence + sum(positive) / half - sum(negative) / half
-    return found
+        negative = sorted(distance(strong[i], weak[j]) for j in weak_candidates)[:half]
+        costs[i] = coherence + sum(positive) / half - sum(negative) / half
+    return costs
 
 
 @pytest.mark.parametrize("skip", [0, 2])

@@ -71,12 +71,12 @@ def test_in_real_time_the_old_chunk_runs_on_while_the_new_one_is_late(skip):
         action, state = executor.act(policy, {"observation.state": torch.full((3, 1, 1), float(t))}, state)
         done.append(action[0, 0].item())
     assert done == [0, 1, 2, 3, 4, -5]
-    wanted = policy.given[1][0]
-    assert isinstance(wanted, Inpaint)
-    assert wanted.action[0, skip:skip + 2, 0].tolist() == [3, 4]
+    guide = policy.given[1][0]
+    assert isinstance(guide, Inpaint)
+    assert guide.action[0, skip:skip + 2, 0].tolist() == [3, 4]
     # Firm as far as the old chunk is bound to be carried out, then less and less, and nothing where it has ended.
-    assert wanted.weight[0, :skip + 2].tolist() == [1.0] * (skip + 2)
-    assert (wanted.weight[0, skip + 2:7].diff() < 0).all() and (wanted.weight[0, 7:] == 0).all()
+    assert guide.weight[0, :skip + 2].tolist() == [1.0] * (skip + 2)
+    assert (guide.weight[0, skip + 2:7].diff() < 0).all() and (guide.weight[0, 7:] == 0).all()
 
 
 @dataclass(frozen=True)

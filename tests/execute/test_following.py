@@ -32,9 +32,9 @@ def line(*episodes):
 
 
 def followed(executor, policy, *states):
-    seen = [{"observation.state": torch.tensor([[[float(s)]]])} for s in states]
-    state, out = executor.start(policy, seen[0], torch.tensor([1])), []
-    for obs in seen:
+    observations = [{"observation.state": torch.tensor([[[float(s)]]])} for s in states]
+    state, out = executor.start(policy, observations[0], torch.tensor([1])), []
+    for obs in observations:
         action, state = executor.act(policy, obs, state)
         out.append(int(action.item()))
     return out

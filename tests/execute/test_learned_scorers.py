@@ -81,11 +81,11 @@ def test_energies_reweight_the_plans_of_a_gaussian(head):
     for T in (0.8, 0.4):
         r = S / T
         gain = r * math.exp(-(r**2) / 2) * math.sqrt(math.pi / 2) * erfi(r / math.sqrt(2))
-        found = guided(head, lambda a, T=T: 0.5 * ((a - 0.7) / T).square().sum((1, 2)))
-        assert found == pytest.approx((MU + (0.7 - MU) * gain, S * math.exp(-(r**2) / 2)), abs=0.02)
+        moments = guided(head, lambda a, T=T: 0.5 * ((a - 0.7) / T).square().sum((1, 2)))
+        assert moments == pytest.approx((MU + (0.7 - MU) * gain, S * math.exp(-(r**2) / 2)), abs=0.02)
         if T == 0.8:
             posterior = 1 / (1 / S**2 + 1 / T**2)
-            assert found == pytest.approx((posterior * (MU / S**2 + 0.7 / T**2), math.sqrt(posterior)), abs=0.04)
+            assert moments == pytest.approx((posterior * (MU / S**2 + 0.7 / T**2), math.sqrt(posterior)), abs=0.04)
 
 
 @pytest.mark.parametrize("head", [Diffusion(clip_sample=0.0), Flow(), EDM(), EDM(solver=DPMSolverPP())], ids=str)
@@ -105,8 +105,8 @@ class Classifier(Scorer):
         self.layers = torch.nn.Sequential(torch.nn.Linear(2 + 2 * horizon, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
 
     def forward(self, obs, plan):
-        seen = torch.cat([obs["observation.state"][:, -1, :2].to(plan), plan.flatten(1)], -1)
-        return torch.nn.functional.logsigmoid(self.side * self.layers(seen).squeeze(-1))
+        features = torch.cat([obs["observation.state"][:, -1, :2].to(plan), plan.flatten(1)], -1)
+        return torch.nn.functional.logsigmoid(self.side * self.layers(features).squeeze(-1))
 
     def save(self, folder):
         raise NotImplementedError
@@ -206,10 +206,10 @@ def test_a_classifier_of_the_side_chooses_the_way_around_the_pillar():
     sides = {}
     for name, side in (("none", 0.0), ("left", 1.0), ("right", -1.0)):
         classifier.side = side
-        made = replace(method, inference=(ScorerGuided(scorer=classifier, scale=4.0),) if side else ())
-        found = evaluate(build_actor(made, {"policy": policy}), env, 50)
-        ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in found.episodes]
-        sides[name] = sum(ways) / len(ways), float(found.successes.mean())
+        guided_method = replace(method, inference=(ScorerGuided(scorer=classifier, scale=4.0),) if side else ())
+        evaluation = evaluate(build_actor(guided_method, {"policy": policy}), env, 50)
+        ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in evaluation.episodes]
+        sides[name] = sum(ways) / len(ways), float(evaluation.successes.mean())
     assert 0.2 < sides["none"][0] < 0.8
     assert sides["left"][0] > 0.9 and sides["right"][0] < 0.1
     assert min(s for _, s in sides.values()) > 0.8

@@ -124,10 +124,10 @@ def test_best_takes_the_best_plan_of_each_row():
     best = BestOfN(policy, Score(lambda obs, plan: plan[:, 0, 0]), n=5)
     noise = best.noise(batch.extra["index"][:, 0], torch.zeros(len(batch), dtype=torch.int64))
     with torch.no_grad():
-        found = best.plan(batch.obs, noise)
+        best_plan = best.plan(batch.obs, noise)
         each = torch.stack([policy.plan(batch.obs, noise[:, i]) for i in range(5)], 1)
-    assert torch.allclose(found[:, 0, 0], each[:, :, 0, 0].amax(1), atol=1e-5)
-    assert not torch.allclose(found, each[:, 0])
+    assert torch.allclose(best_plan[:, 0, 0], each[:, :, 0, 0].amax(1), atol=1e-5)
+    assert not torch.allclose(best_plan, each[:, 0])
 
 
 @pytest.mark.parametrize("choice, scorer", [(BestOfN, Score(lambda obs, plan: plan[:, 0, 0])),
@@ -145,11 +145,11 @@ def test_guides_of_an_executor_reach_every_plan_of_best():
     noise, B = best.noise(batch.extra["index"][:, 0], count), len(batch)
     guide = Inpaint(torch.arange(B * 8.0).reshape(B, 4, 2), torch.ones(B, 4))
     with torch.no_grad():
-        found = best.plan(batch.obs, noise, (guide,))
+        best_plan = best.plan(batch.obs, noise, (guide,))
         alone = torch.cat(
             [best.plan(take(batch.obs, r), noise[r], (guide.select_rows(r),)) for r in torch.arange(B).split(1)]
         )
-    assert torch.allclose(found, alone, atol=1e-4)
+    assert torch.allclose(best_plan, alone, atol=1e-4)
 
 
 def test_standing_guides_and_those_of_the_moment_add_up():
@@ -171,8 +171,8 @@ def test_in_a_chain_the_low_one_reads_what_the_high_one_says():
     chain = Hierarchical(Clock(1, ahead=0, sign=10.0), Low(3), "observation.goal")
     assert chain.inputs == ("observation.state",) and chain.action_dim == 1 and chain.window == Window(1, 3)
     noise = chain.noise(KEY, torch.zeros_like(KEY))
-    said = chain.plan({"observation.state": torch.full((3, 1, 1), 4.0)}, noise)
-    assert said.tolist() == [[[40.0]] * 3] * 3
+    plan = chain.plan({"observation.state": torch.full((3, 1, 1), 4.0)}, noise)
+    assert plan.tolist() == [[[40.0]] * 3] * 3
     assert ran(RecedingHorizon(3), chain, 4)[:, 0].tolist() == [0, 0, 0, 30]
 
 
@@ -256,19 +256,20 @@ def test_a_factored_planner_joins_the_slices_of_its_planners():
     schema = {"observation.state": Feature("float32", (3,)), "action": Feature("float32", (2,))}
     torch.manual_seed(0)
     settings = PolicyConfig(Flow(n_steps=2), trunk=SMALL, window=Window(1, 4), inputs=("observation.state",))
-    left, right = (Policy(settings, schema).fit_statistics(random_dataset(schema, seed=n)).eval() for n in range(2))
-    both = FactoredPlanner((left, right), (slice(2, 4), slice(0, 2)))
+    left_policy, right = (Policy(settings, schema).fit_statistics(random_dataset(schema, seed=n)).eval()
+                          for n in range(2))
+    both = FactoredPlanner((left_policy, right), (slice(2, 4), slice(0, 2)))
     assert both.action_dim == 4 and both.inputs == ("observation.state",) and both.window == Window(1, 4)
-    assert torch.equal(both.action_scale, torch.cat([right.action_scale, left.action_scale]))
+    assert torch.equal(both.action_scale, torch.cat([right.action_scale, left_policy.action_scale]))
     obs, count = {"observation.state": torch.randn(3, 1, 3)}, torch.zeros_like(KEY)
     noise = both.noise(KEY, count)
-    assert torch.equal(noise["0"], left.noise(KEY, count)) and not torch.equal(noise["0"], noise["1"])
+    assert torch.equal(noise["0"], left_policy.noise(KEY, count)) and not torch.equal(noise["0"], noise["1"])
     guide = Inpaint(torch.randn(3, 4, 4), torch.ones(3, 4))
     with torch.no_grad():
         for guides, parts in (((), [(), ()]), ((guide,), [(Inpaint(guide.action[..., s], guide.weight),)
                                                           for s in both.slices])):
             plan = both.plan(obs, noise, guides)
-            assert torch.equal(plan[..., 2:], left.plan(obs, noise["0"], parts[0]))
+            assert torch.equal(plan[..., 2:], left_policy.plan(obs, noise["0"], parts[0]))
             assert torch.equal(plan[..., :2], right.plan(obs, noise["1"], parts[1]))
     actor = PolicyActor(FixedBatch(both, 4), RealTimeChunking(2))
     action, _ = actor.act({"observation.state": obs["observation.state"][:, 0]},
@@ -276,9 +277,9 @@ def test_a_factored_planner_joins_the_slices_of_its_planners():
     assert action.shape == (3, 4)
     for slices in ((slice(0, 2), slice(1, 3)), (slice(0, 3), slice(3, 4)), (slice(0, 2),)):
         with pytest.raises(UserError, match="slices"):
-            FactoredPlanner((left, right), slices)
+            FactoredPlanner((left_policy, right), slices)
     with pytest.raises(UserError, match="different windows"):
-        FactoredPlanner((left, Clock(5)), (slice(0, 2), slice(2, 3)))
+        FactoredPlanner((left_policy, Clock(5)), (slice(0, 2), slice(2, 3)))
 
 
 def test_retrieval_returns_the_nearest_stored_window():
@@ -291,10 +292,10 @@ def test_retrieval_returns_the_nearest_stored_window():
     assert rows.tolist() == [40, 3] and torch.allclose(distance, torch.zeros(2), atol=1e-3)
     obs = {"observation.state": torch.randn(5, 1, 3) * 3}
     rows, distance = retrieval.nearest(obs)
-    far = torch.cdist(policy.context(obs).flat(), policy.context(stored.obs).flat())
-    assert torch.equal(rows, far.argmin(1)) and torch.allclose(distance, far.amin(1), atol=1e-4)
-    plan, known = retrieval.plan(obs, torch.zeros(5, 4, 0)), stored.mask[rows]
-    assert torch.allclose(plan[known], stored.action[rows][known], atol=1e-4)
+    distances = torch.cdist(policy.context(obs).flat(), policy.context(stored.obs).flat())
+    assert torch.equal(rows, distances.argmin(1)) and torch.allclose(distance, distances.amin(1), atol=1e-4)
+    plan, is_real = retrieval.plan(obs, torch.zeros(5, 4, 0)), stored.mask[rows]
+    assert torch.allclose(plan[is_real], stored.action[rows][is_real], atol=1e-4)
     with pytest.raises(Unsupported, match="Regression stores no windows"):
         RetrievalPlanner(random_batch(PolicyConfig(Regression(), trunk=SMALL))[0])
 
@@ -318,7 +319,7 @@ PLAN = {"observation.state": Feature("float32", (3,)), GOAL: Feature("float32", 
 def leaves():
     """Policies of actions and of goals, both of state and goal; and six windows of observations."""
     torch.manual_seed(0)
-    data, obs, found = (
+    data, obs, policies = (
         random_dataset(PLAN),
         {k: torch.randn(6, 1, *PLAN[k].shape) for k in ("observation.state", GOAL)},
         {},
@@ -326,8 +327,8 @@ def leaves():
     for target, horizon in (("action", 4), (GOAL, 1)):
         recipe = PolicyConfig(Flow(n_steps=2), trunk=MLP(8, 1), window=Window(1, horizon), target=target,
                               inputs=("observation.state", GOAL))
-        found[target] = Policy(recipe, PLAN).fit_statistics(data).eval()
-    return found, obs
+        policies[target] = Policy(recipe, PLAN).fit_statistics(data).eval()
+    return policies, obs
 
 
 def near(obs, plan):
@@ -354,8 +355,8 @@ def by_hand(planner, obs, noise, guides=()):
         tried = [by_hand(planner.planner, obs, nth(noise, i), guides) for i in range(planner.n)]
         return max(tried, key=lambda plan: near(obs, plan).item())
     if isinstance(planner, Hierarchical):
-        said = by_hand(planner.high, obs, noise["high"])
-        return by_hand(planner.low, {**obs, GOAL: said}, noise["low"], guides)
+        subgoal = by_hand(planner.high, obs, noise["high"])
+        return by_hand(planner.low, {**obs, GOAL: subgoal}, noise["low"], guides)
     if isinstance(planner, Guided):
         return by_hand(planner.planner, obs, noise, planner.guides + guides)
     if isinstance(planner, FixedBatch):
@@ -376,19 +377,19 @@ def test_planners_of_planners_of_policies(leaves, outer, inner):
     assert planner.action_dim == 2 and planner.window == Window(1, 4) and set(planner.inputs) <= set(planner.features)
     assert set(planner.inputs) == {"observation.state", GOAL}  # whoever says the goal reads one, too
     noise = planner.noise(key, key * 0 + 2)
-    found = planner.plan(obs, noise)
+    plan = planner.plan(obs, noise)
     for row in torch.arange(6).split(1):
         one = by_hand(planner, take(obs, row), take(noise, row))
-        assert torch.allclose(found[row], one, atol=1e-4)
+        assert torch.allclose(plan[row], one, atol=1e-4)
     # The guide of an executor reaches all that plan actions.
     guide = Inpaint(torch.arange(48.0).reshape(6, 4, 2) / 10 - 2, torch.ones(6, 4))
-    found = planner.plan(obs, noise, (guide,))
+    plan = planner.plan(obs, noise, (guide,))
     for row in torch.arange(6).split(1):
-        assert torch.allclose(found[row], by_hand(planner, take(obs, row), take(noise, row), (guide.select_rows(row),)),
+        assert torch.allclose(plan[row], by_hand(planner, take(obs, row), take(noise, row), (guide.select_rows(row),)),
                               atol=1e-4)
-    actor, seen = PolicyActor(planner, RecedingHorizon(2)), {k: v[:, 0] for k, v in obs.items()}
-    action, state = actor.act(seen, actor.start(seen, key))
+    actor, current = PolicyActor(planner, RecedingHorizon(2)), {k: v[:, 0] for k, v in obs.items()}
+    action, state = actor.act(current, actor.start(current, key))
     first = planner.plan(obs, planner.noise(key, key * 0))[:, 0]
     assert torch.allclose(action, first, atol=1e-4)
     moved = put(state, torch.tensor([1]), take(state, torch.tensor([4])))
-    assert torch.equal(actor.act(seen, moved)[0][1], actor.act(seen, state)[0][4])
+    assert torch.equal(actor.act(current, moved)[0][1], actor.act(current, state)[0][4])

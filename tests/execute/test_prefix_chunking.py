@@ -60,16 +60,17 @@ def test_given_steps_are_clean_and_have_no_loss_and_the_others_are_those_of_a_fl
     plain, x, t = loss_of(Flow(**settings), action)
     assert torch.equal(loss_of(Flow(times=PrefixTimes(0), **settings), action)[0], plain)
     loss, read_x, read_t = loss_of(Flow(times=PrefixTimes(3), **settings), action)
-    given = read_t.squeeze(-1) == 1
-    assert set(given.sum(1).tolist()) == {0, 1, 2, 3} and (given.int().diff(dim=1) <= 0).all()
-    assert torch.equal(read_x[given], action[given]) and (loss[given] == 0).all()
-    assert torch.equal(read_x[~given], x[~given]) and torch.equal(read_t[~given], t.expand_as(read_t)[~given])
-    assert torch.equal(loss[~given], plain[~given])
+    is_prefix = read_t.squeeze(-1) == 1
+    assert set(is_prefix.sum(1).tolist()) == {0, 1, 2, 3} and (is_prefix.int().diff(dim=1) <= 0).all()
+    assert torch.equal(read_x[is_prefix], action[is_prefix]) and (loss[is_prefix] == 0).all()
+    assert torch.equal(read_x[~is_prefix], x[~is_prefix])
+    assert torch.equal(read_t[~is_prefix], t.expand_as(read_t)[~is_prefix])
+    assert torch.equal(loss[~is_prefix], plain[~is_prefix])
 
 
 def test_delays_are_uniform():
-    given = PrefixTimes(4).draw_given(torch.zeros(20_000, 6, 1), rng())
-    rates = given.sum(1).bincount(minlength=6) / 20_000
+    is_prefix = PrefixTimes(4).draw_given(torch.zeros(20_000, 6, 1), rng())
+    rates = is_prefix.sum(1).bincount(minlength=6) / 20_000
     assert rates[5] == 0 and (rates[:5] - 0.2).abs().max() < 0.012  # 4 standard errors
 
 

@@ -80,9 +80,9 @@ def test_self_guidance_extrapolates_from_an_earlier_observation(lag):
     noise = guided.noise(KEY, torch.zeros_like(KEY))
     now, past = (policy.plan({k: v[:, part] for k, v in obs.items()}, noise)
                  for part in (slice(lag, None), slice(0, 2)))
-    found = guided.plan(obs, noise)
-    assert torch.allclose(found, now + 0.7 * (now - past), atol=1e-4) and not torch.allclose(found, now, atol=1e-3)
-    assert torch.allclose(FixedBatch(guided, 2).plan(obs, noise), found, atol=1e-4)
+    plan = guided.plan(obs, noise)
+    assert torch.allclose(plan, now + 0.7 * (now - past), atol=1e-4) and not torch.allclose(plan, now, atol=1e-3)
+    assert torch.allclose(FixedBatch(guided, 2).plan(obs, noise), plan, atol=1e-4)
     still = {k: v[:, -1:].expand(-1, 2 + lag, -1) for k, v in obs.items()}  # as at the start of an episode
     assert torch.allclose(guided.plan(still, noise), policy.plan({k: v[:, :2] for k, v in still.items()}, noise),
                           atol=1e-5)
@@ -105,10 +105,10 @@ def test_schemes_execute_the_policy_of_any_method(name, skip):
         with pytest.raises(UserError, match="there must be a past action"):
             with_execution_scheme(method, name)
         return
-    made = with_execution_scheme(method, name)
-    assert config.load(json.loads(json.dumps(config.dump(made)))) == made  # method.json
-    assert made.policy == method.policy and getattr(made.executor, "n_action_steps", 3) in (1, 3)
-    check_executor(made.executor, made.policy, steps=8, inference=made.inference)
+    changed_method = with_execution_scheme(method, name)
+    assert config.load(json.loads(json.dumps(config.dump(changed_method)))) == changed_method  # method.json
+    assert changed_method.policy == method.policy and getattr(changed_method.executor, "n_action_steps", 3) in (1, 3)
+    check_executor(changed_method.executor, changed_method.policy, steps=8, inference=changed_method.inference)
 
 
 def planner_of(name, policy, skip=1):
@@ -121,10 +121,10 @@ def planner_of(name, policy, skip=1):
 @pytest.mark.parametrize("name", ["adaptive-horizon", "bidirectional-decoding", "past-verification"])
 def test_schemes_that_compare_samples_refuse_deterministic_policies(name, head):
     config = PolicyConfig(head, trunk=SMALL, window=Window(2, 8, action_offset=-1))
-    with pytest.raises(Unsupported, match="plans without randomness") as told:
+    with pytest.raises(Unsupported, match="plans without randomness") as refusal:
         executor, planner = planner_of(name, random_batch(config)[0])
         executor.check_planner(planner)
-    assert "RecedingHorizon" in told.value.hint
+    assert "RecedingHorizon" in refusal.value.hint
     if hasattr(head, "temperature"):
         executor, planner = planner_of(name, random_batch(replace(config, head=replace(head, temperature=1.0)))[0])
         executor.check_planner(planner)
@@ -141,10 +141,10 @@ def test_schemes_that_compute_with_actions_refuse_classes(name):
                                  target=CLASSES)
     key = torch.arange(len(batch))
     if name in REFUSES_CLASSES:
-        with pytest.raises(Unsupported, match="numbers of classes") as told:
+        with pytest.raises(Unsupported, match="numbers of classes") as refusal:
             executor, planner = planner_of(name, policy)
             executor.start(planner, batch.obs, key)
-        assert "receding-horizon" in told.value.hint
+        assert "receding-horizon" in refusal.value.hint
         return
     executor, planner = planner_of(name, policy)
     state = executor.start(planner, batch.obs, key)

@@ -81,9 +81,9 @@ def test_two_gaussians_compose_to_the_gaussian_between(head):
     policies = [gaussian(head, center) for center in (1.0, -3.0)]
     obs = {k: torch.randn(3, 2, f.size) for k, f in policies[0].features.items() if k != "action"}
     between, noise = gaussian(head, 0.25 * 1.0 - 0.75 * 3.0), policies[0].noise(KEY, torch.zeros_like(KEY))
-    found = ComposedPolicies(policies[0], (policies[1],), (0.25, 0.75)).plan(obs, noise)
-    assert torch.allclose(found, between.plan(obs, noise), atol=1e-4)
-    assert not torch.allclose(found, policies[0].plan(obs, noise), atol=0.1)
+    plan = ComposedPolicies(policies[0], (policies[1],), (0.25, 0.75)).plan(obs, noise)
+    assert torch.allclose(plan, between.plan(obs, noise), atol=1e-4)
+    assert not torch.allclose(plan, policies[0].plan(obs, noise), atol=0.1)
 
 
 class Score(torch.nn.Module):
@@ -115,10 +115,10 @@ def test_composed_policies_read_what_each_reads():
         composed.features)
     obs = {**batch.obs, "observation.state": torch.randn(len(batch), 2, 3)}
     noise = composed.noise(torch.arange(len(batch)), torch.zeros(len(batch), dtype=torch.int64))
-    found = composed.plan(obs, noise)
+    plan = composed.plan(obs, noise)
     for name in composed.inputs:
-        assert not torch.allclose(composed.plan({**obs, name: obs[name] + 1}, noise), found, atol=1e-4)
-    assert torch.allclose(FixedBatch(composed, 2).plan(obs, noise), found, atol=1e-5)
+        assert not torch.allclose(composed.plan({**obs, name: obs[name] + 1}, noise), plan, atol=1e-4)
+    assert torch.allclose(FixedBatch(composed, 2).plan(obs, noise), plan, atol=1e-5)
     alone = ComposedPolicies(first, (second,), (1.0, 0.0)).plan(obs, noise)
     assert torch.allclose(alone, first.plan({"observation.state": obs["observation.state"]}, noise), atol=1e-6)
 
@@ -126,9 +126,9 @@ def test_composed_policies_read_what_each_reads():
 def test_policies_that_do_not_fit_are_refused():
     policy, _ = random_batch(flow())
     other, _ = random_batch(flow(Flow(5)))
-    for others, weights, said in (((policy,), (1.0,), "2 policies but 1 weights"),
-                                  ((other,), (0.5, 0.5), "policy 1 has another head")):
-        with pytest.raises(UserError, match=said):
+    for others, weights, message in (((policy,), (1.0,), "2 policies but 1 weights"),
+                                     ((other,), (0.5, 0.5), "policy 1 has another head")):
+        with pytest.raises(UserError, match=message):
             ComposedPolicies(policy, others, weights)
     for name, change in (("offset", 5.0), ("scale", 1.0)):  # actions that are all larger, and a wider range
         moved = copy.deepcopy(policy)
@@ -138,10 +138,10 @@ def test_policies_that_do_not_fit_are_refused():
     close = copy.deepcopy(policy)
     close.codec.action_transform.offset.add_(5e-4 * close.action_scale)
     ComposedPolicies(policy, (close,), (0.5, 0.5))
-    for options, said in (({"target": "zscore"}, "have the"), ({"relative": "observation.state",
+    for options, message in (({"target": "zscore"}, "have the"), ({"relative": "observation.state",
                            "components": ((0, 0),)}, "coded with relative='observation.state' and not None")):
         relative, _ = random_batch(replace(flow(), codec=Normalizer(**options)))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             ComposedPolicies(policy, (relative,), (0.5, 0.5))
     plain, _ = random_batch(flow(Regression()))
     with pytest.raises(Unsupported, match="one step"):
@@ -194,9 +194,9 @@ def test_the_cost_of_a_path():
     # the first action has been executed, so that the second one moves from (0, 0) to (0.5, 0.5)
     assert future.tolist() == pytest.approx([0.5 * 4 * 0.5])
     policy, _ = random_batch(flow())
-    for options, said in (({"points": ((1.0,),)}, "needs 2 numbers"), ({"column": "nowhere"}, "does not read"),
-                          ({"components": (0, 7)}, "share"), ({"points": ()}, "there are no points")):
-        with pytest.raises(UserError, match=said):
+    for options, message in (({"points": ((1.0,),)}, "needs 2 numbers"), ({"column": "nowhere"}, "does not read"),
+                             ({"components": (0, 7)}, "share"), ({"points": ()}, "there are no points")):
+        with pytest.raises(UserError, match=message):
             Steered(policy, **{"points": ((1.0, 2.0),), **options})
     with pytest.raises(UserError, match="Bins answers at once"):  # and not at the first click
         Steered(random_batch(PolicyConfig(Bins(3)))[0], LivePoints())
@@ -233,13 +233,13 @@ def test_the_strength_of_steering_saturates(head):
 
 
 def test_a_weak_cost_is_not_limited():
-    x, far = torch.ones(2, 3, 2), torch.tensor([1.0, 5.0]).reshape(2, 1, 1)
+    x, distances = torch.ones(2, 3, 2), torch.tensor([1.0, 5.0]).reshape(2, 1, 1)
 
     def cost(scale):
         return lambda action: 0.5 * scale * action.square().sum((1, 2))
     for scale, factor in ((0.1, 0.1), (1.0, 1.0), (20.0, 1.0)):  # a factor of 1 leads to the cost 0
-        limited = cost_gradient(LimitedCost(cost(scale)), lambda y: y, far * x)
-        assert torch.allclose(limited, factor * far * x)
+        limited = cost_gradient(LimitedCost(cost(scale)), lambda y: y, distances * x)
+        assert torch.allclose(limited, factor * distances * x)
     assert torch.allclose(cost_gradient(cost(20.0), lambda y: y, x), 20 * x)
     assert not cost_gradient(LimitedCost(cost(1.0)), lambda y: y, 0 * x).any()
 
@@ -258,11 +258,11 @@ def test_past_actions_of_a_chunk_are_not_steered(step):
     """The last observation is where the executed actions have led. Only later actions move from there."""
     policy, batch = random_batch(flow(action_offset=-2))
     obs, noise = {k: x.float() for k, x in batch.obs.items()}, torch.randn(len(batch), *policy.noise_shape)
-    seen = []
+    executor_guides = []
 
     class Records(Policy):
         def plan(self, obs, noise, guides=()):
-            seen.extend(guides)
+            executor_guides.extend(guides)
             return super().plan(obs, noise, guides)
     policy.__class__ = Records
     Steered(policy, ((1.0, 2.0),), step=step).plan(obs, noise)
@@ -271,8 +271,8 @@ def test_past_actions_of_a_chunk_are_not_steered(step):
     now = obs["observation.state"][:, -1, :2].unsqueeze(1)
     at = future if step is None else torch.stack([now[:, 0] + step * future[:, : k + 1].sum(1) for k in range(4)], 1)
     expected = 0.5 * (at - torch.tensor([1.0, 2.0])).square().sum(-1).mean(1)
-    found = seen[0].cost(coded, None, lambda x: policy.decode(x, obs))
-    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    costs = executor_guides[0].cost(coded, None, lambda x: policy.decode(x, obs))
+    assert costs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("window", [{"action_offset": 1}, {"action_offset": -6}])
@@ -325,8 +325,8 @@ def test_a_click_on_what_an_action_moves_is_its_position(name):
         at = obs[control["column"]][0, list(control["components"])]
         image = env.frame(0).astype(int)
         down, across = np.nonzero((np.abs(image - COLOR_OF_ROLE["agent"]) < 3).all(2))
-        found = map_point(env.map(), (across.mean() + 0.5) / image.shape[1], (down.mean() + 0.5) / image.shape[0])
-        assert found == pytest.approx(at.tolist(), abs=0.01)
+        point = map_point(env.map(), (across.mean() + 0.5) / image.shape[1], (down.mean() + 0.5) / image.shape[0])
+        assert point == pytest.approx(at.tolist(), abs=0.01)
         if control["step"] is not None:
             action = torch.zeros(1, *env.features["action"].shape)
             action[0, control["components"][0]] = 0.2 if at[0] < 0.5 else -0.2
@@ -346,10 +346,10 @@ def test_a_drawn_path_chooses_the_way_around_the_pillar():
     for name, side in (("none", 0.0), ("left", 1.0), ("right", -1.0)):
         drawn = ((0.3, 0.25 * side), (0.6, 0.45 * side), (0.9, 0.25 * side), (1.2, 0.0))
         steering = (Steered(points=drawn, step=0.1, scale=20.0),) if side else ()
-        made = replace(method, inference=steering)
-        found = evaluate(build_actor(made, {"policy": policy}), env, 50)
-        ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in found.episodes]
-        sides[name] = sum(ways) / len(ways), float(found.successes.mean())
+        steered_method = replace(method, inference=steering)
+        evaluation = evaluate(build_actor(steered_method, {"policy": policy}), env, 50)
+        ways = [float(e.steps["observation.state"][len(e) // 2, 1]) > 0 for e in evaluation.episodes]
+        sides[name] = sum(ways) / len(ways), float(evaluation.successes.mean())
     assert 0.2 < sides["none"][0] < 0.8
     assert sides["left"][0] > 0.9 and sides["right"][0] < 0.1
     assert min(s for _, s in sides.values()) > 0.8

@@ -161,9 +161,9 @@ def test_a_trained_policy_follows_the_arcs(trained):
 
 def test_prediction_through_the_executor_leaves_executed_actions_out(trained):
     test, validation = arcs(seed=1), Validation(n_windows=64, n_samples=4)
-    found = evaluate_action_prediction(trained, test, executor=StreamingFlowExecutor(4), validation=validation)
-    assert found.energy_score.estimate < found.baseline_error / 3
-    assert [p.name for p in found.by_chunk_step] == [str(i) for i in range(1, 9)]  # step 0 was executed already
+    prediction = evaluate_action_prediction(trained, test, executor=StreamingFlowExecutor(4), validation=validation)
+    assert prediction.energy_score.estimate < prediction.baseline_error / 3
+    assert [p.name for p in prediction.by_chunk_step] == [str(i) for i in range(1, 9)]  # step 0 was executed already
     alone = validation.evaluate(trained, test)
     assert validation.evaluate(trained, test, executor=RecedingHorizon(4, skip=1)) == alone
 

@@ -148,8 +148,8 @@ def test_wrappers_keep_the_contract(kind, period, data, policy):
 
 def test_actions_that_end_early_are_checked_too():
     check_wrapper(lambda rows: Fork(rows, limit=20), UntilFar(), episodes=6)
-    ran = rollout(WrappedActor(Constant(torch.tensor([1.0, 0.0])), UntilFar()), Fork(3), 3, seed=0)
-    assert len(ran) == 3
+    episodes = rollout(WrappedActor(Constant(torch.tensor([1.0, 0.0])), UntilFar()), Fork(3), 3, seed=0)
+    assert len(episodes) == 3
     with pytest.raises(Unsupported, match="an action ended before its period"):
         env = WrappedEnv(Fork(9), UntilFar())
         rollout(Constant(torch.tensor([0.5, 1.0])), env, 9, seed=0)
@@ -163,8 +163,8 @@ class Delayed(UntilFar):
         return {**super().start(obs, key), "last": torch.zeros(len(key), 2)}
 
     def transform_obs(self, obs, state):
-        shown, new = super().transform_obs(obs, state)
-        return shown, {**state, **new}
+        visible, new = super().transform_obs(obs, state)
+        return visible, {**state, **new}
 
     def transform_action(self, obs, action, state):
         return state["last"], {**state, "last": action}
@@ -255,10 +255,10 @@ def test_the_wrapped_actor_is_told_the_sum_of_rewards():
             return {"count": torch.zeros_like(key)}
 
         def act(self, obs, state):
-            told = obs[LAST_REWARD]
-            return torch.zeros(len(told), 2), {"count": state["count"] + 1, "record": {"told": told}}
-    ran = rollout(WrappedActor(Told(), Repeat()), _Ends(2), 2)
-    assert ran[0].steps["told"].tolist() == [0, 0, 0, 0, 10, 10, 10, 10, 26]
+            reward = obs[LAST_REWARD]
+            return torch.zeros(len(reward), 2), {"count": state["count"] + 1, "record": {"told": reward}}
+    episodes = rollout(WrappedActor(Told(), Repeat()), _Ends(2), 2)
+    assert episodes[0].steps["told"].tolist() == [0, 0, 0, 0, 10, 10, 10, 10, 26]
     plain = rollout(Told(), _Ends(2), 2)
     assert plain[0].steps["told"].tolist() == list(range(9))
     assert LAST_REWARD not in plain[0].steps
@@ -275,8 +275,8 @@ class _Ends(Counter):
 def test_corrections_of_zero_are_the_base_itself():
     base = rollout(ForkExpert(noise=0.2), Fork(3), 7, seed=3)
     env = WrappedEnv(Fork(3), ResidualWrapper(ForkExpert(noise=0.2)))
-    ran = rollout(Constant(torch.zeros(2)), env, 7, seed=3)
-    for a, b in zip(base, ran, strict=True):
+    episodes = rollout(Constant(torch.zeros(2)), env, 7, seed=3)
+    for a, b in zip(base, episodes, strict=True):
         np.testing.assert_array_equal(a.steps[STATE], b.steps[STATE])
         np.testing.assert_array_equal(a.steps["action"], b.steps[BASE_ACTION][:-1])
 
@@ -329,11 +329,11 @@ def test_steering_with_the_noise_that_would_have_been_drawn_changes_nothing(poli
 def test_steering_clips_the_noise_and_says_what_it_needs(policy):
     env = WrappedEnv(Fork(2), NoiseSteeringWrapper(policy, 3, bound=1.0))
     assert env.features["action"].shape == (12,) and (env.metadata["low"], env.metadata["high"]) == (-1.0, 1.0)
-    seen = []
+    states = []
     for size in (1.0, 50.0):
         env.reset(torch.arange(2), keys(0, range(2)))
-        seen.append(env.step(torch.full((2, 12), size)).obs[STATE])
-    torch.testing.assert_close(*seen, atol=0, rtol=0)
+        states.append(env.step(torch.full((2, 12), size)).obs[STATE])
+    torch.testing.assert_close(*states, atol=0, rtol=0)
     with pytest.raises(UserError, match="a period from 1 to 6"):
         WrappedEnv(Fork(2), NoiseSteeringWrapper(policy, 7))
     late, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(1, 4, action_offset=-1)))
@@ -362,16 +362,16 @@ class Steady(Actor):
 
 def test_the_low_level_policy_reads_each_skill_for_its_period(data):
     wrapper = skill_wrapper("latent", data, 3)
-    seen = []
+    skills_read = []
 
     class Watched(FixedBatch):
         def plan(self, obs, noise, guides=()):
-            seen.append(obs[SKILL][:, :, 0].tolist())
+            skills_read.append(obs[SKILL][:, :, 0].tolist())
             return super().plan(obs, noise, guides)
     wrapper = replace(wrapper, low=Watched(wrapper.low.planner))
     rollout(WrappedActor(Steady(), wrapper), Fork(1, limit=5), 1)
     # Windows of two rows. The history starts with the first skill.
-    assert seen == [[[0, 0]], [[0, 0]], [[0, 0]], [[0, 1]], [[1, 1]]]
+    assert skills_read == [[[0, 0]], [[0, 0]], [[0, 0]], [[0, 1]], [[1, 1]]]
 
 
 def test_recorded_skills_become_actions(data):
@@ -386,8 +386,8 @@ def test_recorded_skills_become_actions(data):
     assert converted.steps["next.terminated"].tolist() == [False, False, True]
     assert converted.features()["action"].num_classes == (2,)
     with pytest.raises(UserError, match="'sing' is not one of the phrases go left, go right"):
-        wrong = np.stack([TaskText(12).encode("sing")] * 5)
-        wrapper.transform_episode(Episode({**steps, SKILL: wrong}))
+        unknown_skills = np.stack([TaskText(12).encode("sing")] * 5)
+        wrapper.transform_episode(Episode({**steps, SKILL: unknown_skills}))
     with pytest.raises(Unsupported, match="no column 'observation.skill'"):
         wrapper.transform_episode(data[0])
     with pytest.raises(UserError, match="does not read 'observation.word'"):
@@ -441,16 +441,16 @@ def test_training_converts_episodes_and_everything_that_acts_uses_the_wrapper(da
 
     def run(*args):
         code = main([str(a) for a in args])
-        said = capsys.readouterr()
-        return code, said.out + said.err
-    code, said = run("eval", tmp_path / "run", "fork", "--episodes", 4)
-    assert code == 0, said
-    code, said = run("compare", tmp_path / "run", tmp_path / "same", "--env", "fork", "--episodes", 4)
-    assert code == 0, said
-    code, said = run("export", tmp_path / "run", "--out", tmp_path / "policy.onnx")
-    assert code == 2 and "ResidualWrapper" in said and not Path(tmp_path / "policy.onnx").exists()
-    code, said = run("eval", tmp_path / "run", "push", "--episodes", 4)
-    assert code == 2 and "column" in said
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+    code, captured = run("eval", tmp_path / "run", "fork", "--episodes", 4)
+    assert code == 0, captured
+    code, captured = run("compare", tmp_path / "run", tmp_path / "same", "--env", "fork", "--episodes", 4)
+    assert code == 0, captured
+    code, captured = run("export", tmp_path / "run", "--out", tmp_path / "policy.onnx")
+    assert code == 2 and "ResidualWrapper" in captured and not Path(tmp_path / "policy.onnx").exists()
+    code, captured = run("eval", tmp_path / "run", "push", "--episodes", 4)
+    assert code == 2 and "column" in captured
 
 
 def test_what_a_wrapper_cannot_convert_is_refused_before_training(data, tmp_path):
@@ -473,11 +473,11 @@ def test_steering_is_trained_on_collected_episodes(data, tmp_path):
     rounds = CollectionRounds(2, RolloutCollector(3, GaussianExploration(0.1)), updates_per_step=0.2)
     method = Method(PolicyConfig(Regression(), MLP(8, 1)), learner=BehaviorCloning(3, 8), collection=rounds,
                     stages=(Stage("base", base_method()),), wrapper=replace(wrapper, policy=FromStage("base")))
-    seen = []
+    reports = []
     result = fit_method(method, first, 0, env=Fork(4, limit=8), stages={"base": base}, callbacks=[
-        lambda n, learner, metrics: seen.append(metrics)])
-    assert sum("round" in m for m in seen) == 2 and result.policy.action_dim == 8
-    assert {m["round/episodes"] for m in seen if "round" in m} == {3}
+        lambda n, learner, metrics: reports.append(metrics)])
+    assert sum("round" in m for m in reports) == 2 and result.policy.action_dim == 8
+    assert {m["round/episodes"] for m in reports if "round" in m} == {3}
     assert isinstance(result.actor, WrappedActor) and len(rollout(result.actor, Fork(2, limit=8), 2)) == 2
     supervised = replace(rounds, collector=RolloutCollector(3, supervisor="expert"))
     with pytest.raises(Unsupported, match="a supervisor acts in the environment"):
@@ -493,7 +493,7 @@ class AddSkills(Operation):
 def test_operations_come_before_the_wrapper_and_relabelings_after_it(data):
     low = fitted(with_skills(data), Window(2, 4), Regression())
     method = Method(PolicyConfig(Regression()), transforms=(AddSkills(), LastAction()), wrapper=SkillWrapper(low, 3))
-    made = training_data(data, method)
+    windows_data = training_data(data, method)
     skills = with_skills(data)[0].steps[SKILL][: len(data[0])][::3]
-    np.testing.assert_array_equal(made[0].steps["action"], skills)
-    np.testing.assert_array_equal(made[0].steps["observation.last_action"][1:], skills)
+    np.testing.assert_array_equal(windows_data[0].steps["action"], skills)
+    np.testing.assert_array_equal(windows_data[0].steps["observation.last_action"][1:], skills)

@@ -276,8 +276,8 @@ def test_rounded_coefficients_are_exactly_scipys(horizon):
     chunk = torch.randn(2_000_000 // horizon, horizon, 1, generator=rng())
     expected = np.around(FAST().scale * dct(chunk.double().numpy(), axis=1, norm="ortho"))
     with torch.autocast("cpu", torch.bfloat16):
-        found = ChunkTokenizer(FAST(vocab_size=256), horizon, 1).coefficients(chunk)
-    np.testing.assert_array_equal(found.numpy(), expected[..., 0])
+        coefficients = ChunkTokenizer(FAST(vocab_size=256), horizon, 1).coefficients(chunk)
+    np.testing.assert_array_equal(coefficients.numpy(), expected[..., 0])
 
 
 def test_low_frequencies_of_all_components_come_first():
@@ -300,8 +300,8 @@ def test_smooth_chunks_are_short_and_noise_is_not():
 def test_coefficients_outside_the_training_data_become_the_nearest_inside():
     tokenizer = ChunkTokenizer(FAST(vocab_size=64), 2, 1)
     tokenizer.fit(torch.linspace(-1, 1, 9)[:, None, None].expand(9, 2, 1))
-    far = tokenizer.decode(tokenizer.encode(torch.full((1, 2, 1), 50.0)))
-    torch.testing.assert_close(far, torch.full((1, 2, 1), 14 / 10 / math.sqrt(2)))
+    decoded = tokenizer.decode(tokenizer.encode(torch.full((1, 2, 1), 50.0)))
+    torch.testing.assert_close(decoded, torch.full((1, 2, 1), 14 / 10 / math.sqrt(2)))
     with pytest.raises(UserError, match="from -1414 to 1414, which are more values than the 64 tokens"):
         tokenizer.fit(torch.tensor([[[100.0], [100]], [[-100], [-100]]]))
 
@@ -343,10 +343,10 @@ def test_every_plan_is_a_whole_chunk_and_a_short_one_lacks_high_frequencies():
     noise = torch.randn(100, *head.noise(6, 2), generator=rng())
     plans = head.sample(net, contexts(100), noise)
     low, high = net.tokenizer.limits
-    found = net.tokenizer.coefficients(plans)
-    assert plans.shape == (100, 6, 2) and found.min() >= low and found.max() <= high
+    plan_coefficients = net.tokenizer.coefficients(plans)
+    assert plans.shape == (100, 6, 2) and plan_coefficients.min() >= low and plan_coefficients.max() <= high
     # each plan is on the grid: all coefficients were decoded, and none was made up
-    torch.testing.assert_close(net.tokenizer.transform.T @ (found.unflatten(1, (6, 2)) / 10), plans)
+    torch.testing.assert_close(net.tokenizer.transform.T @ (plan_coefficients.unflatten(1, (6, 2)) / 10), plans)
     short = FAST(vocab_size=128, max_tokens=1, temperature=50.0)
     cut = fast_net(short, chunks)
     token = torch.tensor([[0], [int(cut.tokenizer.pairs.lengths.argmax())]])
@@ -381,6 +381,6 @@ def test_codes_go_both_ways_round_the_pillar(name, options, trunk, steps):
     env, named = make("fork", 50), find_method(name, horizon=8, n_action_steps=4, **options)
     learner = replace(named.learner, steps=steps, batch_size=64, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
     small = replace(named, policy=replace(named.policy, trunk=trunk, encoder=TokenEncoder(64)), learner=learner)
-    found = evaluate(fit_method(small, rollout(env.expert(), env, 60, recording_seed(0)), 0).actor, env, 50)
-    left = [bool(e.steps["observation.state"][:, 1].mean() > 0) for e in found.episodes]
-    assert found.success.low > 0.4 and 0.2 < np.mean(left) < 0.8
+    evaluation = evaluate(fit_method(small, rollout(env.expert(), env, 60, recording_seed(0)), 0).actor, env, 50)
+    goes_left = [bool(e.steps["observation.state"][:, 1].mean() > 0) for e in evaluation.episodes]
+    assert evaluation.success.low > 0.4 and 0.2 < np.mean(goes_left) < 0.8

@@ -76,17 +76,17 @@ def test_further_steps_noise_the_estimate_again():
 
 def test_pairs_share_the_noise_and_are_neighbors():
     head, (action, mask) = Consistency(n_train_levels=20), batch(width=2)
-    seen, targets = [], []
+    inputs, targets = [], []
 
     def net(x, t, context):
-        seen.append((x, t))
+        inputs.append((x, t))
         return torch.zeros_like(x)
 
     def target_net(x, t, context):
         targets.append((x, t))
         return torch.ones_like(x)
     loss = head.loss(net, EMPTY, action, mask, rng(1), target_net)
-    [(x, t)], [(x_next, t_next)] = seen, targets
+    [(x, t)], [(x_next, t_next)] = inputs, targets
     level = (t * 20).round()
     torch.testing.assert_close(t, level / 20)
     torch.testing.assert_close(t_next, (level + 1) / 20)
@@ -151,9 +151,9 @@ def test_the_target_has_no_gradient():
     head, (action, mask) = Consistency(), batch(64)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     own = head.loss(lambda x, t, context: scale * x, EMPTY, action, mask, rng(6))
-    given = head.loss(lambda x, t, context: scale * x, EMPTY, action, mask, rng(6), lambda x, t, context: 1.5 * x)
-    torch.testing.assert_close(own, given)
-    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), scale)[0] for value in (own, given)))
+    with_target = head.loss(lambda x, t, context: scale * x, EMPTY, action, mask, rng(6), lambda x, t, context: 1.5 * x)
+    torch.testing.assert_close(own, with_target)
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), scale)[0] for value in (own, with_target)))
 
 
 def test_guidance_lowers_the_cost_of_the_estimate():

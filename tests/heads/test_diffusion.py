@@ -118,11 +118,11 @@ def test_one_step_of_ddim():
     """Song et al. 2021, equation 12 with eta = 0."""
     head, x = Diffusion(clip_sample=0.0), torch.tensor([[[0.7]]])
     alpha, sigma = noise_schedule("squaredcos_cap_v2", 100)
-    said = 0.25
+    noise = 0.25
     t, to = torch.tensor([[0.4]]), torch.tensor([[0.5]])  # levels 60 and 50
-    clean = (0.7 - sigma[60] * said) / alpha[60]
-    out = head.denoise_step(constant(said), EMPTY, x, t, to)
-    assert float(out) == pytest.approx(alpha[50] * clean + sigma[50] * said, rel=1e-5)
+    clean = (0.7 - sigma[60] * noise) / alpha[60]
+    out = head.denoise_step(constant(noise), EMPTY, x, t, to)
+    assert float(out) == pytest.approx(alpha[50] * clean + sigma[50] * noise, rel=1e-5)
 
 
 def test_one_step_of_ddpm():
@@ -133,14 +133,14 @@ def test_one_step_of_ddpm():
     noise[:, 0, 0], noise[1, 0, 1], noise[2, 0, 2] = 0.6, 1.0, 1.0
     first = head.sample(constant(clean), EMPTY, noise)  # the last step ends at the estimate, whatever came before
     torch.testing.assert_close(first, torch.full((3, 1, 1), clean))
-    seen, draws = [], torch.randn(1, 1, 100, generator=rng())
+    inputs, draws = [], torch.randn(1, 1, 100, generator=rng())
 
     def net(x, t, context):
-        seen.append(float(x))
+        inputs.append(float(x))
         return torch.full_like(x, clean)
     head.sample(net, EMPTY, draws)
     for k in range(99, 1, -1):  # from 99: at level 100 alpha is all but 0
-        x, after, draw = seen[100 - k], seen[101 - k], float(draws[0, 0, 101 - k])
+        x, after, draw = inputs[100 - k], inputs[101 - k], float(draws[0, 0, 101 - k])
         ab, before = alpha[k] ** 2, alpha[k - 1] ** 2
         beta = 1 - ab / before
         mean = math.sqrt(before) * beta / (1 - ab) * clean + math.sqrt(1 - beta) * (1 - before) / (1 - ab) * x
@@ -149,20 +149,20 @@ def test_one_step_of_ddpm():
 
 def test_sampling_starts_at_pure_noise_and_visits_even_levels():
     for sampler in ("ddim", "ddpm", "dpmpp"):
-        head, seen = Diffusion(solver=SOLVERS[sampler], n_steps=4), []
-        head.sample(denoiser(head, seen), EMPTY, torch.zeros(1, 1, 1 if sampler != "ddpm" else 4))
-        assert seen == [0, 0.25, 0.5, 0.75]
+        head, times = Diffusion(solver=SOLVERS[sampler], n_steps=4), []
+        head.sample(denoiser(head, times), EMPTY, torch.zeros(1, 1, 1 if sampler != "ddpm" else 4))
+        assert times == [0, 0.25, 0.5, 0.75]
 
 
 def test_training_shows_every_level_but_the_clean_one():
-    head, seen = Diffusion(), []
+    head, times = Diffusion(), []
     action = torch.zeros(200_000, 1, 1)
 
     def net(x, t, context):
-        seen.append(t)
+        times.append(t)
         return torch.zeros_like(x)
     loss = head.loss(net, EMPTY, action, torch.ones(200_000, 1, dtype=torch.bool), rng())
-    level = ((1 - seen[0].flatten()) * 100).round().long()
+    level = ((1 - times[0].flatten()) * 100).round().long()
     assert stats.chisquare(level.bincount(minlength=101)[1:]).pvalue > 1e-3 and level.min() == 1
     assert float(loss.mean()) == pytest.approx(1, abs=0.02)  # the noise's variance, for a network that says 0
 

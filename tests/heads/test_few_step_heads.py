@@ -107,14 +107,14 @@ def test_the_exact_flow_is_consistent_with_itself():
 def test_mean_flow_differentiates_along_the_path():
     """u = v + (r - t) du/dt, with a network whose total derivative is known: u = x t + r^2 has du/dt = v t + x."""
     head, (action, mask) = MeanFlow(velocity_fraction=0.0, adaptive_power=0.0), batch()
-    seen = []
+    inputs = []
 
     def net(x, times, context):
         t, r = times.split(1, -1)
-        seen.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, t, r)])
+        inputs.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, t, r)])
         return x * t + r**2
     loss = head.loss(net, EMPTY, action, mask, rng(3))
-    x, t, r = seen[0]
+    x, t, r = inputs[0]
     v = (action - x) / (1 - t)
     torch.testing.assert_close(loss, (x * t + r**2 - v - (r - t) * (v * t + x)).square().mean(-1))
     assert (r >= t).all() and (r > t).any()
@@ -129,13 +129,13 @@ def test_mean_flow_weights_chunks_by_their_error(power, constant):
     head = MeanFlow(adaptive_power=power, adaptive_constant=constant)
     action, mask = torch.randn(5, 4, 2, generator=rng(9)).double(), torch.ones(5, 4, dtype=torch.bool)
     mask[1, 2:] = False
-    offset, seen = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
+    offset, inputs = torch.tensor(0.5, dtype=torch.float64, requires_grad=True), []
 
     def net(x, times, context):
-        seen.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, times)])
+        inputs.append([torch.autograd.forward_ad.unpack_dual(v).primal for v in (x, times)])
         return offset + 0 * x
     loss = head.loss(net, EMPTY, action, mask, rng(3))
-    (x, times), = seen
+    (x, times), = inputs
     error = 0.5 - (action - x) / (1 - times[..., :1])
     weight = 1 / ((error.square() * mask.unsqueeze(-1)).sum((1, 2)) + constant) ** power
     torch.testing.assert_close(loss, error.square().mean(-1) * weight.unsqueeze(1))
@@ -176,9 +176,9 @@ def test_shortcut_without_a_target_network_uses_its_own_without_gradient():
     def net(x, times, context):
         return scale * (x + times[..., :1])
     own = head.loss(net, EMPTY, action, mask, rng(6))
-    given = head.loss(net, EMPTY, action, mask, rng(6), lambda x, times, context: 1.5 * (x + times[..., :1]))
-    torch.testing.assert_close(own, given)
-    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), scale)[0] for value in (own, given)))
+    with_target = head.loss(net, EMPTY, action, mask, rng(6), lambda x, times, context: 1.5 * (x + times[..., :1]))
+    torch.testing.assert_close(own, with_target)
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), scale)[0] for value in (own, with_target)))
 
 
 def test_most_windows_of_shortcut_train_the_velocity():
@@ -216,6 +216,6 @@ def flow_rollouts():
 @pytest.mark.parametrize("name", ["shortcut-policy", "mean-flow-policy"])
 def test_one_step_goes_both_ways_round_the_pillar(name, flow_rollouts):
     """One step of a flow gives the mean of both ways, which hits the pillar. Rule: the intervals do not overlap."""
-    found = one_step_rollouts(name)
-    left = [bool(e.steps["observation.state"][:, 1].mean() > 0) for e in found.episodes]
-    assert found.success.low > flow_rollouts.success.high and 0.2 < np.mean(left) < 0.8
+    evaluation = one_step_rollouts(name)
+    goes_left = [bool(e.steps["observation.state"][:, 1].mean() > 0) for e in evaluation.episodes]
+    assert evaluation.success.low > flow_rollouts.success.high and 0.2 < np.mean(goes_left) < 0.8

@@ -83,6 +83,6 @@ def test_loss_of_flow():
     least = (S**2 / (t**2 * S**2 + (1 - t) ** 2)).mean()
     loss = Flow().loss(velocity, EMPTY, action, mask, rng(6))
     assert float(loss.mean()) == pytest.approx(least, rel=0.03)
-    left = (S**2 * (1 - t) ** 2 / (t**2 * S**2 + (1 - t) ** 2)).mean()  # Var(action | x)
+    variance = (S**2 * (1 - t) ** 2 / (t**2 * S**2 + (1 - t) ** 2)).mean()  # Var(action | x)
     loss = Flow(prediction="sample").loss(clean_mean, EMPTY, action, mask, rng(6))
-    assert float(loss.mean()) == pytest.approx(left, rel=0.03)
+    assert float(loss.mean()) == pytest.approx(variance, rel=0.03)

@@ -150,7 +150,7 @@ def test_a_policy_acts_with_another_head_and_a_copy_of_its_weights():
     noise = torch.randn(len(batch), *policy.noise_shape)
     with torch.no_grad():
         velocity = policy.net(noise, torch.zeros_like(noise[..., :1]), policy.context(batch.obs))
-        wanted = policy.decode(noise + velocity, batch.obs)
+        expected = policy.decode(noise + velocity, batch.obs)
         for p in policy.parameters():
             p.zero_()
-        torch.testing.assert_close(one_step.plan(batch.obs, noise), wanted)
+        torch.testing.assert_close(one_step.plan(batch.obs, noise), expected)

@@ -24,39 +24,39 @@ def rng(seed=0):
 
 def test_loss_of_both_parts():
     """Each part has its own time; an unknown action is left as noise and has no loss."""
-    head, seen = JointDiffusion(action_size=2), {}
+    head, inputs = JointDiffusion(action_size=2), {}
     action = torch.randn(6, 3, 6, generator=rng(1))  # action 2, observation 3, known 1
     action[:, :, -1] = torch.tensor([1.0, 1, 1, -1, -1, -1]).unsqueeze(1)
     action[0, 2, -1] = -1  # unknown at one step: no action of the chunk is shown
 
     def net(x, t, context):
-        seen.update(x=x, t=t)
+        inputs.update(x=x, t=t)
         return torch.zeros_like(x)
     loss = head.loss(net, EMPTY, action, torch.ones(6, 3, dtype=torch.bool), rng(2))
     noise = torch.randn(6, 3, 5, generator=rng(2))
-    t_action, t_observation = seen["t"].split(1, -1)
+    t_action, t_observation = inputs["t"].split(1, -1)
     assert (t_action == t_action[:, :1]).all() and (t_observation == t_observation[:, :1]).all()
     assert (t_action[[0, 3, 4, 5]] == 0).all() and (t_action[1:3] > 0).all() and (t_observation > 0).all()
     assert not torch.equal(t_action[1:3], t_observation[1:3])
-    torch.testing.assert_close(seen["x"][..., :2], t_action * action[..., :2] + (1 - t_action) * noise[..., :2])
-    torch.testing.assert_close(seen["x"][..., 2:],
+    torch.testing.assert_close(inputs["x"][..., :2], t_action * action[..., :2] + (1 - t_action) * noise[..., :2])
+    torch.testing.assert_close(inputs["x"][..., 2:],
                                t_observation * action[..., 2:5] + (1 - t_observation) * noise[..., 2:])
     error = (action[..., :5] - noise).square()
-    known = action[..., -1] > 0
-    torch.testing.assert_close(loss, error[..., :2].mean(-1) * known + error[..., 2:].mean(-1))
+    is_known = action[..., -1] > 0
+    torch.testing.assert_close(loss, error[..., :2].mean(-1) * is_known + error[..., 2:].mean(-1))
 
 
 @pytest.mark.parametrize("mode, times", [("joint", [(0, 0), (0.5, 0.5)]), ("policy", [(0, 0), (0.5, 0)]),
                                          ("world_model", [(1, 0), (1, 0.5)]), ("inverse_dynamics", [(0, 1), (0.5, 1)])])
 def test_modes_differ_in_their_times(mode, times):
-    seen = []
+    times_read = []
 
     def net(x, t, context):
-        seen.append(tuple(t[0, 0].tolist()))
+        times_read.append(tuple(t[0, 0].tolist()))
         return torch.ones_like(x)
     noise = torch.randn(4, 3, 5, generator=rng())
     out = JointDiffusion(2, mode, n_steps=2).sample(net, EMPTY, noise)
-    assert seen == times
+    assert times_read == times
     sampled = torch.tensor([mode != "world_model"] * 2 + [mode in ("joint", "world_model")] * 3)
     torch.testing.assert_close(out[..., :5], noise + sampled)  # a velocity of 1 for a time of 1
     assert not out[..., 5].any() and out.shape == (4, 3, 6)
@@ -77,25 +77,25 @@ def test_three_models_in_one():
         net = head.build(MLP(64, 1), 3, HeadSpec(1, 1, 1))
     context = Context(torch.zeros(B, 1, 1), torch.ones(B, 1, dtype=torch.bool))
     optimizer, draw, mask = torch.optim.Adam(net.parameters(), 3e-3), rng(1), torch.ones(B, 1, dtype=torch.bool)
-    known = torch.arange(B).reshape(B, 1, 1) % 3 > 0
+    is_known = torch.arange(B).reshape(B, 1, 1) % 3 > 0
     for _ in range(700):
         action = torch.randint(2, (B, 1, 1), generator=draw) * 1.4 - 0.7 + 0.05 * torch.randn(B, 1, 1, generator=draw)
-        target = torch.cat([torch.where(known, action, 5.0), 0.2 - action, torch.where(known, 1.0, -1.0)], -1)
+        target = torch.cat([torch.where(is_known, action, 5.0), 0.2 - action, torch.where(is_known, 1.0, -1.0)], -1)
         loss = head.loss(net, context, target, mask, draw).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    given = torch.cat([torch.full((B // 2, 1, 1), v) for v in (-0.7, 0.7)])
+    given_actions = torch.cat([torch.full((B // 2, 1, 1), v) for v in (-0.7, 0.7)])
     noise = torch.randn(B, 1, 2, generator=draw)
 
     @torch.no_grad()
     def sample(mode, noise):
         return replace(head, mode=mode).sample(net, context, noise)[..., :2].unbind(-1)
-    action, observation = sample("world_model", torch.cat([given, noise[..., 1:]], -1))
-    assert torch.equal(action, given.squeeze(-1))
+    action, observation = sample("world_model", torch.cat([given_actions, noise[..., 1:]], -1))
+    assert torch.equal(action, given_actions.squeeze(-1))
     assert float((observation - (0.2 - action)).abs().mean()) < 0.15
-    action, observation = sample("inverse_dynamics", torch.cat([noise[..., :1], 0.2 - given], -1))
-    assert float((action - given.squeeze(-1)).abs().mean()) < 0.15
+    action, observation = sample("inverse_dynamics", torch.cat([noise[..., :1], 0.2 - given_actions], -1))
+    assert float((action - given_actions.squeeze(-1)).abs().mean()) < 0.15
     action, observation = sample("policy", noise)
     assert float(((action.abs() - 0.7).abs() < 0.25).float().mean()) > 0.85
     assert 0.35 < float((action > 0).float().mean()) < 0.65
@@ -128,10 +128,10 @@ def test_columns_are_joined(offset, later):
 
 
 def test_unknown_actions_are_marked():
-    known = np.array([1, 0, 1, 0])
+    action_known = np.array([1, 0, 1, 0])
     joined = ConcatColumns(("action", "observation.state"), known="action_known", into="both")(
-        episode(action_known=known))
-    assert joined.steps["both"][:, -1].tolist() == known.tolist()
+        episode(action_known=action_known))
+    assert joined.steps["both"][:, -1].tolist() == action_known.tolist()
 
 
 def test_only_numbers_can_be_joined():

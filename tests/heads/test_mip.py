@@ -30,17 +30,18 @@ def two_looks(seen):
 )
 def test_mip(head):
     """Pan et al. 2025: both terms, by hand."""
-    seen, t = [], head.second_time
-    loss = head.loss(two_looks(seen), EMPTY, ACTION, MASK, rng(3))
+    inputs, t = [], head.second_time
+    loss = head.loss(two_looks(inputs), EMPTY, ACTION, MASK, rng(3))
     noise = head.noise_scale * torch.randn(ACTION.shape, generator=rng(3))
-    shown = t * ACTION if head.scale_first_target else ACTION
-    assert not seen[0][0].any() and not seen[0][1].any()
-    torch.testing.assert_close(seen[1][0], shown + (1 - t) * noise)
-    assert (seen[1][1] == t).all()
+    first_target = t * ACTION if head.scale_first_target else ACTION
+    assert not inputs[0][0].any() and not inputs[0][1].any()
+    torch.testing.assert_close(inputs[1][0], first_target + (1 - t) * noise)
+    assert (inputs[1][1] == t).all()
     weights = (1 / t**2, 1 / (1 - t) ** 2) if head.loss_balance == "code" else (1, 1)
-    wanted = sum(w * e for w, e in zip(weights, ((0 - shown).square().mean(-1),
-                 (0.5 * (shown + (1 - t) * noise) + t - ACTION).square().mean(-1)), strict=True)) * 2 / sum(weights)
-    torch.testing.assert_close(loss, wanted)
+    expected = sum(w * e for w, e in zip(weights, ((0 - first_target).square().mean(-1),
+                 (0.5 * (first_target + (1 - t) * noise) + t - ACTION).square().mean(-1)),
+                                         strict=True)) * 2 / sum(weights)
+    torch.testing.assert_close(loss, expected)
     plan = head.sample(two_looks([]), EMPTY, torch.zeros(1, 2, 0))
     torch.testing.assert_close(plan, torch.full((1, 2, 2), t))  # f(f(0, 0), t) of this trunk
 

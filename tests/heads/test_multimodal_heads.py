@@ -90,15 +90,15 @@ def test_edm_targets_have_variance_one_at_every_level():
 
 
 def test_edm_network_reads_inputs_of_variance_one_and_the_time_of_its_level():
-    seen = []
+    inputs = []
 
     def net(x, t, context):
-        seen.append((x, t))
+        inputs.append((x, t))
         return torch.zeros_like(x)
     head = EDM(log_sigma_mean=0.3, log_sigma_std=0.0)
     action = 0.5 * torch.randn(4000, 1, 2, generator=rng())
     head.loss(net, EMPTY, action, torch.ones(4000, 1, dtype=torch.bool), rng(1))
-    x, t = seen[0]
+    x, t = inputs[0]
     assert x.var() == pytest.approx(1, abs=0.05)
     torch.testing.assert_close(head.path.alpha_sigma(t)[1], torch.full_like(t, math.exp(0.3)), rtol=1e-4, atol=0)
 
@@ -110,8 +110,8 @@ def test_edm_refuses_levels_that_do_not_fall():
 
 def test_a_single_step_of_edm_starts_at_the_highest_noise():
     noise = torch.randn(4, 3, 2, generator=rng(), dtype=torch.float64)
-    found = EDM(1, sigma_data=0.7, sigma_min=0.1, sigma_max=8.0).sample(nothing, EMPTY, noise)
-    assert torch.allclose(found, 0.49 / (64 + 0.49) * 8 * noise)  # the mean of the actions, given 8 * noise
+    plan = EDM(1, sigma_data=0.7, sigma_min=0.1, sigma_max=8.0).sample(nothing, EMPTY, noise)
+    assert torch.allclose(plan, 0.49 / (64 + 0.49) * 8 * noise)  # the mean of the actions, given 8 * noise
 
 
 
@@ -130,8 +130,8 @@ def test_bet_finds_the_clusters_and_its_loss_is_the_focal_one():
     head = BeT(3, gamma=2.0, offset_weight=5.0)
     net = head.build(MLP(8, 1), 2, HeadSpec(2, 1, 1))
     head.fit(net, pairs(action))
-    found = net.centers[:, 0][net.centers[:, 0, 0].argsort()]
-    torch.testing.assert_close(found, torch.tensor([[-1.0, 1], [0, -1], [1, 1]]), atol=0.02, rtol=0)
+    centers = net.centers[:, 0][net.centers[:, 0, 0].argsort()]
+    torch.testing.assert_close(centers, torch.tensor([[-1.0, 1], [0, -1], [1, 1]]), atol=0.02, rtol=0)
     order = net.centers[:, 0, 0].argsort()
     logits, offsets = torch.tensor([0.2, -0.4, 1.0]), torch.tensor([[0.1, 0.0], [0.0, 0.3], [-0.2, 0.0]])
     out = torch.empty(3, 3)
@@ -303,10 +303,10 @@ def test_langevin_negatives_are_near_the_bottom_and_teach_an_energy_of_many_dime
                        step_size=0.5, langevin_noise=0.1, max_step=0.5)
     net = head.build(MLP(8, 1), 6, HeadSpec(1, 1, 1))
     net.trunk = Bowl(5.0)
-    known = torch.ones(1, 1, 1, 1)
-    found = head._negatives(net, contexts(3), torch.zeros(3, 1, 6), known, rng())
-    uniform = EnergyModel(16)._negatives(net, contexts(3), torch.zeros(3, 1, 6), known, rng())
-    assert (found - 0.3).abs().mean() < 0.3 * (uniform - 0.3).abs().mean()
+    real_steps = torch.ones(1, 1, 1, 1)
+    negatives = head._negatives(net, contexts(3), torch.zeros(3, 1, 6), real_steps, rng())
+    uniform = EnergyModel(16)._negatives(net, contexts(3), torch.zeros(3, 1, 6), real_steps, rng())
+    assert (negatives - 0.3).abs().mean() < 0.3 * (uniform - 0.3).abs().mean()
     point = torch.linspace(-0.7, 0.7, 6).expand(64, 1, 6)
     net = train(head, point, steps=300)
     plans = head.sample(net, contexts(20), torch.randn(20, *head.noise(1, 6), generator=rng()))
@@ -330,8 +330,8 @@ def test_energies_learn_two_ways():
     head = EnergyModel(32, n_candidates=128)
     net = train(head, way, steps=400)
     plans = head.sample(net, contexts(100), torch.randn(100, *head.noise(2, 1), generator=rng()))[..., 0]
-    near = (plans.abs() - 0.8).abs().amax(1) < 0.15
-    assert near.float().mean() > 0.9 and (plans[near, 0].sign() == plans[near, 1].sign()).all()
+    at_a_mode = (plans.abs() - 0.8).abs().amax(1) < 0.15
+    assert at_a_mode.float().mean() > 0.9 and (plans[at_a_mode, 0].sign() == plans[at_a_mode, 1].sign()).all()
 
 
 class ChainEnergy(nn.Module):

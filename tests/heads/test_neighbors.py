@@ -18,37 +18,37 @@ def remembering(head, seed=0, n=200, linear=False):
     """A memory of n random situations, and 6 new ones."""
     random = np.random.default_rng(seed)
     keys, new = random.normal(size=(n, 5)), random.normal(size=(6, 5))
-    known = np.arange(3) < random.integers(1, 4, (n, 1))
+    is_real = np.arange(3) < random.integers(1, 4, (n, 1))
     values = np.einsum("nd,dha->nha", keys, random.normal(size=(5, 3, 2))) + 1 if linear else random.normal(
         size=(n, 3, 2))
     net = head.build(MLP(), 2, HeadSpec(3, 1, 5))
 
     def pairs():
-        yield Context(tensor(keys).unsqueeze(1), torch.ones(n, 1).bool()), tensor(values), torch.tensor(known)
+        yield Context(tensor(keys).unsqueeze(1), torch.ones(n, 1).bool()), tensor(values), torch.tensor(is_real)
     head.fit(net, pairs)
     plan = head.sample(net, Context(tensor(new).unsqueeze(1), torch.ones(6, 1).bool()), torch.zeros(6, 3, 0))
-    return keys, values, known, new, plan.numpy()
+    return keys, values, is_real, new, plan.numpy()
 
 
 @pytest.mark.parametrize("head", [Neighbors(), Neighbors(9, sharpness=3.0), Neighbors(9, weights="equal"),
                                   Neighbors(7, block_size=10), Neighbors(500)], ids=named)
 def test_neighbours_against_a_plain_loop(head):
     """VINN's a = sum exp(-d) a / sum exp(-d) over the k nearest, where those know the step."""
-    keys, values, known, new, plan = remembering(head)
+    keys, values, is_real, new, plan = remembering(head)
     for query, chunk in zip(new, plan, strict=True):
         d = np.linalg.norm(keys - query, axis=1)
-        near = np.argsort(d)[:head.n_neighbors]
-        w = np.exp(-head.sharpness * d[near]) if head.weights == "softmax" else np.ones(len(near))
+        nearest = np.argsort(d)[:head.n_neighbors]
+        w = np.exp(-head.sharpness * d[nearest]) if head.weights == "softmax" else np.ones(len(nearest))
         for h in range(3):
-            u = w * known[near, h]
-            wanted = (u[:, None] * values[near, h]).sum(0) / u.sum() if u.any() else np.zeros(2)
-            np.testing.assert_allclose(chunk[h], wanted, atol=1e-9)
+            u = w * is_real[nearest, h]
+            expected = (u[:, None] * values[nearest, h]).sum(0) / u.sum() if u.any() else np.zeros(2)
+            np.testing.assert_allclose(chunk[h], expected, atol=1e-9)
 
 
 def test_far_away_neighbours_still_speak():
     """Where exp(-d) of all of them is 0 in floating point."""
     head = Neighbors(3, sharpness=1e6)
-    keys, values, known, new, plan = remembering(head)
+    keys, values, is_real, new, plan = remembering(head)
     assert np.isfinite(plan).all()
     nearest = [np.argmin(np.linalg.norm(keys - q, axis=1)) for q in new]
     np.testing.assert_allclose(plan[:, 0], values[nearest, 0])

@@ -95,8 +95,8 @@ def test_noise_levels_of_edm():
     """Karras et al. 2022, equation 5, without its last entry 0, which is t = 1 here."""
     i = np.arange(18)
     sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    alpha, found = EDMPath().alpha_sigma(torch.from_numpy(i[:-1] / 17))
-    np.testing.assert_allclose(found, sigma[:-1], rtol=1e-9)
+    alpha, noise_levels = EDMPath().alpha_sigma(torch.from_numpy(i[:-1] / 17))
+    np.testing.assert_allclose(noise_levels, sigma[:-1], rtol=1e-9)
     assert (alpha == 1).all()
     last = EDMPath().alpha_sigma(torch.tensor(1 - 1e-9, dtype=torch.float64))[1]
     assert float(last) == pytest.approx(0.002, rel=1e-5)
@@ -145,9 +145,9 @@ def test_solvers_are_exact_for_polynomials_of_their_order(solver, power):
 
 @pytest.mark.parametrize("solver", [Euler(), Midpoint(), Heun()], ids=class_name)
 def test_solvers_evaluate_at_the_times_that_they_say(solver):
-    seen, t, t_next = [], torch.tensor(0.2), torch.tensor(0.6)
-    solver.step(lambda x, t: seen.append(t) or x, torch.zeros(1), t, t_next)
-    assert torch.equal(torch.stack(seen), torch.stack(solver.evaluation_times(t, t_next)))
+    times, t, t_next = [], torch.tensor(0.2), torch.tensor(0.6)
+    solver.step(lambda x, t: times.append(t) or x, torch.zeros(1), t, t_next)
+    assert torch.equal(torch.stack(times), torch.stack(solver.evaluation_times(t, t_next)))
 
 
 @pytest.mark.parametrize("solver", [Euler(), Midpoint(), Heun()], ids=class_name)

@@ -100,12 +100,12 @@ def test_the_angle_turns_with_what_is_picked():
     """Turning only the crop by 90 degrees shifts the scores by 90 degrees, and the places stay."""
     net, rng = build(FOURIER), torch.Generator().manual_seed(0)
     crops, scene = torch.rand(2, 3, 7, 7, generator=rng), torch.rand(2, 3, SIDE, SIDE, generator=rng)
-    found = []
+    scores = []
     with torch.no_grad():
-        for shown in (crops, crops.rot90(1, (2, 3))):
-            net.crops = lambda scene, pick, shown=shown: shown
-            found.append(net.place_logits(scene, torch.zeros(2, dtype=torch.long)))
-    torch.testing.assert_close(found[1], found[0].roll(-6, 1), atol=1e-5, rtol=0)  # 6 of 24 angles
+        for turned_crops in (crops, crops.rot90(1, (2, 3))):
+            net.crops = lambda scene, pick, shown=turned_crops: shown
+            scores.append(net.place_logits(scene, torch.zeros(2, dtype=torch.long)))
+    torch.testing.assert_close(scores[1], scores[0].roll(-6, 1), atol=1e-5, rtol=0)  # 6 of 24 angles
 
 
 def test_the_transform_interpolates_between_the_copies():
@@ -141,10 +141,10 @@ def test_a_plan_is_the_maximum_of_the_scores():
     assert plan[4] == -0.5  # 18 of 24 is 270 degrees counterclockwise
     assert net.pixel(plan[None, :2]).item() == 40 and net.pixel(plan[None, 2:4]).item() == 77
     action = plan.view(1, 1, 5)
-    lost = FOURIER.loss(net, context, action, torch.ones(1, 1, dtype=torch.bool), torch.Generator())
+    loss = FOURIER.loss(net, context, action, torch.ones(1, 1, dtype=torch.bool), torch.Generator())
     pixels = SIDE * SIDE
     expected = math.log(math.e + pixels - 1) + math.log(math.e + 24 * pixels - 1) - 2
-    assert lost.item() == pytest.approx(expected, abs=1e-4)
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("build, problem", [

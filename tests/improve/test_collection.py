@@ -68,19 +68,19 @@ def demos() -> Dataset:
 
 def test_rounds_are_numbered_episodes_of_the_policy_at_that_time(demos, tmp_path):
     collector = RolloutCollector(2)
-    made = method(rounds(2, collector=collector, relabel=(), updates_per_step=0.5))
-    seen = []
+    rounds_method = method(rounds(2, collector=collector, relabel=(), updates_per_step=0.5))
+    checkpoints = []
 
     def note(step, learner, metrics):
         if "round" in metrics:
-            seen.append((step, metrics["round"], load_actor(tmp_path / "run", rows=16)))
-    run(tmp_path / "run", made, demos, callbacks=[note])
+            checkpoints.append((step, metrics["round"], load_actor(tmp_path / "run", rows=16)))
+    run(tmp_path / "run", rounds_method, demos, callbacks=[note])
     parts = collected(tmp_path / "run")
     assert [[e.metadata["number"] for e in part] for part in parts] == [
         [FIRST_EPISODE, FIRST_EPISODE + 1], [FIRST_EPISODE + 2, FIRST_EPISODE + 3]]
     assert {e.metadata["seed"] for part in parts for e in part} == {recording_seed(0)}
-    assert [(step, number) for step, number, _ in seen] == [(3, 0), (3 + parts[0].steps // 2, 1)]
-    for number, (part, (_, _, actor)) in enumerate(zip(parts, seen, strict=True)):
+    assert [(step, number) for step, number, _ in checkpoints] == [(3, 0), (3 + parts[0].steps // 2, 1)]
+    for number, (part, (_, _, actor)) in enumerate(zip(parts, checkpoints, strict=True)):
         again = rollout(actor, fork(5), 2, recording_seed(0), first=FIRST_EPISODE + 2 * number)
         assert all(np.array_equal(a.steps["action"], b.steps["action"]) for a, b in zip(part, again, strict=True))
     lines = [line for line in Run(tmp_path / "run").read_metrics() if "round" in line]
@@ -96,9 +96,9 @@ def test_the_number_of_environments_side_by_side_changes_nothing(demos, tmp_path
 
 
 def test_in_memory_it_is_the_same_training(demos, tmp_path):
-    made = method(rounds())
-    stored = run(tmp_path / "run", made, demos, val_fraction=0)
-    result = fit_method(made, demos, 0, env=fork())
+    rounds_method = method(rounds())
+    stored = run(tmp_path / "run", rounds_method, demos, val_fraction=0)
+    result = fit_method(rounds_method, demos, 0, env=fork())
     assert all(torch.equal(a, b) for a, b in zip(stored.state_dict().values(), result.policy.state_dict().values(),
                                                  strict=True))
 
@@ -118,8 +118,8 @@ class AnnotatedLearner(BehaviorCloningLearner):
 
 
 def test_transforms_relabelings_and_annotations_are_stored_with_the_episodes(demos, tmp_path):
-    made = replace(method(rounds(), transforms=(LastAction(),)), learner=Annotated(30, 8))
-    run(tmp_path / "run", made, demos)
+    rounds_method = replace(method(rounds(), transforms=(LastAction(),)), learner=Annotated(30, 8))
+    run(tmp_path / "run", rounds_method, demos)
     end = 3
     for number, part in enumerate(collected(tmp_path / "run")):
         for e in part:
@@ -131,30 +131,31 @@ def test_transforms_relabelings_and_annotations_are_stored_with_the_episodes(dem
 
 
 def test_batches_mix_first_and_collected_episodes(demos):
-    made = method(rounds(2, mixture_weights=(0.25, 0.75)))
-    seen = []
+    rounds_method = method(rounds(2, mixture_weights=(0.25, 0.75)))
+    dataset_indices = []
 
     class Sees(BehaviorCloningLearner):
         def update(self, batch):
-            seen.append(batch.extra.get("dataset_index"))
+            dataset_indices.append(batch.extra.get("dataset_index"))
             return super().update(batch)
 
     @dataclass(frozen=True)
     class Seeing(BehaviorCloning):
         def build(self, policy, seed, steps, data):
             return Sees(self, policy, seed, steps, data)
-    fit_method(replace(made, learner=Seeing(30, 8)), demos, 0, env=fork())
-    assert all(index is None for index in seen[:3])
-    assert len(seen) > 3 and all(index.sum() == 6 for index in seen[3:])
+    fit_method(replace(rounds_method, learner=Seeing(30, 8)), demos, 0, env=fork())
+    assert all(index is None for index in dataset_indices[:3])
+    assert len(dataset_indices) > 3 and all(index.sum() == 6 for index in dataset_indices[3:])
 
 
 def test_resetting_the_learner_is_training_from_scratch(demos, tmp_path):
-    made = method(rounds(1, reset_learner=True))
-    result = fit_method(made, demos, 0, env=fork())
-    seen = []
-    fit_method(made, demos, 0, env=fork(), callbacks=[lambda n, learner, m: seen.append((n, learner.n_updates, m))])
-    assert [n for n, _, m in seen if "loss" in m] == list(range(1, seen[-1][0] + 1))
-    assert [own for n, own, m in seen if "loss" in m and n > 3] == list(range(1, seen[-1][0] - 2))
+    rounds_method = method(rounds(1, reset_learner=True))
+    result = fit_method(rounds_method, demos, 0, env=fork())
+    updates = []
+    fit_method(rounds_method, demos, 0, env=fork(),
+               callbacks=[lambda n, learner, m: updates.append((n, learner.n_updates, m))])
+    assert [n for n, _, m in updates if "loss" in m] == list(range(1, updates[-1][0] + 1))
+    assert [own for n, own, m in updates if "loss" in m and n > 3] == list(range(1, updates[-1][0] - 2))
     kept = fit_method(method(rounds(1)), demos, 0, env=fork())
     assert not torch.equal(result.policy.codec.encode_obs({STATE: torch.ones(1, 1, 2)})[STATE],
                            kept.policy.codec.encode_obs({STATE: torch.ones(1, 1, 2)})[STATE])  # statistics of all
@@ -183,9 +184,10 @@ def test_the_best_checkpoint_is_that_of_the_policy_which_did_best_alone(demos, t
     """Episodes in which the supervisor acted are no success of the policy. Of equals the latest is best."""
     out = tmp_path / "run"
     alone = RolloutCollector(4, None, "expert", RandomGate(0.9, 0.0))  # the expert acts in the first round only
-    made = method(rounds(4, collector=alone, updates_per_step=4.0), Regression())
-    made = replace(made, learner=replace(made.learner, batch_size=64, optimizer=OptimizerConfig(lr=3e-3)))
-    run(out, made, demos, make("fork", 4, limit=60))
+    rounds_method = method(rounds(4, collector=alone, updates_per_step=4.0), Regression())
+    rounds_method = replace(rounds_method,
+                            learner=replace(rounds_method.learner, batch_size=64, optimizer=OptimizerConfig(lr=3e-3)))
+    run(out, rounds_method, demos, make("fork", 4, limit=60))
     lines, episodes = metrics_of_rounds(out), collected(out)
     scores = [float(np.mean([e.metadata["success"] and not e.steps["intervention"].any() for e in data]))
               for data in episodes]
@@ -201,15 +203,15 @@ def test_the_best_checkpoint_is_that_of_the_policy_which_did_best_alone(demos, t
 
 def test_a_policy_of_a_stage_can_supervise(demos, tmp_path):
     base = Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1)), learner=BehaviorCloning(4, 8))
-    made = method(rounds(1, collector=RolloutCollector(2, supervisor=FromStage("teacher"))),
-                  stages=(Stage("teacher", base),))
-    assert config.load(json.loads(json.dumps(config.dump(made)))) == made
-    run(tmp_path / "run", made, demos)
+    rounds_method = method(rounds(1, collector=RolloutCollector(2, supervisor=FromStage("teacher"))),
+                           stages=(Stage("teacher", base),))
+    assert config.load(json.loads(json.dumps(config.dump(rounds_method)))) == rounds_method
+    run(tmp_path / "run", rounds_method, demos)
     teacher = Policy.load(tmp_path / "run" / "stages" / "teacher")
     for e in collected(tmp_path / "run")[0]:
         obs = torch.from_numpy(np.array(e.steps[STATE][:len(e)]))[:, None]
-        said = teacher.plan({STATE: obs}, torch.zeros(len(e), 1, 0))[:, 0]
-        np.testing.assert_allclose(e.steps["action"], said.detach().numpy(), rtol=1e-4, atol=1e-5)
+        advice = teacher.plan({STATE: obs}, torch.zeros(len(e), 1, 0))[:, 0]
+        np.testing.assert_allclose(e.steps["action"], advice.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 # -- continual learning ---------------------------------------------------------------------------------------------
@@ -221,37 +223,39 @@ def test_tasks_come_one_after_the_other(tmp_path):
         return Dataset([Episode({STATE: states, "action": np.full((8, 1), value, np.float32)}, {"task": name})
                         for _ in range(3)])
     data = task("b", 1.0) + task("a", 2.0) + task("c", 3.0)
-    made = method(CollectionRounds(2, TaskSequenceCollector(), retention=LastRounds(1), initial_updates=2), steps=10)
-    seen = []
+    sequence_method = method(CollectionRounds(2, TaskSequenceCollector(), retention=LastRounds(1), initial_updates=2),
+                             steps=10)
+    values_drawn = []
 
     class Sees(BehaviorCloningLearner):
         def update(self, batch):
-            seen.append(sorted(set(batch.action[batch.mask].unique().tolist())))
+            values_drawn.append(sorted(set(batch.action[batch.mask].unique().tolist())))
             return super().update(batch)
 
     @dataclass(frozen=True)
     class Seeing(BehaviorCloning):
         def build(self, policy, seed, steps, data):
             return Sees(self, policy, seed, steps, data)
-    fit_method(replace(made, learner=Seeing(10, 8)), data, 0)
-    assert seen == [[1.0]] * 2 + [[2.0]] * 24 + [[3.0]] * 24
-    seen.clear()
+    fit_method(replace(sequence_method, learner=Seeing(10, 8)), data, 0)
+    assert values_drawn == [[1.0]] * 2 + [[2.0]] * 24 + [[3.0]] * 24
+    values_drawn.clear()
     both, _ = mix(x=(task("b", 1.0), 1), y=(task("b", 2.0), 1))
-    made = replace(made, collection=CollectionRounds(1, TaskSequenceCollector("dataset"), initial_updates=2),
-                   learner=Seeing(10, 32))
-    fit_method(made, both, 0)
-    assert seen == [[1.0]] * 2 + [[1.0, 2.0]] * 24
+    sequence_method = replace(sequence_method,
+                              collection=CollectionRounds(1, TaskSequenceCollector("dataset"), initial_updates=2),
+                              learner=Seeing(10, 32))
+    fit_method(sequence_method, both, 0)
+    assert values_drawn == [[1.0]] * 2 + [[1.0, 2.0]] * 24
     with pytest.raises(UserError, match="2 rounds need 3 tasks, and the data have 2: x, y"):
-        fit_method(replace(made, collection=CollectionRounds(2, TaskSequenceCollector("dataset"))), both, 0)
+        fit_method(replace(sequence_method, collection=CollectionRounds(2, TaskSequenceCollector("dataset"))), both, 0)
     with pytest.raises(UserError, match="episode 0: the episode has no 'robot'"):
-        fit_method(replace(made, collection=CollectionRounds(1, TaskSequenceCollector("robot"))), both, 0)
+        fit_method(replace(sequence_method, collection=CollectionRounds(1, TaskSequenceCollector("robot"))), both, 0)
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, tmp_path):
-    for made, words in (
+    for build, words in (
             (lambda: rounds(0), "CollectionRounds.n_rounds: n_rounds is 0, but must be at least 1"),
             (lambda: rounds(updates_per_step=0), "updates_per_step is 0, but must be above 0"),
             (lambda: rounds(mixture_weights=(1.0,)), "there must be two weights"),
@@ -260,7 +264,7 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
             (lambda: RolloutCollector(1, gate=RandomGate()), "there is no supervisor"),
             (lambda: RandomGate(1.5), "probability is 1.5, but must be at least 0 and at most 1")):
         with pytest.raises(UserError, match=words):
-            made()
+            build()
     with pytest.raises(UserError, match="no environment to collect them in"):
         train(method(rounds()), demos, tmp_path / "run", device="cpu")
     with pytest.raises(UserError, match="no environment to collect them in"):
@@ -300,15 +304,15 @@ def small(collection) -> Method:
 @pytest.mark.parametrize("name", ["supervised", "tasks", *(pytest.param(n, marks=pytest.mark.slow) for n in (
     "reset", "person", "in control"))])
 def test_collections_keep_their_contract(name, demos):
-    made = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
-            "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates_per_step=0.1),
-            "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate())),
-            "in control": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=HumanGate()))}[name]
+    methods = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
+               "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates_per_step=0.1),
+               "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate())),
+               "in control": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=HumanGate()))}[name]
     data = demos
     if name == "tasks":
         data = Dataset([replace(e, metadata={**e.metadata, "mode": str(i % 3)}) for i, e in enumerate(demos)])
     person = {"person": Constant(0.3), "in control": ScriptedPerson(Constant(0.3))}.get(name)
-    check_collection(small(made), data, None if name == "tasks" else fork, person)
+    check_collection(small(methods), data, None if name == "tasks" else fork, person)
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,12 @@ def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):
     """HG-DAgger: only steps count at which the person acted, and did 0.8. The demonstrations did other things."""
     unmarked = demos.map(lambda e: e.replace({"intervention": np.zeros(len(e), bool)}))
     collector = RolloutCollector(4, supervisor="person", gate=HumanGate())
-    made = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
-    made = replace(made, learner=replace(made.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
-                                         batch_size=64, optimizer=OptimizerConfig(lr=0.01, lr_schedule="constant")))
-    policy = run(tmp_path / "run", made, unmarked, person=ScriptedPerson(Constant(0.8)), val_fraction=0.0)
+    gated_method = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
+    gated_method = replace(gated_method,
+                           learner=replace(gated_method.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
+                                                         batch_size=64,
+                                           optimizer=OptimizerConfig(lr=0.01, lr_schedule="constant")))
+    policy = run(tmp_path / "run", gated_method, unmarked, person=ScriptedPerson(Constant(0.8)), val_fraction=0.0)
     episodes = collected(tmp_path / "run")[-1]
     assert all(e.steps["intervention"].sum() == 4 for e in episodes)
     planned = policy.plan({STATE: torch.tensor(episodes[0].steps[STATE][None, 3:5])}, torch.zeros(1, 2, 0))

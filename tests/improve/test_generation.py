@@ -56,19 +56,19 @@ def walk():
 
 
 def test_segments_are_what_the_environment_does_and_go_in_all_directions(walk):
-    made = SymmetryAugmentation("four_rooms", 300, 6, 0.1, 7.9).apply(walk)
-    assert len(made) == 300
-    for e in made:
+    moved_episodes = SymmetryAugmentation("four_rooms", 300, 6, 0.1, 7.9).apply(walk)
+    assert len(moved_episodes) == 300
+    for e in moved_episodes:
         moved = np.diff(e.steps[STATE], axis=0)
         np.testing.assert_allclose(moved, 0.1 * e.steps["action"], atol=2e-3, err_msg="no wall stopped it")
         assert len(e) == 6 or e.steps["next.terminated"][-1] and e.steps["next.reward"].sum() == 1
-    turned = {tuple(np.rint(e.steps["action"][0]).astype(int)) for e in made}
+    turned = {tuple(np.rint(e.steps["action"][0]).astype(int)) for e in moved_episodes}
     assert turned == {(a, b) for x, y in ((2, 1), (1, 2)) for a in (x, -x) for b in (y, -y)}
-    assert np.concatenate([e.steps[STATE] for e in made]).std(0).min() > 1.5, "everywhere in the four rooms"
+    assert np.concatenate([e.steps[STATE] for e in moved_episodes]).std(0).min() > 1.5, "everywhere in the four rooms"
 
 
 def test_a_rule_guides_what_is_made(walk):
-    made = SymmetryAugmentation("four_rooms", 100, 6, 0.1, 7.9, ToTheRight()).apply(walk)
-    assert all(ToTheRight().accepts(e) for e in made)
+    guided = SymmetryAugmentation("four_rooms", 100, 6, 0.1, 7.9, ToTheRight()).apply(walk)
+    assert all(ToTheRight().accepts(e) for e in guided)
     with pytest.raises(UserError, match="only 0 of"):
         SymmetryAugmentation("four_rooms", 10, 7).apply(walk)

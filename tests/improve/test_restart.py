@@ -109,31 +109,31 @@ def test_the_closed_form_of_known_cases():
 @given(st.floats(0.1, 1), st.floats(0, 0.8), st.floats(0, 1), st.integers(0, 10**6))
 def test_the_closed_form_is_the_mean_of_simulated_trials(p, lost, caught, seed):
     times, pause, rng = (7.0, 20.0, 3.0, 5.0), 4.0, np.random.default_rng(seed)
-    said = RestartForecast(p, lost, caught, *times).makespan(pause)
+    forecast_time = RestartForecast(p, lost, caught, *times).makespan(pause)
     success, cut = rng.random(60_000) < p, rng.random(60_000)
     given_up = np.where(success, cut < lost, cut < caught)
     took = np.select([success & ~given_up, ~success & ~given_up, success], times[:3], times[3])
     done = success & ~given_up
-    assert said == pytest.approx((took.sum() + pause * (~done).sum()) / done.sum(), rel=0.15)
+    assert forecast_time == pytest.approx((took.sum() + pause * (~done).sum()) / done.sum(), rel=0.15)
 
 
 @pytest.mark.slow
 def test_what_is_forecast_happens():
     """Attempts that run to the end tell what giving up would cost; those that are given up cost that."""
-    ran = rollout(Sometimes(0.5), Fork(50, limit=30), 400, seed=-2).map(label_attempt)
-    seen = forecast(ran, backwards, 0.5)
+    attempts = rollout(Sometimes(0.5), Fork(50, limit=30), 400, seed=-2).map(label_attempt)
+    forecast_rates = forecast(attempts, backwards, 0.5)
     assert (
-        seen.false_alarms == 0
-        and seen.detected > 0.98
-        and 10 < seen.steps_to_success < 20
-        and 15 <= seen.steps_to_detection <= 26
+        forecast_rates.false_alarms == 0
+        and forecast_rates.detected > 0.98
+        and 10 < forecast_rates.steps_to_success < 20
+        and 15 <= forecast_rates.steps_to_detection <= 26
     )
     for judge, above in ((backwards, 0.5), (elapsed_steps, 14.5), (elapsed_steps, math.inf)):
-        said, took = forecast(ran, judge, above).makespan(5.0), spans(tried(40, judge, above, episodes=400))
-        assert said == pytest.approx(took.mean(), abs=float(4 * took.std() / 20 + 0.1 * said)), above
-    above, expected = choose_threshold(ran, backwards, 5.0)
-    assert 0 <= above < 1 and expected == forecast(ran, backwards, above).makespan(5.0)
-    assert expected < forecast(ran, elapsed_steps, math.inf).makespan(5.0)
+        makespan, took = forecast(attempts, judge, above).makespan(5.0), spans(tried(40, judge, above, episodes=400))
+        assert makespan == pytest.approx(took.mean(), abs=float(4 * took.std() / 20 + 0.1 * makespan)), above
+    above, expected = choose_threshold(attempts, backwards, 5.0)
+    assert 0 <= above < 1 and expected == forecast(attempts, backwards, above).makespan(5.0)
+    assert expected < forecast(attempts, elapsed_steps, math.inf).makespan(5.0)
 
 
 def test_nothing_is_given_up_unless_that_saves_time():
@@ -148,14 +148,14 @@ def test_nothing_is_given_up_unless_that_saves_time():
 
 def test_a_policy_learns_to_foretell():
     """Of attempts that stand still, it says so once they have gone backwards; at the start it cannot know."""
-    ran = rollout(Sometimes(0.5), Fork(50, limit=30), 200, seed=-5).map(label_attempt)
+    attempts = rollout(Sometimes(0.5), Fork(50, limit=30), 200, seed=-5).map(label_attempt)
     recipe = PolicyConfig(Regression(), trunk=MLP(32, 1), encoder=ConcatEncoder(), target="fails",
                           inputs=("observation.state", "observation.clock"))
     from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.fit import fit
-    policy = Policy(recipe, ran.features()).fit_statistics(ran)
-    learner = BehaviorCloning(steps=250).build(policy, 0, 250, ran)
-    windows = policy.windows(ran)
+    policy = Policy(recipe, attempts.features()).fit_statistics(attempts)
+    learner = BehaviorCloning(steps=250).build(policy, 0, 250, attempts)
+    windows = policy.windows(attempts)
     fit(learner, lambda n: windows.batch(128, n, 0), 250)
     judge = FailureProbability(learner.trained_policy.eval())
     obs = {"observation.state": torch.tensor([[0.0, 0.0], [-0.15, 0.0], [0.6, 0.45]]),

@@ -65,13 +65,13 @@ class Stop:
 
 @pytest.mark.slow
 def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
-    made = Method.load(whole)
+    stored_method = Method.load(whole)
     for at in range(1, max(Run(whole).saved_steps()) + 1):
         out = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):
-            run(out, made, demos, callbacks=[Stop(at)])
+            run(out, stored_method, demos, callbacks=[Stop(at)])
         assert Run(out).saved_steps()[-1] == at
-        run(out, made, demos)
+        run(out, stored_method, demos)
         assert contents(out) == contents(whole), at
 
 
@@ -115,28 +115,28 @@ def test_rounds_after_the_checkpoint_are_collected_again(whole, demos, tmp_path)
 
 def test_rounds_with_a_person_are_never_dropped(demos, tmp_path):
     collector = RolloutCollector(2, supervisor="person", gate=RandomGate())
-    made, out = method(rounds(collector=collector)), tmp_path / "run"
+    gated_method, out = method(rounds(collector=collector)), tmp_path / "run"
     with pytest.raises(UserError, match="with a person, and there is nobody"):
-        run(out, made, demos)
+        run(out, gated_method, demos)
     kept = []
 
     def note(step, learner, metrics):
         if "round" in metrics:
             kept.append((step, Run(out).saved_steps()))
             shutil.copytree(out, tmp_path / f"{metrics['round']}")
-    run(out, made, demos, person=Constant(0.3), callbacks=[note])
+    run(out, gated_method, demos, person=Constant(0.3), callbacks=[note])
     assert all(step in saved for step, saved in kept)  # a checkpoint of these very weights
     resumed = tmp_path / "2"
     people = {p.name: open_dataset(p / "episodes.npz").fingerprint() for p in (resumed / "collection").iterdir()}
-    run(resumed, made, demos, person=Constant(-0.3))  # who would act otherwise now
+    run(resumed, gated_method, demos, person=Constant(-0.3))  # who would act otherwise now
     assert people == {p.name: open_dataset(p / "episodes.npz").fingerprint()
                       for p in (resumed / "collection").iterdir()}
     assert contents(resumed) == contents(out)
-    lost = tmp_path / "1"
-    shutil.copytree(out / "collection" / "000002", lost / "collection" / "000002")
+    other_run = tmp_path / "1"
+    shutil.copytree(out / "collection" / "000002", other_run / "collection" / "000002")
     with pytest.raises(UserError, match="round 2 was collected with a person after"):
-        run(lost, made, demos, person=Constant(0.3))
-    assert (lost / "collection" / "000002" / "episodes.npz").exists()
+        run(other_run, gated_method, demos, person=Constant(0.3))
+    assert (other_run / "collection" / "000002" / "episodes.npz").exists()
 
 
 def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
@@ -150,9 +150,9 @@ def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
 
 
 def test_a_stage_may_collect(demos, tmp_path):
-    made = method(None, steps=2, stages=(Stage("base", method(rounds(2))),),
-                  initialize_from=(InitializeFrom(FromStage("base")),))
-    run(tmp_path / "whole", made, demos)
+    staged_method = method(None, steps=2, stages=(Stage("base", method(rounds(2))),),
+                           initialize_from=(InitializeFrom(FromStage("base")),))
+    run(tmp_path / "whole", staged_method, demos)
     for at in (4, 2):
         with pytest.raises(KeyboardInterrupt):
             Interrupt = Stop(at)
@@ -160,12 +160,12 @@ def test_a_stage_may_collect(demos, tmp_path):
                 update = BehaviorCloningLearner.update
 
                 def stopping(self, batch, update=update, Interrupt=Interrupt):
-                    found = update(self, batch)
-                    Interrupt(self.n_updates, self, found)
-                    return found
+                    metrics = update(self, batch)
+                    Interrupt(self.n_updates, self, metrics)
+                    return metrics
                 patch.setattr(BehaviorCloningLearner, "update", stopping)
-                run(tmp_path / "run", made, demos)
-    run(tmp_path / "run", made, demos)
+                run(tmp_path / "run", staged_method, demos)
+    run(tmp_path / "run", staged_method, demos)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 

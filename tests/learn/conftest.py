@@ -29,8 +29,8 @@ def data() -> Dataset:
     rng = np.random.default_rng(0)
 
     def episode(n):
-        seen = rng.normal(size=(n, 3)).astype(np.float32)
-        return Episode({"observation.state": seen, "action": np.tanh(seen[:, :2] + seen[:, 1:]),
+        states = rng.normal(size=(n, 3)).astype(np.float32)
+        return Episode({"observation.state": states, "action": np.tanh(states[:, :2] + states[:, 1:]),
                         "intervention": (np.arange(n) % 3 == 0).astype(np.float32)})
     return Dataset([episode(n) for n in (17, 9, 23, 12)])
 
@@ -41,16 +41,16 @@ def checkpoints(shared, tmp_path_factory):
     source = shared / "fixtures" / "lerobot_policies"
     if not source.is_dir():
         pytest.skip("no fixtures of LeRobot policies")
-    found = {}
+    folders = {}
     for name in NAMES:
-        found[name] = folder = tmp_path_factory.mktemp(name) / "pretrained_model"
+        folders[name] = folder = tmp_path_factory.mktemp(name) / "pretrained_model"
         folder.mkdir()
         for file in (source / name / "pretrained_model").iterdir():
             if file.suffix == ".gz":
                 (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
             else:
                 shutil.copyfile(file, folder / file.name)
-    return found
+    return folders
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +66,10 @@ def arrays(shared):
 @pytest.fixture(scope="session")
 def policies(checkpoints):
     """Loaded policies by name. Tests must not change them."""
-    known = {}
+    loaded = {}
 
     def load(name):
-        if name not in known:
-            known[name] = load_policy(checkpoints[name])
-        return known[name]
+        if name not in loaded:
+            loaded[name] = load_policy(checkpoints[name])
+        return loaded[name]
     return load

@@ -117,14 +117,14 @@ def entropy(*right, wrong=()):
     ([[-1], [1], [2]], [True, False, True], entropy(0.2, wrong=(0.5, 0.3)) / 3),
 ])
 def test_the_loss_is_the_cross_entropy_of_the_rows_with_a_pair(distances, mask, expected):
-    found = loss_of(THREE, [distances], ROWS, None if mask is None else [mask])
-    assert found.tolist() == pytest.approx([expected], abs=1e-4)
+    loss = loss_of(THREE, [distances], ROWS, None if mask is None else [mask])
+    assert loss.tolist() == pytest.approx([expected], abs=1e-4)
 
 
 def test_a_window_with_one_action_is_about_its_newest_step_and_the_weight_and_head_count():
     other = torch.cat([ROWS.flip(-1), ROWS], 1)
-    found = loss_of(Window(3), [[[1]]], other, head=1, layer=1, weight=10.0)
-    assert found.tolist() == pytest.approx([10 * entropy(0.5, wrong=(0.2, 0.3)) / 3], abs=1e-3)
+    loss = loss_of(Window(3), [[[1]]], other, head=1, layer=1, weight=10.0)
+    assert loss.tolist() == pytest.approx([10 * entropy(0.5, wrong=(0.2, 0.3)) / 3], abs=1e-3)
     late = loss_of(Window(3, 2, action_offset=-1), [[[1], [-1]]], ROWS)  # actions of the steps 1 and 2
     assert late.tolist() == pytest.approx([entropy(0.5, wrong=(0.25,)) / 3], abs=1e-4)
 
@@ -133,8 +133,8 @@ def test_the_tokens_of_a_step_count_together():
     features = {**FEATURES, "observation.extra": Feature("float32", (1,))}
     rows = torch.zeros(4, 4)  # tokens: two columns, each with the steps 0 and 1
     rows[1], rows[3] = torch.tensor([0.2, 0.1, 0.3, 0.1]), torch.tensor([0.1, 0.2, 0.2, 0.4])
-    found = loss_of(Window(2), [[[1]]], attention(*rows.tolist()), features=features)
-    assert found.tolist() == pytest.approx([entropy((0.5 + 0.3) / 2, wrong=((0.2 + 0.6) / 2,)) / 2], abs=1e-4)
+    loss = loss_of(Window(2), [[[1]]], attention(*rows.tolist()), features=features)
+    assert loss.tolist() == pytest.approx([entropy((0.5 + 0.3) / 2, wrong=((0.2 + 0.6) / 2,)) / 2], abs=1e-4)
 
 
 @pytest.mark.parametrize("config, words", [
@@ -158,9 +158,9 @@ def test_pairs_teach_which_step_to_look_at(window):
 
     def episode(_):
         marked, number = rng.integers(3), rng.integers(2, size=4)
-        seen = np.stack([number, np.arange(4) == marked], 1).astype(np.float32)
+        states = np.stack([number, np.arange(4) == marked], 1).astype(np.float32)
         action = np.array([0, 0, 0, number[marked]])[:, None]
-        return Episode({STATE: seen, "action": action, "recalled": steps_since_recalled([(marked, 3)], 4)},
+        return Episode({STATE: states, "action": action, "recalled": steps_since_recalled([(marked, 3)], 4)},
                        schema={"action": Feature("int64", (1,), "discrete", num_classes=(2,))})
     data = Dataset([episode(i) for i in range(60)])
     policy = PolicyConfig(Categorical(), Transformer(16, 1, 2, "block_causal", encoder_depth=1), TokenEncoder(16),

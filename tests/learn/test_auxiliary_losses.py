@@ -69,8 +69,9 @@ def check_resumes(make, data):
     restored.restore(tensors, json.loads(json.dumps(metadata)))
     for learner in (straight, restored):
         fit(learner, draw, 6, start=3)
-    mine, theirs = straight.state()[0], restored.state()[0]
-    assert mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+    straight_state, restored_state = straight.state()[0], restored.state()[0]
+    assert straight_state.keys() == restored_state.keys()
+    assert all(torch.equal(v, restored_state[k]) for k, v in straight_state.items())
 
 
 # -- sample weights --------------------------------------------------------------------------------------------------
@@ -267,9 +268,9 @@ def test_a_head_reads_its_target_network(data):
     with torch.no_grad():
         alone = learner.policy.loss(batch, torch.Generator())
         taught = learner.policy.loss(batch, torch.Generator(), learner.target_policy)
-        said = [p.config.head.sample(p.net, learner.policy.context(batch.obs), batch.action[..., :0])
-                for p in (learner.policy, learner.target_policy)]
-    gap = (said[0] - said[1]).square().mean(-1) * batch.mask
+        samples = [p.config.head.sample(p.net, learner.policy.context(batch.obs), batch.action[..., :0])
+                   for p in (learner.policy, learner.target_policy)]
+    gap = (samples[0] - samples[1]).square().mean(-1) * batch.mask
     torch.testing.assert_close(taught - alone, gap)
     assert gap.max() > 0
     assert learner.update(batch)["loss"] == pytest.approx((taught.sum() / batch.mask.sum()).item(), rel=1e-5)

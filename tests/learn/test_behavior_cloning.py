@@ -75,8 +75,8 @@ def test_the_average_is_that_of_the_weights(data):
     for n in range(4):
         learner.update(draw(n))
         expected = 0.75 * expected + 0.25 * weights(learner)
-    found = torch.cat([p.flatten() for p in learner.trained_policy.parameters()])
-    torch.testing.assert_close(found, expected)
+    average = torch.cat([p.flatten() for p in learner.trained_policy.parameters()])
+    torch.testing.assert_close(average, expected)
     last = clone(data)
     last.update(batches(last, data)(0))
     assert torch.equal(torch.cat([p.flatten() for p in last.trained_policy.parameters()]), weights(last))
@@ -99,9 +99,9 @@ def test_a_penalty_is_added_and_trains_with_the_policy(data):
         return learner, learner.update(batches(learner, data)(0))["loss"]
     (_, none), (_, one), (learner, two) = first(0.0), first(1.0), first(2.0)
     assert two - one == pytest.approx(one - none, rel=1e-4) and one > none
-    seen = []
-    fit(learner, batches(learner, data), 200, start=1, callbacks=[lambda n, _, s: seen.append(s["loss"])])
-    assert seen[-1] < 0.3 * two
+    losses = []
+    fit(learner, batches(learner, data), 200, start=1, callbacks=[lambda n, _, s: losses.append(s["loss"])])
+    assert losses[-1] < 0.3 * two
     assert not any("decode" in k for k in learner.trained_policy.state_dict())
     tensors, facts = learner.state()
     assert any("decode" in k for k in tensors)  # goes on with it
@@ -110,8 +110,8 @@ def test_a_penalty_is_added_and_trains_with_the_policy(data):
 def test_a_policy_without_weights_takes_updates_and_stays(data):
     learner = clone(data, head=Neighbors())
     before = learner.trained_policy.net.keys.clone()
-    seen = [learner.update(batches(learner, data)(n))["loss"] for n in range(3)]
-    assert all(np.isfinite(seen)) and torch.equal(learner.trained_policy.net.keys, before)
+    losses = [learner.update(batches(learner, data)(n))["loss"] for n in range(3)]
+    assert all(np.isfinite(losses)) and torch.equal(learner.trained_policy.net.keys, before)
 
 
 @pytest.mark.parametrize("head, trunk, precision", [
@@ -139,7 +139,7 @@ def test_a_restored_learner_goes_on_bit_by_bit(data, head, trunk, precision):
     assert {k: v.tolist() for k, v in other.state()[0].items()} == {k: v.tolist() for k, v in tensors.items()}
     fit(one, draw, 15, start=7)
     fit(other, draw, 15, start=7)
-    for (name, mine), theirs in zip(one.state()[0].items(), other.state()[0].values(), strict=True):
-        assert torch.equal(mine, theirs), name
+    for (name, tensor), other_tensor in zip(one.state()[0].items(), other.state()[0].values(), strict=True):
+        assert torch.equal(tensor, other_tensor), name
     assert all(torch.equal(a, b) for a, b in zip(one.trained_policy.state_dict().values(),
                                                  other.trained_policy.state_dict().values(), strict=True))

@@ -47,9 +47,9 @@ def test_weights_of_another_recipe_are_told_in_one_line(made, tmp_path):
             ({"depth": 2}, ["missing (the first: net.blocks.1."]),
             ({"depth": 0}, ["unexpected (the first: net.blocks.0."])):
         (at / "policy.json").write_text(json.dumps({**recipe, "trunk": {**recipe["trunk"], **change}}))
-        said = refusal(at)
-        assert all(w in said for w in words) and len(said) < 500, said
-    assert said.endswith(f"remove {at} and train again: understudy train bc d --out r")
+        message = refusal(at)
+        assert all(w in message for w in words) and len(message) < 500, message
+    assert message.endswith(f"remove {at} and train again: understudy train bc d --out r")
     with pytest.raises(UserError, match=r"damaged: \d+ missing \(the first: .*\); of \d+ tensors\n  -> remove"):
         Run(made).resume(6, plain(trunk=MLP(width=8, depth=2)).learner.build(
             Policy(plain(trunk=MLP(width=8, depth=2)).policy, made_up().features()), 0, 6, made_up()))
@@ -71,9 +71,9 @@ def test_a_flipped_bit_in_weights_is_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "r")
     at = tmp_path / "r/checkpoints/000006"
     for _ in flipped(at / "weights.safetensors"):
-        said = refusal(tmp_path / "r")
-        assert "weights.safetensors: the file is damaged" in said and "SHA-256" in said
-        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
+        message = refusal(tmp_path / "r")
+        assert "weights.safetensors: the file is damaged" in message and "SHA-256" in message
+        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in message
     Policy.load(tmp_path / "r")
     (at / "checksums.json").write_text('{"weights.safetensors": "0"}')
     assert "weights.safetensors: the file is damaged" in refusal(at)
@@ -98,9 +98,9 @@ def test_a_flipped_bit_in_the_state_of_a_learner_is_refused(made, tmp_path):
     at = tmp_path / "r/checkpoints/000006"
     learner = plain().learner.build(Policy(plain().policy, made_up().features()), 0, 6, made_up())
     for _ in flipped(at / "train" / "learner.safetensors"):
-        said = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
-        assert "learner.safetensors: the file is damaged" in said
-        assert said.endswith(f"remove {at}, and training continues from the checkpoint before it")
+        message = refusal(6, lambda step: Run(tmp_path / "r").resume(step, learner))
+        assert "learner.safetensors: the file is damaged" in message
+        assert message.endswith(f"remove {at}, and training continues from the checkpoint before it")
     Run(tmp_path / "r").resume(6, learner)
 
 
@@ -113,10 +113,10 @@ def test_a_broken_checkpoint_says_what_to_take_instead(made, tmp_path, name, spo
     file.write_bytes(whole[:len(whole) // 2] if spoil == "cut" else spoil.encode())
     if spoil == "gone":
         file.unlink()
-    said = refusal(tmp_path / "r", load_actor)
-    assert name in said and ("there is no such file" in said) == (spoil == "gone")
+    message = refusal(tmp_path / "r", load_actor)
+    assert name in message and ("there is no such file" in message) == (spoil == "gone")
     if (name, spoil) not in (("features.json", "{}"), ("method.json", "[]"), ("method.json", "{}")):
-        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in said
+        assert f"take another checkpoint of the run: {tmp_path / 'r/checkpoints/000003'}" in message
         load_actor(tmp_path / "r/checkpoints/000003")
 
 
@@ -124,13 +124,15 @@ def test_a_run_without_a_checkpoint_names_the_command_that_goes_on(made, tmp_pat
     begun, other = tmp_path / "begun", tmp_path / "other"
     with Run(begun).locked():
         (begun / "checkpoints").mkdir()
-        said = refusal(begun)
-    assert "stopped before" in said and said.endswith(f"started the run: understudy train METHOD DATA --out {begun}")
+        message = refusal(begun)
+    assert "stopped before" in message
+    assert message.endswith(f"started the run: understudy train METHOD DATA --out {begun}")
     assert refusal(begun / "best").endswith(f"--out {begun}")
     shutil.copytree(made, other)
     (other / "run.json").unlink()
-    said = refusal(other)
-    assert f"{other}/checkpoints/000006" in said and said.endswith("started the run: understudy train bc d --out r")
+    message = refusal(other)
+    assert f"{other}/checkpoints/000006" in message
+    assert message.endswith("started the run: understudy train bc d --out r")
     Policy.load(other / "checkpoints/000006")
     (other / "run.json").write_text('{"last": 6}')
     assert "run.json: the file does not contain the names of checkpoints" in refusal(other)

@@ -14,13 +14,13 @@ from understudy.learn.callbacks import LossCurve, ProgressBar, format_duration
 
 
 def test_a_curve_is_the_mean_of_each_stretch_however_it_was_interrupted():
-    said, losses = [], [1.0, 2.0, 6.0, 4.0, 5.0, 9.0, 7.0]
-    curve = LossCurve(3, lambda **line: said.append(line))
+    records, losses = [], [1.0, 2.0, 6.0, 4.0, 5.0, 9.0, 7.0]
+    curve = LossCurve(3, lambda **line: records.append(line))
     for step, loss in enumerate(losses, 1):
         if step in (2, 5):
             curve = LossCurve(3, curve.write, json.loads(json.dumps(curve.state)))
         curve(step, None, {"loss": loss})
-    assert said == [{"step": 3, "loss": 3.0}, {"step": 6, "loss": 6.0}]
+    assert records == [{"step": 3, "loss": 3.0}, {"step": 6, "loss": 6.0}]
 
 
 def _watched(monkeypatch, steps, seconds, bar):
@@ -39,8 +39,8 @@ def _watched(monkeypatch, steps, seconds, bar):
 
 
 def test_what_takes_long_says_so_once_and_what_does_not_is_quiet(monkeypatch):
-    said = _watched(monkeypatch, 100_011, 0.1, None)
-    assert said.count("about 2.8 hours") == 1 and "10 a second" in said and "Ctrl-C" in said
+    output = _watched(monkeypatch, 100_011, 0.1, None)
+    assert output.count("about 2.8 hours") == 1 and "10 a second" in output and "Ctrl-C" in output
     assert _watched(monkeypatch, 9_000, 0.1, None) == ""  # 15 minutes
     assert _watched(monkeypatch, 100_011, 0.1, False) == ""
 
@@ -54,41 +54,41 @@ def test_metrics_for_others(monkeypatch):
     """Neither package is needed to run the tests: what they are told is what counts."""
     from understudy.learn import callbacks
 
-    told = []
+    calls = []
 
     class Writer:
         def __init__(self, folder, purge_step):
-            told.append((folder, purge_step))
+            calls.append((folder, purge_step))
 
         def add_scalar(self, name, value, step):
-            told.append((name, value, step))
+            calls.append((name, value, step))
 
         def flush(self):
-            told.append("flush")
+            calls.append("flush")
 
         def close(self):
-            told.append("close")
+            calls.append("close")
     board = types.ModuleType("torch.utils.tensorboard")
     board.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     look = callbacks.TensorBoard("logs", every=2)
-    assert not told, "only the process that logs writes"
-    for step, seen in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
-        look(step, None, seen)
+    assert not calls, "only the process that logs writes"
+    for step, metrics in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
+        look(step, None, metrics)
     look.close()
     # updates now and then, judgements always; a resumed run drops what was logged after its checkpoint
-    assert told == [("logs", 2), ("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush", "close"]
+    assert calls == [("logs", 2), ("loss", 2.0, 2), "flush", ("score", 1.0, 3), "flush", "close"]
 
     biases = types.ModuleType("wandb")
     biases.setup = lambda: types.SimpleNamespace(settings=types.SimpleNamespace(mode="offline"))
     biases.init = lambda **options: types.SimpleNamespace(
-        define_metric=lambda name, step_metric: told.append((name, step_metric)),
-        log=lambda line: told.append((options, line)), finish=lambda: told.append("finish"))
+        define_metric=lambda name, step_metric: calls.append((name, step_metric)),
+        log=lambda line: calls.append((options, line)), finish=lambda: calls.append("finish"))
     monkeypatch.setitem(sys.modules, "wandb", biases)
     look = callbacks.Wandb(every=1, project="toys")
     look(4, None, {"loss": 1.0})
     look.close()
-    assert told[-3:] == [("*", "step"), ({"project": "toys"}, {"loss": 1.0, "step": 4}), "finish"]
+    assert calls[-3:] == [("*", "step"), ({"project": "toys"}, {"loss": 1.0, "step": 4}), "finish"]
 
     for name, package, options in (("TensorBoard", "torch.utils.tensorboard", ["logs"]), ("Wandb", "wandb", [])):
         monkeypatch.setitem(sys.modules, package, None)  # not installed

@@ -32,21 +32,21 @@ def test_a_share_is_those_rows_of_the_batch(data):
     from understudy.data.window import Goal
 
     for window in (Window(2, 4), Window(2, 4, goals=(Goal("observation.state"),))):
-        made = window.windows(data, ("observation.state", *(g.into for g in window.goals)), "action")
-        whole, part = made.batch(16, 5, 1), made.batch(16, 5, 1, slice(4, 9))
+        windows = window.windows(data, ("observation.state", *(g.into for g in window.goals)), "action")
+        whole, part = windows.batch(16, 5, 1), windows.batch(16, 5, 1, slice(4, 9))
         assert torch.equal(part.action, whole.action[4:9])
         assert all(torch.equal(part.obs[k], whole.obs[k][4:9]) for k in whole.obs)
         assert torch.equal(part.extra["index"], whole.extra["index"][4:9])
 
 
 def test_batches_made_ahead_are_the_same_batches():
-    made = []
+    batch_numbers = []
 
     def batch(n):
-        made.append(n)
+        batch_numbers.append(n)
         return n * n
     draw = devices.prefetch(batch, torch.device("cuda"), 6)
     assert [draw(n) for n in (0, 1, 2)] == [0, 1, 4]
     assert [draw(n) for n in (5, 0)] == [25, 0]  # out of turn, as after a resume
-    assert max(made) == 5  # none beyond the last
+    assert max(batch_numbers) == 5  # none beyond the last
     assert devices.prefetch(batch, CPU, 6) is batch

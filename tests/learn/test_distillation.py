@@ -65,17 +65,17 @@ def test_similar_conditions_only():
 
 def test_the_flow_trains_on_the_pairs():
     action = torch.randn(32, 2, 1, generator=rng(3)).double()
-    mask, seen = torch.ones(32, 2, dtype=torch.bool), []
+    mask, noises = torch.ones(32, 2, dtype=torch.bool), []
 
     def net(x, t, context):
-        seen.append((x - t * action) / (1 - t))
+        noises.append((x - t * action) / (1 - t))
         return torch.zeros_like(x)
     context = Context(torch.zeros(32, 1, 1), torch.ones(32, 1, dtype=torch.bool))
     plain = Flow().loss(net, context, action, mask, rng(4))
     short = Flow(coupling="optimal_transport").loss(net, context, action, mask, rng(4))
-    rows = optimal_transport(action, seen[0], mask, context.flat(), 1.0)
-    torch.testing.assert_close(seen[1], seen[0][rows])
-    torch.testing.assert_close(short, (action - seen[1]).square().mean(-1))
+    rows = optimal_transport(action, noises[0], mask, context.flat(), 1.0)
+    torch.testing.assert_close(noises[1], noises[0][rows])
+    torch.testing.assert_close(short, (action - noises[1]).square().mean(-1))
     assert short.mean() < 0.5 * plain.mean()
 
 

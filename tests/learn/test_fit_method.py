@@ -55,16 +55,16 @@ def same(one, other) -> bool:
 
 @pytest.mark.parametrize("head", [Flow(n_steps=2), Neighbors()], ids=["flow", "neighbors"])
 def test_training_in_memory_and_in_a_folder_give_the_same_numbers(data, tmp_path, head):
-    made = method(head, transforms=(SelectColumns((STATE, "action")),))
+    trained_method = method(head, transforms=(SelectColumns((STATE, "action")),))
     losses = []
     before = torch.get_rng_state()
-    result = fit_method(made, data, 3, callbacks=[lambda n, learner, metrics: losses.append(metrics["loss"])])
+    result = fit_method(trained_method, data, 3, callbacks=[lambda n, learner, metrics: losses.append(metrics["loss"])])
     assert torch.equal(torch.get_rng_state(), before)
-    trained = train(made, data, tmp_path / "run", seed=3, val_fraction=0.0, progress=False, device="cpu")
+    trained = train(trained_method, data, tmp_path / "run", seed=3, val_fraction=0.0, progress=False, device="cpu")
     assert same(result.policy, trained) and len(losses) == 6
     assert result.policy.inputs == (STATE,) and not result.policy.training
     assert isinstance(result.actor, PolicyActor) and set(result.modules) == {"policy"}
-    assert not same(result.policy, fit_method(made, data, 4).policy) or isinstance(head, Neighbors)
+    assert not same(result.policy, fit_method(trained_method, data, 4).policy) or isinstance(head, Neighbors)
 
 
 def test_training_goes_on_from_a_policy_and_keeps_its_statistics(data):
@@ -80,12 +80,12 @@ def test_training_goes_on_from_a_policy_and_keeps_its_statistics(data):
 
 def test_training_goes_on_from_an_average_and_leaves_frozen_networks_as_they_are():
     rng = np.random.default_rng(0)
-    shown = Dataset([Episode({"observation.image": rng.integers(0, 256, (12, 16, 16, 3), np.uint8),
-                              "action": rng.normal(size=(12, 2)).astype(np.float32)}) for _ in range(2)])
+    pictures = Dataset([Episode({"observation.image": rng.integers(0, 256, (12, 16, 16, 3), np.uint8),
+                                 "action": rng.normal(size=(12, 2)).astype(np.float32)}) for _ in range(2)])
     encoder = ConcatEncoder(SmallConv((8, 8, 8, 8), 2))
     seeing = Method(PolicyConfig(Regression(), MLP(16, 1), encoder), learner=BehaviorCloning(3, 8))
-    first = fit_method(seeing, shown, 0).policy
-    second = fit_method(seeing, shown, 0, policy=first).policy
+    first = fit_method(seeing, pictures, 0).policy
+    second = fit_method(seeing, pictures, 0, policy=first).policy
     assert same(first.encoder, second.encoder) and len(list(first.encoder.parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True))
 
@@ -135,6 +135,6 @@ def test_a_stage_trains_on_its_part_of_a_mixture(data):
 
 def test_what_cannot_be_trained_is_refused(data):
     part = InitializeFrom(FromStage("base", "critic"))
-    given = {"base": FitResult(method(), {"policy": fit_method(method(steps=1), data, 0).policy})}
+    results = {"base": FitResult(method(), {"policy": fit_method(method(steps=1), data, 0).policy})}
     with pytest.raises(UserError, match="'base' has no module 'critic'; it has policy"):
-        fit_method(method(initialize_from=(part,)), data, 0, stages=given)
+        fit_method(method(initialize_from=(part,)), data, 0, stages=results)

@@ -113,9 +113,9 @@ def test_a_checkpoint_that_was_not_yet_named_counts(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         run(out, callbacks=[Stop(6)])
     (out / "run.json").write_text(json.dumps({"last": "checkpoints/000004"}))
-    seen = []
-    run(out, callbacks=[lambda n, learner, s: seen.append(n)])
-    assert seen[0] == 7 and contents(out) == contents(whole)
+    steps_run = []
+    run(out, callbacks=[lambda n, learner, s: steps_run.append(n)])
+    assert steps_run[0] == 7 and contents(out) == contents(whole)
 
 
 PROGRAM = """

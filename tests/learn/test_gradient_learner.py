@@ -103,8 +103,8 @@ def test_the_average_acts_and_the_last_weights_train(data):
         learner.update(draw(n))
         expected = [0.8 * e + 0.2 * p.detach() for e, p in zip(expected, learner.policy.parameters(), strict=True)]
     assert learner.trained_policy is not learner.policy
-    for mine, wanted in zip(learner.trained_policy.parameters(), expected, strict=True):
-        torch.testing.assert_close(mine, wanted)
+    for parameter, expected_parameter in zip(learner.trained_policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, expected_parameter)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -121,9 +121,9 @@ def test_a_restored_learner_continues_bit_for_bit(data, parts):
     restored = TD(value_optimizer=optimizer).build(bare, 0, 20, data)
     restored.restore(tensors, json.loads(json.dumps(metadata)))
     fit(restored, draw, 9, start=4)
-    mine, theirs = straight.state(), restored.state()
-    assert mine[1] == theirs[1] and mine[0].keys() == theirs[0].keys()
-    assert all(torch.equal(v, theirs[0][k]) for k, v in mine[0].items())
+    straight_state, restored_state = straight.state(), restored.state()
+    assert straight_state[1] == restored_state[1] and straight_state[0].keys() == restored_state[0].keys()
+    assert all(torch.equal(v, restored_state[0][k]) for k, v in straight_state[0].items())
     assert straight.update(draw(9)) == restored.update(draw(9))
 
 

@@ -52,9 +52,9 @@ def test_what_is_written_has_the_form_of_lerobot(name, checkpoints, arrays, poli
     assert differ <= {"normalization_mapping", "pretrained_backbone_weights", "push_to_hub", "optimizer_lr",
                       "optimizer_weight_decay", "drop_n_last_frames", "do_mask_loss_for_padding"}
     for file in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        said = [json.loads((folder / file).read_text()) for folder in folders]
-        assert [[s["registry_name"] for s in x["steps"]] for x in said][::-1] == [
-            [s["registry_name"] for s in x["steps"]] for x in said]
+        processors = [json.loads((folder / file).read_text()) for folder in folders]
+        assert [[s["registry_name"] for s in x["steps"]] for x in processors][::-1] == [
+            [s["registry_name"] for s in x["steps"]] for x in processors]
     obs, noise = windows(policy, inputs), noise_of(policy, inputs)
     again = load_policy(tmp_path / "out")
     close(again.plan(obs, noise) / policy.action_scale, policy.plan(obs, noise) / policy.action_scale)
@@ -155,9 +155,9 @@ def test_lerobot_loads_what_was_written(name, checkpoints, arrays, policies, sha
     write_lerobot_policy(policy, Method.load(checkpoints[name]).executor, tmp_path / "out")
     source = shared / "fixtures" / "lerobot_policies" / name / "inputs.npz"
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    ran = subprocess.run([sys.executable, "-c", UPSTREAM, str(TESTS), name.split("_")[0],
-                          str(tmp_path / "out"), str(source), str(tmp_path / "chunk.npy")],
-                         capture_output=True, text=True, env={**os.environ, **offline}, timeout=250)
-    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
+    process = subprocess.run([sys.executable, "-c", UPSTREAM, str(TESTS), name.split("_")[0],
+                              str(tmp_path / "out"), str(source), str(tmp_path / "chunk.npy")],
+                             capture_output=True, text=True, env={**os.environ, **offline}, timeout=250)
+    assert process.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{process.stderr[-3000:]}"
     plan = policy.plan(windows(policy, inputs), noise_of(policy, inputs))
     close(torch.from_numpy(np.load(tmp_path / "chunk.npy")) / policy.action_scale, plan.detach() / policy.action_scale)

@@ -56,12 +56,12 @@ def test_observations_are_normalized_as_lerobot_does(name, policies, arrays):
     obs = windows(policy, inputs)
     coded = policy.codec.encode_obs(obs)
     for column in policy.inputs:
-        wanted = outputs[f"normalized.{column}"]
-        found = coded[column]
+        normalized = outputs[f"normalized.{column}"]
+        coded_column = coded[column]
         if policy.features[column].kind == "image":
-            pixels = policy.encoder.pixels[0](found.flatten(0, 1).permute(0, 3, 1, 2))
-            found = pixels[..., ::8, ::8].unflatten(0, obs[column].shape[:2])
-        close(found if policy.window.n_obs_steps > 1 else found.squeeze(1), wanted)
+            pixels = policy.encoder.pixels[0](coded_column.flatten(0, 1).permute(0, 3, 1, 2))
+            coded_column = pixels[..., ::8, ::8].unflatten(0, obs[column].shape[:2])
+        close(coded_column if policy.window.n_obs_steps > 1 else coded_column.squeeze(1), normalized)
     close(policy.encode(inputs["action"], obs), outputs["normalized.action"])
 
 
@@ -74,8 +74,8 @@ def test_image_features_are_those_of_lerobot(name, policies, arrays):
         size = outputs["features"].abs().max()
         close(policy.encoder.backbone(image) / size, outputs["features"] / size)
         return
-    found = policy.context(windows(policy, inputs)).tokens[..., 6:]
-    close(found, outputs["features"])
+    features = policy.context(windows(policy, inputs)).tokens[..., 6:]
+    close(features, outputs["features"])
 
 
 @pytest.mark.parametrize("name", ["act_state", "act_camera"])
@@ -240,9 +240,9 @@ def test_statistics_among_the_weights(name, checkpoints, arrays, policies, tmp_p
 def test_a_column_that_lerobot_renames_has_the_name_of_the_robot(checkpoints, arrays, policies, tmp_path):
     folder = changed(checkpoints["act_state"], tmp_path)
     file = folder / "policy_preprocessor.json"
-    said = json.loads(file.read_text())
-    said["steps"][0]["config"]["rename_map"] = {"observation.joints": STATE}
-    file.write_text(json.dumps(said))
+    processor = json.loads(file.read_text())
+    processor["steps"][0]["config"]["rename_map"] = {"observation.joints": STATE}
+    file.write_text(json.dumps(processor))
     policy, (inputs, _) = load_policy(folder), arrays("act_state")
     obs = windows(policies("act_state"), inputs)
     plan = policies("act_state").plan(obs, torch.zeros(4, 12))
@@ -285,9 +285,9 @@ def test_what_cannot_be_loaded_is_named(name, settings, says, checkpoints, tmp_p
 def test_an_unknown_processor_is_refused(checkpoints, tmp_path):
     folder = changed(checkpoints["act_state"], tmp_path)
     file = folder / "policy_preprocessor.json"
-    said = json.loads(file.read_text())
-    said["steps"].append({"registry_name": "delta_action_processor", "config": {}})
-    file.write_text(json.dumps(said))
+    processor = json.loads(file.read_text())
+    processor["steps"].append({"registry_name": "delta_action_processor", "config": {}})
+    file.write_text(json.dumps(processor))
     with pytest.raises(Unsupported, match="delta_action_processor"):
         load_policy(folder)
 

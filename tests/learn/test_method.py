@@ -74,12 +74,12 @@ def test_targets_beyond_every_episode_are_refused_before_training(window, target
     data = Dataset([Episode({"observation.state": np.zeros((n + 1, 2), np.float32), "action": np.zeros((n, 2))})
                     for n in (2, 4)])
     method = Method(PolicyConfig(Regression(), window=window, target=target, inputs=("observation.state",)))
-    found = (
+    expectation = (
         nullcontext()
         if there
         else pytest.raises(UserError, match=f"action_offset={window.action_offset}.*\n  -> look less far")
     )
-    with found:
+    with expectation:
         check_method(method, data)
     if there:
         assert next(window.windows(data, ("observation.state",), target).scan()).mask.any()

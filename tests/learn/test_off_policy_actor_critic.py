@@ -96,11 +96,11 @@ def test_targets_are_rewards_and_the_value_of_what_follows():
     data = Dataset([episode(True), episode(False)])
     policy = Policy(policy_config(horizon=2), data.features()).fit_statistics(data)
     learner = replace(SMALL, discount=0.5).build(policy, 0, 10, data)
-    seen = []
+    queries = []
 
     class Ten(torch.nn.Module):
         def forward(self, obs, plan):
-            seen.append((obs[STATE][:, -1, 0].tolist(), plan))
+            queries.append((obs[STATE][:, -1, 0].tolist(), plan))
             return torch.full((len(plan),), 10.0)
     learner.target_critic = Ten()
     batch = learner.batch_sampler(data).gather(np.arange(10))
@@ -108,8 +108,8 @@ def test_targets_are_rewards_and_the_value_of_what_follows():
     full = [1 + 0.5 * 2 + 0.25 * 10, 2 + 0.5 * 3 + 0.25 * 10, 3 + 0.5 * 4 + 0.25 * 10]
     ended, cut_off = [4 + 0.5 * 5, 5], [4 + 0.5 * 5 + 0.25 * 10, 5 + 0.5 * 10]
     assert target == pytest.approx([*full, *ended, *full, *cut_off])
-    assert seen[0][0] == [2, 3, 4, 5, 5, 2, 3, 4, 5, 5]  # the value is of the row after the plan's steps
-    assert seen[0][1].abs().max() <= 1 + 1e-6  # within the range of the data
+    assert queries[0][0] == [2, 3, 4, 5, 5, 2, 3, 4, 5, 5]  # the value is of the row after the plan's steps
+    assert queries[0][1].abs().max() <= 1 + 1e-6  # within the range of the data
 
 
 @pytest.mark.slow
@@ -186,11 +186,11 @@ class Skilled(Actor):
 
 def test_the_center_is_reached():
     check_env(Center)
-    found = evaluate(Center(40).expert(), Center(40), 40).episodes
-    for episode in found:  # a straight line in each component, and then rest
+    episodes = evaluate(Center(40).expert(), Center(40), 40).episodes
+    for episode in episodes:  # a straight line in each component, and then rest
         start = np.abs(episode.steps[STATE][0])
-        left = np.maximum(start[None] - 0.2 * np.arange(21)[:, None], 0)
-        np.testing.assert_allclose(np.abs(episode.steps[STATE]), left, atol=1e-5)
+        distances = np.maximum(start[None] - 0.2 * np.arange(21)[:, None], 0)
+        np.testing.assert_allclose(np.abs(episode.steps[STATE]), distances, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_what_it_cannot_learn_is_refused():
     numbers = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
     with pytest.raises(Unsupported, match="begin at the current step"):
         SMALL.build(Policy(policy_config(horizon=2, action_offset=-1), numbers), 0, 1, data)
-    for wrong, words in (({"discount": 1.5}, "discount is 1.5, but must be at least 0 and at most 1"),
-                         ({"policy_delay": 0}, "at least 1")):
+    for options, words in (({"discount": 1.5}, "discount is 1.5, but must be at least 0 and at most 1"),
+                           ({"policy_delay": 0}, "at least 1")):
         with pytest.raises(UserError, match=words):
-            replace(SMALL, **wrong)
+            replace(SMALL, **options)

@@ -36,9 +36,9 @@ def test_the_rate_warms_up_in_a_line_and_falls_as_a_cosine():
 
 def test_the_rate_that_an_update_reports_is_the_one_it_took(data):
     learner = clone(data, OptimizerConfig(lr=0.01, warmup_steps=2, grad_clip_norm=None), steps=10)
-    seen = []
-    fit(learner, batches(learner, data), 10, callbacks=[lambda n, _, s: seen.append(s["rate"])])
-    assert seen == pytest.approx([0.01 * learner.config.optimizer.lr_factor(n, 10) for n in range(10)])
+    rates = []
+    fit(learner, batches(learner, data), 10, callbacks=[lambda n, _, s: rates.append(s["rate"])])
+    assert rates == pytest.approx([0.01 * learner.config.optimizer.lr_factor(n, 10) for n in range(10)])
     # Adam's very first step moves each weight with a gradient by the rate (Kingma and Ba 2015, section 2.1).
     first = clone(data, OptimizerConfig(lr=0.01, warmup_steps=1, weight_decay=0, grad_clip_norm=None))
     before = weights(first)
@@ -107,9 +107,9 @@ def test_float16_needs_cuda(data):
 
 @pytest.mark.gpu
 def test_float16_trains_on_a_gpu(data):
-    made = policy(data, window=Window()).to("cuda")
+    gpu_policy = policy(data, window=Window()).to("cuda")
     config, losses = BehaviorCloning(optimizer=OptimizerConfig(lr=3e-3, precision="fp16")), []
-    learner = config.build(made, 0, 200, data)
+    learner = config.build(gpu_policy, 0, 200, data)
     fit(learner, batches(learner, data), 200, callbacks=[lambda n, _, s: losses.append(s["loss"])])
     assert np.mean(losses[-20:]) < 0.1 * losses[0] and learner.optimizers["policy"].scaler.get_scale() > 1
     tensors, facts = learner.state()
@@ -138,9 +138,9 @@ def test_precision_follows_size_and_hardware(data, monkeypatch):
 
 
 def test_bf16_is_fast_where_the_processor_says_so(monkeypatch):
-    for told, fast in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False),
-                       ({}, False)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told)
+    for capabilities, fast in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False),
+                               ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=capabilities: told)
         assert optimizer.has_fast_bf16(CPU) is fast
     assert not optimizer.has_fast_bf16(torch.device("mps"))
 

@@ -82,13 +82,13 @@ def test_inverse_dynamics_reads_both_encodings_and_leaves_out_padding():
     policy = learner.policy
     batch = learner.batch_sampler(data).gather(np.array([0, 5, 22, 23]))  # the last windows end after 2 and 1 actions
     assert batch.mask.sum(1).tolist() == [3, 3, 2, 1]
-    found = learner.losses(batch, torch.Generator())[1].tolist()
+    losses = learner.losses(batch, torch.Generator())[1].tolist()
     linear = next(m for m in learner.objectives[0].modules() if isinstance(m, nn.Linear))
     both = torch.cat([policy.context(batch.obs).flat(), policy.context(batch.next).flat()], 1)
     error = (both @ linear.weight.T + linear.bias).unflatten(1, (3, 2)) - policy.codec.encode(batch.action, batch.obs)
     step = error.square().mean(-1)
     for row, n in enumerate((3, 3, 2, 1)):
-        assert found[row] == pytest.approx(2 * step[row, :n].mean().item(), rel=1e-5)
+        assert losses[row] == pytest.approx(2 * step[row, :n].mean().item(), rel=1e-5)
 
 
 def test_inverse_dynamics_of_classes():
@@ -104,15 +104,15 @@ def test_inverse_dynamics_of_classes():
 def test_masked_prediction_sees_the_other_actions_and_counts_hidden_ones():
     """A network that copies the visible actions errs where an action is hidden, by that action."""
     learner, data = new_learner((MaskedPrediction(weight=2.0),))
-    seen = []
+    inputs = []
 
     class Copies(nn.Module):
         def forward(self, x, t, context):
-            seen.append((x, context))
+            inputs.append((x, context))
             return x[..., :2]
     learner.objectives[0].net = Copies()
     loss, batch = loss_of(learner, data, 0, rows=24)
-    (x, context), coded = seen[0], learner.policy.encode_batch(batch)
+    (x, context), coded = inputs[0], learner.policy.encode_batch(batch)
     visible = x[..., 2] == 1
     assert torch.equal(x[..., :2], coded * visible.unsqueeze(-1)) and not visible[~batch.mask].any()
     assert torch.equal(context.tokens[:, 2:], learner.policy.context(batch.next).tokens)  # two tokens each
@@ -139,8 +139,8 @@ def test_forward_dynamics_compares_directions_with_the_target_encoder():
     policy = learner.policy
     predicted = objective.predictor(torch.cat([policy.context(batch.obs).flat(),
                                                policy.encode_batch(batch).flatten(1)], 1))
-    wanted = policy.context(batch.next).flat()  # the target is a copy of the encoder, which has made no update yet
-    angle = (predicted * wanted).sum(1) / predicted.norm(dim=1) / wanted.norm(dim=1)
+    target = policy.context(batch.next).flat()  # the target is a copy of the encoder, which has made no update yet
+    angle = (predicted * target).sum(1) / predicted.norm(dim=1) / target.norm(dim=1)
     assert torch.allclose(loss, 3 * (2 - 2 * angle), atol=1e-5)
     gradient = torch.autograd.grad(loss.sum(), list(objective.predictor.parameters()), retain_graph=True)
     assert any(g.abs().sum() > 0 for g in gradient)
@@ -254,9 +254,9 @@ def whole(tmp_path_factory):
 
 def test_the_encoder_is_that_of_the_stage_and_stays(whole):
     stage, policy = Policy.load(whole / "stages" / "encoder"), Policy.load(whole)
-    for (name, mine), theirs in zip(policy.encoder.state_dict().items(), stage.encoder.state_dict().values(),
-                                    strict=True):
-        assert torch.equal(mine, theirs), name
+    for (name, tensor), stage_tensor in zip(policy.encoder.state_dict().items(), stage.encoder.state_dict().values(),
+                                            strict=True):
+        assert torch.equal(tensor, stage_tensor), name
     actor = load_actor(whole)
     obs = {STATE: torch.zeros(2, 3)}
     action, _ = actor.act(obs, actor.start(obs, torch.arange(2)))
@@ -276,11 +276,11 @@ def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch
 
 def stop_during(monkeypatch, at: int) -> None:
     """Presses Ctrl-C during an update of the encoder."""
-    left, before = [at], RepresentationLearner.update
+    updates_left, before = [at], RepresentationLearner.update
 
     def update(learner, batch):
-        left[0] -= 1
-        if left[0] == 0:
+        updates_left[0] -= 1
+        if updates_left[0] == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return before(learner, batch)
     monkeypatch.setattr(RepresentationLearner, "update", update)
@@ -300,10 +300,10 @@ def test_neighbors_in_the_features_of_byol():
     camera = "observation.images.front"
     features = {camera: Feature("uint8", (16, 16, 3), "image"), "action": Feature("float32", (2,))}
     data = random_dataset(features, 2, 6)
-    made = find_method("vinn-byol", features, crop=2)
-    assert made.policy.augmentations == (ColorJitter(camera),)
-    learner = replace(made.learner, steps=2, batch_size=8)
-    policy = fit_method(replace(made, learner=learner), data, 0).policy
+    named_method = find_method("vinn-byol", features, crop=2)
+    assert named_method.policy.augmentations == (ColorJitter(camera),)
+    learner = replace(named_method.learner, steps=2, batch_size=8)
+    policy = fit_method(replace(named_method, learner=learner), data, 0).policy
     with torch.no_grad():
         windows = policy.windows(data).gather(np.arange(data.steps))
         assert torch.allclose(policy.context(windows.obs).flat(), policy.net.keys, atol=1e-5)
@@ -330,10 +330,10 @@ def mixed(episodes: int) -> Dataset:
 
 def position_fraction(policy: Policy, data: Dataset) -> float:
     """The part of the variance of encodings that the position explains. Encodings are linear in what is seen."""
-    seen = torch.from_numpy(np.concatenate([e.steps[STATE] for e in data]))
-    hidden = seen.double() @ torch.from_numpy(np.linalg.inv(MIXING))
+    observations = torch.from_numpy(np.concatenate([e.steps[STATE] for e in data]))
+    hidden = observations.double() @ torch.from_numpy(np.linalg.inv(MIXING))
     with torch.no_grad():
-        encoded = policy.context({STATE: seen[:, None]}).flat().double()
+        encoded = policy.context({STATE: observations[:, None]}).flat().double()
     parts = [hidden - hidden.mean(0), encoded - encoded.mean(0)]
     maps = torch.linalg.lstsq(*parts).solution
     return float((parts[0][:, :2] @ maps[:2]).square().sum() / parts[1].square().sum())

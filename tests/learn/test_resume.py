@@ -37,10 +37,11 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, tmp_path, at
 
 
 def test_with_its_data_on_the_device_it_is_the_same_run(whole, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device: made.append(device) or 10**9)
+    devices = []
+    monkeypatch.setattr("understudy.data.device_windows.available_bytes", lambda device: devices.append(device)
+                        or 10**9)
     run(tmp_path / "run")
-    assert made == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
+    assert devices == [torch.device("cpu")] and contents(tmp_path / "run") == contents(whole)
 
 
 def test_stopped_again_and_again_it_is_the_same_run(whole, tmp_path):
@@ -114,9 +115,9 @@ def test_a_second_interrupt_does_not_wait_but_an_echo_is_none(tmp_path, monkeypa
 
 
 def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
-    before, seen = contents(whole), []
-    policy = run(whole, callbacks=[lambda *a: seen.append(a)])
-    assert contents(whole) == before and not seen
+    before, calls = contents(whole), []
+    policy = run(whole, callbacks=[lambda *a: calls.append(a)])
+    assert contents(whole) == before and not calls
     loaded = Policy.load(whole)
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in policy.state_dict().items())
     assert not policy.training
@@ -155,9 +156,9 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path):
     """It called the sampling weights of its provenance "draw"."""
     run(tmp_path, plain(4))
     for file in tmp_path.glob("checkpoints/*/provenance.json"):
-        said = json.loads(file.read_text())
-        said["draw"] = said.pop("sampling_weights")
-        file.write_text(json.dumps(said))
+        document = json.loads(file.read_text())
+        document["draw"] = document.pop("sampling_weights")
+        file.write_text(json.dumps(document))
     run(tmp_path, plain(4))
     assert "draw" in Run(tmp_path).read_checkpoint_json(4, "provenance.json"), "the run is finished, and left as it is"
 
@@ -213,8 +214,8 @@ def test_two_processes_train_what_one_does(tmp_path, launcher):
     assert [Run(r).read_checkpoint_json(STEPS, "provenance.json")["device"]["processes"] for r in (one, two)] == [1, 2]
     a, b = contents(one), contents(two)
     assert a.keys() == b.keys()
-    for mine, theirs in zip(a["lines"], b["lines"], strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
+    for one_line, two_line in zip(a["lines"], b["lines"], strict=True):
+        assert one_line == pytest.approx(two_line, rel=1e-3)
     path = f"checkpoints/{STEPS:06d}/train/learner.safetensors"
     one, two = load_file(one / path), load_file(two / path)
     for name, value in one.items():

@@ -130,8 +130,8 @@ def test_the_loss_is_the_evidence_lower_bound():
         noise = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
         posterior = D.Normal(mean, log_std.exp())
         error = (embedding.decoder(mean + log_std.exp() * noise) - values).square().mean(1)
-        wanted = error + 0.3 * D.kl_divergence(posterior, D.Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(loss, wanted)
+        expected = error + 0.3 * D.kl_divergence(posterior, D.Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(embedding(batch), torch.cat([mean, values[:, 3:]], 1))
 
 
@@ -157,8 +157,8 @@ def test_the_task_is_learned_from_prior_data_that_do_it():
         opposites(rng, 0.3, 1, 1) + opposites(rng, 0.3, 1, -1), 0.5))
     method = short(find_method("behavior-retrieval", fraction=0.4, latent_dim=2), 150)
     result = fit_method(method, data, 0, sampling_weights=weights)
-    found = np.array([e.steps[SAMPLING_WEIGHT].sum() for e in training_data(data, result.method)])
-    assert found[0] == pytest.approx(0.5) and found[1:11].sum() > 0.45  # hardly anything of the other way
+    weight_sums = np.array([e.steps[SAMPLING_WEIGHT].sum() for e in training_data(data, result.method)])
+    assert weight_sums[0] == pytest.approx(0.5) and weight_sums[1:11].sum() > 0.45  # hardly anything of the other way
     state = torch.full((1, 1, 1), 0.4)  # where the task has no demonstration
     assert result.policy.plan({STATE: state}, torch.zeros(1, 1, *result.policy.noise_shape[1:])).item() > 0.2
 
@@ -168,15 +168,16 @@ def test_the_command_line(tmp_path, monkeypatch):
     for name, seed in (("task", 0), ("prior", 1)):
         assert call("record", "fork", "--out", name, "--episodes", 6, "--seed", seed)[0] == 0
     for name in ("behavior-retrieval", "skill-retrieval", "retrieve-align-replay"):
-        status, said = call("train", name, "task", "--out", "run", "--steps", 5)
-        assert status == 2 and f"{name} learns from two sets of episodes: task, which show the task, and prior" in said
-        assert f"understudy train {name} task --out run --steps 5 --prior DATA" in said
-        assert "Stage" not in said and "mix(" not in said
+        status, output = call("train", name, "task", "--out", "run", "--steps", 5)
+        assert status == 2
+        assert f"{name} learns from two sets of episodes: task, which show the task, and prior" in output
+        assert f"understudy train {name} task --out run --steps 5 --prior DATA" in output
+        assert "Stage" not in output and "mix(" not in output
     method = short(find_method("behavior-retrieval"), 5)
     write_json(tmp_path / "method.json", config.dump(method))
-    status, said = call("train", "method.json", "task", "--prior", "prior", "--out", "run")
-    assert status == 0, said
+    status, output = call("train", "method.json", "task", "--prior", "prior", "--out", "run")
+    assert status == 0, output
     assert call("eval", "run", "fork", "--episodes", 2)[0] == 0
-    held = read_checkpoint_json(find_checkpoint(tmp_path / "run"), "provenance.json")["held_out"]
-    assert len(held) == 1 and held[0] < 6  # of the task alone
+    held_out = read_checkpoint_json(find_checkpoint(tmp_path / "run"), "provenance.json")["held_out"]
+    assert len(held_out) == 1 and held_out[0] < 6  # of the task alone
     assert set(load_modules(tmp_path / "run/stages/embedding")) == {"policy", "embedding"}

@@ -35,11 +35,11 @@ def test_the_folder_says_where_the_policy_comes_from(whole):
     assert {f.name for f in last.iterdir()} == {"policy.json", "features.json", "weights.safetensors", "method.json",
                                                 "provenance.json", "checksums.json", "train"}
     assert {f.name for f in (last / "train").iterdir()} == {"learner.safetensors", "state.json", "checksums.json"}
-    said = json.loads((last / "provenance.json").read_text())
+    provenance = json.loads((last / "provenance.json").read_text())
     data = made_up(image=True)
-    assert said["data"]["name"] == "made_up.npz" and said["data"]["fingerprint"] == data.fingerprint()
-    assert said["data"]["episodes"] == 6 and said["data"]["steps"] == data.steps and said["seed"] == 0
-    assert len(said["held_out"]) == 1 and said["versions"]["torch"] == torch.__version__
+    assert provenance["data"]["name"] == "made_up.npz" and provenance["data"]["fingerprint"] == data.fingerprint()
+    assert provenance["data"]["episodes"] == 6 and provenance["data"]["steps"] == data.steps and provenance["seed"] == 0
+    assert len(provenance["held_out"]) == 1 and provenance["versions"]["torch"] == torch.__version__
     assert not any("/home/" in f.read_text() for f in whole.rglob("*") if f.suffix in (".json", ".md", ".jsonl"))
     card = (whole / "CARD.md").read_text()
     assert "made_up.npz" in card and data.fingerprint() in card and "understudy eval" in card
@@ -57,11 +57,11 @@ def test_the_held_out_episodes_teach_nothing(tmp_path):
     """Neither weights nor statistics: whatever they hold, the policy is the same."""
     data = made_up()
     run(tmp_path / "a", plain(), data)
-    held = json.loads((tmp_path / "a/checkpoints/000006/provenance.json").read_text())["held_out"]
+    held_out = json.loads((tmp_path / "a/checkpoints/000006/provenance.json").read_text())["held_out"]
 
     def spoil(episode):
         return episode.replace({k: 100 * np.asarray(v) for k, v in episode.steps.items()})
-    spoiled = Dataset([spoil(e) if i in held else e for i, e in enumerate(data)])
+    spoiled = Dataset([spoil(e) if i in held_out else e for i, e in enumerate(data)])
     run(tmp_path / "b", plain(), spoiled)
     a, b = (load_file(tmp_path / n / "checkpoints/000006/weights.safetensors") for n in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -150,14 +150,14 @@ def test_another_method_data_or_seed_is_refused_and_named(tmp_path):
     run(out, plain())
     before = contents(out)
     slower = replace(plain(), learner=replace(plain().learner, optimizer=OptimizerConfig(lr=0.5)))
-    for options, said in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
-                          ({"steps": 5}, "method.learner.steps was 6, is 5"),
-                          ({"steps": 9}, f"--from {out} --steps 3"), ({"seed": 1}, "seed was 0, is 1"),
-                          ({"val_fraction": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
-                          ({"resume": False}, "the run already exists")):
+    for options, difference in (({"method": slower}, "method.learner.optimizer.lr was 0.001, is 0.5"),
+                                ({"steps": 5}, "method.learner.steps was 6, is 5"),
+                                ({"steps": 9}, f"--from {out} --steps 3"), ({"seed": 1}, "seed was 0, is 1"),
+                                ({"val_fraction": [0, 1]}, "held-out episodes was"), ({"data": other[:5]}, "data was "),
+                                ({"resume": False}, "the run already exists")):
         with pytest.raises(UserError) as error:
             run(out, **{"method": plain(), "data": other, **options})
-        assert said in str(error.value) and "another --out" in str(error.value)
+        assert difference in str(error.value) and "another --out" in str(error.value)
     assert contents(out) == before
 
 
@@ -195,13 +195,14 @@ def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
     mixed = Dataset([data[0], fragment, *data[1:], fragment], data.metadata)
     clean = run(tmp_path / "clean", plain(), data)
     with pytest.warns(DataWarning, match=r"2 of 8 episodes.*left out of training: 1, 7\. Pass --include-interrupted"):
-        left = run(tmp_path / "left", plain(), mixed)
-    assert left.state_dict().keys() == clean.state_dict().keys()
-    assert all(torch.equal(v, clean.state_dict()[k]) for k, v in left.state_dict().items())
-    said = {n: json.loads((tmp_path / n / "checkpoints/000006/provenance.json").read_text()) for n in ("clean", "left")}
-    assert (said["clean"]["left_out"], said["left"]["left_out"]) == ([], [1, 7])
-    (held,) = said["clean"]["held_out"]  # the same episode, by its number among all
-    assert said["left"]["held_out"] == [held + (held > 0)]
+        trained = run(tmp_path / "left", plain(), mixed)
+    assert trained.state_dict().keys() == clean.state_dict().keys()
+    assert all(torch.equal(v, clean.state_dict()[k]) for k, v in trained.state_dict().items())
+    provenance = {n: json.loads((tmp_path / n / "checkpoints/000006/provenance.json").read_text())
+                  for n in ("clean", "left")}
+    assert (provenance["clean"]["left_out"], provenance["left"]["left_out"]) == ([], [1, 7])
+    (held_out_index,) = provenance["clean"]["held_out"]  # the same episode, by its number among all
+    assert provenance["left"]["held_out"] == [held_out_index + (held_out_index > 0)]
     assert "Left out because their recording was interrupted: episodes 1, 7." in (tmp_path / "left/CARD.md").read_text()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -22,24 +22,25 @@ from understudy.policy import Policy, PolicyConfig
 
 
 def test_weights(data):
-    made = policy(data)
-    batch = made.windows(data, extra=("intervention",)).batch(8, 0)
-    assert torch.equal(UniformWeights()(batch, made), torch.ones(8))
+    fresh_policy = policy(data)
+    batch = fresh_policy.windows(data, extra=("intervention",)).batch(8, 0)
+    assert torch.equal(UniformWeights()(batch, fresh_policy), torch.ones(8))
     column = ColumnWeights("intervention", 4.0, 0.25)
-    assert torch.equal(column(batch, made), torch.where(batch.extra["intervention"] == 1, 4.0, 0.25))
+    assert torch.equal(column(batch, fresh_policy), torch.where(batch.extra["intervention"] == 1, 4.0, 0.25))
     assert BehaviorCloning(sample_weights=column).extra == ("intervention",) and BehaviorCloning().extra == ()
     with pytest.raises(UserError, match="the batch has no column 'takeover' in extra; it has intervention, index"):
-        ColumnWeights("takeover")(batch, made)
+        ColumnWeights("takeover")(batch, fresh_policy)
     advantage = torch.linspace(-1, 3, 8)
-    found = AdvantageWeights(lambda b: advantage, beta=2.0, max_weight=10.0)(batch, made)
-    assert found.tolist() == pytest.approx([min(math.exp(2 * a), 10.0) for a in advantage.tolist()], rel=1e-5)
+    advantage_weights = AdvantageWeights(lambda b: advantage, beta=2.0, max_weight=10.0)(batch, fresh_policy)
+    assert advantage_weights.tolist() == pytest.approx([min(math.exp(2 * a), 10.0) for a in advantage.tolist()],
+                                                       rel=1e-5)
 
 
 def test_weights_choose_what_is_learned():
     """Two answers for one observation, at odds of 3 to 1 by weight: the mean is theirs."""
-    seen = np.zeros((64, 1), np.float32)
+    observations = np.zeros((64, 1), np.float32)
     answer = (np.arange(64) % 2).astype(np.float32)
-    data = Dataset([Episode({"observation.state": seen, "action": answer[:, None], "intervention": answer})])
+    data = Dataset([Episode({"observation.state": observations, "action": answer[:, None], "intervention": answer})])
     learner = clone(data, OptimizerConfig(lr=0.01), steps=200, sample_weights=ColumnWeights("intervention", 3.0, 1.0),
                     recipe={"window": Window()})
     windows = learner.policy.windows(data, extra=("intervention",))
@@ -59,9 +60,10 @@ def test_a_curriculum_settles_on_one_of_two_answers():
     policy, batch = learner.trained_policy, windows.gather(np.arange(60))
     plan = policy.plan({"observation.state": torch.zeros(1, 1, 1)}, torch.zeros(1, 1, 0)).item()
     assert min(abs(plan), abs(plan - 1)) < 0.05
-    weights, near = CurriculumWeights(2.0)(batch, policy), torch.from_numpy(answer == round(plan))
+    weights, is_chosen = CurriculumWeights(2.0)(batch, policy), torch.from_numpy(answer == round(plan))
     gap = policy.loss(batch, torch.Generator())[:2, 0].diff().abs().item()
-    assert (weights[near] == 1).all() and weights[~near].numpy() == pytest.approx(math.exp(-gap / 2), rel=1e-4)
+    assert (weights[is_chosen] == 1).all()
+    assert weights[~is_chosen].numpy() == pytest.approx(math.exp(-gap / 2), rel=1e-4)
     with pytest.raises(Unsupported, match="the loss of Flow is no log-likelihood"):
         CurriculumWeights().build(Policy(PolicyConfig(Flow(), MLP(8, 1)), data.features()), data)
     with pytest.raises(UserError, match="temperature is 0"):

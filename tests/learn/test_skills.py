@@ -128,8 +128,8 @@ def test_the_divergence_is_that_of_two_gaussians(head):
     rng = torch.Generator().manual_seed(0)
     skill = mean + std * torch.randn(n, 2, generator=rng)
     with torch.no_grad():
-        found = learner.kl_divergence(std.expand(n, -1), skill, batch, rng)
-    assert abs(float(found.mean()) - want) < 4 * float(found.std()) / n**0.5
+        divergences = learner.kl_divergence(std.expand(n, -1), skill, batch, rng)
+    assert abs(float(divergences.mean()) - want) < 4 * float(divergences.std()) / n**0.5
     learner.config = replace(learner.config, beta=2.0)
     batch = learner.batch_sampler(data).gather(np.arange(6))
     total = learner.skill_loss(batch, torch.Generator().manual_seed(0)).mean()
@@ -242,8 +242,8 @@ def test_labels_are_the_means_of_the_posterior(posterior):
 
 def test_steps_of_a_period_share_a_label(posterior):
     data = random_dataset(FEATURES, 2, 7)
-    each, held = LatentLabels(posterior).apply(data), LatentLabels(posterior, "observation.plan", 3).apply(data)
-    for one, other in zip(each, held, strict=True):
+    each, periodic = LatentLabels(posterior).apply(data), LatentLabels(posterior, "observation.plan", 3).apply(data)
+    for one, other in zip(each, periodic, strict=True):
         rows = [0, 0, 0, 3, 3, 3, 6, 6][: len(one)]
         np.testing.assert_array_equal(other.steps["observation.plan"], one.steps[SKILL][rows])
 
@@ -295,11 +295,11 @@ def test_a_run_learns_from_labels_where_no_episode_is_held_out(tmp_path):
 
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch, at):
-    out, left, before = tmp_path / "run", [at], SkillAutoencoderLearner.update
+    out, updates_left, before = tmp_path / "run", [at], SkillAutoencoderLearner.update
 
     def update(learner, batch):
-        left[0] -= 1
-        if left[0] == 0:
+        updates_left[0] -= 1
+        if updates_left[0] == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return before(learner, batch)
     with monkeypatch.context() as patch:
@@ -313,13 +313,14 @@ def test_a_stopped_stage_is_the_same_run_bit_by_bit(whole, tmp_path, monkeypatch
 def test_the_prior_can_be_the_high_level_policy():
     """Without training: its weights are those of the stage."""
     data = random_dataset(FEATURES)
-    made = labeled_skills((5, 1))
-    prior = replace(made, policy=replace(prior_config()), initialize_from=(
+    skill_method = labeled_skills((5, 1))
+    prior = replace(skill_method, policy=replace(prior_config()), initialize_from=(
         InitializeFrom(FromStage("skills", "prior"), train=()),))
-    stage = fit_method(made.stages[0].method, data, 0)
+    stage = fit_method(skill_method.stages[0].method, data, 0)
     result = fit_method(prior, data, 0, stages={"skills": stage})
-    mine, theirs = result.policy.state_dict(), stage.modules["prior"].state_dict()
-    assert mine.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in mine.items())
+    policy_state, prior_state = result.policy.state_dict(), stage.modules["prior"].state_dict()
+    assert policy_state.keys() == prior_state.keys()
+    assert all(torch.equal(v, prior_state[k]) for k, v in policy_state.items())
 
 
 def test_a_latent_can_be_planned_at_every_step():
@@ -420,11 +421,12 @@ def test_a_latent_without_components_is_refused(name, latent_dim):
 
 @pytest.mark.parametrize("name", ["opal", "play-lmp"])
 def test_named_methods_train_and_act(name):
-    made = find_method(name, FEATURES, period=5)
+    named_method = find_method(name, FEATURES, period=5)
     short = [replace(s, method=replace(s.method, learner=replace(s.method.learner, steps=2, batch_size=8)))
-             for s in made.stages]
-    made = replace(made, stages=tuple(short), learner=replace(made.learner, steps=2, batch_size=8))
-    actor = fit_method(made, random_dataset(FEATURES, 3, 20), 0).actor
+             for s in named_method.stages]
+    named_method = replace(named_method, stages=tuple(short),
+                           learner=replace(named_method.learner, steps=2, batch_size=8))
+    actor = fit_method(named_method, random_dataset(FEATURES, 3, 20), 0).actor
     obs = {STATE: torch.zeros(2, 3), "observation.goal": torch.zeros(2, 3)}
     action, _ = actor.act(obs, actor.start(obs, torch.arange(2)))
     assert action.shape == (2, 2) and action.isfinite().all()

@@ -78,8 +78,8 @@ def test_a_stage_is_a_run_of_its_own_and_gives_the_first_weights(whole):
     again = tuned()
     first = train(replace(again, learner=replace(again.learner, steps=0)), episodes(), whole.with_name("first"),
                   device="cpu", progress=False)
-    for (name, mine), theirs in zip(first.state_dict().items(), alone.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs), name
+    for (name, tensor), expected_tensor in zip(first.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(tensor, expected_tensor), name
 
 
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 8, 9])
@@ -118,13 +118,13 @@ def test_a_stage_of_another_method_data_or_seed_is_refused(tmp_path, monkeypatch
 
 def test_the_same_episodes_are_held_out_of_every_stage(tmp_path):
     data = episodes(6, part="play") + episodes(6, seed=1, part="demos")
-    made = replace(tuned(), stages=(Stage("base", method(5), dataset="demos"),))
-    run(tmp_path / "run", made, data, val_fraction=[1, 7, 10])
-    said = json.loads((tmp_path / "run/stages/base/checkpoints/000005/provenance.json").read_text())
-    assert said["held_out"] == [1, 4] and said["data"]["episodes"] == 6
-    assert said["data"]["fingerprint"] == data[6:].fingerprint()
+    staged_method = replace(tuned(), stages=(Stage("base", method(5), dataset="demos"),))
+    run(tmp_path / "run", staged_method, data, val_fraction=[1, 7, 10])
+    provenance = json.loads((tmp_path / "run/stages/base/checkpoints/000005/provenance.json").read_text())
+    assert provenance["held_out"] == [1, 4] and provenance["data"]["episodes"] == 6
+    assert provenance["data"]["fingerprint"] == data[6:].fingerprint()
     with pytest.raises(UserError, match="no part 'rest'; they have demos, play"):
-        run(tmp_path / "other", replace(made, stages=(Stage("base", method(5), dataset="rest"),)), data)
+        run(tmp_path / "other", replace(staged_method, stages=(Stage("base", method(5), dataset="rest"),)), data)
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------
@@ -141,10 +141,10 @@ def test_frozen_parts_do_not_move(tmp_path):
 
 def test_statistics_are_the_stages_or_fitted_to_the_new_data(tmp_path):
     run(tmp_path / "base", method(5))
-    far = episodes(shift=100.0, seed=2)
+    shifted_data = episodes(shift=100.0, seed=2)
     for load, old in ((("codec", "encoder", "net"), True), (("encoder", "net"), False)):
-        made = continue_from(method(1), tmp_path / "base", load)
-        policy = run(tmp_path / f"old-{old}", made, far, stages={"from": tmp_path / "base"})
+        continued = continue_from(method(1), tmp_path / "base", load)
+        policy = run(tmp_path / f"old-{old}", continued, shifted_data, stages={"from": tmp_path / "base"})
         same = [torch.equal(a, b) for a, b in zip(policy.codec.state_dict().values(),
                                                   Policy.load(tmp_path / "base").codec.state_dict().values(),
                                                   strict=True)]
@@ -156,9 +156,9 @@ def test_statistics_are_the_stages_or_fitted_to_the_new_data(tmp_path):
 def test_a_memory_is_of_the_new_data(tmp_path):
     base = method(0, Neighbors())
     run(tmp_path / "base", base)
-    made = continue_from(base, tmp_path / "base")
+    continued = continue_from(base, tmp_path / "base")
     data = episodes(3, seed=4)
-    policy = run(tmp_path / "run", made, data, stages={"from": tmp_path / "base"}, val_fraction=0)
+    policy = run(tmp_path / "run", continued, data, stages={"from": tmp_path / "base"}, val_fraction=0)
     assert len(policy.net.keys) == data.steps
 
 
@@ -181,34 +181,34 @@ def test_only_a_part_may_be_loaded_and_names_are_checked(tmp_path):
 
 def test_a_run_is_continued_and_the_folder_needs_nothing_else(tmp_path):
     run(tmp_path / "base", method(5))
-    made = continue_from(method(3), tmp_path / "base")
+    continued = continue_from(method(3), tmp_path / "base")
     out = tmp_path / "run"
-    run(out, made, stages={"from": tmp_path / "base"})
+    run(out, continued, stages={"from": tmp_path / "base"})
     assert not (out / "stages/from/checkpoints/000005/train").exists()
     whole = contents(out)
-    run(out, made, stages={"from": tmp_path / "base"})
-    run(out, made)  # the copy is there
+    run(out, continued, stages={"from": tmp_path / "base"})
+    run(out, continued)  # the copy is there
     assert contents(out) == whole
     shutil.rmtree(tmp_path / "base")
-    run(out, made, stages={"from": tmp_path / "base"})
+    run(out, continued, stages={"from": tmp_path / "base"})
     assert contents(out) == whole
     run(tmp_path / "other", method(6))
     with pytest.raises(UserError, match="copied from other weights"):
-        run(out, made, stages={"from": tmp_path / "other"})
+        run(out, continued, stages={"from": tmp_path / "other"})
 
 
 def test_continuing_begins_where_the_run_ended(tmp_path):
     base = run(tmp_path / "base", method(5))
-    made = continue_from(replace(method(), learner=BehaviorCloning(0, 8)), tmp_path / "base")
-    policy = run(tmp_path / "run", made, stages={"from": tmp_path / "base"})
+    continued = continue_from(replace(method(), learner=BehaviorCloning(0, 8)), tmp_path / "base")
+    policy = run(tmp_path / "run", continued, stages={"from": tmp_path / "base"})
     assert all(map(torch.equal, policy.state_dict().values(), base.state_dict().values()))
 
 
 def test_a_given_run_takes_the_place_of_a_stage(tmp_path, monkeypatch):
     run(tmp_path / "base", method(7, Regression()))
-    made = use_run(replace(tuned(), policy=method(head=Regression()).policy), "base", tmp_path / "base")
-    assert made.stages[0].method == method(7, Regression())
-    run(tmp_path / "run", made, stages={"base": tmp_path / "base"})
+    changed_method = use_run(replace(tuned(), policy=method(head=Regression()).policy), "base", tmp_path / "base")
+    assert changed_method.stages[0].method == method(7, Regression())
+    run(tmp_path / "run", changed_method, stages={"base": tmp_path / "base"})
     assert Run(tmp_path / "run/stages/base").saved_steps() == [7]
     with pytest.raises(UserError, match="no stage 'bose'; it has base"):
         use_run(tuned(), "bose", tmp_path / "base")
@@ -237,9 +237,9 @@ def test_a_reference_in_a_field_is_the_stages_module(tmp_path):
     obs, key = {STATE: torch.randn(2, 1, 3)}, keys(0, range(2))
     noise = planner.noise(key, torch.zeros_like(key))
     high, low = Policy.load(tmp_path / "run/stages/high"), Policy.load(tmp_path / "run")
-    said = high.plan(obs, high.noise(key, key))
-    wanted = low.plan({**obs, "observation.subgoal": said}, low.noise(key, key))
-    assert torch.equal(planner.plan(obs, noise), wanted)
+    subgoal = high.plan(obs, high.noise(key, key))
+    expected = low.plan({**obs, "observation.subgoal": subgoal}, low.noise(key, key))
+    assert torch.equal(planner.plan(obs, noise), expected)
     a = load_actor(tmp_path / "run", rows=4)
     assert isinstance(a, PolicyActor) and a.start({STATE: torch.zeros(2, 3)}, key)
     shutil.rmtree(tmp_path / "run/stages")
@@ -248,15 +248,16 @@ def test_a_reference_in_a_field_is_the_stages_module(tmp_path):
 
 
 def test_references_are_resolved_wherever_they_stand():
-    made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high")),))
-    assert list(find_references(made)) == [FromStage("high")]
+    staged_method = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high")),))
+    assert list(find_references(staged_method)) == [FromStage("high")]
     marker = Policy.__new__(Policy)
-    resolved = resolve_references(made, {FromStage("high"): marker})
+    resolved = resolve_references(staged_method, {FromStage("high"): marker})
     assert resolved.inference[0].high is marker and not list(find_references(resolved))
-    assert resolved.stages == made.stages and resolved.initialize_from == made.initialize_from
-    assert made == replace(hierarchy(), initialize_from=made.initialize_from), "the value itself stays as it was"
+    assert resolved.stages == staged_method.stages and resolved.initialize_from == staged_method.initialize_from
+    assert staged_method == replace(hierarchy(),
+                                    initialize_from=staged_method.initialize_from), "the value itself stays as it was"
     with pytest.raises(UserError, match="no module 'policy' of a stage 'high'"):
-        resolve_references(made, {})
+        resolve_references(staged_method, {})
     plain = method()
     assert resolve_references(plain, {}) is plain
 
@@ -276,17 +277,17 @@ def test_stages_that_make_no_sense_are_refused(wrong, says):
 
 def test_a_stage_may_use_the_one_before_it(tmp_path):
     second = replace(method(2), initialize_from=(InitializeFrom(FromStage("a")),))
-    made = replace(tuned(), stages=(Stage("a", method(3)), Stage("b", second)),
-                   initialize_from=(InitializeFrom(FromStage("b")),))
-    run(tmp_path / "run", made)
+    staged_method = replace(tuned(), stages=(Stage("a", method(3)), Stage("b", second)),
+                            initialize_from=(InitializeFrom(FromStage("b")),))
+    run(tmp_path / "run", staged_method)
     assert (tmp_path / "run/stages/b/checkpoints/000002").is_dir()
     assert not (tmp_path / "run/stages/b/stages").exists()
 
 
 def test_methods_with_everything_survive_their_file():
-    made = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high"), ("encoder",)),),
-                   inference=(*hierarchy().inference, BestOfN(n=4)))
-    assert config.load(json.loads(json.dumps(config.dump(made)))) == made
+    staged_method = replace(hierarchy(), initialize_from=(InitializeFrom(FromStage("high"), ("encoder",)),),
+                            inference=(*hierarchy().inference, BestOfN(n=4)))
+    assert config.load(json.loads(json.dumps(config.dump(staged_method)))) == staged_method
 
 
 # -- named modules --------------------------------------------------------------------------------------------------
@@ -318,9 +319,9 @@ class CriticLearner(BehaviorCloningLearner):
 
 
 def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
-    made = replace(method(), learner=WithCritic(4, 8), inference=(BestOfN(scorer="critic", n=5),))
-    seen = []
-    run(tmp_path / "run", made, score=lambda actor: seen.append(actor) or 0.0)
+    staged_method = replace(method(), learner=WithCritic(4, 8), inference=(BestOfN(scorer="critic", n=5),))
+    acting = []
+    run(tmp_path / "run", staged_method, score=lambda actor: acting.append(actor) or 0.0)
     folder = tmp_path / "run/checkpoints/000004/modules/critic"
     assert {"module.json", "critic.json", "features.json", "weights.safetensors", "checksums.json"} == {
         p.name for p in folder.iterdir()}
@@ -333,9 +334,10 @@ def test_a_checkpoint_holds_named_modules_and_best_of_n_uses_them(tmp_path):
     score = torch.stack([loaded.modules["critic"](obs, plans[:, i]) for i in range(5)], 1)
     chosen = planner.plan(obs, noise)
     assert torch.allclose(chosen, plans[torch.arange(3), score.argmax(1)], atol=1e-6)
-    assert len(set(score.argmax(1).tolist())) > 0 and isinstance(seen[0].planner.planner, BestOfN), "scored as it acts"
+    assert len(set(score.argmax(1).tolist())) > 0
+    assert isinstance(acting[0].planner.planner, BestOfN), "scored as it acts"
     with pytest.raises(UserError, match="no module 'value'; it has policy, critic"):
-        replace(loaded, method=replace(made, inference=(BestOfN(scorer="value"),))).planner()
+        replace(loaded, method=replace(staged_method, inference=(BestOfN(scorer="value"),))).planner()
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="damaged"):
@@ -352,19 +354,19 @@ def test_critics_share_the_codec_and_survive_their_files(tmp_path):
         again = load_module(tmp_path / kind.__name__)
         assert isinstance(again, Scorer) and type(again) is kind and again.codec is not policy.codec
         batch = policy.windows(data).batch(6, 0)
-        mine = critic.eval()(batch.obs, batch.action)
-        assert mine.shape == (6,) and torch.equal(again(batch.obs, batch.action), mine)
-        assert torch.equal(critic.scores(batch.obs, batch.action).amin(0), mine)
+        critic_values = critic.eval()(batch.obs, batch.action)
+        assert critic_values.shape == (6,) and torch.equal(again(batch.obs, batch.action), critic_values)
+        assert torch.equal(critic.scores(batch.obs, batch.action).amin(0), critic_values)
         check_scorer(critic, batch.obs, batch.action)
         other = critic(batch.obs, batch.action + 0.5)
-        assert torch.equal(other, mine) == (kind is ValueFunction)
+        assert torch.equal(other, critic_values) == (kind is ValueFunction)
     class Random(QFunction):
         def forward(self, obs, plan):
             return torch.randn(len(plan))
     batch = policy.windows(data).batch(6, 0)
-    made = CriticConfig(hidden=(16,)).build(policy)
+    small_critic = CriticConfig(hidden=(16,)).build(policy)
     with pytest.raises(AssertionError, match="the same plan must have the same score"):
-        check_scorer(Random(made.about, made.features), batch.obs, batch.action)
+        check_scorer(Random(small_critic.about, small_critic.features), batch.obs, batch.action)
     path = tmp_path / "QFunction" / "module.json"
     path.write_text(json.dumps({"$": "nobody_trusts_this:Critic"}))
     with pytest.raises(config.UntrustedCode):

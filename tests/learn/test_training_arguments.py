@@ -43,22 +43,23 @@ def run_train(data, folder, **options):
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.4, [0, 1, 2]])
 def test_messages_count_the_episodes_of_the_user(tmp_path, val_fraction):
-    for odd, text in ((episode(width=2), r"episode 7, column 'observation.state': the shape is \(2,\)"),
-                      (episode().replace({"action": np.zeros((9, 2), np.float32)}),
-                       "episode 7, column 'observation.state': there are 12 rows, but the episode has 9 steps"),
-                      (Episode({"action": episode().steps["action"]}), "episode 7: there is no column 'observation.s"),
-                      (episode(0), "episode 7: the episode has no steps")):
+    for other, text in ((episode(width=2), r"episode 7, column 'observation.state': the shape is \(2,\)"),
+                        (episode().replace({"action": np.zeros((9, 2), np.float32)}),
+                         "episode 7, column 'observation.state': there are 12 rows, but the episode has 9 steps"),
+                        (Episode({"action": episode().steps["action"]}),
+                         "episode 7: there is no column 'observation.s"),
+                        (episode(0), "episode 7: the episode has no steps")):
         with pytest.raises(UserError, match=text):
-            run_train(episodes(odd), tmp_path / "run", val_fraction=val_fraction)
+            run_train(episodes(other), tmp_path / "run", val_fraction=val_fraction)
         with pytest.raises(UserError, match="episode 7"):
-            fit_method(METHOD, episodes(odd), seed=0)
+            fit_method(METHOD, episodes(other), seed=0)
 
 
 def test_nan_is_located_in_memory_too():
-    odd = episode()
-    odd.steps["action"][5, 1] = np.nan
+    invalid_episode = episode()
+    invalid_episode.steps["action"][5, 1] = np.nan
     with pytest.raises(UserError, match=r"data set, episode 2, step 5, action\[1\]: the value is not finite"):
-        fit_method(METHOD, episodes(odd, 2), seed=0)
+        fit_method(METHOD, episodes(invalid_episode, 2), seed=0)
 
 
 def test_data_without_steps_are_refused(tmp_path):
@@ -106,19 +107,20 @@ def test_a_seed_may_be_a_number_of_numpy(tmp_path):
 
 def test_the_executor_is_checked_before_the_training(tmp_path):
     long = Method(METHOD.policy, RecedingHorizon(9), METHOD.learner)
-    with pytest.raises(UserError, match="9") as told:
+    with pytest.raises(UserError, match="9") as refusal:
         train(long, episodes(), tmp_path / "run", device="cpu", progress=False)
     with pytest.raises(UserError) as in_memory:
         fit_method(long, episodes(), seed=0)
-    assert str(told.value) == str(in_memory.value)
+    assert str(refusal.value) == str(in_memory.value)
 
 
 def test_texts_are_no_observations(tmp_path):
     for column in (np.array(["near", "far", "near"]), np.array([None, 1, "x"], object)):
         data = Dataset([Episode({"observation.state": column, "action": np.zeros((3, 2), np.float32)})])
-        with pytest.raises(UserError, match="column 'observation.state' contains text or objects, not numbers") as told:
+        with pytest.raises(UserError,
+                           match="column 'observation.state' contains text or objects, not numbers") as refusal:
             run_train(data, tmp_path / "run")
-        assert "--rename" not in str(told.value)
+        assert "--rename" not in str(refusal.value)
         with pytest.raises(UserError, match="contains text or objects"):
             fit_method(METHOD, data, seed=0)
 
@@ -143,9 +145,9 @@ def test_windows_of_which_most_is_padding_are_told():
     for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --method.horizon "),
                          ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --method.n-obs-steps "),
                          ({"n_obs_steps": 40, "horizon": 40}, "horizon=40 and n_obs_steps=40, but")):
-        with pytest.warns(DataWarning, match=f"longer than the longest episode: {text}") as told:
+        with pytest.warns(DataWarning, match=f"longer than the longest episode: {text}") as caught:
             fit_method(sized(**window), episodes(episode(5)), 0)
-        assert len(told) == 1
+        assert len(caught) == 1
     with warnings.catch_warnings():  # no more than two thirds of each window are padding
         warnings.simplefilter("error")
         fit_method(sized(n_obs_steps=36, horizon=36), episodes(episode(5)), 0)

@@ -71,17 +71,17 @@ def crps(y, mean=0.0, std=1.0):
 @pytest.mark.parametrize("y, mean, std", [(0.0, 0.0, 1.0), (1.3, 0.0, 1.0), (-2.0, 0.5, 0.3)])
 def test_the_energy_score_of_a_gaussian(y, mean, std):
     draws = mean + std * torch.randn(1, 3000, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = energy_score(draws, (draws - y).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
-    assert found.item() == pytest.approx(crps(y, mean, std), abs=0.02)
+    score = energy_score(draws, (draws - y).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    assert score.item() == pytest.approx(crps(y, mean, std), abs=0.02)
 
 
 @pytest.mark.parametrize("K", [2, 3, 8])
 def test_it_is_unbiased_for_any_number_of_samples(K):
     """The plug-in estimate with 1 / K^2 would be too large by 1 / (sqrt(pi) K): 0.28 for K = 2."""
     draws = torch.randn(200_000 // K, K, 1, 1, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
-    found = energy_score(draws, (draws - 0.7).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
-    error = found.std() / len(found) ** 0.5
-    assert abs(found.mean() - crps(0.7)) < 4 * error and error < 0.005
+    scores = energy_score(draws, (draws - 0.7).abs()[..., 0, 0], torch.ones(1, 1, 1, 1, dtype=torch.bool))
+    error = scores.std() / len(scores) ** 0.5
+    assert abs(scores.mean() - crps(0.7)) < 4 * error and error < 0.005
 
 
 def test_of_many_components_it_is_that_of_their_root_mean_square():
@@ -91,21 +91,21 @@ def test_of_many_components_it_is_that_of_their_root_mean_square():
     d = H * A
     length = math.sqrt(2) * math.gamma((d + 1) / 2) / math.gamma(d / 2) / math.sqrt(d)
     data = actions(np.zeros((2000, A)))
-    found = Validation(n_windows=1500, n_samples=4).evaluate(knows(data, horizon=H), data)
-    assert found["energy"] == pytest.approx(length * (1 - math.sqrt(2) / 2), rel=0.02)
-    assert found["mean"] == pytest.approx(length, rel=0.01)
+    errors = Validation(n_windows=1500, n_samples=4).evaluate(knows(data, horizon=H), data)
+    assert errors["energy"] == pytest.approx(length * (1 - math.sqrt(2) / 2), rel=0.02)
+    assert errors["mean"] == pytest.approx(length, rel=0.01)
 
 
 def test_a_certain_policy_has_its_absolute_error():
     data = actions([1.0, -2.0, 4.0], [0.5])
-    found = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data)
-    assert found == pytest.approx({k: (1 + 2 + 4 + 0.5) / 4 for k in ("energy", "mean", "best")})
+    errors = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data)
+    assert errors == pytest.approx({k: (1 + 2 + 4 + 0.5) / 4 for k in ("energy", "mean", "best")})
 
 
 def test_errors_are_in_units_of_each_component():
     data = actions([[1.0, 100.0], [-1.0, -100.0]])
-    found = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data, torch.tensor([1.0, 100.0]))
-    assert found["energy"] == pytest.approx(1.0)
+    errors = Validation().evaluate(knows(data, Known((0.0,), 0.0)), data, torch.tensor([1.0, 100.0]))
+    assert errors["energy"] == pytest.approx(1.0)
     # the distribution moves with its unit
     wide = Validation(64, 8).evaluate(knows(data, Known(std=1.0)), data, torch.tensor([2.0, 2.0]))
     assert wide["energy"] == pytest.approx(0.5 * Validation(64, 8).evaluate(knows(data), data)["energy"], rel=1e-5)
@@ -158,10 +158,10 @@ def test_the_draws_are_the_same_every_time_and_for_every_batch():
 def test_windows_are_spread_over_the_data_and_judging_leaves_the_mode():
     data = actions(np.arange(101.0))
     policy = knows(data).train()
-    seen = (
+    steps_read = (
         torch.cat([b.extra["index"] for b, _ in Validation(n_windows=5).sampled_plans(policy, data)]).flatten().tolist()
     )
-    assert seen == [0, 25, 50, 75, 100]
+    assert steps_read == [0, 25, 50, 75, 100]
     Validation(n_windows=5).evaluate(policy, data)
     assert policy.training
 
@@ -175,8 +175,8 @@ def test_choices_are_judged_by_their_one_hot_vectors():
     draws = torch.multinomial(p, 4000, True, generator=torch.Generator().manual_seed(0)).reshape(1, -1, 1, 1).float()
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     for y in range(3):
-        found = energy_score(draws, (draws != y).float()[..., 0, 0], mask, choices=True)
-        assert found.item() == pytest.approx((1 - p[y] - (1 - (p**2).sum()) / 2).item(), abs=0.015)
+        score = energy_score(draws, (draws != y).float()[..., 0, 0], mask, choices=True)
+        assert score.item() == pytest.approx((1 - p[y] - (1 - (p**2).sum()) / 2).item(), abs=0.015)
 
 
 def test_wrong_choices_are_counted_and_densities_give_nats():
@@ -187,10 +187,10 @@ def test_wrong_choices_are_counted_and_densities_give_nats():
     policy = Policy(PolicyConfig(Categorical(), window=Window()), data.features()).fit_statistics(data)
     for p in policy.parameters():
         torch.nn.init.zeros_(p)
-    found = Validation().evaluate(policy, data)
-    assert found["wrong"] == pytest.approx(3 / 8)
-    assert found["log loss"] == pytest.approx((math.log(2) + math.log(4)) / 2)
-    assert found["energy"] == pytest.approx((0 + 1 + math.sqrt(0.5) + 0) / 4)  # certain: as far as it is wrong
+    errors = Validation().evaluate(policy, data)
+    assert errors["wrong"] == pytest.approx(3 / 8)
+    assert errors["log loss"] == pytest.approx((math.log(2) + math.log(4)) / 2)
+    assert errors["energy"] == pytest.approx((0 + 1 + math.sqrt(0.5) + 0) / 4)  # certain: as far as it is wrong
 
 
 # -- units and held-out episodes -------------------------------------------------------------------------------------
@@ -220,9 +220,9 @@ def test_whole_episodes_are_held_out():
     )
     assert validation_episodes(50, 0.0) == []
     assert validation_episodes(6, [4, 2, 4]) == [2, 4]
-    for wrong in (1.0, -0.1, [7], [0, 1, 2, 3, 4, 5]):
+    for fraction in (1.0, -0.1, [7], [0, 1, 2, 3, 4, 5]):
         with pytest.raises(UserError):
-            validation_episodes(6, wrong)
+            validation_episodes(6, fraction)
 
 
 def test_options_that_mean_nothing_are_refused():

@@ -197,11 +197,11 @@ def test_an_unknown_name_suggests_the_methods_that_mention_it(word, message):
 
 def test_an_unknown_name_shows_the_few_nearest_and_how_to_list_all():
     listing = "understudy methods lists all; a module:function, a method.json or a run can be named too"
-    for name, near in (("nope", ""), ("arXiv", ""), ("GCBX", "did you mean 'gcbc'? "),
-                       ("vinn-byo", "did you mean 'vinn-byol' or 'vinn'? ")):
-        with pytest.raises(ConfigError) as told:
+    for name, suggestion in (("nope", ""), ("arXiv", ""), ("GCBX", "did you mean 'gcbc'? "),
+                             ("vinn-byo", "did you mean 'vinn-byol' or 'vinn'? ")):
+        with pytest.raises(ConfigError) as refusal:
             find_method(name)
-        assert str(told.value) == f"there is no method {name!r}\n  -> {near}{listing}"
+        assert str(refusal.value) == f"there is no method {name!r}\n  -> {suggestion}{listing}"
 
 
 def test_methods_from_files(tmp_path):
@@ -214,19 +214,20 @@ def test_methods_from_files(tmp_path):
 
 
 def test_descriptions():
-    found = {d["name"]: d for d in describe_methods()}
-    assert list(found) == list(method_files())
-    assert set(found) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act", "knn",
-                          "vinn"}
-    for d in found.values():
+    described = {d["name"]: d for d in describe_methods()}
+    assert list(described) == list(method_files())
+    assert set(described) >= {"bc", "bc-gmm", "bc-rnn-gmm", "gcbc", "diffusion-policy", "flow-policy", "mip", "act",
+                              "knn",
+                              "vinn"}
+    for d in described.values():
         assert list(d) == ["name", "family", "rows", "paper", "needs", "summary", "when", "cost"]
         assert d["when"].startswith("if ") and d["when"].endswith(".") and len(d["when"]) < 160
         assert d["cost"]["weights"] >= 0 and d["cost"]["train_seconds"] > 0 and d["cost"]["plan_ms"] > 0, (
             f"run python benchmarks/method_cost.py {d['name']}")
         assert all(re.fullmatch(r"\d{3}", r) for r in d["rows"])  # a method outside the ledger has none
         assert re.search(r"\b(19|20)\d\d\b", d["paper"]) and d["summary"].endswith(".") and all(d["needs"])
-    assert found["mip"]["rows"] == ["264"] and "2512.01809" in found["mip"]["paper"]
-    assert found["act"]["rows"] == ["158"] and found["act"]["family"] == "chunking"
+    assert described["mip"]["rows"] == ["264"] and "2512.01809" in described["mip"]["paper"]
+    assert described["act"]["rows"] == ["158"] and described["act"]["family"] == "chunking"
 
 
 @pytest.mark.parametrize("name", method_files())
@@ -392,10 +393,10 @@ def test_words_that_are_missing_are_asked_for_with_the_command_that_adds_them(tm
 
 
 def test_a_goal_that_is_drawn_takes_the_place_of_a_goal_in_the_data():
-    given = {**STATES, "observation.goal": STATES["observation.state"]}
-    data = random_dataset(given, episodes=3, steps=12)
+    features = {**STATES, "observation.goal": STATES["observation.state"]}
+    data = random_dataset(features, episodes=3, steps=12)
     for name in ("gcbc", "beso"):
-        window = find_method(name, given).policy.window
+        window = find_method(name, features).policy.window
         batches = [window.windows(d, ("observation.goal",), "action").batch(8, 0).obs["observation.goal"]
                    for d in (data, data.map(lambda e: e.replace({"observation.goal": None})))]
         assert batches[0].equal(batches[1])
@@ -418,8 +419,8 @@ def test_bc_bins_goes_one_of_two_ways():
     env = make("fork", 50)
     data = rollout(env.expert(), env, 60, recording_seed(0))
     method = find_method("bc-bins")
-    found = fit_method(replace(method, learner=replace(method.learner, steps=300)), data, 0)
-    done = rollout(found.actor, env, 100, tuning_seed(0))
+    result = fit_method(replace(method, learner=replace(method.learner, steps=300)), data, 0)
+    done = rollout(result.actor, env, 100, tuning_seed(0))
     assert np.mean([e.steps["next.success"].any() for e in done]) > 0.7
     side = np.array([e.steps["observation.state"][:, 1].mean() > 0 for e in done])
     assert 0.1 < side.mean() < 0.9  # both ways
@@ -450,8 +451,8 @@ def test_gcbc_reaches_goals_that_are_images():
 
 
 def test_rows_are_in_the_ledger(shared):
-    known = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
-    assert {r for d in describe_methods() for r in d["rows"]} <= known
+    ledger_ids = {line.split("\t")[0] for line in (shared / "ledger/ledger.tsv").read_text().splitlines()[1:]}
+    assert {r for d in describe_methods() for r in d["rows"]} <= ledger_ids
 
 
 def test_whether_a_policy_can_act_somewhere_is_known_without_its_pretrained_weights():

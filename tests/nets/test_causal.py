@@ -220,7 +220,7 @@ def test_an_actor_marks_the_rows_that_training_marks():
         _, state = actor.act(obs, state)
     batch = next(policy.windows(data).scan())
     for name in batch.obs:
-        assert torch.equal(torch.cat([seen[name] for seen in SEEN]), batch.obs[name])
+        assert torch.equal(torch.cat([observed[name] for observed in SEEN]), batch.obs[name])
 
 
 # -- a loss at every row --------------------------------------------------------------------------------------------
@@ -259,7 +259,8 @@ def test_bet_with_a_loss_at_every_step_reads_no_later_observation_and_executes_t
     first = {k: v[:, 0] for k, v in batch.obs.items() if not k.endswith("?")}
     action, _ = (actor := PolicyActor(policy, method.executor)).act(first, actor.start(first, key))
     start = {k: v.unsqueeze(1).expand(-1, 4, -1) for k, v in first.items()}
-    shown = {f"{k}?": torch.tensor([[False] * 3 + [True]] * 2) for k in first}
-    torch.testing.assert_close(action, policy.plan({**start, **shown}, policy.noise(key, torch.zeros(2).long()))[:, -1])
+    presence = {f"{k}?": torch.tensor([[False] * 3 + [True]] * 2) for k in first}
+    torch.testing.assert_close(action,
+                               policy.plan({**start, **presence}, policy.noise(key, torch.zeros(2).long()))[:, -1])
     with pytest.raises(UserError, match="horizon is 3(?s:.*)leave both at 1"):
         bet(horizon=3, every_step=True)

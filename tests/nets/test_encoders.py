@@ -70,8 +70,8 @@ def test_flat_is_the_numbers_themselves():
                        -1).flatten(1), obs["observation.done"]]
     assert torch.equal(got.tokens[:, 0], torch.cat([p.float() for p in parts], -1)) and got.mask.all()
     assert (enc.tokens, enc.width) == (1, got.tokens.shape[-1]) and not list(enc.parameters())
-    gone = enc({**obs, "observation.arms?": torch.tensor([[False, True]] * 5)}).tokens[:, 0]
-    assert (gone[:, 6:10] == 0).all() and torch.equal(gone[:, 10:], got.tokens[:, 0, 10:])
+    without_arms = enc({**obs, "observation.arms?": torch.tensor([[False, True]] * 5)}).tokens[:, 0]
+    assert (without_arms[:, 6:10] == 0).all() and torch.equal(without_arms[:, 10:], got.tokens[:, 0, 10:])
 
 
 def test_flat_sees_by_the_features_of_a_network_that_does_not_train():

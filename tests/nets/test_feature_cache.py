@@ -52,15 +52,15 @@ CACHED = TokenEncoder(8, vision=FROZEN, cache_features=True)
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
     """Number of images that a frozen network reads, with an empty cache."""
-    seen = []
+    batch_sizes = []
     plain = FrozenVisionNet.features
 
     def counted(self, image):
-        seen.append(len(image))
+        batch_sizes.append(len(image))
         return plain(self, image)
     monkeypatch.setattr(FrozenVisionNet, "features", counted)
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
-    return seen
+    return batch_sizes
 
 
 def data(episodes=3, steps=5, seed=0, last_row=True):
@@ -89,8 +89,8 @@ def test_training_is_the_same_and_reads_each_image_once(calls, wrap):
     calls.clear()
     cached = weights(CACHED)
     assert sum(calls) == 6 + 7 + 8, "all rows of the episodes, the last observations included"
-    for (name, mine), theirs in zip(cached.state_dict().items(), plain.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6, msg=name)
+    for (name, tensor), plain_tensor in zip(cached.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, plain_tensor, rtol=1e-5, atol=1e-6, msg=name)
     obs = {k: torch.from_numpy(v[None, :2]) for k, v in data()[0].steps.items()}
     torch.testing.assert_close(cached.plan(obs, torch.zeros(1, 3, 0)), plain.plan(obs, torch.zeros(1, 3, 0)), rtol=0,
                                atol=1e-6)
@@ -129,10 +129,10 @@ def test_windows_have_the_features_of_their_rows(calls):
     goal.body.load_state_dict(front.body.state_dict())
     windows, plain = shared.training_windows(data(), next_obs=True), shared.windows(data(), next_obs=True)
     one, other = windows.batch(6, 0, seed=3), plain.batch(6, 0, seed=3)
-    for mine, theirs in ((one.obs, other.obs), (one.next, other.next)):
+    for cached_obs, plain_obs in ((one.obs, other.obs), (one.next, other.next)):
         for name in (CAMERA, "observation.goal"):
-            want = front.features(theirs[name].flatten(0, 1)).unflatten(0, (6, 2))
-            torch.testing.assert_close(mine[name], want, rtol=1e-4, atol=1e-5)
+            want = front.features(plain_obs[name].flatten(0, 1)).unflatten(0, (6, 2))
+            torch.testing.assert_close(cached_obs[name], want, rtol=1e-4, atol=1e-5)
     shared.fit_statistics(data())
     torch.testing.assert_close(shared.eval().context(one.obs).tokens, shared.context(other.obs).tokens, rtol=1e-4,
                                atol=1e-5)

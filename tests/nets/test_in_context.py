@@ -21,9 +21,9 @@ def test_the_in_context_transformer_is_one_transformer_over_context_time_and_act
                    net.input_layer(x) + net.step_embedding], 1)
     assert h.shape[1] == 1 + 4 + 1 + 6
     order = torch.arange(12) if causal else torch.tensor([0] * 5 + [1] * 7)
-    seen = F.pad(c.mask, (1, 7), value=True)[:, None, None] & (order[:, None] >= order)
+    visible = F.pad(c.mask, (1, 7), value=True)[:, None, None] & (order[:, None] >= order)
     for layer in net.layers:
-        h = layer(h, mask=seen)
+        h = layer(h, mask=visible)
     torch.testing.assert_close(net(x, t, c), net.output_layer(h[:, 6:]), rtol=1e-10, atol=1e-12)
 
 

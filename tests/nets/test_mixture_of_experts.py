@@ -99,9 +99,9 @@ def test_the_balancing_loss_in_closed_form():
     # two of three experts per row: fractions 1/2, 1/4, 1/4
     p = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.1, 0.4]])[:, None, None].requires_grad_()
     w = torch.tensor([[0.7, 0.3, 0.0], [0.6, 0.0, 0.4]])[:, None, None]
-    found = balance(p, w)
-    torch.testing.assert_close(found, 3 * torch.tensor([0.6 / 2 + 0.4 / 4, 0.5 / 2 + 0.5 / 4]))
-    found.sum().backward()
+    loss = balance(p, w)
+    torch.testing.assert_close(loss, 3 * torch.tensor([0.6 / 2 + 0.4 / 4, 0.5 / 2 + 0.5 / 4]))
+    loss.sum().backward()
     torch.testing.assert_close(p.grad[0, 0, 0], 3 * torch.tensor([0.5, 0.25, 0.25]))  # away from what is used most
 
 
@@ -122,8 +122,9 @@ def test_the_network_routes_by_time_alone_and_the_same_with_and_without_caches(a
             torch.testing.assert_close(net(x, torch.zeros(6, 5, 1), cached), plain[-1], rtol=1e-4, atol=1e-5)
             routing.append(captured["routing"])
     assert routing[0].shape == (6, 5, 2, 2, 4)
-    for found in routing:
-        torch.testing.assert_close(found, found[:1, :1].expand(found.shape))  # whatever is observed
+    for weights_of_steps in routing:
+        torch.testing.assert_close(weights_of_steps,
+                                   weights_of_steps[:1, :1].expand(weights_of_steps.shape))  # whatever is observed
     assert not torch.allclose(routing[0][..., 0, :], routing[1][..., 0, :], atol=1e-3)
 
 
@@ -222,8 +223,8 @@ def test_a_policy_with_fused_experts_plans_the_same(head, attention):
     before = copy.deepcopy(policy.state_dict())
     fused, noise = fuse_experts(policy), random_noise(policy, len(batch))
     with torch.no_grad():
-        wanted = policy.plan(batch.obs, noise)
-        torch.testing.assert_close(fused.plan(batch.obs, noise), wanted, rtol=1e-5, atol=1e-5)
+        expected = policy.plan(batch.obs, noise)
+        torch.testing.assert_close(fused.plan(batch.obs, noise), expected, rtol=1e-5, atol=1e-5)
         again = copy.deepcopy(fused).plan(batch.obs, noise)
     assert torch.equal(again, fused.plan(batch.obs, noise))
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())

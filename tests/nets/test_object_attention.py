@@ -44,7 +44,7 @@ def test_the_attended_object_is_the_mean_by_the_softmax_of_the_gated_logits():
     net, obs = ObjectAttentionEncoder(hidden=8, encoder=TokenEncoder(8)).build(FEATURES, 2), observed()
     with torch.no_grad(), capture_intermediates(["object_attention"]) as captured:
         context = net(obs)
-        found = captured["object_attention"]
+        captured_logits = captured["object_attention"]
         row, step = 3, 1
         query = net.encoder(obs).tokens[row, step]  # the query's tokens are the first
         objects = obs[OBJECTS][row, step]
@@ -52,7 +52,7 @@ def test_the_attended_object_is_the_mean_by_the_softmax_of_the_gated_logits():
         logits = (torch.tanh(pair[:, :8]) * torch.sigmoid(pair[:, 8:])) @ net.logit_layer.weight[0]
         attended = (logits.softmax(0)[:, None] * objects).sum(0)
         token = net.output_layer.weight @ attended + net.output_layer.bias
-    torch.testing.assert_close(found[row, step], logits)
+    torch.testing.assert_close(captured_logits[row, step], logits)
     torch.testing.assert_close(context.tokens[row, -2 + step], token)
     assert net.token_obs_steps == (0, 1, 0, 1, 0, 1)
 

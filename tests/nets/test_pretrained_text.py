@@ -88,15 +88,15 @@ def _save(kind, folder):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    made = {}
+    folders = {}
 
     def find(kind):
-        if kind not in made:
+        if kind not in folders:
             folder = tmp_path_factory.mktemp(kind)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                made[kind] = folder, _save(kind, folder)
-        return made[kind]
+                folders[kind] = folder, _save(kind, folder)
+        return folders[kind]
     return find
 
 
@@ -192,7 +192,7 @@ def test_embeddings_are_those_of_sentence_transformers(tmp_path, pooling):
     _save_tokenizer(tmp_path / "bert")
     _bert().save_pretrained(tmp_path / "bert")
     body = Transformer(str(tmp_path / "bert"), max_seq_length=6)
-    theirs = SentenceTransformer(modules=[body, Pooling(8, pooling_mode=pooling), Normalize()], device="cpu")
-    theirs.save(str(tmp_path / "whole"))
-    mine = TransformersText(str(tmp_path / "whole")).build(4).embed(list(SENTENCES))
-    torch.testing.assert_close(mine, torch.from_numpy(theirs.encode(list(SENTENCES))), rtol=1e-5, atol=1e-5)
+    reference = SentenceTransformer(modules=[body, Pooling(8, pooling_mode=pooling), Normalize()], device="cpu")
+    reference.save(str(tmp_path / "whole"))
+    embeddings = TransformersText(str(tmp_path / "whole")).build(4).embed(list(SENTENCES))
+    torch.testing.assert_close(embeddings, torch.from_numpy(reference.encode(list(SENTENCES))), rtol=1e-5, atol=1e-5)

@@ -51,10 +51,10 @@ def _transformers_model(kind):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A function from a kind to the folder with a random tiny network of that kind, and the network."""
-    made = {}
+    models = {}
 
     def find(kind):
-        if kind not in made:
+        if kind not in models:
             folder = tmp_path_factory.mktemp(kind)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -64,8 +64,8 @@ def saved(tmp_path_factory):
                     model = _transformers_model(kind).eval()
                     model.save_pretrained(folder)
                     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
-            made[kind] = folder, model
-        return made[kind]
+            models[kind] = folder, model
+        return models[kind]
     return find
 
 

@@ -18,18 +18,20 @@ def test_what_sees_what():
 
 def test_attention_is_that_of_torch():
     net = built(Transformer(16, 1, 4, encoder_depth=1))
-    mine = net.layers[0].cross_attention
-    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
+    attention = net.layers[0].cross_attention
+    reference = nn.MultiheadAttention(16, 4, batch_first=True)
     with torch.no_grad():
-        layers = (mine.query_layer, mine.key_layer, mine.value_layer)
-        theirs.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
-        theirs.in_proj_bias.copy_(torch.cat([mine.query_layer.bias, torch.zeros(16), mine.value_layer.bias]))
-        theirs.out_proj.load_state_dict(mine.output_layer.state_dict())
+        layers = (attention.query_layer, attention.key_layer, attention.value_layer)
+        reference.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers]))
+        reference.in_proj_bias.copy_(torch.cat([attention.query_layer.bias, torch.zeros(16),
+                                                attention.value_layer.bias]))
+        reference.out_proj.load_state_dict(attention.output_layer.state_dict())
     x, memory = torch.randn(3, 6, 16, generator=rng()), torch.randn(3, 5, 16, generator=rng(1))
     mask = torch.rand(3, 5, generator=rng(2)) < 0.6
     mask[:, 0] = True
-    want = theirs(x, memory, memory, key_padding_mask=~mask, need_weights=False)[0]
-    torch.testing.assert_close(mine(x, mine.keys_values(memory), mask[:, None, None]), want, rtol=1e-5, atol=1e-6)
+    want = reference(x, memory, memory, key_padding_mask=~mask, need_weights=False)[0]
+    torch.testing.assert_close(attention(x, attention.keys_values(memory), mask[:, None, None]), want, rtol=1e-5,
+                               atol=1e-6)
 
 
 def test_a_width_that_heads_cannot_share_is_refused():

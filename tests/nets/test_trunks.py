@@ -94,11 +94,11 @@ def test_a_recurrent_encoder_in_bf16_agrees_with_fp32(grad):
 
 def test_the_plain_network_is_its_layers_and_nothing_else():
     net = FeedForward((3,), "relu").build(0, 2, 0, HeadSpec(1, 1, 2)).double()
-    (into, _, out), seen = net.layers, torch.randn(5, 1, 2, generator=rng(), dtype=torch.double)
-    hidden = (seen[:, 0] @ into.weight.T + into.bias).clamp(min=0)
-    context = Context(seen, torch.ones(5, 1, dtype=torch.bool))
-    found = net(torch.zeros(5, 1, 0).double(), torch.zeros(5, 1, 0).double(), context)
-    torch.testing.assert_close(found[:, 0], hidden @ out.weight.T + out.bias)
+    (into, _, out), inputs = net.layers, torch.randn(5, 1, 2, generator=rng(), dtype=torch.double)
+    hidden = (inputs[:, 0] @ into.weight.T + into.bias).clamp(min=0)
+    context = Context(inputs, torch.ones(5, 1, dtype=torch.bool))
+    output = net(torch.zeros(5, 1, 0).double(), torch.zeros(5, 1, 0).double(), context)
+    torch.testing.assert_close(output[:, 0], hidden @ out.weight.T + out.bias)
 
 
 @pytest.mark.parametrize("trunk", PRIMING)
@@ -107,12 +107,12 @@ def test_all_times_told_in_one_batch_say_the_same(trunk):
     x, _, context = arguments()
     x, context = x.double(), Context(context.tokens.double(), context.mask)
     times = torch.tensor([[0.0], [0.25], [0.9]], dtype=torch.double)
-    for time, known in zip(times, time_embedding(net, times), strict=True):
+    for time, embedding in zip(times, time_embedding(net, times), strict=True):
         plain = net(x, time.expand(*x.shape[:2], 1), context)
         unread = torch.full((*x.shape[:2], 1), 0.5, dtype=torch.double)
         for once in (context, precomputed(net, context)):
             torch.testing.assert_close(
-                net(x, unread, with_time_embedding(net, once, known)), plain, rtol=1e-10, atol=1e-12
+                net(x, unread, with_time_embedding(net, once, embedding)), plain, rtol=1e-10, atol=1e-12
             )
     plain = with_time_embedding(lambda *a: net(*a), context, time_embedding(lambda *a: net(*a), times)[0])
     assert plain is context, "guides may wrap a network into a function"
@@ -291,10 +291,10 @@ def test_an_encoder_exports_for_any_number_of_rows(encoder):
 
 def test_no_two_times_look_alike():
     t = torch.linspace(0, 1, 2001).unsqueeze(-1)
-    told = FourierFeatures(6)(t)
-    assert told.shape == (2001, 12) and torch.cdist(told, told).fill_diagonal_(9).min() > 1e-4
+    features = FourierFeatures(6)(t)
+    assert features.shape == (2001, 12) and torch.cdist(features, features).fill_diagonal_(9).min() > 1e-4
     at_half = [f(2.0**i * math.pi / 4) for f in (math.sin, math.cos) for i in range(6)]
-    assert np.allclose(told[1000].tolist(), at_half, atol=1e-5)
+    assert np.allclose(features[1000].tolist(), at_half, atol=1e-5)
 
 
 # -- averages -------------------------------------------------------------------------------------------------------

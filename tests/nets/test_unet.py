@@ -31,18 +31,18 @@ def original_names(net, widths):
                 f"{name}.blocks.1.block.0": b.second[0], f"{name}.blocks.1.block.1": b.second[1],
                 f"{name}.cond_encoder.1": b.film,
                 **({f"{name}.residual_conv": b.skip} if isinstance(b.skip, nn.Conv1d) else {})}
-    found = {"diffusion_step_encoder.1": net.time_mlp.body[0],
-             "diffusion_step_encoder.3": net.time_mlp.body[2],
-             "final_conv.0.block.0": net.output_layer[0][0], "final_conv.0.block.1": net.output_layer[0][1],
-             "final_conv.1": net.output_layer[1]}
+    modules = {"diffusion_step_encoder.1": net.time_mlp.body[0],
+               "diffusion_step_encoder.3": net.time_mlp.body[2],
+               "final_conv.0.block.0": net.output_layer[0][0], "final_conv.0.block.1": net.output_layer[0][1],
+               "final_conv.1": net.output_layer[1]}
     for i, b in enumerate(net.middle):
-        found |= block(b, f"mid_modules.{i}")
+        modules |= block(b, f"mid_modules.{i}")
     for part, stages in (("down", net.down), ("up", net.up)):
         for i, stage in enumerate(stages):
-            found |= block(stage["first"], f"{part}_modules.{i}.0") | block(stage["second"], f"{part}_modules.{i}.1")
+            modules |= block(stage["first"], f"{part}_modules.{i}.0") | block(stage["second"], f"{part}_modules.{i}.1")
             if "resize" in stage:
-                found[f"{part}_modules.{i}.2.conv"] = stage["resize"]
-    weights = {f"{k}.{n}": p for k, m in found.items() for n, p in m.named_parameters()}
+                modules[f"{part}_modules.{i}.2.conv"] = stage["resize"]
+    weights = {f"{k}.{n}": p for k, m in modules.items() for n, p in m.named_parameters()}
     assert sum(p.numel() for p in weights.values()) == sum(p.numel() for p in net.parameters()), "all are named"
     return weights
 
@@ -71,15 +71,15 @@ def original(w, x, k, condition, step_width, levels, groups):
     step = linear(F.mish(linear(torch.cat([angle.sin(), angle.cos()], -1), "diffusion_step_encoder.1")),
                   "diffusion_step_encoder.3")
     feature = torch.cat([step, condition], -1)
-    x, seen = x.transpose(1, 2), []
+    x, skips = x.transpose(1, 2), []
     for i in range(levels):
         x = block(block(x, f"down_modules.{i}.0"), f"down_modules.{i}.1")
-        seen.append(x)
+        skips.append(x)
         if i + 1 < levels:
             x = conv(x, f"down_modules.{i}.2.conv", stride=2, padding=1)
     x = block(block(x, "mid_modules.0"), "mid_modules.1")
     for i in range(levels - 1):
-        x = block(block(torch.cat([x, seen.pop()], 1), f"up_modules.{i}.0"), f"up_modules.{i}.1")
+        x = block(block(torch.cat([x, skips.pop()], 1), f"up_modules.{i}.0"), f"up_modules.{i}.1")
         x = F.conv_transpose1d(x, w[f"up_modules.{i}.2.conv.weight"], w[f"up_modules.{i}.2.conv.bias"], 2, 1)
     return conv(convolved(x, "final_conv.0.block"), "final_conv.1").transpose(1, 2)
 
@@ -125,11 +125,11 @@ def test_every_layout_is_the_same_network(layout, horizon):
     plain, fast = (built(UNet((8, 16, 24), 5, 4, 8, layout=x), horizon) for x in ("conv", layout))
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True))
     x, t, c = arguments(horizon=horizon, shared=True)
-    want, found = plain(x, t, c), fast(x, t, c)
-    torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
+    want, output = plain(x, t, c), fast(x, t, c)
+    torch.testing.assert_close(output, want, rtol=1e-5, atol=1e-5)
     weights = torch.randn(want.shape, generator=rng(3))
     slopes = [torch.autograd.grad((y * weights).sum(), list(net.parameters()))
-              for y, net in ((want, plain), (found, fast))]
+              for y, net in ((want, plain), (output, fast))]
     for (name, _), a, b in zip(plain.named_parameters(), *slopes, strict=True):
         scale = max(1.0, float(a.abs().max()))  # rounding grows with the sums that a slope is made of
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5 * scale, msg=lambda m, name=name: f"{name}: {m}")
@@ -157,14 +157,14 @@ def test_the_layout_follows_size_and_precision(size, out, dtype, want):
 
 def test_the_layout_that_is_chosen_is_the_one_that_runs(monkeypatch):
     """By the precision in effect: within autocast it is that of autocast."""
-    seen = []
+    layouts = []
     chosen = convolution.choose_layout
-    monkeypatch.setattr(convolution, "choose_layout", lambda *a: seen.append(a[1:]) or chosen(*a))
+    monkeypatch.setattr(convolution, "choose_layout", lambda *a: layouts.append(a[1:]) or chosen(*a))
     net = convolution.Convolution(16, 24, 3, "auto")
     net(torch.zeros(2, 4, 16))
     with torch.autocast("cpu", torch.bfloat16):
         assert net(torch.zeros(2, 4, 16)).dtype == torch.bfloat16
-    assert seen == [(16, 24, "cpu", torch.float32), (16, 24, "cpu", torch.bfloat16)]
+    assert layouts == [(16, 24, "cpu", torch.float32), (16, 24, "cpu", torch.bfloat16)]
 
 
 def test_mish_and_its_slope():

@@ -108,16 +108,16 @@ def test_the_size_of_a_resnet():
 
 
 def test_fixed_batch_norm_is_batch_norm_at_inference():
-    theirs = nn.BatchNorm2d(6)
+    batch_norm = nn.BatchNorm2d(6)
     with torch.no_grad():
-        for t in theirs.state_dict().values():
+        for t in batch_norm.state_dict().values():
             if t.is_floating_point():
                 t.copy_(torch.rand(t.shape, generator=rng()) + 0.5)
-    mine = FixedBatchNorm(6)
-    mine.load_state_dict({k: v for k, v in theirs.state_dict().items() if k != "num_batches_tracked"})
+    fixed_norm = FixedBatchNorm(6)
+    fixed_norm.load_state_dict({k: v for k, v in batch_norm.state_dict().items() if k != "num_batches_tracked"})
     x = torch.randn(4, 6, 3, 3, generator=rng())
-    torch.testing.assert_close(mine.train()(x), theirs.eval()(x))
-    assert not list(mine.parameters())
+    torch.testing.assert_close(fixed_norm.train()(x), batch_norm.eval()(x))
+    assert not list(fixed_norm.parameters())
 
 
 @pytest.fixture(scope="module")

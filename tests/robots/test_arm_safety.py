@@ -131,14 +131,15 @@ def test_new_servos_get_the_calibration_of_the_file(arms):
 def test_left_and_right_arms_that_are_swapped_are_refused(folder, capsys):
     for side, shift in (("left", 30), ("right", 60)):
         write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))
-    with emulate_arm(KIND) as left, emulate_arm(KIND) as right:
-        hold(left, calibration(30))
+    with emulate_arm(KIND) as left_arm, emulate_arm(KIND) as right:
+        hold(left_arm, calibration(30))
         hold(right, calibration(60))
         assert main(["robot", "teleoperate", "--robot", "bi_so101_follower", "--robot.id", "duo",
-                     "--robot.left-arm-port", right.port, "--robot.right-arm-port", left.port, "--teleop", "keyboard",
+                     "--robot.left-arm-port", right.port, "--robot.right-arm-port", left_arm.port, "--teleop",
+                     "keyboard",
                      "--yes"]) == 2
         assert "duo_right.json" in capsys.readouterr().err
-        assert not had_torque(left) and not had_torque(right)
+        assert not had_torque(left_arm) and not had_torque(right)
 
 
 class Person:
@@ -320,14 +321,14 @@ def test_check_tells_how_far_a_calibration_has_moved(arms, capsys):
     servo.set("Max_Position_Limit", servo.get("Max_Position_Limit") - 23)
     before = held(follower)
     assert main([*check, "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)
-    (text,) = found["differences"]
+    report = json.loads(capsys.readouterr().out)
+    (text,) = report["differences"]
     assert text.startswith("so101_follower, elbow_flex: the servo holds offset 104, 987 to 2987, but the file "
                            "offset 13, 1010 to 3010")
-    assert found["arms"][0]["servos"]["elbow_flex"]["drift"] == pytest.approx(68 * 360 / 4096)
-    assert found["arms"][1]["type"] == "so101_leader" and found["arms"][0]["file"].endswith("mine.json")
+    assert report["arms"][0]["servos"]["elbow_flex"]["drift"] == pytest.approx(68 * 360 / 4096)
+    assert report["arms"][1]["type"] == "so101_leader" and report["arms"][0]["file"].endswith("mine.json")
     assert main(check) == 3
-    assert "moved by (deg)" in (shown := capsys.readouterr().out) and "6.0" in shown
+    assert "moved by (deg)" in (output := capsys.readouterr().out) and "6.0" in output
     assert held(follower) == before and not any(s.writes for s in (*follower.servos, *leader.servos))
 
 
@@ -355,9 +356,9 @@ def test_check_compares_recorded_data_with_what_the_arm_reaches(arms, folder, ca
     servo = follower.servo(1)  # the arm was calibrated again after the recording: its zero is 20 degrees away
     servo.set("Homing_Offset", servo.get("Homing_Offset") + 228)
     assert main([*check, "--data", "good", "--json"]) == 3
-    found = json.loads(capsys.readouterr().out)
-    assert found["allowed"]["shoulder_pan.pos"] == pytest.approx([-87.91 + 20.04, 87.91], abs=0.01)
-    assert any("shoulder_pan.pos: recorded from -80.0 to 80.0" in text for text in found["differences"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["allowed"]["shoulder_pan.pos"] == pytest.approx([-87.91 + 20.04, 87.91], abs=0.01)
+    assert any("shoulder_pan.pos: recorded from -80.0 to 80.0" in text for text in report["differences"])
     write_recording(folder / "other", ("x", "y"), [0, 0], [1, 1])
     for data, message in (("other", "observation.state has x, y, but the robot has shoulder_pan.pos"),
                           ("missing", "missing")):
@@ -370,15 +371,15 @@ def test_check_knows_two_arms_by_their_names(folder, capsys):
         write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))
     names = tuple(f"{side}_{n}.pos" for side in ("left", "right") for n in KIND.motors)
     write_recording(folder / "demos", names, [0.0] * 12, [50.0] * 11 + [110.0])
-    with emulate_arm(KIND) as left, emulate_arm(KIND) as right:
-        hold(left, calibration(30))
+    with emulate_arm(KIND) as left_arm, emulate_arm(KIND) as right:
+        hold(left_arm, calibration(30))
         hold(right, calibration(60))
         pair = ["robot", "check", "--robot", "bi_so101_follower", "--robot.id", "duo", "--data", "demos",
                 "--robot.left-arm-port"]
-        assert main([*pair, left.port, "--robot.right-arm-port", right.port]) == 3
+        assert main([*pair, left_arm.port, "--robot.right-arm-port", right.port]) == 3
         text = capsys.readouterr().out
         assert "right_gripper.pos: recorded from 0.0 to 110.0" in text and "left_gripper.pos: rec" not in text
-        assert main([*pair, right.port, "--robot.right-arm-port", left.port]) == 3  # the cables are swapped
+        assert main([*pair, right.port, "--robot.right-arm-port", left_arm.port]) == 3  # the cables are swapped
         assert "so101_follower, left_elbow_flex: the servo holds offset 63" in capsys.readouterr().out
 
 

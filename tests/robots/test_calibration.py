@@ -78,14 +78,14 @@ def test_an_emulated_arm_is_calibrated(name):
             for n, number in zip(NAMES, range(1, 7), strict=True):
                 emulated.servo(number).push(at[n] + way)
             calibrator.update()
-        found = calibrator.finish()
-        assert all(found[n].id == i for i, n in enumerate(NAMES, 1))
+        calibration = calibrator.finish()
+        assert all(calibration[n].id == i for i, n in enumerate(NAMES, 1))
         sign = -1 if "elbow_flex" in kind.inverted else 1
         low, high = sorted((2047 + sign * -500, 2047 + sign * 800))
-        assert (found["elbow_flex"].range_min, found["elbow_flex"].range_max) == (low, high)
-        assert (found["wrist_roll"].range_min, found["wrist_roll"].range_max) == (0, 4095)
-        assert found["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
-        assert calibrator.arm.stored_calibration() == found  # also in the servos
+        assert (calibration["elbow_flex"].range_min, calibration["elbow_flex"].range_max) == (low, high)
+        assert (calibration["wrist_roll"].range_min, calibration["wrist_roll"].range_max) == (0, 4095)
+        assert calibration["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
+        assert calibrator.arm.stored_calibration() == calibration  # also in the servos
         calibrator.disconnect()
 
 
@@ -104,8 +104,8 @@ def test_two_servos_of_a_joint_move_together_or_not_at_all():
         calibrator.set_middle()
         for steps in (-500, 700):
             hand(steps)
-            seen = calibrator.update()
-            assert seen["shoulder"] == seen["shoulder_shadow"] and seen["elbow_shadow"][1] == 2047 + steps
+            ranges = calibrator.update()
+            assert ranges["shoulder"] == ranges["shoulder_shadow"] and ranges["elbow_shadow"][1] == 2047 + steps
         calibration = calibrator.finish()
         calibrator.disconnect()
         robot = patient(ServoFollower(kind, emulated.port, calibration))

@@ -110,9 +110,9 @@ def test_a_format_that_the_camera_does_not_have_is_named(video):
 ])
 def test_wrong_settings_name_the_camera_and_the_cure(settings, message):
     cameras = parse_cameras(f"{{front: {{{settings}}}}}")
-    with pytest.raises(UserError, match="camera front") as told:
+    with pytest.raises(UserError, match="camera front") as refusal:
         make_robot(RobotConfig("so101_follower", "none", cameras=cameras))
-    assert message in str(told.value)
+    assert message in str(refusal.value)
 
 
 def test_an_emulated_camera_shows_the_number_of_each_frame_and_its_depth():

@@ -265,9 +265,9 @@ def test_lerobots_calibration_driver_and_leader_from_calibration_to_a_replay(chi
         with Hand(follower, leader):
             for arm in (["--robot.type=so101_follower", f"--robot.port={follower.port}", "--robot.id=mine"],
                         ["--teleop.type=so101_leader", f"--teleop.port={leader.port}", "--teleop.id=mine"]):
-                process, shown = child("python", tmp_path / "calibrate.py", *arm), ""
-                while "press ENTER" not in shown:
-                    shown += (read := process.stdout.read(1))
+                process, output = child("python", tmp_path / "calibrate.py", *arm), ""
+                while "press ENTER" not in output:
+                    output += (read := process.stdout.read(1))
                     assert read, process.stderr.read()
                 process.stdin.write("\n")
                 process.stdin.flush()

@@ -36,12 +36,12 @@ def test_the_tip_of_a_chain_is_where_trigonometry_says():
 def test_every_goal_keeps_every_limit_for_any_actions_and_measurements(steps, start):
     low, high, fastest = map(np.array, (LIMITS.low, LIMITS.high, LIMITS.max_velocity))
     state, now = LIMITS.start(start, 0.0), 0.0
-    for wanted, position, wait in steps:
+    for action, position, wait in steps:
         now += wait
         before, elapsed = state, max(0.0, now - state.sent)
-        goal, state = LIMITS.step(state, np.array(wanted), np.array(position), now)
-        held = elapsed > LIMITS.timeout or not np.isfinite(wanted).all()
-        allowed = 0.0 if held else min(1.0, max(0.0, now - before.began) / LIMITS.slow_start) * elapsed * fastest
+        goal, state = LIMITS.step(state, np.array(action), np.array(position), now)
+        is_stopped = elapsed > LIMITS.timeout or not np.isfinite(action).all()
+        allowed = 0.0 if is_stopped else min(1.0, max(0.0, now - before.began) / LIMITS.slow_start) * elapsed * fastest
         assert (np.abs(goal - before.goal) <= allowed + 1e-9).all()  # no jump, not even where the measurement jumps
         outside = np.maximum(low - goal, 0) + np.maximum(goal - high, 0)
         was_outside = np.maximum(low - before.goal, 0) + np.maximum(before.goal - high, 0)
@@ -136,11 +136,11 @@ def test_a_lost_connection_stops_for_good_and_a_new_one_starts_slowly():
         robot.send(np.array([40.0, 0.0]))
     robot.connect()
     now[0] += 0.1
-    held = robot.state.goal
-    np.testing.assert_allclose(held, arm.joints, atol=1e-5)
-    assert np.abs(robot.send(np.array([-40.0, 0.0])) - held).max() <= 0.1 * 0.1 * 50 + 1e-5
-    wrong = pytest.raises(RobotError, match=r"shape \(3,\), but the robot has 2 joints")
-    with wrong:
+    stopped_at = robot.state.goal
+    np.testing.assert_allclose(stopped_at, arm.joints, atol=1e-5)
+    assert np.abs(robot.send(np.array([-40.0, 0.0])) - stopped_at).max() <= 0.1 * 0.1 * 50 + 1e-5
+    expectation = pytest.raises(RobotError, match=r"shape \(3,\), but the robot has 2 joints")
+    with expectation:
         robot.send(np.zeros(3))
 
 
@@ -194,10 +194,10 @@ def test_an_overload_stops_after_a_while():
 
 
 def test_limits_that_make_no_sense_are_refused():
-    for wrong in ({"low": (1.0,), "high": (0.0,)}, {"max_velocity": (0.0,)}, {"max_relative_target": (1.0, 2.0)},
-                  {"timeout": 0.0}, {"high": (float("inf"),)}):
+    for limits in ({"low": (1.0,), "high": (0.0,)}, {"max_velocity": (0.0,)}, {"max_relative_target": (1.0, 2.0)},
+                   {"timeout": 0.0}, {"high": (float("inf"),)}):
         with pytest.raises(ConfigError, match="every joint needs low <= high"):
-            SafetyLimits(**{"low": (0.0,), "high": (1.0,), "max_velocity": (1.0,), **wrong})
+            SafetyLimits(**{"low": (0.0,), "high": (1.0,), "max_velocity": (1.0,), **limits})
     with pytest.raises(ConfigError, match="limits are for 2 joints, but the robot has 3"):
         SafeRobot(SimulatedArm(("a", "b", "c")), LIMITS)
     assert SimulatedArm().schema["action"] == Feature("float32", (2,), names=("shoulder.pos", "elbow.pos"), unit="deg")

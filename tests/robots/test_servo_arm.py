@@ -47,11 +47,11 @@ def test_a_follower_is_observed_and_moved(make):
         with robot:
             assert all(s.get("Torque_Enable") for s in emulated.servos)
             sign = -1 if kind.manufacturer == "feetech" else 1
-            shown = robot.observe()["observation.state"]
+            state = robot.observe()["observation.state"]
             steps = np.array([2000 + sign * (10 * i - 30) for i in range(1, 7)])
             degrees = (steps - (2000 + np.arange(1, 7))) * 360 / 4095
-            np.testing.assert_allclose(shown[:5], degrees[:5], rtol=1e-5)
-            np.testing.assert_allclose(shown[5], (steps[5] - 1006) / 20, rtol=1e-5)
+            np.testing.assert_allclose(state[:5], degrees[:5], rtol=1e-5)
+            np.testing.assert_allclose(state[5], (steps[5] - 1006) / 20, rtol=1e-5)
             robot.apply_limits(robot.default_limits(max_velocity=(200.0,) * 6))
             goal = np.array([10.0, -10, 5, 0, 20, 60])
             robot.send(goal)
@@ -59,9 +59,9 @@ def test_a_follower_is_observed_and_moved(make):
             np.testing.assert_allclose(robot.observe()["observation.state"], goal, atol=0.1)
             before = {s.number: s.get("Present_Position") for s in emulated.servos}
             robot.send(goal + 30)
-            held = robot.stop()
+            stopped_at = robot.stop()
             time.sleep(0.2)
-            np.testing.assert_allclose(robot.observe()["observation.state"], held, atol=0.1)
+            np.testing.assert_allclose(robot.observe()["observation.state"], stopped_at, atol=0.1)
             moved = [abs(s.get("Present_Position") - before[s.number]) for s in emulated.servos]
             assert max(moved) < 340  # of the 341 steps that were commanded: it stopped on the way
         assert not any(s.get("Torque_Enable") for s in emulated.servos)
@@ -75,26 +75,27 @@ def test_lerobots_own_drivers_read_the_same_positions(name):
 
     kind, modes = ARM_TYPES[name], lerobot.MotorNormMode
     with (feetech if kind.manufacturer == "feetech" else koch)() as emulated:
-        theirs = (FeetechMotorsBus if kind.manufacturer == "feetech" else DynamixelMotorsBus)(
+        lerobot_bus = (FeetechMotorsBus if kind.manufacturer == "feetech" else DynamixelMotorsBus)(
             emulated.port, {n: lerobot.Motor(m.id, m.model, modes.RANGE_0_100 if n == "gripper" else modes.DEGREES)
                             for n, m in kind.motors.items()},
             {n: lerobot.MotorCalibration(**vars(c)) for n, c in CALIBRATION.items()})
         # A machine that does many other things stands still for longer than their time limit, and clocks jump.
-        theirs.port_handler.isPacketTimeout = lambda: time.monotonic() > ended
+        lerobot_bus.port_handler.isPacketTimeout = lambda: time.monotonic() > ended
         ended = time.monotonic() + 60
-        theirs.connect(handshake=False)
-        assert all(theirs.ping(m.id, num_retry=9) == theirs.model_number_table[m.model] for m in kind.motors.values())
-        theirs.write_calibration(theirs.calibration)
-        assert theirs.is_calibrated
-        theirs.enable_torque()
-        theirs.sync_write("Goal_Position", dict.fromkeys(NAMES, 10.0))
+        lerobot_bus.connect(handshake=False)
+        assert all(lerobot_bus.ping(m.id, num_retry=9) == lerobot_bus.model_number_table[m.model]
+                   for m in kind.motors.values())
+        lerobot_bus.write_calibration(lerobot_bus.calibration)
+        assert lerobot_bus.is_calibrated
+        lerobot_bus.enable_torque()
+        lerobot_bus.sync_write("Goal_Position", dict.fromkeys(NAMES, 10.0))
         time.sleep(0.3)
-        seen = theirs.sync_read("Present_Position")
-        theirs.disconnect(disable_torque=False)
+        positions = lerobot_bus.sync_read("Present_Position")
+        lerobot_bus.disconnect(disable_torque=False)
         robot = patient(ServoFollower(kind, emulated.port, CALIBRATION))
         robot.arm.bus.connect()
         assert robot.arm.stored_calibration() == CALIBRATION
-        np.testing.assert_allclose(robot.observe()["observation.state"], list(seen.values()), rtol=1e-6)
+        np.testing.assert_allclose(robot.observe()["observation.state"], list(positions.values()), rtol=1e-6)
         robot.arm.bus.disconnect()
 
 
@@ -173,8 +174,8 @@ def test_every_robot_keeps_the_contract(kind, folder):
 def test_two_arms_are_one_robot(folder):
     for side in ("left", "right"):
         write_calibration(folder / "ours" / "so101_follower" / f"duo_{side}.json", CALIBRATION)
-    with feetech() as left, feetech() as right:
-        config = RobotConfig("bi_so101_follower", id="duo", left_arm_port=left.port, right_arm_port=right.port,
+    with feetech() as left_arm, feetech() as right:
+        config = RobotConfig("bi_so101_follower", id="duo", left_arm_port=left_arm.port, right_arm_port=right.port,
                              slow_start=0.0, max_velocity=(200.0,))
         robot = make_robot(config)
         for arm in robot.robot.arms:
@@ -191,7 +192,7 @@ def test_two_arms_are_one_robot(folder):
         np.testing.assert_allclose(robot.observe()["observation.state"][[0, 1, 6, 7]], [10, 10, -5, -5], atol=0.1)
         assert right.servo(3).get("Goal_Velocity") == 2275
         robot.send(goal + 20)
-        left.pull_cable()
+        left_arm.pull_cable()
         with pytest.raises(ConnectionLost):
             robot.observe()
         time.sleep(0.2)  # nobody confirms a goal
@@ -276,7 +277,7 @@ def test_clipped_steps_are_counted(action, counts):
 
 def test_late_and_missed_steps_are_counted_once_each():
     """Every tenth action takes 3.5 periods: its step is late, two more periods pass, and the next one is late too."""
-    now, shown = [0.0], []
+    now, messages = [0.0], []
 
     class Sometimes(Constant):
         def act(self, obs, state):
@@ -289,10 +290,10 @@ def test_late_and_missed_steps_are_counted_once_each():
     limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (500.0, 500.0), slow_start=0)
     with SafeRobot(SimulatedArm(clock=lambda: now[0]), limits, lambda: now[0], watchdog=False) as robot:
         done = act_on_robot(robot, Sometimes(torch.tensor([[1.0, 1.0]])), keys(0, [0]), fps=20, seconds=6.24,
-                            show=shown.append, clock=lambda: now[0], sleep=sleep)
+                            show=messages.append, clock=lambda: now[0], sleep=sleep)
     assert done.counts == StepCounts(steps=100, late=10, missed=20, bad=30)
     assert done.counts.bad_share == 30 / 120 and str(done.counts) == "100 steps, 20 stale, 10 late"
-    assert shown[-1].startswith("100 steps, 20 stale, 10 late (")
+    assert messages[-1].startswith("100 steps, 20 stale, 10 late (")
     assert done.counts + StepCounts(1, 1, bad=1) == StepCounts(101, 1, 0, 10, 20, 31)
 
 

@@ -124,8 +124,8 @@ def test_values_are_read_and_written(kind):
             bus.write("Torque_Enable", motor, 1)
         bus.sync_write("Goal_Position", {"j1": 1100, "j3": 2900})
         time.sleep(0.1)
-        found = bus.sync_read(["Torque_Enable", "Goal_Position"], ["j1", "j3"])
-        assert found == {"j1": (1, 1100), "j3": (1, 2900)}
+        registers = bus.sync_read(["Torque_Enable", "Goal_Position"], ["j1", "j3"])
+        assert registers == {"j1": (1, 1100), "j3": (1, 2900)}
         assert bus.sync_read(["Present_Position"], ["j3", "j1"]) == {"j3": (2900,), "j1": (1100,)}
         assert bus.n_repeated == 0 and emulated.rejected == 0
         bus.disconnect()
@@ -165,8 +165,8 @@ def test_no_fault_of_the_line_gives_a_wrong_value(kind, faults):
         for i in range(8):
             try:
                 assert bus.read(gain, f"j{i % 2 + 1}") == 10 * (i % 2 + 1)
-                found = bus.sync_read(["Present_Position"])
-                assert found == {"j1": (1000,), "j2": (2000,)}
+                positions = bus.sync_read(["Present_Position"])
+                assert positions == {"j1": (1000,), "j2": (2000,)}
                 bus.write("Torque_Enable", "j1", i % 2)
                 assert emulated.servo(1).get("Torque_Enable") == i % 2
                 n_read += 1

@@ -160,9 +160,9 @@ def test_options_are_those_of_lerobot(folder):
                                              "height": 480, "fps": 30}, "top": {"fps": 2.5}}
     assert parse_cameras('{"a": {"index_or_path": 0, "type": "my.cameras:make"}}') == {
         "a": {"index_or_path": 0, "type": "my.cameras:make"}}
-    for wrong in ("front", "{front: 1}", "{front: {a: }}", "{front: {a: 1}", "{} x"):
+    for invalid_text in ("front", "{front: 1}", "{front: {a: }}", "{front: {a: 1}", "{} x"):
         with pytest.raises(ConfigError, match="does not describe cameras"):
-            parse_cameras(wrong)
+            parse_cameras(invalid_text)
     with pytest.raises(ConfigError, match="did you mean 'so101_follower'"):
         make_robot(RobotConfig("so101_folower"))
     with pytest.raises(UserError, match="there is no calibration.*\n.*robot calibrate --robot so101_follower"):

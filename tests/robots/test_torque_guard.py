@@ -131,13 +131,14 @@ def test_a_child_that_inherits_the_pipe_does_not_hold_the_torque(folder):
 
 
 def test_both_arms_of_a_robot_are_released(folder):
-    with emulate_arm(ARM_TYPES["so101_follower"]) as left, emulate_arm(ARM_TYPES["so101_follower"]) as right, running(
+    with emulate_arm(ARM_TYPES["so101_follower"]) as left_arm, \
+            emulate_arm(ARM_TYPES["so101_follower"]) as right, running(
             "robot", "teleoperate", "--robot", "bi_so101_follower", "--robot.id", "duo", "--robot.left-arm-port",
-            left.port, "--robot.right-arm-port", right.port) as process:
-        wait_until(lambda: all(torques(left, right)))
+            left_arm.port, "--robot.right-arm-port", right.port) as process:
+        wait_until(lambda: all(torques(left_arm, right)))
         assert len(guards(process)) == 2
         process.kill()
-        wait_until(lambda: not any(torques(left, right)), 2)
+        wait_until(lambda: not any(torques(left_arm, right)), 2)
 
 
 def test_a_stopped_program_keeps_its_torque_and_a_killed_one_does_not(folder):
@@ -333,21 +334,21 @@ def test_a_policy_that_acts_is_stopped_and_its_episode_is_kept(folder):
 
 def test_release_names_servos_that_do_not_answer(folder, capsys):
     kind = ARM_TYPES["so101_follower"]
-    with emulate_arm(kind) as left, emulate_arm(kind) as right:
-        for bus in (left, right):
+    with emulate_arm(kind) as left_arm, emulate_arm(kind) as right:
+        for bus in (left_arm, right):
             for servo in bus.servos:
                 servo.set("Torque_Enable", 1)
-        left.servos.pop(2)
+        left_arm.servos.pop(2)
         right.servo(4).fault = 32  # overload: it answers, and obeys
-        arms = ["--robot", "bi_so101_follower", "--robot.left-arm-port", left.port, "--robot.right-arm-port"]
+        arms = ["--robot", "bi_so101_follower", "--robot.left-arm-port", left_arm.port, "--robot.right-arm-port"]
         assert main(["robot", "release", *arms, right.port]) == 2
         text = capsys.readouterr()
-        assert f"{left.port}: no answer from elbow_flex" in text.err
+        assert f"{left_arm.port}: no answer from elbow_flex" in text.err
         assert f"so101_follower, {right.port}: the torque is off" in text.out
-        assert not any(torques(left, right))
+        assert not any(torques(left_arm, right))
         for servo in right.servos:
             servo.set("Torque_Enable", 1)
-        left.pull_cable()
+        left_arm.pull_cable()
         assert main(["robot", "release", *arms, right.port]) == 2  # the other arm is released all the same
         assert "the port cannot be opened" in capsys.readouterr().err and not any(torques(right))
 

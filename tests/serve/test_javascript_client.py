@@ -26,10 +26,10 @@ def node(tmp_path, code, *args):
     shutil.copy(CLIENT, tmp_path / "client.mjs")
     (tmp_path / "main.mjs").write_text('import * as us from "./client.mjs"; import { readFileSync } from "node:fs";\n'
                                        "const args = process.argv.slice(2);\n" + code)
-    ran = subprocess.run(["node", "--experimental-websocket", "--no-warnings", tmp_path / "main.mjs", *args],
-                         capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    return json.loads(ran.stdout)
+    process = subprocess.run(["node", "--experimental-websocket", "--no-warnings", tmp_path / "main.mjs", *args],
+                             capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_it_gets_what_the_python_client_gets(tmp_path):
@@ -38,7 +38,7 @@ def test_it_gets_what_the_python_client_gets(tmp_path):
     with BackgroundServer(service, replace(ANY, tokens=(token,))) as server:
         with Client(server.url, token=token) as client:
             want = client.infer(state(1), episode=3)["actions"]
-        found = node(tmp_path, """
+        output = node(tmp_path, """
 const client = await us.Client.connect(args[0], { token: args[1], schema: { fps: 10 } });
 const obs = { "observation.state": new Float32Array([1, 1, 1]) };
 const reply = await client.infer(obs, { episode: 3 });
@@ -55,19 +55,19 @@ console.log(JSON.stringify({
   horizon: client.policy.horizon, errors: errors.map((e) => [e.constructor.name, e.message]) }));
 client.close();
 """, server.url, token)
-    np.testing.assert_allclose(np.reshape(found["actions"], found["shape"]), want, atol=2e-6)
-    np.testing.assert_allclose(found["row"], want[2], atol=2e-6)
-    assert found["same"] and found["horizon"] == 8
-    names = [name for name, _ in found["errors"]]
+    np.testing.assert_allclose(np.reshape(output["actions"], output["shape"]), want, atol=2e-6)
+    np.testing.assert_allclose(output["row"], want[2], atol=2e-6)
+    assert output["same"] and output["horizon"] == 8
+    names = [name for name, _ in output["errors"]]
     assert names == ["RequestRefused", "RequestRefused", "LinkLost", "RequestRefused"]
-    assert "shape" in found["errors"][0][1] and "fps: the policy has 10, the client 30" in found["errors"][3][1]
+    assert "shape" in output["errors"][0][1] and "fps: the policy has 10, the client 30" in output["errors"][3][1]
 
 
 def test_it_reads_frames_of_openpi_and_writes_them_byte_by_byte(tmp_path, shared):
     """The scalars of NumPy are read as numbers, so only messages without them are written again."""
     folder = shared / "fixtures" / "openpi_wire"
     names = ["00_server", "02_server", "04_server", "05_client"]
-    found = node(tmp_path, """
+    output = node(tmp_path, """
 const out = [];
 for (const file of args) {
   const raw = new Uint8Array(readFileSync(file));
@@ -81,17 +81,17 @@ const deep = us.unpack(us.pack({ a: [1, -1, -33, 300, 70000, 2 ** 40, -(2 ** 40)
   b: new BigInt64Array([5n]), c: new us.NdArray(new Uint8Array(6), [1, 2, 3]), d: {} }));
 console.log(JSON.stringify({ out, bad, a: deep.a, c: deep.c.shape, b: String(deep.b.data[0]) }));
 """, *(str(folder / f"{name}.msgpack") for name in names))
-    assert found["out"] == [True] * 4
-    assert found["bad"] == ["WireError"] * 9
-    assert found["a"] == [1, -1, -33, 300, 70000, 2**40, -2**40, 1.5, None, True, "ü" * 40]
-    assert found["c"] == [1, 2, 3] and found["b"] == "5"
+    assert output["out"] == [True] * 4
+    assert output["bad"] == ["WireError"] * 9
+    assert output["a"] == [1, -1, -33, 300, 70000, 2**40, -2**40, 1.5, None, True, "ü" * 40]
+    assert output["c"] == [1, 2, 3] and output["b"] == "5"
 
 
 def test_a_late_reply_is_never_taken_for_the_next_one(tmp_path):
     service = policy_service()
     Slow(service, 1.0)
     with BackgroundServer(service) as server:
-        found = node(tmp_path, """
+        output = node(tmp_path, """
 const client = await us.Client.connect(args[0], { timeout: 0.5 });
 const errors = [];
 for (let i = 0; i < 2; i++) {
@@ -99,4 +99,4 @@ for (let i = 0; i < 2; i++) {
 }
 console.log(JSON.stringify(errors));
 """, server.url)
-    assert found == ["no reply within 0.5 s"] * 2
+    assert output == ["no reply within 0.5 s"] * 2

@@ -194,10 +194,10 @@ def test_options_that_cannot_work_are_refused(shown):
 
     robot, view = shown
     port = view._socket.getsockname()[1]
-    for given, kind, text in ((f"127.0.0.1:{port}", UserError, "the view cannot be shown there"),
-                              ("8080", ConfigError, "is not a host and a port"),
-                              ("127.0.0.1:99999", ConfigError, "is not a host and a port")):
-        o = RecordOptions(out=None, episodes=1, view=True, view_address=given)
+    for address, kind, text in ((f"127.0.0.1:{port}", UserError, "the view cannot be shown there"),
+                                ("8080", ConfigError, "is not a host and a port"),
+                                ("127.0.0.1:99999", ConfigError, "is not a host and a port")):
+        o = RecordOptions(out=None, episodes=1, view=True, view_address=address)
         with pytest.raises(kind, match=text), live_view(o, robot, 50, print):
             pass
     assert main(["record", "fork", "--out", "never", "--episodes", "1", "--view"]) == 2

@@ -25,9 +25,9 @@ STATE = "observation.state"
 def recorded_service(folder):
     """Answers what openpi's server answered."""
     answers = {}
-    for asked, said in (("01_client", "02_server"), ("03_client", "04_server")):
+    for asked, reply in (("01_client", "02_server"), ("03_client", "04_server")):
         request = unpack((folder / f"{asked}.msgpack").read_bytes())
-        answers[int(request["episode"]), request["t"]] = unpack((folder / f"{said}.msgpack").read_bytes())["actions"]
+        answers[int(request["episode"]), request["t"]] = unpack((folder / f"{reply}.msgpack").read_bytes())["actions"]
 
     def infer(obs):
         if obs.get("prompt") == "fail":
@@ -45,11 +45,11 @@ def test_a_recorded_session_of_openpi_is_answered_byte_by_byte(shared):
             if frame["from"] == "client":
                 connection.send(raw)
                 continue
-            found = connection.recv()
+            received = connection.recv()
             if frame["websocket_opcode"] == "text":
-                assert found == "ValueError: asked to fail" and "ValueError: asked to fail" in raw.decode()
+                assert received == "ValueError: asked to fail" and "ValueError: asked to fail" in raw.decode()
                 continue
-            values, timing = unpack(found), unpack(raw).get("server_timing")
+            values, timing = unpack(received), unpack(raw).get("server_timing")
             if timing is not None:  # clock readings
                 assert list(values["server_timing"]) == list(timing)
                 values["server_timing"] = timing
@@ -83,10 +83,10 @@ def test_openpi_client_itself_executes_chunks():
         pytest.skip("no .venv-peers")
     service = policy_service()
     with BackgroundServer(service, replace(ANY, tokens=("0123456789abcdef",))) as server:
-        ran = subprocess.run([python, "-c", OPENPI, str(server.server.port)], capture_output=True, text=True,
-                             timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    *rows, last = ran.stdout.splitlines()
+        process = subprocess.run([python, "-c", OPENPI, str(server.server.port)], capture_output=True, text=True,
+                                 timeout=60)
+    assert process.returncode == 0, process.stderr
+    *rows, last = process.stdout.splitlines()
     planner, key = service.served.planner, keys(0, [0])
     chunks = [planner.plan({STATE: torch.full((1, 1, 3), float(t))}, planner.noise(key, torch.tensor([i])))[0, :4]
               for i, t in enumerate((0, 4))]

@@ -114,8 +114,8 @@ def test_a_lost_link_holds_and_then_ends(fallback):
     chunk = service.served.planner.plan({STATE: torch.zeros(1, 1, 3)},
                                         service.served.planner.noise(keys(0, [0]), torch.tensor([0])))[0].detach()
     np.testing.assert_allclose(first + after[:2], chunk[:6], atol=2e-6)
-    held = {"last-chunk": chunk[-1], "hold": after[-2], "stop": after[-1]}[fallback]
-    np.testing.assert_allclose(after[-1], held, atol=2e-6)
+    expected_action = {"last-chunk": chunk[-1], "hold": after[-2], "stop": after[-1]}[fallback]
+    np.testing.assert_allclose(after[-1], expected_action, atol=2e-6)
     assert len(after) < 22 if fallback == "stop" else len(after) > 4
 
 
@@ -175,11 +175,11 @@ def test_a_robot_acts_with_a_served_policy_and_stops_when_the_link_is_lost():
         first = local.plan({STATE: torch.zeros(1, 1, 3)}, local.noise(keys(0, [1]), torch.tensor([0])))[0].detach()
         np.testing.assert_allclose(robot.sent[:4], first[:4], atol=2e-6)
         robot = Still(after=server.stop)
-        with pytest.raises(UserError, match="server: ws://") as lost:
+        with pytest.raises(UserError, match="server: ws://") as error:
             act_on_robot(robot, remote_actor(planner), keys(0, [1]), fps=50, seconds=20)
         assert robot.stopped and len(robot.sent) < 500
-        assert lost.value.__notes__ == [f"{len(robot.sent)} steps of the episode were done"]
-        assert _user_error_message(lost.value, []).endswith(lost.value.__notes__[0])
+        assert error.value.__notes__ == [f"{len(robot.sent)} steps of the episode were done"]
+        assert _user_error_message(error.value, []).endswith(error.value.__notes__[0])
 
 
 @pytest.mark.parametrize("executor", [RecedingHorizon(4), RealTimeChunking(3), TemporalEnsemble()],
@@ -216,10 +216,10 @@ def test_what_the_server_gives_is_not_asked_of_a_remote_planner(obs_pad_mask):
         planner = RemotePlanner(Client(server.url))
         assert planner.inputs == (STATE,) and set(schema["observations"]) == {STATE}
         actors = [local, PolicyActor(planner, executor), RemoteActor(planner.client)]
-        obs, found = {STATE: torch.arange(9.0).reshape(3, 3) / 9}, []
+        obs, action_pairs = {STATE: torch.arange(9.0).reshape(3, 3) / 9}, []
         for actor in actors:
             run = actor.start(obs, keys(0, range(3)))
             first, run = actor.act(obs, run)
-            found.append(torch.stack([first, actor.act({STATE: obs[STATE] + 1}, run)[0]]))
-        for actions in found[1:]:
-            np.testing.assert_allclose(actions, found[0], atol=1e-5)
+            action_pairs.append(torch.stack([first, actor.act({STATE: obs[STATE] + 1}, run)[0]]))
+        for actions in action_pairs[1:]:
+            np.testing.assert_allclose(actions, action_pairs[0], atol=1e-5)

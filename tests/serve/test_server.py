@@ -94,9 +94,9 @@ def test_a_process_that_serves_is_not_searched_by_the_garbage_collector():
         assert not any(x is existing for x in gc.get_objects()) and sys.getswitchinterval() < interval
         later = [[]]
         later.append(later)
-        there = weakref.ref(made := type("Made", (), {})())
-        made.itself = made
-        del made
+        there = weakref.ref(later_class := type("Made", (), {})())
+        later_class.itself = later_class
+        del later_class
         assert any(x is later for x in gc.get_objects())
         gc.collect()
         assert there() is None

@@ -51,8 +51,8 @@ async def message(socket, wanted):
     """The first message for which `wanted` holds."""
     async with asyncio.timeout(20):
         while True:
-            if wanted(found := json.loads(await socket.recv())):
-                return found
+            if wanted(received := json.loads(await socket.recv())):
+                return received
 
 
 def test_a_click_steers_until_it_is_cleared():
@@ -79,9 +79,10 @@ def test_what_is_no_click_ends_the_connection_and_other_pages_are_refused():
 
     async def run():
         async with served(live) as address:
-            for wrong in ("{", "[]", '{"click": [0.5]}', '{"click": [2, 0]}', '{"click": [NaN, 0]}', "7", '{"x": 1}'):
+            for malformed in ("{", "[]", '{"click": [0.5]}', '{"click": [2, 0]}', '{"click": [NaN, 0]}', "7",
+                              '{"x": 1}'):
                 async with connect(f"ws://{address}", origin=f"http://{address}") as socket:
-                    await socket.send(wrong)
+                    await socket.send(malformed)
                     with pytest.raises(websockets.exceptions.ConnectionClosed):
                         await message(socket, lambda m: False)
                     assert socket.close_code == 1008 and live.points() == ()

@@ -60,10 +60,10 @@ def test_a_damaged_message_is_read_as_a_message_or_refused(at, byte, cut):
     damaged[at] = byte
     for raw in (bytes(damaged), bytes(damaged[:cut])):
         try:
-            found = unpack(raw)
+            unpacked = unpack(raw)
         except WireError:
             continue
-        assert all(isinstance(k, str) for k in found)
+        assert all(isinstance(k, str) for k in unpacked)
 
 
 def array(**changes):
@@ -119,8 +119,8 @@ SERVED = {"observations": {"observation.state": {"dtype": "float32", "shape": [2
 
 
 def test_equal_schemas_agree_and_a_client_may_leave_out_what_it_does_not_know():
-    for mine in ({}, SERVED, {"fps": 10}, {"action": {"shape": [2]}}):
-        assert not differences(SERVED, mine)
+    for client_schema in ({}, SERVED, {"fps": 10}, {"action": {"shape": [2]}}):
+        assert not differences(SERVED, client_schema)
     own = {"observations": {"observation.state": {"dtype": "float64", "shape": (2,)}, "observation.more": {},
                             "observation.images.top": {"shape": [480, 640, 3]}}}
     assert not differences(SERVED, own)  # doubles are converted, frames resized
@@ -148,5 +148,5 @@ def test_differences_show_both_sides(mine, line):
 def test_a_client_needs_no_torch():
     code = ("import sys, understudy.serve.client, understudy.serve.schema; "
             "print([m for m in ('torch', 'pyarrow', 'scipy') if m in sys.modules])")
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -35,8 +35,8 @@ def read(file):
     if facts["pieces"]["folder"] is not None:
         assert not blocks
         for i in range(len(facts["pieces"]["first"])):
-            said = (file.parent / facts["pieces"]["folder"] / f"{i}.js").read_text(encoding="utf-8")
-            number, blocks[f"piece-{i}"] = re.fullmatch(r"understudyPiece\((\d+),(.*)\);\n", said, re.DOTALL).groups()
+            piece = (file.parent / facts["pieces"]["folder"] / f"{i}.js").read_text(encoding="utf-8")
+            number, blocks[f"piece-{i}"] = re.fullmatch(r"understudyPiece\((\d+),(.*)\);\n", piece, re.DOTALL).groups()
             assert int(number) == i
     episodes = []
     for i, first in enumerate(facts["pieces"]["first"]):
@@ -46,8 +46,8 @@ def read(file):
 
 
 def values(column):
-    found = np.frombuffer(base64.b64decode(column["data"]), f"<{column['type']}")
-    return found.reshape(column["rows"], -1)
+    numbers = np.frombuffer(base64.b64decode(column["data"]), f"<{column['type']}")
+    return numbers.reshape(column["rows"], -1)
 
 
 def numbers(text, kind):
@@ -78,12 +78,12 @@ def test_it_holds_every_value(tmp_path, folder, monkeypatch):
     facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some"))
     assert facts["pieces"]["folder"] == ("look-data" if folder else None)
     assert (len(facts["pieces"]["first"]) > 1) == folder and len(episodes) == len(data)
-    for e, (found, told) in enumerate(zip(episodes, data, strict=True)):
+    for e, (on_page, recorded) in enumerate(zip(episodes, data, strict=True)):
         for name in (STATE, "action", "next.success", "count"):
-            wanted = np.asarray(told.steps[name]).reshape(len(told.steps[name]), -1)
-            np.testing.assert_array_equal(values(found["columns"][name]), wanted, strict=False)
-        assert found["text"]["task"][:3] == [[0, "put"], [1, "away"], [2, "put"]]
-        assert found["meta"]["who"] == f"person {e}" and not found["unread"]
+            expected = np.asarray(recorded.steps[name]).reshape(len(recorded.steps[name]), -1)
+            np.testing.assert_array_equal(values(on_page["columns"][name]), expected, strict=False)
+        assert on_page["text"]["task"][:3] == [[0, "put"], [1, "away"], [2, "put"]]
+        assert on_page["meta"]["who"] == f"person {e}" and not on_page["unread"]
     assert facts["lengths"] == [len(e) for e in data] and facts["success"] == [True, False] * 3
     assert facts["tasks"] == ["put"] and facts["task"] == [0] * 6 and facts["title"] == "Some"
     assert facts["scores"] == {"fine": [None, 1, 2, 3, 4, 5]}
@@ -145,9 +145,9 @@ def test_the_points_of_a_map_are_the_rows_they_say(tmp_path, monkeypatch):
     m = next(m for m in facts["maps"] if m["title"] == "States")
     at = np.stack([numbers(m[k], "<i4") for k in ("episode", "step")], 1)
     ends = np.cumsum([0] + facts["lengths"])
-    wanted = [(e, g - ends[e]) for g in range(0, ends[-1], 3) for e in [np.searchsorted(ends, g, "right") - 1]
-              if g - ends[e] != 1]  # step 1 is NaN
-    assert at.tolist() == [list(w) for w in wanted] and m["count"] == len(wanted)
+    expected_rows = [(e, g - ends[e]) for g in range(0, ends[-1], 3) for e in [np.searchsorted(ends, g, "right") - 1]
+                     if g - ends[e] != 1]  # step 1 is NaN
+    assert at.tolist() == [list(w) for w in expected_rows] and m["count"] == len(expected_rows)
     rows = np.array([data[e].steps[STATE][s] for e, s in at])
     drawn = (rows - m["mean"]) @ np.array(m["axes"]).T
     np.testing.assert_allclose(np.stack([numbers(m[k], "<f4") for k in "xy"], 1), drawn, atol=1e-5)
@@ -187,8 +187,8 @@ def test_frames_are_those_of_their_rows(shared, tmp_path):
     camera = next(n for n, f in source.features().items() if f.kind == "image")
     report = AuditReport((Finding("here", "note", "", "", Location(None, 2, 7, None)),))
     _, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", source, report))
-    for found, told in zip(episodes, source, strict=True):
-        sheet, frames = found["frames"][camera], np.asarray(told.steps[camera])
+    for on_page, recorded in zip(episodes, source, strict=True):
+        sheet, frames = on_page["frames"][camera], np.asarray(recorded.steps[camera])
         assert sheet["rows"] == list(range(len(frames))) and sheet["of"] == len(frames)
         image = video.decode_image(base64.b64decode(sheet["src"].split(",")[1]), 3, "sheet")
         for i, row in enumerate(sheet["rows"]):
@@ -204,9 +204,9 @@ def test_few_frames_of_many_episodes_are_those_that_findings_name(tmp_path, monk
                     for e in range(20)])
     report = AuditReport((Finding("here", "error", "", "", Location(None, 13, 17, None)),))
     facts, episodes = read(html_page.write_dataset_page(tmp_path / "look.html", data, report))
-    shown = [e for e, found in enumerate(episodes) if found["frames"]]
-    assert 13 in shown and len(shown) <= 4 and 17 in episodes[13]["frames"][camera]["rows"]
-    assert any(f"{len(shown)} of 20 episodes" in n for n in facts["notes"])
+    with_frames = [e for e, on_page in enumerate(episodes) if on_page["frames"]]
+    assert 13 in with_frames and len(with_frames) <= 4 and 17 in episodes[13]["frames"][camera]["rows"]
+    assert any(f"{len(with_frames)} of 20 episodes" in n for n in facts["notes"])
 
 
 def test_long_and_wide_columns_are_cut_and_it_says_so(tmp_path, monkeypatch):
@@ -259,15 +259,15 @@ def test_rerun_shows_the_rows_end_to_end(tmp_path, shared):
 
     data = some(3)
     file = rrd.write_rrd(tmp_path / "a.rrd", data)
-    rows, found = [], []
+    rows, scalars = [], []
     for chunk in reader.RrdReader(str(file)).stream():
         if chunk.entity_path == "/observation/state" and not chunk.is_static:
             table = chunk.to_record_batch()
             rows += table["row"].to_pylist()
-            found += table["Scalars:scalars"].to_pylist()
+            scalars += table["Scalars:scalars"].to_pylist()
     lengths = [len(e.steps[STATE]) for e in data]
     assert rows == list(range(sum(lengths)))  # here every episode has what was seen last, so that no row is free
-    np.testing.assert_array_equal(found, np.concatenate([e.steps[STATE] for e in data]))
+    np.testing.assert_array_equal(scalars, np.concatenate([e.steps[STATE] for e in data]))
     with pytest.raises(UserError, match="there is already a file or folder"):
         rrd.write_rrd(file, data)
 
@@ -278,18 +278,18 @@ def test_rerun_has_the_frames(tmp_path, shared):
 
     data = open_dataset(shared / "fixtures/lerobot/v3.0/video_h264")
     camera = next(n for n, f in data.features().items() if f.kind == "image")
-    file, found = rrd.write_rrd(tmp_path / "a.rrd", data), {}
+    file, decoded = rrd.write_rrd(tmp_path / "a.rrd", data), {}
     for chunk in reader.RrdReader(str(file)).stream():
         if chunk.entity_path == "/" + camera.replace(".", "/"):
             table = chunk.to_record_batch()
             for row, (blob,) in zip(table["row"].to_pylist(), table["EncodedImage:blob"].to_pylist(), strict=True):
-                found[row] = video.decode_image(bytes(blob), 3, "frame")
+                decoded[row] = video.decode_image(bytes(blob), 3, "frame")
     first = 0
     for episode in data:
         for i, frame in enumerate(np.asarray(episode.steps[camera])):
-            assert np.abs(found.pop(first + i).astype(int) - frame).mean() < 6
+            assert np.abs(decoded.pop(first + i).astype(int) - frame).mean() < 6
         first += len(episode) + 1
-    assert not found
+    assert not decoded
 
 
 def test_without_the_extra_rerun_is_named(tmp_path, monkeypatch):
@@ -325,12 +325,12 @@ def test_scores_are_ranked_and_constant_columns_take_one_line(tmp_path, dom):
     scores = {f"score{i}": np.arange(40.0) if i == 3 else np.roll(np.arange(40.0), 17) for i in range(12)}
     report = AuditReport((), {**scores, "same": np.ones(40)})
     file = html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some")
-    seen = dom(file, "episode=39&step=0")
-    assert "13 scores" in seen and "unusual: score3 highest<" in seen and seen.count("<details") == 1
-    assert "<td class=\"n soft\">highest of 40</td>" in seen and seen.count("18th highest of 40") == 11
-    assert seen.count("equal in all 40") == 1
-    assert "Constant in this episode" in seen and "observation.goal: <b>0 0.25, 1 0.25</b>" in seen
-    assert seen.count("<canvas") == 4, "the goal has no plot"
+    page = dom(file, "episode=39&step=0")
+    assert "13 scores" in page and "unusual: score3 highest<" in page and page.count("<details") == 1
+    assert "<td class=\"n soft\">highest of 40</td>" in page and page.count("18th highest of 40") == 11
+    assert page.count("equal in all 40") == 1
+    assert "Constant in this episode" in page and "observation.goal: <b>0 0.25, 1 0.25</b>" in page
+    assert page.count("<canvas") == 4, "the goal has no plot"
     assert "unusual: score3 2nd lowest<" in dom(file, "episode=1&step=0")
     assert "none unusual" in dom(file, "episode=5&step=0")
 
@@ -346,11 +346,11 @@ def test_a_browser_draws_it(tmp_path, inline, monkeypatch, dom):
     report = AuditReport((Finding("odd", "warning", EVIL, "do", Location(None, 4, 7, "action")),))
     file = html_page.write_dataset_page(tmp_path / "look.html", data, report, title="Some")
 
-    seen = dom(file, "episode=4&step=7")
-    assert "<h2>Episode 4</h2>" in seen and "step 7 of 13" in seen and seen.count("<canvas") == 4
+    page = dom(file, "episode=4&step=7")
+    assert "<h2>Episode 4</h2>" in page and "step 7 of 13" in page and page.count("<canvas") == 4
     assert (
-        "<b>421</b>" not in seen and f"<b>{values(html_page._encode_values(data[4].steps[STATE]))[7, 0]:g}</b>" in seen
+        "<b>421</b>" not in page and f"<b>{values(html_page._encode_values(data[4].steps[STATE]))[7, 0]:g}</b>" in page
     )
-    assert "&lt;/script&gt;&lt;script&gt;" in seen and "<img" not in seen
+    assert "&lt;/script&gt;&lt;script&gt;" in page and "<img" not in page
     assert 'href="#episode=4&amp;step=7"' in dom(file, "findings")
     assert "States" in dom(file, "map") and "Statistics" in dom(file, "statistics")

@@ -108,8 +108,8 @@ class Rough(DenoisingHead):
         return (net(self.interpolate(action, noise, t), t, context) - action).square().mean(-1)
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):
-        gone = (t_next - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
-        return x + gone * net(x, t.unsqueeze(-1), context)
+        step = (t_next - t).unsqueeze(-1) + (0.1 if self.about == "restless" else 0)
+        return x + step * net(x, t.unsqueeze(-1), context)
 
     def predict_clean(self, net, context, x, t):
         return net(x, t.unsqueeze(-1), context)

@@ -30,10 +30,10 @@ class IdealVelocity(nn.Module):
 
     def forward(self, x, t, context):
         times = torch.diag_embed(t.squeeze(-1))
-        rest = torch.eye(2) - times
-        precision = torch.linalg.inv(times @ COVARIANCE @ times + rest @ rest)
+        complement = torch.eye(2) - times
+        precision = torch.linalg.inv(times @ COVARIANCE @ times + complement @ complement)
         error = precision @ (x.squeeze(-1) - t.squeeze(-1) * MEAN).unsqueeze(-1)
-        return MEAN.unsqueeze(-1) + COVARIANCE @ times @ error - rest @ error
+        return MEAN.unsqueeze(-1) + COVARIANCE @ times @ error - complement @ error
 
 
 def config(head, horizon=4, **parts):
@@ -80,23 +80,24 @@ def test_every_denoising_step_reads_what_is_given(head, whole):
     policy, batch = random_batch(config(head))
     policy.net = recorder = Recorder()
     obs, n = batch.obs, len(batch)
-    given = torch.zeros(n, 4, 2, dtype=torch.bool)
-    given[:, 0] = True
+    is_given = torch.zeros(n, 4, 2, dtype=torch.bool)
+    is_given[:, 0] = True
     if not whole:
-        given[:, 2, 1] = True
+        is_given[:, 2, 1] = True
     action = torch.randn(n, 4, 2, generator=torch.Generator().manual_seed(1))
     noise = torch.randn(n, *policy.noise_shape, generator=torch.Generator().manual_seed(2))
-    guide = Clamp(action, given[..., :1] if whole else given)
+    guide = Clamp(action, is_given[..., :1] if whole else is_given)
     plan, coded = policy.plan(obs, noise, (guide,)), policy.encode(action, obs)
-    assert torch.allclose(plan[given], action[given], atol=1e-5)
+    assert torch.allclose(plan[is_given], action[is_given], atol=1e-5)
     assert len(recorder.read) == 6
     for x, t in recorder.read:
-        assert torch.equal(x[given], coded[given])
+        assert torch.equal(x[is_given], coded[is_given])
         assert (t[:, 0] == 1).all() if head.times == "each" else torch.equal(t[:, 0], t[:, 1])
-    assert torch.equal(recorder.read[0][0][~given], noise[~given])
+    assert torch.equal(recorder.read[0][0][~is_given], noise[~is_given])
     assert recorder.read[0][1][:, 1].max() < 1
-    far = torch.where(given, action, 1e6)
-    assert torch.equal(policy.plan(obs, noise, (replace(guide, action=far),)), plan)  # what is not given is not read
+    elsewhere = torch.where(is_given, action, 1e6)
+    assert torch.equal(policy.plan(obs, noise, (replace(guide, action=elsewhere),)),
+                       plan)  # what is not given is not read
     assert torch.allclose(FixedBatch(policy, 2).plan(obs, noise, (guide,)), plan, atol=1e-5)
 
 
@@ -109,19 +110,19 @@ def test_other_guides_compute_their_cost_with_what_is_given():
             estimates.append(decode(coded_action).detach())
             return super().cost(coded_action, encode, decode)
 
-    action, given = torch.randn(n, 4, 2), torch.zeros(n, 4, 1, dtype=torch.bool)
-    given[:, :2] = True
-    policy.plan(obs, torch.randn(n, 4, 2), (Clamp(action, given), Watcher(action + 1, torch.ones(n, 4))))
+    action, is_given = torch.randn(n, 4, 2), torch.zeros(n, 4, 1, dtype=torch.bool)
+    is_given[:, :2] = True
+    policy.plan(obs, torch.randn(n, 4, 2), (Clamp(action, is_given), Watcher(action + 1, torch.ones(n, 4))))
     assert len(estimates) == 4
     assert all(torch.allclose(x[:, :2], action[:, :2], atol=1e-5) for x in estimates)
 
 
 def test_clamps_of_some_components():
-    action, given = torch.randn(3, 4, 4), torch.rand(3, 4, 4) < 0.5
-    part = Clamp(action, given).select_components(slice(1, 3))
-    assert torch.equal(part.action, action[..., 1:3]) and torch.equal(part.given, given[..., 1:3])
-    whole = Clamp(action, given[..., :1]).select_components(slice(1, 3))
-    assert torch.equal(whole.given, given[..., :1])
+    action, is_given = torch.randn(3, 4, 4), torch.rand(3, 4, 4) < 0.5
+    part = Clamp(action, is_given).select_components(slice(1, 3))
+    assert torch.equal(part.action, action[..., 1:3]) and torch.equal(part.given, is_given[..., 1:3])
+    whole = Clamp(action, is_given[..., :1]).select_components(slice(1, 3))
+    assert torch.equal(whole.given, is_given[..., :1])
 
 
 def test_a_head_whose_network_reads_scaled_actions_refuses_clamps():
@@ -137,9 +138,9 @@ def test_a_head_whose_network_reads_scaled_actions_refuses_clamps():
 
 
 def first_step(policy, batch):
-    given = torch.zeros(len(batch), policy.window.horizon, 1, dtype=torch.bool)
-    given[:, 0] = True
-    return Clamp(batch.action + 1, given)
+    is_given = torch.zeros(len(batch), policy.window.horizon, 1, dtype=torch.bool)
+    is_given[:, 0] = True
+    return Clamp(batch.action + 1, is_given)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ def test_the_walk_passes_over_what_the_others_do_not_do():
     """Steps along a quarter of a circle; one demonstration leaves it for three steps after its fourth."""
     angle = np.linspace(0, np.pi / 2, 10)
     plain = np.stack([np.cos(angle), np.sin(angle), 0 * angle], 1)
-    odd = np.concatenate([plain[:4], np.tile([0.0, 0.0, 1.0], (3, 1)), plain[4:]])
-    kept = aligned_steps([plain] * 5 + [odd], tolerance=1)
+    detour = np.concatenate([plain[:4], np.tile([0.0, 0.0, 1.0], (3, 1)), plain[4:]])
+    kept = aligned_steps([plain] * 5 + [detour], tolerance=1)
     assert all(k.all() for k in kept[:5])
     assert np.flatnonzero(~kept[5]).tolist() == [4, 5, 6]
 

@@ -30,8 +30,8 @@ from understudy.policy import Policy, PolicyConfig
 def test_a_datamodel_finds_what_each_episode_is_worth():
     truth = np.arange(6.0) - 2
     d = Dataset([Episode({"action": np.full((3, 1), v)}) for v in truth])
-    found = Datamodel(lambda part: sum(float(e.steps["action"][0, 0]) for e in part), n_subsets=100, ridge=1e-6)(d)
-    assert np.diff(found) == pytest.approx(np.ones(5), abs=1e-4), "up to a constant, since halves are equally large"
+    values = Datamodel(lambda part: sum(float(e.steps["action"][0, 0]) for e in part), n_subsets=100, ridge=1e-6)(d)
+    assert np.diff(values) == pytest.approx(np.ones(5), abs=1e-4), "up to a constant, since halves are equally large"
 
 
 def test_influence_follows_the_outcome_of_rollouts():
@@ -43,12 +43,12 @@ def test_influence_follows_the_outcome_of_rollouts():
     d = data([constant(a) for a in (-1.0, 0.0, 1.0)])
     recipe = PolicyConfig(Regression(), trunk=MLP(16, 1), encoder=ConcatEncoder(), window=Window())
     policy = Policy(recipe, d.features()).fit_statistics(d)
-    ran = data(constant(0.9, success=True), constant(-0.9, success=False))
-    assert (np.diff(Influence(policy, ran)(d)) > 0).all()
+    episodes = data(constant(0.9, success=True), constant(-0.9, success=False))
+    assert (np.diff(Influence(policy, episodes)(d)) > 0).all()
     flipped = data(constant(0.9, success=False), constant(-0.9, success=True))
-    assert Influence(policy, flipped)(d) == pytest.approx(-Influence(policy, ran)(d))
+    assert Influence(policy, flipped)(d) == pytest.approx(-Influence(policy, episodes)(d))
     with pytest.raises(UserError, match="the same outcome"):
-        Influence(policy, ran[:1])(d)
+        Influence(policy, episodes[:1])(d)
 
 
 def test_weights_that_are_tested_leave_out_the_corrupted():
@@ -57,8 +57,8 @@ def test_weights_that_are_tested_leave_out_the_corrupted():
         x = rng.uniform(-1, 1, (30, 1))
         return episode(x, (-x if corrupted else x) + 0.05 * rng.standard_normal(x.shape))
     d, test = data([some(i % 2 == 1) for i in range(10)]), data([some(False) for _ in range(3)])
-    found = ValidationWeights(test, n_updates=80)(d)
-    assert found[::2].min() > found[1::2].max()
+    weights = ValidationWeights(test, n_updates=80)(d)
+    assert weights[::2].min() > weights[1::2].max()
     mixed = ValidationWeights(
         test, base_scores=(Brevity(), Scored(tuple(i % 2 == 0 for i in range(10)))), n_updates=80
     )(d)
@@ -68,26 +68,26 @@ def test_weights_that_are_tested_leave_out_the_corrupted():
 def lines(seed, n_episodes):
     """Episodes that go towards 0, and every second one away from it."""
     rng = np.random.default_rng(seed)
-    found = []
+    episodes = []
     for i in range(n_episodes):
         x = rng.uniform(-1, 1, (30, 1))
-        found.append(episode(x, (x if i % 2 else -x) + 0.05 * rng.standard_normal(x.shape)))
-    return data(found)
+        episodes.append(episode(x, (x if i % 2 else -x) + 0.05 * rng.standard_normal(x.shape)))
+    return data(episodes)
 
 
 def test_a_scoring_network_learns_from_one_pool_what_to_keep_of_another():
     pool, new, downstream = lines(0, 20), lines(1, 10), lines(2, 6)[::2]
-    found = FilterLikeYouTest(downstream, pool=pool, n_updates=150, scorer_lr=3e-3)(new)
-    assert found[::2].min() > found[1::2].max()
-    wrong = FilterLikeYouTest(lines(2, 6)[1::2], pool=pool, n_updates=150, scorer_lr=3e-3)(new)
-    assert wrong[1::2].min() > wrong[::2].max(), "the downstream data decide"
+    weights = FilterLikeYouTest(downstream, pool=pool, n_updates=150, scorer_lr=3e-3)(new)
+    assert weights[::2].min() > weights[1::2].max()
+    other_weights = FilterLikeYouTest(lines(2, 6)[1::2], pool=pool, n_updates=150, scorer_lr=3e-3)(new)
+    assert other_weights[1::2].min() > other_weights[::2].max(), "the downstream data decide"
 
 
 def test_the_scoring_network_follows_the_exact_derivative_of_the_downstream_loss():
     """After one update, as if the loss had been differentiated through the update of the reference model."""
     pool = StepTable.from_data(lines(0, 4))
     test = StepTable.from_data(lines(2, 4)[::2], like=pool)
-    found = FilterLikeYouTest(lines(2, 1), n_updates=1, batch_size=16, seed=5)._train(pool, test)
+    trained_scorer = FilterLikeYouTest(lines(2, 1), n_updates=1, batch_size=16, seed=5)._train(pool, test)
 
     x, y, tx, ty = map(torch.as_tensor, (pool.state, pool.action, test.state, test.action))
     rng, reference, scorer = Generator().manual_seed(5), NetworkEnsemble(1, 1, seed=5), NetworkEnsemble(2, 1, seed=6)
@@ -102,7 +102,7 @@ def test_the_scoring_network_follows_the_exact_derivative_of_the_downstream_loss
     after = {k: v - 0.5 * g for (k, v), g in zip(theta.items(), slope, strict=True)}
     losses(after, tx[some], ty[some]).mean().backward()
     optim.step()
-    for a, b in zip(found.parameters(), scorer.parameters(), strict=True):
+    for a, b in zip(trained_scorer.parameters(), scorer.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 

@@ -28,21 +28,21 @@ def test_nearest_is_what_looking_at_all_of_them_finds(seed, episodes, count):
     rng = np.random.default_rng(seed)
     whose = rng.integers(0, episodes, 40)
     points, among = rng.standard_normal((40, 2)), np.sort(rng.choice(40, 25, replace=False))
-    far, near = nearest_neighbors(points, whose, count, among)
+    distances, neighbors = nearest_neighbors(points, whose, count, among)
     for i in range(40):
         others = among[whose[among] != whose[i]]
         away = np.sort(np.linalg.norm(points[others] - points[i], axis=1))[:count]
-        assert np.allclose(far[i, : len(away)], away) and np.isinf(far[i, len(away):]).all()
-        assert np.allclose(np.linalg.norm(points[near[i, : len(away)]] - points[i], axis=1), away)
-        assert (whose[near[i, : len(away)]] != whose[i]).all()
+        assert np.allclose(distances[i, : len(away)], away) and np.isinf(distances[i, len(away):]).all()
+        assert np.allclose(np.linalg.norm(points[neighbors[i, : len(away)]] - points[i], axis=1), away)
+        assert (whose[neighbors[i, : len(away)]] != whose[i]).all()
 
 
 def test_action_variance_of_known_actions():
     """In every place one in two does +1 and one -1: of 2n values so, the variance without bias is 2n / (2n - 1) times
     that of the data."""
     d = data([episode(np.arange(10.0) + 1e-4 * i, np.full(10, (-1.0) ** i)) for i in range(6)])
-    found = ActionVariance(n_neighbors=5)(d)
-    assert found == pytest.approx(np.full(6, -6 / 5), rel=1e-3)
+    variances = ActionVariance(n_neighbors=5)(d)
+    assert variances == pytest.approx(np.full(6, -6 / 5), rel=1e-3)
     assert ActionVariance(n_neighbors=5)(data(line(6, steady))) == pytest.approx(np.zeros(6))
 
 
@@ -71,8 +71,8 @@ def test_transition_diversity_is_the_noise_of_the_system():
 
 def test_typicality_finds_the_outlier():
     d = data(line(8, steady), episode(np.linspace(0, 1, 31) + 50, np.ones(30)))
-    found = Typicality(n_neighbors=3)(d)
-    assert found.argmin() == 8 and found[8] < 5 * found[:8].min()
+    typicality = Typicality(n_neighbors=3)(d)
+    assert typicality.argmin() == 8 and typicality[8] < 5 * typicality[:8].min()
 
 
 def test_two_ways_are_told_from_scatter_and_from_one_way():

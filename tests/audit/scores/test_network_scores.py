@@ -40,7 +40,7 @@ def test_expertise_finds_the_demonstrators_who_guess():
         return episode(x, np.where(rng.random((40, 1)) < skilled, np.sin(3 * x), rng.uniform(-1, 1, (40, 1))),
                        metadata={"operator": name})
     d = data([person("abcd"[i % 4], (0.95, 0.95, 0.1, 0.1)[i % 4], i) for i in range(12)])
-    found = Expertise(demonstrator_key="operator", n_updates=300)(d)
-    assert found[[0, 1]].min() > 0.6 > 0.4 > found[[2, 3]].max()
+    expertise = Expertise(demonstrator_key="operator", n_updates=300)(d)
+    assert expertise[[0, 1]].min() > 0.6 > 0.4 > expertise[[2, 3]].max()
     with pytest.raises(UserError, match="'team'"):
         Expertise(demonstrator_key="team")(d)

@@ -50,9 +50,9 @@ def test_odd_episodes_spoil_nobody_else():
     for name, make in SCORES.items():
         if name in NETWORK_SCORES - {"alignment"}:
             continue
-        found = make()(data(some, none, one, bad))
-        assert found.shape == (8,), name
-        assert np.isfinite(found[:5]).all() or name == "return", name
+        scores = make()(data(some, none, one, bad))
+        assert scores.shape == (8,), name
+        assert np.isfinite(scores[:5]).all() or name == "return", name
     assert np.array_equal(Smoothness()(data(some, bad))[:5], Smoothness()(data(some)))
 
 

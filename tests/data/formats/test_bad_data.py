@@ -220,8 +220,8 @@ def test_inspect_counts_the_frames_of_a_video(shared):
     cut = warned(shared / "fixtures/broken/lerobot_truncated_mp4")
     assert sum("it is damaged" in w for w in cut) == 1
     for sound in ("v3.0/video_av1", "v3.0/video_h264", "v2.1/video", "v3.0/video_many_files"):
-        found = warned(shared / "fixtures/lerobot" / sound)
-        assert not any("damaged" in w for w in found)
+        warnings = warned(shared / "fixtures/lerobot" / sound)
+        assert not any("damaged" in w for w in warnings)
 
 
 def test_all_broken_files_are_met(shared):
@@ -383,9 +383,10 @@ def test_a_disk_that_is_full(images, limit, tmp_path):
     lerobot.append(path, closed(images=True), images=images if images != "read" else "png")
     before, prints = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}, open_dataset(path).fingerprint()
     code = _FULL.format(tests=str(TESTS))
-    ran = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True, text=True,
-                         timeout=100)
-    assert "the disk is full" in ran.stdout and "\n  -> free some space" in ran.stdout, ran.stderr
+    process = subprocess.run([sys.executable, "-c", code, str(path), str(limit), images], capture_output=True,
+                             text=True,
+                             timeout=100)
+    assert "the disk is full" in process.stdout and "\n  -> free some space" in process.stdout, process.stderr
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != ".lock"} == before
     assert open_dataset(path).fingerprint() == prints
 
@@ -473,9 +474,9 @@ def test_nothing_is_unpickled(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_named(value, tmp_path):
     data = closed()
-    wrong = data[2].steps["action"].copy()
-    wrong[1, 0] = value
-    lerobot.write(Dataset([*data[:2], data[2].replace({"action": wrong}), data[3]]), tmp_path / "out")
+    broken_action = data[2].steps["action"].copy()
+    broken_action[1, 0] = value
+    lerobot.write(Dataset([*data[:2], data[2].replace({"action": broken_action}), data[3]]), tmp_path / "out")
     read = open_dataset(tmp_path / "out")
     check_finite(read, ["observation.state", "next.reward", "next.terminated", "task"])
     with pytest.raises(UserError) as error:

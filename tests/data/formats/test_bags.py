@@ -73,10 +73,10 @@ def test_what_the_readers_of_others_count(shared):
     for name, expected in (("mcap/json_zstd_3.mcap", "mcap_json_3"), ("rosbag/ros1/episode_3.bag",
                            "rosbag_ros1_episode_3.bag"), ("rosbag/ros2_sqlite3/episode_3",
                                                           "rosbag_ros2_sqlite3_episode_3")):
-        said = json.loads((shared / f"fixtures/expected/{expected}.json").read_text())["episodes"][0]
+        counts = json.loads((shared / f"fixtures/expected/{expected}.json").read_text())["episodes"][0]
         log, = message_logs.open_logs(shared / "fixtures" / name)
-        assert log.counts == {t: s["n"] for t, s in said.items()}
-        for topic, s in said.items():
+        assert log.counts == {t: s["n"] for t, s in counts.items()}
+        for topic, s in counts.items():
             times = [time for _, time, _ in log.messages([topic])]
             assert (times[0], times[-1], len(times)) == (s["first"], s["last"], s["n"])
             inside = [t for t in times if s["first"] < t <= s["last"] - 1]
@@ -145,7 +145,7 @@ def test_the_rules_of_joining(tmp_path):
 def test_joining_is_what_a_loop_over_all_messages_finds(stamps, ticks, age):
     stamps, ticks = np.sort(np.array(stamps, np.int64)), np.sort(np.array(ticks, np.int64))
     limit = 10**9 if age is None else age
-    near = {}
+    neighbors = {}
     for rule in topic_mapping.JOIN_RULES:
         below, above, there = topic_mapping.align_messages(stamps, ticks, rule, None if age is None else age / 1e9)
         for i, t in enumerate(ticks):
@@ -155,12 +155,12 @@ def test_joining_is_what_a_loop_over_all_messages_finds(stamps, ticks, age):
                     "interpolate": before and after}[rule]
             assert bool(there[i]) == bool(want)
             if want:
-                near = {"last": max(before, default=0), "next": min(after, default=0)}
+                neighbors = {"last": max(before, default=0), "next": min(after, default=0)}
                 low, high = stamps[below[i]], stamps[above[i]]
-                if rule in near:
-                    assert low == high == near[rule]
+                if rule in neighbors:
+                    assert low == high == neighbors[rule]
                 elif rule == "interpolate":
-                    assert (low, high) == (near["last"], near["next"])
+                    assert (low, high) == (neighbors["last"], neighbors["next"])
                 else:
                     assert abs(low - t) == min(abs(s - t) for s in want)
 
@@ -253,17 +253,17 @@ def test_pixels_with_padded_rows(encoding, tmp_path):
     store = get_typestore(Stores.ROS2_HUMBLE)
     image, header, time = (store.types[f"{t}"] for t in ("sensor_msgs/msg/Image", "std_msgs/msg/Header",
                                                          "builtin_interfaces/msg/Time"))
-    shown = np.random.default_rng(0).integers(0, 256, (3, 4, 5, {"mono8": 1, "rgba8": 4}.get(encoding, 3)), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, {"mono8": 1, "rgba8": 4}.get(encoding, 3)), np.uint8)
     with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
         at = writer.add_connection("/cam/image_raw", image.__msgtype__, typestore=store)
-        for i, frame in enumerate(shown):
+        for i, frame in enumerate(pixels):
             sent = frame[..., ::-1] if encoding == "bgr8" else frame
             rows = np.zeros((4, 5 * frame.shape[-1] + 3), np.uint8)
             rows[:, :-3] = sent.reshape(4, -1)
             message = image(header(time(i + 1, 0), ""), 4, 5, encoding, 0, rows.shape[1], rows.reshape(-1))
             writer.write(at, (i + 1) * 10**9, store.serialize_cdr(message, image.__msgtype__))
     e, = preview_dataset(tmp_path / "bag")
-    assert np.array_equal(e.steps["observation.images.cam"], shown)
+    assert np.array_equal(e.steps["observation.images.cam"], pixels)
 
 
 def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeypatch):
@@ -277,11 +277,11 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
     e, two = data = open_dataset(path, mapping=mapped(observation__state={"topic": "/state", "field": "data"},
                                                       observation__images__camera="/camera", gap=0.5))
     assert [len(e), len(two)] == [18, 12]
-    seen = []
+    decoded = []
     whole = message_logs.decode_image
-    monkeypatch.setattr(message_logs, "decode_image", lambda *a: seen.append(1) or whole(*a))
+    monkeypatch.setattr(message_logs, "decode_image", lambda *a: decoded.append(1) or whole(*a))
     assert np.array_equal(two.steps["observation.images.camera"], frames[np.arange(26, 38) // 4])
-    assert len(seen) == 4
+    assert len(decoded) == 4
     assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])
     assert data.features()["observation.images.camera"].shape == (4, 4, 3)
 
@@ -330,10 +330,10 @@ def test_damage_in_the_middle_is_refused(shared, tmp_path, name):
         path.write_bytes(data)
         data[at] ^= bit
         try:
-            found = preview_dataset(path)
-            for e in found:
+            preview = preview_dataset(path)
+            for e in preview:
                 assert np.isfinite(e.steps["timestamp"]).all()
-                if found.metadata["mapping"] == whole.metadata["mapping"] and not found.metadata["warnings"]:
+                if preview.metadata["mapping"] == whole.metadata["mapping"] and not preview.metadata["warnings"]:
                     n = len(e)
                     assert np.array_equal(e.steps["action"], whole[0].steps["action"][:n])
         except UserError:

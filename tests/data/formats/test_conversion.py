@@ -26,17 +26,17 @@ def test_statistics_of_episodes_of_any_lengths_are_numpys(lengths, width, seed, 
     was = values.copy()
     before, lerobot_write._PIECE = lerobot_write._PIECE, 64  # so that some come in several pieces
     try:
-        found = lerobot_write._episode_statistics(values, np.array(lengths))
+        statistics = lerobot_write._episode_statistics(values, np.array(lengths))
     finally:
         lerobot_write._PIECE = before
     assert values.tobytes() == was.tobytes()
     for e, part in enumerate(np.split(values, np.cumsum(lengths)[:-1])):
         for w in range(width):
-            known = part[:, w].astype(np.float64)
-            known = known[np.isfinite(known)] if np.isfinite(known).any() else np.zeros(1)
-            expected = {"min": known.min(), "max": known.max(), "mean": known.mean(), "std": known.std(),
-                        **{name: np.quantile(known, q) for name, q in QUANTILES.items()}}
-            assert {k: v[e, w] for k, v in found.items()} == pytest.approx(expected, rel=1e-9, abs=1e-12)
+            numbers = part[:, w].astype(np.float64)
+            numbers = numbers[np.isfinite(numbers)] if np.isfinite(numbers).any() else np.zeros(1)
+            expected = {"min": numbers.min(), "max": numbers.max(), "mean": numbers.mean(), "std": numbers.std(),
+                        **{name: np.quantile(numbers, q) for name, q in QUANTILES.items()}}
+            assert {k: v[e, w] for k, v in statistics.items()} == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def some(lengths, seed=0):
@@ -53,14 +53,14 @@ def test_reading_through_is_reading_each_and_leaves_the_cache_alone(form, tmp_pa
     if form in ("robomimic", "minari", "d4rl"):
         monkeypatch.setattr("understudy.data.sources._AT_ONCE", 300)  # bytes: several pieces
     monkeypatch.setattr("understudy.data.formats.npz._AT_ONCE", 100)
-    given = some((3, 1, 8, 5, 2))
-    write_dataset(given, tmp_path / "data", form)
+    episodes = some((3, 1, 8, 5, 2))
+    write_dataset(episodes, tmp_path / "data", form)
     data = open_dataset(tmp_path / "data")
     for part in (data, data[1:4], data[2:], data[:2], data.select([3, 0])):
         through = [{n: np.array(e.steps[n]) for n in e.steps} for e in part.iterate_once()]
         if part is data and form not in ("zarr", "lerobot"):
             assert not cache.contains(data.source.key)
-            for read, e in zip(through, given, strict=True):
+            for read, e in zip(through, episodes, strict=True):
                 assert all(np.array_equal(read[name], column) for name, column in e.steps.items() if name in read)
         assert len(through) == len(part)
         for read, e in zip(through, part, strict=True):  # by way of the cache, from here on

@@ -21,21 +21,22 @@ def own_cache(tmp_path, monkeypatch):
 
 def test_describe(tmp_path):
     lerobot.write(closed(images=True), tmp_path / "out")
-    said = describe(open_dataset(tmp_path / "out"))
-    assert json.loads(json.dumps(said)) == said
-    assert (said["format"], said["version"], said["episodes"], said["steps"], said["fps"]) == (
+    description = describe(open_dataset(tmp_path / "out"))
+    assert json.loads(json.dumps(description)) == description
+    assert (description["format"], description["version"], description["episodes"], description["steps"],
+            description["fps"]) == (
         "lerobot", "v3.0", 4, 22, 10)
-    assert said["features"]["observation.state"] == {"dtype": "float32", "shape": [3], "names": None}
-    assert said["features"][CAMERA] == {"dtype": "uint8", "shape": [64, 64, 3], "names": None}
-    assert said["tasks"] == closed_form.TASKS and said["warnings"] == []
+    assert description["features"]["observation.state"] == {"dtype": "float32", "shape": [3], "names": None}
+    assert description["features"][CAMERA] == {"dtype": "uint8", "shape": [64, 64, 3], "names": None}
+    assert description["tasks"] == closed_form.TASKS and description["warnings"] == []
 
 
 def test_findings_of_data_in_memory():
     n = 6
     steps = {"observation.state": np.stack([np.arange(n), np.full(n, 3)], 1).astype(np.float32),
              "action": np.array([[1.0], [np.nan], [2], [np.inf], [3], [4]]), "timestamp": np.arange(n) / 25}
-    found = find_problems(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))
-    assert [f.message for f in found] == [
+    findings = find_problems(Dataset([Episode(steps)], {"fps": 10, "warnings": ["said before"]}))
+    assert [f.message for f in findings] == [
         "action: 2 values not finite, the first is action[0] of episode 0, step 1",
         "timestamps are 0.04 s apart (25 a second), fps says 10",
         "said before",

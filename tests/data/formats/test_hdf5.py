@@ -45,13 +45,13 @@ def test_nothing_is_read_before_it_is_asked_for(name, files, cache, monkeypatch)
     assert not cache.exists()
     numbers = [n for n, f in data.features().items() if f.kind in ("vector", "discrete")]
     action = next(n for n in numbers if n.startswith("action"))
-    seen = next(n for n in numbers if n.startswith("observation."))
+    column = next(n for n in numbers if n.startswith("observation."))
     there = [{n: e.steps[n].copy() for n in numbers} for e in data]
     assert len([p for p in cache.iterdir() if not p.name.startswith(".")]) == 1
-    whole, first, rows = data.column(seen)
+    whole, first, rows = data.column(column)
     for e, at, n in zip(data, first, rows, strict=True):
-        np.testing.assert_array_equal(e.steps[seen], whole[at: at + n])
-    batch = Window(1, 3).windows(data, [seen], action).batch(8, 0, 0)
+        np.testing.assert_array_equal(e.steps[column], whole[at: at + n])
+    batch = Window(1, 3).windows(data, [column], action).batch(8, 0, 0)
     assert len(batch.action) == 8
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(cache / "small"))
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "1e-9")
@@ -61,7 +61,7 @@ def test_nothing_is_read_before_it_is_asked_for(name, files, cache, monkeypatch)
             np.testing.assert_array_equal(e.steps[n], columns[n])
             assert e.steps[n].dtype == columns[n].dtype
     with pytest.raises(UserError, match="UNDERSTUDY_CACHE_GB"):
-        again.column(seen)
+        again.column(column)
 
 
 @pytest.mark.parametrize("name", ["robomimic/low_dim_image.hdf5", "act_aloha/compressed", "minari/closed/dict-v0",
@@ -90,7 +90,7 @@ def test_a_file_that_changes_is_read_anew(tmp_path):
 def test_broken_fixtures(files):
     """Every one of these formats in broken/MANIFEST.json: refused with file and key, or the fault is there to see."""
     broken, names = files / "broken", json.loads((files / "broken/MANIFEST.json").read_text())
-    mine = {n for n in names if n.startswith(("robomimic", "act", "minari", "d4rl", "imitation"))}
+    file_names = {n for n in names if n.startswith(("robomimic", "act", "minari", "d4rl", "imitation"))}
     refused(broken / "robomimic_truncated.hdf5", "robomimic_truncated.hdf5", "truncated")
     refused(broken / "robomimic_lengths.hdf5", "data/demo_0/obs/object: it has 4 rows instead of 5, as actions has")
     refused(broken / "act_short_qpos.hdf5", "observations/qpos: it has 4 rows instead of 5, as action has")
@@ -99,8 +99,9 @@ def test_broken_fixtures(files):
     assert np.argwhere(np.isnan(episodes[3][0]["action"])).tolist() == [[2, 0]]
     data, _ = everything(broken / "robomimic_total.hdf5")
     assert data.metadata["warnings"] == ["data, attribute total: 99, but the demos have 22 steps"]
-    assert mine == {"robomimic_truncated.hdf5", "robomimic_lengths.hdf5", "act_short_qpos.hdf5", "d4rl_no_end.hdf5",
-                    "robomimic_nan_action.hdf5", "robomimic_total.hdf5"}
+    assert file_names == {"robomimic_truncated.hdf5", "robomimic_lengths.hdf5", "act_short_qpos.hdf5",
+                          "d4rl_no_end.hdf5",
+                          "robomimic_nan_action.hdf5", "robomimic_total.hdf5"}
 
 
 def changed(files, tmp_path, name, change):

@@ -130,18 +130,19 @@ def upstream(name, path, shared):
     python = REPOSITORY / f".venv-peers/{name}/bin/python"
     if not python.exists():
         pytest.skip("no .venv-peers")
-    ran = subprocess.run([python, shared / "tools/check_with_upstream.py", name, path], capture_output=True, text=True,
-                         env={"OMP_NUM_THREADS": "1", "HOME": str(path.parent), "PATH": "/usr/bin:/bin"})
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return json.loads(ran.stdout)
+    process = subprocess.run([python, shared / "tools/check_with_upstream.py", name, path], capture_output=True,
+                             text=True,
+                             env={"OMP_NUM_THREADS": "1", "HOME": str(path.parent), "PATH": "/usr/bin:/bin"})
+    assert process.returncode == 0, process.stderr[-2000:]
+    return json.loads(process.stdout)
 
 
 @pytest.mark.slow
 def test_robomimic_itself_reads_what_is_written(shared, tmp_path):
     data = demonstrations()
     write_dataset(data, tmp_path / "a.hdf5", "robomimic")
-    said = upstream("robomimic", tmp_path / "a.hdf5", shared)["episodes"]
-    for e, (one, read) in enumerate(zip(data, said, strict=True)):
+    episodes = upstream("robomimic", tmp_path / "a.hdf5", shared)["episodes"]
+    for e, (one, read) in enumerate(zip(data, episodes, strict=True)):
         n, c = len(one), one.steps
         agrees(c["action"], read["actions"], "actions")
         agrees(c["next.reward"], read["rewards"], "rewards")
@@ -157,12 +158,12 @@ def test_minari_itself_reads_what_is_written(shared, tmp_path):
     write_dataset(data, tmp_path / "written-v3", "minari")
     read = upstream("minari", tmp_path / "written-v3", shared)
     assert read["extra"] == {"total_steps": 22, "id": "written-v3"}
-    for one, said in zip(data, read["episodes"], strict=True):
+    for one, upstream_episode in zip(data, read["episodes"], strict=True):
         c = one.steps
-        agrees(c["observation.state"], said["observations/state"], "state")
-        agrees(c["action"], said["actions"], "actions")
-        agrees(c["next.reward"], said["rewards"], "rewards")
-        agrees(c["next.terminated"], said["terminations"], "terminations")
-        agrees(c["next.truncated"], said["truncations"], "truncations")
+        agrees(c["observation.state"], upstream_episode["observations/state"], "state")
+        agrees(c["action"], upstream_episode["actions"], "actions")
+        agrees(c["next.reward"], upstream_episode["rewards"], "rewards")
+        agrees(c["next.terminated"], upstream_episode["terminations"], "terminations")
+        agrees(c["next.truncated"], upstream_episode["truncations"], "truncations")
         images = np.concatenate([c["observation.images.front"], c["observation.images.front"][-1:]])
-        agrees(images, said["observations/front"], "front")
+        agrees(images, upstream_episode["observations/front"], "front")

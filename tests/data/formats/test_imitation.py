@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 def test_imitation(name, files, expected):
     data, episodes = everything(files / "imitation" / name)
     assert data.metadata["format"] == "imitation" and len(data) == 4
-    for e, ((columns, _), said) in enumerate(zip(episodes, expected(f"imitation_{name}"), strict=True)):
+    for e, ((columns, _), trajectory) in enumerate(zip(episodes, expected(f"imitation_{name}"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         np.testing.assert_array_equal(columns["observation.state"], state(e, n + 1))
         np.testing.assert_array_equal(columns["next.terminated"], terminated)
@@ -29,12 +29,12 @@ def test_imitation(name, files, expected):
         np.testing.assert_array_equal(columns["action"], action)
         assert columns["observation.state"].dtype == np.float32  # upstream makes it float64
         assert json.loads(columns["infos"][n - 1]) == {"t": n - 1, "task": closed_form.task(e)}
-        agrees(columns["observation.state"], said["obs"], "obs")
-        agrees(columns["action"], said["acts"], "acts")
-        assert said["terminal"] == terminated[-1] and ("next.reward" in columns) == (name != "without_rewards")
-        if "rews" in said:
+        agrees(columns["observation.state"], trajectory["obs"], "obs")
+        agrees(columns["action"], trajectory["acts"], "acts")
+        assert trajectory["terminal"] == terminated[-1] and ("next.reward" in columns) == (name != "without_rewards")
+        if "rews" in trajectory:
             np.testing.assert_array_equal(columns["next.reward"], reward)
-            agrees(columns["next.reward"], said["rews"], "rews")
+            agrees(columns["next.reward"], trajectory["rews"], "rews")
 
 
 @pytest.mark.parametrize("name, episodes, steps", [("cartpole_0_final", 57, 26964), ("pendulum_0_final", 56, 11200)])

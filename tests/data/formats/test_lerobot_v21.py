@@ -38,33 +38,33 @@ def rows(path):
 @pytest.mark.parametrize("name", ["v2.1/images", "v2.1/video", "v2.0/images"])
 def test_what_lerobot_wrote_is_read_and_written_again_as_it_was(name, tmp_path):
     """Metadata, tables and statistics are those of lerobot 0.3.3 for the same values."""
-    theirs = LEROBOT / name
-    data = open_dataset(theirs)
+    source = LEROBOT / name
+    data = open_dataset(source)
     for e, episode in enumerate(data):
         want = closed_form.episode(e)
         assert np.array_equal(episode.steps["observation.state"], want["state"])
         assert np.array_equal(episode.steps["action"], want["action"])
         assert set(episode.steps["task"]) == {closed_form.task(e)}
     ours = written(tmp_path / "again", data, "video" if name.endswith("video") else "png")
-    said, mine = (json.loads((p / "meta/info.json").read_text()) for p in (theirs, ours))
+    source_info, own_info = (json.loads((p / "meta/info.json").read_text()) for p in (source, ours))
     if name.startswith("v2.1"):
-        assert list(mine) == list(said)
-    for f in (*said["features"].values(), *mine["features"].values()):
+        assert list(own_info) == list(source_info)
+    for f in (*source_info["features"].values(), *own_info["features"].values()):
         f["names"] = [str(n).removesuffix("s") for n in f["names"] or ()]  # channel, channels
         f.pop("info", None)
-    assert {**mine, "features": 0} == {**said, "features": 0, "codebase_version": "v2.1"}
-    assert mine["features"] == said["features"]
+    assert {**own_info, "features": 0} == {**source_info, "features": 0, "codebase_version": "v2.1"}
+    assert own_info["features"] == source_info["features"]
     for file in ("tasks", "episodes"):
-        assert rows(ours / f"meta/{file}.jsonl") == rows(theirs / f"meta/{file}.jsonl")
+        assert rows(ours / f"meta/{file}.jsonl") == rows(source / f"meta/{file}.jsonl")
     if name == "v2.1/images":
-        for one, other in zip(*(rows(p / "meta/episodes_stats.jsonl") for p in (ours, theirs)), strict=True):
+        for one, other in zip(*(rows(p / "meta/episodes_stats.jsonl") for p in (ours, source)), strict=True):
             assert list(one["stats"]) == list(other["stats"])
             for feature, stats in other["stats"].items():
                 for statistic, value in stats.items():
                     np.testing.assert_allclose(one["stats"][feature][statistic], value, 1e-6, 1e-6)
     for e in range(4):
         file = f"data/chunk-000/episode_{e:06d}.parquet"
-        one, other = pq.ParquetFile(ours / file), pq.ParquetFile(theirs / file)
+        one, other = pq.ParquetFile(ours / file), pq.ParquetFile(source / file)
         assert [f.name for f in one.schema_arrow] == [f.name for f in other.schema_arrow]
         for f in other.schema_arrow:
             if f.name != CAMERA:
@@ -95,8 +95,8 @@ def test_chunks_and_one_video_an_episode(tmp_path, monkeypatch):
         assert video.count_frames(path / f"videos/chunk-{e // 2:03d}/{CAMERA}/episode_{e:06d}.mp4") == n
     again = open_dataset(path)
     for e in range(4):
-        seen = again[e].steps[CAMERA][: closed_form.LENGTHS[e]].astype(int)
-        assert np.abs(seen - closed(images=True)[e].steps[CAMERA][: len(seen)]).mean() < 4
+        frames = again[e].steps[CAMERA][: closed_form.LENGTHS[e]].astype(int)
+        assert np.abs(frames - closed(images=True)[e].steps[CAMERA][: len(frames)]).mean() < 4
 
 
 @pytest.mark.slow
@@ -104,28 +104,29 @@ def test_lerobot_itself_reads_them(tmp_path):
     """By way of its converter to v3.0, which reads every file of a v2.1 data set; 0.3.3, which reads v2.1 itself, needs
     another PyTorch than we do."""
     rng = np.random.default_rng(0)
-    odd = Dataset([Episode({"observation.state": rng.normal(size=(n, 4)), "observation.one": rng.normal(size=(n, 1)),
-                            "action": rng.integers(0, 4, (n, 2)), "observation.on": rng.random((n, 3)) < 0.5,
-                            "task": np.array(["reach", "grasp"])[rng.integers(0, 2, n)]}) for n in (4, 2, 7)],
-                  {"fps": 12})  # of 12.5 the converter would make 12
-    for name, data, images in (("png", None, "png"), ("video", None, "video"), ("odd", odd, "png")):
+    unusual = Dataset([Episode({"observation.state": rng.normal(size=(n, 4)),
+                                "observation.one": rng.normal(size=(n, 1)),
+                                "action": rng.integers(0, 4, (n, 2)), "observation.on": rng.random((n, 3)) < 0.5,
+                                "task": np.array(["reach", "grasp"])[rng.integers(0, 2, n)]}) for n in (4, 2, 7)],
+                      {"fps": 12})  # of 12.5 the converter would make 12
+    for name, data, images in (("png", None, "png"), ("video", None, "video"), ("odd", unusual, "png")):
         written(tmp_path / name, data, images)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    ran = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot_v21.py"), *(str(tmp_path / n) for n in (
+    process = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot_v21.py"), *(str(tmp_path / n) for n in (
         "png", "video", "odd"))], capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
-    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
-    for name, data in (("png", closed(images=True)), ("video", closed(images=True)), ("odd", odd)):
-        theirs = dict(np.load(tmp_path / f"{name}.npz"))
-        assert theirs["episodes"] == len(data) and float(theirs["fps"]) == data.fps
+    assert process.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{process.stderr[-3000:]}"
+    for name, data in (("png", closed(images=True)), ("video", closed(images=True)), ("odd", unusual)):
+        upstream_arrays = dict(np.load(tmp_path / f"{name}.npz"))
+        assert upstream_arrays["episodes"] == len(data) and float(upstream_arrays["fps"]) == data.fps
         for column in data.features():
             ours = np.concatenate([np.asarray(e.steps[column])[: len(e)] for e in data])
-            seen = theirs[column].reshape(ours.shape)
+            values = upstream_arrays[column].reshape(ours.shape)
             if column == CAMERA and name == "video":
-                assert np.abs(seen.astype(int) - ours).mean() < 4
+                assert np.abs(values.astype(int) - ours).mean() < 4
             else:
-                assert np.array_equal(seen, ours.astype(np.float32) if ours.dtype == np.float64 else ours), column
+                assert np.array_equal(values, ours.astype(np.float32) if ours.dtype == np.float64 else ours), column
         actions = np.concatenate([e.steps["action"] for e in data]).astype(np.float64)
-        np.testing.assert_allclose(theirs["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
+        np.testing.assert_allclose(upstream_arrays["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
 
 
 def test_from_the_command_line(tmp_path, capsys):
@@ -133,8 +134,9 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["convert", str(LEROBOT / "v3.0/images"), path, "--to", "lerobot-v2.1"]) == 0
     capsys.readouterr()
     assert main(["inspect", path, "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["version"], said["episodes"], said["steps"], said["fps"]) == ("v2.1", 4, 22, 10)
+    description = json.loads(capsys.readouterr().out)
+    assert (description["version"], description["episodes"], description["steps"],
+            description["fps"]) == ("v2.1", 4, 22, 10)
     assert open_dataset(path).fingerprint() == open_dataset(LEROBOT / "v3.0/images").fingerprint()
     assert main(["convert", str(LEROBOT / "v3.0/images"), path, "--to", "lerobot-v2.1"]) == 2
     assert "there is already a file or folder" in capsys.readouterr().err

@@ -67,8 +67,8 @@ def test_windows_of_a_video_that_refers_forward(options, kept, tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     with av.open(str(tmp_path / "film.mp4")) as container:
-        shown = [packet.pts for packet in container.demux(video=0) if packet.size]
-    assert shown != sorted(shown)  # or this would say nothing
+        shown_times = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert shown_times != sorted(shown_times)  # or this would say nothing
     with video.VideoReader(tmp_path / "film.mp4", "here", kept) as reader:
         whole = filmed(reader, times, shape)
         assert len({frame.tobytes() for frame in whole}) == 30
@@ -130,13 +130,13 @@ def test_two_episodes_of_one_video_may_be_read_side_by_side(tmp_path):
     lerobot.write(closed(images=True), tmp_path / "out")
     data = open_dataset(tmp_path / "out")
     source = data.source
-    wanted = [e.steps[CAMERA] for e in data]
-    beside = [np.zeros_like(w) for w in wanted[:2]]
+    expected_frames = [e.steps[CAMERA] for e in data]
+    beside = [np.zeros_like(w) for w in expected_frames[:2]]
     for parts in itertools.zip_longest(source.frames(CAMERA, 0), source.frames(CAMERA, 1)):
         for out, part in zip(beside, parts, strict=True):
             if part is not None:
                 out[part[0]] = part[1]
-    for a, b in zip(beside, wanted, strict=False):
+    for a, b in zip(beside, expected_frames, strict=False):
         np.testing.assert_array_equal(a, b)
 
 

@@ -81,14 +81,14 @@ def _datasets(draw):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=_datasets(), split=st.integers(0, 4))
 def test_any_data_set_survives_writing_and_appending(data, split, tmp_path_factory):
-    where = tmp_path_factory.mktemp("any")
-    lerobot.write(data, where / "whole")
-    again = open_dataset(where / "whole")
+    folder = tmp_path_factory.mktemp("any")
+    lerobot.write(data, folder / "whole")
+    again = open_dataset(folder / "whole")
     assert again.fingerprint() == data.fingerprint() and again.fps == 12.5
     parts = [p for p in (data[:split], data[split:]) if len(p)]
     for part in parts:
-        lerobot.append(where / "parts", part)
-    assert open_dataset(where / "parts").fingerprint() == data.fingerprint()
+        lerobot.append(folder / "parts", part)
+    assert open_dataset(folder / "parts").fingerprint() == data.fingerprint()
 
 
 def test_appending_leaves_finished_files_alone_and_is_the_same_as_writing(tmp_path):
@@ -115,26 +115,26 @@ def test_statistics_are_those_of_all_steps(tmp_path):
     lerobot.write(data, tmp_path / "out")
     stats = json.loads((tmp_path / "out/meta/stats.json").read_text())
     state = np.concatenate([e.steps["observation.state"][: len(e)] for e in data]).astype(float)
-    found = stats["observation.state"]
-    np.testing.assert_allclose(found["mean"], state.mean(0), 1e-12)
-    np.testing.assert_allclose(found["std"], state.std(0), 1e-12)
-    np.testing.assert_array_equal(found["min"], state.min(0))
-    np.testing.assert_array_equal(found["max"], state.max(0))
-    assert found["count"] == [22] and stats["next.terminated"]["max"] == [True]
+    statistics = stats["observation.state"]
+    np.testing.assert_allclose(statistics["mean"], state.mean(0), 1e-12)
+    np.testing.assert_allclose(statistics["std"], state.std(0), 1e-12)
+    np.testing.assert_array_equal(statistics["min"], state.min(0))
+    np.testing.assert_array_equal(statistics["max"], state.max(0))
+    assert statistics["count"] == [22] and stats["next.terminated"]["max"] == [True]
     quantile = [np.quantile(e.steps["observation.state"][: len(e)].astype(float), 0.9, axis=0) for e in data]
-    np.testing.assert_allclose(found["q90"], np.average(quantile, axis=0, weights=[len(e) for e in data]), 1e-12)
+    np.testing.assert_allclose(statistics["q90"], np.average(quantile, axis=0, weights=[len(e) for e in data]), 1e-12)
 
 
 def test_statistics_of_images_are_those_of_their_pixels(tmp_path):
     image = np.random.default_rng(1).integers(3, 250, (7, 20, 30, 3), np.uint8)
     lerobot.write(Dataset([Episode({CAMERA: image, "action": np.zeros((7, 1))})], {"fps": 10}), tmp_path / "out")
-    found = json.loads((tmp_path / "out/meta/stats.json").read_text())[CAMERA]
+    statistics = json.loads((tmp_path / "out/meta/stats.json").read_text())[CAMERA]
     pixels = image.reshape(-1, 3) / 255
     for name, value in (("min", pixels.min(0)), ("max", pixels.max(0)), ("mean", pixels.mean(0)),
                         ("std", pixels.std(0)), ("q01", np.quantile(pixels, 0.01, axis=0)),
                         ("q90", np.quantile(pixels, 0.9, axis=0))):
-        np.testing.assert_allclose(np.array(found[name]), value.reshape(3, 1, 1), 1e-9)
-    assert found["count"] == [7]
+        np.testing.assert_allclose(np.array(statistics[name]), value.reshape(3, 1, 1), 1e-9)
+    assert statistics["count"] == [7]
 
 
 def test_an_upstream_data_set_is_added_to(tmp_path):
@@ -190,9 +190,9 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
         lerobot.append(tmp_path / str(k), old)
     old = open_dataset(tmp_path / "0").fingerprint()  # with frames as video has them
     code = _KILLED.format(tests=str(TESTS), moments=moments, root=str(tmp_path))
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    statuses = [int(s) for s in ran.stdout.split()]
-    assert len(statuses) == moments, ran.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    statuses = [int(s) for s in process.stdout.split()]
+    assert len(statuses) == moments, process.stderr
     killed = [k for k, s in enumerate(statuses) if s == signal.SIGKILL]
     assert len(killed) >= 10 and statuses[-1] == 0  # all moments were met
     for k in killed:
@@ -217,14 +217,14 @@ def test_an_append_that_is_killed_at_any_moment_loses_nothing(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     data = closed()
-    wrong = Dataset([*data[:3], data[3].replace({"action": np.zeros((12, 5), np.float32)})], data.metadata)
+    broken = Dataset([*data[:3], data[3].replace({"action": np.zeros((12, 5), np.float32)})], data.metadata)
     with pytest.raises(UserError, match=r"episode 3, column 'action': a step is .*\(5,\) instead of float32 \(2,\)"):
-        lerobot.write(wrong, tmp_path / "out")
+        lerobot.write(broken, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     lerobot.write(data[:2], tmp_path / "out")
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="column 'action'"):
-        lerobot.append(tmp_path / "out", wrong[3:])
+        lerobot.append(tmp_path / "out", broken[3:])
     after = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file() and p.name != ".lock"}
     assert before == after
     with pytest.raises(UserError, match="there is already a file or folder"):

@@ -34,7 +34,7 @@ def test_minari(name, files, expected):
     data, episodes = everything(files / "minari/closed" / name)
     assert data.metadata["format"] == "minari" and data.metadata["version"] == "0.5.4" and not data.metadata["warnings"]
     nested, jpeg = name.startswith(("dict", "raw")), name.startswith(("dict", "image"))
-    for e, ((columns, meta), said) in enumerate(zip(episodes, expected(f"minari_{name}"), strict=True)):
+    for e, ((columns, meta), recorded) in enumerate(zip(episodes, expected(f"minari_{name}"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         assert meta["seed"] == 1000 + e and meta["minari"]["author"] == ["understudy"]
         np.testing.assert_array_equal(columns["next.reward"], reward)
@@ -57,14 +57,15 @@ def test_minari(name, files, expected):
             column = columns["observation.images.pixels" if nested else "observation.images.image"]
             off = np.abs(column.astype(int) - images(e, n + 1)).mean(axis=(1, 2, 3))
             assert off.max() <= (2.5 if jpeg else 0)
-        for key, value in said.items():
-            top, _, rest = key.partition("/")
-            rest = rest.replace("/", ".")
+        for key, value in recorded.items():
+            top, _, name_in_group = key.partition("/")
+            name_in_group = name_in_group.replace("/", ".")
             if top == "observations":
-                image = f"observation.images.{rest or 'image'}"
-                agrees(columns.get(image, columns.get(f"observation.{rest or 'state'}")), value, key, image in columns)
+                image = f"observation.images.{name_in_group or 'image'}"
+                agrees(columns.get(image, columns.get(f"observation.{name_in_group or 'state'}")), value, key,
+                       image in columns)
             elif value["dtype"] != "text":  # infos that Minari itself does not read back
-                agrees(columns[_MINARI.get(top, top) + f".{rest}" * bool(rest)], value, key)
+                agrees(columns[_MINARI.get(top, top) + f".{name_in_group}" * bool(name_in_group)], value, key)
 
 
 def test_minari_before_it_had_metadata(files, tmp_path):
@@ -116,11 +117,11 @@ def test_a_minari_episode_that_is_gone(files, tmp_path):
     shutil.rmtree(tmp_path / "d/data/2")
     assert open_dataset(tmp_path / "d").metadata["warnings"][0] == "metadata, total_episodes: 4, but there are 3"
     own = tmp_path / "d/data/1/metadata.json"
-    said = json.loads(own.read_text())
+    metadata = json.loads(own.read_text())
     for steps in (2**70, True, 0, "4"):
-        own.write_text(json.dumps({**said, "total_steps": steps}))
+        own.write_text(json.dumps({**metadata, "total_steps": steps}))
         refused(tmp_path / "d", "1/metadata.json: total_steps must be")
-    own.write_text(json.dumps(said))
+    own.write_text(json.dumps(metadata))
     (tmp_path / "d/data/1/part-0.arrow").write_bytes(b"ARROW1")
     refused(tmp_path / "d", "1/part-0.arrow", "damage")
     (tmp_path / "d/data/1/part-0.arrow").unlink()

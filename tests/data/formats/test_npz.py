@@ -41,9 +41,9 @@ def test_npz_arrays_become_columns_by_name_and_facts_by_length(tmp_path):
 def test_npz_last_observations(how, tmp_path):
     flat, longer = flat_arrays(), flat_arrays(extra=1)["state"]
     following = np.concatenate([closed_form.episode(e, 1, images=False)["state"][1:] for e in range(4)])
-    given = {} if how == "one row more" else {"next_observations": following}
+    last_observations = {} if how == "one row more" else {"next_observations": following}
     path = write_npz(tmp_path / "d.npz", observations=flat["state"] if how == "next_observations" else longer,
-                     actions=flat["action"], episode_ends=ENDS, **given)
+                     actions=flat["action"], episode_ends=ENDS, **last_observations)
     for e, episode in enumerate(open_dataset(path)):
         expected = closed_form.episode(e, 1, images=False)["state"]
         np.testing.assert_array_equal(episode.steps["observation.state"], expected)
@@ -94,8 +94,8 @@ def test_recorded_npz_files_open(name, episodes, steps, last, shared, tmp_path):
         for e in (0, episodes - 1):
             begin = (ends[e - 1] if e else 0) + (e if len(observations) > steps else 0)
             n = len(data[e]) + (last if len(observations) > steps else 0)
-            seen = data[e].steps["observation.state"]
-            np.testing.assert_array_equal(seen[:n], observations[begin:begin + n])
-            assert len(seen) == len(data[e]) + last
+            states = data[e].steps["observation.state"]
+            np.testing.assert_array_equal(states[:n], observations[begin:begin + n])
+            assert len(states) == len(data[e]) + last
     lerobot.write(data, tmp_path / "out")
     assert open_dataset(tmp_path / "out").fingerprint() == data.fingerprint()

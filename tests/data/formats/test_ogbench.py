@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, episodes", [("closed-v0", [0, 1, 2, 3]), ("closed-v0-val", [3])])
 def test_ogbench(name, episodes, fixtures):
     data = open_dataset(fixtures / f"ogbench/{name}.npz")
-    said = json.loads((fixtures / "expected/ogbench.json").read_text())["episodes"]
+    recorded = json.loads((fixtures / "expected/ogbench.json").read_text())["episodes"]
     assert len(data) == len(episodes)
     for episode, e in zip(data, episodes, strict=True):
         is_closed(episode, e, {STATE: "state"}, last=True)
@@ -34,8 +34,8 @@ def test_ogbench(name, episodes, fixtures):
         assert episode.steps["next.truncated"].tolist() == [False] * (len(episode) - 1) + [True]
         assert not episode.steps["next.terminated"].any()
         if len(episodes) > 1:
-            agrees(episode.steps[ACTION], said[e]["actions"])
-            agrees(episode.steps[STATE][1:], said[e]["next_observations"])
+            agrees(episode.steps[ACTION], recorded[e]["actions"])
+            agrees(episode.steps[STATE][1:], recorded[e]["next_observations"])
 
 
 def test_ogbench_of_its_own_script(shared):

@@ -35,10 +35,10 @@ def written(path, rows):
 def test_a_trial_is_an_episode_for_each_person_in_it(tmp_path):
     data = open_dataset(written(tmp_path / "trials.csv", [row(0), row(1)]))
     assert [len(e) for e in data] == [2, 2] and [e.metadata["player"] for e in data] == [0, 1]
-    mine, other = ([1, 1, 0, -1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0])
-    for episode, seen, action in zip(data, (mine + other, other + mine), (3, 5), strict=True):
+    own_view, other = ([1, 1, 0, -1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 1, 0])
+    for episode, state, action in zip(data, (own_view + other, other + own_view), (3, 5), strict=True):
         steps = episode.steps
-        np.testing.assert_array_equal(steps["observation.state"], [seen] * 2)
+        np.testing.assert_array_equal(steps["observation.state"], [state] * 2)
         np.testing.assert_array_equal(steps["action"], [[action]] * 2)
         np.testing.assert_array_equal(steps["next.reward"], [0, 20])
         np.testing.assert_array_equal(steps["timestamp"], [0, 0.5])
@@ -87,8 +87,8 @@ def test_trials_of_2020(shared):
         of = [r for r in rows if r["trial_id"] == trial]
         for player in (0, 1):
             steps = data[2 * n + player].steps
-            wanted = [names[json.dumps(json.loads(r["joint_action"])[player])] for r in of]
-            np.testing.assert_array_equal(steps["action"][:, 0], wanted)
+            action_indices = [names[json.dumps(json.loads(r["joint_action"])[player])] for r in of]
+            np.testing.assert_array_equal(steps["action"][:, 0], action_indices)
             at = [json.loads(r["state"])["players"][player]["position"] for r in of]
             np.testing.assert_array_equal(steps["observation.state"][:, :2], at)
 
@@ -96,7 +96,7 @@ def test_trials_of_2020(shared):
 @pytest.mark.slow
 def test_trials_of_2019_have_the_returns_that_are_known_of_them(shared):
     """89 in training, 91 in the test set (SOURCE.md), of 39 and 37 trials."""
-    for name, trials, known in (("train", 39, 89), ("test", 37, 91)):
+    for name, trials, mean_return in (("train", 39, 89), ("test", 37, 91)):
         data = open_dataset(shared / f"data/overcooked/human_human_2019_{name}.parquet")
         assert len(data) == 2 * trials
-        assert round(np.mean([e.steps["next.reward"].sum() for e in data])) == known
+        assert round(np.mean([e.steps["next.reward"].sum() for e in data])) == mean_return

@@ -168,8 +168,8 @@ def test_the_proposal_and_the_command_line(tmp_path, capsys):
 
 def test_structures_with_names_may_change_their_order_and_what_is_absent_is_said(tmp_path):
     rows = [(t / 10, "/arm/state", state(t, flip=t % 2)) for t in range(4)]
-    found = column(written(tmp_path / "a.mcap", rows), field="joints")
-    np.testing.assert_array_equal(found, [[t + 0.25, -t] for t in range(4)])
+    joints = column(written(tmp_path / "a.mcap", rows), field="joints")
+    np.testing.assert_array_equal(joints, [[t + 0.25, -t] for t in range(4)])
     rows[2] = 0.2, "/arm/state", state(2, joints=[make("robot.Joint", name=n, position=1) for n in ("elbow", "wrist")])
     with pytest.raises(UserError, match=r"message 2: the numbers are .*, but joints\[shoulder\].position, .*"):
         column(written(tmp_path / "b.mcap", rows), field="joints")
@@ -178,10 +178,10 @@ def test_structures_with_names_may_change_their_order_and_what_is_absent_is_said
     assert column(path, "/j").tolist() == [[3.0]]  # its effort was not set, and is no zero
     with pytest.raises(UserError, match="there is no field 'effort'; there are name, position"):
         column(path, "/j", field="effort")
-    lost = state(1)
-    lost.ClearField("pose")
+    incomplete = state(1)
+    incomplete.ClearField("pose")
     with pytest.raises(UserError, match="message 1: there is no field 'pose'"):
-        column(written(tmp_path / "d.mcap", [(0, "/s", state(0)), (0.1, "/s", lost)]), "/s", field="pose")
+        column(written(tmp_path / "d.mcap", [(0, "/s", state(0)), (0.1, "/s", incomplete)]), "/s", field="pose")
 
 
 def test_json_whose_keys_change_their_order_is_the_same(tmp_path):
@@ -253,27 +253,27 @@ def test_packets_of_video_are_frames(codec, form, tmp_path):
     path = video(tmp_path / "a.mcap", data, form)
     log, = message_logs.open_logs(path)
     assert [message_logs.is_key_frame(m) for _, _, m in log.messages(["/cam"])] == [i % 4 == 0 for i in range(12)]
-    found = open_dataset(path, mapping=MAP)
-    assert shown(found[0]) == list(range(12)) and found.features()["observation.images.cam"].shape == (48, 64, 3)
+    reopened = open_dataset(path, mapping=MAP)
+    assert shown(reopened[0]) == list(range(12)) and reopened.features()["observation.images.cam"].shape == (48, 64, 3)
 
 
 def test_a_video_is_decoded_from_the_key_frame_before_and_not_seen_before_the_first(tmp_path, monkeypatch):
     data = packets("libx264")
     path = video(tmp_path / "a.mcap", data[2:], "h264", begin=2)  # the recording began within a group of pictures
-    found = open_dataset(path, mapping=MAP)
-    assert shown(found[0]) == found[0].steps["observation.state"].ravel().tolist() == list(range(4, 12))
+    reopened = open_dataset(path, mapping=MAP)
+    assert shown(reopened[0]) == reopened[0].steps["observation.state"].ravel().tolist() == list(range(4, 12))
     assert any(
-        "before the first whole row are left out (observation.images.cam)" in w for w in found.metadata["warnings"]
+        "before the first whole row are left out (observation.images.cam)" in w for w in reopened.metadata["warnings"]
     )
     rows = [(i / 10 + 5 * (i > 5), i) for i in range(12)]  # two episodes: the second begins between key frames
     path = written(tmp_path / "b.mcap", sorted(
         [(s, "/cam", make("foxglove.CompressedVideo", data=data[i], format="h264")) for s, i in rows]
         + [(s, "/arm", make("robot.Command", data=[i])) for s, i in rows], key=lambda r: r[0]))
-    found, decoded = open_dataset(path, mapping={**MAP, "gap": 1.0}), []
+    reopened, decoded = open_dataset(path, mapping={**MAP, "gap": 1.0}), []
     real = message_logs.decode_video
     monkeypatch.setattr(message_logs, "decode_video",
                         lambda given, where: real(((decoded.append(i) or i, m) for i, m in given), where))
-    assert [len(e) for e in found] == [6, 6] and shown(found[1]) == list(range(6, 12))
+    assert [len(e) for e in reopened] == [6, 6] and shown(reopened[1]) == list(range(6, 12))
     assert decoded == list(range(4, 12))
 
 
@@ -284,9 +284,9 @@ def test_video_that_cannot_be_decoded_is_refused_by_name(tmp_path):
     path = video(tmp_path / "b.mcap", [*data[:5], b"\0\0\1" + bytes(20), *data[6:]], "h264")
     with pytest.raises(UserError, match="b.mcap, topic /cam"):
         shown(open_dataset(path, mapping=MAP)[0])
-    found = preview_dataset(video(tmp_path / "c.mcap", data[1:4], "h264"))  # no key frame at all
-    assert "observation.images.cam" not in found.features()
-    assert any("observation.images.cam of topic /cam is left out" in w for w in found.metadata["warnings"])
+    preview = preview_dataset(video(tmp_path / "c.mcap", data[1:4], "h264"))  # no key frame at all
+    assert "observation.images.cam" not in preview.features()
+    assert any("observation.images.cam of topic /cam is left out" in w for w in preview.metadata["warnings"])
 
 
 # -- what is wrong ----------------------------------------------------------------------------------------------------
@@ -294,11 +294,11 @@ def test_video_that_cannot_be_decoded_is_refused_by_name(tmp_path):
 
 def told(path):
     """Why its topic /s is left out."""
-    found = preview_dataset(path)
-    assert len(found) == 0
+    preview = preview_dataset(path)
+    assert len(preview) == 0
     with pytest.raises(UserError, match="/s") as error:
         column(path, "/s")
-    why = [w for w in found.metadata["warnings"] if "topic /s (" in w]
+    why = [w for w in preview.metadata["warnings"] if "topic /s (" in w]
     assert why and error.value.problem.removeprefix("the topic has ") in why[0]
     return why[0]
 
@@ -313,8 +313,8 @@ def test_descriptors_that_are_wrong(tmp_path):
     assert "descriptors without robot.Robot" in told(written(tmp_path / "d.mcap", rows, types={"/s": "robot.Robot"}))
     self = pb.FileDescriptorProto(name="a.proto", package="robot", dependency=["a.proto"])
     assert "descriptors of a.proto, which imports itself" in told(written(tmp_path / "e.mcap", rows, [self]))
-    odd = file("robot.proto", "robot", {"State": [("x", ".robot.Nothing", ONE)]})
-    assert "descriptors that do not fit together" in told(written(tmp_path / "f.mcap", rows, [odd]))
+    invalid = file("robot.proto", "robot", {"State": [("x", ".robot.Nothing", ONE)]})
+    assert "descriptors that do not fit together" in told(written(tmp_path / "f.mcap", rows, [invalid]))
 
 
 def test_messages_that_are_not_what_their_descriptor_says(tmp_path):
@@ -361,5 +361,5 @@ def test_base64_in_json_is_video_too(tmp_path):
                                "data": base64.b64encode(p).decode()})
             writer.add_message(topic, i * 10**8, text.encode(), i * 10**8)
         writer.finish()
-    found = preview_dataset(tmp_path / "a.mcap")
-    assert list(found.features()) == ["observation.images.cam", "timestamp"] and shown(found[0]) == [0, 1, 2, 3]
+    preview = preview_dataset(tmp_path / "a.mcap")
+    assert list(preview.features()) == ["observation.images.cam", "timestamp"] and shown(preview[0]) == [0, 1, 2, 3]

@@ -66,11 +66,11 @@ class Counted(MemoryFileSystem):
         return super().info(path, **more)
 
     def open(self, path, mode="rb", **more):
-        found = super().open(path, mode, **more)
+        handle = super().open(path, mode, **more)
         if mode == "rb":
             Opened.names.append(path)
-            return Breaking(found)
-        return found
+            return Breaking(handle)
+        return handle
 
 
 @pytest.fixture(autouse=True)

@@ -44,16 +44,16 @@ def test_rlds_of_open_x(fixtures):
         wrist = np.stack([closed_form.image(e, t + 1) for t in range(len(episode))]).astype(int)
         assert np.abs(wrist - episode.steps["observation.images.wrist_image"]).mean() < 2.4  # JPEG
         assert episode.metadata["file_path"] == f"raw/{e}.npz" and (episode.steps["discount"] == 1).all()
-    said = json.loads((fixtures / "expected/rlds_tfrecord.json").read_text())["episodes"]
-    for episode, one in zip(data, said, strict=True):
+    recorded = json.loads((fixtures / "expected/rlds_tfrecord.json").read_text())["episodes"]
+    for episode, one in zip(data, recorded, strict=True):
         agrees(episode.steps[ACTION], one["action"])
 
 
 def test_rlds_to_the_letter(fixtures):
     path = fixtures / "rlds/tfrecord/closed_form_spec/0.1.0"
-    said = json.loads((fixtures / "expected/rlds_spec.json").read_text())["episodes"]
+    recorded = json.loads((fixtures / "expected/rlds_spec.json").read_text())["episodes"]
     data = open_dataset(path)  # as upstream reads it: every step one with an action
-    for episode, one in zip(data, said, strict=True):
+    for episode, one in zip(data, recorded, strict=True):
         for name, key in ((STATE, "observation"), (ACTION, "action"), ("next.reward", "reward"), ("label", "label"),
                           ("packed", "packed"), ("raw", "raw"), ("discount", "discount")):
             agrees(episode.steps[name], one[key])
@@ -125,11 +125,11 @@ def test_what_records_hold_beyond_their_description_is_said(tmp_path):
     whole = read_all(path)
     document = json.loads((path / "features.json").read_text())
     steps = document["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    gone = next(n for n in steps if n not in ("observation", "action", "is_first", "is_last", "is_terminal"))
+    undescribed = next(n for n in steps if n not in ("observation", "action", "is_first", "is_last", "is_terminal"))
     assert not [w for w in whole.metadata["warnings"] if "describe" in w]
-    del steps[gone]
+    del steps[undescribed]
     (path / "features.json").write_text(json.dumps(document))
-    assert f"features.json does not describe steps/{gone}, which the records hold: left out" \
+    assert f"features.json does not describe steps/{undescribed}, which the records hold: left out" \
         in read_all(path).metadata["warnings"]
 
 
@@ -190,21 +190,21 @@ def test_what_is_written_are_examples_as_protocol_buffers_read_them(tmp_path):
         n = struct.unpack_from("<Q", raw, at)[0]
         records.append(Example.FromString(raw[at + 12: at + 12 + n]).features.feature)
         at += n + 16
-    for e, (found, episode) in enumerate(zip(records, demonstrations(), strict=True)):
+    for e, (record, episode) in enumerate(zip(records, demonstrations(), strict=True)):
         n = len(episode)
-        np.testing.assert_array_equal(np.array(found["steps/action"].FloatList.value, np.float32).reshape(n, 2),
+        np.testing.assert_array_equal(np.array(record["steps/action"].FloatList.value, np.float32).reshape(n, 2),
                                       episode.steps[ACTION])
-        assert list(found["steps/is_first"].Int64List.value) == [1] + [0] * (n - 1)
-        assert list(found["steps/is_last"].Int64List.value) == [0] * (n - 1) + [1]
-        assert list(found["steps/is_terminal"].Int64List.value) == [0] * (n - 1) + [int(e % 2 == 0)]
-        assert [t.decode() for t in found["steps/language_instruction"].BytesList.value] == list(episode.steps["task"])
-        assert list(found["steps/count"].Int64List.value) == (np.arange(n) * 2**40).tolist()
-        force = np.frombuffer(b"".join(found["steps/observation/force"].BytesList.value), "<f8").reshape(-1, 2, 2)
+        assert list(record["steps/is_first"].Int64List.value) == [1] + [0] * (n - 1)
+        assert list(record["steps/is_last"].Int64List.value) == [0] * (n - 1) + [1]
+        assert list(record["steps/is_terminal"].Int64List.value) == [0] * (n - 1) + [int(e % 2 == 0)]
+        assert [t.decode() for t in record["steps/language_instruction"].BytesList.value] == list(episode.steps["task"])
+        assert list(record["steps/count"].Int64List.value) == (np.arange(n) * 2**40).tolist()
+        force = np.frombuffer(b"".join(record["steps/observation/force"].BytesList.value), "<f8").reshape(-1, 2, 2)
         np.testing.assert_array_equal(force, episode.steps["observation.force"][:n])
-        for data, image in zip(found["steps/observation/front"].BytesList.value,
+        for data, image in zip(record["steps/observation/front"].BytesList.value,
                                episode.steps["observation.images.front"], strict=True):
             np.testing.assert_array_equal(video.decode_image(data, 3, ""), image)
-        assert list(found["episode_metadata/seed"].Int64List.value) == [e]
+        assert list(record["episode_metadata/seed"].Int64List.value) == [e]
 
 
 def test_unpacked_lists_are_read_as_well(tmp_path):

@@ -24,7 +24,7 @@ def test_robomimic(files, expected):
     assert (data.metadata["format"], data.metadata["version"], data.fps, data.metadata["robot_type"]) == (
         "robomimic", "1.4.1", 20.0, "Panda")
     assert data.metadata["warnings"] == [] and [len(e) for e in data] == closed_form.LENGTHS  # demo_10 comes last
-    for e, ((columns, meta), said) in enumerate(zip(episodes, expected("robomimic"), strict=True)):
+    for e, ((columns, meta), recorded) in enumerate(zip(episodes, expected("robomimic"), strict=True)):
         n, (reward, terminated, truncated) = closed_form.LENGTHS[e], outcomes(e)
         np.testing.assert_array_equal(columns["observation.object"], state(e, n + 1))
         np.testing.assert_array_equal(columns["observation.robot0_eef_pos"], -state(e, n + 1))
@@ -35,8 +35,8 @@ def test_robomimic(files, expected):
         assert columns["action"].dtype == np.float64 and meta["model_file"] == "<mujoco/>"
         assert meta["masks"] == ["valid" if e == 2 else "train"] and meta["env_args"]["env_name"] == "Lift"
         assert meta.get("demo") == ("demo_10" if e == 3 else None)  # where the name is not the place
-        assert said["demo"] == meta.get("demo", f"demo_{e}")
-        for key, value in said.items():
+        assert recorded["demo"] == meta.get("demo", f"demo_{e}")
+        for key, value in recorded.items():
             group, _, name = key.rpartition("/")
             if key in ("actions", "rewards", "dones"):
                 agrees(columns[{"actions": "action", "rewards": "next.reward", "dones": "next.done"}[key]], value, key)

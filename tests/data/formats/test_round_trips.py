@@ -51,8 +51,8 @@ def values(draw_text, rng, dtype, shape):
     else:
         about = np.iinfo(kind)
         out = rng.integers(about.min, about.max, shape, dtype=kind, endpoint=True)
-    odd = rng.random(shape) < 0.2
-    out[odd] = rng.choice(np.array(ODD[kind.kind], kind), int(odd.sum()))
+    is_unusual = rng.random(shape) < 0.2
+    out[is_unusual] = rng.choice(np.array(ODD[kind.kind], kind), int(is_unusual.sum()))
     return out
 
 
@@ -103,9 +103,9 @@ def data_sets(draw) -> Dataset:
 def write(data: Dataset, path: Path, to: str) -> tuple[Dataset, set[str]]:
     """(what is read again, the subjects that were said to be lost)."""
     options = {"images": "png"} if to.startswith("lerobot") else {}
-    lost = {loss.subject for loss in conversion_losses(data, to, **options) if not loss.in_sidecar}
+    lost_subjects = {loss.subject for loss in conversion_losses(data, to, **options) if not loss.in_sidecar}
     write_dataset(data, path, to, **options)
-    return open_dataset(path), lost
+    return open_dataset(path), lost_subjects
 
 
 def same(one: Dataset, other: Dataset, lost: set[str], what: str) -> None:
@@ -141,21 +141,21 @@ def held(data: Dataset, alone: Dataset, to: str, what: str, places=None) -> dict
         if not place.is_exact:
             continue
         for e, (was, now) in enumerate(zip(data, alone, strict=True)):
-            wanted, found = np.asarray(was.steps[name]), np.asarray(now.steps[place.name])
-            rows = len(wanted) if place.has_last_row else len(was)
-            wanted = wanted[:rows].reshape(min(rows, len(wanted)), *place.shape)
-            assert len(found) >= len(wanted), f"{what}: {name} of episode {e} has {len(found)} rows"
-            alike(wanted if wanted.dtype.kind in "UO" else wanted.astype(place.dtype), found[: len(wanted)],
+            original, restored = np.asarray(was.steps[name]), np.asarray(now.steps[place.name])
+            rows = len(original) if place.has_last_row else len(was)
+            original = original[:rows].reshape(min(rows, len(original)), *place.shape)
+            assert len(restored) >= len(original), f"{what}: {name} of episode {e} has {len(restored)} rows"
+            alike(original if original.dtype.kind in "UO" else original.astype(place.dtype), restored[: len(original)],
                   f"{what}: {name} of episode {e}, without the side file")
     return {name: place.name for name, place in places.items() if place.is_exact}
 
 
 def pair(data: Dataset, a: str, b: str, folder: Path) -> None:
     what = f"{a} to {b}"
-    first, lost = write(data, folder / "a", a)
-    same(data, first, lost, a)
+    first, lost_subjects = write(data, folder / "a", a)
+    same(data, first, lost_subjects, a)
     second, then = write(first, folder / "b", b)
-    same(data, second, lost | then, what)
+    same(data, second, lost_subjects | then, what)
     sidecar.sidecar_path(folder / "a").unlink(missing_ok=True)
     alone = open_dataset(folder / "a")
     held(data, alone, a, a)

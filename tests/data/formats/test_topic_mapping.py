@@ -73,23 +73,24 @@ def test_what_is_proposed(tmp_path):
         "/gripper": steps(40, 0, 0.02), "/notes": [(0.3, {"data": "hm"})], "/scan": [(0.1, {"data": [0.0] * 2000})],
         "/instruction": [(0.0, {"data": "fold"})], "/reward": steps(40, 0, 0.02), "/empty": []})
     data = preview_dataset(path)
-    said = data.metadata["mapping"]
-    assert {n: c["topic"] for n, c in said["features"].items()} == {
+    mapping = data.metadata["mapping"]
+    assert {n: c["topic"] for n, c in mapping["features"].items()} == {
         "observation.state": "/arm/joint_states", "observation.gripper": "/gripper", "action": "/arm/command",
         "next.reward": "/reward", "task": "/instruction", "notes": "/notes"}
-    assert said["clock"] == {"fps": 30.0} and len(data) == 1  # 500 a second would be rows that hardly differ
-    assert said["features"]["action"]["join"] == "next" and said["features"]["task"]["join"] == "nearest"
-    left = " ".join(data.metadata["warnings"])
-    assert all(t in left for t in ("/rosout", "/scan (any): it has 2000 numbers", "/empty (any): it has no messages"))
+    assert mapping["clock"] == {"fps": 30.0} and len(data) == 1  # 500 a second would be rows that hardly differ
+    assert mapping["features"]["action"]["join"] == "next" and mapping["features"]["task"]["join"] == "nearest"
+    warnings = " ".join(data.metadata["warnings"])
+    assert all(t in warnings
+               for t in ("/rosout", "/scan (any): it has 2000 numbers", "/empty (any): it has no messages"))
 
 
 def test_from_the_command_line(shared, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(shared / "fixtures/rosbag/ros1", "bags")
     assert main(["inspect", "bags", "--json"]) == 0
-    said = capsys.readouterr().out
-    (tmp_path / "map.json").write_text(said)
-    document = json.loads(said)
+    output = capsys.readouterr().out
+    (tmp_path / "map.json").write_text(output)
+    document = json.loads(output)
     assert document["episodes"] == 4 and document["format"] == "ros1"
     assert {t["name"]: t["messages"] for t in document["topics"]} == {"/task": 4, "/joint_states": 22, "/camera": 12,
                                                                       "/action": 22}

@@ -61,32 +61,32 @@ def read(tmp_path_factory):
     _write(folder)
     work = [str(p) for name in NAMES for p in (folder / name, folder / f"{name}.npz")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    ran = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot.py"), *work],
-                         capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
-    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
+    process = subprocess.run([sys.executable, str(TESTS / "upstream_lerobot.py"), *work],
+                             capture_output=True, text=True, env={**os.environ, **offline}, timeout=500)
+    assert process.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{process.stderr[-3000:]}"
     return {name: (open_dataset(folder / name), dict(np.load(folder / f"{name}.npz"))) for name in NAMES}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_lerobot_reads_what_we_wrote(name, read):
-    data, theirs = read[name]
-    assert theirs["episodes"] == len(data) and float(theirs["fps"]) == data.fps
-    assert theirs["first"].tolist() == list(np.cumsum([0, *[len(e) for e in data]])[:-1])
+    data, upstream_arrays = read[name]
+    assert upstream_arrays["episodes"] == len(data) and float(upstream_arrays["fps"]) == data.fps
+    assert upstream_arrays["first"].tolist() == list(np.cumsum([0, *[len(e) for e in data]])[:-1])
     compared = set()
-    for e, (begin, episode) in enumerate(zip(theirs["first"], data, strict=True)):
+    for e, (begin, episode) in enumerate(zip(upstream_arrays["first"], data, strict=True)):
         at = slice(begin, begin + len(episode))
-        assert (theirs["episode_index"][at] == e).all()
-        np.testing.assert_array_equal(theirs["frame_index"][at], np.arange(len(episode)))
+        assert (upstream_arrays["episode_index"][at] == e).all()
+        np.testing.assert_array_equal(upstream_arrays["frame_index"][at], np.arange(len(episode)))
         for column in episode.steps:
-            ours, seen = episode.steps[column][: len(episode)], theirs[column][at]
+            ours, values = episode.steps[column][: len(episode)], upstream_arrays[column][at]
             if ours.dtype == np.float64:  # which lerobot turns into float32
                 ours = ours.astype(np.float32)
-            np.testing.assert_array_equal(seen.reshape(ours.shape), ours, err_msg=f"episode {e}, {column}")
+            np.testing.assert_array_equal(values.reshape(ours.shape), ours, err_msg=f"episode {e}, {column}")
             compared.add(column)
     assert compared >= {"observation.state", "action", "task"} and (name != "odd" or len(compared) == 11)
     actions = np.concatenate([e.steps["action"] for e in data]).astype(np.float64)
-    np.testing.assert_allclose(theirs["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
+    np.testing.assert_allclose(upstream_arrays["stats:mean:action"], actions.mean(0), 1e-6, 1e-9)
 
 
 @pytest.mark.slow
@@ -101,11 +101,11 @@ def test_images_and_arrays_are_known_without_lerobot(read):
 @pytest.mark.slow
 def test_the_frames_of_the_video_are_those_that_were_filmed(read):
     for name in ("png", "video", "appended", "v2.1_video"):
-        data, theirs = read[name]
-        for n, begin in zip(range(4), theirs["first"], strict=True):
+        data, upstream_arrays = read[name]
+        for n, begin in zip(range(4), upstream_arrays["first"], strict=True):
             filmed = closed(images=True)[n].steps[CAMERA][:-1]
-            seen = theirs[CAMERA][begin: begin + len(filmed)].astype(int)
-            off = np.abs(seen - filmed).mean(axis=(1, 2, 3)).max()
+            decoded = upstream_arrays[CAMERA][begin: begin + len(filmed)].astype(int)
+            off = np.abs(decoded - filmed).mean(axis=(1, 2, 3)).max()
             assert off == 0 if name == "png" else off < 4  # v2.1_video was compressed twice
 
 
@@ -115,8 +115,8 @@ def test_the_unet_computes_what_lerobots_does():
     program = ("import json, sys; sys.path.insert(0, sys.argv[1]); import train_step as t; t.stand_in();"
                "print(json.dumps([t.equal(w, layout=x) for w in ((16,), (16, 32), (64, 128, 256))"
                "                  for x in ('conv', 'channels_last', 'gemm', 'auto')]))")
-    ran = subprocess.run([sys.executable, "-c", program, str(BENCHMARKS)],
-                         capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{ran.stderr[-3000:]}"
-    gaps = json.loads(ran.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", program, str(BENCHMARKS)],
+                             capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, f"pip install --no-deps -r benchmarks/peers/lerobot.txt?\n{process.stderr[-3000:]}"
+    gaps = json.loads(process.stdout.splitlines()[-1])
     assert len(gaps) == 12 and max(gaps) < 1e-5

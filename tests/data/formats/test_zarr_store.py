@@ -29,13 +29,13 @@ ZARRS = ["blosc.zarr", "blosc.zarr.zip", "by_replay_buffer.zarr", "consolidated.
 @pytest.mark.parametrize("name", ZARRS)
 def test_replay_buffers_are_read(name, fixtures):
     data = open_dataset(fixtures / "diffusion_policy_zarr" / name)
-    said = json.loads((fixtures / "expected" / f"zarr_{name}.json").read_text())
+    recorded = json.loads((fixtures / "expected" / f"zarr_{name}.json").read_text())
     for e, episode in enumerate(data):
         is_closed(episode, e, {STATE: "state", ACTION: "action", "observation.images.img": "image"})
         for column, key in ((STATE, "state"), (ACTION, "action"), ("observation.images.img", "img"),
                             ("observation.keypoint", "keypoint")):
-            if key in said["episodes"][e]:
-                agrees(episode.steps[column], said["episodes"][e][key])
+            if key in recorded["episodes"][e]:
+                agrees(episode.steps[column], recorded["episodes"][e][key])
     assert data.metadata["version"] == ("3" if "v3" in name else "2") and "keypoint" in str(
         list(data.features())
     ) + name + ("keypoint" if "replay" in name else "")
@@ -98,12 +98,12 @@ def _by_hand(folder, key):
 
     about = json.loads((folder / key / ".zarray").read_text())
     assert about["zarr_format"] == 2 and about["order"] == "C" and about["filters"] is None
-    codec, (rows, *rest) = get_codec(about["compressor"]), about["chunks"]
-    assert rest == about["shape"][1:]
+    codec, (rows, *row_shape) = get_codec(about["compressor"]), about["chunks"]
+    assert row_shape == about["shape"][1:]
     parts = []
     for i in range(-(-about["shape"][0] // rows)):
-        raw = codec.decode((folder / key / ".".join(map(str, [i] + [0] * len(rest)))).read_bytes())
-        parts.append(np.frombuffer(raw, about["dtype"]).reshape(rows, *rest))
+        raw = codec.decode((folder / key / ".".join(map(str, [i] + [0] * len(row_shape)))).read_bytes())
+        parts.append(np.frombuffer(raw, about["dtype"]).reshape(rows, *row_shape))
     return np.concatenate(parts)[: about["shape"][0]]
 
 
@@ -123,5 +123,5 @@ def test_what_is_written_is_a_replay_buffer_of_format_2(suffix, tmp_path, monkey
     np.testing.assert_array_equal(_by_hand(path, "meta/episode_ends"), ENDS)
     for key, name in (("state", STATE), ("action", ACTION), ("front", "observation.images.front"),
                       ("task", "task"), ("terminated", "next.terminated")):
-        wanted = np.concatenate([np.asarray(e.steps[name])[: len(e)] for e in data])
-        np.testing.assert_array_equal(_by_hand(path, f"data/{key}"), wanted)
+        expected = np.concatenate([np.asarray(e.steps[name])[: len(e)] for e in data])
+        np.testing.assert_array_equal(_by_hand(path, f"data/{key}"), expected)

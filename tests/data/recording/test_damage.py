@@ -57,11 +57,11 @@ def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_pat
     at = data.draw(st.integers(0, len(whole)))
     tail = data.draw(st.sampled_from([b"", bytes(50), b"\xd5uj1" * 5, os.urandom(60)]))
     (tmp_path / name).write_bytes(whole[:at] + tail)
-    found = journal.read_segment(tmp_path / name)
-    assert len(found.episodes) == sum(end <= at for end in ends)
-    assert all(holds(e.episode(), n, 3) for n, e in enumerate(found.episodes))
-    if found.unfinished is not None:
-        state = found.unfinished.column(STATE)
+    contents = journal.read_segment(tmp_path / name)
+    assert len(contents.episodes) == sum(end <= at for end in ends)
+    assert all(holds(e.episode(), n, 3) for n, e in enumerate(contents.episodes))
+    if contents.unfinished is not None:
+        state = contents.unfinished.column(STATE)
         assert (state[:, 1] == np.arange(len(state))).all()
 
 
@@ -70,17 +70,17 @@ def test_a_journal_that_is_cut_anywhere_has_the_episodes_before(segment, tmp_pat
 def test_a_byte_that_is_wrong_costs_no_more_than_its_episode(segment, tmp_path, data):
     name, whole, ends = segment
     at = data.draw(st.integers(0, len(whole) - 1))
-    wrong = bytearray(whole)
-    wrong[at] ^= data.draw(st.integers(1, 255))
-    (tmp_path / name).write_bytes(wrong)
-    found = journal.read_segment(tmp_path / name)
+    damaged = bytearray(whole)
+    damaged[at] ^= data.draw(st.integers(1, 255))
+    (tmp_path / name).write_bytes(damaged)
+    contents = journal.read_segment(tmp_path / name)
     hit = sum(end <= at for end in ends)
-    states = [e.column(STATE) for e in found.episodes]
+    states = [e.column(STATE) for e in contents.episodes]
     for number in set(range(len(ends))) - {hit}:
         assert any(np.array_equal(s, [[number, t] for t in range(3)]) for s in states), number
-    for s, e in zip(states, found.episodes, strict=True):  # and nothing is there that was not recorded
+    for s, e in zip(states, contents.episodes, strict=True):  # and nothing is there that was not recorded
         assert (s == [[s[0, 0], t] for t in range(len(s))]).all() and (len(s) == 3 or e.metadata["interrupted"])
-    assert found.problems
+    assert contents.problems
 
 
 def test_segments_that_are_in_the_files_already_are_not_put_there_twice(tmp_path, monkeypatch):
@@ -182,5 +182,5 @@ def _killed(folder: Path, times: int, way: str) -> None:
     import kill
 
     folder.mkdir(exist_ok=True)
-    lost = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
-    assert len(lost) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in lost), lost
+    losses = list(kill.trials(folder, times, way, seed=random.randrange(2**31)))
+    assert len(losses) == times and all(t.finished_lost == 0 and t.running_lost <= 1 for t in losses), losses

@@ -129,8 +129,8 @@ def test_the_encoder_has_only_time_that_nobody_else_wants(tmp_path, small_segmen
 
 
 def test_what_the_encoder_has_not_encoded_waits_in_the_journal_up_to_a_limit(tmp_path, small_segments, full_speed):
-    shown = []
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, images="png", show=shown.append)
+    messages = []
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, images="png", show=messages.append)
     record_episode(r, 0)
     record_episode(r, 1)
     wait_until(lambda: r._encoder._process is not None)
@@ -146,12 +146,12 @@ def test_what_the_encoder_has_not_encoded_waits_in_the_journal_up_to_a_limit(tmp
     thread.start()
     thread.join(1.5)
     assert thread.is_alive()  # `end` waits
-    wait_until(lambda: any("steps behind" in line for line in shown))
+    wait_until(lambda: any("steps behind" in line for line in messages))
     os.kill(r._encoder._process.pid, signal.SIGCONT)
     thread.join(60)
     assert not thread.is_alive() and r.backlog().bytes <= r.max_backlog_bytes
     r.close()
-    assert any(line.startswith("encoding: ") and line.endswith(" frames") for line in shown)
+    assert any(line.startswith("encoding: ") and line.endswith(" frames") for line in messages)
     assert_recorded(tmp_path / "d", 6)
 
 
@@ -201,10 +201,10 @@ def test_a_session_goes_on_with_the_reset_until_the_encoder_has_caught_up(tmp_pa
     """The encoder is stopped when it starts, and goes on when the session says that it waits."""
     monkeypatch.setattr(sessions, "Recorder", lambda *a, **k: recorders.append(
         Recorder(*a, **k, max_backlog_bytes=2000)) or recorders[0])
-    recorders, shown, events = [], [], []
+    recorders, messages, events = [], [], []
 
     def show(text):
-        shown.append(text)
+        messages.append(text)
         process = recorders[0]._encoder._process if recorders else None
         if process is not None and "stopped" not in events:
             events.append("stopped")

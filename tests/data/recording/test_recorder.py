@@ -160,12 +160,12 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert (live[1].steps[FRONT][:, 0, 0, 0] == [10, 11]).all() and live[1].metadata["success"]
     assert main(["repair", str(tmp_path / "d")]) == 2 and "another recorder is working" in capsys.readouterr().err
     r._lock.close()  # as if its process were gone
-    left = open_dataset(tmp_path / "d")
+    reopened = open_dataset(tmp_path / "d")
     assert (
-        "understudy repair" in left.metadata["warnings"][0]
-        and "one that was not finished" in left.metadata["warnings"][0]
+        "understudy repair" in reopened.metadata["warnings"][0]
+        and "one that was not finished" in reopened.metadata["warnings"][0]
     )
-    assert left.fingerprint() == live.fingerprint()
+    assert reopened.fingerprint() == live.fingerprint()
     before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
     assert main(["repair", str(tmp_path / "d")]) == 0
     out, err = capsys.readouterr()
@@ -198,10 +198,10 @@ def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_a
         again.step(*told(3, t))
     with pytest.warns(DataWarning, match="episode 3 was not finished: its 2 steps are kept"):
         again.close()
-    found = [f for f in audit(tmp_path / "d").findings if f.code == "interrupted"]
-    assert [(f.severity, f.where.episode) for f in found] == [("warning", 1)]
-    assert "2 episodes" in found[0].message and "1 (4 steps), 3 (2 steps)" in found[0].message
-    assert "--include-interrupted" in found[0].remedy
+    findings = [f for f in audit(tmp_path / "d").findings if f.code == "interrupted"]
+    assert [(f.severity, f.where.episode) for f in findings] == [("warning", 1)]
+    assert "2 episodes" in findings[0].message and "1 (4 steps), 3 (2 steps)" in findings[0].message
+    assert "--include-interrupted" in findings[0].remedy
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "d")]) == 0 and "1 (4 steps), 3 (2 steps)" in capsys.readouterr().out
     with Recorder(SCHEMA, tmp_path / "clean", fps=10, clock=None) as r:
@@ -237,9 +237,10 @@ def test_a_recording_without_an_episode_can_be_inspected(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "d")]) == 0
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "d"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["episodes"], found["steps"], found["warnings"]) == (0, 0, ["the data set has no episodes"])
-    assert found["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
+    description = json.loads(capsys.readouterr().out)
+    assert (description["episodes"], description["steps"],
+            description["warnings"]) == (0, 0, ["the data set has no episodes"])
+    assert description["features"][STATE] == {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
     assert main(["inspect", str(tmp_path / "d")]) == 0
     assert main(["train", "bc", str(tmp_path / "d"), "--out", str(tmp_path / "run")]) == 2
     assert "there are no episodes" in capsys.readouterr().err
@@ -261,10 +262,10 @@ def test_upstream_lerobot_opens_it(tmp_path):
     done = subprocess.run([sys.executable, script, tmp_path / "d", tmp_path / "out.npz"], capture_output=True,
                           text=True, env={**os.environ, **offline})
     assert done.returncode == 0, done.stderr[-2000:]
-    found = np.load(tmp_path / "out.npz")
-    assert (int(found["episodes"]), int(found["fps"])) == (3, 10)
-    np.testing.assert_array_equal(found[STATE], [[n, t] for n in range(3) for t in range(4)])
-    np.testing.assert_array_equal(found["timestamp"],
+    upstream_arrays = np.load(tmp_path / "out.npz")
+    assert (int(upstream_arrays["episodes"]), int(upstream_arrays["fps"])) == (3, 10)
+    np.testing.assert_array_equal(upstream_arrays[STATE], [[n, t] for n in range(3) for t in range(4)])
+    np.testing.assert_array_equal(upstream_arrays["timestamp"],
                                   np.concatenate([e.steps["timestamp"] for e in open_dataset(tmp_path / "d")]))
 
 
@@ -306,9 +307,9 @@ def test_a_recording_that_no_policy_can_read_is_refused_before_it_begins(tmp_pat
 
 def test_a_column_that_no_policy_reads_is_told_of(tmp_path):
     own = {**SCHEMA, "joints": Feature("float32", (2,)), "intervention": Feature("bool", ())}
-    with pytest.warns(UserWarning, match="'joints'.*observation.joints") as told:
+    with pytest.warns(UserWarning, match="'joints'.*observation.joints") as caught:
         Recorder(own, tmp_path / "d").close()
-    assert len(told) == 1 and "intervention" not in str(told[0].message)
+    assert len(caught) == 1 and "intervention" not in str(caught[0].message)
 
 
 def test_numbers_that_are_none_are_refused_and_cost_nothing_that_was_recorded(tmp_path):
@@ -317,11 +318,11 @@ def test_numbers_that_are_none_are_refused_and_cost_nothing_that_was_recorded(tm
     with Recorder(schema, tmp_path / "d", fps=10, clock=None) as r:
         fine = ({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": 0.0, "note": np.nan})  # of no known role
         assert r.step(*fine)
-        for bad, where in ((({STATE: np.zeros(2)}, [np.nan], fine[2]), r"step 1, column 'action'\[0\]"),
-                           (({STATE: np.array([0, np.inf])}, np.zeros(1), fine[2]), r"step 1, column .*\[y\]"),
-                           (({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": np.nan, "note": 0.0}),
-                            "step 1, column 'next.reward'")):
-            with pytest.raises(UserError, match=where):
+        for bad, location in ((({STATE: np.zeros(2)}, [np.nan], fine[2]), r"step 1, column 'action'\[0\]"),
+                              (({STATE: np.array([0, np.inf])}, np.zeros(1), fine[2]), r"step 1, column .*\[y\]"),
+                              (({STATE: np.zeros(2)}, np.zeros(1), {"next.reward": np.nan, "note": 0.0}),
+                               "step 1, column 'next.reward'")):
+            with pytest.raises(UserError, match=location):
                 r.step(*bad)
         assert r.step(*fine)
         with pytest.raises(UserError, match="the last observation"):

@@ -23,8 +23,8 @@ STATE, FRONT = "observation.state", "observation.images.front"
 
 def episode(number: int, steps: int, image: bool = False) -> Episode:
     state = np.float32([[number, t] for t in range(steps + 1)])
-    seen = {FRONT: np.full((steps, 16, 16, 3), 10 * number, np.uint8)} if image else {}
-    return Episode({STATE: state, "action": number - state[:steps, 1:], **seen,
+    images = {FRONT: np.full((steps, 16, 16, 3), 10 * number, np.uint8)} if image else {}
+    return Episode({STATE: state, "action": number - state[:steps, 1:], **images,
                     "task": np.full(steps, f"do {number}")}, {"number": number})
 
 
@@ -125,24 +125,24 @@ def test_an_npz_that_is_cut_anywhere_has_its_first_episodes(archive, tmp_path, d
     file = tmp_path / "d.npz"
     file.write_bytes(archive[:at])
     try:
-        with recover(file) as found:
-            numbers = [e.metadata["number"] for e in found.data]
-            assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or found.problems)
-            for n, e in enumerate(found.data):
+        with recover(file) as recovered:
+            numbers = [e.metadata["number"] for e in recovered.data]
+            assert numbers == list(range(len(numbers))) and (len(numbers) == 3 or recovered.problems)
+            for n, e in enumerate(recovered.data):
                 assert np.array_equal(e.steps[STATE], [[n, t] for t in range(4 + n + 1)])
                 if "action" in e.steps:
                     assert np.array_equal(e.steps["action"][:, 0], n - np.arange(4 + n))
                 else:  # the file ends in front of them
-                    assert any("whatever followed" in said or "actions" in said for said in found.problems)
+                    assert any("whatever followed" in problem or "actions" in problem for problem in recovered.problems)
     except UserError as error:
         assert at < len(archive) * 0.9, error  # in front of the last array
 
 
 def test_a_wrong_byte_in_an_npz_costs_its_array(archive, tmp_path):
     at = archive.index(b"observations.npy") + 180
-    wrong = bytearray(archive)
-    wrong[at] ^= 0xFF
-    (tmp_path / "d.npz").write_bytes(wrong)
+    damaged = bytearray(archive)
+    damaged[at] ^= 0xFF
+    (tmp_path / "d.npz").write_bytes(damaged)
     with pytest.raises(UserError, match="observations"), recover(tmp_path / "d.npz"):
         pass
 
@@ -181,8 +181,8 @@ def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
     mended = module._repair_mcap(source, tmp_path, losses.append)
     with open(mended, "rb") as file:
         count = make_reader(file).get_summary().statistics.message_count
-        found = sum(1 for _ in make_reader(file).iter_messages())
-    assert count == found > 0 and f"after {count} messages" in losses[0]
+        n_messages = sum(1 for _ in make_reader(file).iter_messages())
+    assert count == n_messages > 0 and f"after {count} messages" in losses[0]
 
 
 @pytest.mark.parametrize("name, whole, lost", [
@@ -197,9 +197,9 @@ def test_the_broken_files_of_others(shared, tmp_path, capsys, name, whole, lost)
     before = kept(tmp_path / "d")
     assert main(["repair", str(tmp_path / "d"), "--out", str(tmp_path / "out")]) == 0
     assert lost in capsys.readouterr().err and kept(tmp_path / "d") == before
-    found = open_dataset(tmp_path / "out")
-    assert len(found) == len(whole)
-    for e, n in zip(found, whole, strict=True):
+    repaired = open_dataset(tmp_path / "out")
+    assert len(repaired) == len(whole)
+    for e, n in zip(repaired, whole, strict=True):
         for column in ("observation.state", "action"):
             np.testing.assert_array_equal(e.steps[column], original[n].steps[column])
 
@@ -218,9 +218,9 @@ def rescued(path: Path, tmp_path: Path, capsys, numbers: list[int], *said: str) 
     err = capsys.readouterr().err
     assert all(s in err for s in said) and "understudy-" not in err and "Traceback" not in err, err
     assert kept(path) == before
-    found, whole = open_dataset(tmp_path / "out"), some(max(numbers) + 1)
-    assert len(found) == len(numbers)
-    for e, n in zip(found, numbers, strict=True):
+    repaired, whole = open_dataset(tmp_path / "out"), some(max(numbers) + 1)
+    assert len(repaired) == len(numbers)
+    for e, n in zip(repaired, numbers, strict=True):
         for name in (STATE, "action"):
             np.testing.assert_array_equal(np.asarray(e.steps[name])[:4 + n], whole[n].steps[name])
 
@@ -296,9 +296,9 @@ def test_records_and_shards_of_rlds(shared, tmp_path, capsys):
     next(path.glob("*-train.tfrecord-00000-of-*")).unlink()
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
     assert "train.tfrecord-00000" in (err := capsys.readouterr().err) and "the file is missing" in err
-    found = open_dataset(tmp_path / "out")
+    repaired = open_dataset(tmp_path / "out")
     states = [e.steps[STATE].tobytes() for e in whole]
-    assert 0 < len(found) < len(whole) and all(e.steps[STATE].tobytes() in states for e in found)
+    assert 0 < len(repaired) < len(whole) and all(e.steps[STATE].tobytes() in states for e in repaired)
 
 
 @pytest.mark.parametrize("name, count, said", [
@@ -329,15 +329,15 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
                              "operator.mood": np.array([f"mood {n} {t}" for t in range(4 + n)])},
                             {"tired": n / 10}) for n in range(3)], {"fps": 7.5})
     write_dataset(data, path, to)
-    file, lost = ((path / "data/main_data.hdf5", "episode_1/actions") if to == "minari" else
-                  (sorted(path.glob("*.hdf5"))[1], "action"))
+    file, removed = ((path / "data/main_data.hdf5", "episode_1/actions") if to == "minari" else
+                     (sorted(path.glob("*.hdf5"))[1], "action"))
     with h5py.File(file, "r+") as f:
-        del f[lost]
+        del f[removed]
     assert main(["repair", str(path), "--out", str(tmp_path / "out")]) == 0
     assert "understudy.npz" not in capsys.readouterr().err
-    found = open_dataset(tmp_path / "out")
-    assert found.fps == 7.5 and [e.metadata["tired"] for e in found] == [0.0, 0.2]
-    for e, n in zip(found, (0, 2), strict=True):
+    repaired = open_dataset(tmp_path / "out")
+    assert repaired.fps == 7.5 and [e.metadata["tired"] for e in repaired] == [0.0, 0.2]
+    for e, n in zip(repaired, (0, 2), strict=True):
         for name in (STATE, "action", "operator.mood"):
             np.testing.assert_array_equal(np.asarray(e.steps[name]), data[n].steps[name])
     beside = path / "understudy.npz"

@@ -57,8 +57,8 @@ def test_every_adapter_keeps_the_contract(name, options):
 @pytest.mark.parametrize("name", [p.values[0] for p in ADAPTERS])
 def test_a_name_leads_to_its_module(name):
     """Claims follow it; no simulator has to be installed for that."""
-    module, made = envs.registry.entry_point(name)
-    assert made == "make" and importlib.util.find_spec(module) is not None
+    module, factory = envs.registry.entry_point(name)
+    assert factory == "make" and importlib.util.find_spec(module) is not None
 
 
 @pytest.mark.parametrize(("name", "near"), [
@@ -85,8 +85,8 @@ def test_tasks_of_the_maze_are_the_published_ones():
     places = [((1, 1), (6, 6)), ((6, 1), (1, 6)), ((5, 3), (4, 2)), ((6, 5), (6, 1)), ((2, 6), (1, 1))]
     for number, cells in enumerate(places, start=1):
         env = envs.make(f"ogbench/pointmaze-medium-v0:{number}", 2)
-        ran = rollout(env.expert(), env, 2, seed=4)
-        for episode in ran:
+        episodes = rollout(env.expert(), env, 2, seed=4)
+        for episode in episodes:
             assert episode.metadata["task_id"] == number and episode.metadata["success"] and len(episode) < 200
             for column, (i, j) in zip(("observation.state", "observation.goal"), cells, strict=True):
                 assert np.abs(episode.steps[column][0] - [4 * j - 4, 4 * i - 4]).max() <= 1
@@ -115,8 +115,8 @@ def test_the_maze_is_put_where_the_recorded_point_was(shared):
 @pytest.mark.slow
 def test_the_oracle_puts_the_cube_in_its_place():
     env = envs.make("ogbench/cube-single-v0", 2)
-    ran = rollout(env.expert(), env, 4, seed=4)
-    assert all(e.metadata["success"] for e in ran)
+    episodes = rollout(env.expert(), env, 4, seed=4)
+    assert all(e.metadata["success"] for e in episodes)
 
 
 # -- block pushing --------------------------------------------------------------------------------------------------
@@ -127,18 +127,18 @@ def test_the_oracle_puts_the_cube_in_its_place():
 def test_the_expert_of_block_pushing_does_it_in_each_order(capfd):
     """The reward says which stage an episode is at: 0.49 for each block that first reaches a square, 0.51 for both."""
     env = envs.make("block_pushing/multimodal", 4)
-    ran = rollout(env.expert(), env, 16, seed=4)
-    assert all(e.metadata["success"] and e.metadata["one"] for e in ran)
+    episodes = rollout(env.expert(), env, 16, seed=4)
+    assert all(e.metadata["success"] and e.metadata["one"] for e in episodes)
     orders = set()
-    for e in ran:
+    for e in episodes:
         rewards = e.steps["next.reward"]
         assert sorted(set(rewards.astype(float).round(2).tolist())) == [0.0, 0.49, 0.51] and rewards[-1] > 0.5
         first = int(np.flatnonzero(rewards > 0.4)[0]) + 1
         blocks, squares = e.steps["observation.state"][first][[[0, 1], [3, 4]]], (
             e.steps["observation.state"][first][[[10, 11], [13, 14]]])
-        near = np.linalg.norm(blocks[:, None] - squares[None], axis=-1) < 0.05
-        assert near.sum() == 1
-        orders.add(tuple(np.argwhere(near)[0].tolist()))
+        is_inside = np.linalg.norm(blocks[:, None] - squares[None], axis=-1) < 0.05
+        assert is_inside.sum() == 1
+        orders.add(tuple(np.argwhere(is_inside)[0].tolist()))
         assert np.abs(e.steps["action"]).max() <= 0.035 + 1e-6  # m: 0.35 m/s
     names = env.features["observation.state"].names
     assert [names.index(n) for n in ("block.x", "block2.y", "target.x", "target2.y")] == [0, 4, 10, 14]
@@ -164,12 +164,12 @@ def test_the_bot_does_what_the_mission_says_and_the_mission_is_the_task(tmp_path
     env = envs.make("BabyAI-GoToLocal-v0", 4)
     data = record_episodes(env, env.expert(), 6, tmp_path / "d", -2, actor_name="scripted")
     assert all(e.metadata["success"] for e in data)
-    said = {str(task_texts(e)[0]) for e in data}
-    assert len(said) > 1 and all(s.startswith("go to ") for s in said)
+    missions = {str(task_texts(e)[0]) for e in data}
+    assert len(missions) > 1 and all(s.startswith("go to ") for s in missions)
     for e in data:
-        shown = e.steps["observation.task"]
-        assert bytes(shown[0]).rstrip(b"\0").decode() == str(task_texts(e)[0])
-        np.testing.assert_array_equal(TaskText(128)(e).steps["observation.task"][0], shown[0])
+        mission = e.steps["observation.task"]
+        assert bytes(mission[0]).rstrip(b"\0").decode() == str(task_texts(e)[0])
+        np.testing.assert_array_equal(TaskText(128)(e).steps["observation.task"][0], mission[0])
         assert e.metadata["simulator"].startswith("minigrid ")
 
 
@@ -180,8 +180,9 @@ def test_who_does_nothing_has_no_success():
     class Turns(type(envs.make("BabyAI-GoToLocal-v0").expert())):
         def act(self, obs, state):
             return torch.zeros(2, 1), state
-    ran = rollout(Turns(env), env, 2, seed=4)
-    assert [(len(e), e.metadata["success"], float(e.steps["next.reward"].sum())) for e in ran] == [(6, False, 0.0)] * 2
+    episodes = rollout(Turns(env), env, 2, seed=4)
+    assert [(len(e), e.metadata["success"], float(e.steps["next.reward"].sum()))
+            for e in episodes] == [(6, False, 0.0)] * 2
 
 
 @needs("minigrid")
@@ -207,8 +208,8 @@ def test_the_bot_answers_whoever_acted_and_says_it_twice():
 def test_the_driver_model_does_not_crash_where_a_constant_choice_does():
     options = {"config": {"vehicles_count": 12, "duration": 12, "vehicles_density": 2}}
     env = envs.make("highway-fast-v0", 4, **options)
-    ran = rollout(env.expert(), env, 4, seed=4)
-    assert all(e.metadata["success"] and len(e) == 12 for e in ran)
+    episodes = rollout(env.expert(), env, 4, seed=4)
+    assert all(e.metadata["success"] and len(e) == 12 for e in episodes)
 
     class Faster(type(env.expert())):
         def act(self, obs, state):
@@ -225,8 +226,8 @@ def test_another_version_or_physics_is_told_with_both():
     assert env.metadata["simulator"] == "fork of version 1"
     assert version_warning({"fork": ["fork of version 1"]}, env, "it was in") is None
     assert version_warning({"push": ["push of version 9"]}, env, "it was in") is None
-    told = version_warning({"fork": ["fork of version 0"]}, env, "it was in")
-    assert "version 0" in told and "version 1" in told
+    warning = version_warning({"fork": ["fork of version 0"]}, env, "it was in")
+    assert "version 0" in warning and "version 1" in warning
     assert "version 0" in version_warning(
         {"particle:3": ["particle of version 0"]}, envs.make("particle:8"), "it was in"
     )
@@ -262,17 +263,17 @@ def test_physics_decides_the_digest():
     from understudy.envs.physics import simulator_version
 
     env = envs.make("Hopper-v4")
-    told = env.metadata["simulator"]
-    assert "gymnasium " in told and "mujoco " in told
+    digest = env.metadata["simulator"]
+    assert "gymnasium " in digest and "mujoco " in digest
     model = env.vec.envs[0].unwrapped.model
     model.opt.gravity[2] *= 1 + 1e-12  # compilers differ by so much
-    assert simulator_version(env) == told
+    assert simulator_version(env) == digest
     model.opt.gravity[2] = -9.8
-    assert simulator_version(env) != told
+    assert simulator_version(env) != digest
     model.opt.gravity[2] = -9.81
-    assert simulator_version(env) == told
+    assert simulator_version(env) == digest
     model.geom_friction[1, 0] *= 1.01
-    assert simulator_version(env) != told
+    assert simulator_version(env) != digest
 
 
 # -- experts of single environments -----------------------------------------------------------------------------------

@@ -49,9 +49,9 @@ def test_the_reward_is_the_recorded_one(people):
     """Of what was observed after each step; what is left is the cost of speed, which is not observed. With the sign
     of Gymnasium-Robotics 1.4.2 it would be off by 0.01 to 0.09 more."""
     for e in people:
-        seen, recorded = e.steps["observation.state"], e.steps["next.reward"]
-        left = np.array([adroit.reward(s, np.zeros(30)) for s in seen[1:]]) - recorded[:len(seen) - 1]
-        assert (left > 0).all() and left.max() < 0.025 and np.median(left) < 1e-3
+        states, recorded = e.steps["observation.state"], e.steps["next.reward"]
+        differences = np.array([adroit.reward(s, np.zeros(30)) for s in states[1:]]) - recorded[:len(states) - 1]
+        assert (differences > 0).all() and differences.max() < 0.025 and np.median(differences) < 1e-3
 
 
 @pytest.mark.slow
@@ -66,9 +66,9 @@ def test_people_are_put_where_they_were_and_do_again_what_they_did(people):
             inferred = env.restore(which, _first(e))["observation.state"][row]
             door = env.vec.envs[row].unwrapped.get_env_state()["door_body_pos"]
             np.testing.assert_allclose(door, e.metadata["init_door_body_pos"], atol=1e-9)
-            seen = env.restore(which, _first(e, "init_door_body_pos"))["observation.state"][row]
+            state = env.restore(which, _first(e, "init_door_body_pos"))["observation.state"][row]
             np.testing.assert_allclose(inferred, first, atol=2e-7)
-            np.testing.assert_allclose(seen, first, atol=2e-7)
+            np.testing.assert_allclose(state, first, atol=2e-7)
         success, wide = np.zeros(5, bool), np.zeros(5, bool)
         for t in range(max(map(len, group))):
             action = np.stack([e.steps["action"][min(t, len(e) - 1)] for e in group])
@@ -109,20 +109,20 @@ def test_trained_agents_are_put_where_they_were(shared, name, file, steps):
     """Without simulator.state, from what they observed: the hopper repeats all its thousand steps, the walker, which
     is chaotic, every single one whose velocities were recorded and not clipped to 10."""
     episode = open_dataset(shared / f"data/cs285/{file}.npz")[0]
-    seen, actions, rewards = (episode.steps[k] for k in ("observation.state", "action", "next.reward"))
+    states, actions, rewards = (episode.steps[k] for k in ("observation.state", "action", "next.reward"))
     env = envs.make(name)
-    starts = [t for t in range(300) if np.abs(seen[t, seen.shape[1] // 2:]).max() < 9.99][:1 if steps > 1 else None]
+    starts = [t for t in range(300) if np.abs(states[t, states.shape[1] // 2:]).max() < 9.99][:1 if steps > 1 else None]
     assert len(starts) == 1 if steps > 1 else len(starts) > 50
     for first in starts:
-        env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(seen[first:first + 1])})
+        env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(states[first:first + 1])})
         total = saved = 0.0
         for t in range(first, min(first + steps, len(actions))):
             out = env.step(torch.from_numpy(actions[t:t + 1]))
             total += out.reward.item()
             # Control costs 0.001 times its square; theirs was counted before MuJoCo clipped it, ours is clipped.
             saved += 1e-3 * (np.square(actions[t]).sum() - np.square(actions[t].clip(-1, 1)).sum())
-            if t + 1 < len(seen):
-                np.testing.assert_allclose(out.obs["observation.state"][0], seen[t + 1], atol=1e-4)
+            if t + 1 < len(states):
+                np.testing.assert_allclose(out.obs["observation.state"][0], states[t + 1], atol=1e-4)
         assert total - saved == pytest.approx(rewards[first:first + steps].sum(), rel=1e-5)
 
 
@@ -135,12 +135,12 @@ def test_what_cannot_be_restored_says_what_it_needs():
 
 
 def test_meta_world_repeats_and_its_expert_arrives():
-    ran = [rollout(env.expert(), env, 3, seed=7) for env in (envs.make("metaworld/reach-v3", n) for n in (1, 2))]
-    assert ran[0].fingerprint() == ran[1].fingerprint()
-    assert all(e.metadata["success"] and e.steps["next.terminated"][-1] for e in ran[0])
-    assert np.abs(ran[0][0].steps["action"]).max() <= 1
-    assert ran[0].metadata["version"].startswith("metaworld ")
-    starts = [e.steps["observation.state"][0, 36:39] for e in ran[0]]
+    episodes = [rollout(env.expert(), env, 3, seed=7) for env in (envs.make("metaworld/reach-v3", n) for n in (1, 2))]
+    assert episodes[0].fingerprint() == episodes[1].fingerprint()
+    assert all(e.metadata["success"] and e.steps["next.terminated"][-1] for e in episodes[0])
+    assert np.abs(episodes[0][0].steps["action"]).max() <= 1
+    assert episodes[0].metadata["version"].startswith("metaworld ")
+    starts = [e.steps["observation.state"][0, 36:39] for e in episodes[0]]
     assert not np.array_equal(starts[0], starts[1])  # goals differ by the key
 
 

@@ -18,15 +18,15 @@ def test_the_mean_of_both_ways_round_the_fork_is_the_pillar():
 
         def act(self, obs, state):
             return sum(ForkExpert(s, 0.0).act(obs, state[str(s)])[0] for s in (1, -1)) / 2, state
-    ran = rollout(Mean(), Fork(50), 200, seed=0)
-    assert not any(e.metadata["success"] for e in ran)
-    assert all(e.steps["next.reward"][-1] == -1 for e in ran)
+    episodes = rollout(Mean(), Fork(50), 200, seed=0)
+    assert not any(e.metadata["success"] for e in episodes)
+    assert all(e.steps["next.reward"][-1] == -1 for e in episodes)
 
 
 def test_both_ways_are_taken_equally_often():
-    ran = rollout(ForkExpert(), Fork(400), 400, seed=1)
-    left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in ran)
-    assert 160 <= left <= 240  # four standard deviations of a fair coin
+    episodes = rollout(ForkExpert(), Fork(400), 400, seed=1)
+    n_left = sum(e.steps["observation.state"][:, 1].mean() > 0 for e in episodes)
+    assert 160 <= n_left <= 240  # four standard deviations of a fair coin
     assert all(e.steps["observation.state"][:, 1].mean() > 0 for e in rollout(ForkExpert(side=1), Fork(20), 20))
 
 
@@ -41,8 +41,8 @@ def test_the_side_says_nothing_of_the_first_unsteadiness():
 def test_the_fork_moves_by_velocity_and_clips_it():
     env = Fork(2)
     start = env.reset(torch.arange(2), keys(0, [0, 1]))["observation.state"]
-    seen = env.step(torch.tensor([[0.5, -0.25], [9.0, 0.0]])).obs["observation.state"]
-    torch.testing.assert_close(seen - start, torch.tensor([[0.05, -0.025], [0.1, 0.0]]), atol=1e-7, rtol=0)
+    states = env.step(torch.tensor([[0.5, -0.25], [9.0, 0.0]])).obs["observation.state"]
+    torch.testing.assert_close(states - start, torch.tensor([[0.05, -0.025], [0.1, 0.0]]), atol=1e-7, rtol=0)
 
 
 def test_gusts_are_drawn_by_the_row():

@@ -30,15 +30,16 @@ def test_every_cell_is_reached_and_rooms_part_at_doors_only():
 
 def test_styles_differ_in_what_their_episodes_show():
     def rooms_and_success(style):
-        ran = rollout(envs.make(f"four_rooms:{style}", 60).expert(), envs.make(f"four_rooms:{style}", 60), 60, seed=3)
-        at = [(e.steps["observation.state"] > 4) @ [1, 2] for e in ran]
-        return np.mean([len(np.unique(a)) for a in at]), [e.metadata.get("success") for e in ran], ran
+        episodes = rollout(envs.make(f"four_rooms:{style}", 60).expert(), envs.make(f"four_rooms:{style}", 60), 60,
+                           seed=3)
+        at = [(e.steps["observation.state"] > 4) @ [1, 2] for e in episodes]
+        return np.mean([len(np.unique(a)) for a in at]), [e.metadata.get("success") for e in episodes], episodes
     rooms, success, _ = rooms_and_success("navigate")
     assert rooms < 2.5 and all(success)
     rooms, success, _ = rooms_and_success("play")
     assert rooms > 2.5 and set(success) == {None}
-    rooms, success, ran = rooms_and_success("stitch")
-    cells = [maze.cell_of(e.steps["observation.state"], 8) @ [8, 1] for e in ran]
-    far = max(four_rooms.STEPS.reshape(64, 64)[c[0], c].max() for c in cells)
-    assert rooms < 2.2 and far <= four_rooms.REACH + 2  # of 14; the way between two waypoints may lead farther
+    rooms, success, episodes = rooms_and_success("stitch")
+    cells = [maze.cell_of(e.steps["observation.state"], 8) @ [8, 1] for e in episodes]
+    distance = max(four_rooms.STEPS.reshape(64, 64)[c[0], c].max() for c in cells)
+    assert rooms < 2.2 and distance <= four_rooms.REACH + 2  # of 14; the way between two waypoints may lead farther
     assert 0.3 < np.mean(rooms_and_success("mixed")[1]) < 0.8

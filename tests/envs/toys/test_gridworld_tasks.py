@@ -18,10 +18,10 @@ def test_missions_keep_what_a_stage_needs_within_reach():
     obs = env.reset(torch.arange(300), keys(0, range(300)))
     state = env.state
     assert set(state["mission"]) == {0, 3, 5}
-    where = np.concatenate([state["at"][:, None], state["things"]], 1)
-    assert (where[:, 0, 0] < 4).all() and (where[:, 1, 0] < 4).all() and (where[..., 0] != 4).all()
-    assert all(len(np.unique(cells, axis=0)) == 4 for cells in where)
-    for mission, ball, pad in zip(state["mission"], where[:, 2, 0], where[:, 3, 0], strict=True):
+    cells_of = np.concatenate([state["at"][:, None], state["things"]], 1)
+    assert (cells_of[:, 0, 0] < 4).all() and (cells_of[:, 1, 0] < 4).all() and (cells_of[..., 0] != 4).all()
+    assert all(len(np.unique(cells, axis=0)) == 4 for cells in cells_of)
+    for mission, ball, pad in zip(state["mission"], cells_of[:, 2, 0], cells_of[:, 3, 0], strict=True):
         order = gridworld_tasks.ORDERS[mission]
         door = order.index(gridworld_tasks.DOOR)
         assert ball < 4 or order.index(gridworld_tasks.BALL) > door

@@ -24,19 +24,19 @@ def test_every_task_keeps_the_contract(task):
 
 
 def test_frozen_lake_is_gymnasiums():
-    ours, theirs = mdp.slippery_grid(mdp.FROZEN_LAKE, 2 / 3), gymnasium.make("FrozenLake-v1").unwrapped
+    ours, lake = mdp.slippery_grid(mdp.FROZEN_LAKE, 2 / 3), gymnasium.make("FrozenLake-v1").unwrapped
     number = {(int(x), 3 - int(y)): i for i, (x, y) in enumerate(ours.places)}  # their y counts down
     state = [number[s % 4, s // 4] for s in range(16)]
     for s in range(16):
         if ours.final[state[s]]:
             continue
-        for a, mine in enumerate((2, 3, 0, 1)):  # left, down, right, up
+        for a, own_action in enumerate((2, 3, 0, 1)):  # left, down, right, up
             p, r = np.zeros(16), np.zeros(16)
-            for chance, after, reward, _ in theirs.P[s][a]:
+            for chance, after, reward, _ in lake.P[s][a]:
                 p[state[after]] += chance
                 r[state[after]] = reward
-            np.testing.assert_allclose(ours.transitions[state[s], mine], p, atol=1e-12)
-            np.testing.assert_allclose(ours.rewards[state[s], mine] * (p > 0), r, atol=0)
+            np.testing.assert_allclose(ours.transitions[state[s], own_action], p, atol=1e-12)
+            np.testing.assert_allclose(ours.rewards[state[s], own_action] * (p > 0), r, atol=0)
     assert ours.best_success(10_000) == pytest.approx(14 / 17, abs=1e-6)  # 0.8235, the known optimum
 
 
@@ -92,9 +92,9 @@ def test_episodes_have_the_exact_return(task, options):
             p = torch.from_numpy(policy)[to_go, number]
             action = torch.multinomial(p, 1, generator=state["rng"])
             return action, {**state, "expert": {**state["expert"], "count": state["expert"]["count"] + 1}}
-    found = [float(e.steps["next.reward"].sum()) for e in rollout(Mixed(), env, 400, seed=1)]
-    error = np.std(found) / 20
-    assert np.mean(found) == pytest.approx(env.mdp.expected_return(policy, 30), abs=4 * error + 1e-9)
+    returns = [float(e.steps["next.reward"].sum()) for e in rollout(Mixed(), env, 400, seed=1)]
+    error = np.std(returns) / 20
+    assert np.mean(returns) == pytest.approx(env.mdp.expected_return(policy, 30), abs=4 * error + 1e-9)
 
 
 def test_the_expert_knows_how_many_steps_remain():

@@ -40,9 +40,9 @@ def test_the_order_of_the_goals_counts():
         def act(self, obs, state):
             return obs["observation.state"].chunk(4, 1)[self.goal], state
     for goal, visited in ((2, 1.0), (3, 0.0)):
-        ran = rollout(Only(goal), Particle(50), 50, seed=0)
-        assert not any(e.metadata["success"] and len(e) < 5 for e in ran)
-        flags = [e.steps["simulator.state"][-1, 0] for e in ran]
+        episodes = rollout(Only(goal), Particle(50), 50, seed=0)
+        assert not any(e.metadata["success"] and len(e) < 5 for e in episodes)
+        flags = [e.steps["simulator.state"][-1, 0] for e in episodes]
         assert np.mean(np.array(flags) == visited) > 0.9  # the other goal may lie on the way
 
 
@@ -58,11 +58,11 @@ def test_a_particle_that_must_stay_succeeds_at_the_end_only():
             goals = obs["observation.state"].chunk(4, 1)[2:]
             return goals[state["step"] // 30 % 2], {"step": state["step"] + 1}
     for steps, succeeds in ((60, True), (90, False)):
-        ran = rollout(Passing(), Particle(20, steps, stay=True), 20, seed=0)
-        assert {len(e) for e in ran} == {steps}
-        assert sum(e.metadata["success"] for e in ran) >= 18 if succeeds else not any(
+        episodes = rollout(Passing(), Particle(20, steps, stay=True), 20, seed=0)
+        assert {len(e) for e in episodes} == {steps}
+        assert sum(e.metadata["success"] for e in episodes) >= 18 if succeeds else not any(
             e.metadata["success"] and np.linalg.norm(e.steps["observation.state"][0, 4:6]
-                                                     - e.steps["observation.state"][0, 6:8]) > 0.1 for e in ran)
+                                                     - e.steps["observation.state"][0, 6:8]) > 0.1 for e in episodes)
 
 
 def test_particles_in_many_dimensions_are_named():

@@ -64,6 +64,7 @@ def test_the_outline_decides_how_the_peg_must_stand():
             return self.expert.act({**obs, "observation.environment_state": around}, state)
     for outline, works in ((2, True), (0, False)):
         env = PegInsertion(40, outlines=(outline,))
-        ran = rollout(Blind(replace(env.expert(), noise=0.0)), env, 40)
-        assert {e.metadata["success"] for e in ran} == {works} and {e.metadata["outline"] for e in ran} == {outline}
+        episodes = rollout(Blind(replace(env.expert(), noise=0.0)), env, 40)
+        assert {e.metadata["success"] for e in episodes} == {works}
+        assert {e.metadata["outline"] for e in episodes} == {outline}
     assert peg_insertion.outline_of(peg_insertion.RADII).tolist() == [0, 1, 2, 3, 4]

@@ -69,8 +69,9 @@ def test_the_disc_is_never_in_the_block_nor_beyond_the_table(seed, first, second
         assert _depth(env).max() < 1e-6
         assert (s["block"] >= push.MARGIN - 1e-6).all() and (s["block"] <= 1 - push.MARGIN + 1e-6).all()
         assert np.abs(np.linalg.norm(s["heading"], axis=1) - 1).max() < 1e-5
-        far = np.linalg.norm(before["disc"] - before["block"], axis=1) > push.REACH + 0.05
-        assert (s["block"][far] == before["block"][far]).all() and (s["heading"][far] == before["heading"][far]).all()
+        is_away = np.linalg.norm(before["disc"] - before["block"], axis=1) > push.REACH + 0.05
+        assert (s["block"][is_away] == before["block"][is_away]).all()
+        assert (s["heading"][is_away] == before["heading"][is_away]).all()
         # It goes round or pushes; it does not jump to the other side.
         assert (((before["disc"] - before["block"]) * (s["disc"] - s["block"])).sum(1) > 0).all()
 

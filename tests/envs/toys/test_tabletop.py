@@ -22,10 +22,10 @@ def table(env, hand, blocks, mission, held=-1, closed=0.0):
 @pytest.mark.parametrize("blocks", [1, 6])
 def test_the_expert_puts_every_block_into_its_bin(control, blocks):
     env = Tabletop(300, control=control, blocks=blocks)
-    ran = rollout(replace(env.expert(), noise=0.0), env, 300)
-    assert all(e.metadata["success"] for e in ran)
-    told = {bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode() for e in ran}
-    assert told == set(MISSIONS[:len(BINS) * blocks])  # every mission with these blocks is drawn
+    episodes = rollout(replace(env.expert(), noise=0.0), env, 300)
+    assert all(e.metadata["success"] for e in episodes)
+    tasks = {bytes(e.steps["observation.task"][0]).rstrip(b"\0").decode() for e in episodes}
+    assert tasks == set(MISSIONS[:len(BINS) * blocks])  # every mission with these blocks is drawn
 
 
 def test_blocks_begin_apart_and_below_the_bins():
@@ -35,17 +35,17 @@ def test_blocks_begin_apart_and_below_the_bins():
 
 
 def test_a_hand_takes_a_block_only_by_closing_on_it():
-    env, near, still = Tabletop(1, blocks=2), [(0.3, 0.3), (0.7, 0.3)], [0.0, 0.0]
+    env, positions, still = Tabletop(1, blocks=2), [(0.3, 0.3), (0.7, 0.3)], [0.0, 0.0]
     def step(*action):
         out = env.step(torch.tensor([action]))
         return out, env.state["held"][0]
-    table(env, (0.33, 0.3), near, 0)
+    table(env, (0.33, 0.3), positions, 0)
     assert step(*still, 1.0)[1] == 0
     assert env.state["blocks"][0, 0] == pytest.approx([0.33, 0.3])  # it jumps into the hand
     assert step(1.0, 0.0, 1.0)[1] == 0 and env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
     assert step(*still, -1.0)[1] == -1 and step(1.0, 0.0, -1.0)[1] == -1
     assert env.state["blocks"][0, 0] == pytest.approx([0.41, 0.3])
-    table(env, (0.36, 0.3), near, 0)
+    table(env, (0.36, 0.3), positions, 0)
     assert step(*still, 1.0)[1] == -1  # 0.06 m is too far,
     assert step(-0.75, 0.0, 1.0)[1] == -1  # and a closed hand takes nothing
 
@@ -67,28 +67,29 @@ def test_the_second_camera_shows_heights_and_hides_what_is_behind():
 
     def middle(image, color):
         """Mean (line, column) of the pixels of a color. None if there are none."""
-        found = np.argwhere((np.abs(image[0].numpy().astype(int) - COLORS[color]) < 3).all(2))
-        return found.mean(0) if len(found) else None
-    lies, hangs = (table(env, (0.5, 0.4), [(0.5, 0.4), (0.2, 0.6)], 0, held=held, closed=1.0) for held in (-1, 0))
+        pixels = np.argwhere((np.abs(image[0].numpy().astype(int) - COLORS[color]) < 3).all(2))
+        return pixels.mean(0) if len(pixels) else None
+    lies, hangs = (table(env, (0.5, 0.4), [(0.5, 0.4), (0.2, 0.6)], 0, held=held_block, closed=1.0)
+                   for held_block in (-1, 0))
     assert torch.equal(lies[top], hangs[top]) and not torch.equal(lies[side], hangs[side])
     lifted = middle(lies[side], "red") - middle(hangs[side], "red")
     assert lifted == pytest.approx([64 * (tabletop.HAND - tabletop.TABLE - 2 * tabletop.BLOCK), 0], abs=2)
     assert (middle(lies[side], "green") == middle(hangs[side], "green")).all()
-    for green, shown, hidden in ((0.6, "red", "green"), (0.2, "green", "red")):
-        seen = table(env, (0.9, 0.9), [(0.5, 0.4), (0.5, green)], 0)
-        assert middle(seen[side], shown) is not None and middle(seen[side], hidden) is None
-        assert middle(seen[top], hidden) is not None
+    for green, visible, hidden in ((0.6, "red", "green"), (0.2, "green", "red")):
+        views = table(env, (0.9, 0.9), [(0.5, 0.4), (0.5, green)], 0)
+        assert middle(views[side], visible) is not None and middle(views[side], hidden) is None
+        assert middle(views[top], hidden) is not None
     assert not any("images" in name for name in Tabletop(1).features)
 
 
 def test_a_click_says_the_same_as_the_words():
     words, click = Tabletop(20), Tabletop(20, instruction="click")
-    told, clicked = (e.reset(torch.arange(20), keys(0, range(20))) for e in (words, click))
+    worded, clicked = (e.reset(torch.arange(20), keys(0, range(20))) for e in (words, click))
     for row in range(20):
-        text = bytes(told["observation.task"][row].numpy()).rstrip(b"\0").decode()
+        text = bytes(worded["observation.task"][row].numpy()).rstrip(b"\0").decode()
         _, _, color, _, _, _, side, _ = text.split()
-        block = told["observation.environment_state"][row].reshape(-1, 2)[list(COLORS).index(color)]
-        wanted = [*block.tolist(), *tabletop.CENTERS[BINS.index(side)]]
-        assert clicked["observation.click"][row].tolist() == pytest.approx(wanted)
+        block = worded["observation.environment_state"][row].reshape(-1, 2)[list(COLORS).index(color)]
+        expected = [*block.tolist(), *tabletop.CENTERS[BINS.index(side)]]
+        assert clicked["observation.click"][row].tolist() == pytest.approx(expected)
     with pytest.raises(UserError, match="there is no control 'keys'"):
         Tabletop(control="keys")

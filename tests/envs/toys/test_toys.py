@@ -46,18 +46,18 @@ def test_each_way_of_bringing_the_blocks_is_shown_reached_and_told():
     env = envs.make("blocks", 50)
     assert len(env.metadata["modes"]) == 4
     for way in range(4):
-        ran = rollout(blocks.BlocksExpert(way, noise=0.0), env, 50, seed=1)
-        assert all(e.metadata["success"] and e.metadata["mode"] == way for e in ran)
-    told = Counter(e.metadata["mode"] for e in rollout(env.expert(), env, 400, seed=2))
-    assert set(told) == {0, 1, 2, 3} and min(told.values()) >= 65  # four standard deviations below 100
+        episodes = rollout(blocks.BlocksExpert(way, noise=0.0), env, 50, seed=1)
+        assert all(e.metadata["success"] and e.metadata["mode"] == way for e in episodes)
+    mode_counts = Counter(e.metadata["mode"] for e in rollout(env.expert(), env, 400, seed=2))
+    assert set(mode_counts) == {0, 1, 2, 3} and min(mode_counts.values()) >= 65  # four standard deviations below 100
     with pytest.raises(UserError, match="from 0 to 3"):
         blocks.BlocksExpert(4)
 
 
 def table(disc, left, right, targets=((0.3, 0.8), (0.7, 0.8)), first=-1.0):
     env = envs.make("blocks", 1)
-    seen = np.float32([*disc, *left, *right, *targets[0], *targets[1]])[None]
-    env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(seen),
+    state_vector = np.float32([*disc, *left, *right, *targets[0], *targets[1]])[None]
+    env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(state_vector),
                                     "simulator.state": torch.tensor([[first]])})
     return env
 
@@ -73,9 +73,10 @@ def test_a_block_pushes_the_other_and_the_edge_holds_both():
     env = table((0.5, 0.5), (0.62, 0.5), (0.76, 0.5))
     for _ in range(10):
         env.step(torch.tensor([[0.4, 0.0]]))
-    disc, (left, right) = env.state["disc"][0], env.state["blocks"][0]
+    disc, (left_block, right) = env.state["disc"][0], env.state["blocks"][0]
     assert right[0] == pytest.approx(1 - blocks.BLOCK, abs=0.003)
-    assert right[0] - left[0] >= 2 * blocks.BLOCK - 0.003 and left[0] - disc[0] >= blocks.BLOCK + blocks.DISC - 0.003
+    assert right[0] - left_block[0] >= 2 * blocks.BLOCK - 0.003
+    assert left_block[0] - disc[0] >= blocks.BLOCK + blocks.DISC - 0.003
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,15 +93,15 @@ def test_blocks_stay_on_the_table_and_are_moved_by_touch_alone(seed, turn):
         assert (s["blocks"] >= blocks.BLOCK).all() and (s["blocks"] <= 1 - blocks.BLOCK).all()
         gap = np.linalg.norm(s["blocks"] - s["disc"][:, None], axis=2)
         assert gap.min() > blocks.DISC + blocks.BLOCK - 0.02
-        far = np.linalg.norm(before["blocks"] - before["disc"][:, None], axis=2) > blocks.DISC + blocks.BLOCK + 0.06
-        far &= np.linalg.norm(np.diff(before["blocks"], axis=1), axis=2) > 2 * blocks.BLOCK + 0.06
-        assert far.any() and (s["blocks"][far] == before["blocks"][far]).all()
+        is_away = np.linalg.norm(before["blocks"] - before["disc"][:, None], axis=2) > blocks.DISC + blocks.BLOCK + 0.06
+        is_away &= np.linalg.norm(np.diff(before["blocks"], axis=1), axis=2) > 2 * blocks.BLOCK + 0.06
+        assert is_away.any() and (s["blocks"][is_away] == before["blocks"][is_away]).all()
 
 
 def test_both_blocks_on_one_target_is_no_success_and_a_block_that_left_was_not_first():
-    near, env = 0.04, table((0.1, 0.1), (0.3 - 0.06, 0.8), (0.3 + 0.06, 0.8))
+    offset, env = 0.04, table((0.1, 0.1), (0.3 - 0.06, 0.8), (0.3 + 0.06, 0.8))
     assert not env.step(torch.zeros(1, 2)).info["success"]
-    env = table((0.1, 0.1), (0.3 + near, 0.8), (0.7, 0.8 - near))
+    env = table((0.1, 0.1), (0.3 + offset, 0.8), (0.7, 0.8 - offset))
     out = env.step(torch.zeros(1, 2))
     assert out.info["success"] and out.terminated and out.reward == 1
     env = table((0.1, 0.1), (0.5, 0.5), (0.3, 0.8), first=0.0)  # the left one had been first, and is on no target now
@@ -125,15 +126,15 @@ class Forgetful(Actor):
 
 def test_who_forgets_the_light_is_right_half_of_the_time():
     env = envs.make("memory", 200)
-    ran = rollout(Forgetful(), env, 1000, seed=3)
-    assert np.mean([e.metadata["success"] for e in ran]) == pytest.approx(env.metadata["memoryless"], abs=0.065)
-    assert {e.steps["next.reward"][-1] for e in ran} == {1.0, -1.0}
+    episodes = rollout(Forgetful(), env, 1000, seed=3)
+    assert np.mean([e.metadata["success"] for e in episodes]) == pytest.approx(env.metadata["memoryless"], abs=0.065)
+    assert {e.steps["next.reward"][-1] for e in episodes} == {1.0, -1.0}
 
 
 def test_the_light_goes_out_and_the_corridor_does_not_tell_it():
     env = envs.make("memory", 60, shown=2)
-    ran = rollout(memory.MemoryExpert(noise=0.3), env, 60, seed=0)
-    for e in ran:
+    episodes = rollout(memory.MemoryExpert(noise=0.3), env, 60, seed=0)
+    for e in episodes:
         x, y, light = e.steps["observation.state"].T
         assert (light[:2] == e.steps["simulator.state"][0, 0]).all() and not light[2:].any()
         assert not y[x < 1.8].any()
@@ -177,9 +178,9 @@ def test_numbered_mazes_are_the_same_again_and_others_are_others():
     assert len(set(zip(level, walls, strict=True))) == 5  # a number is one maze
     assert not set(walls) & set(seen(levels=5, first=12)[1])
     assert set(seen()[0]) == {-1} and len(set(seen()[1])) > 190
-    for wrong in ({"levels": -1}, {"first": -2}, {"cells": 1}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
-            envs.make("maze", **wrong)
+    for invalid_options in ({"levels": -1}, {"first": -2}, {"cells": 1}):
+        with pytest.raises(UserError, match=f"{next(iter(invalid_options))}="):
+            envs.make("maze", **invalid_options)
 
 
 @settings(max_examples=20, deadline=None)
@@ -206,15 +207,15 @@ def test_ways_over_a_grid_are_the_shortest():
     rng = np.random.default_rng(0)
     cost = np.where(rng.random((6, 4, 3, 4)) < 0.3, np.inf, rng.random((6, 4, 3, 4)) + 0.1).astype(np.float32)
     goal = rng.integers(0, 3, (6, 2))
-    left = grid.cost_to_go(cost, goal)
+    distances = grid.cost_to_go(cost, goal)
     for row in range(6):
         edges = np.zeros((12, 12))
         for k, (a, b) in enumerate(grid.MOVES):
             for i, j in np.ndindex(3, 4):
                 if 0 <= i + a < 3 and 0 <= j + b < 4 and np.isfinite(cost[row, k, i, j]):
                     edges[4 * (i + a) + j + b, 4 * i + j] = cost[row, k, i, j]  # backwards, from the goal
-        wanted = dijkstra(edges, indices=4 * goal[row, 0] + goal[row, 1])
-        np.testing.assert_allclose(left[row].ravel(), wanted, rtol=1e-5)
+        expected = dijkstra(edges, indices=4 * goal[row, 0] + goal[row, 1])
+        np.testing.assert_allclose(distances[row].ravel(), expected, rtol=1e-5)
 
 
 # -- arms ---------------------------------------------------------------------------------------------------------
@@ -222,8 +223,8 @@ def test_ways_over_a_grid_are_the_shortest():
 
 def carrying(left=1.0, right=1.0):
     env = envs.make("arms", 1)
-    seen = np.float32([[0.7, 0.3, 1.3, 0.3, 1.0, 0.3, 1.0, 0.0, left, right, 1.0, 0.9]])
-    env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(seen)})
+    state_vector = np.float32([[0.7, 0.3, 1.3, 0.3, 1.0, 0.3, 1.0, 0.0, left, right, 1.0, 0.9]])
+    env.restore(torch.tensor([0]), {"observation.state": torch.from_numpy(state_vector)})
     return env
 
 
@@ -288,8 +289,8 @@ def cloned(name, episodes, window=None, seed=0, **options):
         policy.windows(data),
     )
     fit(learner, lambda n: windows.batch(128, n, seed), 600)
-    ran = rollout(PolicyActor(learner.trained_policy.eval(), RecedingHorizon(1)), env, 200, seed=0)
-    return np.mean([e.metadata["success"] for e in ran])
+    rollouts = rollout(PolicyActor(learner.trained_policy.eval(), RecedingHorizon(1)), env, 200, seed=0)
+    return np.mean([e.metadata["success"] for e in rollouts])
 
 
 @pytest.mark.slow
@@ -309,8 +310,8 @@ def test_who_remembers_learns_the_way_and_who_does_not_guesses():
 def test_missions_are_read_as_they_are_written():
     env = envs.make("words", 300)
     obs = started(env)
-    said = {bytes(row).rstrip(b"\0").decode() for row in obs["observation.task"].numpy()}
-    assert {"go to the red ball", "find the yellow key"} <= said and len(said) == 36
+    missions = {bytes(row).rstrip(b"\0").decode() for row in obs["observation.task"].numpy()}
+    assert {"go to the red ball", "find the yellow key"} <= missions and len(missions) == 36
     np.testing.assert_array_equal(words.parse_missions(obs["observation.task"].numpy()), env.state["meant"])
     for text in ("go home", "the red ball or the blue key"):
         with pytest.raises(UserError, match=text):
@@ -349,8 +350,8 @@ class Misled(Actor):
     """The expert, told the same mission everywhere."""
 
     def start(self, obs, key):
-        told = torch.from_numpy(TaskText(words.LENGTH).encode("go to the red ball").copy())
-        return words.WordsExpert(0.0).start({**obs, "observation.task": told.expand(len(key), -1)}, key)
+        mission = torch.from_numpy(TaskText(words.LENGTH).encode("go to the red ball").copy())
+        return words.WordsExpert(0.0).start({**obs, "observation.task": mission.expand(len(key), -1)}, key)
 
     def act(self, obs, state):
         return words.WordsExpert(0.0).act(obs, state)
@@ -358,6 +359,6 @@ class Misled(Actor):
 
 def test_words_are_needed():
     env = envs.make("words", 50)
-    right, wrong = (np.mean([e.metadata["success"] for e in rollout(actor, env, 200, seed=0)])
-                    for actor in (words.WordsExpert(0.0), Misled()))
-    assert right == 1.0 and wrong < 0.4  # one thing of four is meant
+    right, misled_rate = (np.mean([e.metadata["success"] for e in rollout(actor, env, 200, seed=0)])
+                          for actor in (words.WordsExpert(0.0), Misled()))
+    assert right == 1.0 and misled_rate < 0.4  # one thing of four is meant

@@ -23,7 +23,7 @@ def test_distances_are_those_of_every_pair():
     rng = np.random.default_rng(0)
     data, other = Dataset([walk(rng) for _ in range(5)]), walk(rng)
     view = TrajectoryScaling.from_data(data, Dataset([other]))
-    near = DemonstrationIndex.from_data(data, view)
+    index = DemonstrationIndex.from_data(data, view)
     states, actions = (np.concatenate([f(e)[:len(e)] for e in data]) for f in (view.states, view.actions))
     whose = np.repeat(np.arange(5), 30)
     for e, without in ((other, None), (data[3], 3)):
@@ -32,18 +32,18 @@ def test_distances_are_those_of_every_pair():
         order = np.argsort(d, 1)[:, :10]
         gap = [min(np.linalg.norm(actions[kept][j] - a) for j in o)
                for o, a in zip(order, view.actions(e), strict=True)]
-        far, off = near.distances(e, exclude=without)
-        assert np.allclose(far, d.min(1) / math.sqrt(3)) and np.allclose(off, np.array(gap) / math.sqrt(2))
-    assert np.all(near.distances(data[3])[0] == 0)
+        distances, off = index.distances(e, exclude=without)
+        assert np.allclose(distances, d.min(1) / math.sqrt(3)) and np.allclose(off, np.array(gap) / math.sqrt(2))
+    assert np.all(index.distances(data[3])[0] == 0)
 
 
 def test_one_of_two_demonstrated_ways_is_near():
     states = np.zeros((21, 1)) + np.linspace(0, 1, 21)[:, None]
     data = Dataset([episode(states, np.full((20, 1), a)) for a in (-1.0, 1.0, -1.0, 1.0)])
-    near = DemonstrationIndex.from_data(data, TrajectoryScaling.from_data(data))
-    assert near.distances(data[0])[1].max() == 0  # and not 1, as from the mean
+    index = DemonstrationIndex.from_data(data, TrajectoryScaling.from_data(data))
+    assert index.distances(data[0])[1].max() == 0  # and not 1, as from the mean
     middle = episode(states, np.zeros((20, 1)))
-    assert np.allclose(near.distances(middle)[1], 1)  # the mean of both is what nobody did
+    assert np.allclose(index.distances(middle)[1], 1)  # the mean of both is what nobody did
 
 
 def test_what_is_constant_or_no_number_counts_nothing():
@@ -55,8 +55,8 @@ def test_what_is_constant_or_no_number_counts_nothing():
     moved = states.copy()
     moved[:, 1] += 5
     moved[3, 0] = np.nan
-    far, _ = DemonstrationIndex.from_data(data, TrajectoryScaling.from_data(data)).distances(episode(moved))
-    assert math.isnan(far[3]) and np.nanmax(far) == 0
+    distances, _ = DemonstrationIndex.from_data(data, TrajectoryScaling.from_data(data)).distances(episode(moved))
+    assert math.isnan(distances[3]) and np.nanmax(distances) == 0
     only = Dataset([Episode({"observation.images.a": np.zeros((4, 8, 8, 3), np.uint8), "action": np.zeros((3, 1))})])
     assert (
         TrajectoryScaling.from_data(only).columns == ()
@@ -85,7 +85,7 @@ def test_earth_movers_distance():
     same = distribution_distance(data, data, view)
     assert (same.states, same.state_changes, same.between_demonstrations) == (0, 0, (0, 0))
     shifted = Dataset([episode(states + [3, 0], 2 * actions)] * 2)  # a shift costs its length, in one of two components
-    found = distribution_distance(shifted, data, view)
-    assert found.states == pytest.approx(3 / view.scale[0] / 2, rel=1e-5)
-    assert found.state_changes == pytest.approx(1 / view.action_scale[0])  # every change is twice as large
+    distance = distribution_distance(shifted, data, view)
+    assert distance.states == pytest.approx(3 / view.scale[0] / 2, rel=1e-5)
+    assert distance.state_changes == pytest.approx(1 / view.action_scale[0])  # every change is twice as large
     assert distribution_distance(data, data[:3], view) is None

@@ -31,9 +31,9 @@ def test_entropy_is_that_of_the_paper():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 4))
 def test_entropy_is_between_none_and_all_alike(counts, more):
     ways = max(len(counts) + more, 2)
-    found = modes.mode_entropy(counts, ways)
-    assert -1e-12 <= found <= 1 + 1e-12 and found == pytest.approx(modes.mode_entropy(counts[::-1], ways))
-    assert modes.mode_entropy([10 * c for c in counts], ways) == pytest.approx(found)
+    entropy = modes.mode_entropy(counts, ways)
+    assert -1e-12 <= entropy <= 1 + 1e-12 and entropy == pytest.approx(modes.mode_entropy(counts[::-1], ways))
+    assert modes.mode_entropy([10 * c for c in counts], ways) == pytest.approx(entropy)
     assert modes.mode_entropy([7] * ways, ways) == pytest.approx(1)
 
 
@@ -85,9 +85,9 @@ def test_failures_count_in_no_way():
         (True, "a"), (True, "b"), (False, "b"), (False, "b"), (True, -1))])
     assert modes.mode_counts(data, modes.reported_mode) == {"a": 1, "b": 1}
     assert modes.conditional_entropy(data, modes.reported_mode, 2).estimate == 1
-    lost = episode(np.zeros((3, 1)), success=False, mode="a", start=1)
+    failure = episode(np.zeros((3, 1)), success=False, mode="a", start=1)
     # a start without success has none
-    assert modes.conditional_entropy(data + Dataset([lost]), modes.reported_mode, 2).estimate == 1
+    assert modes.conditional_entropy(data + Dataset([failure]), modes.reported_mode, 2).estimate == 1
 
 
 def test_ways_that_an_environment_tells_of():

@@ -38,8 +38,8 @@ def test_halts_are_less_smooth():
     def strokes(n, rest):
         one = np.sin(np.linspace(0, np.pi, 60)) ** 2
         return np.concatenate([np.concatenate([one, np.zeros(rest)]) for _ in range(n)])
-    found = [motion.spectral_arc_length(strokes(n, 20), 60) for n in (1, 2, 4)]
-    assert found[0] > found[1] > found[2]
+    arc_lengths = [motion.spectral_arc_length(strokes(n, 20), 60) for n in (1, 2, 4)]
+    assert arc_lengths[0] > arc_lengths[1] > arc_lengths[2]
     for bad in (np.zeros(50), np.ones(3), np.array([1, 2, np.nan, 2, 1, 0, 1])):
         assert math.isnan(motion.spectral_arc_length(bad, 10)) and math.isnan(motion.log_dimensionless_jerk(bad, 10))
 

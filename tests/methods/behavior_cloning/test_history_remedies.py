@@ -29,14 +29,14 @@ CHANGES = 3  # times at which the action of an episode changes
 
 def held_actions(episodes=20, steps=40, dtype="float32"):
     """Actions that are held, and change at random steps. The observation shows the right action now and then noise."""
-    rng, made = np.random.default_rng(0), []
+    rng, recordings = np.random.default_rng(0), []
     for _ in range(episodes):
         change = np.sort(rng.choice(np.arange(4, steps, 4), CHANGES, replace=False))
         action = np.where(np.searchsorted(change, np.arange(steps), side="right") % 2, 1, 0)
         action = action if rng.random() < 0.5 else 1 - action
         state = np.stack([action + rng.normal(0, 0.5, steps), rng.normal(size=steps)], 1).astype(np.float32)
-        made.append((Episode({STATE: state, "action": action[:, None].astype(dtype)}), change))
-    return made
+        recordings.append((Episode({STATE: state, "action": action[:, None].astype(dtype)}), change))
+    return recordings
 
 
 # -- keyframes --------------------------------------------------------------------------------------------------
@@ -44,15 +44,15 @@ def held_actions(episodes=20, steps=40, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])
 def test_keyframes_are_the_changes_of_held_actions_and_the_first_steps(dtype):
-    made = held_actions(dtype=dtype)
+    recordings = held_actions(dtype=dtype)
     feature = Feature(dtype, (1,), "discrete", num_classes=(2,)) if dtype == "int64" else Feature(dtype, (1,))
-    data = Dataset([Episode(e.steps, schema={**e.features(), "action": feature}) for e, _ in made])
+    data = Dataset([Episode(e.steps, schema={**e.features(), "action": feature}) for e, _ in recordings])
     steps = sum(data.lengths)
     marked = MarkKeyframes((CHANGES + 1) * len(data) / steps, n_updates=300).apply(data)
     assert marked.features()["keyframe"] == Feature("float32", (1,)) and "keyframe" not in data.features()
-    for (episode, change), shown in zip(made, marked, strict=True):
-        assert np.flatnonzero(shown.steps["keyframe"]).tolist() == [0, *change]
-        np.testing.assert_array_equal(shown.steps["action"], episode.steps["action"])
+    for (episode, change), with_keyframes in zip(recordings, marked, strict=True):
+        assert np.flatnonzero(with_keyframes.steps["keyframe"]).tolist() == [0, *change]
+        np.testing.assert_array_equal(with_keyframes.steps["action"], episode.steps["action"])
 
 
 def test_how_many_steps_are_keyframes_and_what_is_refused():
@@ -147,23 +147,23 @@ def lamp_data(episodes=200, steps=6, reset="random"):
 
     At the first step it shows something random, or what the demonstrator has in mind.
     """
-    rng, made = np.random.default_rng(0), []
+    rng, recordings = np.random.default_rng(0), []
     for _ in range(episodes):
         cause = rng.normal(size=1) + np.cumsum(rng.normal(0, 0.3, steps))
         action = np.tanh(cause) + rng.normal(0, 0.1, steps)
         first = rng.normal() if reset == "random" else action[0] + rng.normal(0, 0.1)
         lamp = np.concatenate([[first], action[:-1]])
         state = np.stack([cause, lamp, rng.normal(size=steps)], 1).astype(np.float32)
-        made.append(Episode({STATE: state, "action": action[:, None].astype(np.float32)}))
-    return Dataset(made)
+        recordings.append(Episode({STATE: state, "action": action[:, None].astype(np.float32)}))
+    return Dataset(recordings)
 
 
 def test_a_lamp_is_no_cause_if_it_was_random_at_the_start():
     cause, lamp, noise = action_dependence(lamp_data())
     assert cause.may_be_cause and not lamp.may_be_cause and not noise.may_be_cause
     assert lamp.upper[0] < 0.1 < 0.5 < lamp.estimate[1], "later the lamp tells the action as well as the cause does"
-    shown = action_dependence(lamp_data(reset="intended"))
-    assert [d.may_be_cause for d in shown] == [True, True, False], "without the intervention nothing proves it"
+    dependences = action_dependence(lamp_data(reset="intended"))
+    assert [d.may_be_cause for d in dependences] == [True, True, False], "without the intervention nothing proves it"
 
 
 def test_the_dependence_is_that_of_the_definition():

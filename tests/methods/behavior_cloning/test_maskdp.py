@@ -57,19 +57,19 @@ def shown_entries(out):
 def test_a_fraction_of_the_entries_is_hidden(ratio, n_shown):
     obs = blank(4000)
     out = RandomMasking(("x", "y"), (ratio,))(obs, rng())
-    shown = shown_entries(out)
-    assert (shown.sum(1) == n_shown).all()
+    visible = shown_entries(out)
+    assert (visible.sum(1) == n_shown).all()
     assert set(out) == {"x", "y", "z", "x?", "y?"} and all(out[k] is obs[k] for k in obs) and set(obs) == set("xyz")
-    for entry in shown.unbind(1):  # each is shown equally often
+    for entry in visible.unbind(1):  # each is shown equally often
         assert stats.binomtest(int(entry.sum()), 4000, n_shown / 20).pvalue > 1e-4
 
 
 def test_each_window_draws_its_ratio_and_its_entries():
-    shown = shown_entries(RandomMasking(("x", "y"), (0.2, 0.9))(blank(4000), rng()))
-    n_shown = shown.sum(1)
+    visible = shown_entries(RandomMasking(("x", "y"), (0.2, 0.9))(blank(4000), rng()))
+    n_shown = visible.sum(1)
     assert sorted(n_shown.unique().tolist()) == [2, 16]
     assert stats.binomtest(int((n_shown == 2).sum()), 4000, 0.5).pvalue > 1e-4
-    pairs = shown[n_shown == 2]  # a state and an action of the same row are no more often together than others
+    pairs = visible[n_shown == 2]  # a state and an action of the same row are no more often together than others
     both = (pairs[:, :10] & pairs[:, 10:]).any(1)
     assert stats.binomtest(int(both.sum()), len(pairs), 10 / (20 * 19 / 2)).pvalue > 1e-4
 
@@ -119,21 +119,22 @@ def observed(rows, time_left):
 
 @torch.no_grad()
 def test_the_state_is_given_now_and_the_goal_where_it_is_due(monkeypatch):
-    policy, given = new_policy(), []
+    policy, observations = new_policy(), []
     plan = policy.plan
-    monkeypatch.setattr(policy, "plan", lambda obs, noise, guides=(): given.append(obs) or plan(obs, noise))
+    monkeypatch.setattr(policy, "plan", lambda obs, noise, guides=(): observations.append(obs) or plan(obs, noise))
     planner, obs = MaskedGoalPlanner(policy), observed(6, [-1, 0, 1, 3, 5, 40])
-    found = planner.plan(obs, torch.zeros(6, HORIZON, 0))
-    (seen,) = given
+    planned_actions = planner.plan(obs, torch.zeros(6, HORIZON, 0))
+    (window_obs,) = observations
     rows = [1, 1, 1, 3, 5, 5]  # a goal that is due is given at the next row, and one beyond the window at the last
-    assert [mask.nonzero().flatten().tolist() for mask in seen[f"{STATE}?"]] == [[0, row] for row in rows]
-    assert torch.equal(seen[STATE][:, 0], obs[STATE][:, 0])
-    assert torch.equal(seen[STATE][range(6), rows], obs[GOAL][:, 0])
-    assert not seen["action?"].any() and seen["action"].shape == (6, HORIZON, 1)
-    whole = plan(seen, torch.zeros(6, HORIZON, 0))
-    assert whole.shape == (6, HORIZON, 3) and torch.equal(found, whole[..., :1])  # action, state, whether it is known
-    hidden = {k: torch.where(seen[f"{k}?"].unsqueeze(-1), seen[k], 7.0) for k in (STATE, "action")}
-    assert torch.allclose(plan({**seen, **hidden}, torch.zeros(6, HORIZON, 0)), whole, atol=1e-6)
+    assert [mask.nonzero().flatten().tolist() for mask in window_obs[f"{STATE}?"]] == [[0, row] for row in rows]
+    assert torch.equal(window_obs[STATE][:, 0], obs[STATE][:, 0])
+    assert torch.equal(window_obs[STATE][range(6), rows], obs[GOAL][:, 0])
+    assert not window_obs["action?"].any() and window_obs["action"].shape == (6, HORIZON, 1)
+    whole = plan(window_obs, torch.zeros(6, HORIZON, 0))
+    assert whole.shape == (6, HORIZON, 3)
+    assert torch.equal(planned_actions, whole[..., :1])  # action, state, whether it is known
+    hidden = {k: torch.where(window_obs[f"{k}?"].unsqueeze(-1), window_obs[k], 7.0) for k in (STATE, "action")}
+    assert torch.allclose(plan({**window_obs, **hidden}, torch.zeros(6, HORIZON, 0)), whole, atol=1e-6)
 
 
 @torch.no_grad()
@@ -143,12 +144,12 @@ def test_the_planner_observes_one_step_and_plans_actions():
     assert planner.inputs == (STATE, GOAL, LEFT) and planner.window == Window(1, HORIZON) and planner.action_dim == 1
     assert torch.equal(planner.action_scale, policy.action_scale[:1])
     obs, noise = observed(5, 3), planner.noise(key, torch.zeros_like(key))
-    found = planner.plan(obs, noise)
-    assert torch.allclose(FixedBatch(planner, 2).plan(obs, noise), found, atol=1e-5)
-    assert torch.allclose(planner.plan(take(obs, [3]), take(noise, [3]))[0], found[3], atol=1e-5)
+    actions = planner.plan(obs, noise)
+    assert torch.allclose(FixedBatch(planner, 2).plan(obs, noise), actions, atol=1e-5)
+    assert torch.allclose(planner.plan(take(obs, [3]), take(noise, [3]))[0], actions[3], atol=1e-5)
     actor, now = PolicyActor(planner), {k: v[:, 0] for k, v in obs.items()}
     action, _ = actor.act(now, actor.start(now, key))
-    assert torch.allclose(action, found[:, 0], atol=1e-5)
+    assert torch.allclose(action, actions[:, 0], atol=1e-5)
     with pytest.raises(Unsupported, match="guides of actions cannot change a plan of states and actions"):
         planner.plan(obs, noise, (Inpaint(torch.zeros(5, HORIZON, 1), torch.ones(5, HORIZON)),))
     with pytest.raises(Unsupported, match="none for actions alone"):
@@ -213,8 +214,8 @@ def test_maskdp_arrives_when_it_is_asked_to():
     batch = result.policy.windows(training_data(data, result.method)).batch(200, 0)
     hidden = {**batch.obs, "action?": torch.zeros(200, 4, dtype=torch.bool)}
     with torch.no_grad():  # inverse dynamics: all states are given, and no action
-        found = result.policy.plan(hidden, torch.zeros(200, 4, 0))[..., :1]
-    error = ((found - batch.action[..., :1]).abs().squeeze(-1) * batch.mask).sum() / batch.mask.sum()
+        predicted = result.policy.plan(hidden, torch.zeros(200, 4, 0))[..., :1]
+    error = ((predicted - batch.action[..., :1]).abs().squeeze(-1) * batch.mask).sum() / batch.mask.sum()
     assert error < 0.2, "a policy that knows nothing has 0.5"
 
 

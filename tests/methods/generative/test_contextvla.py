@@ -70,15 +70,15 @@ def test_the_mean_is_taken_of_what_the_first_blocks_give_for_all_steps():
 @pytest.mark.parametrize("n_padded", [1, 2, 3])
 def test_rows_before_the_episode_have_no_effect(n_padded, pool_after):
     """The tokens are those of a window that is as long as what was observed. With one row there is no context token."""
-    obs, seen = observed(n_padded), STEPS - n_padded
+    obs, n_real = observed(n_padded), STEPS - n_padded
     obs[STATE][:, :n_padded], obs[GOAL][:, :n_padded] = float("nan"), 1e6
-    net, short = built(3, pool_after), built(3, pool_after, seen)
+    net, short = built(3, pool_after), built(3, pool_after, n_real)
     embedding = net.token_embedding.unflatten(0, (2, STEPS))[:, n_padded:].flatten(0, 1)
     short.load_state_dict({**net.state_dict(), "token_embedding": embedding})
-    found, want = net(obs), short({k: v[:, n_padded:] for k, v in obs.items()})
-    assert found.mask.sum(1).tolist() == [short.tokens] * 5 and want.mask.all()
-    torch.testing.assert_close(found.tokens[found.mask], want.tokens.flatten(0, 1))
-    assert short.tokens == (2 * seen if pool_after is None else 2 if seen == 1 else 3)
+    tokens, want = net(obs), short({k: v[:, n_padded:] for k, v in obs.items()})
+    assert tokens.mask.sum(1).tolist() == [short.tokens] * 5 and want.mask.all()
+    torch.testing.assert_close(tokens.tokens[tokens.mask], want.tokens.flatten(0, 1))
+    assert short.tokens == (2 * n_real if pool_after is None else 2 if n_real == 1 else 3)
 
 
 @pytest.mark.parametrize("pool_after", [0, 2, 3, None])

@@ -40,15 +40,15 @@ def rng(seed=0):
 
 
 def test_one_of_the_given_goals_is_shown_each_equally_often():
-    given = torch.ones(30_000, 2, dtype=torch.bool)
-    obs = {"a": torch.zeros(30_000, 2, 1), "b": torch.zeros(30_000, 2, 1), "b?": given.clone(), "c": given}
+    is_given = torch.ones(30_000, 2, dtype=torch.bool)
+    obs = {"a": torch.zeros(30_000, 2, 1), "b": torch.zeros(30_000, 2, 1), "b?": is_given.clone(), "c": is_given}
     obs["b?"][:10_000] = False  # these windows have one goal
     out = ModalityDropout(("a", "b"))(obs, rng())
-    shown = torch.stack([out["a?"], out["b?"]])
-    assert (shown.sum(0) == 1).all() and (shown == shown[:, :, :1]).all()
+    visible = torch.stack([out["a?"], out["b?"]])
+    assert (visible.sum(0) == 1).all() and (visible == visible[:, :, :1]).all()
     assert out["a?"][:10_000].all()
     assert stats.binomtest(int(out["a?"][10_000:, 0].sum()), 20_000, 0.5).pvalue > 1e-4
-    assert out["c"] is given and obs["b?"][10_000:].all()  # what came in is not changed
+    assert out["c"] is is_given and obs["b?"][10_000:].all()  # what came in is not changed
 
 
 def test_no_goal_is_made_up():
@@ -80,14 +80,14 @@ def test_encoder_contract():
 
 
 def test_all_goals_write_the_same_token_and_hidden_ones_do_not_count():
-    net, seen, told = build_encoder(), {GOAL + "_": True, TASK + "_": False}, {GOAL + "_": False, TASK + "_": True}
-    by_goal, by_task, by_both = (encoded(net, **shown).tokens for shown in (seen, told, {}))
+    net, goal, task = build_encoder(), {GOAL + "_": True, TASK + "_": False}, {GOAL + "_": False, TASK + "_": True}
+    by_goal, by_task, by_both = (encoded(net, **flags).tokens for flags in (goal, task, {}))
     assert by_goal.shape == (4, 4, 8)  # two rows of the state, then two of the goal
     assert torch.equal(by_goal[:, :2], by_task[:, :2])
     torch.testing.assert_close(by_both[:, 2:], (by_goal + by_task)[:, 2:] / 2)
     other = torch.randn(4, 2, 2, generator=rng(9))
-    assert torch.equal(encoded(net, **told, **{GOAL: other}).tokens, by_task)
-    assert not torch.allclose(encoded(net, **seen, **{GOAL: other}).tokens, by_goal)
+    assert torch.equal(encoded(net, **task, **{GOAL: other}).tokens, by_task)
+    assert not torch.allclose(encoded(net, **goal, **{GOAL: other}).tokens, by_goal)
     nothing = encoded(net, **{GOAL + "_": False, TASK + "_": False})
     assert nothing.mask[:, :2].all() and not nothing.mask[:, 2:].any() and (nothing.tokens[:, 2:] == 0).all()
 
@@ -182,21 +182,21 @@ def test_foresight_is_the_squared_error_of_the_coded_column_after_the_chunk():
 def test_what_is_given_is_marked_in_the_data_and_while_acting():
     steps = {STATE: np.zeros((3, 2), np.float32), "action": np.zeros((2, 1), np.float32)}
     data = Dataset([Episode(steps, {"task": task}) for task in ("go", "")])
-    said = data.map(TaskText(4, optional=True)).map(OptionalColumn(GOAL, like=STATE))
-    assert [e.steps[TASK + "?"].tolist() for e in said] == [[True] * 3, [False] * 3]
-    assert said[0].steps[GOAL + "?"].tolist() == [True] * 3 and GOAL not in said[0].steps
+    optional_data = data.map(TaskText(4, optional=True)).map(OptionalColumn(GOAL, like=STATE))
+    assert [e.steps[TASK + "?"].tolist() for e in optional_data] == [[True] * 3, [False] * 3]
+    assert optional_data[0].steps[GOAL + "?"].tolist() == [True] * 3 and GOAL not in optional_data[0].steps
     goals = (Goal(STATE, into=GOAL),)
     policy = PolicyConfig(Regression(), MLP(8, 1), GoalEncoder(encoder=TokenEncoder(8)), window=Window(goals=goals))
     method = Method(policy, learner=BehaviorCloning(1, 4), transforms=(TaskText(4, optional=True),
                                                                        OptionalColumn(GOAL, like=STATE)))
-    actor, seen = fit_method(method, data, 0).actor, {STATE: torch.ones(2, 2)}
+    actor, obs = fit_method(method, data, 0).actor, {STATE: torch.ones(2, 2)}
     words = torch.tensor(TaskText(4).encode("go").copy())
 
     def marks(actor):
-        found = actor.start(seen, keys(0, range(2)))
-        while "seen" not in found:
-            found = next(v for k, v in found.items() if isinstance(v, dict) and v)
-        return [bool(found["seen"][k + "?"].all()) for k in (GOAL, TASK)]
+        state = actor.start(obs, keys(0, range(2)))
+        while "seen" not in state:
+            state = next(v for k, v in state.items() if isinstance(v, dict) and v)
+        return [bool(state["seen"][k + "?"].all()) for k in (GOAL, TASK)]
     assert marks(actor) == [False, False]
     assert marks(ObservationWrapper(actor, {TASK: words})) == [False, True]
     assert marks(ObservationWrapper(actor, {TASK: torch.zeros_like(words), GOAL: torch.ones(2)})) == [True, False]
@@ -209,5 +209,5 @@ def test_a_policy_follows_words_that_few_episodes_have():
     """Two of about 37 episodes to each of eight places have a word. A policy that ignores it reaches one of them."""
     experiment = replace(few_labels.PLAY, source=few_labels.LabeledPlay(300, per_place=2))
     (option,) = few_labels.ARMS[0].options
-    found = few_labels.prompted_success(experiment, option, experiment.source.load(0), 0, 200, 0)
-    assert np.mean(found["success"]) > 0.7 and np.mean(found["goal success"]) > 0.9
+    measures = few_labels.prompted_success(experiment, option, experiment.source.load(0), 0, 200, 0)
+    assert np.mean(measures["success"]) > 0.7 and np.mean(measures["goal success"]) > 0.9

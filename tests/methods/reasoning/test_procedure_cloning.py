@@ -46,13 +46,13 @@ def episode(grid=MAZE, cells=((2, 0), (2, 1), (2, 2))) -> Episode:
 
 
 def test_the_search_reaches_one_ring_more_at_each_step():
-    up, left, down = 2, 3, 4  # 1 + the number of the move
+    up, to_left, down = 2, 3, 4  # 1 + the number of the move
     maps = GridSearch().search(MAZE)
     assert maps.shape == (7, 3, 3) and not maps[0].any()
     assert np.array_equal(maps[1], [[0, down, 0], [0, 0, 0], [0, 0, 0]])
     assert np.array_equal(maps[2], [[0, down, down], [0, 0, 0], [0, 0, 0]])
-    assert np.array_equal(maps[3], [[0, down, down], [0, 0, left], [0, 0, 0]])
-    assert np.array_equal(maps[-1], [[0, down, down], [0, 0, left], [up, up, left]])
+    assert np.array_equal(maps[3], [[0, down, down], [0, 0, to_left], [0, 0, 0]])
+    assert np.array_equal(maps[-1], [[0, down, down], [0, 0, to_left], [up, up, to_left]])
 
 
 def test_of_equally_short_ways_the_first_move_counts():
@@ -116,8 +116,9 @@ def test_a_token_sees_its_neighborhood_and_nothing_else():
     changed = grid.clone()
     changed[..., 4, 4] = 1
     differs = (net({GRID: grid}).tokens != net({GRID: changed}).tokens).any(-1).reshape(9, 9)
-    where = differs.nonzero()
-    assert differs[4, 4] and where.min() >= 2 and where.max() <= 6  # two convolutions of 3 x 3: 2 cells each way
+    positions = differs.nonzero()
+    assert differs[4, 4] and positions.min() >= 2
+    assert positions.max() <= 6  # two convolutions of 3 x 3: 2 cells each way
 
 
 def test_wrong_columns_are_refused():
@@ -153,9 +154,9 @@ def test_classes_of_many_components_have_the_loss_of_each_alone():
     policy.fit_statistics(random_dataset(features))
     batch = policy.windows(random_dataset(features)).batch(6, 0)
     logits = policy.net.trunk(torch.zeros(6, 1, 0), torch.zeros(6, 1, 0), policy.context(batch.obs))
-    wanted = sum(torch.nn.functional.cross_entropy(logits[:, 0, 3 * i:3 * i + 3], batch.action[:, 0, i].long(),
-                                                   reduction="none") for i in range(2))
-    torch.testing.assert_close(policy.loss(batch, torch.Generator())[:, 0], wanted)
+    expected = sum(torch.nn.functional.cross_entropy(logits[:, 0, 3 * i:3 * i + 3], batch.action[:, 0, i].long(),
+                                                     reduction="none") for i in range(2))
+    torch.testing.assert_close(policy.loss(batch, torch.Generator())[:, 0], expected)
     coded = Normalizer("identity").build(features, ("observation.state",), "action").encode(
         torch.tensor([[[2, 0]]]), {})
     assert coded.tolist() == [[[0, 0, 1, 1, 0, 0]]]
@@ -220,8 +221,8 @@ def test_an_auxiliary_prediction_is_the_likelihood_of_the_column_and_trains_the_
     function = built.auxiliary_losses[0]
     for parameter in function.parameters():
         torch.nn.init.zeros_(parameter)
-    found = built.policy_loss(batch, torch.Generator().manual_seed(0))[1]
-    torch.testing.assert_close(found, torch.full((8,), 0.5 * 12 * np.log(2)))  # all classes are equally likely
+    auxiliary_loss = built.policy_loss(batch, torch.Generator().manual_seed(0))[1]
+    torch.testing.assert_close(auxiliary_loss, torch.full((8,), 0.5 * 12 * np.log(2)))  # all classes are equally likely
     for parameter in function.parameters():
         torch.nn.init.normal_(parameter)
     built.policy_loss(batch, torch.Generator().manual_seed(0))[1].sum().backward()
@@ -242,9 +243,9 @@ def test_the_method_finds_the_way_in_a_corridor_that_it_has_not_seen():
     fast = replace(method.learner, batch_size=16, optimizer=replace(method.learner.optimizer, lr=5e-3))
     stage = replace(stage, method=replace(stage.method, learner=replace(fast, steps=250)))
     method = replace(method, stages=(stage,), learner=replace(fast, steps=150))
-    found = fit_method(method, data, 0)
-    planner = found.method.inference[0].over(found.policy, found.modules)
+    result = fit_method(method, data, 0)
+    planner = result.method.inference[0].over(result.policy, result.modules)
     assert isinstance(planner, Hierarchical) and isinstance(planner.high, IteratedPlanner)
-    ran = rollout(found.actor, GridMaze(20), 20, seed=5)
-    assert np.mean([e.metadata["success"] for e in ran]) >= 0.6  # an untrained one succeeds in 0.05
-    assert PROCEDURE in training_data(data, found.method).features()
+    episodes = rollout(result.actor, GridMaze(20), 20, seed=5)
+    assert np.mean([e.metadata["success"] for e in episodes]) >= 0.6  # an untrained one succeeds in 0.05
+    assert PROCEDURE in training_data(data, result.method).features()

@@ -71,9 +71,9 @@ class Says(Planner):
         return torch.zeros(len(key), 0)
 
     def plan(self, obs, noise, guides=()):
-        said = torch.tensor(ThoughtText(max_bytes=8)(light_data(2)[0].replace(
+        thought_bytes = torch.tensor(ThoughtText(max_bytes=8)(light_data(2)[0].replace(
             {"thought": np.array([self.text] * 2)})).steps[THOUGHT][0])
-        return said.float().expand(len(obs[STATE]), 1, 8)
+        return thought_bytes.float().expand(len(obs[STATE]), 1, 8)
 
 
 def test_the_policy_reads_what_was_thought_as_text():
@@ -84,8 +84,8 @@ def test_the_policy_reads_what_was_thought_as_text():
     batch = low.windows(data).gather(np.arange(4))
     noise = {"high": torch.zeros(4, 0), "low": low.noise(keys(0, range(4)), torch.zeros(4, dtype=torch.int64))}
     for text in ("left", "go right"):
-        said = next(e.steps[THOUGHT][i] for e in data for i in range(60) if e.steps["thought"][i] == text)
-        obs = {STATE: batch.obs[STATE], THOUGHT: torch.tensor(said).expand(4, 1, 8)}
+        thought_bytes = next(e.steps[THOUGHT][i] for e in data for i in range(60) if e.steps["thought"][i] == text)
+        obs = {STATE: batch.obs[STATE], THOUGHT: torch.tensor(thought_bytes).expand(4, 1, 8)}
         plan = Hierarchical(Says(text), low, THOUGHT).plan({STATE: batch.obs[STATE]}, noise)
         assert torch.equal(plan, low.plan(obs, noise["low"]))
 
@@ -98,12 +98,12 @@ def test_the_method_thinks_and_then_acts(discrete):
             **FEATURES, "action": Feature("float32", (1,))}))
     method = find_method("thought-cloning", data.features(), max_bytes=8, width=32, steps=150)
     (stage,) = method.stages
-    found = fit_method(method, data, 0)
-    planner = found.method.inference[0].over(found.policy, found.modules)
+    result = fit_method(method, data, 0)
+    planner = result.method.inference[0].over(result.policy, result.modules)
     assert isinstance(planner, Hierarchical) and stage.method.policy.target == "thought.text"
     obs = {STATE: torch.eye(2).unsqueeze(1)}
     noise = planner.noise(keys(0, range(2)), torch.zeros(2, dtype=torch.int64))
-    said = planner.high.plan(obs, noise["high"])[:, 0].to(torch.uint8).numpy()
-    assert [bytes(row).rstrip(b"\0").decode() for row in said] == ["left", "go right"]
+    thoughts = planner.high.plan(obs, noise["high"])[:, 0].to(torch.uint8).numpy()
+    assert [bytes(row).rstrip(b"\0").decode() for row in thoughts] == ["left", "go right"]
     torch.testing.assert_close(planner.plan(obs, noise).flatten(), torch.tensor([1.0, 3.0]), rtol=0, atol=0.2)
     assert THOUGHT not in planner.inputs  # nothing has to give it while acting

@@ -45,9 +45,9 @@ def test_the_encoder_keeps_the_contract(options):
 
 def test_positions_are_words_objects_or_padding():
     obs, net = observation(), build()
-    found = net(obs)
-    assert found.tokens.shape == (1, 7 + 3, 16)
-    assert found.mask[0].tolist() == [True, True, True, True, False, False, False, True, True, True]
+    context = net(obs)
+    assert context.tokens.shape == (1, 7 + 3, 16)
+    assert context.mask[0].tolist() == [True, True, True, True, False, False, False, True, True, True]
     hidden = {**obs, WORDS + "?": torch.zeros(1, 1, dtype=torch.bool)}
     assert net(hidden).mask[0, :7].tolist() == [False, True, False, True, False, False, False]
     hidden[PROMPT + "?"] = torch.zeros(1, 1, dtype=torch.bool)
@@ -122,12 +122,12 @@ def episode(length=2, words=(3, 0, 0, 0, 0, 0, 0)) -> Episode:
 
 
 def test_the_prompt_shows_frames_of_the_same_episode():
-    shown = MotionPrompt(word=2, n_frames=2)(episode(4))
-    assert np.array_equal(shown.steps[WORDS], np.tile([2, 0, 0, 0, 0, 0, 0], (5, 1)))
+    prompted = MotionPrompt(word=2, n_frames=2)(episode(4))
+    assert np.array_equal(prompted.steps[WORDS], np.tile([2, 0, 0, 0, 0, 0, 0], (5, 1)))
     first, last = episode(4).steps[OBJECTS][[0, -1]]
-    assert np.array_equal(shown.steps[PROMPT][3], np.concatenate([np.zeros((1, 2)), first, last]))
-    assert shown.features() == {**FEATURES, "action": Feature("float32", (1,))} and len(shown) == 4
-    assert np.array_equal(shown.steps[OBJECTS], episode(4).steps[OBJECTS])
+    assert np.array_equal(prompted.steps[PROMPT][3], np.concatenate([np.zeros((1, 2)), first, last]))
+    assert prompted.features() == {**FEATURES, "action": Feature("float32", (1,))} and len(prompted) == 4
+    assert np.array_equal(prompted.steps[OBJECTS], episode(4).steps[OBJECTS])
 
 
 def test_frames_are_evenly_spaced_and_a_short_episode_shows_all():
@@ -157,8 +157,8 @@ def test_episodes_are_added_with_the_prompt_of_their_own_motion():
     for i in range(2):
         assert np.array_equal(both[i].steps[WORDS], data[i].steps[WORDS])
         assert np.array_equal(both[2 + i].steps[PROMPT], MotionPrompt(n_frames=2)(data[i]).steps[PROMPT])
-    made = find_method("midas", data.features(), keep_motions=True)
-    assert made.transforms == (AddMotionPrompts(made.stages[0].method.transforms[0]),)
+    named_method = find_method("midas", data.features(), keep_motions=True)
+    assert named_method.transforms == (AddMotionPrompts(named_method.stages[0].method.transforms[0]),)
     assert find_method("midas", data.features()).transforms == ()
 
 
@@ -179,12 +179,12 @@ def test_the_second_stage_starts_from_the_weights_of_the_first():
     method = find_method("midas", data.features(), width=16, depth=1, n_frames=2, steps=300)
     (stage,) = method.stages
     first = fit_method(stage.method, data, 0)
-    shown = [stage.method.transforms[0](episode) for episode in data[:50]]
-    error = np.abs(act(first.policy, shown) - [e.steps["action"][0, 0] for e in shown])
+    prompted = [stage.method.transforms[0](episode) for episode in data[:50]]
+    error = np.abs(act(first.policy, prompted) - [e.steps["action"][0, 0] for e in prompted])
     assert error.mean() < 0.2  # of 2, and 1/3 on average for the mean of all actions
     none = replace(method, learner=replace(method.learner, steps=0))
     second = fit_method(none, data, 0, stages={"inverse_dynamics": first})
-    assert np.array_equal(act(second.policy, shown), act(first.policy, shown))
+    assert np.array_equal(act(second.policy, prompted), act(first.policy, prompted))
 
 
 def act(policy, episodes) -> np.ndarray:

@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_square_of_what_is_predicted_if_the_prediction_is_z
     batch = batch.replace(obs={**batch.obs, FLAGS: torch.ones_like(batch.obs[FLAGS])})
     learner = RepresentationLearning((objective,)).build(policy, 0, 1, data)
     torch.nn.init.zeros_(learner.objectives[0].readout.weight)
-    found = learner.losses(batch, torch.Generator().manual_seed(1))[1]
+    losses = learner.losses(batch, torch.Generator().manual_seed(1))[1]
     coded = policy.codec.encode_obs(batch.obs)
     values = torch.cat([coded[LAST], coded[STATE]], -1).flatten(1)
     if causal:
@@ -119,7 +119,7 @@ def test_the_loss_is_the_mean_square_of_what_is_predicted_if_the_prediction_is_z
         rng = torch.Generator().manual_seed(1)
         hidden = torch.rand(6, 2, 5, generator=rng).flatten(1) < 0.5
         expected = (values.square() * hidden).sum(1) / hidden.sum(1).clamp(min=1)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(losses, expected)
 
 
 @pytest.mark.parametrize("objective, causal", [(MaskedTokenPrediction(0.5), False), (NextTokenPrediction(), True)])
@@ -158,9 +158,9 @@ def test_sensor_dropout_marks_one_given_sensor_in_some_windows():
     obs = observed(2000, 2)
     obs[FLAGS][:, :, 0] = 0  # has failed already
     flags = SensorDropout(FLAGS, 0.25)(obs, torch.Generator().manual_seed(0))[FLAGS]
-    lost = obs[FLAGS][:, 0].sum(1) - flags[:, 0].sum(1)
-    assert torch.equal(flags[:, 0], flags[:, 1]) and set(lost.tolist()) == {0.0, 1.0}
-    assert abs(lost.mean() - 0.25) < 0.03 and abs((flags[:, 0, 1] == 0).float().mean() - 0.125) < 0.03
+    n_dropped = obs[FLAGS][:, 0].sum(1) - flags[:, 0].sum(1)
+    assert torch.equal(flags[:, 0], flags[:, 1]) and set(n_dropped.tolist()) == {0.0, 1.0}
+    assert abs(n_dropped.mean() - 0.25) < 0.03 and abs((flags[:, 0, 1] == 0).float().mean() - 0.125) < 0.03
     assert torch.equal(SensorDropout(FLAGS, 0.0)(obs, torch.Generator())[FLAGS], obs[FLAGS])
 
 

@@ -42,9 +42,10 @@ EFFECTOR = PlanarFrame(PEG, (HOLE,))
 
 def test_a_quarter_turn_to_the_left_sees_what_is_ahead_on_the_left():
     turned = torch.tensor([[1.0, 2.0, math.pi / 2]])
-    seen, _ = EFFECTOR.transform_obs({PEG: turned, HOLE: torch.tensor([[1.0, 5.0, -math.pi, 7.0]])}, {})
-    torch.testing.assert_close(seen[HOLE], torch.tensor([[3.0, 0.0, math.pi / 2, 7.0]]))  # ahead is +y of the world
-    assert torch.equal(seen[PEG], turned)
+    turned_obs, _ = EFFECTOR.transform_obs({PEG: turned, HOLE: torch.tensor([[1.0, 5.0, -math.pi, 7.0]])}, {})
+    torch.testing.assert_close(turned_obs[HOLE],
+                               torch.tensor([[3.0, 0.0, math.pi / 2, 7.0]]))  # ahead is +y of the world
+    assert torch.equal(turned_obs[PEG], turned)
     action, _ = EFFECTOR.transform_action({PEG: turned}, torch.tensor([[1.0, 0.5, 0.2]]), {})
     torch.testing.assert_close(action, torch.tensor([[-0.5, 1.0, 0.2]]))
 
@@ -197,10 +198,10 @@ def test_one_demonstration_puts_a_peg_into_a_hole_that_stands_anywhere():
     """In the frame of the peg. In the world's frame, the same demonstration is of no use."""
     def build(rows, limit=80):
         return PegInsertion(rows, limit, 0.02, (1,))
-    shown = rollout(build(1).expert(), build(1), 1, seed=0)
-    start = Crop(-6, -5).apply(shown)
+    demonstration = rollout(build(1).expert(), build(1), 1, seed=0)
+    start = Crop(-6, -5).apply(demonstration)
     play = rollout(Wander(), DemoStateReset(build(40, 40), start), 40, seed=1)
-    data, _ = mix(task=(shown, 1.0), prior=(play, 1.0))
+    data, _ = mix(task=(demonstration, 1.0), prior=(play, 1.0))
     method = find_method("retrieve-align-replay", frame=PEG, poses=(HOLE,), step=tuple(map(float, STEP)), first=-6)
     retrieval, alignment = method.stages
     alignment = replace(alignment, method=replace(alignment.method, learner=replace(

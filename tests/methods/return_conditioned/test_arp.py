@@ -87,11 +87,12 @@ def test_the_contrastive_scorer_prefers_what_the_words_say():
                         moved_goals.captioned_views(1000, 0), 0).modules["scorer"]
     views, higher = moved_goals.captioned_views(200, 1), []
     for view in views:
-        seen = {k: torch.from_numpy(np.repeat(v, 4, 0)) for k, v in view.steps.items() if k.startswith("observation.")}
-        seen[moved_goals.TASK] = torch.arange(4)[:, None]
-        boxes = moved_goals.boxes_of_color(seen, torch.arange(4))
+        view_obs = {k: torch.from_numpy(np.repeat(v, 4, 0)) for k,
+                    v in view.steps.items() if k.startswith("observation.")}
+        view_obs[moved_goals.TASK] = torch.arange(4)[:, None]
+        boxes = moved_goals.boxes_of_color(view_obs, torch.arange(4))
         with torch.no_grad():
-            score = scorer(seen)
+            score = scorer(view_obs)
         if (absent := ~boxes.any(1)).any():
             higher.append(bool(score[boxes[:, 0]].min() > score[absent].max()))
     assert np.mean(higher) > 0.9
@@ -101,9 +102,9 @@ def test_the_aisle_keeps_its_contract_and_its_expert_takes_the_box():
     for side in ("any", "right", "left"):
         check_env(lambda rows, side=side: moved_goals.Aisle(rows, limit=8, side=side))
         env = moved_goals.Aisle(20, side=side)
-        ran = rollout(env.expert(), env, 40, seed=1)
-        assert all(e.metadata["success"] for e in ran)
-        first = [{k: v[0] for k, v in e.steps.items() if k != "action"} for e in ran]
+        episodes = rollout(env.expert(), env, 40, seed=1)
+        assert all(e.metadata["success"] for e in episodes)
+        first = [{k: v[0] for k, v in e.steps.items() if k != "action"} for e in episodes]
         boxes = np.stack([s["simulator.state"][1:].reshape(2, -1) == s[moved_goals.TASK] for s in first])
         assert (boxes.sum((1, 2)) == 1).all()
         assert boxes.any(2).any(0).tolist() == {"any": [True, True], "right": [True, False],
@@ -116,8 +117,8 @@ def test_the_return_leads_to_the_other_side_and_wrong_words_do_not():
     experiment = replace(moved_goals.MOVED, source=moved_goals.RightSideEpisodes(150))
     data, options = experiment.source.load(0), {arm.name: arm.options[0] for arm in moved_goals.ARMS}
     options["wrong words"] = replace(options["ARP"], wrong_words=True)
-    found = {name: moved_goals.success_on_both_sides(experiment, option, data, 0, 200, 0)
-             for name, option in options.items() if name != "clock"}
-    success = {name: float(np.mean(values["success"])) for name, values in found.items()}
+    measures = {name: moved_goals.success_on_both_sides(experiment, option, data, 0, 200, 0)
+                for name, option in options.items() if name != "clock"}
+    success = {name: float(np.mean(values["success"])) for name, values in measures.items()}
     assert success["ARP"] > success["text cloning"] + 0.2 > success["wrong words"] + 0.4
-    assert np.mean(found["text cloning"]["training success"]) > 0.9
+    assert np.mean(measures["text cloning"]["training success"]) > 0.9

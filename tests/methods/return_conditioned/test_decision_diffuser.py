@@ -53,24 +53,25 @@ def parts(**changed):
     data = DATA.map(NextObservation())
     high = PolicyConfig(Flow(3), MLP(16, 1), window=Window(1, 3, action_offset=1), inputs=(STATE,), target=STATE)
     low = PolicyConfig(Regression(), MLP(16, 1), inputs=(STATE, NEXT))
-    made = {"high": high, "low": low} | changed
-    return [Policy(made[name], data.features()).fit_statistics(data).eval() for name in ("high", "low")]
+    configs = {"high": high, "low": low} | changed
+    return [Policy(configs[name], data.features()).fit_statistics(data).eval() for name in ("high", "low")]
 
 
 def test_the_next_observation_is_that_of_the_next_row():
-    found = NextObservation()(episode()).steps[NEXT]
-    assert np.array_equal(found[:-1], episode().steps[STATE][1:]) and np.array_equal(found[-1], found[-2])
-    assert found.dtype == np.float32 and len(found) == len(episode()) + 1
+    next_states = NextObservation()(episode()).steps[NEXT]
+    assert np.array_equal(next_states[:-1], episode().steps[STATE][1:])
+    assert np.array_equal(next_states[-1], next_states[-2])
+    assert next_states.dtype == np.float32 and len(next_states) == len(episode()) + 1
 
 
 def test_the_target_return_can_stay_the_same():
     obs, last = {RETURN: torch.tensor([[4.0], [7.0]])}, LastStep(torch.tensor([True, True]), reward=torch.ones(2))
-    held = ReturnToGo(subtract_rewards=False)
-    state = held.start(obs, torch.arange(2))
-    columns, state = held.step({}, last, state)
+    constant_return = ReturnToGo(subtract_rewards=False)
+    state = constant_return.start(obs, torch.arange(2))
+    columns, state = constant_return.step({}, last, state)
     assert columns[RETURN].tolist() == [[4.0], [7.0]]
-    given = ReturnToGo(target=3.0, subtract_rewards=False)
-    assert given.step({}, last, given.start({}, torch.arange(2)))[0][RETURN].tolist() == [[3.0], [3.0]]
+    fixed_return = ReturnToGo(target=3.0, subtract_rewards=False)
+    assert fixed_return.step({}, last, fixed_return.start({}, torch.arange(2)))[0][RETURN].tolist() == [[3.0], [3.0]]
     assert ReturnToGo(subtract_rewards=False)(episode()).steps[RETURN].tolist() == ReturnToGo()(
         episode()).steps[RETURN].tolist()
 
@@ -82,16 +83,16 @@ def test_an_action_is_planned_between_each_two_states():
     assert planner.inputs == (STATE,) and planner.window == Window(1, 3) and planner.action_dim == 2
     obs = {STATE: torch.rand(5, 1, 2)}
     noise = planner.noise(key, torch.zeros_like(key))
-    found = planner.plan(obs, noise)
+    plan = planner.plan(obs, noise)
     states = torch.cat([obs[STATE], high.plan(obs, noise["high"])], 1)
     for i in range(3):
-        wanted = low.plan({STATE: states[:, i:i + 1], NEXT: states[:, i + 1:i + 2]}, torch.zeros(5, 1, 0))
-        assert torch.allclose(found[:, i], wanted[:, 0], atol=1e-5)
-    assert torch.allclose(FixedBatch(planner, 2).plan(obs, noise), found, atol=1e-5)
+        expected = low.plan({STATE: states[:, i:i + 1], NEXT: states[:, i + 1:i + 2]}, torch.zeros(5, 1, 0))
+        assert torch.allclose(plan[:, i], expected[:, 0], atol=1e-5)
+    assert torch.allclose(FixedBatch(planner, 2).plan(obs, noise), plan, atol=1e-5)
     one = planner.plan(take(obs, torch.tensor([3])), take(noise, torch.tensor([3])))
-    assert torch.allclose(one[0], found[3], atol=1e-5)
+    assert torch.allclose(one[0], plan[3], atol=1e-5)
     guided = InverseDynamicsPlanner(Guided(high, (ClassifierFreeGuidance((STATE,), 0.0),)), low)
-    assert not torch.allclose(guided.plan(obs, noise), found, atol=1e-4)
+    assert not torch.allclose(guided.plan(obs, noise), plan, atol=1e-4)
 
 
 def test_each_action_has_its_own_noise():
@@ -103,11 +104,11 @@ def test_each_action_has_its_own_noise():
 
 def test_planners_that_do_not_fit_are_refused():
     high, low = parts()
-    for name, changed, said in (
+    for name, changed, message in (
             ("high", replace(high.config, window=Window(1, 3)), "action_offset=0"),
             ("low", replace(low.config, window=Window(1, 2)), "read 1 steps and plan 2"),
             ("low", replace(low.config, inputs=(STATE,)), f"must read {STATE} and {NEXT}")):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             InverseDynamicsPlanner(*parts(**{name: changed}))
     wider = DATA.map(lambda e: e.replace({"observation.time": np.zeros((len(e) + 1, 1), np.float32)}))
     other = Policy(replace(high.config, target="observation.time"), wider.features()).fit_statistics(wider)
@@ -147,8 +148,8 @@ def test_decision_diffuser_moves_as_fast_as_it_is_asked():
     """The return of six steps is the length of the way along the first component, in tenths."""
     method = small(find_method("decision-diffuser", horizon=4, discount=1.0))
     actor, moved = fit_method(method, DATA, 0).actor, []
-    for wanted in (1.0, 5.0):
-        start = {STATE: torch.zeros(50, 2), RETURN: torch.full((50, 1), wanted)}
+    for asked_return in (1.0, 5.0):
+        start = {STATE: torch.zeros(50, 2), RETURN: torch.full((50, 1), asked_return)}
         action, _ = actor.act(start, actor.start(start, keys(1, range(50))))
         moved.append(action[:, 0].mean().item())
     assert moved[0] < 0.35 and moved[1] > 0.65, f"{moved}, but 1/6 and 5/6 were asked for"

@@ -45,22 +45,23 @@ def learner(**options):
 
 
 def test_the_future_ends_with_the_episode():
-    made, data = learner(lookahead=3, batch_size=8)
-    batch = made.batch_sampler(data).gather(torch.tensor([3, 4]).numpy())  # the last but one step, and the last
-    obs, action, reward, known = made.posterior.future(batch)
-    assert known.tolist() == [[True, True, False], [True, False, False]]
+    dichotomy, data = learner(lookahead=3, batch_size=8)
+    batch = dichotomy.batch_sampler(data).gather(torch.tensor([3, 4]).numpy())  # the last but one step, and the last
+    obs, action, reward, is_known = dichotomy.posterior.future(batch)
+    assert is_known.tolist() == [[True, True, False], [True, False, False]]
     assert (obs.shape, action.shape, reward.shape) == ((2, 4, 3), (2, 3, 2), (2, 3))
-    assert (action[~known] == 0).all() and (reward[~known] == 0).all() and (action[known] != 0).all()
+    assert (action[~is_known] == 0).all() and (reward[~is_known] == 0).all() and (action[is_known] != 0).all()
     e = data[0]
-    coded = made.policy.codec.encode_obs({STATE: torch.as_tensor(e.steps[STATE])[None], FUTURE: torch.zeros(1, 5, 2)})
+    coded = dichotomy.policy.codec.encode_obs({STATE: torch.as_tensor(e.steps[STATE])[None],
+                                                 FUTURE: torch.zeros(1, 5, 2)})
     assert torch.allclose(obs[0], coded[STATE][0, [3, 4, 4, 4]]), "from the current observation to the last"
     rewards = torch.as_tensor(e.steps["next.reward"][:5]).float()
     assert torch.allclose(batch.extra["return_to_go"].flatten(1)[:, 0], rewards.flip(0).cumsum(0).flip(0)[3:])
 
 
 def test_the_bound_is_zero_for_an_energy_that_knows_nothing_and_the_gain_of_one_that_does():
-    made, data = learner(batch_size=8, n_negatives=64)
-    batch = made.batch_sampler(data).batch(512, 0)
+    dichotomy, data = learner(batch_size=8, n_negatives=64)
+    batch = dichotomy.batch_sampler(data).batch(512, 0)
     latent, rng = torch.zeros(512, 2), torch.Generator()
 
     class Constant(torch.nn.Module):
@@ -73,14 +74,14 @@ def test_the_bound_is_zero_for_an_energy_that_knows_nothing_and_the_gain_of_one_
         def forward(self, cause, effect):
             same = torch.sign(cause[..., -1]) == torch.sign(effect[..., 0])
             return torch.where(same, 0.0, -50.0)
-    made.energy = Constant()
-    assert made.information_bound(latent, batch, rng).abs().max() < 1e-5
-    made.energy = Recognizes()
-    reward = made.posterior.future(batch)[2]
-    shown = made.information_bound(torch.cat([latent[:, :1], reward], 1), batch, rng).mean()
+    dichotomy.energy = Constant()
+    assert dichotomy.information_bound(latent, batch, rng).abs().max() < 1e-5
+    dichotomy.energy = Recognizes()
+    reward = dichotomy.posterior.future(batch)[2]
+    bound = dichotomy.information_bound(torch.cat([latent[:, :1], reward], 1), batch, rng).mean()
     share = (reward > 0).float().mean()
     entropy = -(share * share.log() + (1 - share) * (1 - share).log())
-    assert abs(shown - entropy) < 0.05 and entropy > 0.9 * math.log(2) * 0.9
+    assert abs(bound - entropy) < 0.05 and entropy > 0.9 * math.log(2) * 0.9
 
 
 def test_the_best_of_many_latents_is_taken_while_acting():

@@ -47,8 +47,8 @@ def test_return_to_go_of_ragged_episodes_ends_where_each_episode_ends():
                         "next.reward": np.array(rewards, np.float32), "next.terminated": ends & (not truncated),
                         "next.truncated": ends & truncated})
     data = Dataset([episode([1, 2, 4], False), episode([8], False), episode([16, 32, 64, 128], True)])
-    found = [e.steps[RETURN].ravel().tolist() for e in data.map(ReturnToGo())]
-    assert found == [[7, 6, 4, 0], [8, 0], [240, 224, 192, 128, 0]], "a timeout ends the sum as the end does"
+    returns = [e.steps[RETURN].ravel().tolist() for e in data.map(ReturnToGo())]
+    assert returns == [[7, 6, 4, 0], [8, 0], [240, 224, 192, 128, 0]], "a timeout ends the sum as the end does"
     windows = find_method("udrl").policy.window.windows(data.map(ReturnToGo()), (RETURN,), "action")
     assert windows.gather(np.arange(8)).obs[RETURN].ravel().tolist() == [7, 6, 4, 8, 240, 224, 192, 128]
 
@@ -90,8 +90,8 @@ def asked(actor, value: float, length: int = LENGTH) -> ObservationWrapper:
 def test_commands_count_down_by_what_was_received(trained):
     """A wrapper gives the same target at every step, but only the first is read."""
     inner = trained.actor
-    ran = rollout(asked(replace(inner, actor=Watched(inner.actor)), 4.0), rope(3), 5, seed=3)
-    for e in ran:
+    episodes = rollout(asked(replace(inner, actor=Watched(inner.actor)), 4.0), rope(3), 5, seed=3)
+    for e in episodes:
         assert {0, 1} == set(e.steps["next.reward"].tolist())
         received = np.cumsum(np.append(0, e.steps["next.reward"]))[:-1]
         assert e.steps[f"seen.{RETURN}"].ravel().tolist() == (4 - received).tolist()
@@ -101,7 +101,7 @@ def test_commands_count_down_by_what_was_received(trained):
 def test_udrl_gets_the_return_that_it_is_asked_for(trained):
     """Of random episodes, a fraction R / L of those with return R take the right action when L steps are left."""
     returns = [rollout(asked(trained.actor, value), rope(), 50, seed=2) for value in (1.0, 3.0, 5.0)]
-    means = [np.mean([e.steps["next.reward"].sum() for e in ran]) for ran in returns]
+    means = [np.mean([e.steps["next.reward"].sum() for e in episodes]) for episodes in returns]
     assert np.allclose(means, [1, 3, 5], atol=0.5), means
 
 
@@ -138,8 +138,8 @@ def test_eval_is_told_the_condition(run, tmp_path, capsys):
     saved = ("--save", str(tmp_path / "saved"))
     assert evaluate(run, "--condition", "return_to_go=4", "time_left=6", *saved) == 0, capsys.readouterr()
     assert open_dataset(tmp_path / "saved").features()["action"].kind == "discrete", "choices are saved as such"
-    said = capsys.readouterr().out
-    assert "--condition return_to_go=4 time_left=6" in said, "the next command repeats it"
+    output = capsys.readouterr().out
+    assert "--condition return_to_go=4 time_left=6" in output, "the next command repeats it"
     (document,) = (run / "eval").glob("*.jsonl")
     assert '"condition": ["return_to_go=4", "time_left=6"]' in document.read_text()
 
@@ -165,9 +165,9 @@ def test_a_window_that_fits_no_history_names_the_option_that_changes_all_parts(t
     arguments = ["train", "decision-transformer", str(tmp_path / "data"), "--out", str(tmp_path / "run"),
                  "--steps", "1"]
     assert main([*arguments, "--policy.window.n-obs-steps", "4"]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "--method.n-obs-steps 4, this changes the window and the executor together" in told
-    assert "TokenEncoder" not in told, "it has one"
+    message = " ".join(capsys.readouterr().err.split())
+    assert "--method.n-obs-steps 4, this changes the window and the executor together" in message
+    assert "TokenEncoder" not in message, "it has one"
     assert main([*arguments, "--method.n-obs-steps", "4"]) == 0
 
 
@@ -180,9 +180,9 @@ def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
     assert main(arguments) == 0
     best = max(float(e.steps["next.reward"].sum()) for e in data)
     assert f"--condition return_to_go={best:g} time_left={best + 1:g}" in " ".join(capsys.readouterr().out.split())
-    told = [*arguments[:4], str(tmp_path / "told"), *arguments[5:], "--method.target-return", "6",
-            "--method.target-length", "6", "--eval", "tabular:tightrope", "--rollouts", "2"]
-    assert main(told) == 0, capsys.readouterr()
+    with_target = [*arguments[:4], str(tmp_path / "told"), *arguments[5:], "--method.target-return", "6",
+                   "--method.target-length", "6", "--eval", "tabular:tightrope", "--rollouts", "2"]
+    assert main(with_target) == 0, capsys.readouterr()
     assert "--condition" not in capsys.readouterr().out
     assert TimeLeft(length=6).open_condition is None and ReturnToGo().open_condition == RETURN
 

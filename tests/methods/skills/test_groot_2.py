@@ -107,7 +107,8 @@ def test_all_modules_learn_from_the_labels():
                                            retain_graph=True)
                  for name, module in (("policy", learner.policy), ("instruction", learner.model.instruction),
                                       ("posterior", learner.model.posterior))}
-        return {name for name, found in grads.items() if any(g is not None and g.abs().sum() > 0 for g in found)}
+        return {name for name,
+                gradients in grads.items() if any(g is not None and g.abs().sum() > 0 for g in gradients)}
     assert reached(followed) == {"policy", "instruction"} and reached(likely) == {"instruction", "posterior"}
 
 
@@ -166,19 +167,19 @@ def test_the_method_follows_words_that_two_episodes_have(shown):
         return Episode({**steps, SHOWN_TASK: np.tile(TaskText(12).encode(word), (9, 1))},
                        schema={SHOWN_TASK: Feature("uint8", (12,), "text")})
     columns = described(0).features() if shown else None
-    made = find_method("groot-2", columns, period=8, latent_dim=2, max_bytes=8)
-    (stage,) = made.stages
+    named_method = find_method("groot-2", columns, period=8, latent_dim=2, max_bytes=8)
+    (stage,) = named_method.stages
     learner = replace(stage.method.learner, steps=200, batch_size=32, posterior=MLP(32, 1),
                       optimizer=OptimizerConfig(lr=3e-3))
     low = replace(stage.method.policy, head=Gaussian(std=0.5), trunk=MLP(32, 1))
     stage = replace(stage, method=replace(stage.method, policy=low, learner=learner))
-    result = fit_method(replace(made, stages=(stage,)), Dataset([described(i) for i in range(40)]), 0)
+    result = fit_method(replace(named_method, stages=(stage,)), Dataset([described(i) for i in range(40)]), 0)
     low = result.actor.wrapper.low
     assert set(low.inputs) == {STATE, SKILL}
-    found = {}
+    actions = {}
     for word in ("down", "up"):
         text = torch.tensor(TaskText(12 if shown else 8).encode(word))
         actor, state = ObservationWrapper(result.actor, {task: text}), torch.tensor([[0.3]])
         action, _ = actor.act({STATE: state}, actor.start({STATE: state}, torch.zeros(1, dtype=torch.int64)))
-        found[word] = action.item()
-    assert found == pytest.approx({"down": -1.0, "up": 1.0}, abs=0.3)
+        actions[word] = action.item()
+    assert actions == pytest.approx({"down": -1.0, "up": 1.0}, abs=0.3)

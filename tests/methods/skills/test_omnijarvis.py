@@ -200,15 +200,16 @@ def there_and_back(word: str, seed: int) -> Episode:
 def test_the_method_follows_words_and_remembers_what_it_did():
     """Halfway, at the same position, only the past tells whether to go on or back."""
     data = Dataset([there_and_back(("up", "down")[i % 2], i) for i in range(40)])
-    made = find_method("omnijarvis", period=4, levels=(5, 5), memory=4, max_bytes=8)
-    (stage,) = made.stages
+    named_method = find_method("omnijarvis", period=4, levels=(5, 5), memory=4, max_bytes=8)
+    (stage,) = named_method.stages
     learner = replace(stage.method.learner, steps=300, batch_size=32, posterior=MLP(32, 1),
                       optimizer=OptimizerConfig(lr=3e-3))
     low = replace(stage.method.policy, trunk=MLP(32, 1), encoder=TokenEncoder(16))
     stage = replace(stage, method=replace(stage.method, policy=low, learner=learner))
-    high = replace(made.policy, trunk=MLP(32, 1), encoder=TokenEncoder(16))
-    made = replace(made, policy=high, learner=BehaviorCloning(300, 32, OptimizerConfig(lr=3e-3)), stages=(stage,))
-    result = fit_method(made, data, 0)
+    high = replace(named_method.policy, trunk=MLP(32, 1), encoder=TokenEncoder(16))
+    named_method = replace(named_method, policy=high, learner=BehaviorCloning(300, 32, OptimizerConfig(lr=3e-3)),
+                           stages=(stage,))
+    result = fit_method(named_method, data, 0)
     assert result.policy.features["action"].num_classes == (5, 5)
     for word, sign in (("up", 1), ("down", -1)):
         actor, at, path = ObservationWrapper(result.actor, {TASK: torch.tensor(TaskText(8).encode(word))}), 0.0, []
@@ -225,11 +226,11 @@ def test_the_method_learns_classes_too():
     light = np.random.default_rng(0).integers(2, size=200).repeat(4)
     schema = {STATE: Feature("float32", (2,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
     data = Dataset([Episode({STATE: np.eye(2, dtype=np.float32)[light], "action": 2 * light[:, None]}, schema=schema)])
-    made = find_method("omnijarvis", data.features(), period=4, levels=(3, 3), memory=2)
-    (stage,) = made.stages
+    named_method = find_method("omnijarvis", data.features(), period=4, levels=(3, 3), memory=2)
+    (stage,) = named_method.stages
     learner = replace(stage.method.learner, steps=60, batch_size=32, optimizer=OptimizerConfig(lr=3e-3))
     stage = replace(stage, method=replace(stage.method, learner=learner))
-    result = fit_method(replace(made, learner=BehaviorCloning(10, 16), stages=(stage,)), data, 0)
+    result = fit_method(replace(named_method, learner=BehaviorCloning(10, 16), stages=(stage,)), data, 0)
     words = torch.zeros(2, 64, dtype=torch.uint8)
     obs = {STATE: torch.eye(2), TASK: words}
     action, _ = result.actor.act(obs, result.actor.start(obs, torch.arange(2)))
@@ -241,9 +242,9 @@ def test_the_method_learns_classes_too():
 def test_errands_keep_the_contract_and_their_expert_always_does_them():
     for repeats in (False, True):
         check_env(lambda rows, repeats=repeats: claim.Errands(rows, limit=30, repeats=repeats))
-        ran = rollout(claim.ErrandsExpert(noise=0), claim.Errands(20, repeats=repeats), 60, seed=1)
-        assert all(e.metadata["success"] for e in ran)
-        again = [len(set(e.steps[claim.TASK][0].tolist())) < 4 for e in ran]
+        episodes = rollout(claim.ErrandsExpert(noise=0), claim.Errands(20, repeats=repeats), 60, seed=1)
+        assert all(e.metadata["success"] for e in episodes)
+        again = [len(set(e.steps[claim.TASK][0].tolist())) < 4 for e in episodes]
         assert 0.7 < np.mean(again) < 0.9 if repeats else not any(again)
 
 
@@ -270,15 +271,15 @@ def test_codes_are_exchanged_by_a_permutation_of_all():
 
 def test_the_arms_of_the_claim_learn_and_act():
     experiment = replace(claim.MISSIONS, source=claim.ErrandsEpisodes(6, repeats=True))
-    data, found = experiment.source.load(1), {}
+    data, measures = experiment.source.load(1), {}
     for arm in experiment.arms:
         (option,) = arm.options
         stages = tuple(replace(s, method=replace(s.method, learner=replace(s.method.learner, steps=2)))
                        for s in option.method.stages)
         short = replace(option, method=replace(option.method, learner=claim.learner(2), stages=stages))
-        found[arm.name] = claim.success_and_levels(experiment, short, data, 1, 3, 1)
-    assert all(len(f["success"]) == 3 for f in found.values())
-    assert {name for name, f in found.items() if "levels used" in f} == {"codes", "no memory", "expert's codes"}
+        measures[arm.name] = claim.success_and_levels(experiment, short, data, 1, 3, 1)
+    assert all(len(f["success"]) == 3 for f in measures.values())
+    assert {name for name, f in measures.items() if "levels used" in f} == {"codes", "no memory", "expert's codes"}
 
 
 def test_the_codes_of_the_expert_are_those_of_its_pieces():

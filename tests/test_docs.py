@@ -14,7 +14,6 @@ import importlib.util
 import json
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
@@ -84,11 +83,7 @@ def here(tmp_path, monkeypatch, demos):
     np.savez("my_demos.npz", observations=np.concatenate([e.steps[state][:len(e)] for e in some]),
              actions=np.concatenate([e.steps["action"] for e in some]),
              episode_ends=np.cumsum([len(e) for e in some]))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    return tmp_path
 
 
 @pytest.mark.parametrize("page", [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +88,7 @@ def site(tmp_path, monkeypatch) -> Path:
     (folder / "tiny_robot.py").write_text(CODE)
     monkeypatch.syspath_prepend(folder)
     importlib.invalidate_caches()
-    yield folder
-    sys.modules.pop("tiny_robot", None)
+    return folder
 
 
 def call(*args) -> tuple[int, str]:

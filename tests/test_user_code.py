@@ -61,8 +61,7 @@ def call(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         status = main([str(a) for a in args])
         return status, *capsys.readouterr()
-    yield run
-    sys.modules.pop("mine", None)
+    return run
 
 
 RECORD = ("record", "mine:Arm", "--actor", "random", "--episodes", "2", "--out", "demos", "--trust", "mine")
@@ -226,4 +225,3 @@ def test_a_misspelt_factory_is_told_what_there_is(tmp_path, monkeypatch):
         make("spelled_env:mkae", trust=("spelled_env",))
     with pytest.raises(UserError, match="'zzz'; it has Arm, make\n.*module:factory"):
         make("spelled_env:zzz", trust=("spelled_env",))
-    sys.modules.pop("spelled_env", None)

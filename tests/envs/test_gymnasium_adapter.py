@@ -288,7 +288,6 @@ def theirs(tmp_path, monkeypatch):
     (tmp_path / "theirs_envs.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(tmp_path)
     yield ("theirs_envs",)
-    sys.modules.pop("theirs_envs", None)
     for name in ("Theirs-v0", "OldStep-v0"):
         gymnasium.registry.pop(name, None)
 

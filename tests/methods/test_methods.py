@@ -81,7 +81,6 @@ def test_the_contract_can_fail(function, message, tmp_path, monkeypatch):
         "from understudy.methods.needs import NUMBERS, REWARDS\n\n\n"
         f"@method('Somebody 2026', when='if it must fail.', needs=(NUMBERS, REWARDS))\ndef {function}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "bad_methods", raising=False)
     with pytest.raises((ContractViolation, UserError), match=message):
         check_method(f"bad_methods:{function.partition('(')[0]}", trust=("bad_methods",))
 

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from fixtures.waiting import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,7 @@ def test_feetech_sdk_as_a_client(patient_sdk):
         write.addParam(1, [0x4C, 0x04])  # 1100
         write.addParam(2, [0x80, 0x0C])  # 3200
         assert write.txPacket() == 0
+        wait_until(lambda: emulated.servos[1].get("Goal_Position") == 3200)
         time.sleep(0.1)
         read = scs.GroupSyncRead(port, packets, 56, 2)
         read.addParam(1)
@@ -97,6 +99,7 @@ def test_dynamixel_sdk_as_a_client(patient_sdk):
         write = dxl.GroupSyncWrite(port, packets, 116, 4)
         write.addParam(1, list((1100).to_bytes(4, "little")))
         assert write.txPacket() == 0
+        wait_until(lambda: emulated.servos[0].get("Goal_Position") == 1100)
         time.sleep(0.1)
         read = dxl.GroupSyncRead(port, packets, 132, 4)
         read.addParam(1)
@@ -123,6 +126,7 @@ def test_values_are_read_and_written(kind):
         for motor in bus.motors:
             bus.write("Torque_Enable", motor, 1)
         bus.sync_write("Goal_Position", {"j1": 1100, "j3": 2900})
+        wait_until(lambda: emulated.servo(3).get("Goal_Position") == 2900)
         time.sleep(0.1)
         registers = bus.sync_read(["Torque_Enable", "Goal_Position"], ["j1", "j3"])
         assert registers == {"j1": (1, 1100), "j3": (1, 2900)}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import psutil
 import pytest
+from fixtures.waiting import wait_until
 
 from understudy.cli import main
 from understudy.core import Feature
@@ -36,15 +37,6 @@ def calibration(kind):
 
 def torques(*buses):
     return [bool(servo.get("Torque_Enable")) for bus in buses for servo in bus.servos]
-
-
-def wait_until(condition, seconds=30.0):
-    """Waits, and returns how long (s)."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() < began + seconds, f"not within {seconds} s"
-        time.sleep(0.002)
-    return time.monotonic() - began
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.waiting import wait_until
 from folders import BENCHMARKS
 
 from understudy.core import Feature, UserError
@@ -43,13 +44,6 @@ def assert_recorded(path, episodes: int, steps: int = 4) -> None:
     for number, e in enumerate(data):
         assert (e.steps[FRONT] == 10 * number + np.arange(steps)[:, None, None, None]).all()
         assert e.metadata["dropped"] == 0
-
-
-def wait_until(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -43,13 +43,13 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     """"success" of the trained actor, with its wrapper. "outside": the same among the starts of the bar world that no
     copy of the first demonstration can have."""
     env = make(experiment.env, rows=ROWS, trust=TRUSTED)
-    ran = rollout(train_once(experiment, method, data, seed).actor, env, episodes, seed=starts)
+    rollouts = rollout(train_once(experiment, method, data, seed).actor, env, episodes, seed=starts)
     if experiment.env != "arms":
-        return flags(ran)
-    first, *others = (np.asarray(e.steps[STATE][0])[[*BAR.components, *END.components]] for e in (data[0], *ran))
+        return flags(rollouts)
+    first, *others = (np.asarray(e.steps[STATE][0])[[*BAR.components, *END.components]] for e in (data[0], *rollouts))
     outside = [(np.abs(at - first) > (*BAR.reach, *END.reach)).any() for at in others]
-    found = np.array(flags(ran)["success"])[outside]
-    return {**flags(ran), "outside": [float(found.mean()) if len(found) else 0.0]}
+    successes = np.array(flags(rollouts)["success"])[outside]
+    return {**flags(rollouts), "outside": [float(successes.mean()) if len(successes) else 0.0]}
 
 
 def select(n_episodes: int | None) -> tuple[Operation, ...]:

@@ -124,7 +124,7 @@ def _conditions(judged: dict) -> list[Condition]:
     return [Condition(**c) for c in judged["conditions"]]
 
 
-_W, _H = 200, 36
+_W, _H = 200, 38
 
 
 def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
@@ -146,7 +146,7 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
     parts = [f'<rect class="w" x="{accepted[0]}" y="2" width="{max(accepted[1] - accepted[0], 1):.1f}" height="20"/>']
     for b in bounds:
         anchor = "start" if x(b) < 20 else "end" if x(b) > _W - 20 else "middle"
-        parts.append(f'<path class="b" d="M{x(b)} 2V22"/><text x="{x(b)}" y="33" text-anchor="{anchor}">{b:.3g}</text>')
+        parts.append(f'<path class="b" d="M{x(b)} 2V22"/><text x="{x(b)}" y="35" text-anchor="{anchor}">{b:.3g}</text>')
     ends = "".join(f"M{x(v)} 7V17" for v in (c.low, c.high))
     parts.append(f'<path class="i" d="M{x(c.low)} 12H{x(c.high)}{ends}"/><circle cx="{x(c.estimate)}" cy="12" r="4"/>')
     style = ""
@@ -160,7 +160,7 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
 def _svg_style(colors) -> str:
     c = {k: colors[k] for k in ("good", "bad", "soft", "ink", "goal")}
     return (f".w{{fill:{c['goal']};fill-opacity:.15}}.b{{stroke:{c['soft']};stroke-dasharray:3 2;fill:none}}"
-            f"text{{fill:{c['soft']};font:10px sans-serif}}.i{{stroke:{c['ink']};stroke-width:2;fill:none}}"
+            f"text{{fill:{c['soft']};font:12px sans-serif}}.i{{stroke:{c['ink']};stroke-width:2;fill:none}}"
             f".holds circle{{fill:{c['good']}}}.fails circle{{fill:{c['bad']}}}.undecided circle{{fill:{c['soft']}}}")
 
 

@@ -77,4 +77,5 @@ def _claim_text(file: Path, name: str, table: dict, setup: str) -> ClaimText:
         raise UserError(f"The table [{name}] has the unknown decision {table['decision']!r}.", where=file,
                         hint=f"take one of {', '.join(DECISIONS)}")
     paragraphs = (" ".join(text.split()) for text in re.split(r"\n\s*\n", setup))
-    return ClaimText(**table, setup=tuple(text for text in paragraphs if text))
+    unbroken = {key: text.replace(" %", "\N{NO-BREAK SPACE}%") for key, text in table.items()}
+    return ClaimText(**unbroken, setup=tuple(text for text in paragraphs if text))

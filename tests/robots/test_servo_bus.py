@@ -109,6 +109,15 @@ def test_dynamixel_sdk_as_a_client(patient_sdk):
         port.closePort()
 
 
+def test_the_path_of_a_port_that_was_lost_is_not_given_to_another_at_once():
+    """A `TorqueGuard` may still wait for it, and would switch the torque of the other off."""
+    ports = []
+    for _ in range(3):
+        with EmulatedFeetechBus(FeetechServo(1)) as emulated:
+            ports.append(emulated.port)
+    assert len(set(ports)) == 3
+
+
 # -- the drivers ----------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -243,6 +244,12 @@ class DynamixelServo(EmulatedServo):
         self.set("Torque_Enable", 0)
 
 
+# The inner ends of terminals that were closed. While they are open, the system gives the path of the terminal to no
+# other, which a `TorqueGuard` that waits for the lost one would release.
+_RESERVED: deque[int] = deque()
+MAX_RESERVED = 32
+
+
 class EmulatedBus(ABC):
     """Servos on one line. Use it as a context manager: `port` is then the path of the pseudo-terminal.
 
@@ -281,10 +288,11 @@ class EmulatedBus(ABC):
         if self._fd >= 0:
             self._ended.set()
             self._thread.join()
-            for fd in (self._fd, self._inner):
-                with suppress(OSError):
-                    os.close(fd)
+            os.close(self._fd)
             self._fd = -1
+            _RESERVED.append(self._inner)
+            if len(_RESERVED) > MAX_RESERVED:
+                os.close(_RESERVED.popleft())
 
     def servo(self, number: int) -> EmulatedServo:
         """The servo with this id."""

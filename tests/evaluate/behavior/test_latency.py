@@ -29,7 +29,7 @@ class Slow(Actor):
     def act(self, obs, state):
         import time
 
-        self.seen.append({k: tuple(v.shape) for k, v in obs.items()})
+        self.shapes.append({k: tuple(v.shape) for k, v in obs.items()})
         if state["count"].item() % 5 == 0:
             time.sleep(self.seconds)
         return torch.zeros(1, 2), {"count": state["count"] + 1, "record": {"x": torch.zeros(1)}}

@@ -207,7 +207,6 @@ ONE_USER = {
     "execute/prefix_chunking.py": "runs any policy whose head has PrefixTimes; docs/execution.md compares it",
     "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
     "learn/attention_supervision.py": "two losses, of two rows of the ledger",
-    "learn/pseudo_labels.py": "labels episodes for any learner; a claim and planned rows of the ledger use it",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it",
     "nets/recurrent.py": "a general encoder of a history",

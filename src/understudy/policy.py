@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from . import config
 from .checkpoint import (
@@ -73,6 +73,8 @@ from .nets.mlp import MLP
 from .nets.pretrained import save_pretrained_files
 from .nets.vision import without_downloads
 
+NO_TARGET = Feature("float32", (0,))  # what a policy predicts that has no target
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -84,7 +86,8 @@ class PolicyConfig:
         codec: Converts between the units of the data and those of the network.
         window: Which rows are observed and which are predicted.
         inputs: Names of the observation columns. Empty for every "observation." column.
-        target: Name of the predicted column.
+        target: Name of the predicted column. Empty for a policy that predicts nothing, whose encoder is trained on
+            data without actions.
         augmentations: Changes of observations in training.
 
     Example:
@@ -473,7 +476,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def __init__(self, config: PolicyConfig, features: Schema):
         super().__init__()
-        features = _add_goal_features(config, features)
+        features = _add_goal_features(config, features) | ({} if config.target else {"": NO_TARGET})
         inputs = policy_inputs(config, features)
         _check_columns((*inputs, config.target), features)
         check_image_layout(features, inputs)
@@ -488,7 +491,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         self.encoder = config.encoder.build({k: features[k] for k in inputs}, config.window.n_obs_steps)
         shape = HeadSpec(config.window.horizon, self.encoder.tokens, self.encoder.width, self.codec.num_classes,
                          self.codec.bound, self.encoder.token_obs_steps, config.window.action_start)
-        self.net = config.head.build(config.trunk, self.codec.width, shape)
+        self.net = config.head.build(config.trunk, self.codec.width, shape) if config.target else nn.Identity()
         self.noise_shape = config.head.noise(shape.horizon, self.codec.width)
 
     @property
@@ -522,7 +525,7 @@ class Policy(CheckpointModule, StepwisePlanner):
     def windows(self, data: Dataset, **options) -> Windows:
         """Return the windows of a dataset. The options are those of `Window.windows`, such as `extra`."""
         self._check_data(data)
-        return self.config.window.windows(data, self.inputs, self.config.target, **options)
+        return self.config.window.windows(data, self.inputs, self.config.target or None, **options)
 
     def training_windows(self, data: Dataset, **options) -> Windows:
         """Return the windows of a dataset, as `windows`, with features in place of the images that the encoder caches.
@@ -539,12 +542,14 @@ class Policy(CheckpointModule, StepwisePlanner):
                      and network.digest() != other.digest()]:
             raise Unsupported(f"The column {clash[0]!r} is read by two networks, and only the features of one can be "
                               "cached.", where="TokenEncoder.cache_features", hint="Use cache_features=False.")
-        return self.config.window.windows(with_cached_features(data, columns), self.inputs, self.config.target,
-                                          **options)
+        return self.config.window.windows(with_cached_features(data, columns), self.inputs,
+                                          self.config.target or None, **options)
 
     def _check_data(self, data: Dataset) -> None:
         features, path = data.features(), str(data.metadata.get("path", "data set"))
         self.check_features(features, path)
+        if not self.config.target:
+            return
         trained_classes, data_classes = self.target.num_classes or (), features[self.config.target].num_classes or ()
         if any(b > a for a, b in zip(trained_classes, data_classes, strict=False)):
             raise UserError(f"the policy knows {trained_classes} classes, but the data have {data_classes}",
@@ -573,7 +578,7 @@ class Policy(CheckpointModule, StepwisePlanner):
             window = self.config.window
             if window.obs_pad_mask and window.obs_offset > 0:  # the newest row, which is counted, may not exist
                 window = replace(window, n_obs_steps=1, obs_offset=0)
-            statistics = window.windows(data, light, self.config.target)
+            statistics = window.windows(data, light, self.config.target or None)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
@@ -706,6 +711,9 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def _check_plan_arguments(self, obs, noise) -> None:
         caller, window = "Policy.plan", self.window
+        if not self.config.target:
+            raise Unsupported("the policy predicts nothing: only its encoder was trained", where=caller,
+                              hint='take its encoder over: InitializeFrom(FromStage(NAME), load=("encoder",))')
         if not isinstance(obs, Mapping):
             raise UserError(f"obs is {_describe(obs)}, and not a dict of columns", where=caller,
                             hint=f"give {{{', '.join(f'{k!r}: ...' for k in self.inputs)}}}")
@@ -829,7 +837,7 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     """
     sources = {g.into: g.column for g in planner.window.goals}
     act_hint = "use the environment it was trained for, or train a policy for this one"
-    for name in planner.features if columns is None else columns:
+    for name in filter(None, planner.features if columns is None else columns):
         own_feature, name = planner.features[name], sources.get(name, name)
         if resized and name not in features:  # nobody chooses the columns of an environment, so none is suggested
             column_names = ", ".join(sorted(features)) or "nothing"

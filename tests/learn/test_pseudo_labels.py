@@ -50,3 +50,55 @@ def test_the_method_trains_the_labeler_on_the_part_that_has_actions():
     fit_method(method, Dataset([walk(0, "task"), walk(1, "prior")]), 0)
     with pytest.raises(UserError, match="the data have no part 'task'"):
         fit_method(method, Dataset([walk(1, "prior")]), 0)
+
+
+def inverse_model(seed=0, steps=400):
+    method = Method(PolicyConfig(Regression(), window=Window(2, obs_offset=1)),
+                    learner=BehaviorCloning(steps, 64, OptimizerConfig(lr=3e-3)))
+    return fit_method(method, Dataset([walk(i, "task") for i in range(20)]), seed).policy
+
+
+def test_no_label_crosses_an_episode_and_the_last_uses_the_observation_after_it():
+    labeler, episodes = inverse_model(), [walk(i, "prior") for i in (100, 101)]
+    apart = [PseudoLabel(labeler).apply(Dataset([e]))[0].steps["action"] for e in episodes]
+    together = PseudoLabel(labeler).apply(Dataset(episodes))
+    assert all(np.allclose(together[i].steps["action"], apart[i], atol=1e-6) for i in range(2))
+    assert np.abs(apart[0][-1] - episodes[0].steps["action"][-1]).max() < 0.3
+    for offset in (-1, 2):
+        shifted = PseudoLabel(labeler, offset=offset).apply(Dataset(episodes))
+        rows = np.clip(np.arange(20) + offset, 0, 19)
+        assert all(np.allclose(shifted[i].steps["action"], apart[i][rows], atol=1e-6) for i in range(2))
+
+
+def test_only_missing_actions_are_replaced():
+    labeler, episode = inverse_model(), walk(100, "task")
+    action = episode.steps["action"].copy()
+    action[5:9] = np.nan
+    bare = episode.replace({"action": None})
+    labeled = PseudoLabel(labeler, None, only_missing=True).apply(Dataset([bare, episode.replace({"action": action})]))
+    assert np.abs(labeled[0].steps["action"] - episode.steps["action"]).mean() < 0.1
+    kept = np.r_[0:5, 9:20]
+    assert (labeled[1].steps["action"][kept] == action[kept]).all()
+    assert (labeled[1].steps["action"][5:9] == labeled[0].steps["action"][5:9]).all()
+    assert labeled.features()["action"].dtype == "float32" and labeled.lengths.tolist() == [20, 20]
+
+
+def test_a_last_step_without_a_next_observation_is_left_out():
+    labeler = inverse_model(steps=1)
+    video = Dataset([Episode({"observation.state": walk(i, "prior").steps["observation.state"][:n]})
+                     for i, n in ((100, 8), (101, 1), (102, 3))])
+    labeled = PseudoLabel(labeler, None).apply(video)
+    assert labeled.lengths.tolist() == [7, 2] and len(labeled[0].steps["observation.state"]) == 8
+    batch = next(Window().windows(labeled, ("observation.state",), "action").scan())
+    assert batch.obs["observation.state"].shape == (9, 1, 2)
+    causal = fit_method(Method(PolicyConfig(Regression()), learner=BehaviorCloning(0)),
+                        Dataset([walk(0, "task")]), 0).policy
+    assert PseudoLabel(causal, None).apply(video).lengths.tolist() == [8, 1, 3]
+    with pytest.raises(UserError, match="(?s)followed by an observation.*one observation more than there are actions"):
+        PseudoLabel(labeler, None).apply(video[1:2])
+
+
+def test_a_labeler_of_other_columns_is_refused():
+    wide = Dataset([walk(0, "prior").replace({"observation.state": np.zeros((21, 3), np.float32)})])
+    with pytest.raises(UserError, match="(?s)shape \\(2,\\).*--stage"):
+        PseudoLabel(inverse_model(steps=1), None).apply(wide)

@@ -52,7 +52,7 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "procedure-cloning",
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "vpt", "procedure-cloning",
                  "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn", "arp",
                  "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
@@ -343,6 +343,8 @@ WITHOUT = {
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
+    "actions in some episodes; those of the others are NaN, or the column is absent": (
+        {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),
     "objects of shape (objects, features), and prompts: a class of words and an object at each position": (

@@ -67,7 +67,7 @@ class DeviceWindows(Windows):
         extra = {
             k: self.device_columns[k][v] if k in self.extra and k != "index" else v for k, v in numbers.extra.items()
         }
-        action = self.device_columns[self.target][numbers.action[..., 0]]
+        action = numbers.action if self.target is None else self.device_columns[self.target][numbers.action[..., 0]]
         if action.ndim != 3:
             action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))
         return numbers.replace(obs=seen(numbers.obs), action=action, extra=extra,

@@ -155,14 +155,16 @@ class Window:
             return ()
         return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
 
-    def windows(self, data: Dataset, inputs: tuple[str, ...], target: str, *, extra: tuple[str, ...] = (),
-                next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
+    def windows(self, data: Dataset, inputs: tuple[str, ...], target: str | None = None, *,
+                extra: tuple[str, ...] = (), next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
                 lookahead: int = 0) -> Windows:
         """Return all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
 
         Args:
+            target: The column to predict. None for data without actions: the actions of a batch have no components,
+                (B, H, 0), and its mask has the steps of the episode.
             extra: Further columns, given over the rows of the target as `Batch.extra`.
             next_obs: Whether batches have the observation window after the horizon as `Batch.next`.
             sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,),
@@ -188,8 +190,9 @@ class Windows(BatchSampler):
         self.lookahead = lookahead
         drawn = {g.into for g in window.goals}
         self.stored_inputs = tuple(k for k in inputs if k not in drawn)
+        targets = () if target is None else (target,)
         self.packed = PackedColumns.from_episodes(
-            data, (*self.stored_inputs, *(g.column for g in window.goals), target, *extra))
+            data, (*self.stored_inputs, *(g.column for g in window.goals), *targets, *extra))
         layouts: dict[tuple, int] = {}  # columns with the same layout have the same number
         self.layout_ids = {name: layouts.setdefault((id(c.starts), id(c.lengths), c.constant), len(layouts))
                            for name, c in self.packed.columns.items()}
@@ -278,18 +281,20 @@ class Windows(BatchSampler):
         obs = observations(row, self.starts_before_episode, w.obs_offset > 0, indices_by_layout)
         if not self.same_offsets:
             row, indices_by_layout = t[:, None] + self.action_offsets, {}
-        inside = row < columns[self.target].lengths[episode][:, None]
+        ends = self.packed.lengths if self.target is None else columns[self.target].lengths
+        inside = row < ends[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
-        early = w.action_offset < 0
+        early, targets = w.action_offset < 0, () if self.target is None else (self.target,)
         if self.lookahead:
-            action = gather((self.target,), row, early, True, indices_by_layout)[self.target]
+            target_columns = gather(targets, row, early, True, indices_by_layout)
             row = t[:, None] + w.action_offset + np.arange(self.lookahead)
             extra = gather(self.extra, row, early, True, {})
             extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < self.packed.lengths[episode][:, None]))
         else:
-            target_columns = gather((self.target, *self.extra), row, early, True, indices_by_layout)
-            action, extra = target_columns[self.target], {k: target_columns[k] for k in self.extra}
+            target_columns = gather((*targets, *self.extra), row, early, True, indices_by_layout)
+            extra = {k: target_columns[k] for k in self.extra}
+        action = torch.zeros(*inside.shape, 0) if self.target is None else target_columns[self.target]
         extra = {**extra, "index": torch.from_numpy(indices[:, None])}
         for name, (_, goal_episode, goal_row) in goals.items():
             steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)

@@ -37,11 +37,13 @@ class AuxiliaryLoss(ABC):
             "context_mask", which of them are present (B, N).
         columns: Columns that the function needs in `Batch.extra`.
         next_obs: Whether the function needs `Batch.next`.
+        reads_actions: Whether the function needs the actions of the batch.
     """
 
     captures: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     next_obs: bool = False
+    reads_actions: bool = False
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:

@@ -28,6 +28,9 @@ class RepresentationLearning(LearnerConfig):
     It is the learner of a stage. The policy of a later stage takes over the encoder with `InitializeFrom`, and trains
     it further or keeps it frozen. Both policies need the same encoder, inputs and number of observation steps.
 
+    Data without actions train an encoder too, with objectives that read none. The policy of the stage then has no
+    target (`PolicyConfig.target` is empty), and a later stage takes over its encoder and ``"codec.obs_transforms"``.
+
     The head of the stage's policy is a probe. It learns to predict the target from encodings, without gradient to the
     encoder. The validation error of the stage is then that of a policy on the frozen encoder. With a `MemoryHead`, the
     stage is itself retrieval in the features of the encoder.
@@ -85,6 +88,10 @@ class RepresentationLearner(GradientLearner):
         if config.optimizer.compile:
             raise Unsupported("compiled networks offer no activations to the objectives",
                               where="RepresentationLearning", hint="set optimizer.compile to False")
+        if readers := [o for o in config.objectives if o.reads_actions and not policy.config.target]:
+            raise ConfigError(f"{type(readers[0]).__name__} reads actions, and the policy has no target",
+                              where="RepresentationLearning.objectives",
+                              hint="use an objective without actions, such as TimeContrastive()")
         self.objectives = tuple(objective.build(policy) for objective in config.objectives)
         self.captures = {name for objective in config.objectives for name in objective.captures}
         self.register("policy", policy, config.optimizer,
@@ -107,7 +114,9 @@ class RepresentationLearner(GradientLearner):
         tokens = context.tokens.detach()
         # Encodings that become equal are a failure that no loss shows.
         self.spread = float(tokens.flatten(1).std(0, correction=0).mean())
-        if isinstance(self.policy.config.head, MemoryHead):  # it has no weights, and its memory is of an older encoder
+        policy_config = self.policy.config
+        # A memory head has no weights, and its memory is of an older encoder.
+        if isinstance(policy_config.head, MemoryHead) or not policy_config.target:
             probe = batch.mask.new_zeros(batch.mask.shape, dtype=torch.float32)
         else:
             probe = self.policy.loss_given_context(replace(context, tokens=tokens), batch, rng)

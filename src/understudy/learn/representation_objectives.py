@@ -110,7 +110,7 @@ class InverseDynamics(RepresentationObjective):
     trunk: Trunk = field(default_factory=FeedForward)
     weight: float = 1.0
 
-    next_obs = True
+    next_obs = reads_actions = True
 
     def build(self, policy):
         return _InverseDynamicsLoss(self, policy)
@@ -151,7 +151,7 @@ class ForwardDynamics(RepresentationObjective):
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     weight: float = 1.0
 
-    next_obs = True
+    next_obs = reads_actions = True
 
     def build(self, policy):
         return _ForwardDynamicsLoss(self, policy)
@@ -193,7 +193,7 @@ class MaskedPrediction(RepresentationObjective):
     trunk: Trunk = field(default_factory=FeedForward)
     weight: float = 1.0
 
-    next_obs = True
+    next_obs = reads_actions = True
 
     def build(self, policy):
         return _MaskedPredictionLoss(self, policy)

@@ -24,6 +24,7 @@ from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
+from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
 from ..data.stream import ShardStream
@@ -285,8 +286,10 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     modules = load_references(references, run.folder, packages_of(method), device)
     resolved = resolve_references(method, modules)
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
-    # Some operations take no empty data.
-    test = training_data(data.select(held_out), resolved) if held_out else data.select([])
+    test = data.select([])
+    if held_out:  # some operations take no empty data
+        with contextlib.suppress(NoActions):  # perhaps the others have actions
+            test = training_data(data.select(held_out), resolved)
     if stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)
     data = training_data(data, resolved)
@@ -436,7 +439,10 @@ class _CheckpointEvaluation:
         self.run, self.method, self.test, self.recorded = (prepared.run, prepared.resolved, prepared.test,
                                                            prepared.recorded)
         self.validation, self.score = prepared.config.validation or Validation(), prepared.config.score
-        self.scale = target_scale(prepared.training, prepared.resolved.policy.target)
+        target = prepared.resolved.policy.target
+        if not target:  # nothing is predicted
+            self.test = self.test.select([])
+        self.scale = target_scale(prepared.training, target) if target else None
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates

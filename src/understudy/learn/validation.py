@@ -140,8 +140,9 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
     """
     _check_target(policy)
     goals = {g.into: g.column for g in policy.window.goals}
-    check_columns(data, [goals.get(k, k) for k in policy.features])
-    check_finite(data, {goals.get(k, k): None for k, f in policy.features.items() if f.kind != "image"})
+    features = {goals.get(k, k): f for k, f in policy.features.items() if k}
+    check_columns(data, features)
+    check_finite(data, {k: None for k, f in features.items() if f.kind != "image"})
 
 
 def _check_target(policy: Policy) -> None:

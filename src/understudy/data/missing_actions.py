@@ -1,0 +1,79 @@
+"""Episodes that were recorded without some of their actions, such as videos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..core import DataError, Feature
+from .episode import Dataset, Episode, LabeledEpisodes
+from .operations import ConcatSource, Operation, SlicedSource
+
+NEXT_OBSERVATION_HINT = ("record one observation more than there are actions, or give a model that reads no next "
+                         "observation")
+
+
+class NoActions(DataError):
+    """No step has an action to learn from."""
+
+
+def has_action(episode: Episode) -> np.ndarray:
+    """Whether the action of each step was recorded, (T,). An action with a NaN was not."""
+    if "action" not in episode.steps:
+        return np.zeros(len(episode), bool)
+    action = np.asarray(episode.steps["action"])[:len(episode)]
+    missing = np.isnan(action.astype(float)).reshape(len(action), -1)
+    return np.logical_not(missing.any(axis=1))
+
+
+def lacks_next_observation(data: Dataset, columns: Sequence[str]) -> np.ndarray:
+    """Whether the observation after the last step of each episode was not recorded, (E,)."""
+    return np.any([data.rows(name) <= data.lengths for name in columns], axis=0)
+
+
+def with_actions(data: Dataset, actions: Sequence[np.ndarray | None], feature: Feature) -> Dataset:
+    """Return the episodes with other actions. Those that are left without a step are left out.
+
+    Args:
+        actions: For each episode None to keep its actions, or the new ones. They may be fewer than there are steps. The
+            episode is then shorter.
+    """
+    replaced = [{} if a is None else {"action": a} for a in actions]
+    changed = _ChangedActions(data, {"action": feature}, replaced.__getitem__)
+    changed.n_steps = np.array([n if a is None else len(a) for n, a in zip(data.lengths, actions, strict=True)])
+    if not changed.n_steps.any():
+        raise DataError("no step without an action is followed by an observation, so that nothing tells its action",
+                        where=data.metadata.get("path", "data set"), hint=NEXT_OBSERVATION_HINT)
+    return Dataset(changed, data.metadata, np.flatnonzero(changed.n_steps))
+
+
+class _ChangedActions(LabeledEpisodes):
+    n_steps: np.ndarray  # of each episode, (E,)
+
+    def lengths_of(self, indices):
+        return self.n_steps[np.asarray(indices, np.int64)]
+
+
+@dataclass(frozen=True)
+class LabeledSteps(Operation):
+    """Makes an episode of each run of steps whose actions were recorded, for models that learn from actions.
+
+    Each has the observation after its last step, if that was recorded.
+    """
+
+    def apply(self, data: Dataset) -> Dataset:
+        runs = []
+        for number, episode in enumerate(data.iterate_once()):
+            edges = np.flatnonzero(np.diff(has_action(episode).astype(int), prepend=0, append=0)).tolist()
+            runs += [(number, start, stop) for start, stop in list(pairwise(edges))[::2]]
+        if not runs:
+            raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
+                            hint="add a few episodes with actions (understudy record), hold fewer episodes out "
+                                 "(--val-fraction 0), or name the column that has them (--columns action=NAME)")
+        numbers, start, stop = map(list, zip(*runs, strict=True))
+        labeled = data.select(numbers)
+        source = SlicedSource(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
+        return Dataset(source, data.metadata)

@@ -1,0 +1,34 @@
+from ...checkpoint import FromStage
+from ...core import Schema
+from ...data.missing_actions import LabeledSteps
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...heads.regression import Regression
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method, Stage
+from ...learn.pseudo_labels import PseudoLabel
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES
+from ..registry import method
+
+
+@method("Baker et al. 2022 (VPT), arXiv 2206.11795, whose model reads 128 frames, and whose policy is then improved by "
+        "reinforcement learning", rows=("039",),
+        needs=(NUMBERS_OR_CLASSES, "actions in some episodes; those of the others are NaN, or the column is absent"),
+        when="if few episodes have actions and many have none, and the next observation shows what was done.")
+def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema | None = None) -> Method:
+    """Behavior cloning, where an inverse dynamics model of the few steps with actions tells the other actions.
+
+    Args:
+        horizon: Number of actions in a chunk. All of them are executed.
+        n_future: Number of later observations that the inverse dynamics model reads.
+        n_past: Number of earlier observations that it reads.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
+    head = Categorical() if discrete else Regression()
+    inverse = PolicyConfig(head, window=Window(n_past + 1 + n_future, obs_offset=n_future))
+    labeling = Method(inverse, learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(),))
+    return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000),
+                  (PseudoLabel(FromStage("inverse"), None, only_missing=True),), (Stage("inverse", labeling),))

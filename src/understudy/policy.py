@@ -60,10 +60,12 @@ from .heads.base import (
     DenoisingHead,
     EnergyCost,
     Head,
+    LikelihoodHead,
     LimitedCost,
     PreconditionedHead,
     StepwiseHead,
     TargetNetworkHead,
+    TemperatureHead,
 )
 from .hints import command_line
 from .nets.base import Encoder, Trunk, record_intermediate
@@ -657,6 +659,48 @@ class Policy(CheckpointModule, StepwisePlanner):
             loss = loss.unflatten(0, (-1, n_noise_samples)).mean(1)
         return loss * batch.mask
 
+    def sample(self, context: Context, rng: Generator, temperature: float | None = None) -> Tensor:
+        """Sample coded actions, (B, H, width), with gradients.
+
+        Args:
+            temperature: None for that of the head.
+
+        Raises:
+            Unsupported: The head has no temperature.
+        """
+        head = self.config.head
+        if temperature is not None:
+            if not isinstance(head, TemperatureHead):
+                raise Unsupported(f"{type(head).__name__} has no temperature", where="Policy.sample",
+                                  hint="use a head that has one, such as SquashedGaussian, Gaussian or Categorical")
+            head = replace(head, temperature=temperature)
+        return head.sample(self.net, context, self._draw_noise(context, rng))
+
+    def sample_log_prob(self, context: Context, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Sample coded actions from the density, (B, H, width), and return their log-density, (B, H), with gradients.
+
+        The temperature of the head does not matter. A `LikelihoodHead` is needed.
+        """
+        return self.likelihood_head.sample_log_prob(self.net, context, self._draw_noise(context, rng))
+
+    def log_prob(self, context: Context, coded: Tensor, mask: Tensor) -> Tensor:
+        """Log-density of each step, (B, H), 0 at padding. A `LikelihoodHead` is needed.
+
+        Args:
+            coded: Coded actions, (B, H, width), as of `encode_batch`.
+            mask: True where a step is not padding, (B, H).
+        """
+        coded = coded * mask.unsqueeze(-1)
+        none = cast(Generator, None)  # likelihoods are not random
+        return -self.likelihood_head.loss(self.net, context, coded, mask, none) * mask
+
+    def entropy(self, context: Context, rng: Generator) -> Tensor:
+        """Entropy of each step, (B, H), or an estimate of it: see `LikelihoodHead.entropy`, which is needed."""
+        return self.likelihood_head.entropy(self.net, context, self._draw_noise(context, rng))
+
+    def _draw_noise(self, context: Context, rng: Generator) -> Tensor:
+        return torch.randn(len(context.tokens), *self.noise_shape, generator=rng, device=context.tokens.device)
+
     def plan(self, obs, noise, guides=()):
         """Plan a chunk: see `Planner.plan`."""
         if not torch.compiler.is_compiling():  # sizes are symbols while a program is exported
@@ -756,6 +800,18 @@ class Policy(CheckpointModule, StepwisePlanner):
             raise Unsupported(f"{type(self.config.head).__name__} answers at once; only heads that move noise to "
                               "action step by step can be guided",
                               hint="BestOfN, which takes the best of several plans, works for all heads")
+        return self.config.head
+
+    @property
+    def likelihood_head(self) -> LikelihoodHead:
+        """The head of a policy that has a density.
+
+        Raises:
+            Unsupported: It has none.
+        """
+        if not isinstance(self.config.head, LikelihoodHead):
+            raise Unsupported(f"{type(self.config.head).__name__} has no density", hint="use a head that has one, such "
+                              "as SquashedGaussian or Gaussian for numbers, or Categorical for classes")
         return self.config.head
 
     def denoise_step(self, context, x, t, t_next):

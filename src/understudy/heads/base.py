@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -97,8 +97,33 @@ class LikelihoodHead(Head):
 
     def log_prob(self, net, context: Context, action: Tensor) -> Tensor:
         """Log-density, (B,), of whole chunks: coded actions without padding, (B, H, A)."""
+        return -self._loss_of_whole(net, context, action).sum(1)
+
+    def sample_log_prob(self, net, context: Context, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws chunks from the density, whatever the temperature, with the gradients that `sample` has.
+
+        Args:
+            noise: As in `sample`.
+
+        Returns:
+            Coded actions, (B, H, A), and the log-density of each step, (B, H).
+        """
+        head = replace(self, temperature=1.0) if isinstance(self, TemperatureHead) else self
+        action = head.sample(net, context, noise)
+        return action, -self._loss_of_whole(net, context, action)
+
+    def entropy(self, net, context: Context, noise: Tensor) -> Tensor:
+        """Entropy of each step, (B, H). By default it is estimated by one sample.
+
+        Args:
+            noise: As in `sample`.
+        """
+        return -self.sample_log_prob(net, context, noise)[1]
+
+    def _loss_of_whole(self, net, context: Context, action: Tensor) -> Tensor:
+        """Loss of chunks without padding, which is not random."""
         mask = torch.ones_like(action[..., 0], dtype=torch.bool)
-        return -self.loss(net, context, action, mask, None).sum(1)  # ty: ignore[invalid-argument-type]  (not random)
+        return self.loss(net, context, action, mask, None)  # ty: ignore[invalid-argument-type]
 
 
 class TemperatureHead(Head):

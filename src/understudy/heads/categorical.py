@@ -61,6 +61,12 @@ class Categorical(LikelihoodHead, TemperatureHead):
             chosen = torch.cat([chosen, _most_likely(score).to(noise.dtype)], -1)
         return chosen
 
+    def entropy(self, net, context, noise):
+        if net.layers is not None:  # the sum over all combinations is too long
+            return super().entropy(net, context, noise)
+        log_probs = map_components(_log_softmax, self._logits(net, context, noise[..., :0]), net.num_classes)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
     def _logits(self, net, context, like):
         return net.trunk(like, like, context)
 

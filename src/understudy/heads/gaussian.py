@@ -38,6 +38,10 @@ class Gaussian(LikelihoodHead, TemperatureHead):
         mean, std = self._mean_std(net, context, noise)
         return mean + self.temperature * std * noise
 
+    def entropy(self, net, context, noise):
+        std = self._mean_std(net, context, noise)[1].expand_as(noise)
+        return (std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
     def _mean_std(self, net, context, like):
         """Mean and standard deviation, (B, H, A) each."""
         out = net(like[..., :0], like[..., :0], context)

@@ -123,9 +123,7 @@ class OffPolicyActorCriticLearner(GradientLearner):
         return self.config.bc_weight * distance + beyond - score / score.detach().abs().mean().clamp(min=1e-6)
 
     def _coded_plan(self, policy: Policy, obs, rng: Generator) -> Tensor:
-        context = policy.context(obs)
-        noise = torch.randn(len(context.tokens), *policy.noise_shape, generator=rng, device=context.tokens.device)
-        return policy.config.head.sample(policy.net, context, noise)
+        return policy.sample(policy.context(obs), rng)
 
     def _clipped(self, coded: Tensor) -> Tensor:
         """Within the range of the actions in the data, where the codec knows one."""

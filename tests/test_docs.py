@@ -66,7 +66,7 @@ def run(block: Block, namespace: dict) -> None:
             if words[1] == "train" and "--help" not in words:
                 words += [w for o in ("--steps", "--save-freq") if o not in words for w in (o, "2")]
                 if "dagger" in words:  # its rounds say how many updates it makes
-                    words += ["--collection.initial-updates", "2", "--collection.updates-per-step", "0.1"]
+                    words += ["--collection.initial-updates", "2", "--collection.updates.count", "0.1"]
             from understudy.cli import main
             assert main(words[1:]) == 0, f"{block.name}: {command}"
     else:

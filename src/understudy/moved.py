@@ -108,10 +108,20 @@ def _inverse_dynamics(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"high": _hierarchy(fields)["high"], **columns}
 
 
+def _collection_rounds(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of updates of a round is a rule."""
+    fields = dict(fields)
+    if (count := fields.pop("updates_per_step", None)) is not None:
+        rule = "PerStoredStep" if fields.get("reset_learner") else "PerNewStep"
+        fields["updates"] = {"$": f"understudy.improve.updates:{rule}", "count": count}
+    return fields
+
+
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
+    "understudy.improve.collection:CollectionRounds": _collection_rounds,
 }
 
 

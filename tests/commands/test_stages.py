@@ -94,7 +94,7 @@ def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
     tried = with_steps(offline, 10)
     factor = 10 / offline.learner.steps
     assert tried.collection.initial_updates == max(round(offline.collection.initial_updates * factor), 1)
-    assert tried.collection.updates_per_step == offline.collection.updates_per_step * factor
+    assert tried.collection.updates.count == offline.collection.updates.count * factor
     assert with_steps(method(0), 5).learner.steps == 5
 
 

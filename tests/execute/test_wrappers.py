@@ -38,6 +38,7 @@ from understudy.execute.wrappers import (
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, TrainedRun, build_actor, load_actor, training_data
@@ -470,7 +471,7 @@ def test_steering_is_trained_on_collected_episodes(data, tmp_path):
     wrapper = NoiseSteeringWrapper(FixedBatch(base.policy), 2, bound=1.0)
     env = WrappedEnv(Fork(4, limit=8), wrapper)
     first = rollout(UniformRandomActor(env), env, 4, seed=0)
-    rounds = CollectionRounds(2, RolloutCollector(3, GaussianExploration(0.1)), updates_per_step=0.2)
+    rounds = CollectionRounds(2, RolloutCollector(3, GaussianExploration(0.1)), updates=PerNewStep(0.2))
     method = Method(PolicyConfig(Regression(), MLP(8, 1)), learner=BehaviorCloning(3, 8), collection=rounds,
                     stages=(Stage("base", base_method()),), wrapper=replace(wrapper, policy=FromStage("base")))
     reports = []

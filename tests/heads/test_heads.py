@@ -80,7 +80,8 @@ def test_contract_of_frozen_encoders(head, trunk):
     (VQBeT(4, latent_dim=8, width=8, fit_steps=2, temperature=0.0), True), (NormalizingFlow(4), False),
     (FAST(80, width=8), True), (FAST(80, width=8, temperature=1.0), False),
     (GMM(), False), (GMM(1), True), (GMM(joint=False), False),  # the noise also chooses the component
-    (StreamingFlow(), False), (StreamingFlow(sigma=0.0), True), (SquashedGaussian(), True), (SquashedGaussian(temperature=1.0), False),
+    (StreamingFlow(), False), (StreamingFlow(sigma=0.0), True), 
+    (SquashedGaussian(), True), (SquashedGaussian(temperature=1.0), False),
 ], ids=named)
 def test_policies_say_whether_they_are_deterministic(head, is_deterministic):
     trunk = TRUNKS[2] if isinstance(head, FAST) else TRUNKS[0]

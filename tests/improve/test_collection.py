@@ -43,6 +43,7 @@ from understudy.improve.collection import (
 )
 from understudy.improve.gates import HumanGate, RandomGate
 from understudy.improve.retention import ROUND, AllEpisodes, LastRounds
+from understudy.improve.updates import PerNewStep, PerRound, PerStoredStep
 from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, load_actor
@@ -68,7 +69,7 @@ def demos() -> Dataset:
 
 def test_rounds_are_numbered_episodes_of_the_policy_at_that_time(demos, tmp_path):
     collector = RolloutCollector(2)
-    rounds_method = method(rounds(2, collector=collector, relabel=(), updates_per_step=0.5))
+    rounds_method = method(rounds(2, collector=collector, relabel=(), updates=PerNewStep(0.5)))
     checkpoints = []
 
     def note(step, learner, metrics):
@@ -112,7 +113,7 @@ class Annotated(BehaviorCloning):
 
 
 class AnnotatedLearner(BehaviorCloningLearner):
-    def annotate(self, episodes):
+    def annotate(self, episodes, round):
         return episodes.map(lambda e: e.replace({"updates": np.full(len(e), self.n_updates + 1000 * len(
             e.steps.get("updates", ())), np.float32)}))
 
@@ -170,7 +171,8 @@ def test_a_new_learner_makes_updates_for_all_stored_steps(demos, tmp_path, keep)
     """One that continues has learned from the stored steps already, and makes updates for the collected ones."""
     for reset in (True, False):
         out = tmp_path / f"{reset}"
-        run(out, method(rounds(3, reset_learner=reset, retention=keep, updates_per_step=0.5)), demos, val_fraction=0.0)
+        rule = PerStoredStep(0.5) if reset else PerNewStep(0.5)
+        run(out, method(rounds(3, reset_learner=reset, retention=keep, updates=rule)), demos, val_fraction=0.0)
         lines, stored, start = metrics_of_rounds(out), demos.steps, 3
         for line in lines:
             assert line["step"] == start
@@ -184,7 +186,7 @@ def test_the_best_checkpoint_is_that_of_the_policy_which_did_best_alone(demos, t
     """Episodes in which the supervisor acted are no success of the policy. Of equals the latest is best."""
     out = tmp_path / "run"
     alone = RolloutCollector(4, None, "expert", RandomGate(0.9, 0.0))  # the expert acts in the first round only
-    rounds_method = method(rounds(4, collector=alone, updates_per_step=4.0), Regression())
+    rounds_method = method(rounds(4, collector=alone, updates=PerNewStep(4.0)), Regression())
     rounds_method = replace(rounds_method,
                             learner=replace(rounds_method.learner, batch_size=64, optimizer=OptimizerConfig(lr=3e-3)))
     run(out, rounds_method, demos, make("fork", 4, limit=60))
@@ -257,7 +259,8 @@ def test_tasks_come_one_after_the_other(tmp_path):
 def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, tmp_path):
     for build, words in (
             (lambda: rounds(0), "CollectionRounds.n_rounds: n_rounds is 0, but must be at least 1"),
-            (lambda: rounds(updates_per_step=0), "updates_per_step is 0, but must be above 0"),
+            (lambda: PerNewStep(0), "PerNewStep.count: count is 0, but must be above 0"),
+            (lambda: PerRound(0), "PerRound.count: count is 0, but must be at least 1"),
             (lambda: rounds(mixture_weights=(1.0,)), "there must be two weights"),
             (lambda: RolloutCollector(0), "n_episodes is 0, but must be at least 1"),
             (lambda: RolloutCollector(1, supervisor="me"), "'me' is no supervisor"),
@@ -305,7 +308,7 @@ def small(collection) -> Method:
     "reset", "person", "in control"))])
 def test_collections_keep_their_contract(name, demos):
     methods = {"supervised": rounds(2), "reset": rounds(2, reset_learner=True),
-               "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates_per_step=0.1),
+               "tasks": CollectionRounds(2, TaskSequenceCollector("mode"), updates=PerNewStep(0.1)),
                "person": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=RandomGate())),
                "in control": rounds(2, collector=RolloutCollector(1, supervisor="person", gate=HumanGate()))}[name]
     data = demos

@@ -27,6 +27,7 @@ from understudy.improve.collection import (
     SupervisorLabels,
 )
 from understudy.improve.gates import GatedActor, HumanGate, RandomGate
+from understudy.improve.updates import PerNewStep
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
 
@@ -72,7 +73,7 @@ def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):
     """HG-DAgger: only steps count at which the person acted, and did 0.8. The demonstrations did other things."""
     unmarked = demos.map(lambda e: e.replace({"intervention": np.zeros(len(e), bool)}))
     collector = RolloutCollector(4, supervisor="person", gate=HumanGate())
-    gated_method = method(CollectionRounds(2, collector, updates_per_step=4.0), Regression(), 10)
+    gated_method = method(CollectionRounds(2, collector, updates=PerNewStep(4.0)), Regression(), 10)
     gated_method = replace(gated_method,
                            learner=replace(gated_method.learner, sample_weights=ColumnWeights("intervention", 1.0, 0.0),
                                                          batch_size=64,

@@ -79,18 +79,20 @@ def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos,
     before = BehaviorCloningLearner.annotate
     calls = []
 
-    def annotate(self, episodes):
-        calls.append(1)
-        if len(calls) in (2, 4):
+    def annotate(self, episodes, round):
+        calls.append(round)
+        if len(calls) in (1, 3, 5):
             raise KeyboardInterrupt
-        return before(self, episodes)
+        return before(self, episodes, round)
     monkeypatch.setattr(BehaviorCloningLearner, "annotate", annotate)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run", Method.load(whole), demos)
         assert not list((tmp_path / "run" / "collection").glob(".*"))
     run(tmp_path / "run", Method.load(whole), demos)
-    assert len(calls) == 5 and contents(tmp_path / "run") == contents(whole)
+    assert calls == [None, None, 0, 0, 1, 1, 2]  # each again if it was stopped, and no other
+    shutil.rmtree(tmp_path / "run" / "annotated")
+    assert contents(tmp_path / "run") == contents(whole)
 
 
 def test_rounds_after_the_checkpoint_are_collected_again(whole, demos, tmp_path):

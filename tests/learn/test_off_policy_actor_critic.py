@@ -18,7 +18,13 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
-from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector, SupervisorLabels
+from understudy.improve.collection import (
+    CollectionRounds,
+    GaussianExploration,
+    RolloutCollector,
+    SupervisorLabels,
+)
+from understudy.improve.updates import PerNewStep
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
@@ -132,7 +138,7 @@ def test_it_learns_from_the_episodes_it_collects():
     few = rollout(UniformRandomActor(env), env, 8, recording_seed(1))
     few = Dataset([replace(e, metadata={}) for e in few])
     offline = fit_method(Method(policy_config(), learner=SMALL), few, 0)
-    rounds = CollectionRounds(15, RolloutCollector(16, GaussianExploration(0.5)), updates_per_step=2.0,
+    rounds = CollectionRounds(15, RolloutCollector(16, GaussianExploration(0.5)), updates=PerNewStep(2.0),
                               initial_updates=120)
     online = fit_method(Method(policy_config(), learner=SMALL, collection=rounds), few, 0, env=env)
     one, other = (evaluate(r.actor, env, 40).returns for r in (offline, online))
@@ -223,7 +229,7 @@ def test_dagger_learns_where_the_policy_goes():
     learner = BehaviorCloning(600, 64, CONSTANT)
     cloned = fit_method(Method(policy_config(), learner=learner), demos, 0)
     rounds = CollectionRounds(4, RolloutCollector(16, supervisor="expert"), relabel=(SupervisorLabels(),),
-                              updates_per_step=7.5, initial_updates=120)
+                              updates=PerNewStep(7.5), initial_updates=120)
     taught = fit_method(Method(policy_config(), learner=learner, collection=rounds), demos, 0, env=env)
     one, other = (evaluate(r.actor, env, 40).returns for r in (cloned, taught))
     assert other.low > one.high and other.estimate > -0.02

@@ -17,12 +17,13 @@ from typing import Annotated
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import Above, AtLeast, Schema, Unsupported, UserError, part
+from ..core import AtLeast, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
 from ..data.replay_buffer import ReplayBuffer
+from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
@@ -31,12 +32,14 @@ from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import WrappedActor
-from ..files import read_json, whole_folder, write_json
+from ..files import whole_folder, write_json
+from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..policy import Policy, camera_sizes
 from .gates import INTERVENTION, SUPERVISOR_ACTION, Gate, GatedActor
 from .retention import ROUND, AllEpisodes, RetentionRule
+from .updates import PerNewStep, UpdateRule
 
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 SUPERVISOR_ROWS = 16  # rows that the network of a supervisor always sees, so that its actions do not depend on how many
@@ -50,8 +53,13 @@ class Exploration(ABC):
     """A way for an actor to explore. Subclasses are frozen dataclasses."""
 
     @abstractmethod
-    def build(self, actor: Actor, env: Env) -> Actor:
-        """Returns the exploring actor."""
+    def build(self, actor: Actor, env: Env, training: Training) -> Actor:
+        """Returns the exploring actor. The deployed one stays as it is.
+
+        Args:
+            actor: The actor that the method deploys, inside its wrapper.
+            env: The environment that this actor acts in, a `WrappedEnv` if there is a wrapper.
+        """
 
 
 @part
@@ -64,12 +72,33 @@ class GaussianExploration(Exploration):
 
     std: Annotated[float, AtLeast(0)] = 0.1
 
-    def build(self, actor, env):
+    def build(self, actor, env, training):
         action = env.features["action"]
         if action.kind == "discrete":
             raise UserError(f"the actions of {env.metadata['env']} are classes, to which no noise can be added",
-                            where="GaussianExploration", hint="leave exploration out")
+                            where="GaussianExploration",
+                            hint="use TemperatureExploration(1.0), or leave exploration out")
         return NoisyActor(actor, action.size, self.std)
+
+
+@part
+class TemperatureExploration(Exploration):
+    """Acts with another temperature of the policy's head than the deployed one.
+
+    Args:
+        temperature: 1 samples from the learned distribution.
+    """
+
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+
+    def build(self, actor, env, training):
+        policy = training.learner.trained_policy
+        if not isinstance(head := policy.config.head, TemperatureHead):
+            raise Unsupported(f"{type(head).__name__} has no temperature", where="TemperatureExploration",
+                              hint="use a head that has one, such as SquashedGaussian or Categorical, or "
+                                   "GaussianExploration")
+        exploring = training.actor(policy.with_head(replace(head, temperature=self.temperature)))
+        return exploring.actor if isinstance(exploring, WrappedActor) else exploring
 
 
 # -- collectors -----------------------------------------------------------------------------------------------------
@@ -122,23 +151,30 @@ class RolloutCollector(EpisodeCollector):
 
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
-    Episode i of round k has the number 1,000,000 + k * n_episodes + i. Seeds are those of recordings, so no policy is
-    evaluated on starts that it has seen.
+    Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if that is
+    given. Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
 
     Args:
-        n_episodes: Number of episodes in each round.
+        n_episodes: Number of episodes in each round. None if `n_steps` is given.
+        n_steps: Number of steps in each round, in place of n_episodes. The last episode is complete, so that there may
+            be more.
         exploration: How the policy explores. None to act as it would be deployed.
         supervisor: Who advises at every step: "expert" (the environment's own), "person", or a policy that a stage
             trained. Its actions are the column `supervisor_action`. None for nobody.
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 
-    n_episodes: Annotated[int, AtLeast(1)]
+    n_episodes: Annotated[int | None, AtLeast(1)] = None
     exploration: Exploration | None = None
     supervisor: str | FromStage | None = None
     gate: Gate | None = None
+    n_steps: Annotated[int | None, AtLeast(1)] = None
 
     def __post_init__(self):
+        if (self.n_episodes is None) == (self.n_steps is None):
+            raise UserError("a round has a number of episodes or of steps: give one of the two",
+                            where="RolloutCollector",
+                            hint="such as RolloutCollector(n_episodes=5) or RolloutCollector(n_steps=1000)")
         if isinstance(self.supervisor, str) and self.supervisor not in ("expert", "person"):
             raise UserError(f"{self.supervisor!r} is no supervisor", where="RolloutCollector.supervisor",
                             hint='use "expert", "person" or FromStage(NAME)')
@@ -177,11 +213,15 @@ class RolloutCollector(EpisodeCollector):
                                   hint="leave the supervisor out, or train without the wrapper")
             env, actor = WrappedEnv(env, actor.wrapper), actor.actor
         if self.exploration is not None:
-            actor = self.exploration.build(actor, env)
+            actor = self.exploration.build(actor, env, training)
         if self.supervisor is not None:
             actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
-        first = FIRST_EPISODE + number * self.n_episodes
-        episodes = rollout(actor, env, self.n_episodes, recording_seed(training.seed), first=first)
+        seed = recording_seed(training.seed)
+        if self.n_episodes is not None:
+            episodes = rollout(actor, env, self.n_episodes, seed, first=FIRST_EPISODE + number * self.n_episodes)
+        else:
+            assert self.n_steps is not None
+            episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps)
         return training.transform(episodes.map(partial(_cast_actions, env.features)))
 
     def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
@@ -192,6 +232,19 @@ class RolloutCollector(EpisodeCollector):
             assert person is not None  # `check` has refused it
             return person
         return expert_actor(env)
+
+
+def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0) -> Dataset:
+    """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
+
+    The episodes do not depend on `env.rows`: no more run side by side than are needed if each reaches the time limit.
+    """
+    limit, episodes, steps = env.metadata.get("limit"), [], 0
+    while steps < n_steps:
+        count = 1 if limit is None else -(-(n_steps - steps) // limit)
+        data = rollout(actor, env, count, seed, first=first + len(episodes))
+        episodes, steps = [*episodes, *data], steps + data.steps
+    return Dataset(episodes, data.metadata)
 
 
 def _cast_actions(features: Schema, episode: Episode) -> Episode:
@@ -279,10 +332,11 @@ class CollectionRounds(DataCollection):
         relabel: Changes of the collected episodes, after the method's transforms.
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
-        updates_per_step: Gradient updates per collected step, or, with `reset_learner`, per step of all episodes that
-            stay, since a new learner has seen none of them. A round makes at least one update.
-        reset_learner: Build the learner again in each round, with the statistics of all episodes that stay.
+        updates: How many updates follow each round.
+        reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
+            ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
+        sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -297,9 +351,10 @@ class CollectionRounds(DataCollection):
     relabel: tuple[EpisodeTransform, ...] = ()
     retention: RetentionRule = field(default_factory=AllEpisodes)
     mixture_weights: tuple[float, ...] = ()
-    updates_per_step: Annotated[float, Above(0)] = 1.0
+    updates: UpdateRule = field(default_factory=PerNewStep)
     reset_learner: bool = False
     initial_updates: Annotated[int, AtLeast(0)] = 0
+    sampling_weights: SamplingWeights | None = None
 
     def __post_init__(self):
         if len(self.mixture_weights) not in (0, 2):
@@ -312,25 +367,24 @@ class CollectionRounds(DataCollection):
 
     def describe(self):
         first = f"{self.initial_updates:,} updates, then " if self.initial_updates else ""
-        steps = "step of all episodes" if self.reset_learner else "collected step"
-        return f"{first}{self.n_rounds} rounds with {self.updates_per_step:g} updates per {steps}"
+        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}"
 
     def scaled(self, factor):
         initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
-        return replace(self, initial_updates=initial, updates_per_step=self.updates_per_step * factor)
+        return replace(self, initial_updates=initial, updates=self.updates.scaled(factor))
 
     def initial_data(self, data):
         return self.collector.initial_data(data, self.n_rounds)
 
     def run(self, training):
-        data = ReplayBuffer.of(self.initial_data(training.data).map(_forget_round))
-        rounds = _StoredRounds(training.folder)
-        if training.processes.first:
-            rounds.drop_after(training.n_updates, self, data)
-        training.processes.wait()
+        rounds, batch_size = _StoredRounds(training.folder), training.learner.config.batch_size
         every = max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
             training.restore()
+        data = ReplayBuffer.of(training.annotated(self.initial_data(training.data).map(_forget_round)))
+        if training.processes.first:
+            rounds.drop_after(training.n_updates, self, data, batch_size)
+        training.processes.wait()
         end = self.initial_updates
         if training.n_updates <= end:
             training.update(self._sampler(training.learner, data), end, evaluate=False)
@@ -343,7 +397,7 @@ class CollectionRounds(DataCollection):
             if not len(data):
                 raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
                                 hint="keep more episodes")
-            start, end = end, end + self._updates(episodes.steps, data.steps)
+            start, end = end, end + self.updates.number(episodes.steps, data.steps, batch_size)
             if training.n_updates > end:
                 continue
             if training.n_updates == start:
@@ -359,7 +413,7 @@ class CollectionRounds(DataCollection):
         episodes = self.collector.collect(training.actor(), number, training)
         for change in self.relabel:
             episodes = episodes.map(change)
-        episodes = training.learner.annotate(episodes)
+        episodes = training.learner.annotate(episodes, number)
         if not len(episodes):
             raise UserError(f"round {number} has no episodes", where="CollectionRounds.collector",
                             hint="collect at least one, and leave none out in the method's transforms")
@@ -368,17 +422,14 @@ class CollectionRounds(DataCollection):
     def _sampler(self, learner: Learner, data: ReplayBuffer) -> BatchSampler:
         collected = [ROUND in episode.metadata for episode in data]
         if not self.mixture_weights or all(collected) or not any(collected):
-            return learner.batch_sampler(data)
+            return learner.batch_sampler(data, self.sampling_weights)
         parts = [data.select(i for i, c in enumerate(collected) if c == is_collected) for is_collected in (False, True)]
-        return MixtureSampler([learner.batch_sampler(part) for part in parts], self.mixture_weights)
+        samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
+        return MixtureSampler(samplers, self.mixture_weights)
 
     def _extended(self, data: ReplayBuffer, episodes: Dataset) -> ReplayBuffer:
         """The episodes that stay when those of a round are added."""
         return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
-
-    def _updates(self, collected: int, stored: int) -> int:
-        """Number of updates of a round, from its steps and those of all episodes that stay."""
-        return max(int(self.updates_per_step * (stored if self.reset_learner else collected)), 1)
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
@@ -442,9 +493,9 @@ class _StoredRounds:
             write_dataset(episodes, part / "episodes.npz", "npz")
             write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
 
-    def drop_after(self, n_updates: int, config: CollectionRounds, first: ReplayBuffer) -> None:
+    def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the rounds that were collected after this many updates, so that they are collected again."""
-        start, whole, stored = config.initial_updates, 0, ReplayBuffer(first) if config.reset_learner else first
+        start, whole, stored = config.initial_updates, 0, Dataset(list(first))
         for number in self.numbers():
             if start > n_updates or number != whole:
                 if config.collector.uses_person:
@@ -457,6 +508,5 @@ class _StoredRounds:
                 shutil.rmtree(part)
             else:
                 whole = number + 1
-                if config.reset_learner:
-                    stored = config._extended(stored, self[number])
-                start += config._updates(read_json(self.path(number) / "round.json")["steps"], stored.steps)
+                stored = config.retention.keep(Dataset([*stored, *self[number]]))
+                start += config.updates.number(self[number].steps, stored.steps, batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
 from ..execute.actor import Actor
+from ..policy import Policy
 from .devices import Processes
 from .fit import Learner
 
@@ -46,8 +47,16 @@ class Training(ABC):
         """Replace the learner by a new one, whose policy has the statistics of `data` and new initial weights."""
 
     @abstractmethod
-    def actor(self) -> Actor:
-        """Return the actor that the method deploys, with the present weights."""
+    def annotated(self, data: Dataset) -> Dataset:
+        """Return the first episodes with what the learner adds to them, which is computed once and stored."""
+
+    @abstractmethod
+    def actor(self, policy: Policy | None = None) -> Actor:
+        """Return the actor that the method deploys.
+
+        Args:
+            policy: Acts in place of the learner's policy, which has the present weights.
+        """
 
     @abstractmethod
     def transform(self, episodes: Dataset) -> Dataset:

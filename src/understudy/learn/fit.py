@@ -99,13 +99,22 @@ class Learner(ABC):
         return self.policy.training_windows(data, extra=config.extra, next_obs=config.next_obs,
                                             lookahead=config.lookahead, sampling_weights=sampling_weights)
 
-    def annotate(self, episodes: Dataset) -> Dataset:
-        """Add columns to newly collected episodes, such as rewards, advantages or old log-probabilities.
+    def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
+        """Add columns to episodes, such as rewards, advantages or old log-probabilities.
 
-        It is called once for the episodes of each collection round, and the result is stored with them. Returns the
-        episodes as they are, by default.
+        It is called once for the first episodes, before any sampler of batches is built, and once for those of each
+        collection round. The result is stored, so that a resumed training does not call it again. Returns the episodes
+        as they are, by default.
+
+        Args:
+            round: Number of the collection round, from 0. None for the episodes that are there before any is collected.
         """
         return episodes
+
+    @property
+    def annotates(self) -> bool:
+        """Whether the class has its own `annotate`."""
+        return type(self).annotate is not Learner.annotate
 
 
 Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (updates made, learner, metrics)

@@ -136,7 +136,8 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             # A model of something else does not act, and who chose no executor may want the policy alone.
             if role(method.policy.target) == "action" and method.executor != RecedingHorizon():
                 method.executor.check_planner(build_planner(method, loop.learner.modules))
-            loop.update(loop.learner.batch_sampler(data, sampling_weights), method.learner.steps)
+            sampler = loop.learner.batch_sampler(loop.annotated(data), sampling_weights)
+            loop.update(sampler, method.learner.steps)
         else:
             loop.build_learner(method.collection.initial_data(data))
             method.collection.run(loop)
@@ -163,9 +164,13 @@ class _MemoryTraining(Training):
     def modules(self) -> dict[str, CheckpointModule]:
         return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
 
-    def actor(self):
+    def annotated(self, data):
+        return self.learner.annotate(data, None)
+
+    def actor(self, policy=None):
         features = self.recorded if self.env is None else self.env.features
-        return build_actor(self.method, self.modules(), ROWS, features=features)
+        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
+        return build_actor(self.method, modules, ROWS, features=features)
 
     def transform(self, episodes):
         return training_data(episodes, self.method)

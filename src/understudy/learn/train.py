@@ -19,11 +19,23 @@ import torch
 
 from .. import __version__, config
 from ..checkpoint import CheckpointModule
-from ..core import AtLeast, DataError, DataWarning, Schema, UserError, as_seed, part, role, short_name
+from ..core import (
+    AtLeast,
+    DataError,
+    DataWarning,
+    Schema,
+    Unsupported,
+    UserError,
+    as_seed,
+    part,
+    role,
+    short_name,
+)
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
+from ..data.episode import Dataset, Episode, episode_fingerprints, interrupted_episodes
+from ..data.formats import open_dataset, write_dataset
 from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
@@ -31,6 +43,7 @@ from ..data.stream import ShardStream
 from ..data.text_columns import SHOWN_TASK, TaskText, task_texts
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
+from ..files import whole_folder
 from ..heads.base import MemoryHead
 from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
@@ -191,7 +204,11 @@ def _update(loop: _RunTraining, prepared: _Preparation) -> None:
         else:
             loop.restore()
             if stream is None:
-                sampler = loop.learner.batch_sampler(prepared.training, run_config.sampling_weights)
+                sampler = loop.learner.batch_sampler(loop.annotated(prepared.training), run_config.sampling_weights)
+            elif loop.learner.annotates:
+                raise Unsupported(f"{type(method.learner).__name__} adds columns to all episodes before it trains, and "
+                                  "a stream has only some in memory", where="stream",
+                                  hint="train without a stream (--buffer-size)")
             else:
                 # A learner that samples in another way than by windows has no stream.
                 sampler = stream.exclude(prepared.excluded).windows(
@@ -300,6 +317,10 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
                         documents, modules, last)
 
 
+def _without_images(episode: Episode) -> Episode:
+    return episode.replace({k: None for k, f in episode.features().items() if f.kind == "image"})
+
+
 def default_save_freq(steps: int) -> int:
     """Default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
@@ -342,9 +363,23 @@ class _RunTraining(Training):
         """The modules of a checkpoint, by name."""
         return {**self.learner.modules, "policy": self.acting_policy()}
 
-    def actor(self) -> Actor:
+    def annotated(self, data: Dataset) -> Dataset:
+        if not self.learner.annotates:
+            return data
+        folder = self.run.folder / "annotated"
+        if self.processes.first and not folder.is_dir():
+            episodes = self.learner.annotate(data, None)
+            with whole_folder(folder) as part:  # images are long, and are those of the data
+                write_dataset(episodes.map(_without_images), part / "episodes.npz", "npz")
+        self.processes.wait()
+        stored = open_dataset(folder / "episodes.npz")
+        return Dataset([episode.replace(dict(annotated.steps))
+                        for episode, annotated in zip(data, stored, strict=True)], data.metadata)
+
+    def actor(self, policy: Policy | None = None) -> Actor:
         features = self.judge.recorded if self.env is None else self.env.features
-        return build_actor(self.method, self.modules(), ROWS, features=features)
+        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
+        return build_actor(self.method, modules, ROWS, features=features)
 
     def transform(self, episodes: Dataset) -> Dataset:
         return training_data(episodes, self.method)

@@ -129,10 +129,11 @@ def _check_learner(config, policy_config):
             return config.build(policy.fit_statistics(data) if statistics else policy, 0, 10, data)
 
     straight, stopped = build(0), build(0)
-    sampler, size = straight.batch_sampler(data), config.batch_size
+    annotated = straight.annotate(data, None)
+    require([len(e) for e in annotated] == [len(e) for e in data], "annotate must return all steps of all episodes")
+    sampler, size = straight.batch_sampler(annotated), config.batch_size
     _check_batch_sampler(sampler, size)
     batches = [sampler.batch(size, step) for step in range(6)]
-    require(len(straight.annotate(data)) == len(data), "annotate must return all episodes")
 
     before = torch.get_rng_state()
     metrics = [straight.update(batch) for batch in batches]

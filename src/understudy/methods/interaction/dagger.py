@@ -3,6 +3,7 @@ from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector, SupervisorLabels
 from ...improve.gates import RandomGate
+from ...improve.updates import PerNewStep
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
@@ -29,5 +30,5 @@ def dagger(n_rounds: int = 10, n_episodes: int = 5, probability: float = 0.5, su
         RecedingHorizon(),
         BehaviorCloning(steps=10_000, optimizer=OptimizerConfig(lr_schedule="constant")),
         collection=CollectionRounds(
-            n_rounds, collector, relabel=(SupervisorLabels(),), updates_per_step=5.0, initial_updates=2000),
+            n_rounds, collector, relabel=(SupervisorLabels(),), updates=PerNewStep(5.0), initial_updates=2000),
     )

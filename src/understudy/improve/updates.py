@@ -1,0 +1,99 @@
+"""Rules that say how many updates follow a round of collection."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Annotated
+
+from ..core import Above, AtLeast, part
+
+
+class UpdateRule(ABC):
+    """How many updates follow a round. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def number(self, collected: int, stored: int, batch_size: int) -> int:
+        """Returns the number of updates of a round, at least 1.
+
+        Args:
+            collected: Steps of the round.
+            stored: Steps of all episodes that stay in the replay buffer, those of the round included.
+        """
+
+    @abstractmethod
+    def scaled(self, factor: float) -> UpdateRule:
+        """Returns the rule with the number of updates multiplied by a factor."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Returns the rule in words."""
+
+
+@part
+class PerNewStep(UpdateRule):
+    """Updates for each step that the round collected."""
+
+    count: Annotated[float, Above(0)] = 1.0
+
+    def number(self, collected, stored, batch_size):
+        return max(int(self.count * collected), 1)
+
+    def scaled(self, factor):
+        return replace(self, count=self.count * factor)
+
+    def describe(self):
+        return f"{self.count:g} updates per collected step"
+
+
+@part
+class PerStoredStep(UpdateRule):
+    """Updates for each step that is stored, which a new learner (`reset_learner`) has not seen."""
+
+    count: Annotated[float, Above(0)] = 1.0
+
+    def number(self, collected, stored, batch_size):
+        return max(int(self.count * stored), 1)
+
+    def scaled(self, factor):
+        return replace(self, count=self.count * factor)
+
+    def describe(self):
+        return f"{self.count:g} updates per step of all episodes"
+
+
+@part
+class PerRound(UpdateRule):
+    """The same number of updates in every round."""
+
+    count: Annotated[int, AtLeast(1)] = 1000
+
+    def number(self, collected, stored, batch_size):
+        return self.count
+
+    def scaled(self, factor):
+        return replace(self, count=max(round(self.count * factor), 1))
+
+    def describe(self):
+        return f"{self.count:,} updates each"
+
+
+@part
+class Epochs(UpdateRule):
+    """As many updates as read each stored step a number of times.
+
+    Args:
+        count: The number of times.
+    """
+
+    count: Annotated[float, Above(0)] = 1.0
+
+    def number(self, collected, stored, batch_size):
+        return max(math.ceil(self.count * stored / batch_size), 1)
+
+    def scaled(self, factor):
+        return replace(self, count=self.count * factor)
+
+    def describe(self):
+        return f"{self.count:g} passes over the stored steps"

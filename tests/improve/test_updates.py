@@ -1,0 +1,235 @@
+"""The parts of collection rounds: numbers of updates and steps, exploration, and what learners add to episodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.collections import collected, contents, fork, method, rounds, run
+
+from understudy import config, make
+from understudy.core import Unsupported, UserError
+from understudy.data.episode import Dataset
+from understudy.data.window import ColumnSamplingWeights
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.recording import UniformRandomActor
+from understudy.evaluate.rollout import rollout
+from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.improve.collection import (
+    FIRST_EPISODE,
+    RolloutCollector,
+    TemperatureExploration,
+    rollout_steps,
+)
+from understudy.improve.retention import LastRounds
+from understudy.improve.updates import Epochs, PerNewStep, PerRound, PerStoredStep
+from understudy.learn.behavior_cloning import BehaviorCloning, BehaviorCloningLearner
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, load_actor
+from understudy.learn.run import Run
+from understudy.learn.train import train
+
+
+@pytest.fixture(scope="module")
+def demos() -> Dataset:
+    env = fork(6)
+    return rollout(env.expert(), env, 6, recording_seed(0))
+
+
+# -- numbers of updates ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "number", "half"), [
+    (PerNewStep(0.5), 50, 25), (PerStoredStep(0.5), 150, 75), (PerRound(7), 7, 4), (Epochs(3), 29, 15)])
+def test_numbers_of_updates_by_hand(rule, number, half):
+    assert rule.number(100, 300, 32) == number
+    assert rule.scaled(0.5).number(100, 300, 32) == half
+    assert rule.scaled(1e-9).number(100, 300, 32) == 1
+    assert rule.describe() and config.load(config.dump(rule)) == rule
+
+
+@pytest.mark.parametrize("rule", [PerRound(5), Epochs(0.5)])
+def test_rounds_make_these_updates_and_resume(demos, tmp_path, rule):
+    rounds_method = method(rounds(2, updates=rule, retention=LastRounds(1)))
+    run(tmp_path / "run", rounds_method, demos)
+    sizes = [part.steps for part in collected(tmp_path / "run")]
+    assert Run(tmp_path / "run").saved_steps()[-1] == 3 + sum(rule.number(n, n, 8) for n in sizes)
+
+    def stop(step, learner, metrics):
+        if step == 5 and "loss" in metrics:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", rounds_method, demos, callbacks=[stop])
+    run(tmp_path / "stopped", rounds_method, demos)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "run")
+
+
+def test_rounds_of_earlier_versions_keep_their_numbers():
+    """Their one factor was per collected step, or per stored step for a learner that is built again."""
+    for reset, rule in ((False, PerNewStep(0.25)), (True, PerStoredStep(0.25))):
+        today = rounds(reset_learner=reset, updates=rule)
+        document = config.dump(today)
+        del document["updates"], document["sampling_weights"], document["collector"]["n_steps"]
+        assert config.load(json.loads(json.dumps({**document, "updates_per_step": 0.25}))) == today
+        assert config.load(config.dump(today)) == today
+
+
+def test_sampling_weights_choose_where_windows_begin(demos):
+    late = demos.map(lambda e: e.replace({"rate": (np.arange(len(e)) >= 4).astype(float)}))
+    weighted = rounds(1, collector=RolloutCollector(2), relabel=(), sampling_weights=ColumnSamplingWeights("rate"))
+    with pytest.raises(UserError, match="no column 'rate'"):  # collected episodes need it too
+        fit_method(method(weighted), late, 0, env=fork())
+    first = replace(weighted, collector=Late(2))
+    rows = []
+
+    class Sees(BehaviorCloningLearner):
+        def update(self, batch):
+            rows.append(batch.extra["index"].flatten())
+            return super().update(batch)
+
+    @dataclass(frozen=True)
+    class Seeing(BehaviorCloning):
+        def build(self, policy, seed, steps, data):
+            return Sees(self, policy, seed, steps, data)
+    fit_method(replace(method(first), learner=Seeing(30, 8)), late, 0, env=fork())
+    steps = np.concatenate([np.arange(len(e)) for e in late])
+    assert (steps[torch.cat(rows[:3]).numpy()] >= 4).all()
+
+
+@dataclass(frozen=True)
+class Late(RolloutCollector):
+    def collect(self, actor, number, training):
+        episodes = super().collect(actor, number, training)
+        return episodes.map(lambda e: e.replace({"rate": np.ones(len(e))}))
+
+
+# -- numbers of steps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_steps", [1, 12, 13, 30])
+def test_a_round_of_steps_has_whole_episodes_and_no_more_than_it_needs(n_steps):
+    env = fork(1)
+    data = rollout_steps(UniformRandomActor(env), env, n_steps, 3, first=7)
+    again = rollout(UniformRandomActor(env), env, len(data), 3, first=7)
+    assert data.fingerprint() == again.fingerprint()  # complete episodes, in order
+    assert data.steps >= n_steps > data.steps - len(data[-1])
+    for rows in (2, 5):
+        other = rollout_steps(UniformRandomActor(fork(rows)), fork(rows), n_steps, 3, first=7)
+        assert other.fingerprint() == data.fingerprint()
+
+
+def test_rounds_of_steps_are_collected(demos, tmp_path):
+    rounds_method = method(rounds(2, collector=RolloutCollector(n_steps=30), relabel=()))
+    run(tmp_path / "run", rounds_method, demos)
+    first, second = collected(tmp_path / "run")
+    assert all(30 <= part.steps < 30 + 12 for part in (first, second))
+    assert [e.metadata["number"] for e in second] == [FIRST_EPISODE + 30 + i for i in range(len(second))]
+
+
+def test_rounds_have_episodes_or_steps():
+    for fields in ({}, {"n_episodes": 2, "n_steps": 10}):
+        with pytest.raises(UserError, match=r"give one of the two\n.*n_steps=1000"):
+            RolloutCollector(**fields)
+    with pytest.raises(UserError, match="n_steps is 0, but must be at least 1"):
+        RolloutCollector(n_steps=0)
+
+
+# -- exploration ----------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_explores_with_a_temperature_and_is_deployed_without(demos, tmp_path):
+    collector = RolloutCollector(2, TemperatureExploration(1.0))
+    rounds_method = method(rounds(1, collector=collector, relabel=()), SquashedGaussian())
+    deployed = []
+
+    def note(step, learner, metrics):
+        if "round" in metrics:
+            deployed.append(load_actor(tmp_path / "run", rows=16))
+    run(tmp_path / "run", rounds_method, demos, callbacks=[note])
+    episodes, (actor,) = collected(tmp_path / "run")[0], deployed
+    policy = actor.planner.planner
+    assert policy.config.head == SquashedGaussian()
+    exploring = replace(actor, planner=replace(actor.planner, planner=policy.with_head(
+        SquashedGaussian(temperature=1.0))))
+    for one, is_equal in ((exploring, True), (actor, False)):
+        again = rollout(one, fork(5), 2, recording_seed(0), first=FIRST_EPISODE)
+        assert np.array_equal(again[0].steps["action"], episodes[0].steps["action"]) == is_equal
+    assert episodes[0].steps["action"].std(0).min() > 0.01
+
+
+def test_a_head_without_temperature_is_refused(demos):
+    collector = RolloutCollector(2, TemperatureExploration(1.0))
+    with pytest.raises(Unsupported, match=r"Regression has no temperature\n.*GaussianExploration"):
+        fit_method(method(rounds(1, collector=collector, relabel=()), Regression()), demos, 0, env=fork())
+
+
+# -- what learners add to episodes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Annotating(BehaviorCloning):
+    """Reads a column that only the learner itself adds."""
+
+    def build(self, policy, seed, steps, data):
+        return AnnotatingLearner(self, policy, seed, steps, data)
+
+
+class AnnotatingLearner(BehaviorCloningLearner):
+    calls: list = []
+
+    def annotate(self, episodes, round):
+        self.calls.append((round, self.n_updates))
+        number = -1.0 if round is None else float(round)
+        return episodes.map(lambda e: e.replace({"advantage": np.full(len(e), number, np.float32)}))
+
+    def batch_sampler(self, data, sampling_weights=None):
+        return self.policy.training_windows(data, extra=("advantage",), sampling_weights=sampling_weights)
+
+    def update(self, batch):
+        assert batch.extra["advantage"].shape == batch.mask.shape
+        return {**super().update(batch), "advantage": float(batch.extra["advantage"].mean())}
+
+
+@pytest.mark.parametrize("initial_updates", [0, 3])
+def test_the_first_episodes_are_annotated_before_a_sampler_is_built(demos, tmp_path, initial_updates):
+    AnnotatingLearner.calls = []
+    rounds_method = replace(method(rounds(2, initial_updates=initial_updates)), learner=Annotating(30, 8))
+    run(tmp_path / "run", rounds_method, demos)
+    first = collected(tmp_path / "run")[0].steps // 4
+    assert AnnotatingLearner.calls == [(None, 0), (0, initial_updates), (1, initial_updates + first)]
+    AnnotatingLearner.calls = []
+    run(tmp_path / "run", rounds_method, demos)  # finished
+    assert AnnotatingLearner.calls == []
+    result = fit_method(rounds_method, demos, 0, env=fork())
+    assert [number for number, _ in AnnotatingLearner.calls] == [None, 0, 1] and result.policy is not None
+
+
+def test_without_collection_too_and_a_resumed_run_reads_what_was_stored(tmp_path):
+    env = make("fork", 4, limit=12)
+    data = rollout(env.expert(), env, 6, recording_seed(0)).map(lambda e: e.replace(
+        {"observation.images.top": np.zeros((len(e) + 1, 4, 4, 3), np.uint8)}))
+    learned = Method(method(None).policy, learner=Annotating(9, 8))
+    AnnotatingLearner.calls = []
+
+    def stop(step, learner, metrics):
+        if step == 4 and "loss" in metrics:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        train(learned, data, tmp_path / "run", device="cpu", progress=False, callbacks=[stop])
+    train(learned, data, tmp_path / "run", device="cpu", progress=False)
+    train(learned, data, tmp_path / "whole", device="cpu", progress=False)
+    assert AnnotatingLearner.calls == [(None, 0), (None, 0)]  # once for each run
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    with np.load(tmp_path / "run" / "annotated" / "episodes.npz") as stored:
+        names = " ".join(stored.files)
+    assert "advantage" in names and "images" not in names
+
+
+def test_a_learner_that_adds_nothing_stores_nothing(demos, tmp_path):
+    assert not BehaviorCloning(3, 8).build(fit_method(method(None), demos, 0).policy, 0, 1, demos).annotates
+    run(tmp_path / "run", method(rounds(1)), demos)
+    assert not (tmp_path / "run" / "annotated").exists()

@@ -1066,4 +1066,5 @@ def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[st
 def _check_columns(names, features: Schema, where: str = "data set") -> None:
     for name in names:
         if name not in features:
-            raise unknown_name("column", name, sorted(features), where)
+            hint = "name it: --columns action=COLUMN. ss-orl predicts missing actions" if name == "action" else ""
+            raise unknown_name("column", name, sorted(features), where, hint=hint)

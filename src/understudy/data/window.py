@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, cast
 
@@ -82,13 +82,15 @@ class Goal:
                             where="Goal", hint="The rest, up to 1, is the fraction of future goals.")
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
-                    ) -> tuple[np.ndarray, np.ndarray]:
+                    drawn: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw the goals of a batch.
 
         Args:
             episode: Episode of each window, (B,).
             t: Current row of each window, (B,).
             lengths: Number of steps of each episode, (E,).
+            drawn: Episodes and rows of the goals before this one in the window, by the names of their columns. A
+                `Subgoal` reads them.
 
         Returns:
             Episode and row of each goal, (B,) each.
@@ -113,6 +115,33 @@ class Goal:
         if self.discount is None:
             return rng.integers(np.minimum(1, limit), limit + 1)
         return np.minimum(rng.geometric(1 - self.discount, limit.shape), limit)
+
+
+@part
+class Subgoal:
+    """A goal column with the row that is `n_steps` later, or the last row of the episode if that is earlier.
+
+    Args:
+        column: The observation whose rows are the subgoals.
+        toward: Column of a goal that stands before this one in `Window.goals`. If it is a later row of the same
+            episode, the subgoal is no row beyond it.
+
+    References:
+        Park et al. (2023), HIQL: Offline Goal-Conditioned RL with Latent States as Actions, arXiv:2307.11949.
+    """
+
+    column: str
+    into: str = "observation.subgoal"
+    n_steps: Annotated[int, AtLeast(1)] = 25
+    toward: str | None = None
+
+    def sample_rows(self, episode, t, lengths, rng, drawn):
+        """The rows of a batch: see `Goal.sample_rows`."""
+        row = np.minimum(t + self.n_steps, lengths[episode] - 1)
+        if self.toward is not None:
+            goal_episode, goal_row = drawn[self.toward]
+            row = np.where((goal_episode == episode) & (goal_row > t), np.minimum(row, goal_row), row)
+        return episode, row
 
 
 @part
@@ -141,7 +170,7 @@ class Window:
     horizon: Annotated[int, AtLeast(1)] = 1
     action_offset: int = 0
     obs_offset: int = 0
-    goals: tuple[Goal, ...] = ()
+    goals: tuple[Goal | Subgoal, ...] = ()
     obs_pad_mask: bool = False
 
     @property
@@ -157,7 +186,7 @@ class Window:
 
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str | None = None, *,
                 extra: tuple[str, ...] = (), next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
-                lookahead: int = 0) -> Windows:
+                lookahead: int = 0, goals: tuple[Goal | Subgoal, ...] = ()) -> Windows:
         """Return all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
@@ -172,8 +201,12 @@ class Window:
             lookahead: Number of rows that `extra` covers, from t + action_offset on, and after which `Batch.next` is
                 taken, not negative. `extra["lookahead_mask"]` (B, lookahead) is then False where a row is not in the
                 episode. 0 means the horizon.
+            goals: Further goals, which become observations as well. A goal of the window that `inputs` does not name
+                can be among them.
         """
-        return Windows(self, data, inputs, target, extra, next_obs, sampling_weights, lookahead)
+        inputs = tuple(dict.fromkeys((*inputs, *(g.into for g in goals))))
+        window = replace(self, goals=tuple({g.into: g for g in (*self.goals, *goals)}.values()))
+        return Windows(window, data, inputs, target, extra, next_obs, sampling_weights, lookahead)
 
 
 class Windows(BatchSampler):
@@ -259,7 +292,10 @@ class Windows(BatchSampler):
         episode = self._episode_of(indices)
         t = indices - self.episode_bounds[episode]
         draw = cast(np.random.Generator, rng)  # given wherever there are goals
-        goals = {g.into: (columns[g.column], *g.sample_rows(episode, t, lengths, draw)) for g in w.goals}
+        drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for g in w.goals:
+            drawn[g.into] = g.sample_rows(episode, t, lengths, draw, drawn)
+        goals = {g.into: (columns[g.column], *drawn[g.into]) for g in w.goals}
 
         def gather(names, row, clip_start, clip_end, known):
             """Columns of these names. `known` has the positions of each layout, so that they are computed once."""

@@ -1,0 +1,1 @@
+"""Goal-conditioned learning: policies that reach goals which are named while acting."""

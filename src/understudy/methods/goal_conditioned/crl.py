@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ...core import AtLeast, AtMost, Batch, Schema, part
+from ...data.episode import Dataset
+from ...learn.goal_conditioned import (
+    VALUE_GOAL,
+    GoalConditioned,
+    Representation,
+    ScoreMaximizingLearner,
+    goal_conditioned_method,
+)
+from ...learn.method import Method
+from ...policy import Policy
+from ..needs import GIVEN_GOAL, NUMBERS
+from ..registry import method
+
+
+@part
+class CRL(GoalConditioned):
+    """Contrastive reinforcement learning: a critic that tells the future of a step from that of other steps.
+
+    The critic is phi(s, a) . psi(g) / sqrt(D). It learns the log ratio of the density of a future observation, at a
+    geometric distance, to that of a goal in general.
+
+    Args:
+        latent_dim: Number of components of phi and psi, D.
+        alpha: Weight of the loss of the stored actions, relative to a score of mean absolute value 1.
+
+    References:
+        Eysenbach et al. (2022), Contrastive Learning as Goal-Conditioned Reinforcement Learning, arXiv:2206.07568.
+    """
+
+    p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    latent_dim: Annotated[int, AtLeast(1)] = 64
+    alpha: Annotated[float, AtLeast(0)] = 0.1
+
+    next_obs = False
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> CRLLearner:
+        return CRLLearner(self, policy, seed, steps)
+
+
+class CRLLearner(ScoreMaximizingLearner):
+    """Learner of `CRL`."""
+
+    config: CRL
+
+    def __init__(self, config: CRL, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        self.alpha, goal, networks = config.alpha, self.goal.into, config.critic
+        sizes = (*networks.hidden, config.latent_dim)
+        states = [k for k in policy.inputs if k != goal]
+        self.phi = Representation(policy, networks, states, sizes, policy.codec.width, networks.n_critics)
+        self.psi = Representation(policy, networks, (goal,), sizes, n_networks=networks.n_critics)
+        self.register("policy", policy, config.optimizer)
+        self.register("critic", nn.ModuleList([self.phi, self.psi]), config.optimizer)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        self.minimize("policy", self.policy_loss, batch)
+        self.minimize("critic", self.critic_loss, batch)
+        return self.end_update()
+
+    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the mean cross-entropy of a step with the goals of all steps in the batch, (B,)."""
+        obs = self.toward(batch.obs, VALUE_GOAL)
+        phi, psi = self.phi(obs, self.policy.encode_batch(batch)), self.psi(obs)
+        logits = phi @ psi.mT / math.sqrt(self.config.latent_dim)  # (networks, steps, goals)
+        own_goal = torch.eye(len(batch), device=self.device).expand_as(logits)
+        return binary_cross_entropy_with_logits(logits, own_goal, reduction="none").mean((0, 2))
+
+    def score(self, obs, coded_action):
+        return (self.phi(obs, coded_action) * self.psi(obs)).sum(-1).amin(0) / math.sqrt(self.config.latent_dim)
+
+
+@method("Eysenbach et al. 2022 (contrastive RL), arXiv 2206.07568, with the losses of OGBench, arXiv 2410.20092",
+        needs=(NUMBERS, GIVEN_GOAL),
+        when="if a goal is given while acting, and episodes of the data go from where it starts to where it shall go.")
+def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema | None = None) -> Method:
+    """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
+
+    Args:
+        column: The column whose later values are goals.
+        alpha: Weight of the loss of the stored actions.
+        features: The columns of the data. Images and text are encoded as tokens.
+    """
+    return goal_conditioned_method(CRL(alpha=alpha), column, features)

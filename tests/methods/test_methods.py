@@ -52,9 +52,9 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "vpt", "procedure-cloning",
-                 "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn", "arp",
-                 "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "vpt", "gcivl", "hiql",
+                 "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn",
+                 "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "attention-tuner", "interactive-language", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp",
     "omnijarvis"]
@@ -303,6 +303,7 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     obs = {"observation.state": torch.eye(2).repeat(50, 1), LAST_REWARD: torch.zeros(100)}
     obs |= {k: torch.zeros(100, 1) for k in open_conditions(method, features)}
     obs |= {k: torch.zeros(100, *f.shape) for k, f in policy.features.items() if k.startswith(DEMONSTRATION)}
+    obs |= {goal.into: obs[goal.column] for goal in method.policy.window.goals}
     action, _ = actor.act(obs, actor.start(obs, keys(0, range(100))))
     assert (action.flatten() == torch.tensor([1.0, 3.0]).repeat(50)).float().mean() > 0.9
 

@@ -19,7 +19,7 @@ def test_unknown_names_and_options_say_what_there_is():
         envs.make("fork", limt=3)
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
                             "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion", "planar_arms",
-                            "tabletop")
+                            "tabletop", "lane_driving")
 
 
 def test_a_factory_outside_needs_trust(tmp_path, monkeypatch):

@@ -41,7 +41,8 @@ TOYS = {"fork": ("fork", "Fork"), "particle": ("particle", "Particle"), "push": 
         "maze": ("maze", "Maze"), "arms": ("arms", "Arms"), "drive": ("drive", "Drive"), "words": ("words", "Words"),
         "tabular": ("tabular", "Tabular"), "four_rooms": ("four_rooms", "FourRooms"),
         "gridworld_tasks": ("gridworld_tasks", "GridworldTasks"), "peg_insertion": ("peg_insertion", "PegInsertion"),
-        "planar_arms": ("planar_arms", "PlanarArms"), "tabletop": ("tabletop", "Tabletop")}
+        "planar_arms": ("planar_arms", "PlanarArms"), "tabletop": ("tabletop", "Tabletop"),
+        "lane_driving": ("lane_driving", "LaneDriving")}
 # toy -> the option that stands behind its name after ":", and its type
 VARIANTS = {"particle": ("dim", int), "tabular": ("task", str), "four_rooms": ("style", str),
             "planar_arms": ("task", str), "tabletop": ("control", str)}

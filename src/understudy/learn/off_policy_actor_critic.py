@@ -15,6 +15,7 @@ from .critic import CriticConfig
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
+from .targets import REWARD, TERMINATED, td_terms
 
 
 @part
@@ -56,7 +57,7 @@ class OffPolicyActorCritic(LearnerConfig):
     max_target_noise: Annotated[float, AtLeast(0)] = 0.5
     bc_weight: Annotated[float, AtLeast(0)] = 0.4
 
-    extra = ("next.reward", "next.terminated")
+    extra = (REWARD, TERMINATED)
     next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
@@ -102,10 +103,8 @@ class OffPolicyActorCriticLearner(GradientLearner):
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         coded = self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise))
         value = self.target_critic(batch.next, self.policy.decode(coded, batch.next))
-        rewards, ends = (batch.extra[k].reshape(batch.mask.shape).float() * batch.mask for k in config.extra)
-        steps = torch.arange(batch.mask.shape[1], device=rewards.device)
-        goes_on = config.discount ** batch.mask.sum(1) * (1 - ends.amax(1))
-        return (rewards * config.discount**steps).sum(1) + goes_on * value
+        reward, bootstrap = td_terms(batch, config.discount)
+        return reward + bootstrap * value
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the policy for each window, (B,).

@@ -1,0 +1,69 @@
+"""Targets of values: discounted rewards with a bootstrap, generalized advantages, and the expectile loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import Batch
+
+REWARD, TERMINATED = "next.reward", "next.terminated"
+
+
+def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns the discounted rewards of windows, and the factor of the value that follows them, (B,) each.
+
+    The target of a critic is ``reward + bootstrap * value(batch.next)``. An episode that terminated has no value
+    afterwards. One that was cut off has: it may be shorter than the window, and then the discount counts its own steps.
+
+    Args:
+        batch: Its `extra` has the columns `next.reward` and `next.terminated`.
+        discount: Discount per step.
+        n_step: Number of steps whose rewards count, the `lookahead` of the batch. 0 for the steps of the chunk.
+    """
+    mask = batch.extra["lookahead_mask"] if n_step else batch.mask
+    rewards, ends = (batch.extra[k].reshape(mask.shape).float() * mask for k in (REWARD, TERMINATED))
+    steps = torch.arange(mask.shape[1], device=rewards.device)
+    bootstrap = discount ** mask.sum(1) * (1 - ends.amax(1))
+    return (rewards * discount**steps).sum(1), bootstrap
+
+
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, last: Tensor, discount: float,
+        decay: float) -> Tensor:
+    """Returns generalized advantage estimates of consecutive steps, (T, ...).
+
+    They are sums of ``reward + discount * next_value - value`` over the later steps of an episode, in which each step
+    counts ``discount * decay`` times as much as the one before it.
+
+    Args:
+        reward: Reward of each step, (T, ...).
+        value: Value of the observation before each step, (T, ...).
+        next_value: Value of the observation after each step, (T, ...). It does not count where `terminated`.
+        terminated: Whether the environment ended the episode in this step, (T, ...).
+        last: Whether it is the last step of its episode, terminated or cut off, (T, ...).
+        decay: 0 for errors of one step, 1 for returns minus values.
+
+    References:
+        Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation,
+        arXiv:1506.02438.
+    """
+    error = reward + discount * next_value * ~terminated - value
+    factor = discount * decay * ~last
+    advantage, later = torch.empty_like(error), torch.zeros_like(error[0])
+    for t in reversed(range(len(error))):
+        later = error[t] + factor[t] * later
+        advantage[t] = later
+    return advantage
+
+
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """Returns the squared error, weighted by `expectile` where it is positive and by ``1 - expectile`` elsewhere.
+
+    Args:
+        error: Target minus prediction. The prediction that minimizes the loss is the expectile of the targets: 0.5 gives
+            their mean, and towards 1 their maximum.
+
+    References:
+        Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
+    """
+    return torch.where(error > 0, expectile, 1 - expectile) * error.square()

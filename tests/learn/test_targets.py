@@ -1,0 +1,72 @@
+"""Targets of values, in closed form and against a peer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.learn.targets import expectile_loss, gae, td_terms
+
+STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
+
+
+def rewarded(rewards, terminated: bool) -> Episode:
+    ends = np.zeros(len(rewards), bool)
+    ends[-1] = terminated
+    return Episode({STATE: np.zeros((len(rewards) + 1, 1), np.float32), "action": np.zeros((len(rewards), 1), np.float32),
+                    "next.reward": np.array(rewards, np.float32), "next.terminated": ends})
+
+
+def terms(episodes, discount, horizon=1, n_step=0) -> tuple[list[float], list[float]]:
+    windows = Window(horizon=horizon).windows(Dataset(episodes), (STATE,), "action", extra=COLUMNS, lookahead=n_step)
+    reward, bootstrap = td_terms(windows.gather(np.arange(len(windows))), discount, n_step)
+    return reward.tolist(), bootstrap.tolist()
+
+
+@pytest.mark.parametrize("options", [{"horizon": 4}, {"n_step": 4}])
+def test_rewards_of_one_are_a_geometric_series(options):
+    """An episode that terminates has nothing afterwards. One that is cut off has the value after its last step."""
+    sums, powers = [(1 - 0.9**n) / 0.1 for n in (4, 4, 3, 2, 1)], [0.9**n for n in (4, 4, 3, 2, 1)]
+    reward, bootstrap = terms([rewarded([1] * 5, True), rewarded([1] * 5, False)], 0.9, **options)
+    assert reward == pytest.approx([*sums, *sums])
+    # The fourth step of the first episode is followed by one more, so that its window of four ends before it.
+    assert bootstrap == pytest.approx([0.9**4, 0, 0, 0, 0, *powers])
+
+
+def test_n_steps_are_those_of_the_episode_alone():
+    """Episodes of one step, and windows that are longer than any episode."""
+    reward, bootstrap = terms([rewarded([3], True), rewarded([5], False), rewarded([1, 10, 100], False)], 0.5, n_step=8)
+    assert reward == [3, 5, 1 + 5 + 25, 10 + 50, 100]
+    assert bootstrap == [0, 0.5, 0.125, 0.25, 0.5]
+
+
+def test_expectiles_of_a_known_distribution():
+    """The expectile m of samples balances them: tau * mean((x - m)+) = (1 - tau) * mean((m - x)+)."""
+    samples = torch.linspace(0, 1, 101).square()
+    for expectile in (0.5, 0.7, 0.9, 0.999):
+        value = torch.zeros((), requires_grad=True)
+        optimizer = torch.optim.LBFGS([value], max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def closure(value=value, optimizer=optimizer, expectile=expectile):
+            optimizer.zero_grad()
+            loss = expectile_loss(samples - value, expectile).mean()
+            loss.backward()
+            return loss
+        optimizer.step(closure)
+        above, below = (samples - value.detach()).clamp(min=0).mean(), (value.detach() - samples).clamp(min=0).mean()
+        assert (expectile * above).item() == pytest.approx(((1 - expectile) * below).item(), abs=1e-5)
+    assert value.item() > 0.95  # towards 1 it is the largest sample
+    torch.testing.assert_close(expectile_loss(samples - 0.3, 0.5), 0.5 * (samples - 0.3).square())
+
+
+def test_advantages_of_one_step_and_of_whole_returns():
+    reward, value = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 0.1, 0.2, 0.3])
+    next_value = torch.tensor([0.1, 7.0, 0.3, 0.9])  # the second step terminates, the last is cut off
+    terminated, last = torch.tensor([False, True, False, False]), torch.tensor([False, True, False, True])
+    one_step = gae(reward, value, next_value, terminated, last, 0.9, 0.0)
+    torch.testing.assert_close(one_step, torch.tensor([1 + 0.09 - 0.5, 2 - 0.1, 3 + 0.27 - 0.2, 4 + 0.81 - 0.3]))
+    returns = gae(reward, value, next_value, terminated, last, 0.9, 1.0)
+    torch.testing.assert_close(returns + value, torch.tensor([1 + 1.8, 2, 3 + 0.9 * (4 + 0.81), 4 + 0.81]))

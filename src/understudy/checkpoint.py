@@ -68,6 +68,19 @@ class Scorer(CheckpointModule):
             Scores, (B,).
         """
 
+    def score_plans(self, obs: Mapping[str, Tensor], plans: Tensor) -> Tensor:
+        """Scores several plans for each observation. By default, each has a copy of the observation.
+
+        Args:
+            plans: Plans in world units, (B, N, H, A).
+
+        Returns:
+            Scores, (B, N).
+        """
+        n = plans.shape[1]
+        copies = {name: column.repeat_interleave(n, 0) for name, column in obs.items()}
+        return self(copies, plans.flatten(0, 1)).unflatten(0, (-1, n))
+
 
 @dataclass(frozen=True)
 class FromStage:

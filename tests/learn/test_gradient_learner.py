@@ -151,8 +151,8 @@ def test_losses_are_weighted_means(data):
     assert not batch.mask.all()
     weights = torch.linspace(0.5, 2, 16)
 
-    def value_of(loss, weights=None):
-        learner.minimize("policy", loss, batch, weights)
+    def value_of(loss, weights=None, **options):
+        learner.minimize("policy", loss, batch, weights, **options)
         return learner.end_update()["loss"]
 
     def zero():
@@ -167,6 +167,27 @@ def test_losses_are_weighted_means(data):
         ((each * steps).sum() / each.sum()).item(), abs=1e-6)
     assert value_of(lambda part, rng: (steps + zero(), rows), weights) == pytest.approx(
         ((each * steps).sum() / each.sum() + rows.mean()).item(), abs=1e-6)
+    assert value_of(lambda part, rng: rows + zero(), weights, normalize="rows") == pytest.approx(
+        (weights * rows).mean().item(), abs=1e-6)
+    assert value_of(lambda part, rng: steps + zero(), each, normalize="rows") == pytest.approx(
+        (each * steps)[batch.mask].mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_a_loss_logs_is_the_mean_over_the_batch(data, parts):
+    """Parts of 16 windows in 3 have unequal sizes. Several calls of `minimize` count the same."""
+    learner = new_learner(data, policy_optimizer=OptimizerConfig(accumulation_steps=parts))
+    batch, scores = batches(learner, data)(0), torch.randn(16, 2)
+
+    def loss(part, rng):
+        learner.log(score=part.extra["score"], doubled=2 * part.extra["score"][:, 0])
+        return learner.policy.loss(part, rng)
+    for _ in range(2):
+        learner.minimize("policy", loss, batch.replace(extra={"score": scores}))
+    metrics = learner.end_update()
+    assert metrics["score"] == pytest.approx(scores.mean().item(), abs=1e-6)
+    assert metrics["doubled"] == pytest.approx(2 * scores[:, 0].mean().item(), abs=1e-6)
+    assert "score" not in learner.end_update()
 
 
 @pytest.mark.parametrize("reduced", [lambda x: x.mean(), lambda x: x.mean(0), lambda x: x[:, :1].mean(0)])

@@ -105,7 +105,7 @@ def test_targets_are_rewards_and_the_value_of_what_follows():
     queries = []
 
     class Ten(torch.nn.Module):
-        def forward(self, obs, plan):
+        def target_score(self, obs, plan, rng):
             queries.append((obs[STATE][:, -1, 0].tolist(), plan))
             return torch.full((len(plan),), 10.0)
     learner.target_critic = Ten()

@@ -16,8 +16,9 @@ STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
 def rewarded(rewards, terminated: bool) -> Episode:
     ends = np.zeros(len(rewards), bool)
     ends[-1] = terminated
-    return Episode({STATE: np.zeros((len(rewards) + 1, 1), np.float32), "action": np.zeros((len(rewards), 1), np.float32),
-                    "next.reward": np.array(rewards, np.float32), "next.terminated": ends})
+    state, action = (np.zeros((n, 1), np.float32) for n in (len(rewards) + 1, len(rewards)))
+    return Episode({STATE: state, "action": action, "next.reward": np.array(rewards, np.float32),
+                    "next.terminated": ends})
 
 
 def terms(episodes, discount, horizon=1, n_step=0) -> tuple[list[float], list[float]]:

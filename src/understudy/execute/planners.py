@@ -15,7 +15,7 @@ from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, ConfigError, Feature, Schema, Unsupported, UserError, part, take, tree_map
 from ..heads.neighbors import Neighbors
 from ..policy import Guide, LastChunk, Planner, Policy, StepwisePlanner, sampling_guides
-from .base import check_samples, repeat_rows, require_stepwise, sample_noise, sample_plans
+from .base import check_samples, require_stepwise, sample_noise, sample_plans
 
 Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
 
@@ -257,8 +257,7 @@ class BestOfN(_PlanChoice):
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
-        scores = self.scorer(take(obs, repeat_rows(obs, self.n)), plans.flatten(0, 1))
-        return _take_best(plans, scores.unflatten(0, (-1, self.n)))
+        return _take_best(plans, self.scorer.score_plans(obs, plans))
 
 
 class SetScorer(ABC):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ..checkpoint import Scorer, load_built, save_built
-from ..core import AtLeast, Schema, part
+from ..core import AtLeast, ConfigError, Schema, part
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
 from ..nets.base import Encoder
@@ -26,18 +26,28 @@ class CriticConfig:
 
     Args:
         hidden: Widths of the hidden layers.
-        encoder: Encodes the observation window. Each critic has its own encoder.
+        encoder: Encodes the observation window.
         n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
         layer_norm: Normalize after each hidden layer.
+        share_encoder: One encoder for all networks, in place of one for each.
+        target_subset_size: Number of networks, drawn for each update, whose smallest score is the target. None for all.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
+        Chen et al. (2021), Randomized Ensembled Double Q-Learning: Learning Fast Without a Model, arXiv:2101.05982.
     """
 
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256, 256)
     encoder: Encoder = field(default_factory=ConcatEncoder)
     n_critics: Annotated[int, AtLeast(1)] = 2
     layer_norm: bool = False
+    share_encoder: bool = False
+    target_subset_size: Annotated[int | None, AtLeast(1)] = None
+
+    def __post_init__(self):
+        if self.target_subset_size is not None and self.target_subset_size > self.n_critics:
+            raise ConfigError(f"the subset has {self.target_subset_size} of {self.n_critics} networks",
+                              where="CriticConfig.target_subset_size", hint="use more n_critics, or a smaller subset")
 
     def build(self, policy: Policy, action: bool = True) -> Critic:
         """Builds a critic that reads what a policy reads.
@@ -63,8 +73,21 @@ class CriticSpec:
     target: str
 
 
+@dataclass(frozen=True)
+class EncodedObs:
+    """Observation windows that a critic has encoded, for several plans.
+
+    Args:
+        features: Input of each network, (B, D). One for all networks, if they share it.
+        obs: The windows by column, to which a codec may relate plans.
+    """
+
+    features: tuple[Tensor, ...]
+    obs: Mapping[str, Tensor]
+
+
 class Critic(Scorer):
-    """One or several networks that score an observation window, or a plan for it.
+    """One or several networks that score an observation window, or plans for it.
 
     Args:
         features: The columns that the critic reads, and the target.
@@ -75,12 +98,14 @@ class Critic(Scorer):
         super().__init__()
         self.about, self.features, self.inputs = about, dict(features), about.inputs
         self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
-        encoders, layers = [], []
-        for _ in range(about.networks.n_critics):
-            encoder = about.networks.encoder.build({k: features[k] for k in about.inputs}, about.window.n_obs_steps)
-            sizes = (encoder.tokens * encoder.width + self.plan_size, *about.networks.hidden, 1)
-            encoders.append(encoder)
-            layers.append(feed_forward_layers(sizes, layer_norm=about.networks.layer_norm))
+        networks, encoders, layers = about.networks, [], []
+        for _ in range(networks.n_critics):
+            # An encoder without weights is the same for all.
+            if not encoders or not networks.share_encoder and encoders[0].state_dict():
+                encoders.append(networks.encoder.build({k: features[k] for k in about.inputs},
+                                                       about.window.n_obs_steps))
+            sizes = (encoders[0].tokens * encoders[0].width + self.plan_size, *networks.hidden, 1)
+            layers.append(feed_forward_layers(sizes, layer_norm=networks.layer_norm))
         self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(layers)
 
     @property
@@ -94,25 +119,45 @@ class Critic(Scorer):
 
         Args:
             obs: Observation windows by column, (B, n_obs_steps, ...).
-            plan: Plans in the units of the data, (B, H, A).
+            plan: Plans in the units of the data, (B, H, A) or (B, N, H, A).
 
         Returns:
-            Input of each network, (B, plan_size).
+            Input of each network, (B, plan_size) or (B, N, plan_size).
         """
 
-    def scores(self, obs: Mapping[str, Tensor], plan: Tensor) -> Tensor:
+    def encode(self, obs: Mapping[str, Tensor]) -> EncodedObs:
+        """Encodes observation windows by column, (B, n_obs_steps, ...), once for all plans."""
+        coded = self.codec.encode_obs(obs)
+        return EncodedObs(tuple(encoder(coded).flat() for encoder in self.encoders), obs)
+
+    def scores(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor) -> Tensor:
         """Returns the score of each network. The score of the critic is their minimum.
 
         Args:
-            obs: Observation windows by column, (B, n_obs_steps, ...).
-            plan: Plans in the units of the data, (B, H, A).
+            obs: Observation windows by column, (B, n_obs_steps, ...), or what `encode` made of them.
+            plan: Plans in the units of the data, (B, H, A), or N for each observation, (B, N, H, A).
 
         Returns:
-            Scores, (n_critics, B).
+            Scores, (n_critics, B) or (n_critics, B, N).
         """
-        coded, plan = self.codec.encode_obs(obs), self.read_plan(obs, plan)
-        return torch.stack([layers(torch.cat([encoder(coded).flat(), plan], -1)).squeeze(-1)
-                            for encoder, layers in zip(self.encoders, self.layers, strict=True)])
+        encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
+        plan = self.read_plan(encoded.obs, plan)
+        features = encoded.features
+        if plan.ndim == 3:
+            features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
+        inputs = [torch.cat([x, plan], -1) for x in features]
+        inputs = inputs * len(self.layers) if len(inputs) == 1 else inputs
+        return torch.stack([layers(x).squeeze(-1) for x, layers in zip(inputs, self.layers, strict=True)])
+
+    def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
+        """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all."""
+        scores, size = self.scores(obs, plan), self.about.networks.target_subset_size
+        if size is not None:
+            scores = scores[torch.randperm(len(scores), generator=rng, device=rng.device)[:size]]
+        return scores.amin(0)
+
+    def score_plans(self, obs, plans):
+        return self.scores(obs, plans).amin(0)
 
     def forward(self, obs, plan):
         return self.scores(obs, plan).amin(0)
@@ -129,7 +174,8 @@ class QFunction(Critic):
         return self.about.window.horizon * self.codec.width
 
     def read_plan(self, obs, plan):
-        return self.codec.encode(plan, obs).flatten(1)
+        # A codec codes each step alone, so that N plans are like one with N times as many steps.
+        return self.codec.encode(plan.flatten(1, -2), obs).reshape(*plan.shape[:-2], self.plan_size)
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
@@ -142,7 +188,16 @@ class ValueFunction(Critic):
     plan_size = 0
 
     def read_plan(self, obs, plan):
-        return next(iter(obs.values())).new_zeros(len(plan), 0, dtype=torch.float32)
+        return plan.new_zeros(*plan.shape[:-2], 0, dtype=torch.float32)
+
+    def scores(self, obs, plan=None):
+        if plan is None:
+            first = obs.features[0] if isinstance(obs, EncodedObs) else next(iter(obs.values()))
+            plan = first.new_zeros(len(first), 1, 0)
+        return super().scores(obs, plan)
+
+    def forward(self, obs, plan=None):
+        return self.scores(obs, plan).amin(0)
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -84,6 +84,7 @@ class GradientLearner(Learner):
         self.targets: dict[str, EMA] = {}  # target networks, which losses read
         self._networks: dict[str, _Network] = {}
         self._metrics: dict[str, list[float]] = {}  # of this update
+        self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
 
     # -- what a subclass calls when it is built -------------------------------------------------------------------
@@ -168,7 +169,8 @@ class GradientLearner(Learner):
             for modules in training:
                 modules.train()
 
-    def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None) -> None:
+    def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None, *,
+                 normalize: Literal["weights", "rows"] = "weights") -> None:
         """Make one optimizer step on a network.
 
         Only the parameters of that network receive gradients, whatever other networks the loss reads.
@@ -181,6 +183,8 @@ class GradientLearner(Learner):
             weights: Weight of each window, (B,) or (B, 1), or of each step, (B, H), at least 0. The loss is
                 `sum(weight * loss) / sum(weight)`. None weights all equally. Padded steps have weight 0 in any case.
                 The weight of a window is the mean of the weights of its steps that are not padding.
+            normalize: "rows" divides by the number of windows or of steps that are not padding, and not by the sum of
+                their weights: the loss is `mean(weight * loss)`.
 
         Raises:
             UserError: The loss or the gradient is not finite. No weight has changed then.
@@ -193,7 +197,10 @@ class GradientLearner(Learner):
         step_weights = _step_weights(weights, batch)
         row_weights = step_weights.sum(1) / batch.mask.sum(1).clamp(min=1)
         sums = torch.stack([step_weights.sum(), row_weights.sum(), step_weights.new_tensor(len(batch))])
+        if normalize == "rows":
+            sums[0], sums[1] = batch.mask.sum(), sums[2]
         P.all_reduce([sums])
+        self._logged = {}
         key, size = self._call_key(), len(batch) if P.count == 1 else round(sums[2].item())
         numbers = range(P.rank * network.n_parts, (P.rank + 1) * network.n_parts + 1)
         cuts = [size * k // (network.n_parts * P.count) for k in numbers]
@@ -210,18 +217,35 @@ class GradientLearner(Learner):
                 value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)
             optimizer.backward(value)
             total += value.detach()
-        P.all_reduce([total, *(p.grad for p in optimizer.parameters if p.grad is not None)])
+        logged = [pair for pairs in self._logged.values() for pair in pairs]
+        P.all_reduce([total, *logged, *(p.grad for p in optimizer.parameters if p.grad is not None)])
         norm = optimizer.clip_gradients()
-        loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
+        loss_value, norm_value, *logged = torch.stack([x.to(total.dtype) for x in (total, norm, *logged)]).tolist()
         self._check_finite(optimizer, name, loss=loss_value, gradient=norm_value)
         self._record(name, loss=loss_value, gradient=norm_value, rate=optimizer.step(self.n_updates))
+        self._record(name, **{k: logged[2 * i] / logged[2 * i + 1] for i, k in enumerate(self._logged)})
+
+    def log(self, **values: Tensor) -> None:
+        """Log the mean of values within a loss, such as the score of a critic. `end_update` returns it.
+
+        The mean is over the whole batch, also if it is worked through in parts.
+
+        Args:
+            **values: Tensors of any shape whose first axis is that of the windows. They need no gradient.
+        """
+        for name, value in values.items():
+            value = value.detach().float()
+            pair = value.sum(), value.new_tensor(value.numel())
+            self._logged[name] = [a + b for a, b in zip(self._logged[name], pair, strict=True)] \
+                if name in self._logged else list(pair)
 
     def end_update(self, **metrics: float) -> dict[str, float]:
         """Update target networks, averaged weights and the counter. Call it once, at the end of `update`.
 
         Returns:
             Loss, gradient norm and learning rate of each network: "loss", "gradient" and "rate" of the policy,
-            "critic/loss" and so on of the others, as means over the calls of `minimize`; and `metrics`.
+            "critic/loss" and so on of the others, and what `log` has logged, as means over the calls of `minimize`;
+            and `metrics`.
         """
         for copies in (self.averages, self.targets):
             for name, ema in copies.items():

@@ -102,7 +102,7 @@ class OffPolicyActorCriticLearner(GradientLearner):
         coded = self._coded_plan(self.target_policy, batch.next, rng)
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         coded = self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise))
-        value = self.target_critic(batch.next, self.policy.decode(coded, batch.next))
+        value = self.target_critic.target_score(batch.next, self.policy.decode(coded, batch.next), rng)
         reward, bootstrap = td_terms(batch, config.discount)
         return reward + bootstrap * value
 

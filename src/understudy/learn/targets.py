@@ -60,8 +60,8 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     """Returns the squared error, weighted by `expectile` where it is positive and by ``1 - expectile`` elsewhere.
 
     Args:
-        error: Target minus prediction. The prediction that minimizes the loss is the expectile of the targets: 0.5 gives
-            their mean, and towards 1 their maximum.
+        error: Target minus prediction. The prediction that minimizes the loss is the expectile of the targets: their
+            mean for 0.5, and their maximum towards 1.
 
     References:
         Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.

@@ -1,0 +1,77 @@
+"""Critics: encoded once for many plans, shared encoders, subsets for targets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fixtures.staged import episodes, method
+
+from understudy.core import ConfigError
+from understudy.execute.planners import BestOfN
+from understudy.learn.critic import CriticConfig, QFunction
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder
+from understudy.policy import Policy
+
+STATE = "observation.state"
+ENCODERS = {"concat": ConcatEncoder(), "tokens": TokenEncoder(8)}
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    data = episodes()
+    return Policy(method().policy, data.features()).fit_statistics(data)
+
+
+@pytest.fixture(scope="module")
+def batch(policy):
+    return policy.windows(episodes()).batch(6, 0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("share", [False, True])
+def test_networks_score_plans_as_each_does_alone(policy, batch, name, share):
+    critic = CriticConfig((16,), ENCODERS[name], n_critics=3, share_encoder=share).build(policy)
+    plans = batch.action[:, None] + torch.linspace(-1, 1, 5)[:, None, None]
+    scores = critic.scores(batch.obs, plans)
+    coded = policy.codec.encode_obs(batch.obs)
+    for c, layers in enumerate(critic.layers):
+        encoder = critic.encoders[min(c, len(critic.encoders) - 1)]
+        for n in range(5):
+            plan = policy.codec.encode(plans[:, n], batch.obs).flatten(1)
+            alone = layers(torch.cat([encoder(coded).flat(), plan], -1)).squeeze(-1)
+            torch.testing.assert_close(scores[c, :, n], alone)
+            torch.testing.assert_close(critic.scores(batch.obs, plans[:, n])[c], alone)
+    torch.testing.assert_close(critic.score_plans(batch.obs, plans), scores.amin(0))
+    torch.testing.assert_close(super(QFunction, critic).score_plans(batch.obs, plans), scores.amin(0))
+    assert len(critic.encoders) == (3 if name == "tokens" and not share else 1)
+
+
+def test_best_of_n_encodes_each_observation_once(policy, batch):
+    critic, rows = CriticConfig((16,), TokenEncoder(8), share_encoder=True).build(policy), []
+    critic.encoders[0].register_forward_hook(lambda module, arguments, out: rows.append(len(out.tokens)))
+    noise = torch.randn(6, 4, *policy.noise_shape)
+    BestOfN(policy, critic, 4).plan(batch.obs, noise)
+    assert rows == [6]
+
+
+def test_a_value_needs_no_plan(policy, batch):
+    value = CriticConfig((16,), n_critics=2).build(policy, action=False)
+    assert torch.equal(value(batch.obs), value(batch.obs, batch.action)) and value(batch.obs).shape == (6,)
+    encoded = value.encode(batch.obs)
+    assert torch.equal(value.scores(encoded), value.scores(batch.obs))
+
+
+def test_targets_are_the_smallest_of_a_drawn_subset(policy, batch):
+    config = CriticConfig((16,), n_critics=4, target_subset_size=2)
+    critic, subsets = config.build(policy), set()
+    scores = critic.scores(batch.obs, batch.action)
+    for seed in range(40):
+        target = critic.target_score(batch.obs, batch.action, torch.Generator().manual_seed(seed))
+        subsets |= {(i, j) for i in range(4) for j in range(i) if torch.equal(target, scores[[i, j]].amin(0))}
+    assert len(subsets) == 6  # each pair is drawn
+    critic.about = replace(critic.about, networks=replace(config, target_subset_size=None))
+    assert torch.equal(critic.target_score(batch.obs, batch.action, torch.Generator()), scores.amin(0))
+    with pytest.raises(ConfigError, match="the subset has 3 of 2 networks"):
+        CriticConfig(target_subset_size=3)

@@ -10,8 +10,8 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor, nn
 
-from ..checkpoint import Scorer, load_built, save_built
-from ..core import AtLeast, ConfigError, Schema, part
+from ..checkpoint import CheckpointModule, Scorer, load_built, save_built
+from ..core import AtLeast, ConfigError, Schema, UserError, part
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
 from ..nets.base import Encoder
@@ -124,6 +124,18 @@ class Critic(Scorer):
         Returns:
             Input of each network, (B, plan_size) or (B, N, plan_size).
         """
+
+    def check_source(self, source: CheckpointModule, where: str) -> None:
+        """Raises UserError if a module is no critic of the same columns, whose weights this one could take over."""
+        columns, others = ({k: c.features[k].shape for k in (*c.inputs, c.about.target)}
+                           if isinstance(c, Critic) else {} for c in (self, source))
+        if type(source) is not type(self):
+            raise UserError(f"the module of the stage is a {type(source).__name__}, but a {type(self).__name__} takes "
+                            "its weights", where=where, hint="name another module of it: FromStage(STAGE, MODULE)")
+        if columns != others:
+            texts = [", ".join(f"{k} {shape}" for k, shape in c.items()) for c in (others, columns)]
+            raise UserError(f"the critic of the stage reads {texts[0]}, but this one {texts[1]}", where=where,
+                            hint="train both on the same columns, or leave this InitializeFrom out")
 
     def encode(self, obs: Mapping[str, Tensor]) -> EncodedObs:
         """Encodes observation windows by column, (B, n_obs_steps, ...), once for all plans."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..checkpoint import CheckpointModule
-from ..core import Batch, replaceable
+from ..core import Batch, UserError, replaceable
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
 from ..data.window import SamplingWeights
@@ -66,6 +66,18 @@ class Learner(ABC):
         """The modules that a checkpoint stores, by name. "policy" is the one that acts. Others, such as a critic, are
         stored with it, for planners and for later stages."""
         return {"policy": self.trained_policy}
+
+    def initialize(self, name: str, source: CheckpointModule) -> None:
+        """Give one of the modules, other than the policy, the weights of a module that a stage trained.
+
+        Args:
+            name: Its name in `modules`.
+
+        Raises:
+            UserError: There is no such module, or the weights do not fit it.
+        """
+        raise UserError(f"the learner has no module {name!r} that takes weights over", where="InitializeFrom.into",
+                        hint="leave this InitializeFrom out")
 
     @abstractmethod
     def update(self, batch: Batch) -> dict[str, float]:

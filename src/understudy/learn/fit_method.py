@@ -38,7 +38,7 @@ from .method import (
     resolve_references,
     training_data,
 )
-from .stages import check_stages, freeze, load_weights_from, packages_of
+from .stages import build_learner, check_stages, load_weights_from, of_policy, packages_of
 from .validation import check_training_data, warn_of_padding
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
@@ -117,7 +117,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     recorded, data = data.features(), training_data(data, method)
     warn_of_padding(method.policy.window, data)
 
-    def build_learner(first: Dataset) -> Learner:
+    def new_learner(first: Dataset) -> Learner:
         with devices.seeded(seed, chosen_device):
             if policy is None:
                 trained = Policy(method.policy, data.features()).to(chosen_device)
@@ -126,11 +126,10 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             else:
                 # Built again, because an average has no gradients.
                 trained = policy.with_head(policy.config.head).to(chosen_device)
-            freeze(trained, method.initialize_from)
-            return method.learner.build(trained, seed, method.learner.steps, first)
+            return build_learner(method, trained, seed, first, stage_modules)
 
     with devices.deterministic(chosen_device):
-        loop = _MemoryTraining(method, data, seed, env, person, build_learner, tuple(callbacks), recorded)
+        loop = _MemoryTraining(method, data, seed, env, person, new_learner, tuple(callbacks), recorded)
         if method.collection is None:
             loop.build_learner(data)
             # A model of something else does not act, and who chose no executor may want the policy alone.
@@ -316,7 +315,7 @@ def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = 
         parts: What is taken over from stages. Everything else is fitted to the data.
         known: The stages' policies.
     """
-    loaded = {name for part in parts for name in part.load}
+    loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
     load_weights_from(policy, parts, known)
     policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)

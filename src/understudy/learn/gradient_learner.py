@@ -15,6 +15,7 @@ from ..checkpoint import CheckpointModule, load_tensors
 from ..core import Batch, UserError, keys
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
+from .critic import Critic
 from .devices import Processes, seed_generators
 from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig, OptimizerState
@@ -277,6 +278,24 @@ class GradientLearner(Learner):
                    name: self.averages[name].module if name in self.averages else copy.deepcopy(n.module).eval()
                    for name, n in self._networks.items() if isinstance(n.module, CheckpointModule) and name != "policy"}
         return {"policy": self.trained_policy, **modules}
+
+    def initialize(self, name: str, source: CheckpointModule) -> None:
+        where, names = f"InitializeFrom.into, {name!r}", [n for n in self._networks if n != "policy"]
+        if name not in names:
+            raise UserError(f"the learner has no module {name!r}; it has {', '.join(names) or 'only the policy'}",
+                            where=where, hint="name one of these" if names else "leave this InitializeFrom out")
+        module = self._networks[name].module
+        if isinstance(module, Critic):
+            module.check_source(source, where)
+            module.codec = copy.deepcopy(module.codec)  # its statistics become those of the stage, not the policy's
+        try:
+            load_tensors(module, source.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"the weights of the stage do not fit: {error}", where=where,
+                            hint="give it the networks and the window of the stage's") from None
+        for copies in (self.averages, self.targets):
+            if name in copies:
+                copies[name].restart(module)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         groups, scalers = {}, {}

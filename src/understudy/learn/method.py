@@ -12,7 +12,7 @@ import torch
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, is_lerobot_checkpoint, load_module
-from ..core import Feature, Schema, Unsupported, UserError
+from ..core import ConfigError, Feature, Schema, Unsupported, UserError
 from ..data.column_changes import ColumnChange, EpisodeTransform, changed_features
 from ..data.episode import Dataset
 from ..data.operations import Operation
@@ -131,17 +131,26 @@ class Stage:
 
 @dataclass(frozen=True)
 class InitializeFrom:
-    """Initial weights of a policy from a stage. Submodules that are not in `train` are frozen.
+    """Initial weights of a policy, or of another module of the learner, from a stage.
 
     Args:
-        source: The stage, and which of its policies.
-        load: Submodules whose weights are taken over: "codec" (the statistics of the data), "encoder", "net", or one
+        source: The stage, and which of its modules.
+        load: Submodules of the policy whose weights are taken over: "codec" (the statistics of the data), "encoder", "net", or one
             inside these, such as "encoder.maps". Statistics that are not loaded are fitted to the new data.
+        train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
+        into: Name of the module that receives the weights: "policy", or another of the learner, such as "critic". That
+            takes over all weights, with the statistics that it was trained with, and is trained on.
     """
 
     source: FromStage
     load: tuple[str, ...] = ("codec", "encoder", "net")
     train: tuple[str, ...] = ("codec", "encoder", "net")
+    into: str = "policy"
+
+    def __post_init__(self):
+        if self.into != "policy" and (self.load, self.train) != (InitializeFrom.load, InitializeFrom.train):
+            raise ConfigError(f"parts to load or train are of the policy, but the weights are for {self.into!r}",
+                              where="InitializeFrom", hint="leave load and train out: all of its weights are taken")
 
 
 # -- references -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
 from ..core import UserError
+from ..data.episode import Dataset
 from ..files import whole_folder, write_json
 from ..policy import Policy, find_checkpoint
+from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references
 from .run import Run
 
@@ -129,10 +131,30 @@ def is_finished(run: Run, method: Method) -> bool:
 SUBMODULES = ("codec", "encoder", "net")
 
 
+def of_policy(parts: Iterable[InitializeFrom]) -> tuple[InitializeFrom, ...]:
+    """Returns the initial weights that are of the policy, and not of another module of the learner."""
+    return tuple(part for part in parts if part.into == "policy")
+
+
+def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
+                  modules: Mapping[FromStage, CheckpointModule]) -> Learner:
+    """Builds the learner of a method for a policy that has its initial weights, and gives the other modules theirs.
+
+    Args:
+        modules: The modules of the stages.
+    """
+    freeze(policy, method.initialize_from)
+    learner = method.learner.build(policy, seed, method.learner.steps, data)
+    for part in method.initialize_from:
+        if part.into != "policy":
+            learner.initialize(part.into, modules[part.source])
+    return learner
+
+
 def load_weights_from(policy: Policy, parts: Iterable[InitializeFrom],
                       modules: Mapping[FromStage, CheckpointModule]) -> None:
     """Loads the initial weights of submodules of a policy from trained modules."""
-    for part in parts:
+    for part in of_policy(parts):
         source = modules[part.source]
         for name in part.load:
             place = f"InitializeFrom.load, {name!r}"
@@ -168,7 +190,7 @@ def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
     """Freezes the loaded submodules that are not to be trained."""
-    for part in parts:
+    for part in of_policy(parts):
         trained = {id(p) for name in part.train
                    for p in submodule(policy, name, f"InitializeFrom.train, {name!r}").parameters()}
         for name in part.load:

@@ -77,7 +77,7 @@ from .method import (
 from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
-from .stages import check_stages, copy_run, freeze, is_finished, packages_of, stages_before
+from .stages import build_learner, check_stages, copy_run, is_finished, packages_of, stages_before
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float]  # higher is better
@@ -265,8 +265,7 @@ class _Preparation:
             check_training_data(policy, self.data)
             if self.last is None or method.collection is not None:
                 fit_policy(policy, episodes, method.initialize_from, self.modules)
-            freeze(policy, method.initialize_from)
-            return method.learner.build(policy, seed, method.learner.steps, episodes)
+            return build_learner(method, policy, seed, episodes, self.modules)
 
 
 def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, device: torch.device,

@@ -98,9 +98,18 @@ class EMA:
         self.updates += 1
         if module is not self._source:
             self._source, self._values = module, _tensors(module)
+        self._move(1 - self.decay.value(self.updates))
+
+    @torch.no_grad()
+    def restart(self, module: nn.Module) -> None:
+        """Set the average to the weights of `module`, whose buffers may be others than before."""
+        self._source, self._values = module, _tensors(module)
+        self._move(1.0)
+
+    def _move(self, weight: float) -> None:
         (averages, own_buffers), (values, buffers) = self._averages, self._values
         if averages:
-            torch._foreach_lerp_(averages, values, 1 - self.decay.value(self.updates))
+            torch._foreach_lerp_(averages, values, weight)
         for (own_places, name), (places, _) in zip(own_buffers, buffers, strict=True):
             value = places[name]
             own_places[name].resize_(value.shape).copy_(value)  # a memory may have grown

@@ -1,0 +1,108 @@
+"""Initial weights of a learner's other modules, such as a critic that an offline stage trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.staged import contents, run
+
+from understudy.checkpoint import FromStage, load_module
+from understudy.core import ConfigError, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.regression import Regression
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+
+STATE, OTHER = "observation.state", "observation.other"
+
+
+def rewarded(count: int = 5, shift: float = 0.0) -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def episode(n):
+        state, ends = rng.normal(size=(n + 1, 3)).astype(np.float32) + shift, np.arange(n) == n - 1
+        return Episode({STATE: state, OTHER: state + 1, "action": np.tanh(state[:-1, :2]),
+                        "next.reward": state[1:, 0], "next.terminated": ends})
+    return Dataset([episode(8 + i) for i in range(count)], {"path": "made_up.npz", "fps": 10})
+
+
+def offline(steps: int, inputs=(STATE,), hidden=(8,)) -> Method:
+    return Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1), inputs=inputs),
+                  learner=OffPolicyActorCritic(steps, 8, critic=CriticConfig(hidden)))
+
+
+def continued(stage: Method, into: str = "critic", module: str = "critic", **changes) -> Method:
+    return replace(offline(0, **changes), stages=(Stage("offline", stage),),
+                   initialize_from=(InitializeFrom(FromStage("offline", module), into=into),))
+
+
+def test_a_critic_begins_with_the_weights_and_statistics_of_a_stage(tmp_path):
+    """Also its target, and with data of another mean, whose statistics are the policy's."""
+    shifted = rewarded(shift=50.0)
+    run(tmp_path / "base", offline(3), rewarded())
+    method = replace(continued(offline(3)), learner=OffPolicyActorCritic(2, 8, critic=CriticConfig((8,))))
+    run(tmp_path / "first", replace(method, learner=replace(method.learner, steps=0)), shifted,
+        stages={"offline": tmp_path / "base"})
+    stage, own = (load_module(tmp_path / f"{name}/modules/critic") for name in (
+        "base/checkpoints/000003", "first/checkpoints/000000"))
+    for (name, weight), other in zip(stage.state_dict().items(), own.state_dict().values(), strict=True):
+        assert torch.equal(weight, other), name
+    learners = []
+
+    class Spy(OffPolicyActorCriticLearner):
+        def update(self, batch):
+            if not learners:
+                learners.append(self)
+                target = self.target_critic.state_dict()
+                assert all(torch.equal(v, target[k]) for k, v in stage.state_dict().items())
+                state = shifted[0].steps[STATE]
+                coded = self.policy.codec.encode_obs({STATE: torch.from_numpy(state[None])})[STATE]
+                assert coded.abs().max() < 10  # near 0 in the statistics of the new data
+            return super().update(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.learn.off_policy_actor_critic.OffPolicyActorCriticLearner", Spy)
+        run(tmp_path / "whole", method, shifted, stages={"offline": tmp_path / "base"})
+    for (name, statistic), other in zip(learners[0].target_critic.codec.state_dict().items(),
+                                        stage.codec.state_dict().values(), strict=True):
+        assert torch.equal(statistic, other), name
+
+
+def test_resuming_after_an_offline_stage_is_bit_equal(tmp_path):
+    run(tmp_path / "base", offline(3), rewarded())
+    method = continued(offline(3))
+    longer = replace(method, learner=replace(method.learner, steps=4))
+    options = {"stages": {"offline": tmp_path / "base"}, "val_fraction": 0}
+    run(tmp_path / "stopped", replace(method, learner=replace(method.learner, steps=2)), rewarded(), **options)
+    run(tmp_path / "stopped", longer, rewarded(), **options)
+    run(tmp_path / "whole", longer, rewarded(), **options)
+    stopped, whole = contents(tmp_path / "stopped"), contents(tmp_path / "whole")
+    weights = [name for name in whole if name.startswith("checkpoints/000004") and name.endswith(".safetensors")]
+    assert any("critic" in name for name in weights) and all(stopped[name] == whole[name] for name in weights)
+
+
+@pytest.mark.parametrize(("method", "says"), [
+    (continued(offline(1), into="value"), "'value': the learner has no module 'value'; it has critic"),
+    (continued(offline(1), module="policy"), "is a Policy, but a QFunction takes its weights"),
+    (continued(offline(1), module="value"), "has no module 'value'; it has (critic, policy|policy, critic)"),
+    (continued(offline(1, inputs=(STATE, OTHER))), r"reads observation.state \(3,\), observation.other \(3,\), "
+     r"action \(2,\), but this one observation.state \(3,\), action \(2,\)"),
+    (continued(offline(1, hidden=(9,))), "(?s)the weights of the stage do not fit: .*give it the networks"),
+    (replace(continued(offline(1)), learner=BehaviorCloning(1, 8)), "has no module 'critic'; it has only the policy"),
+])
+def test_modules_that_do_not_fit_are_refused(method, says):
+    with pytest.raises(UserError, match=says):
+        fit_method(method, rewarded(), 0)
+
+
+def test_parts_of_a_policy_are_not_those_of_a_critic():
+    with pytest.raises(ConfigError, match="parts to load or train are of the policy"):
+        InitializeFrom(FromStage("offline", "critic"), load=("encoder",), into="critic")

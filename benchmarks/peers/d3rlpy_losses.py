@@ -1,0 +1,95 @@
+"""Losses of d3rlpy for fixed weights and one fixed batch, which tests compare with those of understudy.
+
+    .venv-peers/d3rlpy/bin/python benchmarks/peers/d3rlpy_losses.py tests/fixtures/d3rlpy_losses.json
+
+The weights, the batch and the noise are sines.
+"""
+
+import json
+import sys
+from unittest import mock
+
+import d3rlpy
+import numpy as np
+import torch
+from d3rlpy.algos import AWACConfig, CQLConfig, IQLConfig, TD3PlusBCConfig
+from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.torch_utility import TorchMiniBatch
+
+B, STATE, ACTION, HIDDEN, SAMPLES = 6, 3, 2, (8, 7), 4
+
+
+def sines(shape, phase: float) -> np.ndarray:
+    """Numbers from -1 to 1 without a pattern."""
+    return np.sin(1.7 * np.arange(1, np.prod(shape, dtype=int) + 1) ** 1.3 + phase).reshape(shape).astype(np.float32)
+
+
+def fill(module, phase: int) -> None:
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.copy_(torch.from_numpy(sines(tuple(parameter.shape), phase + i)))
+
+
+def noise(shape, *args, **options) -> torch.Tensor:
+    return torch.from_numpy(sines(tuple(shape), 20))
+
+
+def make_batch() -> TorchMiniBatch:
+    column, ends = lambda values: torch.from_numpy(np.asarray(values, np.float32).reshape(B, -1)), np.arange(B) % 3 == 0
+    actions = sines((B, ACTION), 9)
+    return TorchMiniBatch(column(sines((B, STATE), 0)), column(actions / np.abs(actions).max(0)), column(sines(B, 4)),
+                          column(sines((B, STATE), 1)), None, column(np.zeros(B)), column(ends), column(np.ones(B)), "cpu")
+
+
+def build(config, **options):
+    """The implementation of an algorithm whose networks have sines as weights."""
+    names = ["actor_encoder_factory", "critic_encoder_factory"]
+    names += ["value_encoder_factory"] if config is IQLConfig else []
+    encoder = VectorEncoderFactory(list(HIDDEN))
+    algorithm = config(**{name: encoder for name in names}, **options).create(device="cpu:0")
+    algorithm.create_impl((STATE,), ACTION)
+    implementation = algorithm.impl
+    modules = implementation._modules
+    fill(modules.policy, 100)
+    for i in range(2):
+        fill(modules.q_funcs[i], 200 + 50 * i)
+        fill(modules.targ_q_funcs[i], 300 + 50 * i)
+    if config is IQLConfig:
+        fill(modules.value_func, 400)
+    if config is TD3PlusBCConfig:
+        fill(modules.targ_policy, 500)
+    return implementation
+
+
+def losses() -> dict:
+    batch, result = make_batch(), {}
+    iql = build(IQLConfig)
+    output = iql._modules.policy(batch.observations)
+    critic = iql.compute_critic_loss(batch, iql.compute_target(batch))
+    result["iql"] = {"value": critic.v_loss, "critic": critic.q_loss, "weights": iql._compute_weight(batch)[:, 0],
+                     "policy": iql.compute_actor_loss(batch, output).actor_loss, "std": output.logstd.exp()[0]}
+    with mock.patch("torch.distributions.normal._standard_normal", noise):
+        awac = build(AWACConfig, n_action_samples=SAMPLES, lam=2.0)
+        output = awac._modules.policy(batch.observations)
+        result["awac"] = {"policy": awac.compute_actor_loss(batch, output).actor_loss,
+                          "weights": awac._compute_weights(batch.observations, batch.actions)[:, 0],
+                          "std": output.logstd.exp()[0]}
+        cql = build(CQLConfig, n_action_samples=SAMPLES, soft_q_backup=True, initial_temperature=0.5)
+        with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
+            conservative = cql._compute_conservative_loss(batch.observations, batch.actions, batch.next_observations,
+                                                          batch.returns_to_go)
+        output = cql._modules.policy(batch.observations)
+        result["cql"] = {"conservative": conservative / cql._conservative_weight + cql._alpha_threshold,
+                         "target": cql.compute_target(batch)[:, 0], "std": output.logstd.exp()}
+    with mock.patch("torch.randn", noise):
+        td3 = build(TD3PlusBCConfig)
+        critic = td3.compute_critic_loss(batch, td3.compute_target(batch))
+        policy = td3.compute_actor_loss(batch, td3._modules.policy(batch.observations))
+        result["td3_bc"] = {"critic": critic.critic_loss, "policy": policy.actor_loss, "alpha": torch.tensor(td3._alpha)}
+    return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
+            for name, values in result.items()}
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
+        json.dump({"d3rlpy": d3rlpy.__version__, **losses()}, file, indent=1)

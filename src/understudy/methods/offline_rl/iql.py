@@ -1,0 +1,122 @@
+"""Implicit Q-learning: values of the better actions in the data, and cloning weighted by advantages."""
+
+from __future__ import annotations
+
+from dataclasses import field, replace
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor
+
+from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
+from ...data.episode import Dataset
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...heads.gaussian import Gaussian
+from ...learn.critic import CriticConfig
+from ...learn.fit import LearnerConfig
+from ...learn.gradient_learner import GradientLearner
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...learn.targets import REWARD, TERMINATED, expectile_loss, td_terms
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES, REWARDS
+from ..registry import method
+
+
+@part
+class IQL(LearnerConfig):
+    """Implicit Q-learning: offline reinforcement learning that never scores an action that is not in the data.
+
+    A value network learns an expectile of the critic's scores of the stored actions, which is close to the best of them.
+    The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
+    ``exp(beta * advantage)``.
+
+    Args:
+        discount: Discount per step.
+        expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
+        beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
+        max_weight: Upper bound of a weight.
+        target_decay: Fraction of the target critic that each update keeps.
+
+    References:
+        Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 20_000
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    expectile: Annotated[float, Above(0), Below(1)] = 0.7
+    beta: Annotated[float, AtLeast(0)] = 3.0
+    max_weight: Annotated[float, Above(0)] = 100.0
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
+
+    extra = (REWARD, TERMINATED)
+    next_obs = True
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> IQLLearner:
+        return IQLLearner(self, policy, seed, steps)
+
+
+class IQLLearner(GradientLearner):
+    """Learner of `IQL`."""
+
+    config: IQL
+
+    def __init__(self, config: IQL, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        single = replace(config.critic, n_critics=1, target_subset_size=None)
+        self.value = self.register("value", single.build(policy, action=False), config.optimizer)
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+        self.register("policy", policy, config.optimizer)
+        self.target_critic = self.target_network("critic", config.target_decay)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch = batch.to(self.device)
+        self.minimize("value", self.value_loss, batch)
+        self.minimize("critic", self.critic_loss, batch)
+        with self.evaluation():
+            weights = (self.config.beta * self.advantage(batch)).exp().clamp(max=self.config.max_weight)
+        self.minimize("policy", self.policy.loss, batch, weights, normalize="rows")
+        return self.end_update(weight=weights.mean().item())
+
+    def advantage(self, batch: Batch) -> Tensor:
+        """Returns the score of the stored actions minus the value of their observation, (B,)."""
+        return self.target_critic(batch.obs, batch.action) - self.value(batch.obs)
+
+    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the expectile loss of the value of each observation, (B,)."""
+        return expectile_loss(self.advantage(batch), self.config.expectile)
+
+    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared error against rewards and the value that follows, summed over the networks, (B,)."""
+        reward, bootstrap = td_terms(batch, self.config.discount)
+        with torch.no_grad():
+            target = reward + bootstrap * self.value(batch.next)
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mean(0))
+        return (scores - target).square().sum(0)
+
+
+@method("Kostrikov et al. 2022 (IQL), arXiv 2110.06169", needs=(NUMBERS_OR_CLASSES, REWARDS),
+        when="if there are rewards, some episodes are better than others, and no environment is at hand.")
+def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = None) -> Method:
+    """Implicit Q-learning: clones the stored actions that are better than others, by values learned from rewards.
+
+    Args:
+        expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
+        beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and features["action"].kind == "discrete"
+    encoder = simplest_encoder(features)
+    return Method(
+        PolicyConfig(Categorical() if discrete else Gaussian(), MLP(256, 2), encoder),
+        RecedingHorizon(),
+        IQL(expectile=expectile, beta=beta, critic=CriticConfig(encoder=encoder)),
+    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from fixtures.centers import Center, Skilled
 
-from understudy.core import DataError, Feature, Unsupported, UserError, normal, uniform
+from understudy.core import DataError, Feature, Unsupported, UserError, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.base import HasExpert, StepResult
@@ -143,51 +144,6 @@ def test_it_learns_from_the_episodes_it_collects():
     online = fit_method(Method(policy_config(), learner=SMALL, collection=rounds), few, 0, env=env)
     one, other = (evaluate(r.actor, env, 40).returns for r in (offline, online))
     assert other.low > one.high and other.estimate > -0.1
-
-
-class Center(HasExpert):
-    """A point moves to the center of the plane: the reward is minus its squared distance, and 20 steps are an episode.
-
-    Best possible: one step of 0.2 in each component until it is there, by `Skilled(1.0, 1.0)`.
-    """
-
-    features = {STATE: Feature("float32", (2,)), "action": Feature("float32", (2,))}
-
-    def __init__(self, rows=1):
-        self.rows = rows
-        self.metadata = {"env": "center", "version": 1, "fps": 10, "limit": 20, "success": None, "low": -1.0,
-                         "high": 1.0}
-        self.at, self.clock = torch.zeros(rows, 2), torch.zeros(rows, dtype=torch.int64)
-
-    def reset(self, which, key):
-        self.at[which], self.clock[which] = 2 * uniform(key, torch.zeros_like(key), (2,)).float() - 1, 0
-        return {STATE: self.at.clone()}
-
-    def step(self, action):
-        self.at, self.clock = self.at + 0.2 * action.clamp(-1, 1), self.clock + 1
-        never = torch.zeros(self.rows, dtype=torch.bool)
-        return StepResult({STATE: self.at.clone()}, -self.at.square().sum(1), never, self.clock >= 20)
-
-    def expert(self):
-        return Skilled(1.0, 1.0)
-
-
-@dataclass(frozen=True)
-class Skilled(Actor):
-    """The best action times a skill that is drawn for each episode, plus noise. A negative skill leads away."""
-
-    low: float
-    high: float
-    noise: float = 0.0
-
-    def start(self, obs, key):
-        drawn = uniform(key, torch.zeros_like(key), (1,), stream=6).float()
-        return {"skill": self.low + (self.high - self.low) * drawn, "key": key, "count": torch.zeros_like(key)}
-
-    def act(self, obs, state):
-        action = state["skill"] * (-5 * obs[STATE]).clamp(-1, 1)
-        action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
-        return action.clamp(-1, 1), {**state, "count": state["count"] + 1}
 
 
 def test_the_center_is_reached():

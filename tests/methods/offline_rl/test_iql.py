@@ -1,0 +1,95 @@
+"""Implicit Q-learning: losses of a peer, exact tabular values, and mixed data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy
+
+from understudy.core import Feature
+from understudy.data.episode import Dataset, Episode
+from understudy.envs.toys.tabular import Tabular
+from understudy.heads.categorical import Categorical
+from understudy.heads.gaussian import Gaussian
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit import fit
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.offline_rl.iql import IQL
+from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_learner
+
+RNG = torch.Generator().manual_seed(0)
+CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(IQL(batch_size=8, critic=CriticConfig((8,))))
+
+
+def test_losses_equal_those_of_d3rlpy():
+    expected, batch = LOSSES["iql"], make_batch()
+    learner = IQL(critic=CriticConfig(HIDDEN)).build(make_policy(Gaussian(min_std=0.0)), 0, 1, Dataset([]))
+    learner.policy.net = TanhNet(101, expected["std"])  # phase 100 is the standard deviation of the peer
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    fill(learner.value.layers.parameters(), 400)
+    assert learner.value_loss(batch, RNG).mean().item() == pytest.approx(expected["value"], abs=1e-5)
+    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    weights = (3 * learner.advantage(batch)).exp().clamp(max=100)
+    assert weights.tolist() == pytest.approx(expected["weights"], rel=1e-5, abs=1e-5)
+    learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
+    assert learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
+
+
+def few_actions() -> tuple[Dataset, dict[float, np.ndarray]]:
+    """Episodes of one step from each state with half of its actions, and the exact values of the states.
+
+    Returns:
+        The episodes, and the values (states,) by expectile: of the behavior in the data, whose actions are equally
+        likely, for 0.5, and of the best actions in the data for 1.
+    """
+    mdp, discount = Tabular(task="slippery-grid").mdp, 0.8
+    n_actions = mdp.actions
+    following, rng = mdp.transitions.argmax(-1), np.random.default_rng(0)  # without slips
+    kept = np.stack([rng.permutation(n_actions) < 2 for _ in range(mdp.states)])
+    rewards = rng.normal(size=kept.shape).round(1)
+    features = {STATE: Feature("float32", (mdp.states,)),
+                "action": Feature("int64", (1,), "discrete", num_classes=(n_actions,))}
+    episodes = [Episode({STATE: np.eye(mdp.states, dtype=np.float32)[[s, following[s, a]]], "action": np.array([[a]]),
+                         "next.reward": rewards[s, a:a + 1].astype(np.float32),
+                         "next.terminated": np.array([mdp.final[following[s, a]]])}, schema=features)
+                for s in np.flatnonzero(~mdp.final) for a in np.flatnonzero(kept[s])]
+    exact = replace(mdp, transitions=np.eye(mdp.states)[following], final=mdp.final)
+    table = np.broadcast_to(rewards[..., None], exact.transitions.shape)
+    mean = exact.action_values(200, discount, kept / kept.sum(1, keepdims=True), table)[-1]
+    best = exact.action_values(200, discount, None, np.where(kept[..., None], table, -100.0))[-1]
+    values = {0.5: (mean * kept).sum(1) / kept.sum(1), 1.0: np.where(kept, best, -np.inf).max(1)}
+    return Dataset(episodes), values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("expectile", "exact"), [(0.5, 0.5), (0.995, 1.0)])
+def test_values_are_exact_in_a_table(expectile, exact):
+    """The episodes are cut off after one step or terminate."""
+    data, values = few_actions()
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig(Categorical(), MLP(16, 0), ConcatEncoder()), data.features())
+    policy.fit_statistics(data)
+    config = IQL(expectile=expectile, discount=0.8, critic=CriticConfig((64,), n_critics=1), optimizer=CONSTANT,
+                 target_decay=0.9, beta=1e6)
+    learner = config.build(policy, 0, 2500, data)
+    batch = learner.batch_sampler(data).gather(np.arange(data.steps))
+    fit(learner, lambda n: batch, 2500)
+    with torch.no_grad():
+        value = learner.value(batch.obs).numpy()
+        plans = policy.plan(batch.obs, torch.zeros(len(batch), *policy.noise_shape))[:, 0, 0].numpy()
+    rows = batch.obs[STATE][:, 0].argmax(-1).numpy()
+    assert np.abs(value - values[exact][rows]).max() < 0.05 * np.ptp(values[exact])
+    if exact == 1:  # and the policy takes the actions that have these values
+        best = learner.advantage(batch).detach().numpy() > -0.05
+        assert ((batch.action[:, 0, 0].numpy() == plans) == best).mean() > 0.95

@@ -35,10 +35,12 @@ def noise(shape, *args, **options) -> torch.Tensor:
 
 
 def make_batch() -> TorchMiniBatch:
-    column, ends = lambda values: torch.from_numpy(np.asarray(values, np.float32).reshape(B, -1)), np.arange(B) % 3 == 0
     actions = sines((B, ACTION), 9)
-    return TorchMiniBatch(column(sines((B, STATE), 0)), column(actions / np.abs(actions).max(0)), column(sines(B, 4)),
-                          column(sines((B, STATE), 1)), None, column(np.zeros(B)), column(ends), column(np.ones(B)), "cpu")
+    columns = (sines((B, STATE), 0), actions / np.abs(actions).max(0), sines(B, 4), sines((B, STATE), 1), np.zeros(B),
+               np.arange(B) % 3 == 0, np.ones(B))
+    obs, action, reward, following, returns, ends, intervals = (
+        torch.from_numpy(np.asarray(c, np.float32).reshape(B, -1)) for c in columns)
+    return TorchMiniBatch(obs, action, reward, following, None, returns, ends, intervals, "cpu")
 
 
 def build(config, **options):
@@ -85,7 +87,7 @@ def losses() -> dict:
         td3 = build(TD3PlusBCConfig)
         critic = td3.compute_critic_loss(batch, td3.compute_target(batch))
         policy = td3.compute_actor_loss(batch, td3._modules.policy(batch.observations))
-        result["td3_bc"] = {"critic": critic.critic_loss, "policy": policy.actor_loss, "alpha": torch.tensor(td3._alpha)}
+        result["td3_bc"] = {"critic": critic.critic_loss, "policy": policy.actor_loss}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

@@ -30,8 +30,8 @@ from ..registry import method
 class IQL(LearnerConfig):
     """Implicit Q-learning: offline reinforcement learning that never scores an action that is not in the data.
 
-    A value network learns an expectile of the critic's scores of the stored actions, which is close to the best of them.
-    The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
+    A value network learns an expectile of the critic's scores of the stored actions, which is close to that of the best
+    of them. The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
     ``exp(beta * advantage)``.
 
     Args:

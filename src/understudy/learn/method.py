@@ -136,7 +136,7 @@ class InitializeFrom:
     Args:
         source: The stage, and which of its modules.
         load: Submodules of the policy whose weights are taken over: "codec" (the statistics of the data), "encoder",
-            "net", or one inside these, such as "encoder.maps". Statistics that are not loaded are fitted to the new data.
+            "net", or one inside these, such as "encoder.maps". Statistics that are not loaded are fitted to new data.
         train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
         into: Name of the module that receives the weights: "policy", or another of the learner, such as "critic". That
             takes over all weights, with the statistics that it was trained with, and is trained on.

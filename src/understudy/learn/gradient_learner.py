@@ -280,18 +280,18 @@ class GradientLearner(Learner):
         return {"policy": self.trained_policy, **modules}
 
     def initialize(self, name: str, source: CheckpointModule) -> None:
-        where, names = f"InitializeFrom.into, {name!r}", [n for n in self._networks if n != "policy"]
+        place, names = f"InitializeFrom.into, {name!r}", [n for n in self._networks if n != "policy"]
         if name not in names:
             raise UserError(f"the learner has no module {name!r}; it has {', '.join(names) or 'only the policy'}",
-                            where=where, hint="name one of these" if names else "leave this InitializeFrom out")
+                            where=place, hint="name one of these" if names else "leave this InitializeFrom out")
         module = self._networks[name].module
         if isinstance(module, Critic):
-            module.check_source(source, where)
+            module.check_source(source, place)
             module.codec = copy.deepcopy(module.codec)  # its statistics become those of the stage, not the policy's
         try:
             load_tensors(module, source.state_dict())
         except RuntimeError as error:
-            raise UserError(f"the weights of the stage do not fit: {error}", where=where,
+            raise UserError(f"the weights of the stage do not fit: {error}", where=place,
                             hint="give it the networks and the window of the stage's") from None
         for copies in (self.averages, self.targets):
             if name in copies:

@@ -45,7 +45,8 @@ REPEATS, ENOUGH = 5, 3.0  # episodes of a plan's time, and the CPU seconds after
 ACTS = 32  # steps of an episode: more than the longest chunk
 
 NUMBERS = {"observation.environment_state": Feature("float32", (10,)), "observation.state": Feature("float32", (10,)),
-           "action": Feature("float32", (7,)), "next.reward": Feature("float32", ())}
+           "action": Feature("float32", (7,)), "next.reward": Feature("float32", ()),
+           "next.terminated": Feature("float32", ())}
 CAMERA = Feature("uint8", (64, 64, 3), "image")
 WORDS = {"observation.task": Feature("uint8", (32,), "text")}
 CELLS = {"observation.grid": Feature("int64", (10, 10), "discrete", num_classes=(3,) * 100),
@@ -66,8 +67,6 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
     "vinn-byol": {**NUMBERS, "observation.images.top": CAMERA},
-    "td3-bc": {**NUMBERS, "next.terminated": Feature("float32", ())},
-    "ss-orl": {**NUMBERS, "next.terminated": Feature("float32", ())},
 }
 
 

@@ -56,8 +56,8 @@ LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-sh
                  "iql", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn",
                  "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
-    "attention-tuner", "interactive-language", "iql", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp",
-    "omnijarvis"]
+    "attention-tuner", "interactive-language", "iql", "procedure-cloning", "thought-cloning", "dualmind", "midas",
+    "arp", "omnijarvis"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 

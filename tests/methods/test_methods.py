@@ -52,7 +52,7 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "vpt", "gcivl", "hiql", "iql",
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "gcivl", "hiql", "vpt", "iql",
                  "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn", "vinn",
                  "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes

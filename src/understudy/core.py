@@ -446,6 +446,7 @@ class Batch:
         extra: Other columns over the same steps (reward, intervention, ...) by name, (B, H, ...). Weights and critics
             read them. `extra["index"]` (B, 1) is the number of the window in the data.
         next: The observation window after the horizon, like `obs`. None if it was not asked for.
+        others: Batches of as many windows from other sources, by name: "expert" are demonstrations.
     """
 
     obs: Mapping[str, Tensor]
@@ -453,6 +454,7 @@ class Batch:
     mask: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     next: Mapping[str, Tensor] | None = None
+    others: Mapping[str, Batch] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.action.shape[0]
@@ -466,14 +468,16 @@ class Batch:
         def cut(tree):
             return {k: v[which] for k, v in tree.items()}
         return Batch(cut(self.obs), self.action[which], self.mask[which], cut(self.extra),
-                     None if self.next is None else cut(self.next))
+                     None if self.next is None else cut(self.next),
+                     {k: v.select_rows(which) for k, v in self.others.items()})
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on a device."""
         def move(tree):
             return {k: v.to(device, non_blocking=True) for k, v in tree.items()}
         return Batch(move(self.obs), self.action.to(device, non_blocking=True), self.mask.to(device, non_blocking=True),
-                     move(self.extra), None if self.next is None else move(self.next))
+                     move(self.extra), None if self.next is None else move(self.next),
+                     {k: v.to(device) for k, v in self.others.items()})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from understudy.core import UserError
-from understudy.data.batch_sampler import BatchSampler, MixtureSampler
+from understudy.data.batch_sampler import BatchSampler, MixtureSampler, SourcesSampler
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 
@@ -145,3 +145,25 @@ def test_a_lookahead_of_zero_is_the_horizon():
 def test_a_negative_lookahead_is_refused():
     with pytest.raises(UserError, match="lookahead"):
         Window(1, 1).windows(counting(3), (STATE,), "action", lookahead=-1)
+
+
+def test_rows_of_other_sources_are_beside_the_batch():
+    sources = SourcesSampler(windows(1.0, next_obs=True), {"expert": windows(2.0), "play": windows(3.0)})
+    whole, alone = sources.batch(64, 5, seed=3), windows(1.0, next_obs=True).batch(64, 5, seed=3)
+    assert torch.equal(whole.extra["index"], alone.extra["index"])  # the others change nothing
+    assert (whole.action == 1).all() and whole.next is not None
+    assert {name: other.action.unique().tolist() for name, other in whole.others.items()} == {
+        "expert": [2.0], "play": [3.0]}
+    draws = [batch.extra["index"] for batch in (whole, *whole.others.values())]
+    assert not any(torch.equal(a, b) for a, b in zip(draws, draws[1:] + draws[:1], strict=True))
+    assert sources.batch(64, 6, seed=3).others["expert"].extra["index"].tolist() != draws[1].tolist()
+
+
+def test_a_share_has_the_same_rows_of_other_sources():
+    sources = SourcesSampler(windows(1.0), {"expert": windows(2.0)})
+    whole = sources.batch(13, 4, seed=5)
+    for rows in (slice(0, 4), slice(4, 9), slice(9, 13), slice(3, 3)):
+        share = sources.batch(13, 4, seed=5, rows=rows)
+        for part in (share, whole.select_rows(rows), whole.to("cpu").select_rows(rows)):
+            assert len(part) == len(part.others["expert"]) == len(range(13)[rows])
+            assert torch.equal(part.others["expert"].extra["index"], whole.others["expert"].extra["index"][rows])

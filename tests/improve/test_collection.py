@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from fixtures.collections import (
+    Comparing,
+    ComparingLearner,
     Constant,
     ScriptedPerson,
     collected,
@@ -147,6 +149,43 @@ def test_batches_mix_first_and_collected_episodes(demos):
     fit_method(replace(rounds_method, learner=Seeing(30, 8)), demos, 0, env=fork())
     assert all(index is None for index in dataset_indices[:3])
     assert len(dataset_indices) > 3 and all(index.sum() == 6 for index in dataset_indices[3:])
+
+
+@pytest.mark.parametrize("retention", [AllEpisodes(), LastRounds(1)])
+def test_demonstrations_are_beside_each_batch_from_the_first_update_on(retention, demos):
+    batches = ComparingLearner.batches
+    batches.clear()
+    comparing = replace(method(rounds(3, retention=retention)), learner=Comparing(30, 16))
+    result = fit_method(comparing, demos, 0, env=fork())
+    assert result.policy is not None and len(batches) > 6
+    demonstrated = {tuple(row) for e in demos for row in e.steps[STATE].tolist()}
+    for number, (own, expert) in enumerate(batches):
+        assert {tuple(row) for row in expert} <= demonstrated
+        assert (number < 3) == any(tuple(row) in demonstrated for row in own)  # 3 updates before the first round
+
+
+def test_mixtures_and_demonstrations_beside_each_batch_exclude_each_other(demos):
+    comparing = replace(method(rounds(mixture_weights=(0.5, 0.5))), learner=Comparing(30, 8))
+    with pytest.raises(UserError, match=r"mixture_weights.*as many demonstrations beside each batch"):
+        fit_method(comparing, demos, 0, env=fork())
+
+
+def test_data_without_a_demonstration_are_refused(demos):
+    others = demos.map(lambda e: replace(e, metadata={**e.metadata, "expert": False}))
+    comparing = replace(method(None), learner=Comparing(4, 8))
+    with pytest.raises(UserError, match=r"none of the 6 episodes is a demonstration(.|\n)*--prior"):
+        fit_method(comparing, others, 0)
+
+
+def test_parts_of_a_mixture_tell_demonstrations_from_others(demos):
+    batches = ComparingLearner.batches
+    batches.clear()
+    data, weights = mix(task=(demos[:2], 0.5), prior=(demos[2:], 0.5))
+    fit_method(replace(method(None), learner=Comparing(4, 16)), data, 0, sampling_weights=weights)
+    parts = [{tuple(row) for e in part for row in e.steps[STATE].tolist()} for part in (demos[2:], demos[:2])]
+    assert len(batches) == 4
+    for batch in batches:
+        assert all({tuple(row) for row in rows} <= part for rows, part in zip(batch, parts, strict=True))
 
 
 def test_resetting_the_learner_is_training_from_scratch(demos, tmp_path):

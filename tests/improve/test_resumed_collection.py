@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fixtures.collections import (
+    Comparing,
+    ComparingLearner,
     Constant,
     contents,
     everything,
@@ -33,6 +36,7 @@ from understudy.improve.collection import (
     RolloutCollector,
 )
 from understudy.improve.gates import RandomGate
+from understudy.improve.retention import LastRounds
 from understudy.learn.behavior_cloning import BehaviorCloningLearner
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.run import Run
@@ -73,6 +77,19 @@ def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_p
         assert Run(out).saved_steps()[-1] == at
         run(out, stored_method, demos)
         assert contents(out) == contents(whole), at
+
+
+def test_demonstrations_beside_the_batches_are_those_of_a_run_that_nothing_stopped(demos, tmp_path):
+    comparing, batches = replace(method(rounds(2, retention=LastRounds(1))), learner=Comparing(30, 8)), {}
+    for name, stops in (("whole", ()), ("stopped", (2, 5))):
+        ComparingLearner.batches.clear()
+        for at in stops:
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / name, comparing, demos, callbacks=[Stop(at)])
+        run(tmp_path / name, comparing, demos)
+        batches[name] = list(ComparingLearner.batches)
+    assert batches["stopped"] == batches["whole"] and len(batches["whole"]) > 6
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
 def test_stopped_while_it_collects_or_annotates_it_is_the_same_run(whole, demos, tmp_path, monkeypatch):

@@ -94,6 +94,24 @@ class MixtureSampler(BatchSampler):
         return _join(parts)
 
 
+class SourcesSampler(BatchSampler):
+    """Batches of one sampler, with as many rows of other samplers beside them in `Batch.others`.
+
+    Args:
+        others: The other samplers by name.
+    """
+
+    def __init__(self, sampler: BatchSampler, others: Mapping[str, BatchSampler]):
+        self.sampler, self.others = sampler, dict(others)
+
+    def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
+        """Return one batch: see `BatchSampler.batch`. Each other sampler gets a seed derived from `seed`."""
+        seeds = keys(seed, range(len(self.others))).tolist()
+        return self.sampler.batch(size, step, seed, rows).replace(others={
+            name: other.batch(size, step, key, rows)
+            for (name, other), key in zip(self.others.items(), seeds, strict=True)})
+
+
 def _join(parts: Sequence[Batch]) -> Batch:
     """The rows of all parts, one part after the other."""
     if len(parts) == 1:

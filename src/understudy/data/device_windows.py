@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from .batch_sampler import BatchSampler, MixtureSampler
+from .batch_sampler import BatchSampler, MixtureSampler, SourcesSampler
 from .packed_columns import PackedColumn, PackedColumns
 from .window import Windows, _to_tensor
 
@@ -18,10 +18,13 @@ def to_device(sampler: BatchSampler, device: torch.device) -> BatchSampler:
     """Return the same batches, made on the device from columns that are stored there.
 
     Columns are copied if they fill no more than a quarter of the free memory. The rest is for what an update needs. On
-    the CPU, samplers are returned as they are. So is a sampler that is neither windows nor a mixture of them.
+    the CPU, samplers are returned as they are. So is a sampler that is not made of windows.
     """
     if isinstance(sampler, MixtureSampler):
         return MixtureSampler([to_device(part, device) for part in sampler.samplers], sampler.weights)
+    if isinstance(sampler, SourcesSampler):
+        others = {name: to_device(other, device) for name, other in sampler.others.items()}
+        return SourcesSampler(to_device(sampler.sampler, device), others)
     if not isinstance(sampler, Windows):
         return sampler
     windows = sampler

@@ -11,6 +11,8 @@ from .episode import Dataset, Episode
 
 DATASET_INDEX = "dataset_index"  # metadata of an episode: the index of its data set
 DATASET_NAME = "dataset"  # metadata of an episode: the name of its data set
+ROUND = "collection_round"  # metadata of an episode that was collected while training: the number of its round
+EXPERT = "expert"  # metadata of an episode: False if it is no demonstration
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,13 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     episodes = [e for i, ((data, _), name) in enumerate(zip(parts, names, strict=True))
                 for e in data.map(_MarkDataset(i, name))]
     return Dataset(episodes, metadata), MixtureWeights(tuple((share / steps).tolist()))
+
+
+def expert_episodes(data: Dataset) -> list[int]:
+    """Returns the indices of the demonstrations.
+
+    They were there before any episode was collected, are in the part "task" if there is a part "prior", and are not
+    marked with `EXPERT` as those of others.
+    """
+    return [i for i, facts in enumerate(episode.metadata for episode in data)
+            if ROUND not in facts and facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]

@@ -48,6 +48,11 @@ class ReplayBuffer(Dataset):
         assert isinstance(arrays, _GrowingArrays)
         return _buffer(arrays, np.concatenate([self.indices, arrays.append(episodes)]))
 
+    def union(self, other: ReplayBuffer) -> ReplayBuffer:
+        """Return a buffer with the episodes of two that come from one another, each once and in order."""
+        assert isinstance(self.source, _GrowingArrays) and other.source is self.source
+        return _buffer(self.source, np.union1d(self.indices, other.indices))
+
 
 def _buffer(arrays: _GrowingArrays, indices: np.ndarray) -> ReplayBuffer:
     out = object.__new__(ReplayBuffer)

@@ -22,6 +22,7 @@ from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
+from ..data.mixture import ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
@@ -38,7 +39,7 @@ from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..policy import Policy, camera_sizes
 from .gates import INTERVENTION, SUPERVISOR_ACTION, Gate, GatedActor
-from .retention import ROUND, AllEpisodes, RetentionRule
+from .retention import AllEpisodes, RetentionRule
 from .updates import PerNewStep, UpdateRule
 
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
@@ -381,13 +382,13 @@ class CollectionRounds(DataCollection):
         every = max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
             training.restore()
-        data = ReplayBuffer.of(training.annotated(self.initial_data(training.data).map(_forget_round)))
+        data = first = ReplayBuffer.of(training.annotated(self.initial_data(training.data).map(_forget_round)))
         if training.processes.first:
             rounds.drop_after(training.n_updates, self, data, batch_size)
         training.processes.wait()
         end = self.initial_updates
         if training.n_updates <= end:
-            training.update(self._sampler(training.learner, data), end, evaluate=False)
+            training.update(self._sampler(training.learner, data, first), end, evaluate=False)
         for number in range(self.n_rounds):
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))
@@ -407,7 +408,8 @@ class CollectionRounds(DataCollection):
                 if training.n_updates > start:  # it resumes within this round
                     training.restore()
             last = number == self.n_rounds - 1
-            training.update(self._sampler(training.learner, data), end, evaluate=last or (number + 1) % every == 0)
+            training.update(self._sampler(training.learner, data, first), end,
+                            evaluate=last or (number + 1) % every == 0)
 
     def _collect(self, number: int, training: Training) -> Dataset:
         episodes = self.collector.collect(training.actor(), number, training)
@@ -419,7 +421,13 @@ class CollectionRounds(DataCollection):
                             hint="collect at least one, and leave none out in the method's transforms")
         return episodes.map(partial(_mark_round, number))
 
-    def _sampler(self, learner: Learner, data: ReplayBuffer) -> BatchSampler:
+    def _sampler(self, learner: Learner, data: ReplayBuffer, first: ReplayBuffer) -> BatchSampler:
+        if learner.config.compares:  # with demonstrations, which stay whatever the rule for retention is
+            if self.mixture_weights:
+                raise UserError(f"{type(learner.config).__name__} has as many demonstrations beside each batch, and "
+                                "learns from collected episodes", where="CollectionRounds.mixture_weights",
+                                hint="leave them out")
+            return learner.batch_sampler(first.union(data), self.sampling_weights)
         collected = [ROUND in episode.metadata for episode in data]
         if not self.mixture_weights or all(collected) or not any(collected):
             return learner.batch_sampler(data, self.sampling_weights)

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
-
-ROUND = "collection_round"  # the metadata of a collected episode that has the number of its round
+from ..data.mixture import ROUND
 
 
 class RetentionRule(ABC):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointModule
 from ..core import Batch, UserError, replaceable
-from ..data.batch_sampler import BatchSampler
+from ..data.batch_sampler import BatchSampler, SourcesSampler
 from ..data.episode import Dataset
+from ..data.mixture import expert_episodes
 from ..data.window import SamplingWeights
 from ..policy import Policy
 
@@ -25,6 +26,8 @@ class LearnerConfig(ABC):
         extra: Further columns that batches need in `Batch.extra`.
         next_obs: Whether batches need `Batch.next`, the observation window after the lookahead.
         lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
+        compares: Whether batches are of episodes that are no demonstrations, and have demonstrations beside them, as
+            `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both are.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
@@ -33,6 +36,7 @@ class LearnerConfig(ABC):
     extra: tuple[str, ...] = ()
     next_obs: bool = False
     lookahead: int = 0
+    compares: bool = False
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Learner:
@@ -106,10 +110,25 @@ class Learner(ABC):
 
         Args:
             sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
+
+        Raises:
+            UserError: The learner compares with demonstrations, and there are none.
         """
         config = self.config
-        return self.policy.training_windows(data, extra=config.extra, next_obs=config.next_obs,
-                                            lookahead=config.lookahead, sampling_weights=sampling_weights)
+
+        def windows(episodes: Dataset) -> BatchSampler:
+            return self.policy.training_windows(episodes, extra=config.extra, next_obs=config.next_obs,
+                                                lookahead=config.lookahead, sampling_weights=sampling_weights)
+        if not config.compares:
+            return windows(data)
+        expert = expert_episodes(data)
+        if not expert:
+            raise UserError(f"none of the {len(data)} episodes is a demonstration of an expert",
+                            where=data.metadata.get("path") or "data set",
+                            hint="give demonstrations as DATA and the other episodes as --prior, and label no "
+                                 "demonstration expert=false")
+        own = [i for i in range(len(data)) if i not in set(expert)] or expert
+        return SourcesSampler(windows(data.select(own)), {"expert": windows(data.select(expert))})
 
     def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
         """Add columns to episodes, such as rewards, advantages or old log-probabilities.

@@ -232,9 +232,11 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
             where="Window",
             hint="let action_offset + horizon be 0 or more",
         )
-    if stream is not None and (weights is not None or isinstance(method.policy.head, MemoryHead)):
+    if stream is not None and (weights is not None or isinstance(method.policy.head, MemoryHead)
+                               or method.learner.compares):
         raise UserError("a stream cannot be used with "
                         + ("the weights of a mixture" if weights is not None
+                           else "a method that compares with demonstrations" if method.learner.compares
                            else "a method that keeps all of its data"),
                         where="stream", hint="open the data as a whole")
 

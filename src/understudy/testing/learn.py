@@ -6,6 +6,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..checkpoint import Scorer, load_module, save_module
 from ..core import Feature
 from ..data.augment import GaussianNoise
 from ..data.episode import Dataset
+from ..data.mixture import EXPERT
 from ..data.window import Window
 from ..heads.flow import Flow
 from ..heads.neighbors import Neighbors
@@ -121,6 +123,8 @@ def _check_learner(config, policy_config):
     features = {**{k: Feature("float32", (3,)) for k in policy_config.inputs},
                 **{k: Feature("float32", ()) for k in config.extra}, policy_config.target: Feature("float32", (2,))}
     data, name = random_dataset(features), f"with {type(policy_config.head).__name__}"
+    data = Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
+                    for number, episode in enumerate(data)])
 
     def build(seed, statistics=True):
         with torch.random.fork_rng(devices=[]):
@@ -176,3 +180,6 @@ def _check_batch_sampler(sampler, size):
     for key, value in whole.extra.items():
         require(torch.equal(torch.cat([p.extra[key] for p in parts]), value),
                 f"the shares of several processes must make up the batch, in column {key!r}")
+    for name, other in whole.others.items():
+        require(len(other) == size and torch.equal(torch.cat([p.others[name].action for p in parts]), other.action),
+                f"the shares of several processes must make up the batch {name!r}")

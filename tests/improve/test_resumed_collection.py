@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +16,7 @@ from fixtures.collections import (
     Comparing,
     ComparingLearner,
     Constant,
+    Stop,
     contents,
     everything,
     fork,
@@ -54,17 +54,6 @@ def whole(request, demos, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     run(out, everything(reset_learner=request.param), demos)
     return out
-
-
-class Stop:
-    """Presses Ctrl-C during one update."""
-
-    def __init__(self, at):
-        self.at = at
-
-    def __call__(self, step, learner, metrics):
-        if step == self.at and "loss" in metrics:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..core import State, Unsupported, UserError, put, take
+from ..core import Batch, State, Unsupported, UserError, put, take
 from ..execute.actor import LAST_REWARD
 from ..execute.wrappers import ActionWrapper, wrapped_env_name
-from .base import Env, Obs, StepResult
+from ..learn.reward_models import RewardModel
+from ..learn.targets import REWARD, TERMINATED
+from .base import Env, EnvWrapper, Obs, StepResult
 
 
 class WrappedEnv(Env):
@@ -98,6 +101,39 @@ class WrappedEnv(Env):
     def _transform_obs(self, state: State) -> tuple[Obs, State]:
         transformed, state = self.wrapper.transform_obs(self._wrapper_obs(), state)
         return {k: v for k, v in transformed.items() if k != LAST_REWARD}, state
+
+
+class LearnedRewardEnv(EnvWrapper):
+    """An environment whose rewards are those of a reward model.
+
+    Args:
+        model: The reward model of a training: `load_modules(RUN)["reward"]`.
+
+    Example:
+        >>> env = LearnedRewardEnv(make("fork", 16), load_modules("runs/dac")["reward"])
+    """
+
+    def __init__(self, env: Env, model: RewardModel):
+        super().__init__(env)
+        if (n := model.about.window.n_obs_steps) > 1:
+            raise Unsupported(f"the reward model reads {n} observations, and an environment shows one",
+                              where="LearnedRewardEnv", hint="train the reward with a window of n_obs_steps=1")
+        self.model, self.obs = model.eval(), dict[str, Tensor]()
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        self.obs = put(self.obs, which, take(obs, which)) if self.obs else dict(obs)
+        return obs
+
+    def step(self, action):
+        out = self.env.step(action)
+        before, after = ({k: obs[k][:, None] for k in self.model.inputs} for obs in (self.obs, out.obs))
+        batch = Batch(before, action[:, None].float(), torch.ones(self.rows, 1, dtype=torch.bool),
+                      {REWARD: out.reward[:, None], TERMINATED: out.terminated[:, None]}, after)
+        self.obs = dict(out.obs)
+        with torch.no_grad():  # row by row, so that a reward does not depend on how many there are
+            rows = [self.model.reward(batch.select_rows(slice(i, i + 1)), None)[0, 0] for i in range(self.rows)]
+        return replace(out, reward=torch.stack(rows).float())
 
 
 def _joined_info(before: Mapping[str, Tensor], new: Mapping[str, Tensor], going: Tensor) -> dict[str, Tensor]:

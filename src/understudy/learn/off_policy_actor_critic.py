@@ -8,25 +8,25 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor
 
+from ..checkpoint import FromStage
 from ..core import AtLeast, AtMost, Batch, Unsupported, part
 from ..data.episode import Dataset
 from ..policy import Policy
 from .critic import CriticConfig
-from .fit import LearnerConfig
-from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .targets import REWARD, TERMINATED, td_terms
+from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
+from .targets import td_terms
 
 
 @part
-class OffPolicyActorCritic(LearnerConfig):
+class OffPolicyActorCritic(RewardedConfig):
     """TD3, and with `bc_weight` TD3+BC: off-policy reinforcement learning from stored episodes.
 
     A critic learns the discounted return of a plan, which is the sum of rewards over the plan's steps and the value of
     what follows. The policy maximizes the critic's score, and stays close to the stored actions.
 
-    Batches need the columns `next.reward` and `next.terminated`. A step that was cut off by a time limit is no end: the
-    value of what would follow counts.
+    Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
+    off by a time limit is no end: the value of what would follow counts.
 
     Args:
         steps: Number of updates, for schedules.
@@ -39,6 +39,8 @@ class OffPolicyActorCritic(LearnerConfig):
         max_target_noise: Largest noise on target actions, in coded units.
         bc_weight: Weight of the squared distance to the stored actions, relative to a score of mean absolute value 1.
             0.4 is that of TD3+BC, 0 is TD3.
+        reward: A reward model that is trained beside the policy, or that a stage trained. None: the rewards of the
+            data.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -56,20 +58,20 @@ class OffPolicyActorCritic(LearnerConfig):
     target_noise: Annotated[float, AtLeast(0)] = 0.2
     max_target_noise: Annotated[float, AtLeast(0)] = 0.5
     bc_weight: Annotated[float, AtLeast(0)] = 0.4
+    reward: RewardModelConfig | FromStage | None = None
 
-    extra = (REWARD, TERMINATED)
     next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
-        return OffPolicyActorCriticLearner(self, policy, seed, steps)
+        return OffPolicyActorCriticLearner(self, policy, seed, steps, data)
 
 
-class OffPolicyActorCriticLearner(GradientLearner):
+class OffPolicyActorCriticLearner(RewardedLearner):
     """Learner of `OffPolicyActorCritic`."""
 
     config: OffPolicyActorCritic
 
-    def __init__(self, config: OffPolicyActorCritic, policy: Policy, seed: int, steps: int):
+    def __init__(self, config: OffPolicyActorCritic, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
         if policy.target.kind == "discrete" or policy.window.action_offset:
             raise Unsupported("the critic scores plans of numbers that begin at the current step",
@@ -77,10 +79,12 @@ class OffPolicyActorCriticLearner(GradientLearner):
                               hint="use it for continuous actions and with action_offset=0")
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)
+        self.register_reward(data)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.target_policy = self.target_network("policy", config.target_decay)
 
     def update(self, batch: Batch) -> dict[str, float]:
+        batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
         if self.n_updates % self.config.policy_delay == 0:
             self.minimize("policy", self.policy_loss, batch)

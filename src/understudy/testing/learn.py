@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..checkpoint import Scorer, load_module, save_module
-from ..core import Feature
+from ..core import Batch, Feature, Unsupported
 from ..data.augment import GaussianNoise
 from ..data.episode import Dataset
 from ..data.mixture import EXPERT
@@ -25,9 +26,10 @@ from ..heads.neighbors import Neighbors
 from ..heads.regression import Regression
 from ..learn.fit import LearnerConfig
 from ..learn.latent_labels import LatentEncoder
+from ..learn.reward_models import RewardModel, RewardModelConfig
 from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
-from .base import STATE, ContractViolation, _packages_in_files, _rng, require, require_equal
+from .base import STATE, ContractViolation, _packages_in_files, _rng, require, require_equal, require_finite
 from .random_data import random_dataset
 
 
@@ -183,3 +185,60 @@ def _check_batch_sampler(sampler, size):
     for name, other in whole.others.items():
         require(len(other) == size and torch.equal(torch.cat([p.others[name].action for p in parts]), other.action),
                 f"the shares of several processes must make up the batch {name!r}")
+
+
+def check_reward_model(config: RewardModelConfig) -> None:
+    """Checks the contract of a reward model, on random data.
+
+    - The reward is one number for each step, (B, H). It is not random, rows do not influence each other, and what is
+      loaded from its files gives the same.
+    - The loss is one number for each row, (B,), that depends on the batches and the generator alone. Its gradient
+      reaches the parameters that the optimizer trains.
+    - It is a scorer: see `check_scorer`, unless it refuses to score plans.
+
+    Args:
+        config: The config of the model, with small networks.
+    """
+    columns = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,)),
+               **{name: Feature("float32", ()) for name in (*config.extra, "next.reward", "next.terminated")}}
+    data = Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
+                    for number, episode in enumerate(random_dataset(columns, steps=24))])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = Policy(PolicyConfig(Regression(), MLP(16, 1), inputs=(STATE,)), columns).fit_statistics(data).eval()
+        model = config.build(policy, data)
+    expert, own = (policy.windows(model.annotate(part), extra=(*config.extra, "next.reward"), next_obs=True).batch(5, 0)
+                   for part in (data.select(range(0, 6, 2)), data.select(range(1, 6, 2))))
+    own, expert = (b.replace(extra={**b.extra, "log_prob": torch.zeros(5, 1)}) for b in (own, expert))
+    if config.optimizer is not None:
+        _check_reward_loss(model, own, expert)
+    model.eval()
+    with torch.no_grad():
+        reward, state = model.reward(own, policy), torch.random.get_rng_state()
+        require_finite(reward, (5, 1), "a reward", "(B, H)")
+        require_equal(model.reward(own, policy), reward, "the same batch must have the same reward")
+        require(torch.equal(torch.random.get_rng_state(), state), "a reward must not be random")
+        require_equal(model.reward(own.select_rows(slice(1, 3)), policy), reward[1:3],
+                      "a row's reward must not depend on the other rows", 1e-4)
+        with tempfile.TemporaryDirectory() as folder:
+            save_module(model, folder)
+            again = load_module(folder, _packages_in_files(folder))
+            if not isinstance(again, RewardModel) or type(again) is not type(model):
+                raise ContractViolation("what was saved must be loaded as the same class")
+            require_equal(again.reward(own, policy), reward, "what was loaded must give the same reward")
+    with contextlib.suppress(Unsupported):
+        check_scorer(model, own.obs, own.action)
+
+
+def _check_reward_loss(model: RewardModel, own: Batch, expert: Batch) -> None:
+    model.train()
+    state = torch.random.get_rng_state()
+    losses = [copy.deepcopy(model).loss(own, expert, _rng(0)) for _ in range(2)]
+    require_finite(losses[0], (len(own),), "a loss of a reward model", "(B,)")
+    require_equal(losses[1], losses[0], "a loss must depend on the batches and the generator alone")
+    require(torch.equal(torch.random.get_rng_state(), state), "a loss must draw from its generator alone")
+    model.loss(own, expert, _rng(0)).sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    require(bool(trained) and any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained),
+            "the gradient of the loss must reach the parameters")
+    model.zero_grad()

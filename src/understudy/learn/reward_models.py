@@ -1,0 +1,194 @@
+"""Rewards that are learned or computed from demonstrations, and learners that use them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from ..checkpoint import FromStage, Scorer, load_built, save_built
+from ..core import Batch, Schema, part
+from ..data.codec import Codec, CodecModule
+from ..data.episode import Dataset
+from ..data.window import Window
+from ..policy import Policy
+from .fit import LearnerConfig
+from .gradient_learner import GradientLearner
+from .optimizer import OptimizerConfig
+from .targets import REWARD, TERMINATED
+
+
+class RewardModelConfig(ABC):
+    """A frozen dataclass that says how a reward model is built and trained.
+
+    Attributes:
+        optimizer: Optimizer of the model. None: it is not trained.
+        extra: Further columns that batches need.
+        compares: Whether it needs demonstrations beside each batch: see `LearnerConfig`.
+        reads_density: Whether `extra["log_prob"]` must be the log-density of the policy at each action, (B, H).
+    """
+
+    optimizer: OptimizerConfig | None = None
+    extra: tuple[str, ...] = (TERMINATED,)
+    compares: ClassVar[bool] = True
+    reads_density: bool = False
+
+    @abstractmethod
+    def build(self, policy: Policy, data: Dataset) -> RewardModel:
+        """Builds the model for what a policy reads.
+
+        Args:
+            data: The training data before any are collected.
+        """
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """Everything but the weights that determines a reward model. `target` is the column of the actions."""
+
+    config: RewardModelConfig
+    codec: Codec
+    window: Window
+    inputs: tuple[str, ...]
+    target: str
+
+    @staticmethod
+    def of(config: RewardModelConfig, policy: Policy) -> RewardSpec:
+        """The description of a reward model that reads what a policy reads."""
+        return RewardSpec(config, policy.config.codec, policy.window, policy.inputs, policy.config.target)
+
+
+class RewardModel(Scorer):
+    """A reward in place of `next.reward`. As a scorer it is the reward of a plan's first step.
+
+    Args:
+        features: The columns that it reads, and the target.
+        codec: Codec module to share with a policy. None builds a new one without statistics.
+    """
+
+    def __init__(self, about: RewardSpec, features: Schema, codec: CodecModule | None = None):
+        super().__init__()
+        self.about, self.features, self.inputs = about, dict(features), about.inputs
+        self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
+
+    def loss(self, own: Batch, expert: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the model for each row, (B,). Only a model with an optimizer needs one.
+
+        Args:
+            own: What the policy did.
+            expert: As many rows of demonstrations.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def reward(self, batch: Batch, policy: Policy | None) -> Tensor:
+        """Returns the reward of each step, (B, H).
+
+        Args:
+            policy: The policy that learns, for a reward that depends on it. None where nothing learns.
+        """
+
+    def annotate(self, episodes: Dataset) -> Dataset:
+        """Adds what `reward` needs to collected episodes, where it depends on whole episodes."""
+        return episodes
+
+    def save(self, folder):
+        save_built(self, folder, "reward", self.about, self.features)
+
+    @classmethod
+    def load(cls, folder, trust=(), device="cpu"):
+        return load_built(cls, folder, "reward", RewardSpec, trust, device)
+
+
+@part
+class ConstantReward(RewardModelConfig):
+    """One reward for all steps of demonstrations, and another for all others (SQIL).
+
+    `CollectionRounds.mixture_weights` decides how many rows of each batch are of demonstrations.
+
+    References:
+        Reddy et al. (2020), SQIL: Imitation Learning via Reinforcement Learning with Sparse Rewards, arXiv:1905.11108.
+    """
+
+    expert: float = 1.0
+    own: float = 0.0
+    compares = False
+
+    def build(self, policy, data):
+        return _ConstantReward(RewardSpec.of(self, policy), policy.features, policy.codec)
+
+
+class _ConstantReward(RewardModel):
+    def __init__(self, about, features, codec=None):
+        super().__init__(about, features, codec)
+        self.config: ConstantReward = about.config
+
+    def reward(self, batch, policy):
+        config = self.config
+        is_own = batch.extra["dataset_index"] > 0 if "dataset_index" in batch.extra else torch.zeros_like(batch.mask)
+        return torch.where(is_own, config.own, config.expert).expand(batch.mask.shape)
+
+    def forward(self, obs, plan):
+        return plan.new_full((len(plan),), self.config.own)
+
+
+class RewardedConfig(LearnerConfig):
+    """Base class of configs with a field `reward`."""
+
+    reward: RewardModelConfig | FromStage | None
+
+    @property
+    def extra(self):
+        return self.reward.extra if isinstance(self.reward, RewardModelConfig) else (REWARD, TERMINATED)
+
+    @property
+    def compares(self):
+        return isinstance(self.reward, RewardModelConfig) and self.reward.compares
+
+
+class RewardedLearner(GradientLearner):
+    """Base class of learners whose config has a field `reward`."""
+
+    config: RewardedConfig
+    reward: RewardModel | None = None
+
+    def register_reward(self, data: Dataset) -> None:
+        """Builds the reward model of the config, if there is one. That of a stage stays as it is."""
+        config = self.config.reward
+        if isinstance(config, RewardModelConfig):
+            self.reward = self.register("reward", config.build(self.policy, data), config.optimizer)
+        elif isinstance(config, RewardModel):
+            self.reward = self.register("reward", config)
+
+    def with_rewards(self, batch: Batch) -> Batch:
+        """Trains the reward model, and returns the batch with its rewards as `next.reward`."""
+        if self.reward is None:
+            return batch
+        batch = batch.to(self.device)
+        config = self.reward.about.config
+        if config.reads_density:
+            batch = self._with_density(batch).replace(others={
+                name: self._with_density(other) for name, other in batch.others.items()})
+        if "reward" in self.optimizers:
+            self.minimize("reward", self.reward_loss, batch)
+        with self.evaluation():
+            reward = self.reward.reward(batch, self.policy)
+        self._record("reward", mean=float(reward.mean()))
+        return batch.replace(extra={**batch.extra, REWARD: reward})
+
+    def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the reward model, (B,)."""
+        assert self.reward is not None
+        return self.reward.loss(batch, batch.others["expert"], rng)
+
+    def annotate(self, episodes):
+        return episodes if self.reward is None else self.reward.annotate(episodes)
+
+    def _with_density(self, batch: Batch) -> Batch:
+        with self.evaluation():
+            coded = self.policy.encode_batch(batch)
+            density = self.policy.log_prob(self.policy.context(batch.obs), coded, batch.mask)
+        return batch.replace(extra={**batch.extra, "log_prob": density})

@@ -19,6 +19,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
 from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.fit_method import fit_method
@@ -87,7 +88,7 @@ def test_the_reward_of_the_data_gives_the_same_training_bit_by_bit():
 
 
 def rewarded(reward, n_rounds: int = 2, **fields) -> Method:
-    rounds = CollectionRounds(n_rounds, RolloutCollector(2, GaussianExploration(0.2)), updates_per_step=0.25)
+    rounds = CollectionRounds(n_rounds, RolloutCollector(2, GaussianExploration(0.2)), updates=PerNewStep(0.25))
     return Method(POLICY, learner=replace(SMALL, reward=reward), collection=rounds, **fields)
 
 

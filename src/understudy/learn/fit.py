@@ -117,7 +117,7 @@ class Learner(ABC):
         config = self.config
 
         def windows(episodes: Dataset) -> BatchSampler:
-            return self.policy.training_windows(episodes, extra=config.extra, next_obs=config.next_obs,
+            return self.policy.training_windows(episodes, extra=self.batch_columns, next_obs=config.next_obs,
                                                 lookahead=config.lookahead, sampling_weights=sampling_weights)
         if not config.compares:
             return windows(data)
@@ -141,6 +141,11 @@ class Learner(ABC):
             round: Number of the collection round, from 0. None for the episodes that are there before any is collected.
         """
         return episodes
+
+    @property
+    def batch_columns(self) -> tuple[str, ...]:
+        """The columns of `Batch.extra`: those that the config names, and columns that `annotate` adds."""
+        return self.config.extra
 
     @property
     def annotates(self) -> bool:

@@ -64,10 +64,15 @@ class RewardSpec:
 class RewardModel(Scorer):
     """A reward in place of `next.reward`. As a scorer it is the reward of a plan's first step.
 
+    Attributes:
+        annotations: Columns that `annotate` adds to episodes, and that batches then have.
+
     Args:
         features: The columns that it reads, and the target.
         codec: Codec module to share with a policy. None builds a new one without statistics.
     """
+
+    annotations: tuple[str, ...] = ()
 
     def __init__(self, about: RewardSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()
@@ -92,7 +97,7 @@ class RewardModel(Scorer):
         """
 
     def annotate(self, episodes: Dataset) -> Dataset:
-        """Adds what `reward` needs to collected episodes, where it depends on whole episodes."""
+        """Adds the columns `annotations` to episodes, for a reward that depends on whole episodes."""
         return episodes
 
     def save(self, folder):
@@ -184,8 +189,16 @@ class RewardedLearner(GradientLearner):
         assert self.reward is not None
         return self.reward.loss(batch, batch.others["expert"], rng)
 
-    def annotate(self, episodes):
+    def annotate(self, episodes, round):
         return episodes if self.reward is None else self.reward.annotate(episodes)
+
+    @property
+    def annotates(self):
+        return self.reward is not None and bool(self.reward.annotations)
+
+    @property
+    def batch_columns(self):
+        return (*super().batch_columns, *(self.reward.annotations if self.reward is not None else ()))
 
     def _with_density(self, batch: Batch) -> Batch:
         with self.evaluation():

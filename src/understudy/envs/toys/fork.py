@@ -13,7 +13,7 @@ from ..toy import Toy, distance, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
 GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
-SPREAD = 0.03  # of the start, about the origin
+SPREAD = 0.03  # standard deviation of the start about the origin, m
 
 
 class Fork(Toy):
@@ -27,10 +27,11 @@ class Fork(Toy):
     Args:
         limit: Number of steps of an episode.
         gust: Standard deviation of a random velocity that is added at every step, m/s.
+        spread: Standard deviation of the start in each coordinate, m.
     """
 
-    def __init__(self, rows: int = 1, limit: int = 40, gust: float = 0.0):
-        self.gust = gust
+    def __init__(self, rows: int = 1, limit: int = 40, gust: float = 0.0, spread: float = SPREAD):
+        self.gust, self.spread = gust, spread
         self.features = {
             "observation.state": named_vector("x", "y", unit="m"),
             "action": named_vector("x", "y", unit="m/s"),
@@ -40,7 +41,7 @@ class Fork(Toy):
         super().__init__(rows, limit)
 
     def initial_state(self, key):
-        return {"at": SPREAD * normal(key, torch.zeros_like(key), (2,)).numpy()}
+        return {"at": self.spread * normal(key, torch.zeros_like(key), (2,)).numpy()}
 
     def observe(self):
         return {"observation.state": self.state["at"]}
@@ -64,7 +65,7 @@ class Fork(Toy):
                 "control": {"column": "observation.state", "components": (0, 1), "step": 0.1}, "shapes": [
             {"kind": "circle", "at": PILLAR, "radius": PILLAR_RADIUS, "role": "obstacle"},
             {"kind": "circle", "at": GOAL, "radius": GOAL_RADIUS, "role": "goal"},
-            {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * SPREAD, "role": "start"}]}
+            {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * self.spread, "role": "start"}]}
 
     def frame(self, row):
         from ..raster import render_map

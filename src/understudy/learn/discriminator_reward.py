@@ -95,7 +95,7 @@ class Discriminator(RewardModel):
         layers = feed_forward_layers((size, *self.config.hidden, 1), self.config.activation)
         if self.config.spectral:
             for layer in layers:
-                if hasattr(layer, "weight"):
+                if isinstance(layer, nn.Linear):
                     spectral_norm(layer)
         return layers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ class FourRooms(Toy):
     second episode walks at random. The other styles have no goal, and their episodes last until the limit, as in the
     data of OGBench (Park et al. 2025, arXiv 2410.20092).
 
-    Methods such as `gcbc` choose goals from such data. "play" walks from one random place to another. The places of
-    "stitch" lie at most four cells from where its episode began, so that long ways must be put together from pieces.
+    Methods such as `gcbc` choose goals from such data. "play" walks from one random place to another. In "play-40" and
+    "play-80" this share of the episodes walks at random instead, in percent. The places of "stitch" lie at most four cells from where its episode began, so that long ways must be put together from pieces.
     "noisy" is "play" with large noise.
 
     observation.state (2): position, m. observation.goal (2), where there is one: where to go, m. action (2): velocity,
@@ -38,16 +38,21 @@ class FourRooms(Toy):
     Args:
         limit: Number of steps of an episode.
         style: One of `STYLES`.
+        goal: The goal of all episodes, m, which is not observed. None for another one in each episode.
+        walls: "end": touching a wall ends the episode as a failure. "stop": walls only stop the point.
     """
 
     low, high = -SPEED, SPEED
 
-    def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate"):
+    def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate",
+                 goal: tuple[float, float] | None = None, walls: str = "stop"):
         if style not in STYLES:
             raise UserError(f"there is no style {style!r}", where="four_rooms", hint=f"there are {', '.join(STYLES)}")
-        self.style = style
+        if walls not in ("stop", "end"):
+            raise UserError(f"walls is {walls!r}", where="four_rooms", hint='choose "stop" or "end"')
+        self.style, self.goal, self.walls = style, goal, walls
         self.solvable = style in ("navigate", "mixed")
-        self.state_columns = ("observation.state", "observation.goal")[:1 + self.solvable]
+        self.state_columns = ("observation.state", "observation.goal")[:1 + (self.solvable and goal is None)]
         self.features = {**{column: named_vector("x", "y", unit="m") for column in self.state_columns},
                          "action": named_vector("x", "y", unit="m/s")}
         self.metadata = {"env": "four_rooms" if style == "navigate" else f"four_rooms:{style}", "version": 1,
@@ -60,27 +65,31 @@ class FourRooms(Toy):
         start = (drawn[:, 0] * CELLS**2).astype(np.int64)
         goal = (start + 1 + (drawn[:, 1] * (CELLS**2 - 1)).astype(np.int64)) % CELLS**2  # in another cell
         start, goal = (np.stack(np.divmod(cell, CELLS), 1) + 0.5 for cell in (start, goal))
-        return {"at": (start + 0.5 * (drawn[:, 2:4] - 0.5)).astype(np.float32),
-                "goal": (goal + 0.5 * (drawn[:, 4:] - 0.5)).astype(np.float32)}
+        goal = goal + 0.5 * (drawn[:, 4:] - 0.5) if self.goal is None else np.full_like(goal, self.goal)
+        return {"at": (start + 0.5 * (drawn[:, 2:4] - 0.5)).astype(np.float32), "goal": goal.astype(np.float32)}
 
     def observe(self):
         return dict(zip(self.state_columns, (self.state["at"], self.state["goal"]), strict=False))
 
     def state_from_columns(self, steps):
-        return dict(zip(("at", "goal"), (steps[column] for column in self.state_columns), strict=False))
+        state = dict(zip(("at", "goal"), (steps[column] for column in self.state_columns), strict=False))
+        return state if self.goal is None else {**state, "goal": np.full_like(state["at"], self.goal)}
 
     def advance(self, action):
         s = self.state
+        intended = s["at"] + np.float32(0.1) * action
         s["at"] = walk(s["at"], action, np.broadcast_to(SHUT, (self.rows, *SHUT.shape)))
         success = (distance(s["at"], s["goal"]) < RADIUS) & self.solvable
-        return success, success, np.zeros_like(success)
+        touched = (np.abs(s["at"] - intended).max(1) > 1e-3) & ~success
+        return success, success, touched & (self.walls == "end")
 
     def expert(self):
-        return STYLES[self.style]
+        return STYLES[self.style] if self.goal is None else replace(STYLES[self.style], goal=self.goal)
 
     def map(self):
         return {"x": (0.0, float(CELLS)), "y": (0.0, float(CELLS)), "path": ("observation.state", 0, 1),
-                "shapes": wall_shapes(WALLS, CELLS),
+                "shapes": [*wall_shapes(WALLS, CELLS), *({"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}
+                                                         for goal in (self.goal,) if goal is not None)],
                 "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
                           for column in self.state_columns[1:]]}
 
@@ -110,12 +119,14 @@ class FourRoomsExpert(Actor):
         waypoints: Chooses its own places to go to, and a new one on arrival, instead of walking to the goal.
         reach: Waypoints lie at most this many cells from where the episode began. 0 for anywhere.
         aimless: Fraction of episodes that walk at random.
+        goal: Where to go, if the goal is not observed.
     """
 
     noise: float = 0.3
     waypoints: bool = False
     reach: int = 0
     aimless: float = 0.0
+    goal: tuple[float, float] | None = None
 
     def start(self, obs, key):
         zero = torch.zeros_like(key)
@@ -123,7 +134,10 @@ class FourRoomsExpert(Actor):
         home = torch.from_numpy(cell_of(obs["observation.state"].numpy(), CELLS))
         state = {"key": key, "count": zero, "liked": drawn[:, :4], "aimless": drawn[:, 4] < self.aimless,
                  "home": CELLS * home[:, 0] + home[:, 1]}
-        return {**state, "aim": self._waypoint(state) if self.waypoints else obs["observation.goal"]}
+        if self.waypoints:
+            return {**state, "aim": self._waypoint(state)}
+        return {**state, "aim": obs["observation.goal"] if self.goal is None else torch.tensor(self.goal).repeat(
+            len(key), 1)}
 
     def act(self, obs, state):
         at, aim = obs["observation.state"], state["aim"]
@@ -152,5 +166,7 @@ class FourRoomsExpert(Actor):
 
 
 STYLES = {"navigate": FourRoomsExpert(), "play": FourRoomsExpert(waypoints=True),
+          "play-40": FourRoomsExpert(waypoints=True, aimless=0.4),
+          "play-80": FourRoomsExpert(waypoints=True, aimless=0.8),
           "stitch": FourRoomsExpert(waypoints=True, reach=REACH),
           "noisy": FourRoomsExpert(noise=1.5, waypoints=True), "mixed": FourRoomsExpert(aimless=0.5)}

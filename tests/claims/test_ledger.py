@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from html import unescape
 
 import pytest
+from fixtures.toy_claims import run_one
 from folders import REPOSITORY, TESTS
 
 from understudy.claims import ledger, records
@@ -293,21 +294,6 @@ def test_what_is_due_is_stale_or_never_ran_and_the_cheapest_comes_first():
     assert [e["name"] for e in due_claims(listed)] == ["as cheap, older", "cheap", "dear", "never"]
 
 
-def fake(name, say=lambda text: None):
-    """What a claim of this name does, in its process."""
-    what, _, number = name.partition(" ")
-    if what == "sleeps":
-        time.sleep(float(number))
-    elif what == "dies":
-        os._exit(4)
-    elif what == "raises":
-        return "failed", "expected a door"
-    elif what == "lacks":
-        return "absent", "data"
-    say("half done")
-    return "done", {"verdict": "undecided", "name": name}
-
-
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(due_module, "record_path", lambda name: tmp_path / f"{name}.json")
@@ -319,14 +305,14 @@ def told_apart(workers):
     messages = []
     entries = [entry("quick", 0.1), entry("raises", 0.1), entry("dies", 0.1), entry("lacks", 0.1),
                entry("known", 0.1, missing=["the sim extra"]), entry("dear", 5000.0)]
-    outcome = run_all(entries, 1000.0, workers, messages.append, run_one=fake)
+    outcome = run_all(entries, 1000.0, workers, messages.append, run_one=run_one)
     assert outcome.verdicts == {"quick": "undecided"} and set(outcome.failed) == {"raises", "dies"}
     assert outcome.unavailable == {"lacks": "data", "known": "the sim extra"}
     assert "process died" in outcome.failed["dies"]
     assert set(outcome.not_run) == {"dear"} and "took 5000 s" in outcome.not_run["dear"] and not outcome.is_complete
     assert "quick: undecided here" in messages and "known: not here, needs the sim extra" in messages
     began = time.monotonic()
-    outcome = run_all([entry("sleeps 900")], 5.0, workers, messages.append, run_one=fake)
+    outcome = run_all([entry("sleeps 900")], 5.0, workers, messages.append, run_one=run_one)
     assert "end of the budget" in outcome.not_run["sleeps 900"] and 5 <= time.monotonic() - began < 300
     return messages
 
@@ -338,9 +324,9 @@ def test_a_budget_starts_nothing_that_does_not_fit_and_stops_what_does_not_end(r
 
 
 def test_nothing_starts_without_time(results):
-    outcome = run_all([entry("quick", 3.0), entry("never")], 0.0, run_one=fake)
+    outcome = run_all([entry("quick", 3.0), entry("never")], 0.0, run_one=run_one)
     assert set(outcome.not_run) == {"quick", "never"} and not outcome.verdicts and not outcome.is_complete
-    outcome = run_all([entry("known", 1.0, missing=["x"])], run_one=fake)
+    outcome = run_all([entry("known", 1.0, missing=["x"])], run_one=run_one)
     assert outcome.is_complete and outcome.unavailable == {"known": "x"}  # what cannot run here is no failure
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.worker_setups import Doomed, diffusion, doomed, mistaken, stillborn
 from folders import TESTS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,66 +24,9 @@ from understudy.cli import main
 from understudy.core import UserError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
-from understudy.data.window import Window
-from understudy.envs import make
-from understudy.envs.toys.fork import Fork
 from understudy.evaluate import evaluation
 from understudy.evaluate.rollout import rollout
 from understudy.evaluate.workers import WorkerPool, _split_episodes, _Worker, evaluate_parallel
-from understudy.execute.actor import PolicyActor
-from understudy.execute.chunking import RecedingHorizon
-from understudy.execute.planners import FixedBatch
-from understudy.heads.diffusion import Diffusion
-from understudy.nets.mlp import MLP
-from understudy.policy import Policy, PolicyConfig
-
-# -- setups, which workers find by their names ----------------------------------------------------------------------
-
-
-class Doomed(Fork):
-    """Ends within 12 steps. Its process is killed in a step of the episode whose key is `of`; once, if `once` is a file
-    that is not there yet."""
-
-    def __init__(self, rows, of=None, once=None):
-        super().__init__(rows, limit=12)
-        self.of, self.once, self.marked = of, once, torch.zeros(rows, dtype=torch.bool)
-
-    def reset(self, which, key):
-        self.marked[which] = key == self.of
-        return super().reset(which, key)
-
-    def step(self, action):
-        if self.marked.any() and not (self.once and os.path.exists(self.once)):
-            if self.once:
-                Path(self.once).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().step(action)
-
-
-def diffusion(rows, *doom):
-    """An untrained policy whose products are large enough for threads to share them."""
-    env = make("fork", rows)
-    demonstrations = rollout(env.expert(), env, 4)
-    torch.manual_seed(0)
-    policy = (
-        Policy(PolicyConfig(Diffusion(n_steps=4), MLP(256, 2), window=Window(2, 8)), demonstrations.features())
-        .fit_statistics(demonstrations)
-        .eval()
-    )
-    return PolicyActor(FixedBatch(policy, 16), RecedingHorizon(4)), Doomed(rows, *doom)
-
-
-def doomed(rows, of, once=None):
-    env = Doomed(rows, of, once)
-    return env.expert(), env
-
-
-def stillborn():
-    os._exit(3)
-
-
-def mistaken():
-    raise UserError("expected a door, found a wall", where="the house", hint="turn round")
 
 
 def key_of(number, seed=0):

@@ -27,8 +27,9 @@ class FourRooms(Toy):
     data of OGBench (Park et al. 2025, arXiv 2410.20092).
 
     Methods such as `gcbc` choose goals from such data. "play" walks from one random place to another. In "play-40" and
-    "play-80" this share of the episodes walks at random instead, in percent. The places of "stitch" lie at most four cells from where its episode began, so that long ways must be put together from pieces.
-    "noisy" is "play" with large noise.
+    "play-80" this share of the episodes walks at random instead, in percent. The places of "stitch" lie at most four
+    cells from where its episode began, so that long ways must be put together from pieces. "noisy" is "play" with large
+    noise.
 
     observation.state (2): position, m. observation.goal (2), where there is one: where to go, m. action (2): velocity,
     m/s, clipped to [-2, 2]; a step is 0.1 s. Walls stop the point. Reaching the goal ends the episode with reward 1.
@@ -88,10 +89,12 @@ class FourRooms(Toy):
 
     def map(self):
         return {"x": (0.0, float(CELLS)), "y": (0.0, float(CELLS)), "path": ("observation.state", 0, 1),
-                "shapes": [*wall_shapes(WALLS, CELLS), *({"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}
-                                                         for goal in (self.goal,) if goal is not None)],
+                "shapes": [*wall_shapes(WALLS, CELLS), *self._hidden_goal()],
                 "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
                           for column in self.state_columns[1:]]}
+
+    def _hidden_goal(self) -> list[dict]:
+        return [] if self.goal is None else [{"kind": "circle", "at": self.goal, "radius": RADIUS, "role": "goal"}]
 
     def frame(self, row):
         from ..raster import render_map

@@ -50,7 +50,7 @@ def test_a_share_of_the_episodes_of_play_walks_at_random():
     for style, share in (("play", 0.0), ("play-40", 0.4), ("play-80", 0.8)):
         env = envs.make(f"four_rooms:{style}", 100)
         episodes = rollout(env.expert(), env, 100, seed=3)
-        jumps = [np.abs(np.diff(e.steps["action"], axis=0)).mean() for e in episodes]  # the noise of who walks to places
+        jumps = [np.abs(np.diff(e.steps["action"], axis=0)).mean() for e in episodes]
         assert np.mean([jump < 0.3 for jump in jumps]) == pytest.approx(share, abs=0.12)
 
 

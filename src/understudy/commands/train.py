@@ -60,7 +60,7 @@ FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is tr
 
 @command_options
 class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
-    """Train a policy on demonstrations.
+    """Train a policy on demonstrations, or in an environment.
 
     Every field of the method can be set after METHOD and DATA: --policy.head.n-steps 5 --learner.optimizer.lr 3e-4
     --executor.n-action-steps 2. So can the options of the method's function: --method.horizon 8. `understudy train
@@ -73,8 +73,9 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
 
     method: Annotated[str, Positional, arg(metavar="METHOD")]
     """a method's name (understudy methods), module:function, or a method.json"""
-    data: Annotated[Path, Positional, arg(metavar="DATA")]
-    """a file or folder of demonstrations"""
+    data: Annotated[Path | None, Positional, arg(metavar="DATA")] = None
+    """a file or folder of demonstrations; without it a method that collects episodes begins with random actions in the
+    environment of --env"""
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
     steps: Annotated[int | None, arg(metavar="N")] = None
@@ -92,6 +93,8 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """environment in which the method collects episodes, if it does; by default the environment in which DATA were
     recorded"""
+    random_steps: Annotated[int, arg(metavar="N")] = 1000
+    """number of steps with random actions, at least, if there are no DATA"""
     rollouts: Annotated[int, arg(metavar="N")] = 20
     """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
@@ -164,6 +167,8 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     if o.image_size is not None:
         parse_image_size(o.image_size)
     device, loggers = choose_device(o.device), _loggers(o)
+    if o.data is None:
+        _record_random(o)
     training = _read_training(o, options, changes)
     method, data = training.method, training.data
     for logger in loggers:
@@ -200,18 +205,48 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
     _print_result(o, training, env, str(device), out)
 
 
+def _data_path(o: TrainOptions) -> Path:
+    """Where the episodes are that the training begins with."""
+    return o.out / "random" / "episodes.npz" if o.data is None else o.data
+
+
+def _record_random(o: TrainOptions) -> None:
+    """Stores episodes of random actions in the run, unless they are there."""
+    from ..core import UserError
+    from ..data.formats import write_dataset
+    from ..envs import make
+    from ..files import whole_folder
+    from ..improve.collection import random_episodes
+
+    if o.env is None:
+        raise UserError("there are no demonstrations", where="DATA",
+                        hint=f"name a file or folder of them: {command_line('train', o.method, 'DATA', '--out', o.out)}"
+                             "; or, for a method that collects episodes, an environment: --env ENV")
+    folder = _data_path(o).parent
+    if not folder.is_dir():
+        env = make(o.env, COLLECTION_ROWS, o.trust)
+        try:
+            episodes = random_episodes(env, o.random_steps, o.seed)
+        finally:
+            env.close()
+        with whole_folder(folder) as part:
+            write_dataset(episodes, part / "episodes.npz", "npz")
+
+
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
     """Opens the data and builds the method."""
     from ..learn.train import validation_episodes
     from .method import build_method
 
     stream = None if o.buffer_size is None else _open_stream(o)
-    data = _open(o.data, o) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
+    data = _open(_data_path(o), o) if stream is None else stream.first_episodes(FIRST_LINE_STEP)
     if o.image_size is not None and all(f.kind != "image" for f in data.features().values()):
         print("--image-size: the data have no camera frames", file=sys.stderr)
     n_episodes = len(data)
     data, weights = _with_prior(data, o)
     val_fraction = o.val_fraction if weights is None else validation_episodes(n_episodes, o.val_fraction)
+    if o.data is None:
+        val_fraction = 0.0
     words = _task_relabel(data) if o.language else None
     method = build_method(o.method, options, changes, data.features(), o.trust, words, o.executor, o.steps)
     method, stages = _with_runs(method, o)
@@ -298,7 +333,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([] if training.stream is not None else
-          [command_line("eval", o.out, o.data, *trust_options((), None, o.out))]),
+          [command_line("eval", o.out, _data_path(o), *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
         command_line("plot", o.out),
@@ -369,7 +404,7 @@ def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: st
     from ..core import UserError
 
     if all(episode.metadata.get("dataset") != part for episode in data):
-        raise UserError(f"{o.method} learns from two sets of episodes: {o.data}, which show the task, and prior "
+        raise UserError(f"{o.method} learns from two sets of episodes: {_data_path(o)}, which show the task, and prior "
                         "episodes, such as those of other tasks", where="--prior",
                         hint=f"name a file or folder of prior episodes: {command} --prior DATA")
 
@@ -394,8 +429,8 @@ def _logged_config(o: TrainOptions, method: Method) -> dict:
 
     options = {k: [*map(str, v)] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
                for k, v in vars(o).items() if k not in ("method", "data", "seed", "json")}
-    return {"method": o.method, "data": o.data.name, "seed": o.seed, "understudy": __version__, "options": options,
-            "configuration": dump(method)}
+    return {"method": o.method, "data": _data_path(o).name, "seed": o.seed, "understudy": __version__,
+            "options": options, "configuration": dump(method)}
 
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
@@ -482,7 +517,7 @@ def _open_stream(o: TrainOptions):
             raise UserError("expected no such option with --buffer-size: shards are read as they are",
                             where=f"--{name.replace('_', '-')}", hint="leave one of the two out")
     assert o.buffer_size is not None
-    stream = ShardStream(o.data, o.buffer_size)
+    stream = ShardStream(_data_path(o), o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
           f"shard{'s' * (len(stream.shards) != 1)}; statistics and validation are of the first "
           f"{min(FIRST_LINE_STEP, len(stream))}", file=sys.stderr)

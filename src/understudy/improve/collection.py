@@ -28,7 +28,7 @@ from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
-from ..evaluate.recording import expert_actor
+from ..evaluate.recording import UniformRandomActor, expert_actor
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..execute.planners import FixedBatch
@@ -246,6 +246,16 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
         data = rollout(actor, env, count, seed, first=first + len(episodes))
         episodes, steps = [*episodes, *data], steps + data.steps
     return Dataset(episodes, data.metadata)
+
+
+def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
+    """Complete episodes of uniformly random actions, with which a training without demonstrations begins.
+
+    Args:
+        n_steps: Number of steps, at least.
+        seed: Seed of the training.
+    """
+    return rollout_steps(UniformRandomActor(env), env, n_steps, recording_seed(seed))
 
 
 def _cast_actions(features: Schema, episode: Episode) -> Episode:

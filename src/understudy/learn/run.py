@@ -183,8 +183,8 @@ class Run:
         """Locks the run for one process. Removes incomplete files, and the folder if nothing was written in the end."""
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError("this is a file, not a folder", where=self.folder, hint="choose another --out")
-        run_files = {"run.json", "checkpoints", "stages", "collection", "metrics.jsonl", "CARD.md", "tensorboard",
-                     ".lock"}
+        run_files = {"run.json", "checkpoints", "stages", "collection", "random", "metrics.jsonl", "CARD.md",
+                     "tensorboard", ".lock"}
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         names = [f.name for f in self.folder.iterdir() if not f.name.endswith(".part")]

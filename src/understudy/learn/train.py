@@ -374,7 +374,7 @@ class _RunTraining(Training):
                 write_dataset(episodes.map(_without_images), part / "episodes.npz", "npz")
         self.processes.wait()
         stored = open_dataset(folder / "episodes.npz")
-        return Dataset([episode.replace(dict(annotated.steps))
+        return Dataset([replace(episode.replace(dict(annotated.steps)), metadata=annotated.metadata)
                         for episode, annotated in zip(data, stored, strict=True)], data.metadata)
 
     def actor(self, policy: Policy | None = None) -> Actor:

@@ -129,7 +129,7 @@ def _check_training(method: Method, module: str, columns: Schema) -> None:
     if type(method.policy.trunk).__module__ == module:
         check_trunk(method.policy.trunk)
     learner = method.learner.build(policy, 0, 2, data)
-    sampler, metrics = learner.batch_sampler(data), []
+    sampler, metrics = learner.batch_sampler(learner.annotate(data, None)), []
     fit(learner, lambda n: sampler.batch(8, n), 2, callbacks=[lambda n, learner, step: metrics.extend(step.values())])
     require(bool(torch.tensor(metrics).isfinite().all()), "metrics must be finite")
     modules = {**learner.modules, "policy": learner.trained_policy.eval()}

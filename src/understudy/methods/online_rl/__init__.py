@@ -1,0 +1,1 @@
+"""Online reinforcement learning: from an environment with rewards, with demonstrations or without."""

@@ -1,0 +1,32 @@
+from ...core import Schema
+from ...execute.chunking import RecedingHorizon
+from ...heads.squashed_gaussian import SquashedGaussian
+from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
+from ...improve.updates import PerNewStep
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...nets.encoders import simplest_encoder
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
+from ..needs import NUMBERS, REWARDS
+from ..registry import method
+
+
+@method("Haarnoja et al. 2018, arXiv 1812.05905", needs=(NUMBERS, REWARDS, "an environment"),
+        when="if there are rewards and an environment in which steps are cheap; demonstrations help, but need not be.")
+def sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, target_entropy: float = -1.0,
+        features: Schema | None = None) -> Method:
+    """Soft actor-critic: maximizes rewards and the entropy of its actions, which stay in the range of the first ones.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_steps: Number of steps in each round, at least. Its last episode is complete.
+        updates_per_step: Number of updates for each collected step.
+        target_entropy: Entropy of each component of the action to which its weight is adjusted, in coded units.
+        features: The columns of the data. Images are read as tokens.
+    """
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=1.0, target_entropy=target_entropy)
+    collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
+    policy = PolicyConfig(SquashedGaussian(), FeedForward((256, 256)), simplest_encoder(features))
+    return Method(policy, RecedingHorizon(), learner,
+                  collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

@@ -1,0 +1,107 @@
+"""Online methods by command and in Python: from an environment alone, and with demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fixtures.centers import Center
+from fixtures.staged import call
+
+from understudy import make
+from understudy.core import UserError
+from understudy.data.formats import open_dataset
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.improve.collection import random_episodes
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.run import Run
+from understudy.learn.train import train
+from understudy.methods import find_method
+from understudy.nets.feed_forward import FeedForward
+from understudy.testing import check_collection
+
+SMALL = ("--method.n-rounds", "2", "--method.n-steps", "12", "--learner.batch-size", "8")
+
+
+def small(name: str, data, **options):
+    """A method with small networks, batches and rounds."""
+    method = find_method(name, data.features(), **{"n_rounds": 2, "n_steps": 12, **options})
+    learner = replace(method.learner, batch_size=8, critic=CriticConfig((8, 8)))
+    return replace(method, policy=replace(method.policy, trunk=FeedForward((8,))), learner=learner)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_a_command_trains_from_an_environment_alone(name, tmp_path):
+    out = tmp_path / "run"
+    command = ("train", name, "--env", "particle", "--out", out, "--random-steps", "20", "--device", "cpu", *SMALL)
+    status, text = call(*command)
+    assert status == 0 and "2 rounds" in text and f"understudy eval {out} particle" in text
+    data = open_dataset(out / "random" / "episodes.npz")
+    assert data.steps >= 20 and data[0].steps["action"].std() > 0.2
+    rounds = [open_dataset(p / "episodes.npz") for p in sorted((out / "collection").glob("[0-9]*"))]
+    assert len(rounds) == 2 and all(r.steps >= 12 for r in rounds)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+    status, text = call(*command)  # finished: nothing is collected again
+    assert status == 0 and before == {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+
+
+def test_without_demonstrations_and_environment_a_way_is_told(tmp_path):
+    status, text = call("train", "sac", "--out", tmp_path / "run")
+    assert status == 2 and "there are no demonstrations" in text and "--env ENV" in text
+    status, text = call("train", "bc", "--env", "particle", "--out", tmp_path / "bc", "--random-steps", "5")
+    assert status == 2 and "the method collects no episodes" in text
+    data = random_episodes(make("particle", 2, limit=6), 20, 0)
+    for name in ("sac", "td3", "ppo"):
+        with pytest.raises(UserError, match=r"no environment to collect them in\n.*--env ENV"):
+            train(find_method(name, data.features()), data, tmp_path / name, device="cpu")
+
+
+def test_demonstrations_are_in_the_replay_buffer(tmp_path):
+    path = tmp_path / "demos"
+    assert call("record", "particle", "--out", path, "--episodes", "3")[0] == 0
+    status, text = call("train", "sac", path, "--out", tmp_path / "run", "--device", "cpu", *SMALL,
+                        "--collection.mixture-weights", "0.5", "0.5", "--collection.initial-updates", "3")
+    assert status == 0 and "3 updates, then 2 rounds" in text and not (tmp_path / "run" / "random").exists()
+
+
+def test_demonstrations_without_rewards_and_of_classes_are_refused(tmp_path):
+    env = make("particle", 2, limit=6)
+    data = random_episodes(env, 20, 0)
+    silent = data.map(lambda e: e.replace({"next.reward": None, "next.terminated": None}))
+    for name in ("sac", "td3", "ppo"):
+        with pytest.raises(UserError, match=r"next\.reward"):
+            train(find_method(name, data.features()), silent, tmp_path / name, device="cpu", env=env)
+        assert not Run(tmp_path / name).saved_steps()
+    classes = random_episodes(make("tabular:bandit", 2), 10, 0)
+    for name in ("sac", "td3"):
+        with pytest.raises(UserError, match=r"classes, but this method learns numbers\n.*ppo"):
+            find_method(name, classes.features())
+    assert "Categorical" in str(find_method("ppo", classes.features()).policy.head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_stopped_within_and_between_rounds_it_is_the_same_run(name):
+    data = random_episodes(make("particle", 2, limit=6), 20, 0)
+    check_collection(small(name, data), data, lambda rows: make("particle", rows, limit=6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [
+    ("sac", {"n_rounds": 60, "n_steps": 40}), ("td3", {"n_rounds": 60, "n_steps": 40}),
+    ("ppo", {"n_rounds": 30, "n_steps": 400})])
+def test_they_learn_from_random_actions(name, options):
+    """Rule: a mean return at least nine tenths of the way from random actions to the expert."""
+    env = Center(8)
+    data = random_episodes(env, 400, 0)
+    method = find_method(name, data.features(), **options)
+    if name != "ppo":
+        method = replace(method, policy=replace(method.policy, trunk=FeedForward((64, 64))), learner=replace(
+            method.learner, batch_size=64, critic=CriticConfig((64, 64)),
+            optimizer=replace(method.learner.optimizer, lr=1e-3)))
+    result = fit_method(method, data, 0, env=env)
+    best = rollout(env.expert(), env, 40, recording_seed(1))
+    low, high = (sum(float(e.steps["next.reward"].sum()) for e in d) / len(d) for d in (data, best))
+    assert evaluate(result.actor, env, 40).returns.estimate > low + 0.9 * (high - low)

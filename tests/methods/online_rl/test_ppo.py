@@ -1,0 +1,276 @@
+"""Proximal policy optimization: advantages, passes, the early stop, a reference, and what it reaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import make
+from understudy.checkpoint import FromStage
+from understudy.core import ConfigError, Feature, Unsupported
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.evaluate.evaluation import evaluate
+from understudy.heads.categorical import Categorical
+from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.improve.collection import (
+    CollectionRounds,
+    RolloutCollector,
+    TemperatureExploration,
+    random_episodes,
+)
+from understudy.improve.retention import LastRounds
+from understudy.improve.updates import Epochs
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, Stage
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.run import Run
+from understudy.learn.train import train
+from understudy.methods import find_method
+from understudy.methods.online_rl.ppo import (
+    ADVANTAGE,
+    FIRST_UPDATE,
+    LOG_PROB,
+    PPO,
+    REFERENCE_LOG_PROB,
+    RETURN,
+    EpochSampler,
+)
+from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_collection, check_learner
+
+STATE = "observation.state"
+CLASSES = {STATE: Feature("float32", (1,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+NUMBERS = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
+CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=0.5)
+SMALL = PPO(batch_size=8, optimizer=CONSTANT, value=CriticConfig((8,), n_critics=1))
+
+
+def policy_config(head=None, **window) -> PolicyConfig:
+    return PolicyConfig(head or SquashedGaussian("free"), FeedForward((8,), "tanh"), ConcatEncoder(),
+                        window=Window(**window), inputs=(STATE,))
+
+
+def episodes(lengths, terminated, features=NUMBERS, scale=1.0) -> Dataset:
+    rng = np.random.default_rng(0)
+
+    def episode(length, ends):
+        action = rng.uniform(-1, 1, (length, 1)).astype(np.float32)
+        return Episode({STATE: rng.normal(size=(length + 1, 1)).astype(np.float32),
+                        "action": action if features is NUMBERS else (action > 0).astype(np.int64) + (action > 0.5),
+                        "next.reward": (scale * rng.normal(size=length)).astype(np.float32),
+                        "next.terminated": np.arange(length) == (length - 1 if ends else -1)}, schema=features)
+    return Dataset([episode(n, t) for n, t in zip(lengths, terminated, strict=True)])
+
+
+def learner_on(data, config=SMALL, head=None):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        policy = Policy(policy_config(head), data.features()).fit_statistics(data)
+        return config.build(policy, 0, 100, data)
+
+
+# -- what is added to episodes --------------------------------------------------------------------------------------
+
+
+def test_it_keeps_the_contract_of_learners():
+    policies = [policy_config(head, n_obs_steps=2) for head in (SquashedGaussian(), SquashedGaussian("free"))]
+    check_learner(SMALL, policies)
+    check_learner(replace(SMALL, max_kl=1e-6, entropy_weight=0.1), policies[1:])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+def test_advantages_are_direct_sums_and_time_limits_are_no_ends(decay):
+    data = episodes([4, 3, 5], [True, False, False])
+    learner = learner_on(data, replace(SMALL, discount=0.8, gae_decay=decay))
+    for episode, annotated in zip(data, learner.annotate(data, None), strict=True):
+        with torch.no_grad():
+            value = learner.value({STATE: torch.from_numpy(episode.steps[STATE])[:, None]}).numpy()
+        ends, rewards = episode.steps["next.terminated"], episode.steps["next.reward"]
+        errors = rewards + 0.8 * value[1:] * ~ends - value[:-1]
+        sums = [sum((0.8 * decay) ** (k - t) * errors[k] for k in range(t, len(errors))) for t in range(len(errors))]
+        np.testing.assert_allclose(annotated.steps[ADVANTAGE], sums, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(annotated.steps[RETURN], np.array(sums) + value[:-1], rtol=1e-4, atol=1e-5)
+        assert annotated.metadata[FIRST_UPDATE] == 0 and annotated.steps[LOG_PROB].shape == (len(episode),)
+
+
+def test_densities_are_those_of_the_policy_that_acted():
+    env = make("particle", 4, limit=6)
+    data = random_episodes(env, 30, 0)
+    config = replace(policy_config(), inputs=())
+    policy = Policy(config, data.features()).fit_statistics(data)
+    learner = SMALL.build(policy, 0, 1, data)
+    batch = policy.windows(data).gather(np.arange(10))
+    expected = policy.log_prob(policy.context(batch.obs), policy.encode_batch(batch), batch.mask)[:, 0]
+    stored = np.concatenate([e.steps[LOG_PROB] for e in learner.annotate(data, 0)])[:10]
+    torch.testing.assert_close(torch.from_numpy(stored), expected.detach())
+
+
+# -- passes ---------------------------------------------------------------------------------------------------------
+
+
+def test_passes_read_every_step_once():
+    data = episodes([7, 4, 9], [True] * 3)
+    windows = learner_on(data).policy.windows(data)
+    sampler = EpochSampler(windows, 30)
+    rows = torch.cat([sampler.batch(8, 30 + n, seed=5).extra["index"] for n in range(10)]).flatten()
+    for first in range(0, 80, 20):  # batches go over the ends of passes
+        assert sorted(rows[first:first + 20].tolist()) == list(range(20))
+    assert rows[:20].tolist() != rows[20:40].tolist() != list(range(20))
+    parts = [sampler.batch(8, 32, 5, rows) for rows in (slice(0, 3), slice(3, 8))]
+    assert torch.equal(torch.cat([p.extra["index"] for p in parts]).flatten(), rows[16:24])
+    assert not torch.equal(EpochSampler(windows, 40).batch(8, 40, 5).extra["index"].flatten(), rows[:8])
+
+
+def test_the_size_of_rewards_changes_nothing_with_standardized_advantages():
+    """Where the value says 0 and is not trained, advantages are sums of rewards."""
+    weights = []
+    for scale in (1.0, 100.0):
+        data = episodes([7, 9], [True, True], scale=scale)
+        learner = learner_on(data, replace(SMALL, gae_decay=1.0))
+        for parameter in learner.value.parameters():
+            parameter.requires_grad_(False).zero_()
+        sampler = learner.batch_sampler(learner.annotate(data, 0))
+        for step in range(4):
+            learner.update(sampler.batch(8, step))
+        weights.append(torch.cat([p.flatten() for p in learner.policy.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+def test_it_stops_for_the_round_when_the_policy_is_far_away():
+    data = episodes([20, 20], [True, True])
+    config = replace(SMALL, max_kl=1e-4, optimizer=replace(CONSTANT, lr=0.05))
+    learner = learner_on(data, config)
+    sampler = learner.batch_sampler(learner.annotate(data, 0))
+    metrics = [learner.update(sampler.batch(8, step)) for step in range(6)]
+    stopped = ["loss" not in m for m in metrics]
+    assert not stopped[0] and stopped[-1] and stopped == sorted(stopped)
+    tensors, metadata = learner.state()
+    again = learner_on(data, config)
+    again.restore({k: v.clone() for k, v in tensors.items()}, metadata)
+    again.batch_sampler(learner_on(data, config).annotate(data, 0))  # the same round
+    assert "loss" not in again.update(sampler.batch(8, 6))
+    following = learner.batch_sampler(learner.annotate(data, 1))
+    assert "loss" in learner.update(following.batch(8, 6))
+
+
+# -- the reference --------------------------------------------------------------------------------------------------
+
+
+def test_the_divergence_from_a_reference_has_the_exact_gradient():
+    """With every class once, weighted by its probability, the mean over samples is the exact divergence."""
+    data = episodes([3], [True], CLASSES)
+    data = data.map(lambda e: e.replace({STATE: np.zeros((4, 1), np.float32), "action": np.arange(3)[:, None]}))
+    data = Dataset([replace(e, schema=CLASSES) for e in data])
+    learner = learner_on(data, head=Categorical())
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        reference = Policy(policy_config(Categorical()), CLASSES).fit_statistics(data)
+    learner.config = replace(SMALL, kl_reference=reference, kl_weight=1.0)
+    annotated = learner.annotate(data, 0)
+    batch = learner.batch_sampler(annotated).windows.gather(np.arange(3))
+    batch = batch.replace(extra={**batch.extra, ADVANTAGE: torch.zeros(3, 1)})
+    probability = batch.extra[LOG_PROB][:, 0].exp()
+    assert float(probability.sum()) == pytest.approx(1, abs=1e-5)
+    (probability * learner.policy_loss(batch, torch.Generator())).sum().backward()
+    gradients = [p.grad.clone() for p in learner.policy.net.parameters()]
+    learner.policy.zero_grad()
+    log_p = learner.log_prob(learner.policy, batch)
+    exact = (log_p.exp() * (log_p - batch.extra[REFERENCE_LOG_PROB][:, 0])).sum()
+    assert float(exact.detach()) > 0.01
+    exact.backward()
+    for gradient, parameter in zip(gradients, learner.policy.net.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def bandit_method(n_rounds: int = 8, **fields) -> Method:
+    collector = RolloutCollector(n_steps=64, exploration=TemperatureExploration())
+    config = replace(policy_config(Categorical()), inputs=())
+    learner = replace(SMALL, batch_size=32, optimizer=replace(CONSTANT, lr=0.02))
+    return Method(config, learner=learner, **fields, collection=CollectionRounds(
+        n_rounds, collector, retention=LastRounds(1), updates=Epochs(4)))
+
+
+def probabilities(policy, env) -> np.ndarray:
+    first = env.reset(torch.arange(1), torch.zeros(1, dtype=torch.int64))
+    obs = {k: v[:1, None].expand(3, 1, -1) for k, v in first.items() if k in policy.inputs}
+    with torch.no_grad():
+        coded = torch.eye(3)[:, None]
+        return policy.log_prob(policy.context(obs), coded, torch.ones(3, 1, dtype=torch.bool)).exp()[:, 0].numpy()
+
+
+def test_the_optimum_of_a_bandit():
+    env = make("tabular:bandit", 8)
+    data = random_episodes(env, 50, 0)
+    result = fit_method(bandit_method(12), data, 0, env=env)
+    assert probabilities(result.policy, env)[0] > 0.95
+    assert evaluate(result.actor, env, 200).success.high > 0.9  # of the best action
+
+
+@pytest.mark.slow
+def test_a_reference_keeps_the_policy_near_a_stage(tmp_path):
+    """Interrupted in the stage and in a round, it continues bit for bit."""
+    env = make("tabular:bandit", 8)
+    data = random_episodes(env, 50, 0)
+    data = data.filter(lambda e: int(e.steps["action"][0, 0]) != 0)  # clones the two worse actions
+    base = bandit_method(1)
+    cloned = Method(base.policy, learner=BehaviorCloning(150, 32, CONSTANT))
+    method = replace(bandit_method(6), stages=(Stage("cloned", cloned),))
+    reference = replace(method.learner, kl_reference=FromStage("cloned"), kl_weight=5.0)
+    anchored, free = (fit_method(replace(method, learner=learner), data, 0, env=env)
+                      for learner in (reference, method.learner))
+    assert probabilities(free.policy, env)[0] > 0.6 > 0.4 > probabilities(anchored.policy, env)[0]
+
+    def stop(at):
+        def callback(step, learner, metrics):
+            if step == at and "loss" in metrics:
+                raise KeyboardInterrupt
+        return callback
+    options = {"device": "cpu", "env": env, "val_fraction": 0.0, "progress": False}
+    method = replace(method, learner=reference)
+    with pytest.raises(KeyboardInterrupt):
+        train(method, data, tmp_path / "run", **options, stage_callbacks=lambda stage, run: (stop(70),))
+    assert not Run(tmp_path / "run").saved_steps()
+    with pytest.raises(KeyboardInterrupt):
+        train(method, data, tmp_path / "run", **options, callbacks=[stop(13)])
+    policy = train(method, data, tmp_path / "run", **options)
+    for one, other in zip(policy.parameters(), anchored.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+# -- the method -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["particle", "tabular:bandit"])
+def test_stopped_within_and_between_rounds_it_is_the_same_run(name):
+    env = make(name, 2, limit=6)
+    data = random_episodes(env, 20, 0)
+    small = find_method("ppo", data.features(), n_rounds=2, n_steps=16, n_epochs=2)
+    small = replace(small, learner=replace(small.learner, batch_size=8), policy=replace(
+        small.policy, trunk=FeedForward((8,), "tanh")))
+    check_collection(small, data, lambda rows: make(name, rows, limit=6))
+
+
+def test_what_it_cannot_learn_is_refused():
+    data = episodes([4], [True])
+    with pytest.raises(Unsupported, match=r"one action for each observation\n.*horizon=1"):
+        SMALL.build(Policy(policy_config(horizon=2), NUMBERS), 0, 1, data)
+    with pytest.raises(Unsupported, match="Regression has no density"):
+        SMALL.build(Policy(policy_config(Regression()), NUMBERS), 0, 1, data)
+    with pytest.raises(ConfigError, match="batch_size is 1, but must be at least 2"):
+        PPO(batch_size=1)
+    learner = learner_on(data)
+    with pytest.raises(Unsupported, match="leave the sampling weights out"):
+        learner.batch_sampler(learner.annotate(data, 0), np.ones)
+    other = Policy(PolicyConfig(Categorical()), {**CLASSES, "observation.more": Feature("float32", (2,))})
+    with pytest.raises(Unsupported, match="the reference reads observation.more"):
+        replace(SMALL, kl_reference=other).build(learner.policy, 0, 1, data)

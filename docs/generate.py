@@ -22,6 +22,10 @@ FAMILIES = {
     "representation": ("Pretrained encoders", "train an encoder first and a policy on top of it"),
     "skills": ("Latent skills", "learn pieces of behavior and a policy that chooses among them"),
     "offline_rl": ("Offline reinforcement learning", "become better than their episodes, without an environment"),
+    "online_rl": ("Online reinforcement learning", "learn from rewards in an environment"),
+    "goal_conditioned": ("Goals named later", "learn from episodes without a task how far any goal is, and reach it"),
+    "observation_only": ("Without actions", "imitate what episodes show, where few or no actions were recorded"),
+    "reward_matching": ("Rewards by matching", "make a reward of a few demonstrations, and practice in an environment"),
     "return_conditioned": ("Conditioned on returns", "are asked for a return and act as the data that reached it"),
     "reasoning": ("Reasoning", "imitate how the expert found its action, as well as the action"),
 }
@@ -48,10 +52,11 @@ CHOICES = (
     ("have actions that are classes", ("bc", "knn"), "`understudy methods` shows what the others need."),
     ("have a task in words", ("interactive-language", "omnijarvis", "groot-2"),
      "[Instructions in words](language.md) explains the columns."),
-    ("lead to many goals, and a goal is given while acting", ("gcbc", "beso", "mdt"),
-     "`gcbc` is the simplest; `mdt` also takes words."),
-    ("are of mixed quality and have rewards", ("udrl", "decision-transformer", "td3-bc"),
-     "The last one also needs an environment."),
+    ("lead to many goals, and a goal is given while acting", ("gcbc", "gcivl", "hiql"),
+     "`gcbc` is the simplest; the others also join pieces of episodes."),
+    ("are of mixed quality and have rewards", ("iql", "udrl", "td3-bc"),
+     "The last one also needs an environment. See [Which learner](learners.md)."),
+    ("have actions at few steps", ("vpt", "ss-orl"), "See [Which learner](learners.md#missing-actions)."),
     ("can be extended: an expert or a person says what to do", ("dagger",), "See [Improving](improving.md)."),
 )
 

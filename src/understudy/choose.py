@@ -35,6 +35,7 @@ from .files import file_name, read_json, replace_nonfinite, write_json
 from .hints import join_and
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
+from .learn.targets import REWARD
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method, read_info
@@ -55,6 +56,7 @@ LEAST_COMPARED = 10  # episodes: with fewer, chance looks like two ways
 MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
 MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
 MOST = 0.1  # of the steps, so that one answer is wrong at many of them
+LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
 TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
 
 Metric = Literal["success", "return", "error"]
@@ -68,6 +70,7 @@ class DataProperties:
         fps: Steps per second. None if unknown.
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
+        returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
     """
 
     episodes: int
@@ -76,6 +79,7 @@ class DataProperties:
     cameras: int
     actions: Literal["numbers", "classes"]
     two_ways: float | None
+    returns: tuple[float, float] | None = None
 
     def sentences(self) -> list[str]:
         """The properties in words."""
@@ -88,7 +92,15 @@ class DataProperties:
                 "different ways"
                 + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
                    f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
-        return sentences
+        return sentences + mixed_quality(self.returns)
+
+
+def mixed_quality(returns: tuple[float, float] | None) -> list[str]:
+    """A sentence if the returns of `middle_returns` differ by more than a tenth of the larger one. Else none."""
+    if returns is None or returns[1] - returns[0] <= LEAST_SPREAD * max(map(abs, returns)):
+        return []
+    return [f"Returns differ: {returns[0]:.3g} to {returns[1]:.3g} in the middle 80 % of the episodes. A learner of "
+            "values, such as iql, tells the better steps from the others."]
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,7 @@ CANDIDATE_RULES = (
     CandidateRule(_has_ways, ("bc-gmm", "flow-policy", "diffusion-policy"), "two ways at {two_ways:.1%} of the steps"),
     CandidateRule(_has_ways, ("bc-rnn-gmm",),
                   "two ways at {two_ways:.1%} of the steps, which earlier observations may tell apart"),
+    CandidateRule(lambda p: bool(mixed_quality(p.returns)), ("iql",), "returns differ between episodes"),
     CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
     CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
                   "at {fps:g} steps a second its ten observations tell little", adds=False),
@@ -371,7 +384,16 @@ def data_properties(data: Dataset) -> DataProperties:
         scores = scores[np.isfinite(scores)]
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
-    return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways)
+    return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
+                          middle_returns(data))
+
+
+def middle_returns(data: Dataset) -> tuple[float, float] | None:
+    """The 10th and the 90th percentile of the episodes' returns. None without rewards."""
+    if REWARD not in data.features() or not len(data):
+        return None
+    low, high = np.quantile([float(np.sum(e.steps[REWARD])) for e in data.iterate_once()], [0.1, 0.9])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,8 @@ def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(al
     texts = records.all_texts()
     head, *sections = re.split(r"^## (.+)$", advice, flags=re.MULTILINE)
     assert len(head.split()) < 120 and "\n## All 296 systems\n" in body
-    assert [title.lower() for title in sections[::2]] == list(DECISIONS)
+    decided = {text.decision for text in texts.values()}
+    assert [title.lower() for title in sections[::2]] == [decision for decision in DECISIONS if decision in decided]
     for title, section in zip(sections[::2], sections[1::2], strict=True):
         rows = {row[1]: line for line in section.splitlines() if (row := re.search(r"\| \[([\w-]+)\]\(ledger/", line))}
         assert rows.keys() == {name for name, text in texts.items() if text.decision == title.lower()}

@@ -284,8 +284,9 @@ def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
     claims = {c["name"]: (e.row.family, c) for e in entries for c in e.claims}
     order = ("holds", "undecided", "fails", "not run")
     names = sorted(claims, key=lambda name: order.index(claims[name][1]["verdict"]))
-    lines = [" · ".join(f"[{d.capitalize()}](#{d.replace(' ', '-')})" for d in DECISIONS), ""]
-    for decision in DECISIONS:
+    decisions = [d for d in DECISIONS if any(texts[name].decision == d for name in names)]
+    lines = [" · ".join(f"[{d.capitalize()}](#{d.replace(' ', '-')})" for d in decisions), ""]
+    for decision in decisions:
         lines += [f"## {decision.capitalize()}", ""]
         if decision == "how many episodes to judge":
             lines += [_rollouts_needed(), ""]

@@ -15,8 +15,9 @@ from pathlib import Path
 from ..core import UserError
 
 # What a reader of the ledger wants to decide, in the order of its page.
-DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", "what to record", "memory",
-             "goals and words", "how to execute plans", "how many episodes to judge")
+LEARNER_DECISIONS = ("episodes of mixed quality", "missing actions", "goals that are named later", "which reward")
+DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", *LEARNER_DECISIONS, "what to record",
+             "memory", "goals and words", "how to execute plans", "how many episodes to judge")
 
 
 @dataclass(frozen=True)

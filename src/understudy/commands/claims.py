@@ -287,8 +287,11 @@ def parse_duration(budget: str | None) -> float | None:
 
 
 def _write_table(o: ClaimsOptions, out: Output) -> None:
+    from ..claims.learner_guide import write_guide
     from ..claims.ledger import write_html, write_table
 
     path = write_table(o.out) if o.html is None else write_html(o.html)
+    if o.html is None and (guide := path.parent / "learners.md").exists():
+        write_guide(guide)
     out.print(f"Written to {path}")
     out.print_json({"page": str(path)})

@@ -113,10 +113,15 @@ def _suggest_next(o: InspectOptions, data: Dataset, found: Mapping[str, Any], re
     if refusal := _training_error(data, report.findings, method):
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
-        out.suggest(command_line("train", method, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
-                                 "--out", unused_path("run"),
-                                 *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
-                                 *env_trust_options(env)),
+        from ..choose import middle_returns, mixed_quality
+
+        sentences = mixed_quality(middle_returns(data))
+        out.print(*[""] * bool(sentences), *sentences)
+        runs = {method: "run", **({"iql": "run-iql"} if sentences else {})}
+        out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
+                                   "--out", unused_path(run),
+                                   *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
+                                   *env_trust_options(env)) for name, run in runs.items()],
                     *([command_line("replay", o.data, env, *env_trust_options(env))]
                       if env and not o.columns else []))
 

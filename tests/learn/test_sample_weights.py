@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from fixtures.learning import clone, policy
 
+from understudy import config
+from understudy.checkpoint import FromStage
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.flow import Flow
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import fit
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.sample_weights import AdvantageWeights, ColumnWeights, CurriculumWeights, UniformWeights
+from understudy.learn.sample_weights import (
+    AdvantageWeights,
+    ColumnWeights,
+    CriticAdvantage,
+    CurriculumWeights,
+    UniformWeights,
+)
+from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
@@ -34,6 +48,25 @@ def test_weights(data):
     advantage_weights = AdvantageWeights(lambda b: advantage, beta=2.0, max_weight=10.0)(batch, fresh_policy)
     assert advantage_weights.tolist() == pytest.approx([min(math.exp(2 * a), 10.0) for a in advantage.tolist()],
                                                        rel=1e-5)
+
+
+def test_advantages_of_the_critics_of_a_stage(data):
+    """A stage trains both. Cloning is then weighted by the formula, with the networks as they are."""
+    rewarded = data.map(lambda e: replace(e, steps={**e.steps, "next.reward": np.linspace(0, 1, len(e), dtype="f"),
+                                                    "next.terminated": np.zeros(len(e), bool)}))
+    stage = Stage("values", Method(policy(data).config, learner=IQL(2, 8, critic=CriticConfig((8,)))))
+    advantage = CriticAdvantage(FromStage("values", "critic"), FromStage("values", "value"))
+    learner = BehaviorCloning(2, 8, sample_weights=AdvantageWeights(advantage, beta=2.0))
+    method = Method(policy(data).config, learner=learner, stages=(stage,))
+    assert config.load(json.loads(json.dumps(config.dump(method)))) == method
+    critics = fit_method(stage.method, rewarded, 0)
+    result = fit_method(method, rewarded, 0, stages={"values": critics})
+    batch = policy(data).windows(data).batch(8, 0)
+    weights = result.method.learner.sample_weights(batch, result.policy)
+    score, value = critics.modules["critic"](batch.obs, batch.action), critics.modules["value"](batch.obs)
+    torch.testing.assert_close(weights, (2 * (score - value)).exp().clamp(max=100).detach())
+    with pytest.raises(UserError, match="CriticAdvantage.value: FromStage scores nothing"):
+        AdvantageWeights(replace(advantage, critic=critics.modules["critic"]))(batch, result.policy)
 
 
 def test_weights_choose_what_is_learned():

@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor, nn
 
+from ..checkpoint import FromStage, Scorer
 from ..core import Above, AtLeast, Batch, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
@@ -153,12 +154,37 @@ class PastTargetWeights(FixedWeights):
         return weight.expand(batch.mask.shape)
 
 
+@dataclass(frozen=True)
+class CriticAdvantage:
+    """The score of the stored actions minus the value of their observation, by networks that a stage trained.
+
+    Args:
+        critic: Scores plans.
+        value: Scores observations.
+
+    Example:
+        >>> advantage = CriticAdvantage(FromStage("critic", "critic"), FromStage("critic", "value"))
+        >>> weights = AdvantageWeights(advantage, beta=3.0)
+    """
+
+    critic: FromStage | Scorer
+    value: FromStage | Scorer
+
+    def __call__(self, batch: Batch) -> Tensor:
+        for name in ("critic", "value"):
+            if not isinstance(scorer := getattr(self, name), Scorer):
+                raise UserError(f"{type(scorer).__name__} scores nothing", where=f"CriticAdvantage.{name}",
+                                hint="give FromStage(STAGE, MODULE) of a stage whose learner trains critics, such as IQL")
+        return self.critic(batch.obs, batch.action) - self.value(batch.obs, batch.action)
+
+
 @part
 class AdvantageWeights(FixedWeights):
     """Weights exp(beta * advantage), bounded above.
 
     Args:
-        advantage: Advantage of each window, (B,), in units of return. A function at the top of a module.
+        advantage: Advantage of each window, (B,), in units of return: `CriticAdvantage` for that of a stage's critic,
+            or a function at the top of a module.
         beta: Inverse temperature.
         max_weight: Upper bound of a weight.
 

@@ -18,6 +18,7 @@ from ..policy import Policy, find_checkpoint
 from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references
 from .run import Run
+from .targets import REWARD, check_rewards
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -144,6 +145,8 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
         modules: The modules of the stages.
     """
     freeze(policy, method.initialize_from)
+    if REWARD in method.learner.extra and method.collection is None:
+        check_rewards(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:
         if part.into != "policy":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch
+from ..core import Batch, DataError, DataWarning, UserError
+from ..data.episode import Dataset
+from ..data.formats import check_finite
 
 REWARD, TERMINATED = "next.reward", "next.terminated"
 
@@ -67,3 +72,48 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
         Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
     """
     return torch.where(error > 0, expectile, 1 - expectile) * error.square()
+
+
+def check_rewards(data: Dataset) -> None:
+    """Refuses rewards that make no action better than another, and warns of time limits that look like ends.
+
+    Raises:
+        UserError: A reward is not finite.
+        DataError: All rewards are 0, or all are equal and no episode terminates.
+    """
+    check_finite(data, (REWARD,))
+    rewards = np.concatenate([np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data])
+    ends = [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
+    where = data.metadata.get("path", "data set")
+    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(ends)):
+        raise DataError(f"all rewards are {rewards[0]:g}" + (" and no episode terminates" if rewards[0] else "") +
+                        ", so that no action is better than another", where=f"{where}, column {REWARD!r}",
+                        hint="store rewards that differ, such as 1 at the step that succeeds, or clone all actions with "
+                             "bc")
+    if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() > 1:
+        warnings.warn(f"{where}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time limit. "
+                      f"If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic learns "
+                      "that nothing follows.", DataWarning, stacklevel=3)
+
+
+class ReturnBound:
+    """Refuses scores of a critic that no return can have, because they diverge.
+
+    Args:
+        data: The training data. Larger rewards may come later.
+        discount: Discount per step.
+    """
+
+    def __init__(self, data: Dataset, discount: float):
+        self.n_steps = 1 / (1 - discount) if discount < 1 else float(data.lengths.max()) if len(data) else float("inf")
+        self.largest_reward = 0.0
+
+    def check(self, score: float, batch: Batch, update: int) -> None:
+        """Raises UserError if a mean score is more than ten times the largest possible return."""
+        self.largest_reward = max(self.largest_reward, batch.extra[REWARD].abs().max().item())
+        bound = self.n_steps * self.largest_reward
+        if abs(score) > 10 * bound > 0:
+            raise UserError(f"the scores of the critic diverge: their mean is {score:.3g}, but no return can exceed "
+                            f"{bound:.3g}", where=f"update {update}",
+                            hint="normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
+                                 "--learner.optimizer.lr")

@@ -30,6 +30,7 @@ from ..core import (
     part,
     role,
     short_name,
+    suggested_names,
 )
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
@@ -593,6 +594,18 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
         )
 
 
+def _missing_column_hint(missing: str, features: Schema, path: str) -> str:
+    """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
+    for name, new in suggested_names(features).items():
+        if new == missing:
+            command = command_line("view", "make", path, "--out", "VIEW", "--rename", f"{name}={missing}")
+            return f"if {name!r} is that column, a view renames it: {command}"
+    ends = "It is True where the environment ended the episode, and False at a time limit. " \
+        if missing == "next.terminated" else ""
+    return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
+            "understudy record writes next.reward and next.terminated; in an .npz they are rewards and terminals")
+
+
 def check_method(method: Method, data: Dataset) -> None:
     """Checks that a method can be trained on episodes.
 
@@ -611,8 +624,7 @@ def check_method(method: Method, data: Dataset) -> None:
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
             f"{missing[0]}; the columns are {', '.join(features)}",
             where=path or "data set",
-            hint="add it to the data, or choose a method that does not read it (understudy methods). understudy record "
-                 "writes next.reward and next.terminated; in an .npz they are rewards and terminals",
+            hint=_missing_column_hint(missing[0], features, path or "DATA"),
         )
     drawn = {g.into: g.column for g in policy_config.window.goals}
     read = [drawn.get(name, name) for name in (*inputs, policy_config.target, *method.learner.extra)]

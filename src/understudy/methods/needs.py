@@ -129,6 +129,8 @@ PROMPTS = Need("objects of shape (objects, features), and prompts: a class of wo
 CELLS = Need("a map of cells (observation.grid) and the cell of the agent (observation.cell)",
              {"observation.grid": _classes(3, 3, n=3), "observation.cell": _classes(2, n=3)})
 REWARDS = Need("rewards", {"next.reward": _vector()})
+STEP_REWARDS = Need("rewards, and which steps ended an episode (next.terminated)",
+                    {"next.reward": _vector(), "next.terminated": {"dtype": "bool", "shape": ()}})
 THOUGHTS = Need("the thought of the expert at each step, as text (thought)", {"thought": TEXT})
 SUBTASKS = Need("a column of text that says what is done at each step, or segments in the metadata of the episodes",
                 {"subtask": TEXT})

@@ -38,6 +38,7 @@ def test_losses_equal_those_of_d3rlpy():
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)
     fill(learner.value.layers.parameters(), 400)
+    batch = learner.scored(batch)
     assert learner.value_loss(batch, RNG).mean().item() == pytest.approx(expected["value"], abs=1e-5)
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
     weights = (3 * learner.advantage(batch)).exp().clamp(max=100)
@@ -91,5 +92,5 @@ def test_values_are_exact_in_a_table(expectile, exact):
     rows = batch.obs[STATE][:, 0].argmax(-1).numpy()
     assert np.abs(value - values[exact][rows]).max() < 0.05 * np.ptp(values[exact])
     if exact == 1:  # and the policy takes the actions that have these values
-        best = learner.advantage(batch).detach().numpy() > -0.05
+        best = learner.advantage(learner.scored(batch)).detach().numpy() > -0.05
         assert ((batch.action[:, 0, 0].numpy() == plans) == best).mean() > 0.95

@@ -18,11 +18,11 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, expectile_loss, td_terms
+from ...learn.targets import REWARD, TERMINATED, ReturnBound, expectile_loss, td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
-from ..needs import NUMBERS_OR_CLASSES, REWARDS
+from ..needs import NUMBERS_OR_CLASSES, STEP_REWARDS
 from ..registry import method
 
 
@@ -60,7 +60,7 @@ class IQL(LearnerConfig):
     next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> IQLLearner:
-        return IQLLearner(self, policy, seed, steps)
+        return IQLLearner(self, policy, seed, steps, data)
 
 
 class IQLLearner(GradientLearner):
@@ -68,26 +68,34 @@ class IQLLearner(GradientLearner):
 
     config: IQL
 
-    def __init__(self, config: IQL, policy: Policy, seed: int, steps: int):
+    def __init__(self, config: IQL, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
         single = replace(config.critic, n_critics=1, target_subset_size=None)
         self.value = self.register("value", single.build(policy, action=False), config.optimizer)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
+        self.bound = ReturnBound(data, config.discount)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
+        batch = self.scored(batch.to(self.device))
         self.minimize("value", self.value_loss, batch)
         self.minimize("critic", self.critic_loss, batch)
         with self.evaluation():
             weights = (self.config.beta * self.advantage(batch)).exp().clamp(max=self.config.max_weight)
         self.minimize("policy", self.policy.loss, batch, weights, normalize="rows")
-        return self.end_update(weight=weights.mean().item())
+        metrics = self.end_update(weight=weights.mean().item())
+        self.bound.check(metrics["critic/score"], batch, self.n_updates)
+        return metrics
+
+    def scored(self, batch: Batch) -> Batch:
+        """Returns the batch with the target critic's score of the stored actions, (B,), as the column "score"."""
+        with torch.no_grad():
+            return batch.replace(extra={**batch.extra, "score": self.target_critic(batch.obs, batch.action)})
 
     def advantage(self, batch: Batch) -> Tensor:
         """Returns the score of the stored actions minus the value of their observation, (B,)."""
-        return self.target_critic(batch.obs, batch.action) - self.value(batch.obs)
+        return batch.extra["score"] - self.value(batch.obs)
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss of the value of each observation, (B,)."""
@@ -103,7 +111,7 @@ class IQLLearner(GradientLearner):
         return (scores - target).square().sum(0)
 
 
-@method("Kostrikov et al. 2022 (IQL), arXiv 2110.06169", needs=(NUMBERS_OR_CLASSES, REWARDS),
+@method("Kostrikov et al. 2022 (IQL), arXiv 2110.06169", needs=(NUMBERS_OR_CLASSES, STEP_REWARDS),
         when="if there are rewards, some episodes are better than others, and no environment is at hand.")
 def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = None) -> Method:
     """Implicit Q-learning: clones the stored actions that are better than others, by values learned from rewards.

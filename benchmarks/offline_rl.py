@@ -1,0 +1,145 @@
+"""Updates of IQL and TD3+BC, here, in d3rlpy and in a plain loop: python benchmarks/offline_rl.py
+
+Networks of 256 x 2, batches of 256 transitions of 17 observed numbers and 6 actions, drawn anew for each update. The
+plain loop is PyTorch alone, with the data as tensors, fused Adam and one call for all target weights. Its policy has the
+same outputs as ours. That of d3rlpy has a standard deviation that does not depend on the observation.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import measure
+
+measure.one_thread()
+
+STATE, ACTION, EPISODES, STEPS, BATCH, WIDTH = 17, 6, 20, 1000, 256, 256
+UPDATES = 20  # of one call
+
+
+def episodes() -> list[dict]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return [{"observation.state": rng.normal(size=(STEPS + 1, STATE)).astype("f"),
+             "action": rng.uniform(-1, 1, (STEPS, ACTION)).astype("f"),
+             "next.reward": rng.normal(size=STEPS).astype("f"), "next.terminated": np.arange(STEPS) == STEPS - 1}
+            for _ in range(EPISODES)]
+
+
+def ours(name: str) -> Callable[[], object]:
+    import torch
+
+    from understudy.data.episode import Dataset, Episode
+    from understudy.heads.gaussian import Gaussian
+    from understudy.heads.regression import Regression
+    from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+    from understudy.methods.offline_rl.iql import IQL
+    from understudy.nets.encoders import ConcatEncoder
+    from understudy.nets.feed_forward import FeedForward
+    from understudy.policy import Policy, PolicyConfig
+
+    head, config = (Gaussian(), IQL()) if name == "IQL" else (Regression(), OffPolicyActorCritic())
+    data = Dataset([Episode(columns) for columns in episodes()])
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig(head, FeedForward((WIDTH, WIDTH)), ConcatEncoder()), data.features())
+    learner = config.build(policy.fit_statistics(data), 0, 10_000, data)
+    sampler, number = learner.batch_sampler(data), itertools.count()
+    return lambda: [learner.update(sampler.batch(BATCH, next(number), 0)) for _ in range(UPDATES)]
+
+
+def peer(name: str) -> Callable[[], object]:
+    import d3rlpy
+    import numpy as np
+
+    d3rlpy.seed(0)
+    flat = {k: np.concatenate([e[k][:STEPS] for e in episodes()]) for k in episodes()[0]}
+    data = d3rlpy.dataset.MDPDataset(flat["observation.state"], flat["action"], flat["next.reward"],
+                                     flat["next.terminated"].astype("f"))
+    config = {"IQL": d3rlpy.algos.IQLConfig, "TD3+BC": d3rlpy.algos.TD3PlusBCConfig}[name]
+    learner = config(batch_size=BATCH).create(device="cpu:0")
+    learner.build_with_dataset(data)
+    return lambda: [learner.update(data.sample_transition_batch(BATCH)) for _ in range(UPDATES)]
+
+
+def plain(name: str) -> Callable[[], object]:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    torch.manual_seed(0)
+    rows = {"obs": (0, "observation.state"), "following": (1, "observation.state"), "action": (0, "action"),
+            "reward": (0, "next.reward"), "ends": (0, "next.terminated")}
+    data = {k: torch.from_numpy(np.concatenate([e[column][first:first + STEPS] for e in episodes()])).float()
+            for k, (first, column) in rows.items()}
+
+    def network(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(inputs, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+                             nn.Linear(WIDTH, outputs))
+
+    policy = network(STATE, 2 * ACTION if name == "IQL" else ACTION)
+    critics = nn.ModuleList(network(STATE + ACTION, 1) for _ in range(2))
+    value, targets = network(STATE, 1), copy.deepcopy(nn.ModuleList([critics, policy])).requires_grad_(False)
+    sources, copies = [*critics.parameters()], [*targets[0].parameters()]
+    if name == "TD3+BC":
+        sources, copies = [*sources, *policy.parameters()], [*copies, *targets[1].parameters()]
+    optimizers = {id(m): torch.optim.Adam(m.parameters(), 3e-4, fused=True) for m in (policy, critics, value)}
+    count = itertools.count()
+
+    def step(module, loss):
+        loss.backward(inputs=list(module.parameters()))
+        optimizers[id(module)].step()
+        optimizers[id(module)].zero_grad()
+
+    def scores(networks, obs, action):
+        x = torch.cat([obs, action], -1)
+        return torch.stack([net(x).squeeze(-1) for net in networks])
+
+    def iql(batch):
+        score = scores(targets[0], batch["obs"], batch["action"]).amin(0)
+        error = score - value(batch["obs"]).squeeze(-1)
+        step(value, (torch.where(error > 0, 0.7, 0.3) * error.square()).mean())
+        with torch.no_grad():
+            target = batch["reward"] + 0.99 * (1 - batch["ends"]) * value(batch["following"]).squeeze(-1)
+        step(critics, (scores(critics, batch["obs"], batch["action"]) - target).square().sum(0).mean())
+        with torch.no_grad():
+            weight = (3 * (score - value(batch["obs"]).squeeze(-1))).exp().clamp(max=100)
+        mean, raw = policy(batch["obs"]).chunk(2, -1)
+        std = F.softplus(raw) + 0.01
+        step(policy, (weight * (0.5 * ((batch["action"] - mean) / std).square() + std.log()).sum(-1)).mean())
+
+    def td3_bc(batch):
+        with torch.no_grad():
+            noise = (0.2 * torch.randn_like(batch["action"])).clamp(-0.5, 0.5)
+            plan = (targets[1](batch["following"]) + noise).clamp(-1, 1)
+            following = scores(targets[0], batch["following"], plan).amin(0)
+            target = batch["reward"] + 0.99 * (1 - batch["ends"]) * following
+        step(critics, (scores(critics, batch["obs"], batch["action"]) - target).square().sum(0).mean())
+        if next(count) % 2 == 0:
+            plan = policy(batch["obs"])
+            score = scores(critics[:1], batch["obs"], plan)[0]
+            distance = (plan - batch["action"]).square().mean()
+            step(policy, 0.4 * distance - score.mean() / score.detach().abs().mean())
+
+    def update():
+        index = torch.randint(len(data["obs"]), (BATCH,))
+        (iql if name == "IQL" else td3_bc)({k: v[index] for k, v in data.items()})
+        torch._foreach_lerp_(copies, sources, 0.005)
+
+    return lambda: [update() for _ in range(UPDATES)]
+
+
+def lines(name: str) -> list[measure.Line]:
+    sides = {"ours": ours(name), "d3rlpy": peer(name), "plain": plain(name)}
+    seconds = measure.interleaved(sides, repeats=7)
+    return [measure.compared(f"{name}, updates, against {other}", seconds, "ours", other, amount=UPDATES, unit="1/s",
+                             goal=goal) for other, goal in (("d3rlpy", 1.5), ("plain", 0.9))]
+
+
+if __name__ == "__main__":
+    found, versions = measure.beside({"d3rlpy": lambda: [line for name in ("IQL", "TD3+BC") for line in lines(name)]},
+                                     ("torch", "numpy", "d3rlpy"))
+    measure.save("offline_rl", found, packages=(), more={"versions": versions})

@@ -1,0 +1,89 @@
+"""Rewards and ends that no critic can learn from, tried by the command line."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from fixtures.staged import call
+
+from understudy.core import Batch, UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.learn.targets import ReturnBound
+
+
+def columns(n: int, rng, **changes) -> dict[str, np.ndarray]:
+    """Columns of n steps of four episodes, the first three of which terminate."""
+    lengths = np.array([n // 4 - 1, n // 4 + 1, n // 4, n // 4])
+    last = np.isin(np.arange(n), lengths.cumsum() - 1)
+    ends = last & (np.arange(n) < n - 1)
+    made = {"observations": rng.normal(size=(n, 3)).astype("f"), "actions": rng.uniform(-1, 1, (n, 2)).astype("f"),
+            "rewards": rng.normal(size=n).astype("f"), "terminals": ends, "timeouts": last & ~ends,
+            "episode_ends": lengths.cumsum()}
+    return {k: v for k, v in {**made, **changes}.items() if v is not None}
+
+
+def trained(tmp_path, name: str = "iql", n: int = 40, *options, **changes) -> tuple[int, str]:
+    np.savez(tmp_path / "data.npz", **columns(n, np.random.default_rng(0), **changes))
+    return call("train", name, tmp_path / "data.npz", "--out", tmp_path / "run", "--steps", 2, "--device", "cpu",
+                "--learner.batch-size", 4, *options)
+
+
+@pytest.mark.parametrize("changes", [{}, {"terminals": np.ones(40, bool), "episode_ends": np.arange(1, 41)}])
+def test_good_rewards_train(tmp_path, changes):
+    """Also where each episode has one step."""
+    code, text = trained(tmp_path, **changes)
+    assert code == 0 and "time limit" not in text
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"rewards": None}, "IQL learns from next.reward and next.terminated, but there is no column next.reward"),
+    ({"rewards": None, "reward": np.ones(40, "f")}, "view make .*data.npz --out VIEW --rename reward=next.reward"),
+    ({"terminals": None}, "(?s)there is no column next.terminated.*True where the environment ended the episode, and "
+     "False at a time limit"),
+    ({"rewards": np.zeros(40, "f")}, "(?s)column 'next.reward': all rewards are 0, so that no action is better.*bc"),
+    ({"rewards": np.ones(40, "f"), "terminals": np.zeros(40, bool)}, "all rewards are 1 and no episode terminates"),
+    ({"rewards": np.where(np.arange(40) == 7, np.nan, 1).astype("f")}, "episode 0, step 7, next.reward"),
+])
+def test_what_cannot_be_learned_from_is_refused(tmp_path, changes, says):
+    code, text = trained(tmp_path, **changes)
+    assert code and re.search(says, text), text
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_nan_is_refused_even_if_the_audit_is_ignored(tmp_path):
+    rewards = np.where(np.arange(40) == 7, np.nan, 1).astype("f")
+    code, text = trained(tmp_path, "iql", 40, "--ignore", "not-finite", rewards=rewards)
+    assert code and "episode 0, step 7, next.reward: the value is not finite" in text, text
+
+
+@pytest.mark.parametrize("name", ["awac", "idql"])
+def test_classes_are_refused_where_a_critic_reads_numbers(tmp_path, name):
+    code, text = trained(tmp_path, name, actions=np.arange(40) % 3)
+    assert code and "the actions are classes" in text and "iql" in text
+    assert trained(tmp_path, "iql", actions=np.arange(40) % 3)[0] == 0
+
+
+def test_time_limits_that_are_marked_as_ends_are_told(tmp_path):
+    code, text = trained(tmp_path, terminals=np.arange(40) % 10 == 9, episode_ends=np.arange(10, 50, 10))
+    assert code == 0 and "all 4 episodes terminate after 10 steps, as with a time limit" in text
+
+
+def test_scores_that_diverge_are_named():
+    reward = np.full(5, -2, "f")
+    data = Dataset([Episode({"observation.state": np.zeros((6, 1), "f"), "action": np.zeros((5, 1), "f"),
+                             "next.reward": reward})])
+    batch = Batch({}, torch.zeros(5, 1, 1), torch.ones(5, 1, dtype=torch.bool), {"next.reward": torch.from_numpy(reward)})
+    for discount, bound in ((0.9, 20), (1.0, 10)):  # 2 for each of 1 / (1 - discount) steps, or of the longest episode
+        returns = ReturnBound(data, discount)
+        returns.check(-9.9 * bound, batch, 7)
+        with pytest.raises(UserError, match=f"update 7: the scores of the critic diverge: their mean is .*exceed {bound}"
+                           r"\n  -> normalize the critic \(--learner.critic.layer-norm True\), or lower --learner.discount"):
+            returns.check(-10.1 * bound, batch, 7)
+
+
+def test_a_learner_whose_scores_diverge_stops(tmp_path):
+    code, text = trained(tmp_path, "awac", 40, "--learner.optimizer.lr", 30.0, "--learner.discount", 0.5)
+    assert code and re.search("the scores of the critic diverge|is (nan|inf)", text), text

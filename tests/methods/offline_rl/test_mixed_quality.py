@@ -1,0 +1,61 @@
+"""Sanity level of offline learners: better than cloning on demonstrations of mixed quality."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fixtures.centers import Center, Skilled
+
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.recording import UniformRandomActor
+from understudy.evaluate.rollout import rollout
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.methods import find_method
+from understudy.nets.mlp import MLP
+
+LEVELS = {"iql": 10, "awac": 10, "idql": 10}  # points above cloning, of 100 from random actions to the expert
+EPISODES = 100
+
+
+@functools.cache
+def recorded():
+    return rollout(Skilled(-0.5, 1.0, 0.3), Center(40), EPISODES, recording_seed(0))
+
+
+def points(actor) -> float:
+    worst, best = (evaluate(a, Center(40), 80).returns.estimate for a in (
+        UniformRandomActor(Center(40)), Center(40).expert()))
+    return 100 * (evaluate(actor, Center(40), 80).returns.estimate - worst) / (best - worst)
+
+
+def smaller(method: Method) -> Method:
+    """The method with small networks, small batches and 800 updates."""
+    learner = replace(method.learner, steps=800, batch_size=64, optimizer=replace(method.learner.optimizer, lr=1e-3))
+    if not isinstance(learner, BehaviorCloning):
+        learner = replace(learner, critic=CriticConfig((64, 64)))
+    stages = tuple(replace(stage, method=smaller(stage.method)) for stage in method.stages)
+    return replace(method, policy=replace(method.policy, trunk=MLP(64, 2)), learner=learner, stages=stages)
+
+
+def trained(name: str, seed: int) -> float:
+    method = smaller(find_method(name, recorded().features()))
+    return points(fit_method(method, recorded(), seed).actor)
+
+
+@functools.cache
+def cloned() -> list[float]:
+    return [trained("bc", seed) for seed in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEVELS)
+def test_it_beats_cloning_on_data_of_mixed_quality(name):
+    learned = [trained(name, seed) for seed in range(3)]
+    assert np.mean(learned) - np.mean(cloned()) >= LEVELS[name], (name, cloned(), learned)
+    assert min(learned) > max(cloned()), (name, cloned(), learned)

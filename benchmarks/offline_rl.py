@@ -1,8 +1,8 @@
 """Updates of IQL and TD3+BC, here, in d3rlpy and in a plain loop: python benchmarks/offline_rl.py
 
 Networks of 256 x 2, batches of 256 transitions of 17 observed numbers and 6 actions, drawn anew for each update. The
-plain loop is PyTorch alone, with the data as tensors, fused Adam and one call for all target weights. Its policy has the
-same outputs as ours. That of d3rlpy has a standard deviation that does not depend on the observation.
+plain loop is PyTorch alone, with the data as tensors, fused Adam and one call for all target weights. Its policy has
+the same outputs as ours. That of d3rlpy has a standard deviation that does not depend on the observation.
 """
 
 from __future__ import annotations

@@ -396,7 +396,8 @@ def check_observed(column: str, features: Schema, where: str) -> None:
 
 
 _SUGGESTED_NAMES = {"reward": "next.reward", "rewards": "next.reward", "terminated": "next.terminated",
-                    "terminals": "next.terminated", "truncated": "next.truncated", "timeouts": "next.truncated", "success": "next.success", "actions": "action",
+                    "terminals": "next.terminated", "truncated": "next.truncated", "timeouts": "next.truncated",
+                    "success": "next.success", "actions": "action",
                     "object": "observation.environment_state", "environment_state": "observation.environment_state",
                     "env_state": "observation.environment_state",
                     **dict.fromkeys(("state", "states", "obs", "observation", "observations", "qpos", "joint_positions",

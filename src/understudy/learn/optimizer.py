@@ -104,8 +104,9 @@ class OptimizerState:
         matrices = [p for p in self.memory_order_parameters if p.ndim >= 2]
         vectors = [p for p in self.memory_order_parameters if p.ndim < 2]
         self.order = [axes for axes in self.axes if len(axes) >= 2] + [axes for axes in self.axes if len(axes) < 2]
-        decays = ((matrices, optim.weight_decay), (vectors, 0.0)) if optim.weight_decay else ((matrices + vectors, 0.0),)
-        groups = [{"params": g, "weight_decay": d} for g, d in decays if g]  # each takes a call
+        groups = [{"params": g, "weight_decay": d} for g, d in ((matrices, optim.weight_decay), (vectors, 0.0)) if g]
+        if not optim.weight_decay and groups:  # each group takes time
+            groups = [{"params": matrices + vectors, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, optim.lr, optim.betas,
                                        fused=device.type in ("cpu", "cuda", "mps")) if groups else None
         count = sum(p.numel() for p in self.parameters)

@@ -174,7 +174,8 @@ class CriticAdvantage:
         for name in ("critic", "value"):
             if not isinstance(scorer := getattr(self, name), Scorer):
                 raise UserError(f"{type(scorer).__name__} scores nothing", where=f"CriticAdvantage.{name}",
-                                hint="give FromStage(STAGE, MODULE) of a stage whose learner trains critics, such as IQL")
+                                hint="give FromStage(STAGE, MODULE), where the learner of the stage trains critics, as "
+                                     "that of iql does")
         return self.critic(batch.obs, batch.action) - self.value(batch.obs, batch.action)
 
 

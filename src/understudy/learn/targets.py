@@ -88,12 +88,12 @@ def check_rewards(data: Dataset) -> None:
     if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(ends)):
         raise DataError(f"all rewards are {rewards[0]:g}" + (" and no episode terminates" if rewards[0] else "") +
                         ", so that no action is better than another", where=f"{where}, column {REWARD!r}",
-                        hint="store rewards that differ, such as 1 at the step that succeeds, or clone all actions with "
-                             "bc")
+                        hint="store rewards that differ, such as 1 at the step that succeeds, or clone the actions "
+                             "with bc")
     if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() > 1:
-        warnings.warn(f"{where}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time limit. "
-                      f"If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic learns "
-                      "that nothing follows.", DataWarning, stacklevel=3)
+        warnings.warn(f"{where}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
+                      f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
+                      "learns that nothing follows.", DataWarning, stacklevel=3)
 
 
 class ReturnBound:
@@ -115,5 +115,5 @@ class ReturnBound:
         if abs(score) > 10 * bound > 0:
             raise UserError(f"the scores of the critic diverge: their mean is {score:.3g}, but no return can exceed "
                             f"{bound:.3g}", where=f"update {update}",
-                            hint="normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
-                                 "--learner.optimizer.lr")
+                            hint="normalize the critic (--learner.critic.layer-norm True), or lower "
+                                 "--learner.discount or --learner.optimizer.lr")

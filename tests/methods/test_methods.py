@@ -338,6 +338,7 @@ WITHOUT = {
     "one square camera image, and actions that are one motion: where to pick, where to place, and the turn": (
         STATES, "0 square images"),
     "rewards": (STATES, "there is no column '?next.reward"),
+    "rewards, and which steps ended an episode (next.terminated)": (STATES, "there is no column '?next.reward"),
     "prior data (--prior)": (STATES, "no part 'prior'"),
     "rewards, and prior data (--prior) whose actions are ignored": (STATES, "no part 'task'"),
     "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),

@@ -171,12 +171,15 @@ class CriticAdvantage:
     value: FromStage | Scorer
 
     def __call__(self, batch: Batch) -> Tensor:
-        for name in ("critic", "value"):
-            if not isinstance(scorer := getattr(self, name), Scorer):
-                raise UserError(f"{type(scorer).__name__} scores nothing", where=f"CriticAdvantage.{name}",
-                                hint="give FromStage(STAGE, MODULE), where the learner of the stage trains critics, as "
-                                     "that of iql does")
-        return self.critic(batch.obs, batch.action) - self.value(batch.obs, batch.action)
+        return self._score("critic", batch) - self._score("value", batch)
+
+    def _score(self, name: str, batch: Batch) -> Tensor:
+        scorer = getattr(self, name)
+        if not isinstance(scorer, Scorer):
+            raise UserError(f"{type(scorer).__name__} scores nothing", where=f"CriticAdvantage.{name}",
+                            hint="give FromStage(STAGE, MODULE), where the learner of the stage trains critics, as that "
+                                 "of iql does")
+        return scorer(batch.obs, batch.action)
 
 
 @part

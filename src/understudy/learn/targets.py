@@ -84,14 +84,14 @@ def check_rewards(data: Dataset) -> None:
     check_finite(data, (REWARD,))
     rewards = np.concatenate([np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data])
     ends = [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
-    where = data.metadata.get("path", "data set")
+    path = data.metadata.get("path", "data set")
     if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(ends)):
         raise DataError(f"all rewards are {rewards[0]:g}" + (" and no episode terminates" if rewards[0] else "") +
-                        ", so that no action is better than another", where=f"{where}, column {REWARD!r}",
+                        ", so that no action is better than another", where=f"{path}, column {REWARD!r}",
                         hint="store rewards that differ, such as 1 at the step that succeeds, or clone the actions "
                              "with bc")
     if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() > 1:
-        warnings.warn(f"{where}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
+        warnings.warn(f"{path}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
                       f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
                       "learns that nothing follows.", DataWarning, stacklevel=3)
 

@@ -177,8 +177,7 @@ class CriticAdvantage:
         scorer = getattr(self, name)
         if not isinstance(scorer, Scorer):
             raise UserError(f"{type(scorer).__name__} scores nothing", where=f"CriticAdvantage.{name}",
-                            hint="give FromStage(STAGE, MODULE), where the learner of the stage trains critics, as that "
-                                 "of iql does")
+                            hint="give FromStage(STAGE, MODULE) of a stage that trains critics, as iql does")
         return scorer(batch.obs, batch.action)
 
 

@@ -52,12 +52,12 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "gcivl", "hiql", "vpt", "iql",
-                 "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "midas", "knn",
-                 "vinn", "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "gcivl", "hiql", "abco", "bco",
+                 "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "dynamo",
+                 "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
-    "attention-tuner", "interactive-language", "iql", "ppo", "procedure-cloning", "thought-cloning", "dualmind",
-    "midas", "arp", "omnijarvis"]
+    "abco", "bco", "attention-tuner", "interactive-language", "iql", "ppo", "procedure-cloning", "thought-cloning",
+    "dualmind", "midas", "arp", "omnijarvis"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -345,6 +345,8 @@ WITHOUT = {
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
+    "an environment that tells success": (STATES, "no environment to collect them in"),
+    needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     "actions in some episodes; those of the others are NaN, or the column is absent": (
         {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
@@ -364,7 +366,7 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
     data = random_dataset(features, episodes=3, steps=12)
     with pytest.raises(UserError, match=words):
         method = find_method(name, data.features())
-        env = make("fork", 1) if need == "rewards" and method.collection is not None else None
+        env = make("fork", 1) if need in ("rewards", needs.PRACTICE) and method.collection is not None else None
         train(method, data, tmp_path / "run", steps=1, env=env)
 
 

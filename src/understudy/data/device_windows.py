@@ -67,9 +67,8 @@ class DeviceWindows(Windows):
         def seen(tree):
             return {k: self.goal_columns.get(k, self.device_columns.get(k))[v] for k, v in tree.items()}
 
-        extra = {
-            k: self.device_columns[k][v] if k in self.extra and k != "index" else v for k, v in numbers.extra.items()
-        }
+        stored = {**{k: self.device_columns[k] for k in self.extra if k != "index"}, **self.goal_columns}
+        extra = {k: stored[k][v] if k in stored else v for k, v in numbers.extra.items()}
         action = numbers.action if self.target is None else self.device_columns[self.target][numbers.action[..., 0]]
         if action.ndim != 3:
             action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))

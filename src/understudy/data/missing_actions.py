@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..core import DataError, Feature
+from ..core import DataError, Feature, role
 from .episode import Dataset, Episode, LabeledEpisodes
 from .operations import ConcatSource, Operation, SlicedSource
 
@@ -73,7 +73,42 @@ class LabeledSteps(Operation):
             raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
                             hint="add a few episodes with actions (understudy record), hold fewer episodes out "
                                  "(--val-fraction 0), or name the column that has them (--columns action=NAME)")
+        if [stop - start for _, start, stop in runs] == data.lengths.tolist():
+            return data
         numbers, start, stop = map(list, zip(*runs, strict=True))
         labeled = data.select(numbers)
         source = SlicedSource(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
         return Dataset(source, data.metadata)
+
+
+@dataclass(frozen=True)
+class PlaceholderActions(Operation):
+    """Gives steps without an action one of the recorded actions, drawn at random, which nothing may learn from.
+
+    The statistics of the column then stay those of the recorded actions. A last step without a next observation is left
+    out.
+    """
+
+    def apply(self, data: Dataset) -> Dataset:
+        recorded = [has_action(episode) for episode in data]
+        features = next((e.features() for e, steps in zip(data, recorded, strict=True) if steps.any()), None)
+        if features is None:
+            raise NoActions("no episode has actions", where=data.metadata.get("path", "data set"),
+                            hint="record practice with actions, of any quality, and train on both: understudy record "
+                                 "ENV --actor random --out PRACTICE; understudy train METHOD DATA --prior PRACTICE")
+        if all(steps.all() for steps in recorded):
+            return data
+        choices = np.concatenate([np.asarray(e.steps["action"])[:len(e)][steps]
+                                  for e, steps in zip(data, recorded, strict=True) if steps.any()])
+        columns = [name for name in data.features() if role(name) == "observation"]
+        no_end, rng = lacks_next_observation(data, columns), np.random.default_rng(0)
+        actions: list[np.ndarray | None] = []
+        for episode, steps, is_short in zip(data, recorded, no_end, strict=True):
+            if steps.all():
+                actions.append(None)
+                continue
+            drawn = choices[rng.integers(len(choices), size=len(steps))]
+            if steps.any():
+                drawn[steps] = np.asarray(episode.steps["action"])[:len(steps)][steps]
+            actions.append(drawn[:-1] if is_short and not steps[-1] else drawn)
+        return with_actions(data, actions, features["action"])

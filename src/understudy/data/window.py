@@ -50,7 +50,8 @@ class Goal:
     current row to the goal: negative for a goal in the past, infinite for a goal in another episode.
     ``"<into>.reached"`` (B, 1) bool is ``steps == 0``, the reward of goal-conditioned value functions.
 
-    An actor and a critic that need different goals use two of these.
+    An actor and a critic that need different goals use two of these. A goal that is not among the inputs of the window
+    is in `Batch.extra` too, (B, 1, ...), under its name.
 
     Args:
         column: The observation whose rows are the goals.
@@ -332,10 +333,12 @@ class Windows(BatchSampler):
             extra = {k: target_columns[k] for k in self.extra}
         action = torch.zeros(*inside.shape, 0) if self.target is None else target_columns[self.target]
         extra = {**extra, "index": torch.from_numpy(indices[:, None])}
-        for name, (_, goal_episode, goal_row) in goals.items():
+        for name, (column, goal_episode, goal_row) in goals.items():
             steps = np.where(goal_episode == episode, goal_row - t, np.inf).astype(np.float32)
             extra[f"{name}.steps"] = torch.from_numpy(steps[:, None])
             extra[f"{name}.reached"] = extra[f"{name}.steps"] == 0
+            if name not in self.inputs:
+                extra[name] = _to_tensor(column.gather(goal_episode, goal_row[:, None]))
         return Batch(
             obs=obs,
             action=action if action.ndim == 3 else action.reshape(*action.shape[:2], -1),

@@ -36,16 +36,18 @@ class RepresentationObjective(AuxiliaryLoss):
         """Returns the module that computes the loss of each window, (B,), and holds the networks of the objective."""
 
 
-def _layers(*sizes: int) -> nn.Sequential:
+def projector_layers(*sizes: int) -> nn.Sequential:
+    """Layers with these widths and LayerNorm."""
     return feed_forward_layers(sizes, layer_norm=True)
 
 
-def _flat(captured: Mapping[str, Tensor]) -> Tensor:
-    """The encoded observation of this forward pass, (B, N * D)."""
+def flat_encoding(captured: Mapping[str, Tensor]) -> Tensor:
+    """Returns the encoded observation of this forward pass, (B, N * D)."""
     return Context(captured["context"], captured["context_mask"]).flat()
 
 
-def _context_size(policy: Policy) -> int:
+def encoding_size(policy: Policy) -> int:
+    """Width of `flat_encoding`."""
     return policy.encoder.tokens * policy.encoder.width
 
 
@@ -69,7 +71,7 @@ def _cosine_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(prediction, target, dim=-1)
 
 
-class _TargetEncoder(nn.Module):
+class TargetEncoder(nn.Module):
     """A slowly updated copy of a policy's encoder. It is in evaluation mode, and no gradient passes through it."""
 
     def __init__(self, policy: Policy, decay: float):
@@ -160,14 +162,14 @@ class ForwardDynamics(RepresentationObjective):
 class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
     def __init__(self, config: ForwardDynamics, policy: Policy):
         super().__init__()
-        size = _context_size(policy)
-        self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
-        self.predictor = _layers(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
+        size = encoding_size(policy)
+        self.config, self.target = config, TargetEncoder(policy, config.target_decay)
+        self.predictor = projector_layers(size + policy.window.horizon * policy.codec.width, *config.hidden, size)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None
         actions = policy.encode_batch(batch).flatten(1)
-        prediction = self.predictor(torch.cat([_flat(captured), actions], -1))
+        prediction = self.predictor(torch.cat([flat_encoding(captured), actions], -1))
         return self.config.weight * _cosine_loss(prediction, self.target(policy, batch.next, rng))
 
     def after_update(self, policy):
@@ -256,14 +258,14 @@ class BYOL(RepresentationObjective):
 class _BYOLLoss(LaggedAuxiliaryLoss):
     def __init__(self, config: BYOL, policy: Policy):
         super().__init__()
-        self.config, self.target = config, _TargetEncoder(policy, config.target_decay)
-        self.projector: nn.Module = _layers(_context_size(policy), config.hidden, config.size)
-        self.predictor: nn.Module = _layers(config.size, config.hidden, config.size)
+        self.config, self.target = config, TargetEncoder(policy, config.target_decay)
+        self.projector: nn.Module = projector_layers(encoding_size(policy), config.hidden, config.size)
+        self.predictor: nn.Module = projector_layers(config.size, config.hidden, config.size)
         self.average = EMA(self.projector, ConstantDecay(config.target_decay))
         self.target_projector = self.average.module
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        prediction = self.predictor(self.projector(_flat(captured)))
+        prediction = self.predictor(self.projector(flat_encoding(captured)))
         with torch.no_grad():
             target = self.target_projector(self.target(policy, batch.obs, rng))
         return self.config.weight * _cosine_loss(prediction, target)
@@ -305,11 +307,11 @@ class _TimeContrastiveLoss(nn.Module):
     def __init__(self, config: TimeContrastive, policy: Policy):
         super().__init__()
         self.config = config
-        self.projector: nn.Module = _layers(_context_size(policy), config.hidden, config.size)
+        self.projector: nn.Module = projector_layers(encoding_size(policy), config.hidden, config.size)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None
-        views = (_flat(captured), policy.training_context(batch.next, rng).flat())
+        views = (flat_encoding(captured), policy.training_context(batch.next, rng).flat())
         before, after = (F.normalize(self.projector(view), dim=-1) for view in views)
         similarity = before @ after.T / self.config.temperature
         return self.config.weight * F.cross_entropy(similarity, torch.arange(len(before), device=before.device),

@@ -115,6 +115,7 @@ TEXT = {"dtype": "string", "shape": (), "kind": "string"}
 
 NUMBERS = Need("actions that are numbers", {"action": _vector(2)}, _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+PRACTICE = "practice with actions, of any quality, besides the demonstrations (--prior)"
 OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _vector(2)})
 NUMERIC_STATES = Need("states that are numbers", {"observation.state": _vector(2)}, _require_numeric_states)
 POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or more channels with colors or intensities",

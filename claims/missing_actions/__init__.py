@@ -1,0 +1,1 @@
+"""Experiments on few or no recorded actions: how to clone then."""

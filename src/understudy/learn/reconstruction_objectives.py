@@ -1,0 +1,97 @@
+"""Objectives that reconstruct the observation: an autoencoder, and one with a distribution of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..core import Above, AtLeast, Batch, part
+from ..nets.feed_forward import feed_forward_layers
+from ..policy import Policy
+from .representation_objectives import RepresentationObjective, encoding_size, flat_encoding
+
+
+def reconstruction_target(policy: Policy, batch: Batch) -> Tensor:
+    """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
+    coded = policy.codec.encode_obs(batch.obs)
+    columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
+    return torch.cat([column.float().flatten(1) for column in columns], -1)
+
+
+def _target_size(policy: Policy) -> int:
+    return policy.window.n_obs_steps * sum(policy.features[name].size for name in policy.inputs)
+
+
+@part
+class Reconstruction(RepresentationObjective):
+    """Reconstructs the observation from its encoding (an autoencoder).
+
+    Args:
+        hidden: Widths of the hidden layers of the decoder.
+        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1.
+    """
+
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
+    weight: float = 1.0
+
+    def build(self, policy):
+        return _ReconstructionLoss(self, policy)
+
+
+class _ReconstructionLoss(nn.Module):
+    def __init__(self, config: Reconstruction, policy: Policy):
+        super().__init__()
+        self.config = config
+        self.decoder = feed_forward_layers((encoding_size(policy), *config.hidden, _target_size(policy)))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        error = self.decoder(flat_encoding(captured)) - reconstruction_target(policy, batch)
+        return self.config.weight * error.square().mean(-1)
+
+
+@part
+class VAE(RepresentationObjective):
+    """Variational autoencoder: reconstructs the observation from a latent that is drawn, and near a standard normal.
+
+    The loss is ``|x - decode(z)|^2 / 2 + beta * KL(q(z | x) || N(0, 1))``. With linear networks and ``beta`` as the
+    variance of noise, its optimum is probabilistic principal component analysis.
+
+    Args:
+        latent: Width of the latent.
+        beta: Weight of the divergence. If it is too large, latents carry nothing.
+        hidden: Widths of the hidden layers of the decoder.
+        weight: Factor of the loss.
+
+    References:
+        Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv:1312.6114.
+        Nair et al. (2018), Visual Reinforcement Learning with Imagined Goals, arXiv:1807.04742.
+    """
+
+    latent: Annotated[int, AtLeast(1)] = 4
+    beta: Annotated[float, Above(0)] = 1.0
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
+    weight: float = 1.0
+
+    def build(self, policy):
+        return VAELoss(self, policy)
+
+
+class VAELoss(nn.Module):
+    """The networks of a `VAE`: `to_latent` makes means and logarithms of variances, and `decoder` observations."""
+
+    def __init__(self, config: VAE, policy: Policy):
+        super().__init__()
+        self.config = config
+        self.to_latent = feed_forward_layers((encoding_size(policy), 2 * config.latent))
+        self.decoder = feed_forward_layers((config.latent, *config.hidden, _target_size(policy)))
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        mean, log_variance = self.to_latent(flat_encoding(captured)).chunk(2, -1)
+        noise = torch.randn(mean.shape, generator=rng, device=mean.device)
+        decoded = self.decoder(mean + (log_variance / 2).exp() * noise)
+        error = (decoded - reconstruction_target(policy, batch)).square().sum(-1) / 2
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+        return self.config.weight * (error + self.config.beta * divergence)

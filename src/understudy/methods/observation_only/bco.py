@@ -1,0 +1,30 @@
+from ...core import Schema
+from ...data.missing_actions import PlaceholderActions
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, RolloutCollector
+from ...learn.cloning_from_observation import BehaviorCloningFromObservation
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES, PRACTICE
+from ..registry import method
+
+
+@method("Torabi et al. 2018 (BCO), arXiv 1805.01954; both networks learn together", rows=("204",),
+        needs=(NUMBERS_OR_CLASSES, PRACTICE, "an environment"),
+        when="if demonstrations have no actions, and there is an environment to practice in.")
+def bco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:
+    """Behavior cloning from observation: an inverse dynamics model of own practice tells the actions of demonstrations.
+
+    Args:
+        n_rounds: Number of rounds in which the policy collects further practice.
+        n_episodes: Number of episodes in each round.
+        features: The columns of the data. Discrete actions get a categorical head.
+    """
+    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
+    learner = BehaviorCloningFromObservation(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant"))
+    rounds = CollectionRounds(n_rounds, RolloutCollector(n_episodes), initial_updates=2000)
+    return Method(PolicyConfig(Categorical() if discrete else Regression()), RecedingHorizon(), learner,
+                  (PlaceholderActions(),), collection=rounds)

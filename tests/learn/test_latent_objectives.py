@@ -1,0 +1,158 @@
+"""Self-prediction and latent dynamics: exact small cases, and which of them collapse."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from understudy.core import Batch, Feature
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
+from understudy.heads.regression import Regression
+from understudy.learn.fit import fit
+from understudy.learn.latent_objectives import LatentDynamics, SelfPrediction
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.representation import RepresentationLearning
+from understudy.nets.ema import ConstantDecay
+from understudy.nets.encoders import TokenEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_learner
+
+RAW = Normalizer("identity", "identity")
+STATE, N_STATES, WIDTH = "observation.state", 12, 3
+
+
+def policy_of(size, width, seed=0):
+    torch.manual_seed(seed)
+    config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(width), RAW, target="")
+    return Policy(config, {STATE: Feature("float32", (size,))})
+
+
+def chain(seed):
+    """Every transition of a chain in which each state has four equally likely next states, and its matrix."""
+    rng = np.random.default_rng(seed)
+    pairs = [(x, int(y)) for _ in range(4) for x, y in enumerate(rng.permutation(N_STATES))]
+    matrix = np.zeros((N_STATES, N_STATES))
+    for x, y in pairs:
+        matrix[x, y] += 0.25
+    states = torch.eye(N_STATES)[:, None]
+    now, later = (torch.tensor(index) for index in zip(*pairs, strict=True))
+    batch = Batch({STATE: states[now]}, torch.zeros(48, 1, 0), torch.ones(48, 1).bool(), next={STATE: states[later]})
+    return batch, matrix
+
+
+def descend(objective, batch, updates=600, seed=0):
+    """Gradient descent with predictors that are always the best ones. Returns the encodings of the states."""
+    policy = policy_of(N_STATES, WIDTH, seed)
+    loss, linear = objective.build(policy), policy.encoder.maps[0]
+    later_linear = loss.later_encoder.maps[0]
+    torch.nn.init.orthogonal_(linear.weight)
+    torch.nn.init.orthogonal_(later_linear.weight)
+    for layer in (linear, later_linear):
+        torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD([linear.weight, later_linear.weight], lr=0.3)
+    for _ in range(updates):
+        context = policy.context(batch.obs)
+        with torch.no_grad():
+            now, later = context.flat(), later_linear(batch.next[STATE][:, 0]).flatten(1)
+            for predictor, x, y in ((loss.forward_map, now, later), (loss.backward_map, later, now)):
+                predictor.weight.copy_(torch.linalg.lstsq(x, y).solution / predictor.rate)
+        value = loss(policy, batch, torch.Generator(), {"context": context.tokens, "context_mask": context.mask}).mean()
+        optimizer.zero_grad()
+        (value * N_STATES).backward()
+        optimizer.step()
+    return linear.weight.detach().T.double().numpy()
+
+
+def subspace_share(features, basis):
+    """How much of the columns of `basis` lies in the span of the features, from 0 to 1."""
+    q, _ = np.linalg.qr(features)
+    return np.square(q.T @ basis).sum() / basis.shape[1]
+
+
+@pytest.mark.slow
+def test_two_way_self_prediction_learns_the_left_singular_vectors_of_a_chain():
+    shares = []
+    for seed in range(3):
+        batch, matrix = chain(seed)
+        left = np.linalg.svd(matrix)[0][:, :WIDTH]
+        shares.append(subspace_share(descend(SelfPrediction(5.0, two_way=True), batch, seed=seed), left))
+    assert np.mean(shares) > 0.9, shares  # a random subspace has 0.25
+
+
+def test_the_loss_by_hand():
+    batch, _ = chain(0)
+    policy = policy_of(N_STATES, WIDTH)
+    now, later = (policy.context(o).flat() for o in (batch.obs, batch.next))
+    captured = {"context": now[:, None], "context_mask": torch.ones(48, 1).bool()}
+    for target in ("stop", "full"):
+        loss = SelfPrediction(7.0, target, weight=2.0).build(policy)
+        value = loss(policy, batch, torch.Generator(), captured)
+        assert torch.allclose(value, 2 * (now - later).square().mean(-1), atol=1e-6)  # the first predictor is 1
+        weight = policy.encoder.maps[0].weight
+        gradients = torch.autograd.grad(value.sum(), weight, retain_graph=True)[0]
+        expected = 2 * (now - (later.detach() if target == "stop" else later)).square().mean(-1)
+        assert torch.allclose(gradients, torch.autograd.grad(expected.sum(), weight, retain_graph=True)[0], atol=1e-5)
+
+
+def test_the_predictor_moves_as_much_faster_as_its_rate():
+    batch, _ = chain(0)
+    moved = []
+    for rate in (1.0, 10.0):
+        policy = policy_of(N_STATES, WIDTH)
+        loss, context = SelfPrediction(rate).build(policy), policy.context(batch.obs)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, eps=1e-12)
+        captured = {"context": context.tokens, "context_mask": context.mask}
+        loss(policy, batch, torch.Generator(), captured).sum().backward()
+        optimizer.step()
+        matrix = loss.forward_map(torch.eye(WIDTH)).detach()
+        moved.append((matrix - torch.eye(WIDTH)).abs().mean().item())
+    assert moved[1] == pytest.approx(10 * moved[0], rel=1e-3)
+
+
+def walk(seed):
+    rng = np.random.default_rng(seed)
+    return Episode({STATE: rng.normal(size=(41, 6)).cumsum(0).astype(np.float32)})
+
+
+def spread(objective, updates=300):
+    """The logged spread of encodings at the end, as a fraction of the first."""
+    data = Dataset([walk(i) for i in range(10)])
+    torch.manual_seed(0)
+    config = PolicyConfig(Regression(), FeedForward(), TokenEncoder(8), target="")
+    policy = Policy(config, data.features()).fit_statistics(data)
+    learner = RepresentationLearning((objective,), batch_size=64, ema=ConstantDecay(0.0), optimizer=OptimizerConfig(
+        lr=3e-3, lr_schedule="constant")).build(policy, 0, updates, data)
+    sampler, logged = learner.batch_sampler(data), []
+    fit(learner, lambda n: sampler.batch(64, n), updates,
+        callbacks=[lambda n, learner, metrics: logged.append(metrics["encoding_std"])])
+    return logged[-1] / logged[0]
+
+
+def test_what_collapses_is_shown_by_the_logged_spread():
+    collapsed = spread(SelfPrediction(target="full"))
+    assert collapsed < 0.2 < 0.5 < spread(SelfPrediction(10.0))
+    assert spread(LatentDynamics(2, 32)) > 0.5
+
+
+def test_latent_dynamics_by_hand_and_its_inverse_model_trains():
+    policy, rng = policy_of(4, 5), torch.Generator().manual_seed(0)
+    obs, after = ({STATE: torch.randn(9, 1, 4, generator=rng)} for _ in range(2))
+    batch = Batch(obs, torch.zeros(9, 1, 0), torch.ones(9, 1).bool(), next=after)
+    loss = LatentDynamics(2, 16, covariance=0.3, weight=2.0).build(policy)
+    now, later = (policy.context(o).flat() for o in (obs, after))
+    value = loss(policy, batch, rng, {"context": now[:, None], "context_mask": torch.ones(9, 1).bool()})
+    hidden = loss.inverse(torch.cat([now, later], -1))
+    cosine = F.cosine_similarity(loss.predictor(torch.cat([now, hidden], -1)), later.detach(), dim=-1)
+    covariance = torch.cov(torch.cat([now, later]).T)
+    off = covariance[~torch.eye(5, dtype=torch.bool)].square().mean()
+    assert torch.allclose(value, 2 * (1 - cosine + 0.3 * off), atol=1e-6)
+    value.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.inverse.parameters())
+    assert all(p.grad is None for p in loss.target.parameters())
+
+
+@pytest.mark.parametrize("objective", [SelfPrediction(two_way=True), LatentDynamics(2, 8, target_decay=0.9)])
+def test_the_contract(objective):
+    check_learner(RepresentationLearning((objective,), batch_size=8))

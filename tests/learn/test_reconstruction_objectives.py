@@ -1,0 +1,80 @@
+"""Autoencoders: with linear networks their optima are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import Batch, Feature
+from understudy.data.codec import Normalizer
+from understudy.heads.regression import Regression
+from understudy.learn.reconstruction_objectives import VAE, Reconstruction, reconstruction_target
+from understudy.learn.representation import RepresentationLearning
+from understudy.nets.encoders import TokenEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_learner
+
+RAW = Normalizer("identity", "identity")
+STATE, SIZE, WIDTH, BETA = "observation.state", 5, 2, 0.3
+VARIANCES = np.array([4.0, 2.0, 0.5, 0.2, 0.1])
+
+
+def gaussian_batch():
+    """Observations whose covariance is exact: turned axes with `VARIANCES`."""
+    rng = np.random.default_rng(0)
+    x = np.linalg.qr(rng.normal(size=(400, SIZE)) - 0)[0]
+    x = np.linalg.qr(x - x.mean(0))[0] * np.sqrt(400 * VARIANCES)
+    turn = np.linalg.qr(rng.normal(size=(SIZE, SIZE)))[0]
+    obs = torch.tensor(x @ turn.T, dtype=torch.float32)[:, None]
+    return Batch({STATE: obs}, torch.zeros(400, 1, 0), torch.ones(400, 1).bool()), turn
+
+
+def descend(objective, updates):
+    torch.manual_seed(0)
+    batch, turn = gaussian_batch()
+    config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(SIZE), RAW, target="")
+    policy = Policy(config, {STATE: Feature("float32", (SIZE,))})
+    loss, rng = objective.build(policy), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam([*policy.encoder.parameters(), *loss.parameters()], lr=2e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for _ in range(updates):
+        context = policy.context(batch.obs)
+        value = loss(policy, batch, rng, {"context": context.tokens, "context_mask": context.mask}).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+    return loss, value.item(), turn
+
+
+def test_a_linear_vae_is_probabilistic_principal_component_analysis():
+    loss, _, turn = descend(VAE(WIDTH, BETA, hidden=()), 1500)
+    weight = loss.decoder[0].weight.detach().double().numpy()
+    expected = turn[:, :WIDTH] @ np.diag(VARIANCES[:WIDTH] - BETA) @ turn[:, :WIDTH].T
+    assert np.abs(weight @ weight.T - expected).max() < 0.15
+    bare, _, _ = descend(VAE(WIDTH, 5.0, hidden=()), 300)  # larger than every variance: nothing is carried
+    assert bare.decoder[0].weight.abs().max() < 0.1
+
+
+def test_a_linear_autoencoder_loses_the_smallest_variances():
+    class Narrow(Reconstruction):
+        def build(self, policy):
+            loss = super().build(policy)
+            loss.decoder = torch.nn.Sequential(torch.nn.Linear(SIZE, WIDTH), torch.nn.Linear(WIDTH, SIZE))
+            return loss
+    _, value, _ = descend(Narrow(()), 500)
+    assert value == pytest.approx(VARIANCES[WIDTH:].sum() / SIZE, rel=0.02)
+
+
+def test_targets_are_coded_numbers_and_pixels():
+    features = {"observation.images.top": Feature("uint8", (4, 4, 3), "image"), STATE: Feature("float32", (2,))}
+    policy = Policy(PolicyConfig(Regression(), FeedForward(()), codec=RAW, target=""), features)
+    obs = {"observation.images.top": torch.full((3, 1, 4, 4, 3), 255, dtype=torch.uint8),
+           STATE: torch.full((3, 1, 2), 7.0)}
+    target = reconstruction_target(policy, Batch(obs, torch.zeros(3, 1, 0), torch.ones(3, 1).bool()))
+    assert target.shape == (3, 50) and sorted(set(target.flatten().tolist())) == [1.0, 7.0]
+
+
+@pytest.mark.parametrize("objective", [Reconstruction((8,)), VAE(2, hidden=(8,))])
+def test_the_contract(objective):
+    check_learner(RepresentationLearning((objective,), batch_size=8))

@@ -53,8 +53,9 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "gcivl", "hiql", "abco", "bco",
-                 "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind", "dynamo",
-                 "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control", "udrl", "omnijarvis"]
+                 "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind",
+                 "dynamo", "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control", "udrl",
+                 "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "attention-tuner", "interactive-language", "iql", "ppo", "procedure-cloning", "thought-cloning",
     "dualmind", "midas", "arp", "omnijarvis"]

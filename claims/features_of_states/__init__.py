@@ -1,0 +1,1 @@
+"""Experiments on encoders that are trained on states first: with which objective?"""

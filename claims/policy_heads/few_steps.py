@@ -71,7 +71,7 @@ def success_and_bend(
     """Trains a method and rolls it out.
 
     Returns:
-        "success" and "entropy" as in `few_steps.measure_sides`, and one "log bend" of the trajectories.
+        "success" and "entropy" as in `measure_sides`, and one "log bend" of the trajectories.
     """
     trained = train_policy(experiment, option.method, data, seed)
     rollouts = rollout_starts(trained.with_head(option.head), option.method.executor, experiment.env, episodes, starts)
@@ -190,7 +190,7 @@ def success_and_evaluations(
     """Trains a method and rolls it out.
 
     Returns:
-        "success" and "entropy" as in `few_steps.measure_sides`. Logarithms of the mean number of network evaluations of
+        "success" and "entropy" as in `measure_sides`. Logarithms of the mean number of network evaluations of
         a plan in these rollouts, one each: "log evaluations" of all plans, "log evaluations, later" without the first
         plan of each rollout.
     """

@@ -97,6 +97,8 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
     status, out, _ = call("export", place / "a", "--out", tmp_path / "a.onnx", *name, "--trust", "slowed",
                           "--inputs", "5", "--json")
     assert status == 0 and json.loads(out)["executor"] == "Slowed"
+    out = call("export", place / "a", "--out", tmp_path / "b.onnx", "--inputs", "5")[1]
+    assert f"understudy eval {tmp_path / 'b.onnx'} fork --episodes 100\n" in out  # of its data
 
 
 @pytest.fixture(scope="module")

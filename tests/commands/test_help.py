@@ -7,6 +7,7 @@ import io
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from fixtures.cli import refused
@@ -54,6 +55,18 @@ def test_help_speaks_of_what_is_left_out_in_words(call, monkeypatch, terminal):
             assert len({len(line) for line in plain.splitlines() if line.startswith("  -")}) == 1
     assert re.search(r"--threshold RATE +distinguish one rate from this bound \(default: None\)", re.sub(
         r"\x1b\[[\d;]*m", "", call("plan", "--help")[1]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_does_not_contradict_itself(call, monkeypatch, name):
+    """A default in words is the only one, None is no choice, and only a full line is broken."""
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = [line.strip("│").rstrip() for line in call(name, "--help")[1].splitlines()]
+    for line, following in pairwise(lines):
+        if line.startswith("       ") and following.startswith("       "):
+            assert len(line) + len(following.split()[0]) >= 96, line
+    options = re.split(r"\n +--", "\n".join(lines))
+    assert not [text for text in options if "{None" in text or "by default" in text and "(default: " in text]
 
 
 def test_unknown_command(call):

@@ -224,7 +224,7 @@ def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
 
 @pytest.mark.parametrize("operation, says", [
     (Select((0, 6)), "no episode 6; there are 0 to 5"), (Delete((-1,)), "no episode -1"),
-    (Sample(7), "draw 7 of 6 episodes"),
+    (Sample(7), "--sample: cannot draw 7 of 6 episodes"),
     (Crop(3), "leaves nothing of its 1 steps"), (Rename("acton", "x"), "did you mean 'action'"),
     (Rename(ACTION, STATE), "is taken"), (Drop(("nothing",)), "no column 'nothing'"),
     (Filter("operater"), "did you mean 'operator'"),

@@ -15,8 +15,9 @@ def test_unknown_names_and_options_say_what_there_is():
         envs.make("frok")
     with pytest.raises(UserError, match="CartPole-v1"):
         envs.make("cartpole-v1")
-    with pytest.raises(UserError, match="limt"):
+    with pytest.raises(UserError, match="limt") as error:
         envs.make("fork", limt=3)
+    assert error.value.hint.startswith("it is made by Fork(rows: 'int' = 1, limit: 'int' = ")
     assert envs.names() == ("fork", "particle", "push", "push-images", "blocks", "memory", "maze", "arms", "drive",
                             "words", "tabular", "four_rooms", "gridworld_tasks", "peg_insertion", "planar_arms",
                             "tabletop", "lane_driving")

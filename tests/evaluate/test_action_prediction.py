@@ -233,6 +233,15 @@ def test_what_was_held_out_is_known_from_the_provenance():
     assert episodes_to_evaluate(provenance, double) == ([2, 5], "held out")
 
 
+def test_a_copy_of_a_training_episode_is_never_called_held_out():
+    data = normal_data(episodes=4)
+    twice = data + data
+    provenance = {"episodes": episode_fingerprints(twice), "held_out": [1, 5, 6], "left_out": []}
+    assert episodes_to_evaluate(provenance, twice) == ([1, 5], "held out")  # 6 is equal to 2
+    assert episodes_to_evaluate({**provenance, "held_out": [6]}, twice) == (list(range(8)), "trained on")
+    assert episodes_to_evaluate({**provenance, "held_out": [5], "left_out": [6]}, data) == ([0, 1, 2, 3], "trained on")
+
+
 def test_another_data_set_is_not_called_unseen():
     """Pieces of episodes are not recognized."""
     data = normal_data(episodes=6)

@@ -63,6 +63,11 @@ def test_a_figure_says_in_whose_units_it_is(shaky):
 
 def test_beside_says_what_is_missing(shaky):
     alone = measure_behavior(shaky, Fork())
+    n_successes = sum(e.metadata["success"] for e in shaky)
+    assert 0 < sum(alone.modes.counts.values()) == n_successes < len(shaky)
+    (ways,) = (line for line in alone.describe() if line.startswith("Ways"))
+    assert ways.startswith(f"Ways of the {n_successes} successes (2 ways, by the environment): ")
+    assert "over the successes of all starts" in ways
     assert alone.modes.demonstrations is None and alone.discriminator_accuracy is None
     assert any("--demonstrations" in w for w in alone.missing) and any("--repeats" in w for w in alone.missing)
     strange = Dataset([Episode({"observation.joints": np.random.default_rng(0).normal(size=(9, 4)),

@@ -73,6 +73,9 @@ def test_failures_that_begin_elsewhere_and_those_that_drift():
     (elsewhere,) = group_failures(Dataset([*won, *distant]), None, index)
     assert elsewhere.start_distance > 5 and "begin" in elsewhere.remedy(0) and "from starts like" in elsewhere.remedy(0)
     (drifts,) = group_failures(Dataset([*won, *drift]), None, index)
+    for group, verb in ((drifts, "leave"), (elsewhere, "begin")):
+        assert group.remedy(0).startswith(f"They {verb} ")
+        assert replace(group, episode_indices=(20,)).remedy(0).startswith(f"It {verb}s ")
     assert (
         drifts.start_distance < 1.5
         and 1 <= drifts.divergence_step <= 8

@@ -191,8 +191,9 @@ def test_what_is_no_number_is_refused_by_place(tmp_path, column, value):
 
 def test_interrupted_episodes_are_left_out_unless_asked(tmp_path):
     data = made_up()
-    fragment = Episode({n: 100 + 3 * np.asarray(a) for n, a in data[0].steps.items()}, {"interrupted": True})
-    mixed = Dataset([data[0], fragment, *data[1:], fragment], data.metadata)
+    fragment, last_fragment = (Episode({n: shift + 3 * np.asarray(a) for n, a in data[0].steps.items()},
+                                       {"interrupted": True}) for shift in (100, 101))
+    mixed = Dataset([data[0], fragment, *data[1:], last_fragment], data.metadata)
     clean = run(tmp_path / "clean", plain(), data)
     with pytest.warns(DataWarning, match=r"2 of 8 episodes.*left out of training: 1, 7\. Pass --include-interrupted"):
         trained = run(tmp_path / "left", plain(), mixed)

@@ -27,14 +27,14 @@ METHOD = Method(PolicyConfig(Regression(), trunk=MLP(8, 1), window=Window(2, 4))
                 BehaviorCloning(steps=2, batch_size=4))
 
 
-def episode(steps=12, width=3, **more):
-    rng = np.random.default_rng(steps)
+def episode(steps=12, width=3, seed=0, **more):
+    rng = np.random.default_rng([steps, seed])
     return Episode({"observation.state": rng.normal(size=(steps, width)).astype(np.float32),
                     "action": rng.normal(size=(steps, 2)).astype(np.float32), **more})
 
 
 def episodes(odd=None, place=7, n=10):
-    return Dataset([odd if odd is not None and i == place else episode() for i in range(n)])
+    return Dataset([odd if odd is not None and i == place else episode(seed=i) for i in range(n)])
 
 
 def run_train(data, folder, **options):
@@ -197,3 +197,22 @@ def test_the_export_of_a_folder_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r"the policy is 'runs/x', but must be a Policy\n.*load_policy\('runs/x'\)"):
         export("runs/x", tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("val_fraction, leaked", [([7], True), ([2, 7], False), (0.0, False)])
+def test_copies_of_episodes_are_told(tmp_path, val_fraction, leaked):
+    parts = list(episodes(n=7))
+    with pytest.warns(DataWarning, match="copies of earlier episodes: 1 of 8; ") as caught:
+        run_train(Dataset([*parts, parts[2]]), tmp_path / "run", val_fraction=val_fraction)
+    (text,) = (str(w.message) for w in caught if "copies" in str(w.message))
+    assert ("held-out episodes with a copy in training: 1 of 1; the validation error is too low" in text) == leaked
+    assert ("each counts twice in training" in text) != leaked
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        run_train(Dataset(parts), tmp_path / "other", val_fraction=val_fraction if val_fraction == 0.0 else [2])
+
+
+def test_an_unknown_option_of_train_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="train: there is no option 'stepz'.*\n  -> did you mean 'steps'") as error:
+        run_train(episodes(n=2), tmp_path / "run", stepz=2)
+    assert error.value.where == "train" and not (tmp_path / "run").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import os
 import shlex
@@ -9,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from dataclasses import fields, make_dataclass
+from itertools import count, pairwise
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -18,6 +21,9 @@ from typing import (
     Literal,
     NoReturn,
     TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
 )
 
 from rich.console import Console
@@ -161,8 +167,25 @@ def print_help(options: type, prog: str) -> NoReturn:
     """
     import tyro
 
-    tyro.cli(options, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
+    tyro.cli(_for_help(options), prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
     raise SystemExit(0)
+
+
+def _for_help(options: Any) -> type:
+    """These options with the text of each in one line, and without None as a choice, or beside "by default"."""
+    texts: dict[str, str] = {}
+    for cls in reversed(options.__mro__[:-1]):
+        texts |= {ast.unparse(option.target): " ".join(ast.literal_eval(text.value).split())
+                  for definition in ast.parse(inspect.getsource(cls)).body if isinstance(definition, ast.ClassDef)
+                  for option, text in pairwise(definition.body)
+                  if isinstance(option, ast.AnnAssign) and isinstance(text, ast.Expr)}
+    annotated, hints, parts = get_type_hints(options, include_extras=True), get_type_hints(options), []
+    for f in fields(options):
+        literals = [get_args(kind) for kind in get_args(hints[f.name]) if get_origin(kind) is Literal]
+        changes = arg(help=texts[f.name], help_behavior_hint="" if "by default" in texts[f.name] else None,
+                      metavar=f"{{{','.join(literals[0])}}}" if literals and f.default is None else None)
+        parts.append((f.name, Annotated[annotated[f.name], changes], f))  # ty: ignore[invalid-type-form]  # computed
+    return make_dataclass(options.__name__, parts, namespace={"__doc__": options.__doc__}, kw_only=True)
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

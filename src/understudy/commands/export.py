@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
-from .common import Output, command_line, parse, progress_bar, trained_rate, trust_options
+from .common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
 from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _write_lerobot_folder(o: ExportOptions, policy: Policy, method: Method, out:
 
     write_lerobot_policy(policy, method.executor, o.out)
     out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
-    out.suggest(command_line("eval", o.out, "ENV", "--episodes", 100))
+    out.suggest(command_line("eval", o.out, recorded_env_of(o.run) or "ENV", "--episodes", 100))
     out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
                     "executor": type(method.executor).__name__})
 
@@ -121,11 +121,12 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
         out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
                   "or compute it in your own loop.")
         runs = o.run
+    env = recorded_env_of(o.run)
+    trusted = trust_options(o.trust, env, o.run)
     if o.precision == "fp32" or runs == o.run:
-        out.suggest(command_line("eval", runs, "ENV", "--episodes", 100, *trust_options(o.trust, None, o.run)))
+        out.suggest(command_line("eval", runs, env or "ENV", "--episodes", 100, *trusted))
     else:
-        out.suggest(command_line("compare", o.run, o.out, "--env", "ENV", "--episodes", 400,
-                                 *trust_options(o.trust, None, o.run)))
+        out.suggest(command_line("compare", o.run, o.out, "--env", env or "ENV", "--episodes", 400, *trusted))
     out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
                     "runs_in_onnx_runner": in_runner, "precision": o.precision, "report": str(report),

@@ -81,17 +81,18 @@ class ViewOptions(JsonOption):
 def main(args: list[str]) -> None:
     o = parse(ViewOptions, "view", args)
     if o.subcommand != "list" and o.path is None:
-        raise _usage_error("a path, found none", o)
+        raise _usage_error(f"{o.subcommand} needs a path", o)
     if (o.out is not None) != (o.subcommand in ("make", "materialize")):
-        raise _usage_error("--out FILE with make and materialize, and only there", o)
+        needs = "needs --out FILE" if o.out is None else "writes nothing, so it takes no --out"
+        raise _usage_error(f"{o.subcommand} {needs}", o)
     with Output(o.json) as out:
         {"make": _make_view, "list": _list_views, "show": _show_view, "materialize": _materialize}[o.subcommand](o, out)
 
 
-def _usage_error(what: str, o: ViewOptions) -> UserError:
+def _usage_error(problem: str, o: ViewOptions) -> UserError:
     from ..core import UserError
 
-    return UserError(f"expected {what}", where=f"understudy view {o.subcommand}",
+    return UserError(problem, where=f"understudy view {o.subcommand}",
                      hint="understudy view --help says what each takes")
 
 
@@ -104,15 +105,15 @@ def _make_view(o: ViewOptions, out: Output) -> None:
     assert o.path is not None and o.out is not None
     check_absent(o.out)
     data = open_dataset(demonstrations_path(o.path))
-    what = []
+    operations = []
     for parsed_operation in _parse_operations(o):
-        # The value of a condition is read as what the data hold.
+        # Parse the value with the type of the field.
         operation = parsed_operation if isinstance(parsed_operation, Operation) else parsed_operation(data)
-        what.append(operation)
+        operations.append(operation)
         data = operation.apply(data)
     if o.fps is not None and action_convention(data) == "delta":
         out.print("warning: the actions look like differences per step, and another rate means another speed")
-    view = views.write_view(o.out, o.path, *what, created_with={"command": "view make"})
+    view = views.write_view(o.out, o.path, *operations, created_with={"command": "view make"})
     out.print(f"{view.episodes} episodes, {view.steps} steps. Written to {o.out}")
     out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
     out.print_json(views.lineage(o.out))
@@ -145,6 +146,7 @@ def _cut(field: str) -> Operation:
 
 def _parse_condition(text: str, data) -> Operation:
     from ..core import UserError
+    from ..data.formats.column_names import format_list
     from ..data.operations import Filter, episode_values
 
     for sign in ("!=", ">=", "<=", "="):
@@ -155,10 +157,15 @@ def _parse_condition(text: str, data) -> Operation:
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     return Filter(name, **{"at_least" if sign == ">=" else "at_most": number})
                 break
-            texts = any(
-                isinstance(w, str) for v in episode_values(data, name) for w in (v if isinstance(v, list) else [v])
-            )
-            return Filter(name, tuple(v if texts else _parse_scalar(v) for v in value.split(",")), negate=sign == "!=")
+            values = [w for v in episode_values(data, name) for w in (v if isinstance(v, list) else [v])]
+            holds_text = any(isinstance(v, str) for v in values)
+            parsed = tuple(v if holds_text else _parse_scalar(v) for v in value.split(","))
+            condition = Filter(name, parsed, negate=sign == "!=")
+            if not len(condition.apply(data)):
+                options = dict.fromkeys(v if isinstance(v, str) else json.dumps(v, default=str) for v in values)
+                raise UserError(f"no episode satisfies {text!r}", where="--filter",
+                                hint=f"values of {name}: {format_list(options)}")
+            return condition
     raise UserError(f"expected a field, =, !=, >= or <=, and a value, found {text!r}", where="--filter",
                     hint="such as --filter success=true --filter 'length>=50'")
 
@@ -182,9 +189,9 @@ def _parse_range(text: str) -> tuple[int, int | None]:
 
 
 def _parse_scalar(text: str):
-    """Parses a number, true or false. Other text is returned unchanged."""
+    """Parses a number, or true or false in any case. Other text is returned unchanged."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except ValueError:
         return text
     return value if isinstance(value, (bool, int, float)) and math.isfinite(value) else text

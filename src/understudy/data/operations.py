@@ -137,7 +137,7 @@ class Sample(Operation):
 
     def apply(self, data: Dataset) -> Dataset:
         if not 0 < self.count <= len(data):
-            raise UserError(f"cannot draw {self.count} of {len(data)} episodes", where="sample, count",
+            raise UserError(f"cannot draw {self.count} of {len(data)} episodes", where="--sample",
                             hint="draw at least 1, and no more than there are")
         return data.select(sorted(permutation(len(data), self.seed)[: self.count]))
 

@@ -57,7 +57,7 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
     opened = [open_dataset(p) for p in parents]
     data = apply_operations(opened, operations, path)
     if not len(data):
-        raise UserError("the view has no episodes", where=path,
+        raise UserError("the view has no episodes", where=", ".join(map(str, parents)),
                         hint="leave out less; understudy inspect shows what there is")
     listed = tuple(Parent(relative_path(p, final.parent), *file_fingerprint(p, open_dataset), len(d), d.steps)
                    for p, d in zip(parents, opened, strict=True))

@@ -160,8 +160,8 @@ def _make(name, rows, trust, options) -> Env:
         try:
             return build(rows, **options)
         except TypeError as error:
-            raise UserError(f"the environment does not take the options {options}", where=name,
-                            hint=str(error)) from error
+            raise UserError(f"the environment does not take the options {options} ({error})", where=name,
+                            hint=f"it is made by {definition}{inspect.signature(build)}") from error
     prefer_offscreen()  # before any code that may import MuJoCo
     if (adapter := _adapter(name)) is not None:
         return _simulated(adapter, name, rows, options)

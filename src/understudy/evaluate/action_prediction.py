@@ -34,17 +34,17 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
 
     Returns:
         Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
-        that it was not trained on ("held out"), or all of them if there are none ("trained on"). Fragments that
-        training left out are not evaluated then.
+        that it was not trained on ("held out"), or all of them if there are none ("trained on"). A held-out episode
+        that equals one of the training was trained on. Fragments that training left out are not evaluated then.
     """
     fingerprints = provenance.get("episodes", {"columns": (), "digests": ()})
     everything = list(range(len(data)))
     if not fingerprints["columns"] or not all(name in data.features() for name in fingerprints["columns"]):
         return everything, "other data"
     digests = episode_fingerprints(data, fingerprints["columns"])["digests"]
-    held_out, left_out = ({fingerprints["digests"][i] for i in provenance.get(key, ())}
-                          for key in ("held_out", "left_out"))
-    learned = set(fingerprints["digests"]) - held_out - left_out
+    excluded = {*provenance.get("held_out", ()), *provenance.get("left_out", ())}
+    learned = {digest for i, digest in enumerate(fingerprints["digests"]) if i not in excluded}
+    left_out = {fingerprints["digests"][i] for i in provenance.get("left_out", ())}
     if not learned & set(digests):
         return everything, "other data"
     unseen = [i for i in everything if digests[i] not in learned | left_out]
@@ -201,8 +201,8 @@ class ActionPrediction:
         """How far the predicted actions are from the recorded ones."""
         n, what = len(self.episodes), "latents" if self.of_latents else "actions"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
-                 "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none was held out, so expect "
-                               "figures that are too good)",
+                 "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none of them is new to it, so "
+                               "expect figures that are too good)",
                  "other data": f"{n} episode{'s' * (n != 1)} of a data set that it was not trained on, as far as is "
                                "recorded (if they are cut from its training data, this is no test)"}[self.origin]
         constant = [c.name for c in self.by_component if c.is_constant]

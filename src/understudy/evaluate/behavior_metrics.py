@@ -136,8 +136,7 @@ class BehaviorMetrics:
             out.append(_describe_modes(m))
         if (t := self.discriminator_accuracy) is not None:
             out.append(
-                f"Told from a demonstration by how it moves: {_format_percent(t)} (50%: it passes for one; 100%: it "
-                "never does)."
+                f"A classifier tells its motion from demonstrations in {_format_percent(t)} of cases (chance: 50%)."
             )
         if (e := self.distribution_distance) is not None:
             each = [
@@ -283,10 +282,10 @@ def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> Beh
 def _describe_modes(m: BehaviorModes) -> str:
     def tally(counts):
         return ", ".join(f"{n} {w}" for w, n in counts.items()) or "none"
-    text = f"Ways ({m.n_modes}, as told by {m.source}): {tally(m.counts)}"
+    text = f"Ways of the {sum(m.counts.values())} successes ({m.n_modes} ways, by {m.source}): {tally(m.counts)}"
     if m.demonstrations is not None:
         text += f"; demonstrations {tally(m.demonstrations)}"
-    text += (f". Behavior entropy {m.entropy:.2f} over all starts" if math.isfinite(m.entropy) else
+    text += (f". Behavior entropy {m.entropy:.2f} over the successes of all starts" if math.isfinite(m.entropy) else
              ". No behavior entropy: nothing succeeded")
     if m.conditional_entropy is not None:
         p = m.conditional_entropy
@@ -297,8 +296,8 @@ def _describe_modes(m: BehaviorModes) -> str:
             else ", none of the same start, where nothing succeeded"
         )
     if m.overlap is not None and m.demonstrations is not None:
-        text += (f". {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways seen"
-                 + (f", {m.overlap:.0%} of their proportions" if math.isfinite(m.overlap) else ""))
+        text += (f". It uses {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways"
+                 + (f"; the shares overlap by {m.overlap:.0%}" if math.isfinite(m.overlap) else ""))
     return text + "."
 
 

@@ -71,16 +71,16 @@ class FailureGroup:
         """What to record next, in words."""
         some = ", ".join(map(str, self.episode_indices[:5])) + (", ..." if len(self) > 5 else "")
         which = f"{'episode' if len(self) == 1 else 'episodes'} {some} of seed {seed}"
+        begin, leave = ("It begins", "It leaves") if len(self) == 1 else ("They begin", "They leave")
         if self.start_distance is not None and self.start_distance > 1.5:
             return (
-                f"They begin {self.start_distance:.1f} times as far from demonstrated states as successes do: record "
+                f"{begin} {self.start_distance:.1f} times as far from demonstrated states as successes do: record "
                 f"demonstrations from starts like those of {which}."
             )
         if self.divergence_step is not None:
             return (
-                f"They leave what was demonstrated at about step {self.divergence_step}: record demonstrations that "
-                f"begin "
-                f"where it then is, and come back (look at {which})."
+                f"{leave} what was demonstrated at about step {self.divergence_step}. Record demonstrations that start "
+                f"there and return to the demonstrated path (look at {which})."
             )
         return f"Record more demonstrations of what happens there, from starts like those of {which}."
 

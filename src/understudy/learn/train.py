@@ -31,6 +31,7 @@ from ..core import (
     role,
     short_name,
     suggested_names,
+    unknown_name,
 )
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
@@ -170,6 +171,9 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
         >>> policy = train(find_method("bc"), open_dataset("demos"), "runs/bc", seed=1)
     """
     check_arguments(method, data)
+    names = [f.name for f in fields(RunConfig)]
+    for name in options.keys() - set(names):
+        raise unknown_name("option", name, names, "train")
     run_config, run = RunConfig(**options), Run(Path(out))
     device = devices.choose_device(run_config.device)
     _check_options(method, data, run, run_config)
@@ -287,6 +291,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, training_data(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
+    if processes.first:
+        _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
@@ -574,6 +580,20 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. Pass "
                   "--include-interrupted (include_interrupted=True in Python) to train on "
                   f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
+
+
+def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]) -> None:
+    """Warns of episodes that equal an earlier one, as `inspect` does, and of those that are held out nevertheless."""
+    excluded = {*held_out, *left_out}
+    learned = [digest for i, digest in enumerate(digests) if i not in excluded]
+    used, distinct = [*learned, *(digests[i] for i in held_out)], set(learned)
+    leaked = sum(digests[i] in distinct for i in held_out)
+    if copies := len(used) - len(set(used)):
+        effect = (f"held-out episodes with a copy in training: {leaked} of {len(held_out)}; the validation error is "
+                  "too low, and may choose another best checkpoint" if leaked else "each counts twice in training")
+        warnings.warn(f"copies of earlier episodes: {copies} of {len(used)}; {effect}. "
+                      "understudy inspect lists the copies, and understudy view make --delete leaves them out.",
+                      DataWarning, stacklevel=4)  # where `train` is called
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:

@@ -14,7 +14,7 @@ MAX_EPISODES = 200  # episodes of a data set that are looked at, evenly over it
 
 @dataclass(frozen=True)
 class TrajectoryScaling:
-    """Units of states and actions: standard deviations over a data set. What is constant there counts nothing.
+    """Units of states and actions: standard deviations over a data set. Constant components are ignored.
 
     Args:
         columns: Observations that are numbers. The state is their components side by side, (S,).
@@ -106,7 +106,7 @@ def _stack_finite(parts: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def _component_scale(rows: np.ndarray) -> np.ndarray:
-    """Deviations; infinite for what varies by rounding only, which must not become as loud as the rest."""
+    """Deviations; infinite for what varies by rounding only, so that rounding noise is not amplified."""
     if not len(rows):
         return np.full(rows.shape[1], np.inf)
     spread = rows.std(0)

@@ -505,7 +505,12 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
                             hint="leave it out, or use --eval ENV to roll out in it during training")
         return None
     name = o.env or recorded_env(data)
-    return None if name is None else make(name, COLLECTION_ROWS, o.trust)
+    if name is None:
+        return None
+    env = make(name, COLLECTION_ROWS, o.trust)
+    if method.collection is not None:
+        _check_policy_fits(method, data, env)
+    return env
 
 
 def _open_stream(o: TrainOptions):

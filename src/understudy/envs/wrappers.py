@@ -118,6 +118,9 @@ class LearnedRewardEnv(EnvWrapper):
         if (n := model.about.window.n_obs_steps) > 1:
             raise Unsupported(f"the reward model reads {n} observations, and an environment shows one",
                               where="LearnedRewardEnv", hint="train the reward with a window of n_obs_steps=1")
+        if model.annotations:
+            raise Unsupported(f"{type(model.about.config).__name__} gives rewards to episodes once they are over",
+                              where="LearnedRewardEnv", hint="use a reward of steps, such as DiscriminatorReward")
         self.model, self.obs = model.eval(), dict[str, Tensor]()
 
     def reset(self, which, key):

@@ -16,6 +16,7 @@ import torch
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
+from ..data.mixture import expert_episodes
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
@@ -38,6 +39,7 @@ from .method import (
     resolve_references,
     training_data,
 )
+from .reward_models import RewardedConfig
 from .stages import build_learner, check_stages, load_weights_from, of_policy, packages_of
 from .validation import check_training_data, warn_of_padding
 
@@ -208,20 +210,28 @@ def _describe_kind(value: object) -> str:
 
 def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int] = (),
                          stream: ShardStream | None = None) -> None:
-    """Checks that there is another demonstration of its task for each episode, if a method shows one.
+    """Checks that a method finds the demonstrations that it needs.
 
+    If it shows one, there must be another of its task for each episode. If it compares with them, others must be there.
     Warns if some episodes have none. `ShowDemonstration` leaves them out, and refuses episodes without a task.
 
     Args:
         left_out: Numbers of the episodes that are held out, or not trained on for another reason.
         stream: The stream of which `data` are the first episodes.
     """
+    path = data.metadata.get("path") or "data set"
+    if (isinstance(method.learner, RewardedConfig) and method.learner.compares and method.collection is None
+            and len(expert_episodes(data)) == len(data)):
+        raise DataError(f"all {len(data)} episodes are demonstrations, and a reward that tells them from other episodes "
+                        "needs both", where=path,
+                        hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
+                             "that are no demonstrations: understudy view make DATA --label expert=false")
     if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
         return
     if stream is not None:
         raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
                           "some in memory", where="ShowDemonstration", hint="train without a stream (--buffer-size)")
-    tasks, path = [task_of(episode) for episode in data.iterate_once()], data.metadata.get("path") or "data set"
+    tasks = [task_of(episode) for episode in data.iterate_once()]
     if not tasks or "" in tasks:
         return
     if len(set(tasks)) == len(tasks):

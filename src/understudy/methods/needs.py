@@ -132,6 +132,7 @@ CELLS = Need("a map of cells (observation.grid) and the cell of the agent (obser
 REWARDS = Need("rewards", {"next.reward": _vector()})
 STEP_REWARDS = Need("rewards, and which steps ended an episode (next.terminated)",
                     {"next.reward": _vector(), "next.terminated": {"dtype": "bool", "shape": ()}})
+ENDS = Need("which steps ended an episode (next.terminated)", {"next.terminated": {"dtype": "bool", "shape": ()}})
 THOUGHTS = Need("the thought of the expert at each step, as text (thought)", {"thought": TEXT})
 SUBTASKS = Need("a column of text that says what is done at each step, or segments in the metadata of the episodes",
                 {"subtask": TEXT})

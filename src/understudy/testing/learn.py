@@ -207,8 +207,9 @@ def check_reward_model(config: RewardModelConfig) -> None:
         torch.manual_seed(0)
         policy = Policy(PolicyConfig(Regression(), MLP(16, 1), inputs=(STATE,)), columns).fit_statistics(data).eval()
         model = config.build(policy, data)
-    expert, own = (policy.windows(model.annotate(part), extra=(*config.extra, "next.reward"), next_obs=True).batch(5, 0)
-                   for part in (data.select(range(0, 6, 2)), data.select(range(1, 6, 2))))
+    extra = (*config.extra, *model.annotations, "next.reward")
+    parts = (model.annotate(data.select(range(first, 6, 2))) for first in (0, 1))
+    expert, own = (policy.windows(episodes, extra=extra, next_obs=True).batch(5, 0) for episodes in parts)
     own, expert = (b.replace(extra={**b.extra, "log_prob": torch.zeros(5, 1)}) for b in (own, expert))
     if config.optimizer is not None:
         _check_reward_loss(model, own, expert)

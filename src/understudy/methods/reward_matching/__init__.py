@@ -1,0 +1,1 @@
+"""Methods that practice with rewards which they find by comparing with demonstrations."""

@@ -1,0 +1,168 @@
+"""Rewards of a discriminator: closed forms, and the numbers of imitation."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from fixtures.d3rlpy import sines
+from folders import TESTS
+
+from understudy.core import Batch, DataWarning, Feature, Unsupported
+from understudy.data.codec import Normalizer
+from understudy.data.window import Window
+from understudy.heads.categorical import Categorical
+from understudy.heads.regression import Regression
+from understudy.learn.discriminator_reward import Discriminator, DiscriminatorReward
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+
+STATE = "observation.state"
+PEER = json.loads((TESTS / "fixtures" / "imitation_rewards.json").read_text())
+IDENTITY = Normalizer("identity", "identity")
+
+
+def model(n_states: int = 3, n_actions: int = 2, **options) -> Discriminator:
+    features = {STATE: Feature("float32", (n_states,)), "action": Feature("float32", (n_actions,))}
+    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), codec=IDENTITY), features)
+    return DiscriminatorReward(**options).build(policy, None)
+
+
+def batch(state, action, after=None, ended=None, log_prob=None) -> Batch:
+    n = len(state)
+    extra = {"next.terminated": torch.zeros(n, 1) if ended is None else ended[:, None].float(),
+             "log_prob": torch.zeros(n, 1) if log_prob is None else log_prob[:, None]}
+    return Batch({STATE: state[:, None]}, action[:, None], torch.ones(n, 1, dtype=torch.bool), extra,
+                 {STATE: (state if after is None else after)[:, None]})
+
+
+def transitions(phase: int) -> Batch:
+    return batch(sines((6, 3), phase), sines((6, 2), phase + 1), sines((6, 3), phase + 2), torch.arange(6) % 3 == 0,
+                 sines((6,), phase + 3))
+
+
+@pytest.mark.parametrize("form", ["gail", "airl"])
+def test_rewards_and_losses_are_those_of_imitation(form):
+    built, peer = model(form=form, penalty=0.0, hidden=(8, 7), activation="relu", discount=0.97), PEER[form]
+    with torch.no_grad():
+        for i, parameter in enumerate(built.parameters()):
+            parameter.copy_(sines(tuple(parameter.shape), 100 + i))
+    own, expert = transitions(0), transitions(10)
+    assert built.logit(own).tolist() == pytest.approx(peer["logit"], abs=1e-5)
+    assert built.reward(own, None)[:, 0].tolist() == pytest.approx(peer["reward"], abs=1e-5)
+    loss = built.loss(own, expert, torch.Generator()).mean()
+    assert loss.item() == pytest.approx(2 * peer["loss"], abs=1e-5)  # imitation has the mean over both halves
+    gradient = torch.autograd.grad(loss, list(built.parameters()))
+    assert [g.norm().item() / 2 for g in gradient] == pytest.approx(peer["gradient"], abs=1e-5)
+
+
+def test_rewards_of_the_three_forms():
+    state, action = sines((6, 3), 0), sines((6, 2), 1)
+    torch.manual_seed(0)
+    logit = model(form="logit", hidden=(8,)).reward(batch(state, action), None)
+    torch.manual_seed(0)
+    gail = model(form="gail", hidden=(8,)).reward(batch(state, action), None)
+    torch.testing.assert_close(gail, -torch.log(1 - torch.sigmoid(logit)))
+    probability = torch.sigmoid(logit)
+    torch.testing.assert_close(logit, probability.log() - (1 - probability).log())
+
+
+def train(built: Discriminator, own: Batch, expert: Batch, steps: int = 300) -> None:
+    rng, options = torch.Generator(), {"tolerance_grad": 1e-9, "tolerance_change": 1e-12}
+    optimizer = torch.optim.LBFGS(list(built.parameters()), max_iter=steps, line_search_fn="strong_wolfe", **options)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = built.loss(own, expert, rng).mean()
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+
+
+def test_the_optimum_on_two_discrete_distributions_is_their_log_ratio():
+    counts = torch.tensor([[10, 20, 30, 40], [40, 25, 25, 10]])  # of the policy, and of demonstrations
+    rows = [torch.eye(4).repeat_interleave(n, 0) for n in counts]
+    built = model(4, inputs="state", penalty=0.0, hidden=(16,))
+    train(built, *(batch(r, torch.zeros(100, 2)) for r in rows))
+    reward = built.reward(batch(torch.eye(4), torch.zeros(4, 2)), None)[:, 0]
+    torch.testing.assert_close(reward, (counts[1] / counts[0]).log(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("options", "excess"), [
+    ({}, lambda norm: norm - 1), ({"target": 0.3}, lambda norm: norm - 0.3),
+    ({"one_sided": True}, lambda norm: max(norm - 1, 0.0))])
+@pytest.mark.parametrize("length", [0.5, 1.7])
+def test_the_penalty_of_a_linear_network(length, options, excess):
+    built = model(hidden=(), **options)
+    weight = sines((1, 5), 3)
+    with torch.no_grad():
+        built.layers[0].weight.copy_(length * weight / weight.norm())
+    torch.testing.assert_close(built.gradient_penalty(sines((4, 5), 0)), torch.full((4,), float(excess(length)**2)))
+    own, expert = transitions(0), transitions(10)
+    without = model(hidden=(), penalty=0.0)
+    without.load_state_dict(built.state_dict())
+    added = built.loss(own, expert, torch.Generator()) - without.loss(own, expert, torch.Generator())
+    torch.testing.assert_close(added, torch.full((6,), 10.0 * excess(length)**2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_spectral_norm_bounds_the_gradient():
+    built = model(spectral=True, hidden=(16, 16), activation="relu")
+    for _ in range(300):  # power iterations
+        built.logit(transitions(0))
+    points = sines((20, 5), 4).requires_grad_()
+    gradient, = torch.autograd.grad(built.layers(points).sum(), points)
+    assert gradient.norm(dim=1).max() <= 1 + 1e-4
+    built.eval()
+    norms = [torch.linalg.matrix_norm(layer.weight, 2).item() for layer in built.layers[::2]]
+    assert norms == pytest.approx([1] * 3, abs=1e-3)
+
+
+def test_airl_recovers_a_reward_up_to_shaping():
+    """The policy is the optimum of maximum entropy. Then D is 1/2 everywhere, so f is the log-density of the policy,
+    which is the reward plus a shaping by the soft values. Deterministic moves on a line of four states."""
+    discount, reward = 0.9, torch.tensor([0.0, 0.3, -0.5, 1.0])
+    after = torch.stack([(torch.arange(4) - 1).clamp(min=0), (torch.arange(4) + 1).clamp(max=3)], 1)  # of each action
+    value = torch.zeros(4)
+    for _ in range(500):
+        value = torch.logsumexp(reward[:, None] + discount * value[after], 1)
+    log_policy = reward[:, None] + discount * value[after] - value[:, None]
+    states, actions = torch.arange(4).repeat_interleave(2), torch.arange(2).repeat(4)
+    rows = batch(torch.eye(4)[states], torch.eye(2)[actions], torch.eye(4)[after[states, actions]],
+                 log_prob=log_policy[states, actions])
+    built = model(4, form="airl", penalty=0.0, hidden=(16,), discount=discount)
+    train(built, rows, rows)
+    shaped = reward[states] + discount * value[after[states, actions]] - value[states]
+    torch.testing.assert_close(built.reward(rows, None)[:, 0], shaped, rtol=0, atol=5e-3)
+
+
+def test_states_alone_do_not_depend_on_actions_and_next_states_do_not_either():
+    own = transitions(0)
+    moved = own.replace(action=own.action + 1)
+    for inputs, same in (("state", True), ("next", True), ("action", False)):
+        built = model(inputs=inputs, hidden=(8,))
+        assert torch.equal(built.reward(own, None), built.reward(moved, None)) == same
+    elsewhere = own.replace(next={STATE: own.next[STATE] + 1})
+    assert not torch.equal(model(inputs="next", hidden=(8,)).reward(own, None),
+                           model(inputs="next", hidden=(8,)).reward(elsewhere, None))
+
+
+def test_a_saturated_discriminator_is_named_with_the_settings_to_change():
+    built = model(hidden=(), penalty=0.0)
+    own, expert = transitions(0), transitions(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built.loss(own, expert, torch.Generator())
+    with torch.no_grad():
+        built.layers[0].weight.mul_(200)
+    with pytest.warns(DataWarning, match=r"certain of all rows.*--learner.reward.penalty 10.*reward.optimizer.lr"):
+        built.loss(own, expert, torch.Generator())
+
+
+@pytest.mark.parametrize(("policy", "action", "message"), [
+    (PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)), Feature("float32", (1,)), "horizon=1"),
+    (PolicyConfig(Categorical(), MLP(8, 1)), Feature("int64", (1,), "discrete", num_classes=(3,)), "continuous")])
+def test_what_a_discriminator_cannot_compare_is_refused(policy, action, message):
+    with pytest.raises(Unsupported, match=message):
+        DiscriminatorReward().build(Policy(policy, {STATE: Feature("float32", (3,)), "action": action}), None)

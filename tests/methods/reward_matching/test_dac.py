@@ -1,0 +1,62 @@
+"""DAC: better than cloning, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fixtures.reward_matching import CONSTANT, demonstrations, small, success, trained, world
+
+from understudy import make
+from understudy.commands.train import _collection_env
+from understudy.core import DataError, UserError
+from understudy.envs.toys.fork import Fork
+from understudy.evaluate.evaluation import evaluate, recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.learn.train import train
+from understudy.methods import find_method
+
+STATE = "observation.state"
+
+
+def test_starts_of_the_fork_spread():
+    for spread in (0.03, 0.25):
+        env = Fork(400, spread=spread)
+        starts = np.stack([e.steps[STATE][0] for e in rollout(env.expert(), env, 400, recording_seed(0))])
+        assert starts.std() == pytest.approx(spread, rel=0.06)
+
+
+@pytest.mark.slow
+def test_it_is_above_cloning_in_a_world_of_gusts():
+    """Success, mean of three seeds; the reward of a discriminator needs the environment, and cloning does not."""
+    method = small(find_method("dac"), hidden=(64, 64), optimizer=replace(CONSTANT, lr=5e-4))
+    cloning = Method(method.policy, method.executor, BehaviorCloning(2000, 128, CONSTANT))
+    learned = [success(trained(method, seed)) for seed in range(3)]
+    cloned = [success(fit_method(cloning, demonstrations(seed), seed)) for seed in range(3)]
+    assert np.mean(learned) > np.mean(cloned) and min(learned) > 0.68, (learned, cloned)
+    expert = evaluate(world(50).env.expert(), world(50), 200).success.estimate
+    assert np.mean(learned) >= 0.75 * expert
+
+
+def test_it_practices_in_an_environment(tmp_path):
+    with pytest.raises(UserError, match=r"no environment to collect them in(.|\n)*--env ENV"):
+        train(find_method("dac"), demonstrations(0), tmp_path / "run", progress=False)
+
+
+def test_without_practice_all_episodes_cannot_be_demonstrations():
+    offline = replace(find_method("dac"), collection=None)
+    with pytest.raises(DataError, match=r"all 3 episodes are demonstrations(.|\n)*--label expert=false"):
+        fit_method(offline, demonstrations(0), 0)
+
+
+def test_demonstrations_of_another_environment_are_refused_before_anything_is_trained(tmp_path):
+    env = make("particle", 2)
+    with pytest.raises(UserError, match=r"observation.state(.|\n)*shape"):
+        train(find_method("dac"), demonstrations(0), tmp_path / "run", env=env, progress=False)
+    with pytest.raises(UserError, match=r"particle, column 'observation.state'(.|\n)*train a policy for this one"):
+        _collection_env(find_method("dac"), demonstrations(0), SimpleNamespace(env="particle", trust=()))

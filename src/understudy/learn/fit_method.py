@@ -222,8 +222,8 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     path = data.metadata.get("path") or "data set"
     if (isinstance(method.learner, RewardedConfig) and method.learner.compares and method.collection is None
             and len(expert_episodes(data)) == len(data)):
-        raise DataError(f"all {len(data)} episodes are demonstrations, and a reward that tells them from other episodes "
-                        "needs both", where=path,
+        raise DataError(f"all {len(data)} episodes are demonstrations, and a reward that tells them from others needs "
+                        "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
                              "that are no demonstrations: understudy view make DATA --label expert=false")
     if not any(isinstance(part, ShowDemonstration) for part in method.transforms):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Above, AtLeast, Unsupported, part
-from ..data.episode import Dataset, Episode
+from ..core import Above, AtLeast, Feature, Unsupported, part
+from ..data.episode import Dataset, Episode, LabeledEpisodes
 from ..data.mixture import expert_episodes
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 
@@ -51,7 +51,8 @@ class PWILReward(RewardModelConfig):
     """``scale * exp(-rate * n * c / sqrt(d))`` for a step that costs c in a greedy transport onto all demonstrations.
 
     Each step moves 1 / n of the mass, in order and each part to the nearest step of a demonstration that has mass
-    left. n is the number of steps of the longest demonstration, and d that of components of a step.
+    left. n is the number of steps of the longest demonstration, and d that of components of a step. The demonstrations
+    are in the replay buffer too, with their own rewards.
 
     Args:
         inputs: "next" compares the observations that steps lead to, and "action" observations and actions.
@@ -63,6 +64,7 @@ class PWILReward(RewardModelConfig):
     scale: Annotated[float, Above(0)] = 5.0
     rate: Annotated[float, Above(0)] = 5.0
     inputs: Literal["next", "action"] = "action"
+    compares = False
 
     def build(self, policy, data):
         return _GreedyTransport.of(self, policy, data)
@@ -120,7 +122,9 @@ class EpisodeReward(RewardModel):
         return torch.cat([*parts, *([self.codec.encode(plan, obs)[:, 0]] if self.config.inputs == "action" else [])], 1)
 
     def annotate(self, episodes):
-        return episodes.map(lambda episode: episode.replace({COLUMN: self.rewards(self.read(episode)).cpu().numpy()}))
+        rewards = [self.rewards(self.read(episode)).cpu().numpy() for episode in episodes]
+        labeled = LabeledEpisodes(episodes, {COLUMN: Feature("float32", ())}, lambda i: {COLUMN: rewards[i]})
+        return Dataset(labeled, episodes.metadata)
 
     def reward(self, batch, policy):
         return batch.extra[COLUMN].reshape(batch.mask.shape)

@@ -1,0 +1,101 @@
+"""ROT: rewards of optimal transport, and cloning that steps back once the policy is better than its clone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from torch import Generator, Tensor
+
+from ...checkpoint import FromStage
+from ...core import AtLeast, AtMost, Batch, UserError, part
+from ...data.episode import Dataset
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.transport_reward import OptimalTransportReward
+from ...nets.feed_forward import FeedForward
+from ...policy import Policy, PolicyConfig
+from ..needs import ENDS, NUMBERS
+from ..registry import method
+
+
+@part
+class ROT(OffPolicyActorCritic):
+    """TD3 that also clones the demonstrations, with the weight `bc_weight` times w, and 1 - w for the critic's score.
+
+    w is the fraction of the policy's own observations at which the critic scores the action of the clone higher than
+    that of the policy (soft Q-filter). Without a clone, w is `fixed_weight`.
+
+    Args:
+        clone: The policy that a stage cloned.
+        fixed_weight: w without a clone. 0 learns from the reward alone.
+
+    References:
+        Haldar et al. (2022), Watch and Match: Supercharging Imitation with Regularized Optimal Transport,
+        arXiv:2206.15469.
+    """
+
+    clone: FromStage | None = None
+    fixed_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ROTLearner:
+        if not self.compares:
+            raise UserError("cloning needs demonstrations beside each batch", where="ROT.reward",
+                            hint="use a reward that compares with them, such as OptimalTransportReward()")
+        return ROTLearner(self, policy, seed, steps, data)
+
+
+class ROTLearner(OffPolicyActorCriticLearner):
+    """Learner of `ROT`."""
+
+    config: ROT
+
+    def update(self, batch):
+        batch = batch.to(self.device)
+        self.weight = self.filter_weight(batch)
+        return {**super().update(batch), "clone_weight": self.weight}
+
+    def filter_weight(self, batch: Batch) -> float:
+        """Returns w."""
+        clone = self.config.clone
+        if not isinstance(clone, Policy):
+            return self.config.fixed_weight
+        with self.evaluation():
+            rng = self.generator()
+            scores = [self.critic(batch.obs, policy.decode(self._clipped(policy.sample(policy.context(batch.obs), rng)),
+                                                           batch.obs)) for policy in (clone, self.policy)]
+        return float((scores[0] > scores[1]).float().mean())
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the policy for each row, (B,), with distances in coded units."""
+        coded = self.policy.sample(self.policy.context(batch.obs), rng)
+        inside = self._clipped(coded)
+        score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
+        expert = batch.others["expert"]
+        cloned = self.policy.sample(self.policy.context(expert.obs), rng)
+        distance = (cloned - self.policy.encode_batch(expert)).square().sum((1, 2))
+        beyond = (coded - inside).square().mean((1, 2))
+        return self.config.bc_weight * self.weight * distance - (1 - self.weight) * score + beyond
+
+
+@method("Haldar et al. 2022 (ROT), arXiv 2206.15469, without its encoder of pictures",
+        rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
+        when="if there are a few demonstrations and an environment, and practice shall begin from a cloned policy.")
+def rot(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
+    """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round.
+        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+    """
+    policy = PolicyConfig(Regression(), FeedForward(), window=Window(1, 1))
+    learner = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=FromStage("clone"))
+    return Method(policy, RecedingHorizon(), learner,
+                  stages=(Stage("clone", Method(policy, learner=BehaviorCloning(5000))),),
+                  initialize_from=(InitializeFrom(FromStage("clone")),),
+                  collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))))

@@ -1,21 +1,25 @@
-"""Off-policy actor-critic: TD3, TD3+BC and SAC, for any policy head whose samples have gradients."""
+"""Off-policy actor-critic: TD3, TD3+BC, ReBRAC, SAC and CQL, for any policy head whose samples have gradients."""
 
 from __future__ import annotations
 
-from dataclasses import field
+import math
+from dataclasses import dataclass, field
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import FromStage
 from ..core import Above, AtLeast, AtMost, Batch, ConfigError, Unsupported, part
-from ..data.episode import Dataset
+from ..data.episode import Dataset, Episode
 from ..policy import Policy
 from .critic import CriticConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
-from .targets import td_terms
+from .targets import ReturnBound, td_terms
+
+NEXT_ACTION = "next.action"  # column of the actions that follow a window
 
 
 @part
@@ -47,11 +51,19 @@ class OffPolicyActorCritic(RewardedConfig):
             for TD3.
         target_entropy: Entropy for each component of a plan, in coded units, to which the temperature is adjusted, such
             as -1. None keeps the temperature.
+        critic_bc_weight: Weight, in units of the return, of the squared distance of target actions to the stored ones.
+            Above 0 in ReBRAC, without a temperature.
+        conservative_weight: Weight of the soft maximum of the scores over all actions, minus the score of the stored
+            ones. Above 0 in CQL, with a temperature.
+        n_conservative_samples: Number of actions from which the soft maximum is estimated, of each of three kinds: of
+            the policy here, of the policy after the plan, and uniform in the range of the data.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
         Fujimoto and Gu (2021), A Minimalist Approach to Offline Reinforcement Learning, arXiv:2106.06860.
         Haarnoja et al. (2018), Soft Actor-Critic Algorithms and Applications, arXiv:1812.05905.
+        Tarasov et al. (2023), Revisiting the Minimalist Approach to Offline Reinforcement Learning, arXiv:2305.09836.
+        Kumar et al. (2020), Conservative Q-Learning for Offline Reinforcement Learning, arXiv:2006.04779.
         Chen et al. (2021), Randomized Ensembled Double Q-Learning, arXiv:2101.05982 (`target_subset_size` of the critic
         and a temperature).
     """
@@ -71,6 +83,9 @@ class OffPolicyActorCritic(RewardedConfig):
     temperature: Annotated[float | None, Above(0)] = None
     target_entropy: float | None = None
     n_step: Annotated[int, AtLeast(0)] = 0
+    critic_bc_weight: Annotated[float, AtLeast(0)] = 0.0
+    conservative_weight: Annotated[float, AtLeast(0)] = 0.0
+    n_conservative_samples: Annotated[int, AtLeast(1)] = 10
 
     next_obs = True
 
@@ -78,6 +93,9 @@ class OffPolicyActorCritic(RewardedConfig):
         if self.target_entropy is not None and self.temperature is None:
             raise ConfigError("there is no temperature to adjust", where="OffPolicyActorCritic.target_entropy",
                               hint="give the first one, such as temperature=1.0, or leave target_entropy out")
+        if self.conservative_weight and self.temperature is None:
+            raise ConfigError("conservative scores are of a policy with a density, as SAC has",
+                              where="OffPolicyActorCritic.conservative_weight", hint="give a temperature, such as 1.0")
 
     @property
     def lookahead(self):
@@ -112,21 +130,68 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         if config.n_step and self.reward is not None:
             raise Unsupported("a reward model gives the rewards of a plan's own steps",
                               where="OffPolicyActorCritic.n_step", hint="use 0")
+        if config.conservative_weight and policy.codec.bound in (None, math.inf):
+            raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",
+                              hint='use a codec that knows one, such as Normalizer(target="minmax")')
+        self.bound = ReturnBound(data, config.discount)
         self.target_critic = self.target_network("critic", config.target_decay)
         if self.temperature is None:
             self.target_policy = self.target_network("policy", config.target_decay)
+
+    def batch_sampler(self, data, sampling_weights=None):
+        if self.config.critic_bc_weight:
+            config = self.policy.config
+            data = data.map(_FollowingActions(self.config.n_step or config.window.horizon, config.target))
+        return super().batch_sampler(data, sampling_weights)
+
+    @property
+    def batch_columns(self):
+        return (*super().batch_columns, *((NEXT_ACTION,) if self.config.critic_bc_weight else ()))
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
         if self.n_updates % self.config.policy_delay == 0:
             self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
-        return self.end_update()
+        metrics = self.end_update()
+        if self.temperature is None:  # an entropy has no bound
+            self.bound.check(metrics["critic/score"], batch, self.n_updates)
+        return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against `target_value`, summed over the critic networks, (B,)."""
+        """Returns the squared error against `target_value`, summed over the critic networks, (B,).
+
+        With a `conservative_weight`, the conservative loss is added.
+        """
         target = self.target_value(batch, rng)
-        return (self.critic.scores(batch.obs, batch.action) - target).square().sum(0)
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mean(0))
+        loss = (scores - target).square().sum(0)
+        if not self.config.conservative_weight:
+            return loss
+        return loss + self.config.conservative_weight * self.conservative_loss(scores, batch, rng)
+
+    def conservative_loss(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the logarithm of the integral of exponential scores minus the score of stored plans, (B,).
+
+        The integral is a mean over sampled plans, divided by their densities. It is summed over the critic networks.
+
+        Args:
+            scores: Scores of the stored plans, (n_critics, B).
+        """
+        assert batch.next is not None
+        n, bound, plans, densities = self.config.n_conservative_samples, self.policy.codec.bound, [], []
+        for obs in (batch.obs, batch.next):
+            with torch.no_grad():
+                coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs).repeat(n), rng)
+            plans.append(coded.unflatten(0, (-1, n)))
+            densities.append(log_prob.sum(1).unflatten(0, (-1, n)))
+        uniform = torch.rand(plans[0].shape, generator=rng, device=self.device)
+        plans.append(bound * (2 * uniform - 1))
+        densities.append(torch.full_like(densities[0], -math.log(2 * bound) * uniform[0, 0].numel()))
+        decoded = self.policy.decode(torch.cat(plans, 1).flatten(1, 2), batch.obs).unflatten(1, (3 * n, -1))
+        sampled = self.critic.scores(batch.obs, decoded)
+        return ((sampled - torch.cat(densities, 1)).logsumexp(-1) - scores).sum(0)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
@@ -138,6 +203,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         assert batch.next is not None
         coded, bonus = self.next_plan(batch.next, rng)
         value = self.target_critic.target_score(batch.next, self.policy.decode(coded, batch.next), rng)
+        if self.config.critic_bc_weight:
+            value = value - self.config.critic_bc_weight * self._following_distance(coded, batch)
         reward, bootstrap = td_terms(batch, self.config.discount, self.config.n_step)
         return reward + bootstrap * (value + bonus)
 
@@ -188,10 +255,30 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         """Mean squared distance of coded plans to the stored actions, (B,)."""
         return ((coded - self.policy.encode_batch(batch)) * batch.mask.unsqueeze(-1)).square().mean((1, 2))
 
+    def _following_distance(self, coded: Tensor, batch: Batch) -> Tensor:
+        """Mean squared distance of coded plans to the stored actions that follow a window, (B,). 0 without any."""
+        assert batch.next is not None
+        stored, exists = batch.extra[NEXT_ACTION][:, :coded.shape[1]].tensor_split((-1,), -1)
+        return ((coded - self.policy.codec.encode(stored, batch.next)) * exists).square().mean((1, 2))
+
     def _clipped(self, coded: Tensor) -> Tensor:
         """Within the range of the actions in the data, where the codec knows one."""
         bound = self.policy.codec.bound
         return coded if bound is None else coded.clamp(-bound, bound)
+
+
+@dataclass(frozen=True)
+class _FollowingActions:
+    """Adds the actions of a number of steps later, and a component that is 1 where there are any, and 0 otherwise."""
+
+    steps: int
+    target: str
+
+    def __call__(self, episode: Episode) -> Episode:
+        action = np.asarray(episode.steps[self.target][:len(episode)], np.float32).reshape(len(episode), -1)
+        following = np.pad(action[self.steps:], ((0, 0), (0, 1)), constant_values=1)
+        padding = ((0, len(action) - len(following)), (0, 0))
+        return episode.replace({NEXT_ACTION: np.pad(following, padding)})
 
 
 class _Temperature(nn.Module):

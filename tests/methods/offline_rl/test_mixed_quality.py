@@ -19,7 +19,7 @@ from understudy.learn.method import Method
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 
-LEVELS = {"iql": 10, "awac": 10, "idql": 10}  # points above cloning, of 100 from random actions to the expert
+LEVELS = {"iql": 10, "awac": 10, "idql": 10, "cql": 10, "rebrac": 10}  # points above cloning, of 100 from random actions to the expert
 EPISODES = 100
 
 

@@ -1,0 +1,28 @@
+from ...core import Schema
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...learn.critic import CriticConfig
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import PolicyConfig
+from ..needs import NUMBERS, STEP_REWARDS
+from ..registry import method
+
+
+@method("Tarasov et al. 2023 (ReBRAC), arXiv 2305.09836, with the score of the first critic network, as in TD3+BC",
+        needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards, no environment is at hand, and both weights can be tuned.")
+def rebrac(bc_weight: float = 0.4, critic_bc_weight: float = 0.1, features: Schema | None = None) -> Method:
+    """TD3+BC with a deep, normalized critic, whose targets also stay close to the stored actions.
+
+    Args:
+        bc_weight: Weight of the policy's mean squared distance to stored actions, relative to a score of 1.
+        critic_bc_weight: Weight of the distance of target actions to stored ones, in units of the return.
+        features: The columns of the data, for encoders of their kinds.
+    """
+    encoder = simplest_encoder(features)
+    critic = CriticConfig((256, 256, 256), encoder, layer_norm=True)
+    learner = OffPolicyActorCritic(critic=critic, bc_weight=bc_weight, critic_bc_weight=critic_bc_weight)
+    return Method(PolicyConfig(Regression(), MLP(256, 2), encoder), RecedingHorizon(), learner)

@@ -1,0 +1,124 @@
+"""The off-policy actor-critic on stored episodes: TD3+BC and CQL equal to d3rlpy, and the distances of ReBRAC."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy, sines
+from torch import nn
+
+from understudy.core import ConfigError, Unsupported
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.gaussian import Gaussian
+from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.learn.critic import CriticConfig
+from understudy.learn.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_learner
+
+RNG = torch.Generator()
+NOISE = {(6, 1, 2): sines((6, 2), 20)[:, None], (24, 1, 2): sines((4, 6, 2), 20).transpose(0, 1).reshape(24, 1, 2)}
+CQL = OffPolicyActorCritic(critic=CriticConfig(HIDDEN), bc_weight=0.0, temperature=0.5, conservative_weight=5.0,
+                           n_conservative_samples=4)
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    """The noise of the peer, which draws it sample by sample."""
+    draw, uniform = torch.randn, (sines((24, 2), 20).reshape(6, 4, 1, 2) + 1) / 2
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: NOISE[tuple(
+        shape[0] if isinstance(shape[0], torch.Size) else shape)] if options.get("generator") is RNG
+        and (shape[-1] != 0) else draw(*shape, **options))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: uniform)
+
+
+def test_td3_bc_equals_d3rlpy(noise):
+    learner = OffPolicyActorCritic(critic=CriticConfig(HIDDEN)).build(make_policy(Regression()), 0, 1, Dataset([]))
+    learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
+    assert critic == pytest.approx(LOSSES["td3_bc"]["critic"], abs=1e-5)
+    assert 2.5 * policy == pytest.approx(LOSSES["td3_bc"]["policy"], abs=1e-5)  # the peer weighs the score by 2.5
+
+
+class StateNet(nn.Module):
+    """Mean and logarithm of the standard deviation by two layers, as the peer has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU())
+        self.outputs = nn.ModuleList([nn.Linear(7, 2), nn.Linear(7, 2)])
+        fill(self.parameters(), 100)
+
+    def forward(self, x, t, context):
+        hidden = self.layers(context.flat())
+        return torch.cat([layer(hidden) for layer in self.outputs], -1).unsqueeze(1)
+
+
+def test_cql_equals_d3rlpy(noise):
+    learner, batch = CQL.build(make_policy(SquashedGaussian()), 0, 1, Dataset([])), make_batch()
+    learner.policy.net.trunk = StateNet()
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    scores = learner.critic.scores(batch.obs, batch.action)
+    conservative = learner.conservative_loss(scores, batch, RNG)
+    assert conservative.mean().item() == pytest.approx(sum(LOSSES["cql"]["conservative"]), abs=1e-5)
+    reward, ends = (batch.extra[k][:, 0] for k in ("next.reward", "next.terminated"))
+    following = (learner.target_value(batch, RNG) - reward) / 0.99
+    expected = torch.tensor(LOSSES["cql"]["target"]) * ~ends
+    torch.testing.assert_close(following, expected, atol=1e-5, rtol=1e-5)
+    squared = (scores - learner.target_value(batch, RNG)).square().sum(0)
+    torch.testing.assert_close(learner.critic_loss(batch, RNG), squared + 5 * conservative)
+
+
+def numbered(terminated: bool) -> Episode:
+    """Seven steps whose actions are their numbers."""
+    ends = np.arange(7) == 6
+    return Episode({STATE: np.zeros((8, 3), "f"), "action": np.arange(7, dtype="f")[:, None], "next.reward": ends * 1.0,
+                    "next.terminated": ends & terminated})
+
+
+@pytest.mark.parametrize(("horizon", "n_step", "ahead"), [(1, 0, 1), (2, 0, 2), (2, 3, 3)])
+def test_targets_of_rebrac_stay_close_to_the_actions_that_follow(horizon, n_step, ahead):
+    """The next plan is compared with the actions after the window, as far as there are any."""
+    data, weight = Dataset([numbered(True), numbered(False)]), 0.5
+    config = PolicyConfig(Regression(), MLP(8, 0), window=Window(1, horizon), codec=Normalizer(target="identity"))
+    plain, close = (OffPolicyActorCritic(critic=CriticConfig((8,)), target_noise=0.0, n_step=n_step, critic_bc_weight=w)
+                    .build(Policy(config, data.features()).fit_statistics(data), 0, 1, data) for w in (0.0, weight))
+    plain.target_critic, plain.target_policy, plain.policy = close.target_critic, close.target_policy, close.policy
+    batch = close.batch_sampler(data).gather(np.arange(14))
+    rng = torch.Generator()
+    coded = close.next_plan(batch.next, rng)[0][:, :, 0].detach()
+    first = torch.arange(7).repeat(2) + ahead
+    following = first[:, None] + torch.arange(horizon)
+    distance = ((coded - following).square() * (following < 7)).mean(1)
+    goes_on = 1 - ((first > 6) & (torch.arange(14) < 7)).float()  # nothing follows a terminated episode
+    steps = (7 - torch.arange(7).repeat(2)).clamp(max=n_step or horizon)
+    expected = plain.target_value(batch, rng) - weight * goes_on * 0.99**steps * distance
+    torch.testing.assert_close(close.target_value(batch, rng), expected)
+    assert NEXT_ACTION not in plain.batch_sampler(data).gather(np.arange(2)).extra
+
+
+def test_they_keep_the_contract_of_learners():
+    small = CriticConfig((8,))
+    check_learner(replace(CQL, critic=small, batch_size=8), (
+        PolicyConfig(SquashedGaussian(), MLP(16, 1), window=Window(2, 3), inputs=(STATE,)),))
+    check_learner(OffPolicyActorCritic(critic=small, batch_size=8, critic_bc_weight=0.1), (
+        PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))
+
+
+def test_conservative_scores_need_a_density_and_a_range():
+    with pytest.raises(ConfigError, match=r"conservative_weight: .*\n  -> give a temperature"):
+        OffPolicyActorCritic(conservative_weight=1.0)
+    data = Dataset([numbered(True)])
+    unbounded = PolicyConfig(Gaussian(), MLP(8, 0), codec=Normalizer(target="zscore"))
+    with pytest.raises(Unsupported, match="need a range of actions"):
+        CQL.build(Policy(unbounded, data.features()), 0, 1, data)

@@ -179,8 +179,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         Args:
             scores: Scores of the stored plans, (n_critics, B).
         """
-        assert batch.next is not None
         n, bound, plans, densities = self.config.n_conservative_samples, self.policy.codec.bound, [], []
+        assert batch.next is not None and bound is not None
         for obs in (batch.obs, batch.next):
             with torch.no_grad():
                 coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs).repeat(n), rng)

@@ -52,10 +52,10 @@ from understudy.testing import ContractViolation, check_method, example_columns,
 FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observation.state": Feature("float32", (2,)),
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
-LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "gcivl", "hiql", "abco", "bco",
-                 "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics", "dualmind",
-                 "dynamo", "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control", "udrl",
-                 "omnijarvis"]
+LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "dwsl", "gcivl", "hilp", "hiql",
+                 "abco", "bco", "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics",
+                 "dualmind", "dynamo", "midas", "knn", "vinn", "arp", "decision-transformer", "dichotomy-of-control",
+                 "udrl", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "attention-tuner", "interactive-language", "iql", "ppo", "procedure-cloning", "thought-cloning",
     "dualmind", "midas", "arp", "omnijarvis"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsupported, part
+from ..checkpoint import CheckpointModule, load_built, save_built
+from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsupported, is_read_by_default, part
+from ..data.codec import CodecModule
 from ..data.episode import Dataset
 from ..data.window import Goal, SamplingWeights, Subgoal, Window
 from ..heads.categorical import Categorical
@@ -18,7 +20,7 @@ from ..heads.gaussian import Gaussian
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
 from ..policy import Policy, PolicyConfig
-from .critic import CriticConfig
+from .critic import CriticConfig, CriticSpec
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .method import Method
@@ -32,20 +34,10 @@ Observations = Mapping[str, Tensor]
 
 @part
 class GoalConditioned(LearnerConfig):
-    """Settings of a learner of values V(s, g): the discounted sum of rewards -1 until a goal is reached.
-
-    The policy's window has one goal, which is what the policy learns to reach. The values learn from other goals of the
-    same column: the current row, rows at a geometric distance, and rows of all episodes.
+    """Settings of a learner whose policy reads a goal, the only one of its window.
 
     Args:
-        discount: Discount per step, also of the distance of the values' goals.
-        p_curgoal: Fraction of the values' goals that are the current row.
-        p_randomgoal: Fraction of the values' goals that are any row of any episode.
-        critic: The networks of values and critics.
-
-    References:
-        Park et al. (2025), OGBench: Benchmarking Offline Goal-Conditioned RL, arXiv:2410.20092. Its networks normalize
-        hidden layers after the activation function, which is GELU. These are ReLU networks that normalize before it.
+        critic: The networks that learn besides the policy.
     """
 
     steps: Annotated[int, AtLeast(0)] = 20_000
@@ -53,11 +45,38 @@ class GoalConditioned(LearnerConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
     critic: CriticConfig = field(default_factory=lambda: CriticConfig((256, 256, 256), layer_norm=True))
+
+    next_obs = True
+
+    def drawn_goals(self, goal: Goal) -> tuple[Goal | Subgoal, ...]:
+        """The goals that batches have besides the goal of the policy."""
+        return ()
+
+
+@part
+class GoalValues(GoalConditioned):
+    """Settings of a learner of values V(s, g): the discounted sum of rewards -1 until a goal is reached.
+
+    The values learn from other goals than the policy, of the same column: the current row, rows at a geometric
+    distance, and rows of all episodes.
+
+    Args:
+        discount: Discount per step, also of the distance of the values' goals.
+        p_curgoal: Fraction of the values' goals that are the current row.
+        p_randomgoal: Fraction of the values' goals that are any row of any episode.
+
+    References:
+        Park et al. (2025), OGBench: Benchmarking Offline Goal-Conditioned RL, arXiv:2410.20092. Its networks normalize
+        hidden layers after the activation function, which is GELU. These are ReLU networks that normalize before it.
+    """
+
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.3
 
-    next_obs = True
+    def drawn_goals(self, goal):
+        return (replace(goal, into=VALUE_GOAL, discount=self.discount or None, p_curgoal=self.p_curgoal,
+                        p_randomgoal=self.p_randomgoal, p_pastgoal=0.0, max_steps=None),)
 
 
 def goal_conditioned_method(learner: GoalConditioned, column: str, features: Schema | None) -> Method:
@@ -71,6 +90,13 @@ def goal_conditioned_method(learner: GoalConditioned, column: str, features: Sch
     head = Categorical() if action is not None and action.kind == "discrete" else Gaussian(std=1.0)
     policy = PolicyConfig(head, FeedForward((256, 256, 256), "gelu"), encoder, window=Window(goals=(Goal(column),)))
     return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)))
+
+
+def states_without_goal(features: Schema, column: str) -> tuple[str, ...]:
+    """The observations that are not the goal. The column of the goals, if the columns are not known."""
+    names = (name for name, feature in features.items()
+             if is_read_by_default(name, feature) and name != Goal(column).into)
+    return tuple(sorted(names)) or (column,)
 
 
 class GoalConditionedLearner(GradientLearner):
@@ -93,9 +119,7 @@ class GoalConditionedLearner(GradientLearner):
             raise Unsupported(f"values are those of single steps, but the window is {window}", where=name,
                               hint="use a horizon of 1 and no offsets")
         self.goal: Goal = window.goals[0]
-        self.drawn_goals: tuple[Goal | Subgoal, ...] = (
-            replace(self.goal, into=VALUE_GOAL, discount=config.discount or None, p_curgoal=config.p_curgoal,
-                    p_randomgoal=config.p_randomgoal, p_pastgoal=0.0, max_steps=None),)
+        self.drawn_goals = config.drawn_goals(self.goal)
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
         if all(len(episode) < 2 for episode in data):
@@ -116,6 +140,7 @@ class ImplicitValueLearner(GoalConditionedLearner):
     A subclass registers the networks "value", with a target network.
     """
 
+    config: GoalValues
     value: Any
     target_value: Any
     expectile: float
@@ -186,35 +211,71 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
         return self.alpha * policy.loss(batch, rng) - score.unsqueeze(1)
 
 
-class Representation(nn.Module):
-    """Networks from columns that a policy reads, and possibly an action, to vectors.
+@dataclass(frozen=True)
+class RepresentationSpec:
+    """Everything but the weights that determines a `Representation`.
 
     Args:
-        policy: Its codec is shared.
+        critic: The networks, and the policy whose codec they share.
         columns: The columns that are read.
         sizes: Widths of the hidden layers and of the vectors.
         n_actions: Number of numbers of an action that is read too. 0 for none.
         n_networks: Number of networks.
     """
 
-    def __init__(self, policy: Policy, critic: CriticConfig, columns: Sequence[str], sizes: Sequence[int],
-                 n_actions: int = 0, n_networks: int = 1):
+    critic: CriticSpec
+    columns: tuple[str, ...]
+    sizes: tuple[int, ...]
+    n_actions: int = 0
+    n_networks: int = 1
+
+
+class Representation(CheckpointModule):
+    """Networks from columns that a policy reads, and possibly an action, to vectors.
+
+    Args:
+        features: The columns that the policy reads, and its target.
+        codec: Codec module to share with a policy. None builds a new one without statistics.
+    """
+
+    def __init__(self, about: RepresentationSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()
-        self.codec, self.columns = policy.codec, tuple(columns)
-        features = {k: policy.features[k] for k in columns}
-        encoders = [critic.encoder.build(features, policy.window.n_obs_steps) for _ in range(n_networks)]
+        spec, self.about, self.features = about.critic, about, dict(features)
+        self.codec = spec.codec.build(features, spec.inputs, spec.target) if codec is None else codec
+        read = {k: features[k] for k in about.columns}
+        encoders = [spec.networks.encoder.build(read, spec.window.n_obs_steps) for _ in range(about.n_networks)]
         self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(
-            feed_forward_layers((encoder.tokens * encoder.width + n_actions, *sizes), layer_norm=critic.layer_norm)
-            for encoder in encoders)
+            feed_forward_layers((encoder.tokens * encoder.width + about.n_actions, *about.sizes),
+                                layer_norm=spec.networks.layer_norm) for encoder in encoders)
+
+    @staticmethod
+    def of(policy: Policy, networks: CriticConfig, columns: Sequence[str], size: int, *, n_actions: int = 0,
+           n_networks: int = 1) -> Representation:
+        """Builds networks that share the codec of a policy.
+
+        Args:
+            size: Number of components of the vectors.
+        """
+        config = policy.config
+        spec = CriticSpec(networks, config.codec, config.window, policy.inputs, config.target)
+        about = RepresentationSpec(spec, tuple(columns), (*networks.hidden, size), n_actions, n_networks)
+        return Representation(about, policy.features, policy.codec)
 
     def forward(self, obs: Observations, coded_action: Tensor | None = None) -> Tensor:
-        """Returns the vectors, (networks, B, width).
+        """Returns the vectors, (networks, B, size).
 
         Args:
             coded_action: Coded actions, (B, 1, A).
         """
         coded = self.codec.encode_obs(obs)
-        coded = {name: coded[name] for name in self.columns}
+        coded = {name: coded[name] for name in self.about.columns}
         action = [] if coded_action is None else [coded_action.flatten(1)]
         return torch.stack([layers(torch.cat([encoder(coded).flat(), *action], -1))
                             for encoder, layers in zip(self.encoders, self.layers, strict=True)])
+
+    def save(self, folder):
+        save_built(self, folder, "representation", self.about, self.features)
+
+    @staticmethod
+    def load(folder, trust=(), device="cpu"):
+        return load_built(Representation, folder, "representation", RepresentationSpec, trust, device)

@@ -11,7 +11,7 @@ from ...core import AtLeast, AtMost, Batch, Schema, part
 from ...data.episode import Dataset
 from ...learn.goal_conditioned import (
     VALUE_GOAL,
-    GoalConditioned,
+    GoalValues,
     Representation,
     ScoreMaximizingLearner,
     goal_conditioned_method,
@@ -23,7 +23,7 @@ from ..registry import method
 
 
 @part
-class CRL(GoalConditioned):
+class CRL(GoalValues):
     """Contrastive reinforcement learning: a critic that tells the future of a step from that of other steps.
 
     The critic is phi(s, a) . psi(g) / sqrt(D). It learns the log ratio of the density of a future observation, at a
@@ -56,10 +56,11 @@ class CRLLearner(ScoreMaximizingLearner):
     def __init__(self, config: CRL, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
         self.alpha, goal, networks = config.alpha, self.goal.into, config.critic
-        sizes = (*networks.hidden, config.latent_dim)
+        size, n_networks = config.latent_dim, networks.n_critics
         states = [k for k in policy.inputs if k != goal]
-        self.phi = Representation(policy, networks, states, sizes, policy.codec.width, networks.n_critics)
-        self.psi = Representation(policy, networks, (goal,), sizes, n_networks=networks.n_critics)
+        self.phi = Representation.of(policy, networks, states, size, n_actions=policy.codec.width,
+                                     n_networks=n_networks)
+        self.psi = Representation.of(policy, networks, (goal,), size, n_networks=n_networks)
         self.register("policy", policy, config.optimizer)
         self.register("critic", nn.ModuleList([self.phi, self.psi]), config.optimizer)
 

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import VALUE_GOAL, GoalConditioned, ScoreMaximizingLearner, goal_conditioned_method
+from ...learn.goal_conditioned import VALUE_GOAL, GoalValues, ScoreMaximizingLearner, goal_conditioned_method
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
@@ -16,7 +16,7 @@ from ..registry import method
 
 
 @part
-class GCIQL(GoalConditioned):
+class GCIQL(GoalValues):
     """Goal-conditioned implicit Q-learning, whose policy follows the gradient of the critic.
 
     Args:

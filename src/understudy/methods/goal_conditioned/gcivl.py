@@ -6,7 +6,7 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
 from ...data.episode import Dataset
-from ...learn.goal_conditioned import GoalConditioned, ImplicitValueLearner, goal_conditioned_method
+from ...learn.goal_conditioned import GoalValues, ImplicitValueLearner, goal_conditioned_method
 from ...learn.method import Method
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES
@@ -14,7 +14,7 @@ from ..registry import method
 
 
 @part
-class GCIVL(GoalConditioned):
+class GCIVL(GoalValues):
     """Goal-conditioned implicit V-learning: a value function by expectile regression, and weighted cloning.
 
     Args:

@@ -7,14 +7,20 @@ from typing import Annotated
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, is_read_by_default, part
+from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
-from ...data.window import Goal, Subgoal
+from ...data.window import Subgoal
 from ...execute.planners import Hierarchical, PlannerWrapper, Unresolved
 from ...heads.gaussian import Gaussian
-from ...learn.goal_conditioned import GoalConditioned, ImplicitValueLearner, Representation, goal_conditioned_method
+from ...learn.goal_conditioned import (
+    GoalValues,
+    ImplicitValueLearner,
+    Representation,
+    goal_conditioned_method,
+    states_without_goal,
+)
 from ...learn.method import Method
 from ...policy import Planner, Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES
@@ -25,7 +31,7 @@ NEAR_GOAL = "observation.near_goal"  # the observation that it stands for, in tr
 
 
 @part
-class HIQL(GoalConditioned):
+class HIQL(GoalValues):
     """Hierarchical implicit Q-learning: one value function trains a policy of subgoals and a policy of actions.
 
     The value is V(s, r(s, g)), where the vector r(s, g) is a learned representation of a goal. The high-level policy
@@ -74,7 +80,7 @@ class HIQLLearner(ImplicitValueLearner):
         self.high = self.register("high", Policy(high, data.features()).fit_statistics(data), config.optimizer)
         self.register("policy", policy, config.optimizer)
         size = policy.features[SUBGOAL].size
-        self.representation = Representation(self.high, config.critic, self.high.inputs, (*config.critic.hidden, size))
+        self.representation = Representation.of(self.high, config.critic, self.high.inputs, size)
         self.value = self.register("value", config.critic.build(policy, action=False), config.optimizer,
                                    auxiliary=[self.representation])
         self.target_value = self.target_network("value", config.target_decay)
@@ -136,14 +142,7 @@ def hiql(column: str = "observation.state", subgoal_steps: int = 25, latent_dim:
         features: The columns of the data. Images and text are encoded as tokens.
     """
     method = goal_conditioned_method(HIQL(subgoal_steps=subgoal_steps), column, features)
-    inputs = (*_states(features or {}, column), SUBGOAL)
+    inputs = (*states_without_goal(features or {}, column), SUBGOAL)
     low = replace(method.policy, codec=Normalizer(unscaled=(SUBGOAL,)), inputs=inputs)
     return replace(method, policy=low, transforms=(ConstantColumn(SUBGOAL, (0.0,) * latent_dim),),
                    inference=(Hierarchical(UnitSubgoals("high"), as_key=SUBGOAL),))
-
-
-def _states(features: Schema, column: str) -> tuple[str, ...]:
-    """The observations that are not the goal. The column of the goals, if the columns are not known."""
-    names = (name for name, feature in features.items()
-             if is_read_by_default(name, feature) and name != Goal(column).into)
-    return tuple(sorted(names)) or (column,)

@@ -10,7 +10,7 @@ from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Schema, part
 from ...data.episode import Dataset
 from ...learn.goal_conditioned import (
     VALUE_GOAL,
-    GoalConditioned,
+    GoalValues,
     Representation,
     ScoreMaximizingLearner,
     goal_conditioned_method,
@@ -23,7 +23,7 @@ from ..registry import method
 
 
 @part
-class QRL(GoalConditioned):
+class QRL(GoalValues):
     """Quasimetric reinforcement learning: the number of steps between observations, as a distance with a direction.
 
     Distances between random observations are made large, while those between consecutive ones stay at most 1. The
@@ -68,7 +68,7 @@ class QRLLearner(ScoreMaximizingLearner):
     def __init__(self, config: QRL, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
         self.alpha, hidden, size = config.alpha, config.critic.hidden, config.latent_dim
-        self.phi = Representation(policy, config.critic, (self.goal.into,), (*hidden, size))
+        self.phi = Representation.of(policy, config.critic, (self.goal.into,), size)
         self.distance = IntervalQuasimetric(config.component_dim)
         self.dynamics = feed_forward_layers((size + policy.codec.width, *hidden, size),
                                             layer_norm=config.critic.layer_norm)

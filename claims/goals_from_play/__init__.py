@@ -1,0 +1,1 @@
+"""Experiments of the family goals-from-play: goals that are named after the data were recorded."""

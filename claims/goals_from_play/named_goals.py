@@ -1,0 +1,139 @@
+"""Rows 306 and 315: goals that are named later, from walks with other goals or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.claims.measures import ROWS, flags, train_once
+from understudy.data.episode import Dataset
+from understudy.data.mixture import DATASET_NAME
+from understudy.data.operations import Filter
+from understudy.envs import make
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.learn.critic import CriticConfig
+from understudy.learn.method import Method, build_actor
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.behavior_cloning.gcbc import gcbc
+from understudy.methods.goal_conditioned.dwsl import DWSL, DWSLLearner, dwsl
+from understudy.methods.goal_conditioned.gcivl import gcivl
+from understudy.methods.goal_conditioned.hilp import DIRECTION, HILP, HILPLearner, hilp
+from understudy.methods.goal_conditioned.hiql import hiql
+from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.feed_forward import FeedForward
+
+STYLES = ("play", "play-40", "play-80", "stitch")
+CONSTANT = OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+
+
+@dataclass(frozen=True)
+class Walks(DemonstrationSource):
+    """Walks through four rooms without goals, as many in each style. The parts of the mixture have its name."""
+
+    episodes: int = 100
+
+    def load(self, seed):
+        walks = []
+        for number, style in enumerate(STYLES):
+            env = make(f"four_rooms:{style}", ROWS)
+            recorded = rollout(env.expert(), env, self.episodes, recording_seed(seed), first=100_000 * number)
+            walks += [replace(e, metadata={**e.metadata, DATASET_NAME: style}) for e in recorded]
+        return Dataset(walks)
+
+    def for_probe(self):
+        return smaller(self, episodes=10)
+
+
+class PermutedDWSL(DWSL):
+    """DWSL whose distances are those to the goals of other steps."""
+
+    def build(self, policy, seed, steps, data):
+        return PermutedDWSLLearner(self, policy, seed, steps)
+
+
+class PermutedDWSLLearner(DWSLLearner):
+    """Learner of `PermutedDWSL`."""
+
+    def distance_loss(self, batch, rng):
+        goal = self.goal.into
+        return super().distance_loss(batch.replace(obs={**batch.obs, goal: batch.obs[goal].roll(1, 0)}), rng)
+
+
+class RandomHILP(HILP):
+    """HILP whose representation stays as it was drawn."""
+
+    def build(self, policy, seed, steps, data):
+        return RandomHILPLearner(self, policy, seed, steps)
+
+
+class RandomHILPLearner(HILPLearner):
+    """Learner of `RandomHILP`."""
+
+    def minimize(self, name, loss, batch, weights=None):
+        if name != "phi":
+            super().minimize(name, loss, batch, weights)
+
+
+class PermutedHILP(HILP):
+    """HILP whose rewards are those of the directions of other steps."""
+
+    def build(self, policy, seed, steps, data):
+        return PermutedHILPLearner(self, policy, seed, steps)
+
+
+class PermutedHILPLearner(HILPLearner):
+    """Learner of `PermutedHILP`."""
+
+    def reward(self, batch):
+        return super().reward(batch.replace(obs={**batch.obs, DIRECTION: batch.obs[DIRECTION].roll(1, 0)}))
+
+
+def goal_rollouts(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+                  ) -> dict[str, list[float]]:
+    """Success of the actor that a method deploys, with its subgoals or directions."""
+    result = train_once(experiment, method, data, seed)
+    actor = build_actor(result.method, result.modules, ROWS, features=result.features)
+    env = make(experiment.env, rows=min(ROWS, episodes), trust=TRUSTED)
+    return flags(rollout(actor, env, episodes, seed=starts))
+
+
+def small(method: Method, style: str, learner: type | None = None) -> Method:
+    """The method with networks of two layers of 64 and 4,000 updates, on the walks of one style.
+
+    Args:
+        learner: The class that learns in place of the method's own.
+    """
+    changes = {"steps": 4000, "batch_size": 128, "optimizer": CONSTANT}
+    if hasattr(method.learner, "critic"):
+        changes["critic"] = CriticConfig((64, 64), ConcatEncoder(), layer_norm=True)
+    config = replace(method.learner, **changes)
+    if learner is not None:
+        config = learner(**vars(config))
+    policy = replace(method.policy, trunk=FeedForward((64, 64), "gelu"), encoder=ConcatEncoder())
+    return replace(method, policy=policy, learner=config,
+                   transforms=(Filter(DATASET_NAME, equals=(style,)), *method.transforms))
+
+
+TABLE = experiment(Walks(), env="four_rooms", measure=goal_rollouts, first_seed=740, episodes=300,
+                   sanity={"GCBC, play": 0.4}, arms={
+    **{f"GCBC, {style}": small(gcbc(), style) for style in STYLES},
+    **{f"DWSL, {style}": small(dwsl(n_bins=75), style) for style in STYLES[:3]},
+    "GCIVL, play-80": small(gcivl(), "play-80"),
+    "HILP, stitch": small(hilp(), "stitch"),
+    "HILP, random phi": small(hilp(), "stitch", RandomHILP),
+    "GCIVL, stitch": small(gcivl(), "stitch"),
+    "HIQL, stitch": small(hiql(), "stitch"),
+    "permuted goals": ablation("DWSL, play-80", small(dwsl(n_bins=75), "play-80", PermutedDWSL)),
+    "permuted directions": ablation("HILP, stitch", small(hilp(), "stitch", PermutedHILP))})
+NOT_BELOW = tuple(higher(f"DWSL, {style}", f"GCBC, {style}", -0.03) for style in STYLES[:3])
+IMPROVES = higher("DWSL, play-80", "GCBC, play-80")
+REACHES = higher("HILP, stitch", "GCBC, stitch")
+
+CLAIMS = family(__file__, TABLE, {
+    "315": Row("distance-weighted-cloning", (*NOT_BELOW, IMPROVES), control="permuted goals", removes=(IMPROVES,),
+               reported=("GCIVL, play-80",)),
+    "306": Row("hilbert-directions", (REACHES, higher("HILP, stitch", "HILP, random phi")),
+               control="permuted directions", removes=(REACHES,),
+               reported=("GCBC, play", "GCIVL, stitch", "HIQL, stitch"))})

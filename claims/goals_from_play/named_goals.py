@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource, expert_of, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
 from understudy.data.episode import Dataset
@@ -38,7 +38,7 @@ class Walks(DemonstrationSource):
         walks = []
         for number, style in enumerate(STYLES):
             env = make(f"four_rooms:{style}", ROWS)
-            recorded = rollout(env.expert(), env, self.episodes, recording_seed(seed), first=100_000 * number)
+            recorded = rollout(expert_of(env), env, self.episodes, recording_seed(seed), first=100_000 * number)
             walks += [replace(e, metadata={**e.metadata, DATASET_NAME: style}) for e in recorded]
         return Dataset(walks)
 
@@ -71,9 +71,9 @@ class RandomHILP(HILP):
 class RandomHILPLearner(HILPLearner):
     """Learner of `RandomHILP`."""
 
-    def minimize(self, name, loss, batch, weights=None):
+    def minimize(self, name, *arguments, **options):
         if name != "phi":
-            super().minimize(name, loss, batch, weights)
+            super().minimize(name, *arguments, **options)
 
 
 class PermutedHILP(HILP):

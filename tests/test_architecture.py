@@ -4,15 +4,12 @@ import ast
 import re
 import tomllib
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from folders import REPOSITORY, TESTS
 
 ROOT = REPOSITORY / "src" / "understudy"
-ORDER = ["interrupts", "hints", "core", "user_code", "moved", "config", "files", "checkpoint", "plugins", "data",
-         "nets", "heads", "policy", "execute", "learn", "envs", "robots", "evaluate", "audit", "improve", "deploy",
-         "serve", "methods", "choose", "claims", "testing", "demo", "commands", "cli"]
-ALONE = {"__init__", "__main__", "studio"}  # the package itself, which finds names late, and the page
 PEERS = {"lerobot", "robomimic", "imitation", "d3rlpy", "stable_baselines3", "diffusers", "diffusion_policy",
          "tianshou", "minari", "openpi", "skrl", "cleanrl", "torchrl", "robosuite"}
 # Adapters of software that the user installs, each imported by one file.
@@ -56,21 +53,47 @@ def imported(path, tree):
             yield from ((node.lineno, (*module, a.name)) for a in node.names)
 
 
+@cache
+def places_of_folders():
+    """The place of each folder and module in the table of docs/architecture.md."""
+    section = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8").split("## The folders\n")[1]
+    cells = [line.split("|")[1] for line in section.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    names = [re.findall(r"`([^`]+?)/?`", cell) for cell in cells if "at the top" not in cell]
+    return {name: i for i, name in enumerate(chain.from_iterable(names))}
+
+
+def position(module):
+    """The place of a module, such as ("data", "formats", "npz"): that of the longest name in the table."""
+    folder, *inside = module
+    names = ["methods/<family>"] if folder == "methods" and len(inside) > 1 else []
+    names += ["/".join(module[:n]) for n in range(len(module), 0, -1)]
+    return next((places_of_folders()[name] for name in names if name in places_of_folders()), None)
+
+
 def test_every_part_has_its_place():
-    part_names = {parts(path)[0] for path in FILES}
-    assert part_names - ALONE <= set(ORDER), f"say in ORDER where {part_names - ALONE - set(ORDER)} stand"
+    modules = {parts(path) for path in FILES} - {("__init__",)}
+    assert not [m for m in modules if position(m) is None], "name them in the table of docs/architecture.md"
+    folders = {Path(*m[:n]).as_posix() for m in modules for n in (1, 2, 3)}
+    assert places_of_folders().keys() - folders == {"methods/<family>"}, "the table names what does not exist"
 
 
 def test_imports_go_downward():
-    upward = []
-    for path, tree in trees():
-        if parts(path)[0] in ALONE:
-            continue
-        own_rank = ORDER.index(parts(path)[0])
-        for line, name in imported(path, tree):
-            if name[0] == "understudy" and name[1] in ORDER and ORDER.index(name[1]) > own_rank:
-                upward.append(f"{path.relative_to(ROOT)}:{line} imports {name[1]}")
+    upward = [f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}" for path, tree in trees()
+              for other in files_imported(path, tree)
+              if ROOT / "__init__.py" not in (path, other) and position(parts(other)) > position(parts(path))]
     assert not upward, upward
+    assert position(("data", "views")) > position(("data", "formats", "npz")) > position(("data", "episode"))
+    assert position(("methods", "offline_rl", "iql")) > position(("methods", "registry")) > position(("policy",))
+
+
+def test_formats_do_not_know_each_other():
+    from understudy.data.formats import _READERS, WRITERS
+
+    modules = {*WRITERS.values(), *(reader[0] for reader in _READERS.values())}
+    formats = {ROOT / "data" / "formats" / f"{name}.py" for name in modules}
+    bad = [f"{path.name} imports {other.name}" for path, tree in trees() if path in formats
+           for other in files_imported(path, tree) if other in formats]
+    assert not bad, f"move what two formats need to a file of its own: {bad}"
 
 
 def test_rooms_of_environments():

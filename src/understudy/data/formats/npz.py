@@ -31,7 +31,7 @@ from .episode_table import (
     unknown_boundary,
 )
 from .key_map import KeyMap, checked_rate, lengths_from_ends, metadata, stored_feature
-from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, split_rows, whole_array, write_npz
+from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, split_rows, whole_array, write_npz
 from .sidecar import ColumnEncoding, FormatCapability
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward",
@@ -281,11 +281,6 @@ def capability(data: Dataset) -> FormatCapability:
         last = bool((data.rows(name) > lengths).all()) and role(name) != "action"
         columns[name] = ColumnEncoding(name, "bool" if name in FLAG_COLUMNS[:2] else f.dtype, shape, last)
     return FormatCapability(columns, fps=True, metadata_keys=frozenset(_metadata_arrays(data, columns)))
-
-
-def is_storable_key(name: str) -> bool:
-    """Whether an array in a zip file can have this name."""
-    return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
 
 
 def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:

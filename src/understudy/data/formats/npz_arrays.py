@@ -24,6 +24,11 @@ from .read_errors import damaged
 _CHUNK = 1 << 16  # rows read at a time
 
 
+def is_storable_key(name: str) -> bool:
+    """Whether an array in a zip file can have this name."""
+    return bool(name) and name.isprintable() and "\\" not in name and not name.startswith("/") and ".." not in name
+
+
 class NpzArrays:
     """The arrays of an .npz file.
 

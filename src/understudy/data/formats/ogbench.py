@@ -16,8 +16,7 @@ from ..episode import Dataset
 from . import sidecar
 from .column_names import FLAG_COLUMNS, are_flags, format_list
 from .key_map import END_COLUMNS, KeyMap, end_flags, metadata, stored_feature
-from .npz import is_storable_key
-from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, whole_array, write_npz
+from .npz_arrays import NpzArchiveSource, NpzArrays, column_array, is_storable_key, whole_array, write_npz
 from .read_errors import damaged, first_true
 from .sidecar import ColumnEncoding, FormatCapability
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy, sines
+from fixtures.fql import LOSSES as LOSSES_OF_FQL
+from fixtures.fql import ActorNet, inject
+from fixtures.fql import Critic as SineCritic
 from torch import nn
 
 from understudy.core import ConfigError, Unsupported
@@ -105,6 +108,23 @@ def test_targets_of_rebrac_stay_close_to_the_actions_that_follow(horizon, n_step
     expected = plain.target_value(batch, rng) - weight * goes_on * 0.99**steps * distance
     torch.testing.assert_close(close.target_value(batch, rng), expected)
     assert NEXT_ACTION not in plain.batch_sampler(data).gather(np.arange(2)).extra
+
+
+def test_rebrac_equals_the_code_of_fql(monkeypatch):
+    """Its distances are sums over two components, and its errors means over two networks. Its policy maximizes the
+    smallest score, and ours the first.
+    """
+    batch, expected = make_batch(), LOSSES_OF_FQL["rebrac"]
+    batch = batch.replace(extra={**batch.extra, NEXT_ACTION: torch.cat([sines((6, 2), 7), torch.ones(6, 1)], 1)[:, None]})
+    config = OffPolicyActorCritic(bc_weight=0.6, critic_bc_weight=0.4)
+    learner = config.build(make_policy(Regression()), 0, 1, Dataset([]))
+    learner.critic, learner.target_critic = SineCritic(0), SineCritic(2)
+    learner.policy.net, learner.target_policy.net = ActorNet(0.0), ActorNet(0.5)
+    inject(monkeypatch)
+    assert learner.critic_loss(batch, RNG).mean().item() / 2 == pytest.approx(expected["critic"], abs=1e-5)
+    learner.critic = SineCritic(0, only_smallest=True)
+    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(
+        expected["actor_loss"] + expected["bc_loss"], abs=1e-5)
 
 
 def test_they_keep_the_contract_of_learners():

@@ -19,7 +19,7 @@ from understudy.learn.method import Method
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 
-METHODS = ("iql", "awac", "idql", "cql", "rebrac")
+METHODS = ("iql", "awac", "idql", "cql", "rebrac", "fql")
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100
 EPISODES = 100
 

@@ -64,8 +64,8 @@ def main(folder: str, out: str) -> None:
         agent_class = module.FQLAgent if name == "fql" else module.ReBRACAgent
         config = {**module.get_config().to_dict(), **options, "ob_dims": (STATE,), "action_dim": ACTION}
         agent = agent_class(rng=rng, network=SimpleNamespace(select=NETWORKS.__getitem__), config=config)
-        with mock.patch.object(jax.random, "normal", lambda key, shape: sines(shape, 20)), \
-                mock.patch.object(jax.random, "uniform", lambda key, shape: (sines(shape, 21) + 1) / 2), jax.disable_jit():
+        with mock.patch.multiple(jax.random, normal=lambda key, shape: sines(shape, 20),
+                                 uniform=lambda key, shape: (sines(shape, 21) + 1) / 2), jax.disable_jit():
             critic_loss, _ = agent.critic_loss(make_batch(), None, rng)
             _, actor_losses = agent.actor_loss(make_batch(), None, rng)
         result[name] = {"critic": critic_loss, **{k: v for k, v in actor_losses.items() if k.endswith("_loss")}}

@@ -115,7 +115,8 @@ def test_rebrac_equals_the_code_of_fql(monkeypatch):
     smallest score, and ours the first.
     """
     batch, expected = make_batch(), LOSSES_OF_FQL["rebrac"]
-    batch = batch.replace(extra={**batch.extra, NEXT_ACTION: torch.cat([sines((6, 2), 7), torch.ones(6, 1)], 1)[:, None]})
+    following = torch.cat([sines((6, 2), 7), torch.ones(6, 1)], 1)[:, None]
+    batch = batch.replace(extra={**batch.extra, NEXT_ACTION: following})
     config = OffPolicyActorCritic(bc_weight=0.6, critic_bc_weight=0.4)
     learner = config.build(make_policy(Regression()), 0, 1, Dataset([]))
     learner.critic, learner.target_critic = SineCritic(0), SineCritic(2)

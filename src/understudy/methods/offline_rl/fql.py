@@ -88,6 +88,7 @@ class FQLLearner(GradientLearner):
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared error against rewards and the policy's return, summed over the networks, (B,)."""
+        assert batch.next is not None
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
             coded = self._clipped(self.policy.sample(self.policy.context(batch.next), rng))

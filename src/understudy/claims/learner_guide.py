@@ -14,6 +14,7 @@ from ..evaluate.multiple_comparisons import compact_letter_display, holm
 from ..evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_rate
 from ..files import read_json, write_text
 from .base import format_number, measure_of
+from .ledger import find_row
 from .records import all_claims, all_texts, figures_path, find_claim, record_path
 from .text import LEARNER_DECISIONS
 
@@ -40,8 +41,9 @@ def guide_lines() -> list[str]:
             lines += [f"## {decision.capitalize()}", ""]
             for name in answered:
                 record = read_json(record_path(name))
-                lines += [f"**{name}** ({record['verdict']}). {texts[name].advice} *Against it:* {texts[name].against}",
-                          "", *_arm_tables(name, record)]
+                page = f"ledger/{find_row(find_claim(name).rows[0], name).family}.md#{name}"
+                lines += [f"[{name}]({page}) **{record['verdict']}**. {texts[name].advice} *Against it:* "
+                          f"{texts[name].against}", "", *_arm_tables(name, record)]
     return lines
 
 

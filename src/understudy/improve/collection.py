@@ -8,6 +8,7 @@ can be stored and environments cannot. A training that was stopped therefore res
 from __future__ import annotations
 
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,11 +18,11 @@ from typing import Annotated
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import AtLeast, Schema, Unsupported, UserError, part
+from ..core import AtLeast, DataWarning, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
-from ..data.formats import open_dataset, write_dataset
+from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.mixture import ROUND
 from ..data.replay_buffer import ReplayBuffer
 from ..data.window import SamplingWeights
@@ -37,6 +38,7 @@ from ..files import whole_folder, write_json
 from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
+from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import INTERVENTION, SUPERVISOR_ACTION, Gate, GatedActor
 from .retention import AllEpisodes, RetentionRule
@@ -425,6 +427,8 @@ class CollectionRounds(DataCollection):
         episodes = self.collector.collect(training.actor(), number, training)
         for change in self.relabel:
             episodes = episodes.map(change)
+        if REWARD in training.learner.config.extra:
+            _check_rewards(number, episodes, training.data)
         episodes = training.learner.annotate(episodes, number)
         if not len(episodes):
             raise UserError(f"round {number} has no episodes", where="CollectionRounds.collector",
@@ -459,6 +463,15 @@ class CollectionRounds(DataCollection):
             return {"score": float(np.mean(alone))}
         returns = _summary(0, episodes).get("round/return")
         return {} if returns is None or any(aided) else {"score": returns}
+
+
+def _check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:
+    """Refuses rewards that are not finite, and warns in the first round if there are none so far."""
+    check_finite(Dataset(list(episodes), {"path": f"round {number}"}), (REWARD,))
+    if number == 0 and not any(np.any(e.steps[REWARD]) for data in (first, episodes) for e in data):
+        warnings.warn(f"all rewards are 0, also those of the first {len(episodes)} collected episodes, so that no "
+                      "action is better than another yet: check that the environment has rewards, or begin with "
+                      "demonstrations that reach them", DataWarning, stacklevel=2)
 
 
 def _mark_round(number: int, episode: Episode) -> Episode:

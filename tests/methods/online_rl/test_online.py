@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from fixtures.centers import Center
 from fixtures.staged import call
 
 from understudy import make
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
+from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
 from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
@@ -79,6 +83,32 @@ def test_demonstrations_without_rewards_and_of_classes_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"classes, but this method learns numbers\n.*ppo"):
             find_method(name, classes.features())
     assert "Categorical" in str(find_method("ppo", classes.features()).policy.head)
+
+
+class Broken(Center):
+    """Its rewards are what they should not be."""
+
+    def __init__(self, rows: int, reward: float):
+        super().__init__(rows)
+        self.value = reward
+
+    def step(self, action):
+        result = super().step(action)
+        return replace(result, reward=torch.full_like(result.reward, self.value))
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ppo"])
+def test_an_environment_whose_rewards_are_no_numbers_is_refused_and_one_without_rewards_named(name):
+    data = random_episodes(Center(2), 40, 0)
+    method = find_method(name, data.features(), n_rounds=1, n_steps=20)
+    with pytest.raises(UserError, match=r"round 0, episode 0, step 0, next.reward: the value is not finite: nan"):
+        fit_method(method, data, 0, env=Broken(2, float("nan")))
+    silent = Dataset([e.replace({"next.reward": np.zeros(len(e), np.float32)}) for e in data])
+    with pytest.warns(DataWarning, match="all rewards are 0, also those of the first 1 collected episodes"):
+        fit_method(method, silent, 0, env=Broken(2, 0.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_method(method, data, 0, env=Center(2))
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""Returns of SAC and PPO while they learn, beside stable-baselines3: python benchmarks/return_curves.py [--page]
+
+SAC learns Pendulum-v1 and PPO learns CartPole-v1, from the environment alone, with the same settings on both sides:
+those that stable-baselines3 has by default, but 1,000 random steps before SAC learns. After every 1,000 or 2,000 steps
+the deterministic policy is evaluated from the same 20 starts, whose time is not counted. One cell is one seed of one
+library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of
+the training. Cells that are there are not run again. With --page, only the table is printed: the mean return at the
+end, and the steps and CPU seconds until the mean return first reaches the level, each with the 95 % interval over seeds
+(Student's t).
+
+The peer needs an environment with benchmarks/peers/sb3.txt: --peer-python, by default that in .venv-peers/sb3.
+"""
+
+from __future__ import annotations
+
+import measure
+
+measure.one_thread()
+
+import argparse  # noqa: E402
+import math  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from understudy.core import keys  # noqa: E402
+from understudy.files import read_json, write_json  # noqa: E402
+
+SEEDS = range(5)
+EPISODES = 20  # of each evaluation
+TASKS = {  # steps in all, steps between evaluations, the level
+    "sac": ("Pendulum-v1", 10_000, 1000, -160.0),
+    "ppo": ("CartPole-v1", 40_000, 2000, 475.0),
+}
+LIBRARIES = ("understudy", "stable-baselines3")
+FOLDER = measure.RESULTS / "return-curves"
+
+
+def cell(method: str, library: str, seed: int) -> Path:
+    return FOLDER / f"{method}-{library}-{seed}.json"
+
+
+def run_own(method: str, seed: int) -> dict:
+    """The returns of one training of ours."""
+    import copy
+
+    from understudy import PolicyActor, make
+    from understudy.evaluate.evaluation import evaluate
+    from understudy.improve.collection import random_episodes
+    from understudy.learn.fit_method import fit_method
+    from understudy.methods import find_method
+
+    name, n_steps, every, _ = TASKS[method]
+    env, judged = make(name, 8), make(name, EPISODES)
+    began, excluded = time.process_time(), 0.0
+    first = random_episodes(env, 1000, seed)
+    options = {"n_steps": 200} if method == "sac" else {}
+    made = find_method(method, first.features(), n_rounds=10_000, **options)
+    counted = first.steps if method == "sac" else 0  # PPO learns nothing but scales from random steps
+    curve: dict[str, list[float]] = {"steps": [], "returns": [], "cpu_seconds": []}
+
+    class Finished(Exception):
+        pass
+
+    def watch(n_updates, learner, metrics):
+        nonlocal counted, excluded
+        if "round" not in metrics:
+            return
+        if counted >= every * (len(curve["steps"]) + 1) or counted >= n_steps:
+            now = time.process_time()
+            actor = PolicyActor(copy.deepcopy(learner.trained_policy).eval(), made.executor)
+            curve["steps"].append(counted)
+            curve["returns"].append(evaluate(actor, judged, EPISODES).returns.estimate)
+            curve["cpu_seconds"].append(round(now - began - excluded, 2))
+            excluded += time.process_time() - now
+        if counted >= n_steps:
+            raise Finished
+        counted += int(metrics["round/steps"])
+    try:
+        fit_method(made, first, seed, env=env, callbacks=[watch])
+    except Finished:
+        return curve
+    raise AssertionError("there are more rounds than steps")
+
+
+def run(method: str, library: str, seed: int, peer_python: Path) -> None:
+    if library == "understudy":
+        write_json(cell(method, library, seed), run_own(method, seed))
+        return
+    name, n_steps, every, _ = TASKS[method]
+    script = Path(__file__).parent / "peers" / "sb3_return_curves.py"
+    starts = [int(key) % 2**31 for key in keys(0, range(EPISODES))]  # as the adapter of Gymnasium makes them
+    subprocess.run([peer_python, script, method, name, str(n_steps), str(every), str(seed), cell(method, library, seed),
+                    *map(str, starts)], check=True)
+
+
+def interval(values: list[float], digits: int = 0) -> str:
+    """The mean, and its 95 % interval over seeds."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return "–"
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.mean(values)
+    return f"{mean:,.{digits}f} [{mean - half:,.{digits}f}, {mean + half:,.{digits}f}]"
+
+
+def page() -> str:
+    lines = ["| method, task and library | last return | steps to the level | CPU seconds to the level | seeds |",
+             "|---|--:|--:|--:|--:|"]
+    for method, (name, _, _, level) in TASKS.items():
+        for library in LIBRARIES:
+            curves = [read_json(path) for seed in SEEDS if (path := cell(method, library, seed)).exists()]
+            reached = [next((i for i, r in enumerate(c["returns"]) if r >= level), None) for c in curves]
+            steps, seconds = ([c[k][i] for c, i in zip(curves, reached, strict=True) if i is not None]
+                              for k in ("steps", "cpu_seconds"))
+            last = interval([c["returns"][-1] for c in curves])
+            lines.append(f"| {method}, {name} to {level:g}, {library} | {last} | {interval(steps)} | "
+                         f"{interval(seconds)} | {len(seconds)} of {len(curves)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--only", choices=TASKS, default=None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run these, to share them out")
+    parser.add_argument("--peer-python", type=Path, default=measure.ENVIRONMENTS / "sb3" / "bin" / "python")
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for seed in () if options.page else options.seeds:
+        for method in TASKS if options.only is None else (options.only,):
+            for library in LIBRARIES:
+                if not cell(method, library, seed).exists():
+                    print(method, library, seed, file=sys.stderr, flush=True)
+                    run(method, library, seed, options.peer_python)
+    print(page())
+
+
+if __name__ == "__main__":
+    main()

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Feature, Schema, UserError
+from ..core import Feature, Schema, UserError, normal
 from ..data.episode import Episode
 from .base import Env, EnvWrapper, Obs
 
 Pairs = Sequence[tuple[int, int]]
+NOISE_STREAM = 17  # keeps the noise of a wrapper apart from that of its environment
 
 
 class ObservationTransform(EnvWrapper):
@@ -177,6 +178,83 @@ class HiddenObs(ObservationTransform):
     def transform_obs(self, obs):
         visible = {k: v for k, v in obs.items() if self.kept.get(k, ()) is not None}
         return {k: v[:, self.kept[k]] if k in self.kept else v for k, v in visible.items()}
+
+
+class _RandomObservation(EnvWrapper):
+    """Adds one observation with noise of its own, which depends on the key of an episode and the number of the step."""
+
+    def __init__(self, env: Env, into: str, size: int):
+        if into in env.features:
+            raise UserError(f"there is a column {into!r} already", where=type(self).__name__,
+                            hint="choose another name")
+        super().__init__(env)
+        self.into, self.size = into, size
+        self.features = {**env.features, into: Feature("float32", (size,))}
+        self.key = torch.zeros(env.rows, dtype=torch.int64)
+        self.clock = torch.zeros(env.rows, dtype=torch.int64)
+
+    @abstractmethod
+    def add(self, obs: Obs, rows: Tensor, noise: Tensor) -> Obs:
+        """Returns the observation of some rows, (n,), with the new column. `noise` (n, size) is standard normal."""
+
+    def reset(self, which, key):
+        self.key[which], self.clock[which] = key, 0
+        return self._observe(self.env.reset(which, key), which)
+
+    def step(self, action):
+        out = self.env.step(action)
+        self.clock = self.clock + 1
+        return replace(out, obs=self._observe(out.obs, torch.arange(self.rows)))
+
+    def _observe(self, obs: Obs, which: Tensor) -> Obs:
+        """`reset` shows all rows, of which only some began anew."""
+        noise = torch.zeros(self.rows, self.size)
+        noise[which] = normal(self.key[which], self.clock[which], (self.size,), stream=NOISE_STREAM)
+        return self.add(obs, which, noise)
+
+
+class NoiseColumns(_RandomObservation):
+    """Adds a column of numbers that have nothing to do with the task: autoregressive noise with standard deviation 1.
+
+    Args:
+        size: Number of components.
+        correlation: Of each component with itself one step later, from 0 to below 1.
+    """
+
+    def __init__(self, env: Env, size: int = 16, correlation: float = 0.9, into: str = "observation.noise"):
+        if not 0 <= correlation < 1:
+            raise UserError(f"the correlation is {correlation}", where="NoiseColumns", hint="use 0 or more, below 1")
+        super().__init__(env, into, size)
+        self.correlation, self.value = correlation, torch.zeros(env.rows, size)
+
+    def add(self, obs, rows, noise):
+        value, first = self.value.clone(), (self.clock[rows] == 0)[:, None]
+        following = self.correlation * value[rows] + math.sqrt(1 - self.correlation**2) * noise[rows]
+        value[rows] = torch.where(first, noise[rows], following)
+        self.value = value
+        return {**obs, self.into: value}
+
+
+class NoisySensor(_RandomObservation):
+    """Adds a second, noisy measurement of a column of numbers: ``gain * value`` and white noise.
+
+    Args:
+        column: The column that is measured.
+        noise: Standard deviation of the noise, in the units of the measurement.
+    """
+
+    def __init__(self, env: Env, column: str = "observation.state", gain: float = 1.0, noise: float = 0.1,
+                 into: str = "observation.sensor"):
+        self.column, self.gain, self.noise = column, gain, noise
+        size = _vector(env, column, "NoisySensor").size
+        self.value = torch.zeros(env.rows, size)
+        super().__init__(env, into, size)
+
+    def add(self, obs, rows, noise):
+        value = self.value.clone()
+        value[rows] = self.gain * obs[self.column][rows] + self.noise * noise[rows]
+        self.value = value
+        return {**obs, self.into: value}
 
 
 def _vector(env: Env, column: str, where: str) -> Feature:

@@ -160,9 +160,15 @@ def test_a_saturated_discriminator_is_named_with_the_settings_to_change():
         built.loss(own, expert, torch.Generator())
 
 
-@pytest.mark.parametrize(("policy", "action", "message"), [
-    (PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)), Feature("float32", (1,)), "horizon=1"),
-    (PolicyConfig(Categorical(), MLP(8, 1)), Feature("int64", (1,), "discrete", num_classes=(3,)), "continuous")])
-def test_what_a_discriminator_cannot_compare_is_refused(policy, action, message):
-    with pytest.raises(Unsupported, match=message):
-        DiscriminatorReward().build(Policy(policy, {STATE: Feature("float32", (3,)), "action": action}), None)
+def test_classes_are_compared_as_one_hot_vectors():
+    features = {STATE: Feature("float32", (3,)), "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+    policy = Policy(PolicyConfig(Categorical(), MLP(8, 1), codec=IDENTITY), features)
+    rows = batch(sines((3, 3), 0), torch.arange(3)[:, None])
+    read = DiscriminatorReward().build(policy, None).read(rows)
+    assert torch.equal(read, torch.cat([sines((3, 3), 0), torch.eye(3)], 1))
+
+
+def test_chunks_are_refused():
+    features = {STATE: Feature("float32", (3,)), "action": Feature("float32", (1,))}
+    with pytest.raises(Unsupported, match="horizon=1"):
+        DiscriminatorReward().build(Policy(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2)), features), None)

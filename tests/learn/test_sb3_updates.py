@@ -16,8 +16,8 @@ from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN
 from understudy.learn.targets import gae
-from understudy.methods.online_rl.ppo import ADVANTAGE, LOG_PROB, PPO, RETURN
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig

@@ -73,9 +73,9 @@ class DiscriminatorReward(RewardModelConfig):
         return self.form == "airl"
 
     def build(self, policy, data):
-        if policy.window.horizon > 1 or policy.target.kind == "discrete":
-            raise Unsupported("a discriminator compares single actions that are numbers", where="DiscriminatorReward",
-                              hint="use a policy with horizon=1, for continuous actions")
+        if policy.window.horizon > 1:
+            raise Unsupported("a discriminator compares single actions", where="DiscriminatorReward",
+                              hint="use a policy with horizon=1")
         return Discriminator(RewardSpec.of(self, policy), policy.features, policy.codec).to(policy.device)
 
 
@@ -105,8 +105,8 @@ class Discriminator(RewardModel):
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:
             warnings.warn(
-                f"DiscriminatorReward: the discriminator is certain of all rows (mean absolute logit {certainty:.0f}), "
-                "so its reward no longer says which actions are better. Raise its gradient penalty "
+                "DiscriminatorReward: the discriminator is certain of all rows (mean absolute logit above "
+                f"{SATURATED:g}), so its reward no longer says which actions are better. Raise its gradient penalty "
                 "(--learner.reward.penalty 10), or lower its learning rate (--learner.reward.optimizer.lr).",
                 DataWarning, stacklevel=2)
         loss = softplus(own_logit) + softplus(-expert_logit)

@@ -30,10 +30,7 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.run import Run
-from understudy.learn.train import train
-from understudy.methods import find_method
-from understudy.methods.online_rl.ppo import (
+from understudy.learn.ppo import (
     ADVANTAGE,
     FIRST_UPDATE,
     LOG_PROB,
@@ -42,6 +39,9 @@ from understudy.methods.online_rl.ppo import (
     RETURN,
     EpochSampler,
 )
+from understudy.learn.run import Run
+from understudy.learn.train import train
+from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig

@@ -1,31 +1,37 @@
-from ...data.window import Window
+from ...core import Schema
 from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
-from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...heads.categorical import Categorical
+from ...heads.squashed_gaussian import SquashedGaussian
+from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
+from ...improve.retention import LastRounds
+from ...improve.updates import Epochs
 from ...learn.discriminator_reward import DiscriminatorReward
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.ppo import PPO
+from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
-from ..needs import ENDS, NUMBERS
+from ..needs import ENDS, NUMBERS_OR_CLASSES
 from ..registry import method
 
 
-@method("Ho and Ermon 2016, arXiv 1606.03476, with TD3 in place of trust regions",
-        needs=(NUMBERS, ENDS, "an environment"),
-        when="if good episodes of the task last long; otherwise `dac`, whose reward has both signs.")
-def gail(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: float = 10.0) -> Method:
-    """Generative adversarial imitation: an actor-critic with the positive reward -log(1 - D) of a discriminator D.
+@method("Ho and Ermon 2016, arXiv 1606.03476, with proximal policy optimization in place of trust regions",
+        needs=(NUMBERS_OR_CLASSES, ENDS, "an environment"),
+        when="if steps in the environment are cheap, or actions are classes; otherwise `dac`, which needs fewer steps.")
+def gail(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, penalty: float = 10.0,
+         features: Schema | None = None) -> Method:
+    """Generative adversarial imitation: PPO with the positive reward -log(1 - D) of a discriminator D.
 
     Args:
         n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+        n_steps: Number of steps in each round, at least. Its last episode is complete.
+        n_epochs: How often the updates of a round read each of its steps.
         penalty: Weight of the gradient penalty of the discriminator.
+        features: The columns of the data. Classes get a categorical head. Images are read as tokens.
     """
-    return Method(
-        PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, reward=DiscriminatorReward("gail", penalty=penalty)),
-        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
-    )
+    discrete = features is not None and features["action"].kind == "discrete"
+    head, encoder = Categorical() if discrete else SquashedGaussian("free"), simplest_encoder(features)
+    collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
+    return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), encoder), RecedingHorizon(),
+                  PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder)),
+                  collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

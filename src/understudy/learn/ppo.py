@@ -1,0 +1,228 @@
+"""Proximal policy optimization: updates on the newest round of episodes, which stay close to the policy that acted."""
+
+from __future__ import annotations
+
+from dataclasses import field, replace
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from ..checkpoint import FromStage
+from ..core import Above, AtLeast, AtMost, Batch, Unsupported, part
+from ..data.batch_sampler import BatchSampler, SourcesSampler
+from ..data.episode import Dataset
+from ..data.mixture import expert_episodes
+from ..data.window import Windows
+from ..policy import Policy
+from .critic import CriticConfig
+from .optimizer import OptimizerConfig
+from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
+from .targets import REWARD, TERMINATED, gae
+
+LOG_PROB, REFERENCE_LOG_PROB = "policy.log_prob", "reference.log_prob"
+ADVANTAGE, RETURN = "policy.advantage", "policy.return"
+FIRST_UPDATE = "first_update"  # the metadata of an episode that has the number of updates before its round
+
+
+@part
+class PPO(RewardedConfig):
+    """Proximal policy optimization, for policies of numbers and of classes that act one step at a time.
+
+    After each round, the advantages of its actions are estimated once. Updates then read its steps in passes without
+    replacement, and raise the density of good actions while it is near that of the policy that acted. Use it with
+    ``CollectionRounds(..., updates=Epochs(10), retention=LastRounds(1))`` and an exploration that samples from the
+    policy, `TemperatureExploration`.
+
+    A step that was cut off by a time limit is no end: the value of what would follow counts.
+
+    Args:
+        steps: Number of updates, for schedules.
+        batch_size: Number of steps in each batch, whose advantages are standardized.
+        optimizer: Optimizer of the policy and of the value.
+        value: The network of the value.
+        discount: Discount per step.
+        gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
+        clip: Largest change of the ratio of densities that pays.
+        entropy_weight: Weight of the entropy of the policy.
+        max_kl: Largest estimated divergence from the policy that acted. The other updates of the round are left out as
+            soon as it is larger. None for no limit.
+        kl_reference: A policy, such as a cloned one, from which the divergence is kept small.
+        kl_weight: Weight of that divergence.
+        reward: A reward model that is trained on the batches of the policy, or that a stage trained. It judges each
+            round before its updates. None: the rewards of the data.
+
+    References:
+        Schulman et al. (2017), Proximal Policy Optimization Algorithms, arXiv:1707.06347.
+        Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation,
+        arXiv:1506.02438.
+        Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 20_000
+    batch_size: Annotated[int, AtLeast(2)] = 64
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=0.5))
+    value: CriticConfig = field(default_factory=lambda: CriticConfig((64, 64), n_critics=1))
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    gae_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
+    clip: Annotated[float, Above(0)] = 0.2
+    entropy_weight: Annotated[float, AtLeast(0)] = 0.0
+    max_kl: Annotated[float | None, Above(0)] = None
+    kl_reference: FromStage | Policy | None = None
+    kl_weight: Annotated[float, AtLeast(0)] = 0.1
+    reward: RewardModelConfig | FromStage | None = None
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PPOLearner:
+        return PPOLearner(self, policy, seed, steps, data)
+
+
+class PPOLearner(RewardedLearner):
+    """Learner of `PPO`."""
+
+    config: PPO
+
+    def __init__(self, config: PPO, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps)
+        if policy.window.horizon != 1 or policy.window.action_offset:
+            raise Unsupported("the density is that of one action for each observation", where="PPO",
+                              hint="use a policy with horizon=1 and action_offset=0")
+        policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
+        reference = config.kl_reference
+        if isinstance(reference, Policy) and (missing := set(reference.inputs) - set(policy.inputs)):
+            raise Unsupported(f"the reference reads {', '.join(sorted(missing))}, which the policy does not",
+                              where="PPO.kl_reference", hint="train both on the same columns")
+        self.value = self.register("value", config.value.build(policy, action=False), config.optimizer)
+        self.register("policy", policy, config.optimizer)
+        self.register_reward(data)
+        self.round_start, self.stopped_round = 0, -1  # numbers of the updates before a round
+
+    annotates = True
+
+    # -- once for each round --------------------------------------------------------------------------------------
+
+    def annotate(self, episodes, round):
+        """Adds the log-density of each action, its advantage and its return, with the present networks."""
+        episodes = super().annotate(episodes, round)
+        parts = list(self.policy.windows(episodes, extra=self.batch_columns, next_obs=True).scan())
+        columns = [torch.cat(column) for column in zip(*map(self._judge, parts), strict=True)]
+        lengths = [len(episode) for episode in episodes]
+        last = torch.zeros(sum(lengths), dtype=torch.bool)
+        last[np.cumsum(lengths) - 1] = True
+        log_prob, reference, reward, value, next_value, terminated = columns
+        advantage = gae(reward, value, next_value, terminated.bool(), last, self.config.discount, self.config.gae_decay)
+        added = {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage, RETURN: advantage + value}
+        ends = np.cumsum(lengths)[:-1]
+        rows = zip(*(np.split(column.numpy(), ends) for column in added.values()), strict=True)
+        return Dataset([self._with_columns(episode, dict(zip(added, values, strict=True)))
+                        for episode, values in zip(episodes, rows, strict=True)], episodes.metadata)
+
+    def _judge(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Log-density, that of the reference, reward, value, next value and termination of each step, (B,) each."""
+        batch = batch.to(self.device)
+        with self.evaluation():
+            log_prob = self.log_prob(self.policy, batch)
+            reference = self.config.kl_reference
+            reference_log_prob = self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
+            reward = batch.extra[REWARD] if self.reward is None else self.reward.reward(batch, self.policy)
+            columns = (log_prob, reference_log_prob, reward[:, 0].float(), self.value(batch.obs),
+                       self.value(batch.next), batch.extra[TERMINATED][:, 0].float())
+        return tuple(column.cpu() for column in columns)
+
+    def _with_columns(self, episode, columns):
+        added = episode.replace(columns)
+        return replace(added, metadata={**episode.metadata, FIRST_UPDATE: self.n_updates})
+
+    def batch_sampler(self, data, sampling_weights=None):
+        if sampling_weights is not None:
+            raise Unsupported("each step is read once in a pass", where="PPO", hint="leave the sampling weights out")
+        self.round_start = max(episode.metadata[FIRST_UPDATE] for episode in data)
+        columns = (LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN)
+        if not self.config.compares:
+            return EpochSampler(self.policy.windows(data, extra=columns), self.round_start)
+        expert = expert_episodes(data)
+        own = [i for i in range(len(data)) if i not in set(expert)] or expert
+        windows, demonstrations = (self.policy.windows(data.select(part), extra=(*self.batch_columns, *columns),
+                                                       next_obs=True) for part in (own, expert))
+        return SourcesSampler(EpochSampler(windows, self.round_start), {"expert": demonstrations})
+
+    # -- updates --------------------------------------------------------------------------------------------------
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch = batch.to(self.device)
+        self.with_rewards(batch)
+        if self.config.max_kl is not None and self.divergence(batch) > self.config.max_kl:
+            self.stopped_round = self.round_start
+        if self.stopped_round != self.round_start:
+            advantage = self._standardized(batch.extra[ADVANTAGE])
+            self.minimize("policy", self.policy_loss, batch.replace(extra={**batch.extra, ADVANTAGE: advantage}))
+            self.minimize("value", self.value_loss, batch)
+        return self.end_update()
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the clipped objective, less the entropy, plus the divergence from the reference, for each step, (B,).
+        """
+        config, log_prob = self.config, self.log_prob(self.policy, batch)
+        advantage, ratio = batch.extra[ADVANTAGE][:, 0], (log_prob - batch.extra[LOG_PROB][:, 0]).exp()
+        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+        if config.entropy_weight:
+            loss = loss - config.entropy_weight * self.policy.entropy(self.policy.context(batch.obs), rng).sum(1)
+        if config.kl_reference is not None:  # the mean of log(p / reference) under p, by samples of the old p
+            loss = loss + config.kl_weight * ratio * (log_prob - batch.extra[REFERENCE_LOG_PROB][:, 0])
+        return loss
+
+    def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared error of the value for each step, (B,)."""
+        return (self.value(batch.obs) - batch.extra[RETURN][:, 0]).square()
+
+    def log_prob(self, policy: Policy, batch: Batch) -> Tensor:
+        """Returns the log-density of the stored actions, (B,)."""
+        return policy.log_prob(policy.context(batch.obs), policy.encode_batch(batch), batch.mask).sum(1)
+
+    def divergence(self, batch: Batch) -> float:
+        """Returns the divergence from the policy that acted: the mean of ratio - 1 - log(ratio), over all processes.
+        """
+        with self.evaluation():
+            log_ratio = self.log_prob(self.policy, batch) - batch.extra[LOG_PROB][:, 0]
+            terms = log_ratio.exp() - 1 - log_ratio
+        total = torch.stack([terms.sum(), terms.new_tensor(len(terms))])
+        self.processes.all_reduce([total])
+        return float(total[0] / total[1])
+
+    def _standardized(self, x: Tensor) -> Tensor:
+        """With mean 0 and standard deviation 1 over the batches of all processes."""
+        sums = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()]).double()
+        self.processes.all_reduce([sums])
+        n, mean = sums[0], sums[1] / sums[0]
+        std = ((sums[2] - n * mean.square()) / (n - 1)).clamp(min=0).sqrt()
+        return ((x - mean) / (std + 1e-8)).to(x.dtype)
+
+    # -- what resuming needs --------------------------------------------------------------------------------------
+
+    def state(self):
+        tensors, metadata = super().state()
+        return tensors, {**metadata, "stopped_round": self.stopped_round}
+
+    def restore(self, tensors, metadata):
+        super().restore(tensors, metadata)
+        self.stopped_round = metadata["stopped_round"]
+
+
+class EpochSampler(BatchSampler):
+    """Batches that read all windows, in a new order each time, before they read any again.
+
+    Args:
+        start: Number of the first batch.
+    """
+
+    def __init__(self, windows: Windows, start: int):
+        self.windows, self.start = windows, start
+
+    def batch(self, size, step, seed=0, rows=slice(None)):
+        """Batch number `step` has the next `size` windows of the orders, one after the other."""
+        first, n = (step - self.start) * size, len(self.windows)
+        orders = [np.random.default_rng([seed % 2**64, self.start, epoch]).permutation(n)
+                  for epoch in range(first // n, (first + size - 1) // n + 1)]
+        begin = first % n
+        return self.windows.gather(np.concatenate(orders)[begin:begin + size][rows])

@@ -1,0 +1,31 @@
+from ...execute.chunking import RecedingHorizon
+from ...heads.squashed_gaussian import SquashedGaussian
+from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
+from ...learn.discriminator_reward import DiscriminatorReward
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
+from ..needs import ENDS, NUMBERS
+from ..registry import method
+
+
+@method("Fu et al. 2018, arXiv 1710.11248, with soft actor-critic in place of trust regions",
+        needs=(NUMBERS, ENDS, "an environment"),
+        when="if the learned reward shall be used elsewhere: it is saved as the module reward; otherwise `dac`.")
+def airl(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 1.0, penalty: float = 10.0) -> Method:
+    """Adversarial inverse reinforcement learning: soft actor-critic with a reward that shaping does not change.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round.
+        temperature: Weight of the entropy, in units of the reward. With 1 the reward is that of the paper.
+        penalty: Weight of the gradient penalty of the reward.
+    """
+    return Method(
+        PolicyConfig(SquashedGaussian(), FeedForward()),
+        RecedingHorizon(),
+        OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=temperature,
+                             reward=DiscriminatorReward("airl", penalty=penalty)),
+        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, TemperatureExploration())),
+    )

@@ -151,7 +151,8 @@ class PPOLearner(RewardedLearner):
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
-        self.with_rewards(batch)
+        if "reward" in self.optimizers:
+            self.with_rewards(batch)  # for the next round
         if self.config.max_kl is not None and self.divergence(batch) > self.config.max_kl:
             self.stopped_round = self.round_start
         if self.stopped_round != self.round_start:

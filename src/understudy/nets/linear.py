@@ -85,14 +85,10 @@ class _Linear(torch.autograd.Function):
     """(N, in) -> (N, out). The gradients are products of the same kind, so they can be differentiated again."""
 
     @staticmethod
-    def forward(x, weight, bias):
-        return _onednn(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias = inputs
+    def forward(ctx, x, weight, bias):  # with a `setup_context`, each call would inspect this signature
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
+        return _onednn(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):  # ty: ignore[incompatible-method-override]  (one output, so one gradient)

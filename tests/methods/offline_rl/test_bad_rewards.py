@@ -59,11 +59,16 @@ def test_nan_is_refused_even_if_the_audit_is_ignored(tmp_path):
     assert code and "episode 0, step 7, next.reward: the value is not finite" in text, text
 
 
-@pytest.mark.parametrize("name", ["awac", "idql"])
+@pytest.mark.parametrize("name", ["awac", "idql", "cql", "rebrac", "fql"])
 def test_classes_are_refused_where_a_critic_reads_numbers(tmp_path, name):
     code, text = trained(tmp_path, name, actions=np.arange(40) % 3)
     assert code and "the actions are classes" in text and "iql" in text
     assert trained(tmp_path, "iql", actions=np.arange(40) % 3)[0] == 0
+
+
+def test_targets_of_more_steps_than_an_episode_has(tmp_path):
+    """They count the steps that there are (tests/learn/test_targets.py)."""
+    assert trained(tmp_path, "rebrac", 40, "--learner.n-step", 50)[0] == 0
 
 
 def test_time_limits_that_are_marked_as_ends_are_told(tmp_path):

@@ -137,9 +137,10 @@ def test_parts_are_brought_together_and_a_peer_that_cannot_be_had_says_so(tmp_pa
 
 def test_every_peer_that_is_named_has_its_list():
     """And every list a name that some benchmark asks for."""
-    scripts = "\n".join(f.read_text(encoding="utf-8") for f in BENCHMARKS.glob("*.py"))
+    scripts = "\n".join(f.read_text(encoding="utf-8") for f in BENCHMARKS.rglob("*.py"))
     for file in (BENCHMARKS / "peers").glob("*.txt"):
-        is_entered = f'"{file.stem}"' in scripts or file.stem == "openpi"  # a client in tests/serve/test_openpi.py
+        is_entered = (f'"{file.stem}"' in scripts or f".venv-peers/{file.stem}/" in scripts
+                      or file.stem == "openpi")  # a client in tests/serve/test_openpi.py
         assert is_entered, f"no benchmark enters {file.stem}"
         for line in file.read_text().splitlines():
             assert line.startswith(("#", "-r ")) or line, file

@@ -58,7 +58,7 @@ def test_bco_learns_from_videos_what_cloning_learns_from_actions():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bco", "abco"])
+@pytest.mark.parametrize("name", ["bco", "abco", "cilo"])
 def test_rounds_resume(name):
     check_collection(small(name), mix(task=(videos(4), 0.5), prior=(practice(4), 0.5))[0], lambda rows: make(ENV, rows))
 

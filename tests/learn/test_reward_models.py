@@ -18,6 +18,7 @@ from understudy.envs.wrappers import LearnedRewardEnv
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
@@ -72,6 +73,24 @@ def test_the_contract_can_fail(change, message):
 def test_actor_critics_with_a_reward_keep_the_contract_of_learners(name):
     policy = PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=Window(2, 1), inputs=(STATE,))
     check_learner(replace(SMALL, reward=MODELS[name]), (policy,))
+
+
+def test_airl_reads_the_density_of_the_policy_at_each_action(demos):
+    """Of its own actions and of demonstrated ones, with the weights before the update."""
+    policy = Policy(replace(POLICY, head=SquashedGaussian()), demos.features()).fit_statistics(demos)
+    learner = replace(SMALL, temperature=1.0, reward=MODELS["AIRL"]).build(policy, 0, 10, demos)
+    batch = learner.batch_sampler(demos).batch(8, 0)
+    expected = [policy.log_prob(policy.context(b.obs), policy.encode_batch(b), b.mask).detach()
+                for b in (batch, batch.others["expert"])]
+    densities = []
+
+    def loss(own, expert, rng, before=learner.reward.loss):
+        densities.extend([own.extra["log_prob"], expert.extra["log_prob"]])
+        return before(own, expert, rng)
+    learner.reward.loss = loss
+    learner.update(batch)
+    for actual, density in zip(densities, expected, strict=True):
+        torch.testing.assert_close(actual, density)
 
 
 def test_the_reward_of_the_data_gives_the_same_training_bit_by_bit():

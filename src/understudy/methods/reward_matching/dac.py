@@ -11,7 +11,8 @@ from ..needs import ENDS, NUMBERS
 from ..registry import method
 
 
-@method("Kostrikov et al. 2019, arXiv 1809.02925, without absorbing states; Blondé et al. 2022, arXiv 2006.16785",
+@method("Kostrikov et al. 2019, arXiv 1809.02925, without absorbing states, and with the one-sided penalty of Blondé "
+        "et al. 2022, arXiv 2006.16785",
         rows=("058",), needs=(NUMBERS, ENDS, "an environment"),
         when="if there are a few demonstrations without rewards, and an environment to practice in.")
 def dac(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: float = 10.0) -> Method:
@@ -26,6 +27,6 @@ def dac(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: fl
     return Method(
         PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
         RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, reward=DiscriminatorReward(penalty=penalty)),
+        OffPolicyActorCritic(bc_weight=0.0, reward=DiscriminatorReward(penalty=penalty, one_sided=True)),
         collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
     )

@@ -103,11 +103,11 @@ class NoisyCopies(Operation):
                         for e in data for _ in range(self.n_copies)], data.metadata)
 
 
-def carry(n_episodes: int | None, *made: Operation) -> Method:
+def carry(n_episodes: int | None, *operations: Operation) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), window=Window(1, 2))
     visible = SelectComponents(STATE, (*BAR.components, 8, 9, *END.components))  # the objects, and which hand holds
     return Method(policy, RecedingHorizon(2), BehaviorCloning(1000, 128, FAST),
-                  transforms=(*select(n_episodes), *made, visible), wrapper=HANDS)
+                  transforms=(*select(n_episodes), *operations, visible), wrapper=HANDS)
 
 
 def proliferated(*objects: MovableObject) -> Method:
@@ -150,9 +150,9 @@ class NearerToGoal(SegmentRule):
         return bool(self.sign * (before - after) > 0) or self.sign > 0 and bool(segment.steps["next.reward"].any())
 
 
-def walk(learner, n_episodes: int | None, *made: Operation) -> Method:
+def walk(learner, n_episodes: int | None, *operations: Operation) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), window=Window(1, 1), inputs=(STATE,))
-    return Method(policy, RecedingHorizon(), learner, transforms=(*select(n_episodes), *made))
+    return Method(policy, RecedingHorizon(), learner, transforms=(*select(n_episodes), *operations))
 
 
 def moved(learner, rule: SegmentRule | None) -> Method:

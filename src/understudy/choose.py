@@ -523,16 +523,16 @@ def _rollout_values(folder: Path, env: Env, episodes: int, seed: int, device: st
     return "return", tuple(float(v) for v in evaluation.episode_returns)
 
 
-def _held_out_errors(folder: Path, method: Method, data: Dataset, held: Sequence[int], ahead: int, device: str,
+def _held_out_errors(folder: Path, method: Method, data: Dataset, held_out: Sequence[int], ahead: int, device: str,
                      trust: tuple[str, ...]) -> tuple[Metric, tuple[float, ...]]:
     """Minus the energy score of the next `ahead` actions on each held-out episode."""
     policy = Policy.load(folder, device=device, trust=trust)
-    learned = data.select(i for i in range(len(data)) if i not in held)
+    learned = data.select(i for i in range(len(data)) if i not in held_out)
     scale = target_scale(training_data(learned, method), method.policy.target)
     judge = Validation(n_windows=32)
     return "error", tuple(
         -judge.evaluate(policy, training_data(data.select([i]), method), scale, method.executor, ahead)["energy"]
-        for i in held
+        for i in held_out
     )
 
 

@@ -86,7 +86,7 @@ class Unsupported(UserError):
     """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
 
 
-def unknown_name(kind: str, name: object, known: Iterable[object], where: object = None, *, owner: str = "",
+def unknown_name(kind: str, name: object, valid_names: Iterable[object], where: object = None, *, owner: str = "",
                  hint: str = "", error: type[UserError] = ConfigError) -> UserError:
     """Return the error about a name that does not exist, with the known names, or the nearest of more than 20.
 
@@ -96,7 +96,7 @@ def unknown_name(kind: str, name: object, known: Iterable[object], where: object
         owner: What does not have it, such as "Meta-World".
         hint: What to do if no known name is near, or they are more than 20.
     """
-    names = list(dict.fromkeys(map(str, known)))
+    names = list(dict.fromkeys(map(str, valid_names)))
     problem = f"{owner} has no {kind} {name!r}" if owner else f"there is no {kind} {name!r}"
     if len(names) <= MAX_LISTED:
         problem += f"; {'it has' if owner else 'there are'} {', '.join(names) or 'none'}"

@@ -126,21 +126,22 @@ def summary(data: Dataset) -> str:
             f"the pillar, {len(data) - n_left} right")
 
 
-def results(data: Dataset, found: dict[str, Evaluation], optimum: float) -> dict:
+def results(data: Dataset, evaluations: dict[str, Evaluation], optimum: float) -> dict:
     """The results as JSON data, without numbers that differ between runs of the demo, such as times.
 
     Args:
-        found: Evaluations by name of the run.
+        evaluations: Evaluations by name of the run.
         optimum: Best possible success rate of the task.
     """
     policies = {}
-    for run, e in found.items():
-        other = next(k for k in found if k != run)
-        measures = e.to_json(found[other], other)
+    for run, e in evaluations.items():
+        other = next(k for k in evaluations if k != run)
+        measures = e.to_json(evaluations[other], other)
         assert e.successes is not None  # the toy tells of success
         policies[run] = {k: v for k, v in measures.items() if k != "seconds"} | {
             "each": {"success": e.successes.tolist(), "return": e.episode_returns.tolist()}}
     return {"task": TASK, "optimum": optimum, "seed": SEED, "updates": STEPS,
             "demonstrations": {"episodes": len(data), "steps": data.steps, "fingerprint": data.fingerprint()},
             "policies": policies,
-            "verdict": verdict(found["flow"], found["regression"], names=(NAMES["flow"], NAMES["regression"]))}
+            "verdict": verdict(*(evaluations[name] for name in ("flow", "regression")),
+                               names=(NAMES["flow"], NAMES["regression"]))}

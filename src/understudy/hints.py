@@ -16,7 +16,7 @@ def join_and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def nearest_names(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:
+def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:
     """Finds the known names that are nearest to a name, in upper or lower case.
 
     Args:
@@ -25,11 +25,11 @@ def nearest_names(name: object, known: Iterable[object], most: int = 1, cutoff: 
     """
     import difflib  # late: only errors need it
 
-    names = {str(k).lower(): str(k) for k in known}
+    names = {str(k).lower(): str(k) for k in valid_names}
     return [names[n] for n in difflib.get_close_matches(str(name).lower(), names, most, cutoff)]
 
 
-def did_you_mean(name: object, known: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:
+def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> str:
     """The question "did you mean 'a'?", with the nearest of the known names, or "" if none is near."""
-    suggestions = nearest_names(name, known, most, cutoff)
+    suggestions = nearest_names(name, valid_names, most, cutoff)
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""

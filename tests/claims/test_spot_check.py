@@ -42,7 +42,7 @@ def test_a_check_runs_every_cell_again_and_compares(recorded):
     CALLS.clear()
     check = check_record(claim)
     assert len(CALLS) == 10  # two arms of five seeds; the control shares them
-    assert check.agrees and check.largest_difference == 0 and check.recorded == check.found == "holds"
+    assert check.agrees and check.largest_difference == 0 and check.recorded_verdict == check.new_verdict == "holds"
     write_json(folder / "toy.json", {"verdict": "fails"})
     assert not check_record(claim).agrees
 
@@ -63,5 +63,8 @@ def test_checks_add_up_to_a_published_rate(tmp_path):
     spot_check.save(checks, path)
     spot_check.save([SpotCheck("b", "2026-01-02", "c" * 40, "holds", "undecided", 0.5, 2.0)], path)
     assert spot_check.published(path)[:9] == checks
+    old_names = path.read_text().replace('"recorded_verdict":', '"recorded":').replace('"new_verdict":', '"found":')
+    (tmp_path / "old.json").write_text(old_names)
+    assert '"found"' in old_names and spot_check.published(tmp_path / "old.json") == spot_check.published(path)
     rate = disagreement(spot_check.published(path))
     assert (rate.estimate, rate.low, rate.high) == pytest.approx((0.1, 0.0025, 0.4450), abs=1e-4)

@@ -191,7 +191,7 @@ def _late_steps(steps: list[tuple[int, np.ndarray]], typical: float, within: np.
     for e, step in steps:
         late += [(e, int(t) + 1, float(step[t])) for t in np.flatnonzero(step > 1.75 * typical)]
     if late:
-        e, t, gap = max(late, key=lambda found: found[2])
+        e, t, gap = max(late, key=lambda step: step[2])
         yield Finding(
             "timestamp-gap",
             "warning",

@@ -71,64 +71,64 @@ class _DatasetSample:
 
 
 def _compare_datasets(a: str, one: _DatasetSample, b: str, other: _DatasetSample) -> Iterator[Finding]:
-    def found(code, severity, what, do, feature=None):
+    def finding(code, severity, what, do, feature=None):
         return Finding(code, severity, f"{what[0]} in {a}, {what[1]} in {b}", do, Location(b, feature=feature))
-    yield from _compare_schemas(one.features, other.features, found)
-    yield from _compare_metadata(one.data, other.data, found)
+    yield from _compare_schemas(one.features, other.features, finding)
+    yield from _compare_metadata(one.data, other.data, finding)
     alike = [n for n, f in one.features.items() if f.kind == "vector" and role(n) in ("observation", "action")
              and n in other.features and (other.features[n].kind, other.features[n].shape) == ("vector", f.shape)]
     for name in alike:
-        yield from _compare_values(name, one.rows(name)[0], other.rows(name)[0], found)
+        yield from _compare_values(name, one.rows(name)[0], other.rows(name)[0], finding)
     if "action" in alike:
-        yield from _compare_actions(one, other, [n for n in alike if role(n) == "observation"], found)
+        yield from _compare_actions(one, other, [n for n in alike if role(n) == "observation"], finding)
 
 
-def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], found) -> Iterator[Finding]:
+def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], finding) -> Iterator[Finding]:
     for name in dict.fromkeys([*one, *other]):
         f, g = one.get(name), other.get(name)
         if f is None or g is None:
             hard = role(name) in ("observation", "action")
-            yield found("columns-differ", "error" if hard else "warning",
-                        (name if f else f"no {name}", name if g else f"no {name}"),
-                        "rename or drop it in a view of each (understudy view make); otherwise it is left out", name)
+            yield finding("columns-differ", "error" if hard else "warning",
+                          (name if f else f"no {name}", name if g else f"no {name}"),
+                          "rename or drop it in a view of each (understudy view make); otherwise it is left out", name)
             continue
         if f.shape != g.shape:
-            yield found("shape-differs", "error", (f"{name} has shape {f.shape}", str(g.shape)),
-                        "drop it in a view of each, or merge data of one robot; otherwise it is left out", name)
+            yield finding("shape-differs", "error", (f"{name} has shape {f.shape}", str(g.shape)),
+                          "drop it in a view of each, or merge data of one robot; otherwise it is left out", name)
             continue
         if (f.kind, np.dtype(f.dtype).kind if f.kind != "string" else "U") != (
                 g.kind, np.dtype(g.dtype).kind if g.kind != "string" else "U"):
-            yield found("kind-differs", "error", (f"{name} holds {f.dtype} ({f.kind})", f"{g.dtype} ({g.kind})"),
-                        "store it as one kind; otherwise the wider kind of number is read", name)
+            yield finding("kind-differs", "error", (f"{name} holds {f.dtype} ({f.kind})", f"{g.dtype} ({g.kind})"),
+                          "store it as one kind; otherwise the wider kind of number is read", name)
         elif f.dtype != g.dtype:
-            yield found("dtype-differs", "warning", (f"{name} is {f.dtype}", g.dtype), "the wider is read", name)
+            yield finding("dtype-differs", "warning", (f"{name} is {f.dtype}", g.dtype), "the wider is read", name)
         if f.names and g.names and f.names != g.names:
             order = " (the same in another order)" if sorted(f.names) == sorted(g.names) else ""
-            yield found("names-differ", "error", (f"{name} holds {', '.join(f.names)}", ", ".join(g.names) + order),
-                        "bring the components into one order", name)
+            yield finding("names-differ", "error", (f"{name} holds {', '.join(f.names)}", ", ".join(g.names) + order),
+                          "bring the components into one order", name)
         elif bool(f.names) != bool(g.names):
-            yield found("names-unknown", "note", tuple(f"components of {name} {'named' if x.names else 'not named'}"
-                                                       for x in (f, g)), "make sure that they are the same", name)
+            yield finding("names-unknown", "note", tuple(f"components of {name} {'named' if x.names else 'not named'}"
+                                                         for x in (f, g)), "make sure that they are the same", name)
         if f.unit and g.unit and f.unit != g.unit:
-            yield found("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name)
+            yield finding("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name)
         elif bool(f.unit) != bool(g.unit):
-            yield found("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),
-                        "make sure that it is the same", name)
+            yield finding("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),
+                          "make sure that it is the same", name)
 
 
-def _compare_metadata(one: Dataset, other: Dataset, found) -> Iterator[Finding]:
+def _compare_metadata(one: Dataset, other: Dataset, finding) -> Iterator[Finding]:
     if one.fps is not None and other.fps is not None and abs(one.fps - other.fps) > 1e-3 * one.fps:
-        yield found("fps-differs", "error", (f"{one.fps:g} steps a second", f"{other.fps:g}"),
-                    f"understudy view make DATA --fps {one.fps:g} --out VIEW shows the second at the rate of the first")
+        yield finding("fps-differs", "error", (f"{one.fps:g} steps a second", f"{other.fps:g}"),
+                      f"understudy view make DATA --fps {one.fps:g} --out VIEW shows the second at the first's rate")
     elif (one.fps is None) != (other.fps is None):
-        yield found("fps-unknown", "warning", tuple("an unknown rate" if d.fps is None else f"{d.fps:g} steps a second"
-                                                    for d in (one, other)), "the rate of both is unknown afterwards")
+        rates = tuple("an unknown rate" if d.fps is None else f"{d.fps:g} steps a second" for d in (one, other))
+        yield finding("fps-unknown", "warning", rates, "the rate of both is unknown afterwards")
     robots = [d.metadata.get("robot_type") for d in (one, other)]
     if all(robots) and robots[0] != robots[1]:
-        yield found("robot-differs", "warning", tuple(f"robot {r}" for r in robots), "make sure that they act alike")
+        yield finding("robot-differs", "warning", tuple(f"robot {r}" for r in robots), "make sure that they act alike")
 
 
-def _compare_values(name, x, y, found) -> Iterator[Finding]:
+def _compare_values(name, x, y, finding) -> Iterator[Finding]:
     x, y = (v[np.isfinite(v).all(1)] for v in (x, y))
     if min(len(x), len(y)) < 10:
         return
@@ -136,9 +136,9 @@ def _compare_values(name, x, y, found) -> Iterator[Finding]:
     if guesses[0] != guesses[1]:
         other = y if guesses[0] else x  # within these bounds, one robot may just have moved less far
         hard = all(guesses) or np.abs(other).max() > 1.5
-        yield found("normalization-differs", "error" if hard else "warning",
-                    tuple(f"{name} is {s or 'as measured'}" for s in guesses),
-                    "merge the data before they are normalized: policies normalize for themselves", name)
+        yield finding("normalization-differs", "error" if hard else "warning",
+                      tuple(f"{name} is {s or 'as measured'}" for s in guesses),
+                      "merge the data before they are normalized: policies normalize for themselves", name)
         if hard:
             return
     moving = (x.std(0) > 1e-6) & (y.std(0) > 1e-6)
@@ -148,15 +148,16 @@ def _compare_values(name, x, y, found) -> Iterator[Finding]:
     middle = float(np.median(ratio))
     if not 1 / _APART < middle < _APART:
         like = next((f", as {what}" for what, r in _RATIOS.items() if 0.5 < max(middle, 1 / middle) / r < 2), "")
-        yield found("scale-differs", "error", (f"{name} has a spread of {np.median(x.std(0)[moving]):.3g}",
-                                               f"{np.median(y.std(0)[moving]):.3g}{like}"), "convert one of them", name)
+        spreads = [f"{np.median(values.std(0)[moving]):.3g}" for values in (x, y)]
+        yield finding("scale-differs", "error", (f"{name} has a spread of {spreads[0]}", f"{spreads[1]}{like}"),
+                      "convert one of them", name)
         return
     apart = np.flatnonzero((x.min(0) > y.max(0)) | (y.min(0) > x.max(0)))
     if len(apart):
         i = int(apart[0])
-        yield found("ranges-apart", "warning",
-                    (f"component {i} of {name} is from {x[:, i].min():.3g} to {x[:, i].max():.3g}",
-                     f"from {y[:, i].min():.3g} to {y[:, i].max():.3g}"), "look whether it means the same", name)
+        yield finding("ranges-apart", "warning",
+                      (f"component {i} of {name} is from {x[:, i].min():.3g} to {x[:, i].max():.3g}",
+                       f"from {y[:, i].min():.3g} to {y[:, i].max():.3g}"), "look whether it means the same", name)
 
 
 def _normalization_guess(x: np.ndarray) -> str:
@@ -171,22 +172,22 @@ def _normalization_guess(x: np.ndarray) -> str:
     return "normalized to mean 0 and spread 1" if (np.abs(mean) < 0.1).all() and (np.abs(std - 1) < 0.1).all() else ""
 
 
-def _compare_actions(one: _DatasetSample, other: _DatasetSample, seen: list[str], found) -> Iterator[Finding]:
+def _compare_actions(one: _DatasetSample, other: _DatasetSample, observations: list[str], finding) -> Iterator[Finding]:
     frames = [_reference_frame(k) for k in (one, other)]
     if all(frames) and frames[0] != frames[1]:
-        yield found("action-frame-differs", "error", tuple(f"actions in the frame of the {f}" for f in frames),
-                    "turn one of them into the other's frame", "action")
+        yield finding("action-frame-differs", "error", tuple(f"actions in the frame of the {f}" for f in frames),
+                      "turn one of them into the other's frame", "action")
     conventions = [action_convention(k.data, k) for k in (one, other)]
     if all(conventions) and conventions[0] != conventions[1]:
-        yield found("action-convention-differs", "error", tuple(f"{s} actions" for s in conventions),
-                    "make both absolute or both differences", "action")
+        yield finding("action-convention-differs", "error", tuple(f"{s} actions" for s in conventions),
+                      "make both absolute or both differences", "action")
         return
-    name = "observation.state" if "observation.state" in seen else seen[0] if seen else None
+    name = "observation.state" if "observation.state" in observations else observations[0] if observations else None
     if name and (shares := _explained_change(one, other, name)) is not None:
-        yield found("action-effect-differs", "error",
-                    (f"one linear model of what actions do to {name} explains {shares[0]:.0%} of its changes",
-                     f"{shares[1]:.0%}"),
-                    "look for another frame, sign, order or gain of the actions", "action")
+        yield finding("action-effect-differs", "error",
+                      (f"one linear model of what actions do to {name} explains {shares[0]:.0%} of its changes",
+                       f"{shares[1]:.0%}"),
+                      "look for another frame, sign, order or gain of the actions", "action")
 
 
 def action_convention(data: Dataset, sample: _DatasetSample | None = None) -> str:
@@ -256,11 +257,11 @@ def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> 
     return (shares if worst == 0 else shares[::-1]) if cross[worst] < _FAILS else None
 
 
-def _reference_frame(known: _DatasetSample) -> str:
+def _reference_frame(sample: _DatasetSample) -> str:
     """The reference frame of the actions, if the names of their components or the metadata tell it."""
-    stated_frame = known.data.metadata.get("action_frame") or (
-        known.data[0].metadata.get("action_frame") if len(known.data) else None
+    stated_frame = sample.data.metadata.get("action_frame") or (
+        sample.data[0].metadata.get("action_frame") if len(sample.data) else None
     )
-    words = [str(stated_frame)] if stated_frame else list(known.features["action"].names or ())
+    words = [str(stated_frame)] if stated_frame else list(sample.features["action"].names or ())
     frames = {_FRAMES[w] for n in words for w in re.split(r"[._/\s-]+", n.lower()) if w in _FRAMES}
     return frames.pop() if len(frames) == 1 else ""

@@ -433,7 +433,7 @@ def _records(path, deep):
         )
 
 
-def _shard(path, name, wanted, deep):
+def _shard(path, name, n_expected, deep):
     try:
         from google_crc32c import value as crc
     except ImportError:
@@ -469,9 +469,9 @@ def _shard(path, name, wanted, deep):
             else:
                 handle.seek(length + 4, 1)
             n_read += 1
-    if n_read != wanted:
+    if n_read != n_expected:
         yield Finding("counts-disagree", "error",
-                      f"dataset_info.json says {pluralize(wanted, 'record')}, but the shard has {n_read}", _COPY,
+                      f"dataset_info.json says {pluralize(n_expected, 'record')}, but the shard has {n_read}", _COPY,
                       Location(name))
 
 
@@ -514,11 +514,12 @@ def _bag(path, name):
         handle.seek(len(_BAG))
         head = handle.read(4096)
 
-        def told(key, form):
+        def stored_number(key, form):
             at = head.find(key + b"=") + len(key) + 1
             return struct.unpack_from(form, head, at)[0] if at > len(key) and at + struct.calcsize(form) <= len(head) \
                 else 0
-        place, n_expected, n_found = told(b"index_pos", "<Q"), told(b"conn_count", "<I") + told(b"chunk_count", "<I"), 0
+        place, n_found = stored_number(b"index_pos", "<Q"), 0
+        n_expected = stored_number(b"conn_count", "<I") + stored_number(b"chunk_count", "<I")
         while 0 < place < size:  # header and data of a record, each after its length
             for _ in range(2):
                 handle.seek(place)

@@ -373,9 +373,9 @@ def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
     return out or None
 
 
-def _differs(said, mean, std, low, high) -> bool:
+def _differs(stored, mean, std, low, high) -> bool:
     tolerance = _MAY_DIFFER * std + 1e-5 * np.abs(mean) + 1e-8
     actual = {"mean": mean, "std": std, "min": low, "max": high}
-    return any(not np.all(np.abs(said[k] - v) <= tolerance) for k, v in actual.items() if k in said)
+    return any(not np.all(np.abs(stored[k] - v) <= tolerance) for k, v in actual.items() if k in stored)
 
 

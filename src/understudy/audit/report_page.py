@@ -67,15 +67,15 @@ def _headline(kinds, rankings: Sequence[Ranking]) -> str:
     return "No errors were found, and no episode is far from the others: you can train on these data."
 
 
-def _findings_section(kind, found) -> Section:
+def _findings_section(kind, findings) -> Section:
     lead = {"error": "The files contradict themselves, or a reader would return what was never recorded.",
             "warning": "What deserves a second look before anything is learned from it.",
             "note": "What is good to know."}[kind]
     items = tuple((f.message, f"What to do: {f.remedy}", ", ".join(filter(None, (str(f.where), f.code))))
-                  for f in found[:_MAX_FINDINGS])
+                  for f in findings[:_MAX_FINDINGS])
     more = (
-        (Paragraph(f"And {len(found) - _MAX_FINDINGS} more: understudy audit --json lists all."),)
-        if len(found) > _MAX_FINDINGS
+        (Paragraph(f"And {len(findings) - _MAX_FINDINGS} more: understudy audit --json lists all."),)
+        if len(findings) > _MAX_FINDINGS
         else ()
     )
     return Section(f"{kind.capitalize()}s", (Remedies(items), *more), lead)

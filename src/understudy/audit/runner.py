@@ -110,7 +110,7 @@ def training_warnings(data: Dataset) -> list[str]:
     return [*texts, *([reading] if (reading := checks.action_reading(data)) else [])]
 
 
-def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
+def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Collection[str] = (), *,
                     training_data: Dataset | None = None, columns: Collection[str] = ()) -> None:
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
@@ -120,9 +120,10 @@ def raise_on_errors(found: Iterable[Finding], where: Path | str, ignore: Collect
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
     """
-    errors = [f for f in found if f.severity == "error" and f.code not in ignore]
-    if training_data is not None and (not_finite := [
-            f for f in found if f.code == "not-finite" and role(f.where.feature or "") in ("observation", "action")]):
+    errors = [f for f in findings if f.severity == "error" and f.code not in ignore]
+    not_finite = [f for f in findings if f.code == "not-finite"
+                  and role(f.where.feature or "") in ("observation", "action")]
+    if training_data is not None and not_finite:
         lines = "\n".join(f"  {f.code}: {f.message}" for f in not_finite[:10])
         raise DataError(f"policies cannot be trained on values that are not finite:\n{lines}", where=where,
                         hint=_deletion_hint(training_data, where))

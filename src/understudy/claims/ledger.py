@@ -343,7 +343,7 @@ def _spot_check_lines() -> list[str]:
             f"{max(c.largest_difference for c in done):.2g} of its scale."
             + (" So few draws say little about this rate." if len(done) < FEW_DRAWS else ""), "",
             "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
-            *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded} | {c.found} | "
+            *(f"| {c.name} | {c.date} | {(c.commit or '')[:8]} | {c.recorded_verdict} | {c.new_verdict} | "
               f"{c.largest_difference:.2g} |" for c in done), ""]
 
 

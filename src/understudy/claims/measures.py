@@ -80,9 +80,9 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
     return {**measures, **flags(rollouts)}
 
 
-def flags(ran: Dataset) -> dict[str, list[float]]:
+def flags(rollouts: Dataset) -> dict[str, list[float]]:
     """Every flag that the environment gives its episodes, as 0 or 1, such as "success"."""
-    return {k: [float(e.metadata[k]) for e in ran] for k, v in ran[0].metadata.items() if isinstance(v, bool)}
+    return {k: [float(e.metadata[k]) for e in rollouts] for k, v in rollouts[0].metadata.items() if isinstance(v, bool)}
 
 
 @dataclass(frozen=True)

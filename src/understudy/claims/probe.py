@@ -387,9 +387,9 @@ class _Recorder:
             self.numbers[f"{place} / norms"] = [float(w.norm()) for w in weights]
             self.numbers[f"{place} / weights"] = _entries(torch.cat(weights).numpy())
 
-    def _episodes(self, place, ran):
-        few = ran[:4]
-        self.numbers[f"{place} / lengths"] = [len(ran), *(len(e) for e in few)]
+    def _episodes(self, place, episodes):
+        few = episodes[:4]
+        self.numbers[f"{place} / lengths"] = [len(episodes), *(len(e) for e in few)]
         for name, prefix, count in (("actions", "action", 32), ("observations", "observation.", 32),
                                     ("rewards", "next.reward", 16)):
             values = [np.asarray(e.steps[k][:STEPS], float).ravel() for e in few for k in e.steps
@@ -473,8 +473,8 @@ def _entries(values: np.ndarray, count: int = ENTRIES) -> list[float | None]:
         else []
 
 
-def _put(numbers: Numbers, place: str, found: Mapping[str, Sequence[float] | Sequence[float | None]]) -> None:
-    for name, values in found.items():
+def _put(numbers: Numbers, place: str, measures: Mapping[str, Sequence[float] | Sequence[float | None]]) -> None:
+    for name, values in measures.items():
         numbers[f"{place} / {name}"] = [
             float(f"{v:.7g}") if v is not None and math.isfinite(v) else None for v in values]
 

@@ -367,9 +367,10 @@ def _control_experiment(experiment: Experiment, rule: Rule, chosen: dict[str, in
 
 def _run_cell(experiment: Experiment, method, seed: int, episodes: int, starts: int, cells: Cells, title: str,
               log: LogFunction) -> dict:
-    what = {"method": method, "source": experiment.source, "env": experiment.env, "options": experiment.env_options,
-            "measure": experiment.measure, "seed": seed, "episodes": episodes, "starts": starts}
-    file = cells.folder / f"{code_digest(what, cells.sources)}.json"  # parts that share a cell run it once
+    cell_inputs = {"method": method, "source": experiment.source, "env": experiment.env,
+                   "options": experiment.env_options, "measure": experiment.measure, "seed": seed,
+                   "episodes": episodes, "starts": starts}
+    file = cells.folder / f"{code_digest(cell_inputs, cells.sources)}.json"  # parts that share a cell run it once
     cells.used.add(file)
     if not file.exists():
         began = time.process_time()

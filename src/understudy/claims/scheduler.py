@@ -138,12 +138,12 @@ def run_all(
     for name, lacks in out.unavailable.items():
         log(f"{name}: not here, needs {lacks}")
 
-    def left() -> float | None:
+    def remaining_seconds() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
     with _RayBackend(workers, run_one) if workers == "ray" else _ProcessBackend(workers, run_one) as crew:
         while waiting or crew.running:
             while waiting and len(crew.running) < crew.count:
-                e, time_left = waiting.popleft(), left()
+                e, time_left = waiting.popleft(), remaining_seconds()
                 if time_left is not None and time_left <= (e["seconds"] or 0.0):
                     took = "never ran" if e["seconds"] is None else f"took {e['seconds']:.0f} s"
                     out.not_run[e["name"]] = f"{took}, and {max(time_left, 0):.0f} s are left"
@@ -153,7 +153,7 @@ def run_all(
                 log(f"{e['name']}: starts ({took})")
                 crew.start(e["name"])
             if crew.running:
-                for name, kind, content in crew.receive(left()):
+                for name, kind, content in crew.receive(remaining_seconds()):
                     if kind == "said":
                         log(f"{name}: {content}")
                         continue
@@ -165,7 +165,7 @@ def run_all(
                     words = (f"{content['verdict']} here" if kind == "done"
                              else f"{'not here' * (kind == 'absent')} {content}")
                     log(f"{name}: {words.strip()}")
-                if (time_left := left()) is not None and time_left <= 0:
+                if (time_left := remaining_seconds()) is not None and time_left <= 0:
                     for name in crew.stop():
                         out.not_run[name] = "stopped at the end of the budget; what it has done is kept"
                         log(f"{name}: {out.not_run[name]}")

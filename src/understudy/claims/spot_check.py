@@ -23,14 +23,16 @@ from .runner import Cells, judge_figures, run_figures
 
 LogFunction = Callable[[str], None]
 
+_OLD_NAMES = {"recorded": "recorded_verdict", "found": "new_verdict"}  # in files of earlier versions
+
 
 @dataclass(frozen=True)
 class SpotCheck:
     """One claim that was run again in full.
 
     Attributes:
-        recorded: The verdict of the record.
-        found: The verdict of this run.
+        recorded_verdict: The verdict of the record.
+        new_verdict: The verdict of this run.
         largest_difference: Largest difference of a value of this run from the stored one, relative to the largest
             stored value of its measure. Infinite if their number differs.
         seconds: CPU seconds that the run took.
@@ -39,15 +41,15 @@ class SpotCheck:
     name: str
     date: str
     commit: str | None
-    recorded: str
-    found: str
+    recorded_verdict: str
+    new_verdict: str
     largest_difference: float
     seconds: float
 
     @property
     def agrees(self) -> bool:
         """Whether the verdict is the recorded one."""
-        return self.recorded == self.found
+        return self.recorded_verdict == self.new_verdict
 
 
 def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Generator) -> list[str]:
@@ -146,7 +148,8 @@ def save(checks: Sequence[SpotCheck], path: Path | None = None) -> None:
 def published(path: Path | None = None) -> list[SpotCheck]:
     """All published checks, of `path` or of the folder of the claims."""
     try:
-        return [SpotCheck(**c) for c in read_json(path or claims_folder() / "spot_checks.json")]
+        return [SpotCheck(**{_OLD_NAMES.get(k, k): v for k, v in check.items()})
+                for check in read_json(path or claims_folder() / "spot_checks.json")]
     except (UserError, OSError):
         return []
 

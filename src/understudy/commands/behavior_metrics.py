@@ -68,12 +68,12 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
 
 
 def measure_run(
-    run: Path, actor: Actor, env: Env, ran: Evaluation, shown: Dataset | None, o: EvalOptions
+    run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
     """Measures the behavior of a run.
 
     Args:
-        shown: Demonstrations to compare with, or None.
+        demonstrations: Demonstrations to compare with, or None.
     """
     from ..core import UserError
     from ..evaluate.behavior.latency import measure_latency
@@ -89,12 +89,12 @@ def measure_run(
             again = rollout_repeated_starts(
                 actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress()
             )
-    metrics = measure_behavior(ran.episodes, env, shown, repeated=again, latency=measure_latency(
-        _single_actor(actor), ran.episodes, env.metadata.get("fps")))
+    metrics = measure_behavior(rollouts.episodes, env, demonstrations, repeated=again, latency=measure_latency(
+        _single_actor(actor), rollouts.episodes, env.metadata.get("fps")))
     if o.html is None:
         return metrics
     try:
-        return replace(metrics, failure_figures=tuple(failure_figures(metrics.failures, ran.episodes, env)))
+        return replace(metrics, failure_figures=tuple(failure_figures(metrics.failures, rollouts.episodes, env)))
     except UserError as error:  # the rest of the report is worth having
         print(f"failures without pictures: {error}", file=sys.stderr)
         return metrics
@@ -112,31 +112,32 @@ def _single_actor(actor: Actor) -> Actor:
         actor.planner, FixedBatch) else actor
 
 
-def print_metrics(found: Mapping[str, BehaviorMetrics], out: Output) -> None:
+def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output) -> None:
     """Prints a table of behavior metrics.
 
     Args:
-        found: Behavior metrics of one or two policies, by name.
+        metrics_by_policy: Behavior metrics of one or two policies, by name.
     """
-    first = next(iter(found.values()))
-    references = {m.key: m.demonstrations for b in found.values() for m in b.metrics if m.demonstrations is not None}
-    table = plain_table("behavior metrics", *(found if len(found) > 1 else ["mean of an episode"]), *(
+    policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
+    references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
+    table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(
         ["demonstrations"] if references else []))
-    for key in dict.fromkeys(m.key for b in found.values() for m in b.metrics):
-        each = [next((m for m in b.metrics if m.key == key), None) for b in found.values()]
-        metric = next(m for m in each if m is not None)
-        some = [
-            f"{_format_interval(m.value)}{'' if m.n_episodes == o else f' of {m.n_episodes}'}" if m is not None else "–"
-            for m, o in zip(each, (max(x.n_episodes for x in b.metrics) for b in found.values()), strict=True)
+    episode_counts = [max(m.n_episodes for m in p.metrics) for p in policies]
+    for key in dict.fromkeys(m.key for p in policies for m in p.metrics):
+        metrics = [next((m for m in p.metrics if m.key == key), None) for p in policies]
+        metric = next(m for m in metrics if m is not None)
+        cells = [
+            f"{_format_interval(m.value)}{'' if m.n_episodes == n else f' of {m.n_episodes}'}" if m is not None else "–"
+            for m, n in zip(metrics, episode_counts, strict=True)
         ]
-        table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *some,
+        table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
                       *([f"{references[key].estimate:.3g}" if key in references else ""] if references else []))
     out.print("", table)
-    for name, b in found.items():
-        lines = b.summary_lines()
-        out.print(*([f"{name}: {line}" for line in lines] if len(found) > 1 else lines))
-    if first.missing:
-        out.print(*(f"Not measured: {w}." for w in first.missing))
+    for name, policy_metrics in metrics_by_policy.items():
+        lines = policy_metrics.summary_lines()
+        out.print(*(lines if is_single else [f"{name}: {line}" for line in lines]))
+    if policies[0].missing:
+        out.print(*(f"Not measured: {part}." for part in policies[0].missing))
 
 
 def _format_interval(i) -> str:

@@ -177,12 +177,12 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
 
 
 def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
-                   given: list[str] | None) -> list[tuple[str, str]]:
+                   conditions: list[str] | None) -> list[tuple[str, str]]:
     """Useful next commands, each with a description.
 
     Args:
         acts: The environment in which the policies act, if one is known.
-        given: What the policy must be told while it acts, with examples. None if there are none.
+        conditions: What the policy must be told while it acts, with examples. None if there are none.
     """
     from ..choose import trial_run
 
@@ -192,10 +192,10 @@ def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,
                               *trust_options(o.trust, function, trial)), "Train the recommended method in full:")]
     if acts:
         trust, own = trust_options(o.trust, acts, trial), env_trust_options(acts)
-        if given is not None:
-            commands.append((command_line("eval", run, acts, "--episodes", 100, *given, *trust, *_new(own, trust)),
+        if conditions is not None:
+            commands.append((command_line("eval", run, acts, "--episodes", 100, *conditions, *trust, *_new(own, trust)),
                              "Judge it on new starts:"))
-        if c.env is None and not given:  # a candidate must find all that it reads in the environment
+        if c.env is None and not conditions:  # a candidate must find all that it reads in the environment
             commands.append((_again(o, "--env", acts, "--out", unused_path("choice"), *_new(own, o.trust)),
                              "Choose again, with policies that act:"))
     return commands

@@ -253,8 +253,8 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):
         save([check])  # one by one, so that an interruption loses none
         checks.append(check)
-        out.print(f"{check.name}: {check.found}, recorded {check.recorded}; largest difference of a figure "
-                  f"{check.largest_difference:.2g} of its scale")
+        out.print(f"{check.name}: {check.new_verdict}, recorded {check.recorded_verdict}; largest difference of a "
+                  f"figure {check.largest_difference:.2g} of its scale")
     if checks:
         rate = disagreement(checks)
         out.print(f"{sum(not c.agrees for c in checks)} of {len(checks)} disagree: {rate}")

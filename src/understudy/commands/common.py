@@ -466,18 +466,18 @@ def trained_reading(run: Path) -> dict[str, Any]:
     return recorded_data_of(run).get("reading") or {}
 
 
-def open_trained(path: Path, run: Path | None, **given) -> Dataset:
+def open_trained(path: Path, run: Path | None, **options) -> Dataset:
     """Opens demonstrations as the data of a run were read, unless the user gives other options.
 
     Args:
         run: The run. None for no run.
-        given: Options of `open_columns`, or None.
+        options: Options of `open_columns`, or None.
     """
     from ..data.column_selection import describe_columns, open_as_read
 
     stored = {} if run is None else trained_reading(run)
-    data, used = open_as_read(demonstrations_path(path), given, stored)
-    if used and not given.get("columns") and "columns" in stored:
+    data, used = open_as_read(demonstrations_path(path), options, stored)
+    if used and not options.get("columns") and "columns" in stored:
         print(f"{path}: read as the data of {run} were: --columns {describe_columns(stored['columns'])}",
               file=sys.stderr)
     return data

@@ -229,8 +229,8 @@ def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[s
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]
 
-    def again(episodes, *rest):
-        return command_line("compare", *who, "--episodes", episodes, *more, *rest)
+    def again(episodes, *options):
+        return command_line("compare", *who, "--episodes", episodes, *more, *options)
     commands = []
     short = [p.episodes_needed for p in c.pairs if p.better is None and p.episodes_needed is not None]
     if (

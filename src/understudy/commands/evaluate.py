@@ -196,7 +196,7 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
             out.print(gain if len(evaluations) == 1 else f"{name}: {gain}")
 
 
-def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
+def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | None) -> list[tuple[str, str]]:
     """Useful next commands with descriptions: a policy to compare with, more episodes if they would help, or a page."""
     from ..evaluate.evaluation import compare
 
@@ -208,7 +208,7 @@ def _next_commands(o: EvalOptions, mine: Evaluation, other: Evaluation | None) -
                             *given_options(o, "demonstrations", "repeats"), *more, *trust)
     commands = []
     if other is not None:
-        if o.against is not None and o.episodes is not None and compare(mine, other).better is None:
+        if o.against is not None and o.episodes is not None and compare(evaluation, other).better is None:
             commands.append((again(4 * o.episodes, "--against", o.against), "More episodes, to tell the two apart:"))
     elif not has_no_run(o.run) and (second := reseeded_command(o.run)) is not None:
         commands += [(second[0], "Another training seed, to see how much depends on it:"),
@@ -317,15 +317,15 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
     return whole, list(range(len(first)))
 
 
-def _component_table(found: ActionPrediction) -> Table:
+def _component_table(prediction: ActionPrediction) -> Table:
     """Errors of each component next to those of predictions without a policy."""
-    error = "wrong" if found.is_discrete else f"off by{f' ({found.unit})' if found.unit else ''}"
-    table = plain_table("component", error, "average", "last action", *([] if found.is_discrete else ["R²"]),
+    error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
+    table = plain_table("component", error, "average", "last action", *([] if prediction.is_discrete else ["R²"]),
                   "spread of its samples")
-    for c, part in zip(found.by_component, found.by_dimension, strict=True):
+    for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):
         r2 = "never changes" if c.is_constant else "" if c.r2 is None else f"{c.r2:.3g}"
         table.add_row(c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
-                      *([] if found.is_discrete else [r2]), f"{part.spread:.3g}")
+                      *([] if prediction.is_discrete else [r2]), f"{part.spread:.3g}")
     return table
 
 
@@ -336,13 +336,13 @@ def _breakdown_table(name, parts, unit):
     return table
 
 
-def _write_report(o: EvalOptions, env, mine, other, behaved, commands, out) -> None:
+def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, out) -> None:
     if o.html is None:
         return
     from ..evaluate.report import write_report
     from ..learn.training_curves import TrainingCurves
 
-    runs = {o.run: mine}
+    runs = {o.run: own_evaluation}
     if o.against is not None and other is not None:
         runs[o.against] = other
     names = dict(zip(runs, run_names(list(runs)), strict=True))

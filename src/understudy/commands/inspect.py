@@ -68,20 +68,20 @@ def main(args: list[str]) -> None:
         out.print_json(description)
 
 
-def _print_content(o: InspectOptions, data: Dataset, found: Mapping[str, Any], report: AuditReport, out: Output
+def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
                    ) -> None:
     """Prints what is in the data, and the findings."""
     from ..core import role
     from ..data.formats.describe import dataset_features, task_counts
 
     lengths = sorted(len(e) for e in data)
-    rate = f", {found['fps']:g} steps a second" if found["fps"] else ""
-    out.print(f"{o.data}: {found['format']} {found['version']}".rstrip(),
-            f"{found['episodes']} episode{'s' * (len(data) != 1)}, {found['steps']} steps{rate}"
+    rate = f", {content['fps']:g} steps a second" if content["fps"] else ""
+    out.print(f"{o.data}: {content['format']} {content['version']}".rstrip(),
+            f"{content['episodes']} episode{'s' * (len(data) != 1)}, {content['steps']} steps{rate}"
             + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
                f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
-    if "topics" in found:
-        out.print("", _topic_table(found["topics"]))
+    if "topics" in content:
+        out.print("", _topic_table(content["topics"]))
     out.print(*_success_lines(data), "")
     table = plain_table("column", "role", "read as", "dtype", "shape", "components", "unit")
     for name, f in dataset_features(data).items():
@@ -93,7 +93,8 @@ def _print_content(o: InspectOptions, data: Dataset, found: Mapping[str, Any], r
     out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
 
 
-def _suggest_next(o: InspectOptions, data: Dataset, found: Mapping[str, Any], report: AuditReport, out: Output) -> None:
+def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
+                  ) -> None:
     """Prints how to train on the data, or what stands against it."""
     from ..core import role
     from ..methods import recommend
@@ -104,7 +105,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, found: Mapping[str, Any], re
             out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
         return
     env, method = recorded_env(data), recommend(data.features())
-    if "topics" in found and o.map is None:
+    if "topics" in content and o.map is None:
         out.print("", "Columns, joins and clock are a proposal. Correct it where it is wrong, and then use it:")
         out.suggest(f"{command_line('inspect', o.data, '--json')} > map.json",
                     command_line("convert", o.data, unused_path("demonstrations"), "--map", "map.json"),
@@ -149,8 +150,8 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
         out.print(f"Written to {o.rerun}: rerun {o.rerun} shows it")
 
 
-def _training_error(data, odd, method: str) -> UserError | None:
-    """The error with which training would end before its first update, because of the findings `odd`."""
+def _training_error(data, findings, method: str) -> UserError | None:
+    """The error with which training would end before its first update, because of the findings `findings`."""
     from ..audit import raise_on_errors
     from ..core import UserError
     from ..learn.train import check_method
@@ -158,7 +159,7 @@ def _training_error(data, odd, method: str) -> UserError | None:
 
     features = data.features()
     try:
-        raise_on_errors(odd, data.metadata["path"], training_data=data)
+        raise_on_errors(findings, data.metadata["path"], training_data=data)
         check_method(find_method(method, features), data)
     except UserError as error:
         return error

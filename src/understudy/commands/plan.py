@@ -103,17 +103,19 @@ def _explain_sequential(expected: int, maximum: int, fixed: int) -> list[str]:
 def _plan_rate(o: PlanOptions, out: Output) -> None:
     from ..evaluate.planning import plan_rate, rate_power
 
-    rate, than = o.rates[0], o.threshold
-    assert than is not None
-    p = plan_rate(rate, than, o.alpha, o.power)
+    rate, threshold = o.rates[0], o.threshold
+    assert threshold is not None
+    p = plan_rate(rate, threshold, o.alpha, o.power)
     document = p.to_json()
-    out.print(f"Rollouts that find a rate of {rate:g} {'above' if rate > than else 'below'} {than:g} with probability "
+    side = "above" if rate > threshold else "below"
+    out.print(f"Rollouts that find a rate of {rate:g} {side} {threshold:g} with probability "
             f"{o.power:g}, and are wrong with probability {o.alpha:g} at most:",
             "", f"  {'all at once':<42}{p.fixed_size:>8,}")
     _print_sequential(out, p)
     if o.episodes is not None:
-        document["power"] = rate_power(rate, than, o.episodes, o.alpha)
+        document["power"] = rate_power(rate, threshold, o.episodes, o.alpha)
         out.print(f"With {o.episodes}, all at once, it is found with probability {document['power']:.2f}.")
     out.print(*_explain_sequential(p.expected, p.maximum, p.fixed_size))
-    out.suggest(command_line("eval", "RUN", "ENV", "--episodes", p.maximum, "--sequential", "--threshold", f"{than:g}"))
+    out.suggest(command_line("eval", "RUN", "ENV", "--episodes", p.maximum, "--sequential",
+                             "--threshold", f"{threshold:g}"))
     out.print_json(document)

@@ -97,14 +97,14 @@ def _check_options(o: SplitOptions) -> None:
                         "digits and -", where="--names", hint="such as --names train test")
 
 
-def _random_parts(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:
+def _random_parts(o: SplitOptions, values: list) -> dict[str, tuple[list[int], list]]:
     """Assigns values of the field to parts, as close to the fractions as possible. The seed decides among ties."""
     from ..core import UserError
     from ..data.operations import assign_groups, permutation
 
     assert o.fractions is not None
     names = o.names or _DEFAULT_NAMES.get(len(o.fractions)) or [f"part-{i + 1}" for i in range(len(o.fractions))]
-    groups = _group_by_value(found)
+    groups = _group_by_value(values)
     if len(groups) < len(names):
         raise UserError(f"{len(names)} parts need at least {len(names)} values of {o.by}, and there are "
                         f"{len(groups)}", where=o.data, hint="ask for fewer parts, or split by another field")
@@ -121,10 +121,10 @@ def _numbers_first(value) -> tuple:
     return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
 
 
-def _part_per_value(o: SplitOptions, found: list) -> dict[str, tuple[list[int], list]]:
+def _part_per_value(o: SplitOptions, values: list) -> dict[str, tuple[list[int], list]]:
     from ..core import UserError
 
-    groups, parts = _group_by_value(found), {}
+    groups, parts = _group_by_value(values), {}
     if len(groups) < 2:
         raise UserError(f"all episodes have the same {o.by}, {next(iter(groups), None)!r}", where=o.data,
                         hint="split by another field, or by episode with --fractions 0.8 0.2")
@@ -137,9 +137,9 @@ def _part_per_value(o: SplitOptions, found: list) -> dict[str, tuple[list[int], 
     return parts
 
 
-def _group_by_value(found: list) -> dict:
+def _group_by_value(values: list) -> dict:
     groups = defaultdict(list)
-    for i, value in enumerate(found):
+    for i, value in enumerate(values):
         groups[tuple(value) if isinstance(value, list) else value].append(i)
     return dict(groups)
 

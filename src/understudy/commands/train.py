@@ -529,19 +529,19 @@ def _open_stream(o: TrainOptions):
     return stream
 
 
-def training_plan(method: Method, given: Container[str] = ()) -> str:
+def training_plan(method: Method, existing_stages: Container[str] = ()) -> str:
     """The stages of a method and its data collection, with their numbers of updates. Empty if it has none.
 
     Args:
-        given: Names of the stages that are not trained, because there is a run for them.
+        existing_stages: Names of the stages that are not trained, because there is a run for them.
     """
     if not method.stages and method.collection is None:
         return ""
     own = f"{method.learner.steps:,} updates" if method.collection is None else method.collection.describe()
     if not method.stages:
         return own
-    parts = [f"stage {stage.name}: {'taken from its run' if stage.name in given else _stage_plan(stage.method)}"
-             for stage in method.stages]
+    plans = ["taken from its run" if s.name in existing_stages else _stage_plan(s.method) for s in method.stages]
+    parts = [f"stage {stage.name}: {plan}" for stage, plan in zip(method.stages, plans, strict=True)]
     return "; then ".join([*parts, f"the method: {own}"])
 
 

@@ -107,17 +107,17 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
     return Dataset(source, {**data.metadata, "warnings": warnings, "fps": fps}, data.indices)
 
 
-def open_as_read(path: str | Path, given: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
+def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
     """Open a data set as other data were read, if it can be read so.
 
     Args:
-        given: Options of `open_columns` that the user gave. They win over those that are stored.
+        overrides: Options of `open_columns` that the user gave. They win over those that are stored.
         stored: The options with which other data were read.
 
     Returns:
         The data set, and whether stored options were used.
     """
-    options = {name: value for name, value in given.items() if value}
+    options = {name: value for name, value in overrides.items() if value}
     extra = {name: value for name, value in stored.items() if name not in options}
     if not extra:
         return open_columns(path, **options), False

@@ -64,7 +64,7 @@ class DeviceWindows(Windows):
     def _gather_rows(self, indices, rng):
         numbers = super()._gather_rows(indices, rng).to(self.device)
 
-        def seen(tree):
+        def gathered(tree):
             return {k: self.goal_columns.get(k, self.device_columns.get(k))[v] for k, v in tree.items()}
 
         stored = {**{k: self.device_columns[k] for k in self.extra if k != "index"}, **self.goal_columns}
@@ -72,8 +72,8 @@ class DeviceWindows(Windows):
         action = numbers.action if self.target is None else self.device_columns[self.target][numbers.action[..., 0]]
         if action.ndim != 3:
             action = action.reshape(*action.shape[:2], math.prod(action.shape[2:]))
-        return numbers.replace(obs=seen(numbers.obs), action=action, extra=extra,
-                               next=None if numbers.next is None else seen(numbers.next))
+        return numbers.replace(obs=gathered(numbers.obs), action=action, extra=extra,
+                               next=None if numbers.next is None else gathered(numbers.next))
 
 
 def _memory_key(array: np.ndarray) -> tuple:

@@ -182,9 +182,9 @@ def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]
 _MAX_PARTIAL_SUMS = 2_000_000  # a few seconds of work
 
 
-def _assign_greedily(sizes: Sequence[int], order: Sequence[int], wanted: Sequence[float]) -> list[int]:
+def _assign_greedily(sizes: Sequence[int], order: Sequence[int], part_sizes: Sequence[float]) -> list[int]:
     """Assigns each group, in the given order, to the part that lacks most episodes."""
-    parts, missing, empty = [0] * len(sizes), list(wanted), set(range(len(wanted)))
+    parts, missing, empty = [0] * len(sizes), list(part_sizes), set(range(len(part_sizes)))
     for n, group in enumerate(order):
         p = max(sorted(empty) if len(order) - n <= len(empty) else range(len(missing)), key=lambda p: missing[p])
         parts[group] = p
@@ -716,11 +716,11 @@ def _check_column(name: str, source: ColumnSource, where: str) -> None:
         raise unknown_name("column", name, source.schema, where)
 
 
-def _common_feature(name: str, found: Sequence[Feature | None]) -> Feature:
+def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
     """The feature of a column that several sources have."""
-    present = [f for f in found if f is not None]
+    present = [f for f in features if f is not None]
     first = present[0]
-    for i, f in enumerate(found):
+    for i, f in enumerate(features):
         if f is None or f.shape != first.shape or (f.kind == "string") != (first.kind == "string"):
             raise UserError(f"{name} is {first.dtype} {first.shape} elsewhere, but "
                             f"{'missing' if f is None else f'{f.dtype} {f.shape}'} in data set {i}", where="merge",

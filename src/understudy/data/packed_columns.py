@@ -150,11 +150,11 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
     return column.shape[1:]
 
 
-def _deduplicate(array: np.ndarray, known: list[np.ndarray]) -> np.ndarray:
-    """Return an equal array from `known`, if there is one. To gather from one array reads less memory."""
-    if (same := next((a for a in known if np.array_equal(a, array)), None)) is not None:
+def _deduplicate(array: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+    """Return an equal array from `arrays`, if there is one. To gather from one array reads less memory."""
+    if (same := next((a for a in arrays if np.array_equal(a, array)), None)) is not None:
         return same
-    known.append(array)
+    arrays.append(array)
     return array
 
 

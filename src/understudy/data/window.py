@@ -298,18 +298,18 @@ class Windows(BatchSampler):
             drawn[g.into] = g.sample_rows(episode, t, lengths, draw, drawn)
         goals = {g.into: (columns[g.column], *drawn[g.into]) for g in w.goals}
 
-        def gather(names, row, clip_start, clip_end, known):
-            """Columns of these names. `known` has the positions of each layout, so that they are computed once."""
+        def gather(names, row, clip_start, clip_end, indices_by_layout):
+            """Columns of these names. `indices_by_layout` has positions, so that they are computed once."""
             tensors = {}
             for name in names:
                 column, layout = columns[name], self.layout_ids[name]
-                if layout not in known:
-                    known[layout] = column.flat_indices(episode, row, clip_start, clip_end)
-                tensors[name] = _to_tensor(column.take(known[layout]))
+                if layout not in indices_by_layout:
+                    indices_by_layout[layout] = column.flat_indices(episode, row, clip_start, clip_end)
+                tensors[name] = _to_tensor(column.take(indices_by_layout[layout]))
             return tensors
 
-        def observations(row, clip_start, clip_end, known):
-            tensors = gather(self.stored_inputs, row, clip_start, clip_end, known)
+        def observations(row, clip_start, clip_end, indices_by_layout):
+            tensors = gather(self.stored_inputs, row, clip_start, clip_end, indices_by_layout)
             for name, (column, goal_episode, goal_row) in goals.items():  # the same goal for all rows of a window
                 tensors[name] = _to_tensor(column.gather(goal_episode, np.repeat(goal_row[:, None], w.n_obs_steps, 1)))
             return {k: tensors[k] for k in self.inputs}

@@ -20,13 +20,13 @@ from ..policy import Planner, Policy
 from .program import ExportedPlanner, argument_names, check_runs
 
 
-def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
+def plan_difference(policy: Policy, planner: Planner) -> tuple[float, float]:
     """Largest errors of a planner's chunks and of the policy's own, compared with the policy in double precision.
 
     They are measured on batches of 1, 2 and 5 rows of random observations.
 
     Args:
-        found: The planner that should give the same plans.
+        planner: The planner that should give the same plans.
 
     Returns:
         The error of the planner and the error of the policy, both relative to the largest action.
@@ -39,31 +39,32 @@ def plan_difference(policy: Policy, found: Planner) -> tuple[float, float]:
             context = replace(context, tokens=context.tokens.double())
             exact_plan = policy.codec.decode(head.sample(exact, context, noise.double()), obs)
             size = exact_plan.abs().max().clamp(min=1e-6)
-            off = [float((p.plan(obs, noise) - exact_plan).abs().max() / size) for p in (found, policy)]
+            off = [float((p.plan(obs, noise) - exact_plan).abs().max() / size) for p in (planner, policy)]
             worst = (max(worst[0], off[0]), max(worst[1], off[1]))
     return worst
 
 
-def check_export(policy: Policy, found: ExportedPlanner, executor: Executor | None, near: float, where: Path) -> float:
+def check_export(policy: Policy, planner: ExportedPlanner, executor: Executor | None, tolerance: float,
+                 where: Path) -> float:
     """Checks that a file plans as its policy does, and that its executor can run it.
 
     Args:
-        found: The planner of the file.
+        planner: The planner of the file.
         executor: The executor, if one is written into the file.
-        near: Largest error of a plan, relative to the largest action.
+        tolerance: Largest error of a plan, relative to the largest action.
         where: The file, for errors.
 
     Returns:
         The largest error of the file's plans on random observations, of `plan_difference`.
 
     Raises:
-        UserError: The error is larger than `near` and larger than 8 times the policy's own rounding error. A sampler
-            that divides by almost nothing in its first step makes rounding errors grow.
+        UserError: The error is larger than `tolerance` and larger than 8 times the policy's own rounding error. A
+            sampler that divides by almost nothing in its first step makes rounding errors grow.
     """
     if executor is not None:
-        check_runs(executor, found, random_observations(policy, 3))
-    error, own = plan_difference(policy, found)
-    if not error <= max(near, 8 * own):
+        check_runs(executor, planner, random_observations(policy, 3))
+    error, own = plan_difference(policy, planner)
+    if not error <= max(tolerance, 8 * own):
         raise UserError(f"the exported file does not plan as the policy does: the difference is {error:.2g} of the "
                         "largest action", where=where, hint="this is a defect of the export: please report it")
     return error
@@ -105,7 +106,7 @@ class Parity:
 
 
 @torch.no_grad()
-def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
+def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
                    progress: Callable[[int], object] = lambda done: None) -> Parity:
     """Compares a planner with the policy that it should equal, in fp32 and in several batch sizes.
 
@@ -124,7 +125,7 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
         began = time.perf_counter()
         reference = policy.plan(obs, noise)
         middle = time.perf_counter()
-        plan = found.plan(obs, noise)
+        plan = planner.plan(obs, noise)
         if size == 1:
             took["policy"].append(middle - began)
             took["file"].append(time.perf_counter() - middle)
@@ -145,7 +146,7 @@ def measure_parity(policy: Policy, found: Planner, inputs: int = 1000,
                   NOTABLE, action, largest_gap, {k: 1000 * statistics.median(v) for k, v in took.items()})
 
 
-def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: float) -> dict:
+def parity_report(path: Path, planner: ExportedPlanner, parity: Parity, error: float) -> dict:
     """What is written next to an exported file, as JSON data.
 
     Args:
@@ -153,10 +154,10 @@ def parity_report(path: Path, found: ExportedPlanner, parity: Parity, error: flo
     """
     content = path.read_bytes()
     names = ("horizon", "n_action_steps", "skip", "fps", "precision", "tensors", "executor")
-    settings = {k: found.metadata[k] for k in names}
-    action = found.target
+    settings = {k: planner.metadata[k] for k in names}
+    action = planner.target
     return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **settings,
-            "action": {"name": found.metadata["target"], "names": action.names, "unit": action.unit},
+            "action": {"name": planner.metadata["target"], "names": action.names, "unit": action.unit},
             "parity": {**parity.to_json(), "error_against_fp64": error}}
 
 

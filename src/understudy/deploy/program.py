@@ -119,9 +119,9 @@ def metadata(policy: Policy, executor: Executor | None, fps: float | None, examp
     executor = executor or RecedingHorizon(skip=max(0, -policy.window.action_offset))
     chunked = isinstance(executor, ChunkedExecutor)
 
-    def tensors(given: Mapping[str, Tensor]) -> list[dict]:
+    def tensors(tensors_by_name: Mapping[str, Tensor]) -> list[dict]:
         return [{"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": ["rows", *x.shape[1:]]}
-                for name, x in given.items()]
+                for name, x in tensors_by_name.items()]
     return {"format": FORMAT, "inputs": list(policy.inputs), "target": policy.config.target,
             "features": {k: asdict(f) for k, f in policy.features.items()}, "window": config.dump(policy.window),
             "head": config.dump(policy.config.head), "noise": list(policy.noise_shape),

@@ -154,13 +154,13 @@ def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> Imag
     return kinds[isinstance(env, HasExpert), isinstance(env, Restorable)](env, size, cameras)
 
 
-def check_images(wanted: Schema, env: Env) -> None:
+def check_images(features: Schema, env: Env) -> None:
     """Checks that an environment shows the images that a policy reads.
 
     Args:
-        wanted: The columns that the policy reads.
+        features: The columns that the policy reads.
     """
-    missing = {k: f for k, f in wanted.items() if f.kind == "image" and k not in env.features}
+    missing = {k: f for k, f in features.items() if f.kind == "image" and k not in env.features}
     if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):
         return
     cameras = tuple(k.removeprefix("observation.images.") for k in missing)

@@ -211,7 +211,7 @@ class ImageShift(Shifted):
 
     @abstractmethod
     def shift_image(self, image: Tensor) -> Tensor:
-        """(rows, H, W, C) uint8 both."""
+        """Takes and returns images, (rows, H, W, C) uint8."""
 
 
 class Brightness(ImageShift):

@@ -219,8 +219,8 @@ def _episode_metrics(
     second, rate = ("s", fps) if fps else ("steps", 1.0)
     out: list[BehaviorMetric] = []
 
-    def put(key: str, name: str, unit: str, better: str, mine: Iterable, theirs: Iterable = ()) -> None:
-        values, others = ([v for v in samples if v is not None and math.isfinite(v)] for samples in (mine, theirs))
+    def put(key: str, name: str, unit: str, better: str, own: Iterable, demonstrated: Iterable = ()) -> None:
+        values, others = ([v for v in samples if v is not None and math.isfinite(v)] for samples in (own, demonstrated))
         if values:
             out.append(BehaviorMetric(key, name, unit, better, stats.bootstrap_mean(values, level), len(values),
                                       stats.bootstrap_mean(others, level) if others else None))

@@ -364,8 +364,8 @@ def _disagreement_note(p: PairedComparison) -> str:
         return ""
     says = ("The interval leaves out 0, but the test does not rule out chance" if apart else
             "The test rules out chance, but the interval does not leave out 0")
-    return (f" {says}: neither is called better unless both say so, since where little differs either alone may claim "
-            "too much.")
+    return (f" {says}: neither is called better unless both say so, because with few differing outcomes each "
+            "test alone errs too often.")
 
 
 def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
@@ -375,10 +375,10 @@ def _success_counts(runs: Sequence[Evaluation], what: str) -> str:
     return f"a mean return of {np.mean([r.episode_returns.mean() for r in runs]):.4g}"
 
 
-def _format_interval(found: Interval | PairedComparison, show: Callable[[float], str]) -> str:
-    if math.isnan(found.low):
+def _format_interval(interval: Interval | PairedComparison, show: Callable[[float], str]) -> str:
+    if math.isnan(interval.low):
         return "no interval (too few episodes, or not finite)"
-    return f"{found.level:.0%} interval {show(found.low)} to {show(found.high)}"
+    return f"{interval.level:.0%} interval {show(interval.low)} to {show(interval.high)}"
 
 
 def _format_difference(value: float, what: str) -> str:

@@ -133,31 +133,31 @@ def _distances_to_successes(won: Sequence[Episode], demonstrated: DemonstrationI
     return [] if demonstrated is None else [demonstrated.distances(e)[0] for e in won[:50]]
 
 
-def _make_group(lost: list[Episode], won, env, view, demonstrated, far) -> FailureGroup:
-    lengths = [len(e) for e in lost]
+def _make_group(failures: list[Episode], won, env, view, demonstrated, success_distances) -> FailureGroup:
+    lengths = [len(e) for e in failures]
     starts = leaves = None
-    if far and demonstrated is not None:
-        distances = [demonstrated.distances(e)[0] for e in lost[:50]]
-        usual, limit = np.nanmean([f[0] for f in far]), max(np.nanmax(f) for f in far)
+    if success_distances and demonstrated is not None:
+        distances = [demonstrated.distances(e)[0] for e in failures[:50]]
+        usual, limit = np.nanmean([f[0] for f in success_distances]), max(np.nanmax(f) for f in success_distances)
         starts = float(np.nanmean([f[0] for f in distances]) / usual) if usual > 1e-9 else None
         leaving_steps = [int(np.argmax(f > limit)) for f in distances if (f > limit).any()]
         leaves = int(np.median(leaving_steps)) if 2 * len(leaving_steps) > len(distances) else None
-    late = sum("next.truncated" in e.steps and bool(np.asarray(e.steps["next.truncated"])[-1]) for e in lost)
+    late = sum("next.truncated" in e.steps and bool(np.asarray(e.steps["next.truncated"])[-1]) for e in failures)
     return FailureGroup(
-        tuple(int(e.metadata["number"]) for e in lost),
+        tuple(int(e.metadata["number"]) for e in failures),
         (min(lengths), int(np.median(lengths)), max(lengths)),
         late,
-        _describe_end(lost, won, env, view),
+        _describe_end(failures, won, env, view),
         starts,
         leaves,
     )
 
 
-def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
+def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
     """Where these episodes end: on the map of a PlanarMap, or by what sets their last states apart from successes."""
-    if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in lost[0].steps:
+    if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in failures[0].steps:
         name, *at = plane["path"]
-        ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in lost])
+        ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in failures])
         x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
         text = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
@@ -166,11 +166,11 @@ def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
                 is_inside = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]
                 if is_inside.mean() > 0.5:
                     return f"{text}, at the {s['role']}"
-        gaps = [g for e in lost if (g := success_margin(e, env)) is not None]
+        gaps = [g for e in failures if (g := success_margin(e, env)) is not None]
         return text + (f", {np.median(gaps):.2f} from the goal's edge at its closest" if gaps else "")
     if not view.n_components:
         return "ends somewhere: without numeric observations it is not known where"
-    i, deviation = _telling_component(lost, won, view)
+    i, deviation = _distinct_component(failures, won, view)
     if abs(deviation) < 0.25:
         return f"ends where {'successes do' if won else 'episodes are on average'}"
     side = "above" if deviation > 0 else "below"
@@ -178,9 +178,10 @@ def _describe_end(lost, won, env, view: TrajectoryScaling) -> str:
     return f"ends with {view.names[i]} {abs(deviation):.1f} deviations {side} {reference}"
 
 
-def _telling_component(lost: Sequence[Episode], won: Sequence[Episode], view: TrajectoryScaling) -> tuple[int, float]:
+def _distinct_component(failures: Sequence[Episode], won: Sequence[Episode],
+                        view: TrajectoryScaling) -> tuple[int, float]:
     """The component in which the ends of failures differ most from those of successes, and by how many deviations."""
-    ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in lost])
+    ends = np.stack([np.nan_to_num(view.states(e)[-1]) for e in failures])
     usual = np.median([np.nan_to_num(view.states(e)[-1]) for e in won], 0) if won else np.zeros(ends.shape[1])
     deviations = np.median(ends, 0) - usual
     i = int(np.abs(deviations).argmax())
@@ -246,7 +247,7 @@ def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]
     out = []
     for g in groups:
         failures = [at[n] for n in g.episode_indices]
-        i, _ = _telling_component(failures, won, view)
+        i, _ = _distinct_component(failures, won, view)
 
         def values(some, i=i):
             return [view.states(e)[:, i] * view.scale[i] + view.center[i] for e in some]

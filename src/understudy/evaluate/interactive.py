@@ -171,10 +171,10 @@ class TrialDesign:
 
     def to_json(self) -> dict[str, Any]:
         """The design as JSON, for the first line of a journal."""
-        than = self.test.threshold if isinstance(self.test, SequentialRateTest) else None
+        threshold = self.test.threshold if isinstance(self.test, SequentialRateTest) else None
         return {
             "policies": list(self.policies),
-            "threshold": than,
+            "threshold": threshold,
             "level": self.test.level,
             "most": self.test.max_rollouts,
             "labels": list(self.labels),
@@ -305,11 +305,11 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
     return events
 
 
-def _check_same_design(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    for name in wanted:
-        if found.get(name) != wanted[name]:
-            raise UserError(f"expected the journal of an evaluation with {name} {_shorten(wanted[name])}, found "
-                            f"{_shorten(found.get(name))}", where=path,
+def _check_same_design(stored: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    for name in expected:
+        if stored.get(name) != expected[name]:
+            raise UserError(f"expected the journal of an evaluation with {name} {_shorten(expected[name])}, found "
+                            f"{_shorten(stored.get(name))}", where=path,
                             hint="give the command it was begun with, or name another --save")
 
 

@@ -195,7 +195,7 @@ def smallest_detectable_effect(
         d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
         return -d, d
 
-    def found(rate: float) -> float:
+    def excess_power(rate: float) -> float:
         low, high = test.decision_bounds(np.arange(n + 1))
         up = rate > test.threshold
         count = np.arange(n + 1)
@@ -204,8 +204,9 @@ def smallest_detectable_effect(
         )
         return float(outcome[0][n]) - power
 
-    lowest, highest = (float(optimize.brentq(found, end, test.threshold + (end - test.threshold) * 1e-9, xtol=1e-6))
-                       if found(end) > 0 else math.nan for end in (0.0, 1.0))
+    t = test.threshold
+    lowest, highest = (float(optimize.brentq(excess_power, end, t + (end - t) * 1e-9, xtol=1e-6))
+                       if excess_power(end) > 0 else math.nan for end in (0.0, 1.0))
     return lowest, highest
 
 
@@ -271,16 +272,16 @@ def _sequential_sample_size(
     return math.ceil(expected - 1e-9), maximum
 
 
-def _smallest_sufficient(power: Callable[[int], float], wanted: float, guess: int) -> int:
+def _smallest_sufficient(power: Callable[[int], float], required_power: float, guess: int) -> int:
     """The smallest number from which on the power is sufficient. It falls a little where a count is not whole."""
     low, high = 0, max(guess, 1)
-    while power(high) < wanted:
+    while power(high) < required_power:
         low, high = high, math.ceil(1.2 * high)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= wanted else (middle, high)
+        low, high = (low, middle) if power(middle) >= required_power else (middle, high)
     reach = 25 if high < 2000 else 0  # later the steps are too small to matter
-    return 1 + max([high - 1, *(n for n in range(high + 1, high + reach) if power(n) < wanted)])
+    return 1 + max([high - 1, *(n for n in range(high + 1, high + reach) if power(n) < required_power)])
 
 
 def _normal_sample_size(first: float, second: float, alpha: float, power: float) -> int:

@@ -202,7 +202,7 @@ class WorkerPool:
                     member.is_busy, self.metadata = False, message
                 elif kind == "failed":
                     raise message
-                elif not member.rows:  # it died, and of what is said
+                elif not member.rows:  # the worker died; report why
                     stillborn += 1
                     if stillborn > 1:
                         raise UserError(f"workers die while they start ({message})",

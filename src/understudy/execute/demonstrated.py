@@ -56,9 +56,9 @@ class DemonstratedActor(Actor):
         record = {**inner.pop("record", {}), NUMBER: state["shown"][:, None]}
         return action, {"actor": inner, "shown": state["shown"], "record": record}
 
-    def _of_task(self, said: bytes) -> np.ndarray:
+    def _of_task(self, coded_task: bytes) -> np.ndarray:
         """The numbers of the demonstrations of a task."""
-        task, tasks = decode_text(np.frombuffer(said, np.uint8)).strip(), self._read[1]
+        task, tasks = decode_text(np.frombuffer(coded_task, np.uint8)).strip(), self._read[1]
         if not len(matches := np.flatnonzero(tasks == task)):
             shown_tasks = ", ".join(map(repr, np.unique(tasks).tolist()[:4]))
             raise DataError(f"no demonstration shows the task {task!r} of the environment; they show {shown_tasks}",
@@ -66,8 +66,8 @@ class DemonstratedActor(Actor):
                             hint="show one of each task, named with equal words, or a single one for all")
         return matches
 
-    def _columns(self, shown: Tensor) -> dict[str, Tensor]:
-        frames = self._read[0][shown]
+    def _columns(self, demonstrations: Tensor) -> dict[str, Tensor]:
+        frames = self._read[0][demonstrations]
         return {name: frames[:, i] for i, name in enumerate(self.show.into)}
 
     @cached_property

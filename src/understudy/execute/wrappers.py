@@ -472,15 +472,15 @@ def _vector_action(features: Schema, where: str) -> Feature:
     return features["action"]
 
 
-def _resolved_planner(given, where: str) -> Planner:
-    if not isinstance(given, Planner):
-        raise UserError(f"{given if isinstance(given, FromStage) else type(given).__name__} is not a policy",
+def _resolved_planner(planner, where: str) -> Planner:
+    if not isinstance(planner, Planner):
+        raise UserError(f"{planner if isinstance(planner, FromStage) else type(planner).__name__} is not a policy",
                         where=where, hint="give a policy, or a method whose stages are trained")
-    return given
+    return planner
 
 
-def _as_actor(given, executor: Executor, where: str) -> Actor:
-    if isinstance(given, Actor):
-        return given
-    planner = _resolved_planner(given, where)
+def _as_actor(value, executor: Executor, where: str) -> Actor:
+    if isinstance(value, Actor):
+        return value
+    planner = _resolved_planner(value, where)
     return PolicyActor(planner, executor, camera_sizes(planner.features))

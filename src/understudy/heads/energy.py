@@ -97,7 +97,7 @@ class EnergyModel(Head):
             chunk = _cross_entropy(energy) + excess.clamp(min=0).square().mean(1)
         return (chunk / mask.sum(1).clamp(min=1)).unsqueeze(1).expand(mask.shape)
 
-    def _negatives(self, net, context, action, known, rng):
+    def _negatives(self, net, context, action, is_known, rng):
         """Chunks that the demonstrated one is compared with, (B, n_negatives, H, A)."""
         shape = (len(action), self.n_negatives, *action.shape[1:])
         uniform = torch.rand(shape, generator=rng, device=action.device)
@@ -106,7 +106,7 @@ class EnergyModel(Head):
             context = replace(context, tokens=context.tokens.detach()).repeat(self.n_negatives)
             for size in self._step_sizes(self.n_chain_iterations or self.n_iterations):
                 draw = torch.randn(shape, generator=rng, device=action.device).to(action.dtype)
-                x = self._langevin_step(net, context, x * known, size, draw)
+                x = self._langevin_step(net, context, x * is_known, size, draw)
         return x
 
     def sample(self, net, context, noise):

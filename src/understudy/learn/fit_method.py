@@ -318,16 +318,16 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
 
 
 def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
-               known: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
+               modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
     """Gives a new policy its statistics and its initial weights.
 
     Args:
         parts: What is taken over from stages. Everything else is fitted to the data.
-        known: The stages' policies.
+        modules: The stages' policies.
     """
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
-    load_weights_from(policy, parts, known)
+    load_weights_from(policy, parts, modules)
     policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)
     if not keeps_data:
-        load_weights_from(policy, parts, known)  # fitting the head may have replaced a part of its network
+        load_weights_from(policy, parts, modules)  # fitting the head may have replaced a part of its network

@@ -335,10 +335,10 @@ class _Checkpoint:
         return offset, scale
 
 
-def _add_statistics(known: dict[str, dict[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+def _add_statistics(statistics: dict[str, dict[str, Tensor]], tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         column, _, name = key.rpartition(".")
-        known.setdefault(column, {})[name] = tensor
+        statistics.setdefault(column, {})[name] = tensor
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -183,11 +183,11 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
           run.locked() if processes.first else contextlib.nullcontext()):
         prepared = _prepare(method, data, run, run_config, device, processes)
         loop = _RunTraining(prepared)
-        if prepared.last is None:
+        if prepared.last_saved_step is None:
             processes.broadcast(list(loop.learner.state()[0].values()))
             loop.save(0)
         else:
-            loop.resume(prepared.last)
+            loop.resume(prepared.last_saved_step)
         processes.wait()
         _update(loop, prepared)
         if processes.first:
@@ -262,7 +262,7 @@ class _Preparation:
     excluded: set[int]  # indices of the episodes that are not trained on
     documents: dict[str, Any]  # of each checkpoint, by file name
     modules: Mapping[Any, CheckpointModule]
-    last: int | None  # step of the checkpoint from which the run continues; None for a new run
+    last_saved_step: int | None  # step of the checkpoint from which the run continues; None for a new run
 
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
@@ -270,7 +270,7 @@ class _Preparation:
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)
-            if self.last is None or method.collection is not None:
+            if self.last_saved_step is None or method.collection is not None:
                 fit_policy(policy, episodes, method.initialize_from, self.modules)
             return build_learner(method, policy, seed, episodes, self.modules)
 
@@ -393,7 +393,7 @@ class _RunTraining(Training):
         return training_data(episodes, self.method)
 
     def save(self, step: int) -> None:
-        self.n_updates, self.last = step, time.perf_counter()
+        self.n_updates, self.last_save_time = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
             facts = {"seconds": self.elapsed(), "curve": self.curve.state}
             self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.prepared.documents)
@@ -401,7 +401,7 @@ class _RunTraining(Training):
     def resume(self, step: int) -> None:
         """Continues from a checkpoint. The learner gets its state in `restore`."""
         self.n_updates = self.resumed_at = step
-        self.last = time.perf_counter()
+        self.last_save_time = time.perf_counter()
 
     def restore(self) -> None:
         if (step := self.resumed_at) is None:
@@ -452,11 +452,11 @@ class _RunTraining(Training):
     def _advance(self, batch, until: int) -> None:
         """Trains until update `until` or until an interrupt, and saves in both cases."""
         with DeferredInterrupts() as interrupts:
-            def stop(step, learner, seen):
+            def stop(step, learner, metrics):
                 self.n_updates = step
                 if self.processes.any(interrupts.seen):
                     raise _Interrupted
-                if time.perf_counter() - self.last > MAX_UNSAVED_SECONDS:
+                if time.perf_counter() - self.last_save_time > MAX_UNSAVED_SECONDS:
                     self.save(step)
             own_callbacks = (self.curve,) if self.processes.first else ()
             try:
@@ -679,7 +679,7 @@ def check_method(method: Method, data: Dataset) -> None:
             )
 
 
-def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held: list[int],
+def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held_out: list[int],
                     processes: Processes, is_new: bool) -> None:
     """Copies the stages that are given, and trains the others of a new run, without the episodes that are held out."""
     for stage in method.stages:
@@ -692,7 +692,7 @@ def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConf
             part, callbacks = part_of(data, stage.dataset), run_config.stage_callbacks
             _train_stage(stage, data.select(part), stage_run, replace(
                 run_config, steps=None, score=None, save_freq=None, command=None, resume=True, stages={},
-                title=f"stage {stage.name}", val_fraction=[i for i, n in enumerate(part) if n in held],
+                title=f"stage {stage.name}", val_fraction=[i for i, n in enumerate(part) if n in held_out],
                 sampling_weights=run_config.sampling_weights if stage.dataset is None else None,
                 callbacks=() if callbacks is None else callbacks(stage, stage_run)))
 
@@ -730,13 +730,13 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
     return data.fingerprint() if stream is None else json_digest(data.fingerprint(), stream.key)
 
 
-def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_config: RunConfig, device: torch.device,
-                    processes: Processes) -> dict[str, Any]:
+def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
+                    device: torch.device, processes: Processes) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
 
     Args:
         data: The episodes, before the method's transforms.
-        held: Indices of the episodes that are held out for validation.
+        held_out: Indices of the episodes that are held out for validation.
         left_out: Indices of the interrupted episodes that are left out.
     """
     source, stream = data.metadata, run_config.stream
@@ -751,7 +751,7 @@ def make_provenance(data: Dataset, held: list[int], left_out: list[int], run_con
                  "reading": {**source.get("reading", {}),
                              **({"mapping": source["mapping"]} if "mapping" in source else {})}},
         "episodes": episode_fingerprints(data),
-        "held_out": held, "left_out": left_out, "seed": run_config.seed,
+        "held_out": held_out, "left_out": left_out, "seed": run_config.seed,
         "sampling_weights": config.dump(run_config.sampling_weights), "command": run_config.command,
         "versions": {"understudy": __version__, "torch": torch.__version__, "numpy": np.__version__,
                      "python": platform.python_version()},
@@ -803,13 +803,13 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     """A run continues only with the settings that it was started with."""
     old_documents = {name: run.read_checkpoint_json(step, name) for name in documents}
 
-    def identity(found):
-        p = found["provenance.json"]
+    def identity(documents):
+        p = documents["provenance.json"]
         return {"seed": p["seed"], "data": p["data"]["fingerprint"],
                 "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
-                "method": _present_document(found["method.json"], trust)}
+                "method": _present_document(documents["method.json"], trust)}
     trust = config.packages_in(documents["method.json"])
     differences = list(_differences(identity(old_documents), identity(documents)))
     before, after = (files["method.json"]["learner"].get("steps") for files in (old_documents, documents))

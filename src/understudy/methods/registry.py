@@ -230,7 +230,7 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
     if (path := method_files().get(method_name)) is not None:
         return _import_function(f"{__package__}.{path.parent.name}.{path.stem}:{path.stem}", name)
     if method_name in find_plugins("methods"):
-        return _callable(load_plugin("methods", method_name), name)
+        return require_function(load_plugin("methods", method_name), name)
     if ":" not in name or Path(name).exists():
         return None
     from ..config import UntrustedCode
@@ -253,25 +253,25 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
     except AttributeError:
         raise unknown_name("function", attribute, (n for n in dir(imported) if callable(getattr(imported, n))), name,
                            owner=module, hint="check the name after the colon") from None
-    return _callable(function, name)
+    return require_function(function, name)
 
 
-def _callable(found, name: str) -> Callable[..., Method]:
+def require_function(value, name: str) -> Callable[..., Method]:
     """The function, or an error that says what stands in its place."""
     from ..core import ConfigError
     from ..learn.method import Method
     from ..policy import PolicyConfig
 
-    if callable(found):
-        return found
+    if callable(value):
+        return value
     attribute = name.rpartition(":")[2].replace("-", "_")
-    value = f"Method({attribute})" if isinstance(found, PolicyConfig) else attribute
-    is_part = isinstance(found, (Method, PolicyConfig))
-    article = "an" if type(found).__name__[0] in "aeiou" else "a"
+    expression = f"Method({attribute})" if isinstance(value, PolicyConfig) else attribute
+    is_part = isinstance(value, (Method, PolicyConfig))
+    article = "an" if type(value).__name__[0] in "aeiou" else "a"
     raise ConfigError(
-        f"this is {article} {type(found).__name__}, and not a function", where=name,
+        f"this is {article} {type(value).__name__}, and not a function", where=name,
         hint=f"write a function that returns it, and name the function: def {attribute.lower()}_method(): return "
-             f"{value}" if is_part else "name a function in that module")
+             f"{expression}" if is_part else "name a function in that module")
 
 
 def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:

@@ -132,12 +132,12 @@ def _sentence_options(files: PretrainedFiles, where: str) -> tuple[str | None, b
     return pooling, normalize, (files.json("sentence_bert_config.json") or {}).get("max_seq_length")
 
 
-def _pooling(known: dict, where: str) -> str:
+def _pooling(settings: dict, where: str) -> str:
     names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max",
              "pooling_mode_lasttoken": "lasttoken"}
-    chosen = known.get("pooling_mode")
+    chosen = settings.get("pooling_mode")
     chosen = [chosen] if isinstance(chosen, str) else list(chosen or ())
-    chosen += [names.get(k, k) for k, v in known.items() if k.startswith("pooling_mode_") and v is True]
+    chosen += [names.get(k, k) for k, v in settings.items() if k.startswith("pooling_mode_") and v is True]
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         raise UserError(f"The pooling {', '.join(chosen) or 'none'} is not one of {', '.join(_POOLINGS)}.",
                         where=where, hint="Use another model.")

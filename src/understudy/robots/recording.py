@@ -85,13 +85,13 @@ class RobotSession:
             raise
         return obs, self.robot.send(action)
 
-    def teleoperate(self, seconds: float, said: str = "", keys: str = "",
+    def teleoperate(self, seconds: float, text: str = "", keys: str = "",
                     until: tuple[str, ...] = ("enter", "quit")) -> str | None:
         """Moves the robot without recording.
 
         Args:
             seconds: How long, at most.
-            said: What is shown.
+            text: What is shown.
             keys: What is shown of the keys, after the remaining time.
             until: Commands that end it.
 
@@ -104,7 +104,7 @@ class RobotSession:
                 if command in until:
                     return command
             self.step()
-            self.show(f"{said}{'' if np.isinf(remaining) else f' ({remaining:.0f} s)'} | {keys}")
+            self.show(f"{text}{'' if np.isinf(remaining) else f' ({remaining:.0f} s)'} | {keys}")
             self.pace.wait()
         return None
 

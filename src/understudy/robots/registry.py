@@ -329,12 +329,13 @@ def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -
         raise ConfigError(error.problem, where=f"camera {name}", hint=error.hint) from None
 
 
-def _from_factory(name: str, known: Sequence[str], where: str, trust: Sequence[str], options: Mapping[str, Any]) -> Any:
+def _from_factory(name: str, valid_names: Sequence[str], where: str, trust: Sequence[str],
+                  options: Mapping[str, Any]) -> Any:
     """What a function of the user returns, called with those of the options that it takes."""
     module, colon, function = name.partition(":")
     if not colon:
         others = ["lerobot/TYPE"] if where.startswith("--") else []
-        raise unknown_name("device", name, (*known, *others, "module:factory"), where, hint="check the name")
+        raise unknown_name("device", name, (*valid_names, *others, "module:factory"), where, hint="check the name")
     package = module.split(".")[0]
     if package not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=name,

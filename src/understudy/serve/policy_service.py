@@ -370,15 +370,15 @@ def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]
     Raises:
         RequestError: They have unequal numbers of rows, or too many.
     """
-    columns = _columns(served, request, given=False)
+    columns = _columns(served, request, use_defaults=False)
     sizes = {name: len(value) if value.ndim else 0 for name, value in columns.items()}
     if len(set(sizes.values())) != 1 or not 1 <= (n := next(iter(sizes.values()))) <= MAX_ROWS:
         raise RequestError(f"the columns must have the same number of rows, from 1 to {MAX_ROWS}, but have {sizes}")
     return {**{name: value.expand(n, *value.shape) for name, value in served.defaults.items()}, **columns}
 
 
-def _columns(served: ServedPolicy, request: Request, given: bool = True) -> dict[str, Tensor]:
-    columns: dict[str, Tensor] = dict(served.defaults) if given else {}
+def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) -> dict[str, Tensor]:
+    columns: dict[str, Tensor] = dict(served.defaults) if use_defaults else {}
     sent = dict(_flattened(request.columns))
     for name in served.texts:  # first, so that a column that is sent under its name counts more
         words = sent.get("prompt", sent.get("task"))

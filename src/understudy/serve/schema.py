@@ -14,7 +14,7 @@ class SchemaMismatch(ValueError):
     """The client and the policy do not agree. The text shows both sides of every difference."""
 
 
-def differences(served: Mapping, wanted: Mapping) -> list[str]:
+def differences(served: Mapping, expected: Mapping) -> list[str]:
     """Compares what a policy reads and plans with what a client sends and expects.
 
     Only what the client gives is compared, except that the client must give every column that the policy reads. The
@@ -23,13 +23,13 @@ def differences(served: Mapping, wanted: Mapping) -> list[str]:
     Args:
         served: Schema of the policy: {"observations": {name: {"dtype", "shape", "names", "unit", "kind"}}, "action":
             {...}, "fps", "normalization", "action_convention"}.
-        wanted: Schema of the client, the same.
+        expected: Schema of the client, the same.
 
     Returns:
         One line for each difference, with both sides. Empty if they agree.
     """
     lines = []
-    if (observations := wanted.get("observations")) is not None:
+    if (observations := expected.get("observations")) is not None:
         if not isinstance(observations, Mapping):
             return ["observations: a schema has a map from names to columns here"]
         for name, column in served["observations"].items():
@@ -38,30 +38,30 @@ def differences(served: Mapping, wanted: Mapping) -> list[str]:
                 lines.append(f"{name}: the policy reads it, the client sends {sent}")
             else:
                 lines += _column_differences(name, column, observations[name])
-    if (action := wanted.get("action")) is not None:
+    if (action := expected.get("action")) is not None:
         lines += _column_differences("action", served["action"], action)
     for name in COMMON:
-        if wanted.get(name) is not None and served.get(name) is not None and wanted[name] != served[name]:
-            lines.append(f"{name}: the policy has {_as_text(served[name])}, the client {_as_text(wanted[name])}")
+        if expected.get(name) is not None and served.get(name) is not None and expected[name] != served[name]:
+            lines.append(f"{name}: the policy has {_as_text(served[name])}, the client {_as_text(expected[name])}")
     return lines
 
 
-def check_schema(served: Mapping, wanted: object) -> None:
+def check_schema(served: Mapping, expected: object) -> None:
     """Raises SchemaMismatch if a client and a policy do not agree. See `differences`."""
-    if not isinstance(wanted, Mapping):
+    if not isinstance(expected, Mapping):
         raise SchemaMismatch("a schema is a map with observations, action, fps, normalization and action_convention")
-    if unknown := sorted(set(map(str, wanted)) - {"observations", "action", *COMMON}):
+    if unknown := sorted(set(map(str, expected)) - {"observations", "action", *COMMON}):
         raise SchemaMismatch(f"a schema has no entry {unknown[0]!r}; it has observations, action, {', '.join(COMMON)}")
-    if mismatches := differences(served, wanted):
+    if mismatches := differences(served, expected):
         raise SchemaMismatch("\n  ".join(["the client and the policy do not agree:", *mismatches]))
 
 
-def _column_differences(name: str, served: Mapping, wanted: object) -> Iterator[str]:
-    if not isinstance(wanted, Mapping):
-        yield f"{name}: the policy has {_as_text(dict(served))}, the client {_as_text(wanted)}"
+def _column_differences(name: str, served: Mapping, expected: object) -> Iterator[str]:
+    if not isinstance(expected, Mapping):
+        yield f"{name}: the policy has {_as_text(dict(served))}, the client {_as_text(expected)}"
         return
     for key in FIELDS:
-        policy_entry, client_entry = served.get(key), wanted.get(key)
+        policy_entry, client_entry = served.get(key), expected.get(key)
         if client_entry is None or policy_entry is None or _same(key, policy_entry, client_entry, served.get("kind")):
             continue
         yield f"{name}, {key}: the policy has {_as_text(policy_entry)}, the client {_as_text(client_entry)}"

@@ -25,14 +25,14 @@ def require(promise: bool, what: str) -> None:
         raise ContractViolation(what)
 
 
-def require_equal(one: Tensor, other: Tensor, what: str, near: float = 0.0) -> None:
+def require_equal(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
     """Raises ContractViolation if two tensors differ.
 
     Args:
-        near: Relative tolerance. The absolute tolerance is a tenth of it.
+        tolerance: Relative tolerance. The absolute tolerance is a tenth of it.
     """
     try:
-        torch.testing.assert_close(one, other, rtol=near, atol=near / 10, msg=lambda m: f"{what}\n{m}")
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance / 10, msg=lambda m: f"{what}\n{m}")
     except AssertionError as error:
         raise ContractViolation(str(error)) from None
 

@@ -30,19 +30,19 @@ def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candi
         Distances (N, count), nearest first and infinite if there are too few, and indices of points (N, count).
     """
     tree = cKDTree(points[candidates])
-    whose = episode[candidates]
+    candidate_episode = episode[candidates]
     distances = np.full((len(points), count), np.inf)
     indices = np.zeros((len(points), count), np.int64)
     pending, ask = np.arange(len(points)), min(2 * count + 2, len(candidates))
     while len(pending):
-        away, which = tree.query(points[pending], np.arange(1, ask + 1), workers=-1)
-        is_other = whose[which] != episode[pending][:, None]
+        distance, candidate = tree.query(points[pending], np.arange(1, ask + 1), workers=-1)
+        is_other = candidate_episode[candidate] != episode[pending][:, None]
         order = np.argsort(~is_other, axis=1, kind="stable")[:, :count]
-        is_other, away, which = (np.take_along_axis(x, order, 1) for x in (is_other, away, which))
+        is_other, distance, candidate = (np.take_along_axis(x, order, 1) for x in (is_other, distance, candidate))
         full = is_other.all(1) & (is_other.shape[1] == count) | (ask == len(candidates))
         n = is_other.shape[1]
-        distances[pending[full], :n] = np.where(is_other, away, np.inf)[full]
-        indices[pending[full], :n] = candidates[which][full]
+        distances[pending[full], :n] = np.where(is_other, distance, np.inf)[full]
+        indices[pending[full], :n] = candidates[candidate][full]
         pending, ask = pending[~full], min(4 * ask, len(candidates))
     return distances, indices
 
@@ -95,12 +95,12 @@ class NeighborScore(StepScore):
         """
 
 
-def _variance(values: np.ndarray, found: np.ndarray) -> np.ndarray:
+def _variance(values: np.ndarray, is_neighbor: np.ndarray) -> np.ndarray:
     """Unbiased variance over the found values, mean over components: (N, count, D) -> (N,)."""
-    weight = found[..., None] / np.maximum(found.sum(1), 1)[:, None, None]
+    weight = is_neighbor[..., None] / np.maximum(is_neighbor.sum(1), 1)[:, None, None]
     mean = (weight * values).sum(1, keepdims=True)
     spread = (weight * (values - mean) ** 2).sum(1).mean(1)
-    n = found.sum(1)
+    n = is_neighbor.sum(1)
     return np.where(n > 1, spread * n / np.maximum(n - 1, 1), np.nan)
 
 

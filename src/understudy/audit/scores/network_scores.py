@@ -153,8 +153,8 @@ class Compatibility(StepScore):
                 out[i] = (comparison, comparison.error[i], comparison.novelty[i])
         return out
 
-    def _compare_tables(self, base: StepTable, mine: np.ndarray, table: StepTable) -> CompatibilityResult:
-        episodes = np.flatnonzero(mine)
+    def _compare_tables(self, base: StepTable, is_included: np.ndarray, table: StepTable) -> CompatibilityResult:
+        episodes = np.flatnonzero(is_included)
         error_limit, novelty_limit = self.error_threshold, self.novelty_threshold
         if error_limit is None or novelty_limit is None:
             half = np.random.default_rng(self.seed).permutation(len(episodes)) % 2 == 0
@@ -171,8 +171,8 @@ class Compatibility(StepScore):
         error, spread = self._ensemble_error(base, episodes, table, None)
         return CompatibilityResult(table.split(error), table.split(spread), error_limit, novelty_limit)
 
-    def _ensemble_error(self, base, known, table, which):
-        at = np.isin(base.episode, known) & base.is_complete
+    def _ensemble_error(self, base, known_episodes, table, which):
+        at = np.isin(base.episode, known_episodes) & base.is_complete
         if not at.any():
             raise UserError("the base demonstrations have no finite steps", where="Compatibility",
                             hint="understudy audit DATA finds NaN and infinite values")

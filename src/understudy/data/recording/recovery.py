@@ -139,7 +139,7 @@ def _repair_function(path: Path) -> RepairFunction | None:
         if (path / ".zgroup").exists() or (path / "zarr.json").exists():
             return _repair_zarr
         if (path / "data/main_data.hdf5").exists():  # Minari
-            return lambda path, folder, lose: _repair_folder(path / "data", folder, lose)
+            return lambda path, folder, report_loss: _repair_folder(path / "data", folder, report_loss)
         inside = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
         return _repair_folder if any(_repair_function(p) for p in inside) else None
     if not path.exists():
@@ -156,7 +156,7 @@ def _repair_function(path: Path) -> RepairFunction | None:
     return _repair_mcap if first.startswith(b"\x89MCAP0\r\n") else None
 
 
-def _repair_folder(path: Path, folder: Path, lose) -> Path:
+def _repair_folder(path: Path, folder: Path, report_loss) -> Path:
     """A folder of files. Each of them may be damaged."""
     out = folder / path.name
     out.mkdir()
@@ -167,20 +167,20 @@ def _repair_folder(path: Path, folder: Path, lose) -> Path:
             continue
         with tempfile.TemporaryDirectory(dir=folder) as apart:
             try:
-                mended = mend(p, Path(apart), lose)
+                mended = mend(p, Path(apart), report_loss)
                 if mended.is_relative_to(apart):
                     shutil.move(mended, out / p.name)
                 else:  # complete; the original must not be moved
                     (out / p.name).symlink_to(p.resolve())
             except UserError as error:
-                lose(str(error).splitlines()[0])
+                report_loss(str(error).splitlines()[0])
     return out
 
 
 # -- RLDS -----------------------------------------------------------------------------------------------------------
 
 
-def _repair_rlds(path: Path, folder: Path, lose) -> Path:
+def _repair_rlds(path: Path, folder: Path, report_loss) -> Path:
     """The records with correct checksums, in one file per split."""
     info = read_json(path / "dataset_info.json")
     if not isinstance(info, dict) or info.get("fileFormat", "tfrecord") != "tfrecord" or not isinstance(
@@ -193,9 +193,9 @@ def _repair_rlds(path: Path, folder: Path, lose) -> Path:
         with open(out / f"{name}-{called}.tfrecord-00000-of-00001", "wb") as target:
             for file, n_episodes in rlds.shard_files(path, name, split):
                 if not file.is_file():
-                    lose(f"{file}: the file is missing, with {n_episodes} episodes")
+                    report_loss(f"{file}: the file is missing, with {n_episodes} episodes")
                     continue
-                for record in _intact_records(file, n_episodes, lose):
+                for record in _intact_records(file, n_episodes, report_loss):
                     target.write(record)
                     count += 1
         if count:
@@ -205,7 +205,7 @@ def _repair_rlds(path: Path, folder: Path, lose) -> Path:
     return out
 
 
-def _intact_records(file: Path, said: int, lose) -> Iterator[bytes]:
+def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
     """Complete records with correct checksums. After a wrong length, the start of the next record is unknown."""
     data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
     while at < len(data):
@@ -213,23 +213,24 @@ def _intact_records(file: Path, said: int, lose) -> Iterator[bytes]:
         length = int.from_bytes(head[:8], "little")
         if len(head) < 12 or rlds.masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little") \
                 or at + 16 + length > len(data):
-            lose(f"{file}, record {number}: cut short or damaged, with what follows ({said - number} of {said} "
-                 "episodes)")
+            report_loss(f"{file}, record {number}: cut short or damaged, with what follows "
+                        f"({n_records - number} of {n_records} "
+                        "episodes)")
             return
         record = data[at: at + 16 + length].tobytes()
         if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
             yield record
         else:
-            lose(f"{file}, record {number}: its checksum is wrong")
+            report_loss(f"{file}, record {number}: its checksum is wrong")
         at, number = at + len(record), number + 1
-    if number < said:
-        lose(f"{file}: {said - number} of {said} episodes are missing at its end")
+    if number < n_records:
+        report_loss(f"{file}: {n_records - number} of {n_records} episodes are missing at its end")
 
 
 # -- zarr -----------------------------------------------------------------------------------------------------------
 
 
-def _repair_zarr(path: Path, folder: Path, lose) -> Path:
+def _repair_zarr(path: Path, folder: Path, report_loss) -> Path:
     """The episodes with complete and readable chunks, in a separate store; `path` if these are all."""
     try:
         source = _AllRows(path)
@@ -241,13 +242,13 @@ def _repair_zarr(path: Path, folder: Path, lose) -> Path:
     for e in range(good, len(ends)):
         lost_episodes[e] = f"meta/episode_ends says that it ends at row {ends[e]}, of {rows}"
     if good and ends[good - 1] < max(a.shape[0] for a in source.arrays.values()):
-        lose(f"{path}: what lies behind row {ends[good - 1] - 1}, which belongs to no episode")
+        report_loss(f"{path}: what lies behind row {ends[good - 1] - 1}, which belongs to no episode")
     for key, array in source.arrays.items():
         for begin, end, why in source.damaged(key, array):
             for e in np.flatnonzero((ends > begin) & (np.append(0, ends[:-1]) < end)):
                 lost_episodes.setdefault(int(e), why)
     for e, why in sorted(lost_episodes.items()):
-        lose(f"{path}, episode {e}: {why}")
+        report_loss(f"{path}, episode {e}: {why}")
     if not lost_episodes and (ends[-1:] == [a.shape[0] for a in source.arrays.values()]).all():
         return path
     import zarr
@@ -309,13 +310,13 @@ def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
     return rows
 
 
-def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
+def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
     """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
     info, out = read_info(path), folder / "data"
     (out / "meta").mkdir(parents=True)
     v3 = info["codebase_version"] == "v3.0"
     rows = (
-        _read_episode_tables(path, info, lose)
+        _read_episode_tables(path, info, report_loss)
         if v3
         else {
             r["episode_index"]: {**r, "place": r["episode_index"]}
@@ -335,7 +336,7 @@ def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
     kept: list[dict] = []
     frames, numbers = 0, []
     for file in dict.fromkeys(named("data_path", r) for r in rows.values()):
-        table = _readable_row_groups(path / file, lose)
+        table = _readable_row_groups(path / file, report_loss)
         parts = []
         for number, row in rows.items():
             if named("data_path", row) != file:
@@ -345,9 +346,9 @@ def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
             length = int(row.get("length") or len(steps))
             missing = [f for c in cameras if not (path / (f := named("video_path", row, video_key=c))).is_file()]
             if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
-                lose(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
+                report_loss(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
             elif missing:
-                lose(f"{path / missing[0]}, episode {number}: the file is missing")
+                report_loss(f"{path / missing[0]}, episode {number}: the file is missing")
             else:
                 parts.append((_renumber(part, len(kept), frames), len(kept)))
                 kept.append({**row, "episode_index": len(kept), "length": length, "dataset_from_index": frames,
@@ -365,12 +366,12 @@ def _repair_lerobot(path: Path, folder: Path, lose) -> Path:
             to = out / (of if v3 else named("video_path", {"place": row["episode_index"]}, video_key=camera))
             if not to.exists():
                 to.parent.mkdir(parents=True, exist_ok=True)
-                _repair_video(path / of, to, lose)
+                _repair_video(path / of, to, report_loss)
     _write_metadata(path, out, info, kept, numbers, v3)
     return out
 
 
-def _repair_video(path: Path, to: Path, lose) -> None:
+def _repair_video(path: Path, to: Path, report_loss) -> None:
     """A link to the video or, if it is cut off, a copy of the frames before the cut (if its index is at the front)."""
     good = broken = 0
     try:
@@ -382,7 +383,7 @@ def _repair_video(path: Path, to: Path, lose) -> None:
     if not good or not broken:  # complete, or nothing readable: reading reports it
         to.symlink_to(path.resolve())
         return
-    lose(f"{path}: what follows after {good} frames")
+    report_loss(f"{path}: what follows after {good} frames")
     with av.open(str(path), metadata_errors="replace") as source, av.open(str(to), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         try:
@@ -431,11 +432,11 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
         (out / journal.JOURNAL_FOLDER / segment.path.name).symlink_to(segment.path.resolve())
 
 
-def _read_episode_tables(path: Path, info: dict, lose) -> dict[int, dict]:
+def _read_episode_tables(path: Path, info: dict, report_loss) -> dict[int, dict]:
     """The readable rows of the episode tables, by number. Missing ones are computed from the data, without cameras."""
     rows: dict[int, dict] = {}
     for file in sorted((path / "meta/episodes").glob("*/*.parquet")):
-        table = _readable_row_groups(file, lose)
+        table = _readable_row_groups(file, report_loss)
         if table is not None:
             rows |= {r["episode_index"]: r for r in table.to_pylist() if r["episode_index"] < info["total_episodes"]}
     if len(rows) < info["total_episodes"] and not any(f["dtype"] == "video" for f in info["features"].values()):
@@ -447,19 +448,19 @@ def _read_episode_tables(path: Path, info: dict, lose) -> dict[int, dict]:
     return dict(sorted(rows.items()))
 
 
-def _readable_row_groups(file: Path, lose) -> pa.Table | None:
+def _readable_row_groups(file: Path, report_loss) -> pa.Table | None:
     """The readable row groups."""
     try:
         source = open_parquet(file)
     except UserError as error:
-        lose(str(error).splitlines()[0])
+        report_loss(str(error).splitlines()[0])
         return None
     parts = []
     for group in range(source.metadata.num_row_groups):
         try:
             parts.append(source.read_row_group(group))
         except (pa.ArrowException, OSError) as error:
-            lose(f"{file}, row group {group}: {str(error).splitlines()[0][:160]}")
+            report_loss(f"{file}, row group {group}: {str(error).splitlines()[0][:160]}")
     return pa.concat_tables(parts) if parts else None
 
 
@@ -476,7 +477,7 @@ def _is_complete_zip(path: Path) -> bool:
         return False
 
 
-def _repair_npz(path: Path, folder: Path, lose) -> Path:
+def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
     """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
     arrays: dict[str, np.ndarray] = {}
     data = np.memmap(path, np.uint8, "r")
@@ -500,23 +501,23 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
             try:
                 raw = with_rest.decompress(raw)
             except zlib.error as error:
-                lose(f"{path}, {name}: {error}")
+                report_loss(f"{path}, {name}: {error}")
                 raw = b""
         if flags & 8 or method not in (0, 8):  # sizes that are stored later
             raise UserError("this is not a zip as NumPy writes it", where=f"{path}, {name}",
                             hint="take it from a copy")
         whole = len(raw) == size and zlib.crc32(raw) == check
         if len(raw) == size and not whole:
-            lose(f"{path}, {name}: its checksum is wrong")
+            report_loss(f"{path}, {name}: its checksum is wrong")
         elif (array := _read_partial_npy(raw)) is not None:
             arrays[name] = array
             if not whole:
-                lose(f"{path}, {name}: cut short, {len(array)} rows can be read")
+                report_loss(f"{path}, {name}: cut short, {len(array)} rows can be read")
         else:
-            lose(f"{path}, {name}: cut short")
+            report_loss(f"{path}, {name}: cut short")
         at = begin + packed
     if data[at: at + 4].tobytes() != b"PK\x01\x02":
-        lose(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
+        report_loss(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
     if "episode_ends" not in arrays:
         raise UserError("episode_ends is missing, or the file is cut off before it", where=path,
                         hint="restore it from a copy; the ends of its episodes are unknown")
@@ -529,7 +530,7 @@ def _repair_npz(path: Path, folder: Path, lose) -> Path:
             good = min(good, int(np.searchsorted(ends, len(array), side="right")))
     out = folder / path.name
     if good < count:
-        lose(f"{path}: episodes {good} to {count - 1}")
+        report_loss(f"{path}: episodes {good} to {count - 1}")
         last = int(ends[good - 1]) if good else 0
         arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
                   for n, a in arrays.items()}
@@ -561,7 +562,7 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 # -- HDF5 -----------------------------------------------------------------------------------------------------------
 
 
-def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
+def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
     """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
     try:
         import h5py
@@ -572,7 +573,7 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
     size, expected_size = path.stat().st_size, _stored_eof(path)
     if expected_size is None or expected_size <= size:
         return path
-    lose(f"{path}: {expected_size - size} of {expected_size} bytes are missing")
+    report_loss(f"{path}: {expected_size - size} of {expected_size} bytes are missing")
     shutil.copyfile(path, long)
     os.truncate(long, expected_size)  # the library refuses a file that is too short; the missing part is read as zeros
 
@@ -598,7 +599,7 @@ def _repair_hdf5(path: Path, folder: Path, lose) -> Path:
             elif isinstance(source.get(name), h5py.Group) and name == "data":
                 copy(source[name], target.create_group(name))
             else:
-                lose(f"{path}, {source.name.rstrip('/')}/{name}")
+                report_loss(f"{path}, {source.name.rstrip('/')}/{name}")
 
     try:
         with hdf5.open_file(long) as source, h5py.File(out, "w") as target:
@@ -637,7 +638,7 @@ def _stored_eof(path: Path) -> int | None:
 # -- MCAP -----------------------------------------------------------------------------------------------------------
 
 
-def _repair_mcap(path: Path, folder: Path, lose) -> Path:
+def _repair_mcap(path: Path, folder: Path, report_loss) -> Path:
     """All messages before the cut, in a file with an index."""
     try:
         from mcap.exceptions import McapError
@@ -663,6 +664,6 @@ def _repair_mcap(path: Path, folder: Path, lose) -> Path:
                                        record.publish_time, record.sequence)
                     count += 1
         except (McapError, EOFError, struct.error, KeyError, ValueError, OSError, RuntimeError) as error:
-            lose(f"{path}: what follows after {count} messages ({type(error).__name__})")
+            report_loss(f"{path}: what follows after {count} messages ({type(error).__name__})")
         writer.finish()
     return out

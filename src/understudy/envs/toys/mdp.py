@@ -300,14 +300,14 @@ def _at_least(least, value, name, where):
                         hint=f"such as {name}={least}")
 
 
-def _cells(layout, known, where) -> tuple[list[str], np.ndarray]:
+def _cells(layout, valid_cells, where) -> tuple[list[str], np.ndarray]:
     """The rows of a layout, top first, and the cells (n, 2) that are no wall, as x and y with y up."""
     rows = list(layout)
     if not rows or len({len(r) for r in rows}) != 1 or not rows[0]:
         raise UserError("its rows differ in length, or there are none", where=f"{where}, layout",
                         hint="give strings of equal length")
-    if strange := set("".join(rows)) - set(known):
-        raise UserError(f"it contains {sorted(strange)[0]!r}", where=f"{where}, layout", hint=f"use only {known}")
+    if strange := set("".join(rows)) - set(valid_cells):
+        raise UserError(f"it contains {sorted(strange)[0]!r}", where=f"{where}, layout", hint=f"use only {valid_cells}")
     return rows, np.array([(x, y) for x in range(len(rows[0])) for y in range(len(rows)) if rows[-1 - y][x] != "#"])
 
 

@@ -170,14 +170,14 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
     return stats.bootstrap_mean([h for h in entropies if not math.isnan(h)], level)
 
 
-def mode_overlap(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float]) -> float:
     """What two distributions of modes share: 1 less their distance in total variation.
 
     Returns:
         1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.
     """
-    a, b = sum(mine.values()), sum(theirs.values())
-    return sum(min(mine.get(w, 0) / a, theirs[w] / b) for w in theirs) if a and b else math.nan
+    a, b = sum(counts.values()), sum(other_counts.values())
+    return sum(min(counts.get(w, 0) / a, other_counts[w] / b) for w in other_counts) if a and b else math.nan
 
 
 # -- the same start again and again --------------------------------------------------------------------------------

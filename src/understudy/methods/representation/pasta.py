@@ -129,7 +129,7 @@ class ComponentTokenNet(EncoderNet):
 
     blocks: Any  # nn.ModuleList of TransformerBlock
     group: Tensor
-    reads: Tensor
+    may_attend: Tensor
 
     def __init__(self, config: ComponentTokenEncoder, features, n_obs_steps: int):
         super().__init__()
@@ -155,9 +155,9 @@ class ComponentTokenNet(EncoderNet):
         self.blocks = nn.ModuleList(TransformerBlock(block, {"self"}, False) for _ in range(config.depth))
         self.norm = nn.LayerNorm(self.width)
         n_tokens = n_obs_steps * self.n_groups
-        reads = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
+        may_attend = torch.ones(n_tokens, n_tokens, dtype=torch.bool)
         self.register_buffer("group", group, persistent=False)
-        self.register_buffer("reads", reads.tril() if config.causal else reads, persistent=False)
+        self.register_buffer("may_attend", may_attend.tril() if config.causal else may_attend, persistent=False)
         self.tokens, self.token_obs_steps = self.n_groups, (n_obs_steps - 1,) * self.n_groups
 
     def forward(self, obs, rng=None):
@@ -184,10 +184,10 @@ class ComponentTokenNet(EncoderNet):
             mask = mask.index_add(2, self.group, observed.long()) > 0
         h = (embedded + self.component_embedding + self.step_embedding).flatten(1, 2)
         # A token that is absent reads itself, because attention to nothing is not a number. No other token reads it.
-        itself = torch.eye(len(self.reads), dtype=torch.bool, device=h.device)
-        reads = (mask.flatten(1).unsqueeze(1) & self.reads | itself).unsqueeze(1)
+        itself = torch.eye(len(self.may_attend), dtype=torch.bool, device=h.device)
+        may_attend = (mask.flatten(1).unsqueeze(1) & self.may_attend | itself).unsqueeze(1)
         for block in self.blocks:
-            h = block(h, mask=reads)
+            h = block(h, mask=may_attend)
         return EncodedComponents(self.norm(h).unflatten(1, mask.shape[1:]), values, available, mask)
 
     def _components(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

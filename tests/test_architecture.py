@@ -385,7 +385,7 @@ VAGUE_NAMES: dict[str, int] = {
     "src/understudy/deploy/packed_weights.py": 1, "src/understudy/deploy/torch_package.py": 1,
     "src/understudy/envs/toys/mdp.py": 1, "src/understudy/envs/toys/memory.py": 1,
     "src/understudy/envs/toys/particle.py": 1, "src/understudy/evaluate/plots.py": 1,
-    "src/understudy/evaluate/workers.py": 2, "src/understudy/execute/actor.py": 1,
+    "src/understudy/execute/actor.py": 1,
     "src/understudy/learn/callbacks.py": 4, "src/understudy/methods/generative/mdt.py": 1,
     "src/understudy/methods/representation/pasta.py": 1,
     "src/understudy/methods/retrieval/retrieve_align_replay.py": 2, "src/understudy/nets/byte_pair.py": 2,

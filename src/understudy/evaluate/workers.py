@@ -350,7 +350,7 @@ def exit_reason(status: int) -> str:
 
 def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
     watch_parent()
-    _worker_loop(setup, iter(pipe.recv, None), lambda *said: pipe.send(said))
+    _worker_loop(setup, iter(pipe.recv, None), lambda *message: pipe.send(message))
 
 
 def watch_parent() -> None:
@@ -441,7 +441,7 @@ class _RayWorker:
         self.inbox, self.outbox = SimpleQueue(), SimpleQueue()
         threading.Thread(
             target=_worker_loop,
-            args=(setup, iter(self.inbox.get, None), lambda *said: self.outbox.put(said)),
+            args=(setup, iter(self.inbox.get, None), lambda *message: self.outbox.put(message)),
             daemon=True,
         ).start()
 

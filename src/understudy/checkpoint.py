@@ -87,7 +87,6 @@ class FromStage:
     """A reference, in a field of a method, to a module that a stage of the method trained.
 
     Args:
-        stage: The name of the stage.
         module: The name of the module in the stage's checkpoint: "policy", or another module of its learner.
     """
 

@@ -281,7 +281,6 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
 
     Args:
-        out: The folder of the trials.
         env: Environment in which the policies are judged. None to judge them by the error of predicted actions on
             held-out episodes, which is weaker evidence.
         budget: Seconds for all trials. The first round is always finished.

@@ -25,7 +25,6 @@ def import_module(module: str, where: str) -> ModuleType:
     """Imports a module that the user named.
 
     Args:
-        module: Its import path.
         where: The option or field that names it, for the error.
 
     Raises:

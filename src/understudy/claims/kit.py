@@ -126,7 +126,6 @@ def family(file: str, table: Table, rows: Mapping[str, Row]) -> tuple[Claim, ...
 
     Args:
         file: `__file__` of the module. The texts are in the Markdown file beside it.
-        table: The arms.
         rows: By their ids in the ledger.
 
     Raises:

@@ -131,7 +131,6 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
     """SVG of the interval, the bound, and the side of the bound on which the interval must be.
 
     Args:
-        condition: The comparison.
         standalone: As a separate file with its own colors. By default the style of the page sets the colors.
     """
     c = condition

@@ -31,8 +31,6 @@ def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResul
 
     Args:
         experiment: The experiment. Its source is a part of the key under which results are cached.
-        method: The method to train.
-        data: The demonstrations.
         seed: Training seed.
     """
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,

@@ -162,7 +162,6 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
     """Probes a claim and compares the result with its stored probe.
 
     Args:
-        claim: The claim.
         trust_source: Confirm without a run if the record's source fingerprint is that of the current code. This does
             not see changed packages.
 

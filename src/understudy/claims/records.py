@@ -143,7 +143,6 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
     See `code_digest`. Another claim of the same module, and the text of the claim, do not matter.
 
     Args:
-        claim: The claim.
         sources: Parsed modules by name, filled and reused when several claims are asked for.
     """
     control = claim.negative_control

@@ -54,7 +54,6 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
     share an arm, a source and seeds run it once.
 
     Args:
-        claim: The claim.
         revision: What changed in the design since the previous run, for the log of the record.
         log: Called with a line per cell and per verdict.
 
@@ -136,7 +135,6 @@ def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, 
     """Runs all cells of a claim that are not finished.
 
     Args:
-        claim: The claim.
         cells: Finished cells. New ones are added.
         log: Called with a line per cell.
 
@@ -156,7 +154,6 @@ def judge_figures(claim: Claim, figures: Figures) -> dict:
     """Judges the measurements of a claim by its rules. Nothing runs.
 
     Args:
-        claim: The claim.
         figures: Measurements of each part, and those of the negative control if it ran.
 
     Returns:

@@ -31,8 +31,6 @@ class SpotCheck:
     """One claim that was run again in full.
 
     Attributes:
-        recorded_verdict: The verdict of the record.
-        new_verdict: The verdict of this run.
         largest_difference: Largest difference of a value of this run from the stored one, relative to the largest
             stored value of its measure. Infinite if their number differs.
         seconds: CPU seconds that the run took.

@@ -27,7 +27,6 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
 
     Args:
         texts: One text per column: its name with or without "observation.", "=", and its numbers with commas.
-        features: The columns of the environment.
 
     Returns:
         The values by column, (n,) float32.
@@ -66,9 +65,6 @@ def demonstration_source(text: str) -> str | None:
 def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...] = ()
                          ) -> tuple[Dataset, ShowDemonstration] | None:
     """Opens the demonstrations of --condition demonstration=DATA[:EPISODE].
-
-    Args:
-        texts: The arguments of --condition.
 
     Returns:
         The demonstrations, and how they become columns. None if the policy of the run does not read one.
@@ -126,11 +122,7 @@ def demonstration_part(method: Method) -> ShowDemonstration | None:
 
 
 def open_conditions(method: Method, features: Schema) -> list[str]:
-    """The columns whose first value must be given while a method acts, because neither it nor the environment does.
-
-    Args:
-        features: The columns of the environment.
-    """
+    """The columns whose first value must be given while a method acts, because neither it nor the environment does."""
     from ..learn.method import online_changes
 
     return [name for part in online_changes(method) if (name := part.open_condition) and name not in features]
@@ -224,7 +216,6 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
     from ..data.text_columns import SHOWN_TASK, task_texts
-    from ..learn.method import apply_transforms, online_changes
     from .method import task_relabel
 
     options: list[str] = []
@@ -248,14 +239,25 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
     if any(column not in columns or columns[column].kind != "vector" or len(columns[column].shape) != 1
            for column in goals.values()):
         return None
-    parts = [part for part in online_changes(method) if part.open_condition]
-    first = [([float(episode.steps[name].ravel()[0]) for name in names], bool(episode.metadata.get("success")), -i)
-             for i, episode in enumerate(apply_transforms(data, parts)) if len(episode)]
-    if not first:
+    best = _best_episode(data, method, names)
+    if best is None:
         return None
-    values, _, number = max(first)
+    number, values = best
     examples = {**{name: [value] for name, value in zip(names, values, strict=True)},
-                **{into: data[-number].steps[column][-1].tolist() for into, column in goals.items()}}
+                **{into: data[number].steps[column][-1].tolist() for into, column in goals.items()}}
     conditions += [f"{name.removeprefix('observation.')}={','.join(f'{v:g}' for v in row)}"
                    for name, row in examples.items()]
     return [*options, "--condition", *conditions]
+
+
+def _best_episode(data: Dataset, method: Method, names: Sequence[str]) -> tuple[int, list[float]] | None:
+    """Number of the episode with the largest first values of these conditions, and the values. Success breaks ties."""
+    from ..learn.method import apply_transforms, online_changes
+
+    changed = apply_transforms(data, [part for part in online_changes(method) if part.open_condition])
+    candidates = [([float(episode.steps[name].ravel()[0]) for name in names], bool(episode.metadata.get("success")), -i)
+                  for i, episode in enumerate(changed) if len(episode)]
+    if not candidates:
+        return None
+    values, _, negative_number = max(candidates)
+    return -negative_number, values

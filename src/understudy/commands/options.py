@@ -79,7 +79,6 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     """Parses the arguments of a command.
 
     Args:
-        owner: The dataclass of options.
         args: The arguments after the command's name.
         prog: The command as the user writes it, such as "understudy train".
     """

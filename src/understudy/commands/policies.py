@@ -337,9 +337,6 @@ def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
 def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """The columns of the task in words, for a policy that reads them in an environment that does not show them.
 
-    Args:
-        features: The columns of the environment.
-
     Returns:
         Values by column. Empty if the policy does not read the task, or if the environment shows it.
     """

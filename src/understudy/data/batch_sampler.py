@@ -95,11 +95,7 @@ class MixtureSampler(BatchSampler):
 
 
 class SourcesSampler(BatchSampler):
-    """Batches of one sampler, with as many rows of other samplers beside them in `Batch.others`.
-
-    Args:
-        others: The other samplers by name.
-    """
+    """Batches of one sampler, with as many rows of other samplers beside them in `Batch.others`."""
 
     def __init__(self, sampler: BatchSampler, others: Mapping[str, BatchSampler]):
         self.sampler, self.others = sampler, dict(others)

@@ -49,7 +49,6 @@ def check_export(policy: Policy, planner: ExportedPlanner, executor: Executor | 
     """Checks that a file plans as its policy does, and that its executor can run it.
 
     Args:
-        planner: The planner of the file.
         executor: The executor, if one is written into the file.
         tolerance: Largest error of a plan, relative to the largest action.
         where: The file, for errors.

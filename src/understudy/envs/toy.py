@@ -164,7 +164,6 @@ def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray
     Args:
         still: Points that stay, (rows, ..., 2), to broadcast against `moved`.
         moved: Points that go away from them, (rows, ..., 2).
-        least: The distance.
 
     Returns:
         Offsets of `moved`, (rows, ..., 2).

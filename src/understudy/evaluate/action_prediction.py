@@ -29,7 +29,6 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
 
     Args:
-        provenance: The run's `provenance.json`.
         data: The episodes, as they were opened.
 
     Returns:

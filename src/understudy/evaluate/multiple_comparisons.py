@@ -62,19 +62,32 @@ def compact_letter_display(
     if sorted(place) != list(range(n)):
         raise ValueError(f"the order must have each of the numbers 0 to {n - 1} once, not {list(order or [])}")
     groups = [set(range(n))] if n else []
-    for i, j in combinations(range(n), 2):
-        if apart[i, j]:
-            both = [g for g in groups if i in g and j in g]
-            groups = [g for g in groups if not (i in g and j in g)] + [g - {k} for g in both for k in (i, j)]
-            groups = [g for at, g in enumerate(groups)
-                      if not any(g < other or g == other and at > nr for nr, other in enumerate(groups))]
-    for g in groups:
-        for i in sorted(g, key=place.__getitem__, reverse=True):
-            other_groups = [other for other in groups if other is not g and i in other]
-            if all(any(j in other for other in other_groups) for j in g):
-                g.remove(i)
+    for pair in combinations(range(n), 2):
+        if apart[pair]:
+            groups = _absorb(_split(groups, pair))
+    _prune(groups, place)
     groups = sorted((g for g in groups if g), key=lambda g: sorted(place[i] for i in g))
     return ["".join(_letter_name(at) for at, g in enumerate(groups) if i in g) for i in range(n)]
+
+
+def _split(groups: list[set[int]], pair: tuple[int, int]) -> list[set[int]]:
+    """Replaces each group that has both policies by two groups, without the first and without the second."""
+    with_both = [g for g in groups if g.issuperset(pair)]
+    return [g for g in groups if not g.issuperset(pair)] + [g - {policy} for g in with_both for policy in pair]
+
+
+def _absorb(groups: list[set[int]]) -> list[set[int]]:
+    """Leaves out groups that are a part of another, or equal to an earlier one."""
+    return [g for i, g in enumerate(groups) if g not in groups[:i] and not any(g < other for other in groups)]
+
+
+def _prune(groups: list[set[int]], place: dict[int, int]) -> None:
+    """Removes policies, the worst first, from groups that they need for no pair."""
+    for group in groups:
+        for policy in sorted(group, key=place.__getitem__, reverse=True):
+            other_groups = [other for other in groups if other is not group and policy in other]
+            if all(any(partner in other for other in other_groups) for partner in group):
+                group.remove(policy)
 
 
 def _letter_name(number: int) -> str:

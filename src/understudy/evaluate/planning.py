@@ -85,7 +85,6 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
     The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`.
 
     Args:
-        rate: The policy's supposed success rate.
         threshold: The success rate that the interval must exclude.
         alpha: 1 less the confidence level.
         power: Probability that the interval excludes the threshold.

@@ -79,7 +79,6 @@ def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statist
     Args:
         values: Values on a common scale, (runs, tasks). A run is a training seed of a method, or an episode of a
             checkpoint.
-        statistic: A function of values and `axis`.
         level: Confidence level, from 0 to 1.
 
     References:

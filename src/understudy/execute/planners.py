@@ -537,7 +537,6 @@ class IteratedPlanner(PlannerWrapper):
 
     Args:
         planner: Predicts a column that it also reads, one step later: ``Window(1, 1, action_offset=1)``.
-        column: The column of results.
         n_steps: Largest number of steps.
 
     References:
@@ -585,7 +584,6 @@ class InverseDynamicsPlanner(_TwoLevelPlanner):
     Args:
         high: Predicts the rows of `column` after the current one, with ``Window(action_offset=1)``.
         low: The inverse dynamics: plans one action from the columns `column` and `as_key`.
-        column: The state.
         as_key: The column in which `low` reads the next state.
 
     References:
@@ -653,8 +651,6 @@ class MaskedGoalPlanner(PlannerWrapper):
     Args:
         planner: The policy. It observes the columns `column` and `action` over the rows that it predicts, and the first
             components of its target are the action. `RandomMasking` trains it.
-        column: The state.
-        action: The action.
         goal: Column of the goal, a value of `column`.
         time_left: Column of the number of steps in which the goal shall be reached. Goals that are due now or earlier
             are put into the next row, and goals beyond the window into its last row.

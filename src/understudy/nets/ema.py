@@ -82,9 +82,6 @@ class EMA:
 
     Args:
         decay: Schedule of the decay. A number means `WarmupDecay` with that decay.
-
-    Attributes:
-        module: The average.
     """
 
     def __init__(self, module: nn.Module, decay: EMADecay | float):

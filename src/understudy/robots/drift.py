@@ -21,7 +21,6 @@ class ServoState:
     """What a servo holds and shows.
 
     Args:
-        expected: Its calibration in the file.
         drift: How far the middle of the range has moved since the file was written (degrees).
         outside: How far the joint is outside the range that the servo holds (degrees).
     """

@@ -93,7 +93,6 @@ class EmulatedServo(ABC):
         clock: Current time (s).
 
     Attributes:
-        memory: The control table.
         fault: Error bits that every status packet carries.
         writes: Every write as (time, address, data).
     """

@@ -37,7 +37,6 @@ class LeRobotRobot(Robot):
     A stop sends the measured position, and 0 for velocities and torques.
 
     Args:
-        name: Its type in LeRobot.
         device: LeRobot's robot.
 
     Raises:
@@ -139,7 +138,6 @@ class LeRobotTeleoperator(Teleoperator):
     """A teleoperator of LeRobot.
 
     Args:
-        name: Its type in LeRobot.
         device: LeRobot's teleoperator.
     """
 

@@ -80,7 +80,6 @@ class Client:
             system.
 
     Attributes:
-        metadata: The first message of the server.
         checkpoints: The checkpoints that the server has planned with so far, oldest first.
 
     Raises:

@@ -63,7 +63,6 @@ class PolicyService(Service):
     """Serves a policy to clients of openpi and of understudy.
 
     Args:
-        metadata: The first message to every client.
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
             them. A client may ask for the other.

@@ -85,7 +85,6 @@ class Service(ABC):
     """Answers requests. `run` is called in the thread of the network, the other methods in that of the event loop.
 
     Attributes:
-        metadata: The first message to every client.
         schema: What the policy reads and plans, for the handshake. None if that is not known.
     """
 
@@ -136,7 +135,6 @@ class FunctionService(Service):
 
     Args:
         infer: Returns {"actions": (n, A), ...} for the columns of a request.
-        metadata: The first message to every client.
     """
 
     def __init__(self, infer: Callable[[Mapping[str, object]], dict[str, object]],

@@ -47,7 +47,6 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
 
     Args:
         name: Full name of the message type.
-        descriptors: A serialized FileDescriptorSet.
 
     Raises:
         ValueError: The descriptors are invalid or lack the message type.

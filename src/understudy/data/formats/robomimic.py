@@ -9,7 +9,7 @@ after the last action; its other rows are the next rows of `obs`. Everything els
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ def _inside(value, *keys):
 
 def capability(data: Dataset) -> FormatCapability:
     """Return what the format stores of these data."""
-    return _plan(data)[0]
+    return _plan(data).capability
 
 
 def write(data: Dataset, path: Path) -> None:
@@ -254,14 +254,15 @@ def write(data: Dataset, path: Path) -> None:
     is next.done. Without that column, it is true where an episode terminates or is truncated.
     """
     h5py = hdf5.import_h5py()
-    holds, keys, demos, env = _plan(data)
+    plan = _plan(data)
+    holds = plan.capability
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
         hdf5.store_column_order(file, data.features(), holds)
         group, masks = file.create_group("data"), {}
-        group.attrs["env_args"] = json.dumps(env, indent=4)
+        group.attrs["env_args"] = json.dumps(plan.env_args, indent=4)
         group.attrs["total"] = data.steps
-        for demo, e in zip(demos, data, strict=True):
-            _put(group.create_group(demo), e, keys, holds)
+        for demo, e in zip(plan.demos, data, strict=True):
+            _put(group.create_group(demo), e, plan.keys, holds)
             if "masks" in holds.metadata_keys:
                 for key in e.metadata["masks"]:
                     masks.setdefault(key, []).append(demo)
@@ -291,11 +292,17 @@ def _put(group, e: Episode, keys, holds):
         hdf5.write_column(group, "dones", np.any(flags, axis=0).astype(np.int64))
 
 
-def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], Any]:
-    """What is held, the key of each column, the names of the demos, env_args."""
-    can_store_meta = all(
-        isinstance(e.metadata.get("ep_meta", {}), dict) and "lang" not in e.metadata.get("ep_meta", {}) for e in data
-    )
+@dataclass(frozen=True)
+class _StoragePlan:
+    capability: FormatCapability
+    keys: dict[str, str]  # of the columns
+    demos: list[str]
+    env_args: Any
+
+
+def _plan(data: Dataset) -> _StoragePlan:
+    metas = [e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata]
+    can_store_meta = all(isinstance(meta, dict) and "lang" not in meta for meta in metas)
 
     def key(name, f):
         if name == "next.done" and (f.dtype, f.shape) != ("bool", ()):
@@ -308,32 +315,39 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], list[str], A
     if "action" not in keys:
         raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")
-    metadata_keys, demos = holds.metadata_keys, [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
-    if all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos and len(
-            {int(d[5:]) for d in demos}) == len(demos):
-        if all(e.metadata.get("demo") != f"demo_{i}" for i, e in enumerate(data)):
-            metadata_keys |= {"demo"}
-    else:
-        demos = [f"demo_{i}" for i in range(len(data))]
-    masks: list[Any] = [e.metadata.get("masks") for e in data]
-    if any(masks) and all(isinstance(m, list) and all(isinstance(k, str) and hdf5.is_storable_name(k) for k in m)
-                          and len(set(m)) == len(m) for m in masks):
-        order = list(dict.fromkeys(k for m in masks for k in m))
-        if all(sorted(m, key=order.index) == m for m in masks):
-            metadata_keys |= {"masks"}
-    metas = [e.metadata["ep_meta"] for e in data if "ep_meta" in e.metadata]
-    if can_store_meta and all(metas) and hdf5.is_json(metas):
-        metadata_keys |= {"ep_meta"}
-    env = data[0].metadata.get("env_args")
-    if env and all(e.metadata.get("env_args") == env for e in data) and hdf5.is_json(env):
-        metadata_keys |= {"env_args"}
-    else:
+    demos, env = _demo_names(data), data[0].metadata.get("env_args")
+    is_stored = {
+        "demo": demos is not None and all(e.metadata.get("demo") != f"demo_{i}" for i, e in enumerate(data)),
+        "masks": _can_store_masks(data),
+        "ep_meta": can_store_meta and all(metas) and hdf5.is_json(metas),
+        "env_args": env and all(e.metadata.get("env_args") == env for e in data) and hdf5.is_json(env)}
+    if not is_stored["env_args"]:
         env_kwargs = {"control_freq": data.fps, "robots": data.metadata.get("robot_type")}
         env = {"env_name": "", "env_type": 2, "env_kwargs": {k: v for k, v in env_kwargs.items() if v is not None}}
     read = _metadata(env, "robomimic", Path(), [])
-    holds = replace(holds, fps=read["fps"] == data.fps, metadata_keys=metadata_keys,
-                    robot_type=read["robot_type"] == data.metadata.get("robot_type"))
-    return holds, keys, demos, env
+    holds = replace(holds, fps=read["fps"] == data.fps,
+                    robot_type=read["robot_type"] == data.metadata.get("robot_type"),
+                    metadata_keys=holds.metadata_keys | {name for name, stored in is_stored.items() if stored})
+    return _StoragePlan(holds, keys, demos or [f"demo_{i}" for i in range(len(data))], env)
+
+
+def _demo_names(data: Dataset) -> list[str] | None:
+    """The names of the demos if the metadata have distinct ones in the order of a reader. None otherwise."""
+    demos = [e.metadata.get("demo", f"demo_{i}") for i, e in enumerate(data)]
+    is_readable = (all(isinstance(d, str) for d in demos) and sort_numbered(demos, "demo_") == demos
+                   and len({int(d[5:]) for d in demos}) == len(demos))
+    return demos if is_readable else None
+
+
+def _can_store_masks(data: Dataset) -> bool:
+    """Whether all episodes have lists of masks, in one order."""
+    masks: list[Any] = [e.metadata.get("masks") for e in data]
+    if not any(masks) or not all(
+            isinstance(m, list) and all(isinstance(k, str) and hdf5.is_storable_name(k) for k in m)
+            and len(set(m)) == len(m) for m in masks):
+        return False
+    order = list(dict.fromkeys(k for m in masks for k in m))
+    return all(sorted(m, key=order.index) == m for m in masks)
 
 
 def _constant(data) -> bool:

@@ -292,31 +292,46 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
     numbers = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
     if not numbers:
         raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
-    if order is not None and order != tuple(path for path, _ in numbers):  # fields that come as a set have no order
-        if sorted(order) != sorted(path for path, _ in numbers):
-            names = ", ".join(path for path, _ in numbers)
-            raise MessageMismatch(f"the numbers are {names}, but {', '.join(order)} in the first message")
-        numbers = [(path, dict(numbers)[path]) for path in order]
-    arrays = [a for _, a in numbers]
+    arrays = _reordered(numbers, order)
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
         raise MessageMismatch(f"this is neither numbers nor text: {_shorten(parts[0])}")
-    if column.names is not None:
-        array = array.reshape(-1)[_order(message, column.names, array.size)]
-    if column.indices is not None:
-        array = array.reshape(-1)
-        if max(column.indices) >= array.size:
-            raise MessageMismatch(f"there are {array.size} numbers, but indices needs {max(column.indices) + 1}")
-        array = array[list(column.indices)]
-    if type(message) is dict and array.dtype.kind in "iu":
-        array = array.astype(np.float64)  # JSON writes 1.0 as 1 when it likes; a Message says what it has
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise MessageMismatch(f"integers must be below 2**63, but one is {array.max()}")
-    if array.dtype.kind in "iu":
-        array = array.astype(np.int64)
+    array = _cast(_picked(message, array, column), is_json=type(message) is dict)
     if array.ndim == 0 and role(name) in ("observation", "action"):
         return array.reshape(1)
     return array.reshape(()) if array.shape == (1,) and role(name) == "outcome" else array
+
+
+def _reordered(numbers: list[tuple[str, np.ndarray]], order: tuple[str, ...] | None) -> list[np.ndarray]:
+    """The numbers in the order of the first message, because fields that come as a set have none."""
+    paths, by_path = tuple(path for path, _ in numbers), dict(numbers)
+    if order is None or order == paths:
+        return [a for _, a in numbers]
+    if sorted(order) != sorted(paths):
+        raise MessageMismatch(f"the numbers are {', '.join(paths)}, but {', '.join(order)} in the first message")
+    return [by_path[path] for path in order]
+
+
+def _picked(message, array: np.ndarray, column: ColumnMapping) -> np.ndarray:
+    """The components that the mapping names, and of these the ones at its indices."""
+    if column.names is not None:
+        array = array.reshape(-1)[_order(message, column.names, array.size)]
+    if column.indices is None:
+        return array
+    if max(column.indices) >= array.size:
+        raise MessageMismatch(f"there are {array.size} numbers, but indices needs {max(column.indices) + 1}")
+    return array.reshape(-1)[list(column.indices)]
+
+
+def _cast(array: np.ndarray, is_json: bool) -> np.ndarray:
+    """Whole numbers as int64, but as float64 from JSON, which writes 1.0 as 1 when it likes."""
+    if array.dtype.kind not in "iu":
+        return array
+    if is_json:
+        return array.astype(np.float64)
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise MessageMismatch(f"integers must be below 2**63, but one is {array.max()}")
+    return array.astype(np.int64)
 
 
 def _order(message, names: tuple[str, ...], size: int) -> list[int]:

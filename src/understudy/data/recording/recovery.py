@@ -477,66 +477,74 @@ def _is_complete_zip(path: Path) -> bool:
         return False
 
 
-def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
-    """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
-    arrays: dict[str, np.ndarray] = {}
-    data = np.memmap(path, np.uint8, "r")
+def _zip_members(path: Path, data: np.ndarray, report_loss) -> Iterator[tuple[str, bytes, int, int, int]]:
+    """Name, content, size, checksum and end of each file in a zip, by its header in front of it."""
     at = 0
     while at + _LOCAL_FILE_HEADER.size <= len(data):
         mark, _, flags, method, _, _, check, packed, size, name_size, more_size = _LOCAL_FILE_HEADER.unpack(
             data[at: at + _LOCAL_FILE_HEADER.size].tobytes())
         if mark != b"PK\x03\x04":
-            break
+            return
         begin = at + _LOCAL_FILE_HEADER.size
         name = data[begin: begin + name_size].tobytes().decode(errors="replace").removesuffix(".npy")
         more = data[begin + name_size: begin + name_size + more_size].tobytes()
         begin += name_size + more_size
         if begin > len(data):
-            break
+            return
         if packed == 2**32 - 1 and more[:2] == b"\x01\x00":  # sizes beyond 4 GB, as NumPy always writes them
             size, packed = struct.unpack_from("<QQ", more, 4)
         raw = data[begin: begin + packed].tobytes()
         if method == 8:
-            with_rest = zlib.decompressobj(-15)
             try:
-                raw = with_rest.decompress(raw)
+                raw = zlib.decompressobj(-15).decompress(raw)  # also what is cut off
             except zlib.error as error:
                 report_loss(f"{path}, {name}: {error}")
                 raw = b""
         if flags & 8 or method not in (0, 8):  # sizes that are stored later
             raise UserError("this is not a zip as NumPy writes it", where=f"{path}, {name}",
                             hint="take it from a copy")
-        whole = len(raw) == size and zlib.crc32(raw) == check
-        if len(raw) == size and not whole:
+        at = begin + packed
+        yield name, raw, size, check, at
+
+
+def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
+    """Finds arrays by their headers. Without `episode_ends`, the episode of each row is not known."""
+    arrays: dict[str, np.ndarray] = {}
+    data, end = np.memmap(path, np.uint8, "r"), 0
+    for name, raw, size, check, next_at in _zip_members(path, data, report_loss):
+        end, is_whole = next_at, len(raw) == size and zlib.crc32(raw) == check
+        if len(raw) == size and not is_whole:
             report_loss(f"{path}, {name}: its checksum is wrong")
         elif (array := _read_partial_npy(raw)) is not None:
             arrays[name] = array
-            if not whole:
+            if not is_whole:
                 report_loss(f"{path}, {name}: cut short, {len(array)} rows can be read")
         else:
             report_loss(f"{path}, {name}: cut short")
-        at = begin + packed
-    if data[at: at + 4].tobytes() != b"PK\x01\x02":
+    if data[end: end + 4].tobytes() != b"PK\x01\x02":
         report_loss(f"{path}: whatever followed {', '.join(arrays) or 'its beginning'}")
     if "episode_ends" not in arrays:
         raise UserError("episode_ends is missing, or the file is cut off before it", where=path,
                         hint="restore it from a copy; the ends of its episodes are unknown")
     ends = arrays.pop("episode_ends").astype(np.int64)
+    columns: dict[str, Any] = _whole_episodes(arrays, ends, path, report_loss)
+    np.savez(folder / path.name, **columns)
+    return folder / path.name
+
+
+def _whole_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, path: Path, report_loss) -> dict[str, np.ndarray]:
+    """The rows of the first episodes that all arrays have: one per step, one more per episode, or one per episode."""
     steps, count = int(ends[-1]) if len(ends) else 0, len(ends)
-    # A cut array has rows for the first episodes: one per step, or one more per episode.
-    good = count
+    n_whole = count
     for array in arrays.values():
         if array.ndim and len(array) not in (steps, steps + count, count):
-            good = min(good, int(np.searchsorted(ends, len(array), side="right")))
-    out = folder / path.name
-    if good < count:
-        report_loss(f"{path}: episodes {good} to {count - 1}")
-        last = int(ends[good - 1]) if good else 0
-        arrays = {n: a[: {steps: last, steps + count: last + good, count: good}.get(len(a), last)] if a.ndim else a
-                  for n, a in arrays.items()}
-    columns: dict[str, Any] = {"episode_ends": ends[:good], **arrays}
-    np.savez(out, **columns)
-    return out
+            n_whole = min(n_whole, int(np.searchsorted(ends, len(array), side="right")))
+    if n_whole < count:
+        report_loss(f"{path}: episodes {n_whole} to {count - 1}")
+        last = int(ends[n_whole - 1]) if n_whole else 0
+        n_rows = {steps: last, steps + count: last + n_whole, count: n_whole}
+        arrays = {name: a[:n_rows.get(len(a), last)] if a.ndim else a for name, a in arrays.items()}
+    return {"episode_ends": ends[:n_whole], **arrays}
 
 
 def _read_partial_npy(raw: bytes) -> np.ndarray | None:

@@ -85,19 +85,28 @@ def find_mode_function(
     name = str(env.metadata["env"]) if env is not None else str(episodes[0].metadata.get("env"))
     if name in MODE_FUNCTIONS:
         return *MODE_FUNCTIONS[name], "the environment"
-    if any(reported_mode(e) is not None for d in (episodes, demonstrations or ()) for e in d):
-        reported = {reported_mode(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
-        stated = env.metadata.get("modes") if env is not None else None
-        count = stated if isinstance(stated, int) else len(stated) if stated else len(reported)
-        return (reported_mode, max(count, len(reported)), "the environment") if max(count, len(reported)) > 1 else None
+    reported = {reported_mode(e) for d in (episodes, demonstrations or ()) for e in d} - {None}
+    detected = (_reported_modes(env, len(reported)) if reported
+                else _clustered_modes(episodes, demonstrations, scaling))
+    return detected if detected is not None and detected[1] > 1 else None
+
+
+def _reported_modes(env: Env | None, n_reported: int) -> tuple[ModeFunction, int, str]:
+    stated = env.metadata.get("modes") if env is not None else None
+    n_stated = stated if isinstance(stated, int) else len(stated or ())
+    return reported_mode, max(n_stated, n_reported), "the environment"
+
+
+def _clustered_modes(episodes: Dataset, demonstrations: Dataset | None,
+                     scaling: TrajectoryScaling | None) -> tuple[ModeFunction, int, str] | None:
     if scaling is None or not scaling.n_components:
         return None
-    whose = demonstrations if demonstrations is not None else successful_episodes(episodes)
-    if len(whose) < 4:
+    data = demonstrations if demonstrations is not None else successful_episodes(episodes)
+    if len(data) < 4:
         return None
-    shapes = TrajectoryClusters.from_data(whose, scaling)
-    return (shapes, len(shapes.clusters), "clusters of the demonstrations' trajectories" if demonstrations is not None
-            else "clusters of the policy's trajectories") if len(shapes.clusters) > 1 else None
+    clusters = TrajectoryClusters.from_data(data, scaling)
+    owner = "demonstrations'" if demonstrations is not None else "policy's"
+    return clusters, len(clusters.clusters), f"clusters of the {owner} trajectories"
 
 
 def successful_episodes(episodes: Dataset) -> Dataset:

@@ -46,7 +46,7 @@ class LitDrive(Drive):
     def __init__(self, rows: int = 1, starts="natural", drawn: bool = True):
         self.drawn = drawn
         super().__init__(rows, starts=starts)
-        names = (*self.features[STATE].names, "copy.1", "copy.2")
+        names = (*(self.features[STATE].names or ()), "copy.1", "copy.2")
         self.features = {**self.features, STATE: named_vector(*names)}
 
     def initial_state(self, key):

@@ -351,6 +351,7 @@ WITHOUT = {
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     "actions in some episodes; those of the others are NaN, or the column is absent": (
         {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
+    needs.PATHS.text: (STATES, "the actions have 2 numbers, but 4 points have 8"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),
     "objects of shape (objects, features), and prompts: a class of words and an object at each position": (

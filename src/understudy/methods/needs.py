@@ -102,7 +102,6 @@ def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], ot
 def _require_paths(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
     from ..core import DataError
 
-    _refuse_classes(name, features, options, others)
     size, n_points = features["action"].size, len(options["steps"])
     if size != 2 * n_points:
         raise DataError(f"the actions have {size} numbers, but {n_points} points have {2 * n_points}", where=name,

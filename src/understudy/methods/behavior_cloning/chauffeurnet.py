@@ -20,7 +20,7 @@ from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.sample_weights import ColumnWeights, FixedWeights, SampleWeights, UniformWeights, WeightFunction
 from ...policy import PolicyConfig
-from ..needs import PATHS
+from ..needs import NUMBERS, PATHS
 from ..registry import method
 
 MADE = "made"
@@ -199,7 +199,7 @@ class _ImitationDropoutWeights(nn.Module, WeightFunction):
 
 
 @method("Bansal et al. 2018, arXiv 1812.03079, with numbers in place of images, and hinge losses of distances",
-        rows=("333",), needs=(PATHS,),
+        rows=("333",), needs=(NUMBERS, PATHS),
         when="if actions are paths along a lane with one obstacle, and demonstrations never come near its edges.")
 def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] = (), box: tuple[int, int] = (2, 3),
                  half: tuple[float, float] = (1.5, 0.6), half_width: float = 1.5, radius: float = 0.4) -> Method:

@@ -307,14 +307,14 @@ def past_the_box(experiment, method: Method, data: Dataset, seed: int, episodes:
 
 def path(n_episodes: int | None, bent: type[TrajectoryPerturbation] | None = None, env_weight: float = 0.0,
          dropout: float = 0.0, motion: bool = True) -> Method:
-    made = () if bent is None else (bent(AHEAD, past=(9, 10, 11)),)
+    perturbation = () if bent is None else (bent(AHEAD, past=(9, 10, 11)),)
     losses = (CollisionLoss((7, 8), BOX_HALF, RADIUS, env_weight), LaneLoss(HALF_WIDTH, RADIUS, env_weight))
-    weights: SampleWeights = ColumnWeights(MADE, 0.1) if made else UniformWeights()
+    weights: SampleWeights = ColumnWeights(MADE, 0.1) if perturbation else UniformWeights()
     if dropout:
         weights = ImitationDropout(dropout, weights)
     learner = BehaviorCloning(2000, 128, FAST, sample_weights=weights, auxiliary_losses=losses if env_weight else ())
     return Method(PolicyConfig(Regression(), MLP(64, 1), inputs=(STATE,)), RecedingHorizon(), learner,
-                  transforms=(*select(n_episodes), *made, *(() if motion else (STILL,))), wrapper=FollowPath())
+                  transforms=(*select(n_episodes), *perturbation, *(() if motion else (STILL,))), wrapper=FollowPath())
 
 
 PATHS = experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, n_seeds=20, looks=LOOKS,

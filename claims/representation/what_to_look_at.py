@@ -96,8 +96,8 @@ class Masked:
             return tuple(groups[i] for i in np.random.default_rng(seed).permutation(len(groups))[:n])
         options = {"natural": {}, "free": {"starts": "free"}, "light kept": {"starts": "free", "drawn": False}}
         tested = drives(episodes, seed + 1_000_000, **options[self.starts])
-        found = action_dependence(tested, floor=FLOOR, groups=groups)
-        return tuple(g for g, dependence in zip(groups, found, strict=True) if dependence.may_be_cause)
+        dependences = action_dependence(tested, floor=FLOOR, groups=groups)
+        return tuple(g for g, dependence in zip(groups, dependences, strict=True) if dependence.may_be_cause)
 
 
 def driving(experiment, masked: Masked, data: Dataset, seed: int, episodes: int, starts: int) -> dict:

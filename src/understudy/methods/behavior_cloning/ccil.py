@@ -96,8 +96,8 @@ class CorrectiveLabels(Operation):
         label = self.label(goal, action, rows)
         error = error + self.max_slope * ((label - goal) / scale).norm(dim=1)
         kept = (error <= self.max_error).nonzero().flatten().tolist()
-        made = [self._step(*rows[i], label[i].numpy(), action[i].numpy()) for i in kept]
-        return Dataset([*data, *made], data.metadata)
+        corrections = [self._step(*rows[i], label[i].numpy(), action[i].numpy()) for i in kept]
+        return Dataset([*data, *corrections], data.metadata)
 
     def label(self, goal: Tensor, action: Tensor, rows: list[tuple[Episode, int]]) -> Tensor:
         """States from which actions lead to goals, (N, D)."""

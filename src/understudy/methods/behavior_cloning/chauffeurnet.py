@@ -63,7 +63,7 @@ class TrajectoryPerturbation(Operation):
         if (size := data.features()["action"].size) != 2 * len(self.steps):
             raise UserError(f"the actions have {size} numbers, but {len(self.steps)} points have {2 * len(self.steps)}",
                             where="TrajectoryPerturbation.steps", hint="name the step of each point of an action")
-        rng, made = np.random.default_rng(0), []
+        rng, bent_episodes = np.random.default_rng(0), []
         for episode in data:
             for t in np.repeat(np.arange(len(episode)), self.n_copies):
                 state, action = (np.array(episode.steps[k][t]) for k in (self.column, "action"))
@@ -75,9 +75,11 @@ class TrajectoryPerturbation(Operation):
                 state[self.offset], state[self.heading] = state[self.offset] + offset, state[self.heading] + turn
                 state[list(self.past)] += bend(-1 - np.arange(len(self.past)))
                 columns = {k: v[t:t + 1] for k, v in episode.steps.items()}
-                made.append(episode.replace({**columns, self.column: state[None], MADE: np.ones((1, 1), np.float32),
-                                             "action": self.label(action, bend)[None]}))
-        return Dataset([*(e.replace({MADE: np.zeros((len(e), 1), np.float32)}) for e in data), *made], data.metadata)
+                bent_episodes.append(episode.replace({
+                    **columns, self.column: state[None], MADE: np.ones((1, 1), np.float32),
+                    "action": self.label(action, bend)[None]}))
+        return Dataset([*(e.replace({MADE: np.zeros((len(e), 1), np.float32)}) for e in data), *bent_episodes],
+                       data.metadata)
 
     def label(self, action: np.ndarray, bend: Bend) -> np.ndarray:
         """The path along the bend, (A,)."""

@@ -131,7 +131,6 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
     """Gives a module the weights that `save_weights` wrote.
 
     Args:
-        module: A module of the same structure.
         kind: What the error calls the module.
     """
     path = Path(folder) / WEIGHTS
@@ -172,7 +171,6 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
     Args:
         build: Builds the module from its description and its features.
         kind: What the module is, as for `save_built`.
-        description: Class of the description.
         trust: Packages besides understudy whose code may be loaded.
     """
     path = Path(folder) / f"{kind}.json"

@@ -187,7 +187,6 @@ class Standing:
     Args:
         reason: Why the method is a candidate. Empty if it was named.
         estimate: Mean value with its interval over training seeds and starts. With one seed, over starts alone.
-        seeds: Number of training seeds.
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.

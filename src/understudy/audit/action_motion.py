@@ -183,7 +183,6 @@ class CameraLag:
         """Adds an episode.
 
         Args:
-            e: Number of the episode.
             brightness: `grid_brightness` of each frame, in order.
         """
         s = _concat_columns(self.data[e], self._states)
@@ -248,7 +247,6 @@ class Stillness:
         """Adds an episode.
 
         Args:
-            e: Number of the episode.
             equal: For each frame, whether it equals the previous one, (T,).
         """
         self._equal[e] = np.array(equal, bool)

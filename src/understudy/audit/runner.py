@@ -35,7 +35,6 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     Args:
         mapping: For bags, a mapping of topics to columns instead of the proposed one.
         frames: Also decode every camera frame. This takes minutes for hours of video.
-        progress: Called with the number of checks done and their total.
         options: columns (see `open_columns`), and options of the format (`max_episode_steps`).
     """
     path = Path(path).expanduser()
@@ -69,7 +68,6 @@ def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool
         path: The files of the data set. By default they are not checked.
         frames: Also decode and check every camera frame.
         include_files: Check the files at `path`, without their checksums.
-        progress: Called with the number of checks done and their total.
 
     Returns:
         The findings, errors first.

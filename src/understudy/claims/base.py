@@ -95,7 +95,6 @@ class ExpertDemonstrations(DemonstrationSource):
 
     Args:
         env: Name of the environment, or "module:Class" of one that the claims define.
-        episodes: Number of episodes to roll out.
         filter: Tells which of the successful episodes to keep. By default all.
         resample: New demonstrations for each training seed. False gives all seeds the same ones, and the interval of a
             claim then lacks their variation.
@@ -218,11 +217,7 @@ class Experiment:
         return 1 - dict(self.looks).get(n_seeds, 0.05)
 
     def replace_arms(self, *arms: Arm) -> Experiment:
-        """The experiment with these arms in place of those of the same names.
-
-        Raises:
-            ValueError: The experiment has no arm of such a name.
-        """
+        """The experiment with these arms in place of those of the same names."""
         self._check_names(a.name for a in arms)
         new = {a.name: a for a in arms}
         return replace(self, arms=tuple(new.get(a.name, a) for a in self.arms))
@@ -231,11 +226,7 @@ class Experiment:
         """The experiment with `change(option)` in place of each option of some arms.
 
         Args:
-            change: Returns the changed option.
             names: Names of the arms. By default all.
-
-        Raises:
-            ValueError: The experiment has no arm of such a name.
         """
         self._check_names(names)
         return replace(self, arms=tuple(
@@ -255,9 +246,6 @@ class Condition:
     """One comparison of an interval with a bound.
 
     Args:
-        label: What is compared.
-        low: Lower limit of the interval.
-        high: Upper limit of the interval.
         side: On which side of `bound` it must be: "above", "below", or "within" (of 0).
         smallest_effect: The smallest difference that counts, where the bound is 0. A stated bound counts as it is.
     """
@@ -339,7 +327,6 @@ class Rule(ABC):
 
         Args:
             measures: Measures that `MEASURES` lacks.
-            level: Confidence level of the intervals.
         """
 
 
@@ -484,7 +471,6 @@ class NegativeControl:
     """A change of an experiment that removes the mechanism and nothing else. The rule that decides must then fail.
 
     Args:
-        change: Returns the changed experiment.
         part: Name of the part that it changes.
         removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
         probed: Whether the claim's probe runs it. False for a control that trains scores again, which takes long, and

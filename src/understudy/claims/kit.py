@@ -29,7 +29,6 @@ class Ablation:
     """What replaces an arm in a negative control: the arm without its mechanism.
 
     Args:
-        of: Name of the arm.
         option: What is trained in its place.
     """
 
@@ -69,12 +68,9 @@ def experiment(source: DemonstrationSource, arms: Mapping[str, Any], *, first_se
     """A table of arms that are not tuned.
 
     Args:
-        source: Demonstrations.
         arms: What is trained, by the names of arms, and ablations by their own names.
         first_seed: The first training seed that judges, and the seed of the starts.
-        measure: See `Experiment`.
         sanity: Least success by the name of an arm.
-        n_seeds: Number of training seeds.
         episodes: Starts per training seed.
         measures: Measures that `MEASURES` lacks.
         more: Other fields of `Experiment`. `env` is that of `source`, if it has one.
@@ -97,7 +93,6 @@ class Row:
     """A row of the ledger in a family experiment.
 
     Args:
-        name: Name of its claim.
         rule: The rule that decides. Of several rules all must hold.
         control: Name of the ablation that is its negative control, or of several that replace arms together.
         removes: The rules that must fail under the control. Empty: all that decide.

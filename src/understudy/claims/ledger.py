@@ -41,11 +41,8 @@ class LedgerRow:
 
     Attributes:
         id: Three digits.
-        family: Its group in the ledger.
         is_core: A method or study of learning to act from demonstrations, not a mechanism from another field.
         priority: 1 (users expect it) to 3.
-        name: Short name.
-        title: Title of the paper.
         arxiv: Number of the paper, "" if unknown.
     """
 

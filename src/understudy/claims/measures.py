@@ -31,7 +31,6 @@ def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResul
 
     Args:
         experiment: The experiment. Its source is a part of the key under which results are cached.
-        seed: Training seed.
     """
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
                                   "seed": seed}))
@@ -62,11 +61,6 @@ def rollout_policy(experiment, policy: Policy, method: Method, episodes: int, st
 def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: int,
                 starts: int) -> dict[str, list[float]]:
     """Trains a method, rolls it out, and measures the episodes.
-
-    Args:
-        seed: Training seed.
-        episodes: Number of starts.
-        starts: Seed of the starts.
 
     Returns:
         One value per episode: "return", "log_jerk", and every flag of the environment as 0 or 1, such as "success" if

@@ -73,7 +73,6 @@ class Confirmation:
         status: "confirmed" if the numbers are equal within the tolerance, "due" if they are not, "not run" if there
             is no record or no stored probe, "cannot run here" if data or a simulator is missing.
         detail: The first difference, or what is missing. Empty if confirmed.
-        differences: All differences.
         seconds: Time that the probe took.
     """
 
@@ -87,7 +86,6 @@ def updates_to_probe(start: int, steps: int) -> list[int]:
     """The first 4, middle 2 and last 4 updates, in order and without repetition.
 
     Args:
-        start: First update.
         steps: Number of updates. The last one is `steps` - 1.
     """
     middle = (start + steps) // 2
@@ -141,7 +139,6 @@ def compare(stored: Mapping, now: Mapping) -> list[str]:
 
     Args:
         stored: A probe as `take` returned it.
-        now: Another probe of the same claim.
 
     Returns:
         One sentence for each place that differs, naming its first entry that differs. Empty if the probes are equal.
@@ -196,7 +193,6 @@ def confirm_all(names: Iterable[str], *, trust_source: bool = False) -> Iterator
     """Confirms claims in processes that compute the same on all processors. Results in the order of the names.
 
     Args:
-        names: Names of the claims.
         trust_source: See `confirm`.
     """
     return run_portably(partial(_confirm_named, trust_source=trust_source), names)

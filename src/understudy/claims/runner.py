@@ -55,7 +55,6 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
 
     Args:
         revision: What changed in the design since the previous run, for the log of the record.
-        log: Called with a line per cell and per verdict.
 
     Returns:
         The record.
@@ -87,7 +86,6 @@ def run_pilot(claim: Claim, *, log: LogFunction = lambda text: None) -> list[str
 
     Args:
         claim: The claim. Its next run adds the note to the log of its record.
-        log: Called with a line per cell.
 
     Returns:
         One sentence per rule: the spread of the training seeds in units of the smallest effect.
@@ -121,9 +119,7 @@ class Cells:
     """Finished cells: one arm with one seed, each in a file that is named by a digest of its code and settings.
 
     Attributes:
-        folder: Where the files are.
         used: The files that a run has read or written.
-        sources: Parsed modules.
     """
 
     folder: Path
@@ -136,7 +132,6 @@ def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, 
 
     Args:
         cells: Finished cells. New ones are added.
-        log: Called with a line per cell.
 
     Returns:
         The measurements, and for each part the index of the option that tuning chose for each arm.
@@ -178,7 +173,6 @@ def judge_again(claim: Claim, date: str, why: str) -> dict:
     The log gets an entry if the verdict, its reason or the comparisons that decide changed.
 
     Args:
-        claim: A claim with a record.
         date: Today, such as "2026-11-21".
         why: What changed in the rules or statistics, for the log.
 
@@ -228,7 +222,6 @@ def write_figures(name: str, figures: Figures) -> None:
     successes of single episodes, 0 or 1.
 
     Args:
-        name: Name of the claim.
         figures: Measurements of each part, and those of the negative control.
     """
     parts = []

@@ -43,10 +43,6 @@ def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
 def confirm_stale(entries: Sequence[dict], log: LogFunction = lambda text: None) -> tuple[list[dict], list[str]]:
     """Probes the stale records, which takes seconds each, so that only changed claims run.
 
-    Args:
-        entries: Entries of `due_claims`.
-        log: Called with a line per probe.
-
     Returns:
         The entries that are still due, and the names of the confirmed ones. A confirmation is saved.
     """
@@ -85,11 +81,6 @@ class ScheduleOutcome:
 def try_claim(name: str, log: LogFunction = lambda text: None, trust: tuple[str, ...] = ()) -> tuple[str, Any]:
     """Runs one claim and stores its probe.
 
-    Args:
-        name: Name of the claim.
-        log: Called with a line per cell and per verdict.
-        trust: Packages whose code may run.
-
     Returns:
         ("done", record), ("absent", what it needs) or ("failed", why).
     """
@@ -125,7 +116,6 @@ def run_all(
         budget: Seconds from now, or None for no limit. A claim starts only if the time of its last run still fits. A
             claim that runs when the budget ends is stopped. Its finished cells are kept for the next run.
         workers: Number of claims at once, or "ray" for a cluster.
-        log: Called with a line per event.
         run_one: Called with (name, log) in the process.
     """
     out, began = ScheduleOutcome(), time.monotonic()

@@ -55,7 +55,6 @@ def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Genera
 
     Args:
         entries: Entries of `records.list_claims`.
-        budget: Largest sum of their seconds.
 
     Returns:
         Names in the order drawn. A claim that does not fit the remaining budget is skipped.
@@ -69,12 +68,7 @@ def draw_claims(entries: Sequence[Mapping], budget: float, rng: np.random.Genera
 
 
 def check_record(claim: Claim, log: LogFunction = lambda text: None) -> SpotCheck:
-    """Runs a claim in full, without cells of earlier runs, and compares the result with its record.
-
-    Args:
-        claim: A claim with a record.
-        log: Called with a line per cell.
-    """
+    """Runs a claim in full, without cells of earlier runs, and compares the result with its record."""
     began, origin = time.process_time(), provenance()
     with tempfile.TemporaryDirectory() as folder:
         figures, _ = run_figures(claim, Cells(Path(folder)), log)
@@ -90,7 +84,6 @@ def check_records(
     """Checks records one after the other. None starts after the budget is spent.
 
     Args:
-        budget: Seconds from now.
         log: Called with a line per cell, and per claim that is not checked.
 
     Yields:

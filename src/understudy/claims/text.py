@@ -27,7 +27,6 @@ class ClaimText:
     Args:
         decision: The decision that the advice is about, one of `DECISIONS`.
         paper: Authors, year, title and number of the paper.
-        statement: The paper's own sentence.
         control: What the negative control changes.
         advice: One line for a practitioner.
         against: The strongest result against the advice.

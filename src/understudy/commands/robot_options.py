@@ -210,9 +210,6 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
               ) -> Iterator[Callable[[str], None]]:
     """Context in which a robot is shown as the options say.
 
-    Args:
-        fps: Steps per second.
-
     Yields:
         What shows the line in the terminal and in the view.
     """

@@ -345,7 +345,6 @@ class Resample(Operation):
     last row. Actions that are differences per step mean another speed afterwards: they are not scaled.
 
     Args:
-        fps: New number of steps per second.
         rule: Values of a new step. ``"last"``: those of the last row before it. ``"nearest"``: those of the nearest
             row. ``"linear"``: linear interpolation between the rows before and after it, for observations and actions
             that are floating-point numbers, and ``"last"`` for all other columns. It is wrong for rotations.
@@ -556,7 +555,6 @@ class ResampledSource(WrapperSource):
 
     Args:
         old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
-        fps: New number of steps per second.
     """
 
     def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str):

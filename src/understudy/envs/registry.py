@@ -97,7 +97,6 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
               knows is hidden (see `image_obs.ImageObs`). "@images=64,corner2,gripperPOV" says the size and the cameras;
             - one of these with "@trials=5" behind it: an episode is 5 trials (see `episode_wrappers.MultiTrialEnv`),
               each from another start. "@trials=5,same" starts all trials of an episode alike.
-        trust: Packages whose code may run.
 
     Returns:
         The environment. `metadata["simulator"]` is its version and physics, in words.

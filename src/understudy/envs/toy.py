@@ -28,8 +28,6 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         limit: Number of steps of an episode.
 
     Attributes:
-        low: Lowest action.
-        high: Highest action.
         state_columns: Columns that together determine the state.
     """
 

@@ -328,33 +328,30 @@ def sequential_verdict_parts(
         successes: Number of successes of each policy in `names`.
         unit: What is counted, such as "episodes".
     """
-    says, now, two = test.verdict(state), test.interval(state), isinstance(test, SequentialDifferenceTest)
-    n = state["pairs"] if two else state["trials"]
-    tally = " against ".join(f"{k} of {n}" for k in successes) + (" on the same starts" if two else "")
-    show = (lambda v: _format_difference(v, "success")) if two else (lambda v: f"{v:.1%}")
+    outcome, interval, first = test.verdict(state), test.interval(state), capitalize_name(names[0])
     if isinstance(test, SequentialDifferenceTest):
-        asked, gap = f"whether {names[0]} or {names[1]} is better", f"{capitalize_name(names[0])} minus {names[1]}: "
-        won = names if says == "first" else names[::-1]
-        head = f"{capitalize_name(won[0])} succeeds more often than {won[1]}: "
-        tally = tally if says != "second" else f"{successes[1]} of {n} against {successes[0]} of {n} on the same starts"
+        n, gap, starts = state["pairs"], f"{first} minus {names[1]}: ", " on the same starts"
+        unsettled = f"Cannot tell whether {names[0]} or {names[1]} is better"
+        settled = {"first": f"{first} succeeds more often than {names[1]}",
+                   "second": f"{capitalize_name(names[1])} succeeds more often than {names[0]}"}
+        scope = 'This is about two checkpoints, and each stands for "this checkpoint" only.'
     else:
-        bound, gap = f"than {test.threshold:.4g} of the {unit}", ""
-        asked = f"whether {names[0]} succeeds in more or in less {bound}"
-        head = f"{capitalize_name(names[0])} succeeds in {'more' if says == 'above' else 'less'} {bound}: "
-    if says in (None, "futile"):
-        head, why = f"Cannot tell {asked}: ", "" if says is None else (
-            f"That is all that were asked for: {n}." if n >= (test.max_rollouts or n) else
-            f"It would hardly be settled within the {test.max_rollouts} that were asked for.")
+        n, gap, starts, bound = state["trials"], "", "", f"than {test.threshold:.4g} of the {unit}"
+        unsettled = f"Cannot tell whether {names[0]} succeeds in more or in less {bound}"
+        settled = {"above": f"{first} succeeds in more {bound}", "below": f"{first} succeeds in less {bound}"}
+        scope = "This is about this checkpoint; another training seed may come out otherwise."
+
+    def show(value: float) -> str:
+        return _format_difference(value, "success") if starts else f"{value:.1%}"
+    tally = " against ".join(f"{k} of {n}" for k in (successes[::-1] if outcome == "second" else successes)) + starts
+    if outcome == "futile":
+        reason = (f" That is all that were asked for: {n}." if n >= (test.max_rollouts or n) else
+                  f" It would hardly be settled within the {test.max_rollouts} that were asked for.")
     else:
-        why = f"Settled after {n} {unit}."
-    sure = (
-        f"{gap}{show(now.estimate)}, {_format_interval(now, show)}, "
-        f"{format_p_value(min(1.0, 1 / test.e_value(state)))}; these hold "
-        f"whenever one looks. {why}"
-    ).rstrip()
-    return f"{head}{tally}.", sure, (
-        'This is about two checkpoints, and each stands for "this checkpoint" only.' if two else
-        "This is about this checkpoint; another training seed may come out otherwise.")
+        reason = f" Settled after {n} {unit}." if outcome in settled else ""
+    certainty = (f"{gap}{show(interval.estimate)}, {_format_interval(interval, show)}, "
+                 f"{format_p_value(min(1.0, 1 / test.e_value(state)))}; these hold whenever one looks.{reason}")
+    return f"{settled.get(outcome, unsettled)}: {tally}.", certainty, scope
 
 
 def _disagreement_note(p: PairedComparison) -> str:

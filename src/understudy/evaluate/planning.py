@@ -60,8 +60,6 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
     exact test (`unpaired_power`). Sequential: `sequential.SequentialDifferenceTest`.
 
     Args:
-        first: Success rate of the first policy.
-        second: Success rate of the second policy.
         power: Probability of naming the better policy.
     """
     _check_arguments(first, second, alpha, power, ("the first rate", "the second rate"))
@@ -115,8 +113,6 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
     Tango's interval require.
 
     Args:
-        first: Success rate of the first policy.
-        second: Success rate of the second policy.
         correlation: Correlation of the two outcomes of a pair.
 
     References:
@@ -135,8 +131,6 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
     """Exact probability that Fisher's exact test names the better of two policies, on different starts.
 
     Args:
-        first: Success rate of the first policy.
-        second: Success rate of the second policy.
         each: Number of rollouts of each policy.
     """
     better, worse = max(first, second), min(first, second)

@@ -85,7 +85,6 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
     Args:
         b: Number of pairs in which only the first policy succeeds.
         c: Number of pairs in which only the second policy succeeds.
-        n: Number of pairs.
         difference: The hypothetical difference, first minus second.
 
     Returns:
@@ -113,7 +112,6 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     Args:
         b: Number of pairs in which only the first policy succeeds. It need not be whole.
         c: Number of pairs in which only the second policy succeeds. It need not be whole.
-        n: Number of pairs.
         level: Confidence level, from 0 to 1.
 
     Returns:
@@ -402,7 +400,6 @@ def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
     """One sentence on what few training seeds cannot exclude, to print wherever they are summarized.
 
     Args:
-        seeds: Number of training seeds.
         level: Confidence level, from 0 to 1.
     """
     failing = seeds_not_excluded(seeds, level)

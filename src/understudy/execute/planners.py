@@ -243,7 +243,6 @@ class BestOfN(_PlanChoice):
 
     Args:
         scorer: Scores each plan alone, such as a critic.
-        n: Number of plans.
 
     References:
         Hansen-Estruch et al. (2023), IDQL: Implicit Q-Learning as an Actor-Critic Method, arXiv:2304.10573.
@@ -331,11 +330,7 @@ class BackwardCoherence(SetScorer):
 
 @part
 class SampleSelector(_PlanChoice):
-    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them.
-
-    Args:
-        n: Number of plans.
-    """
+    """Draws `n` plans and takes the one that a `SetScorer` scores highest among them."""
 
     planner: Planner | Unresolved = None
     scorer: SetScorer = KernelDensity()

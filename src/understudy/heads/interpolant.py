@@ -30,7 +30,6 @@ class Interpolant(StepwiseHead):
             same observation would always give the same plan.
         scale: Scale of the noise in the middle of the path.
         n_steps: Number of integration steps. It can be changed after training.
-        solver: Integrator.
 
     References:
         Albergo et al. (2023), Stochastic Interpolants: A Unifying Framework for Flows and Diffusions,

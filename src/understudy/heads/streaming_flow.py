@@ -29,7 +29,6 @@ class StreamingFlow(StepwiseHead):
     Args:
         sigma: Standard deviation of the Gaussian at t = 0, in coded units. Plans start from it.
         stabilization: Rate at which the flow returns to the trajectory.
-        solver: Integrator.
         n_substeps: Solver steps per action.
 
     References:

@@ -39,7 +39,6 @@ class ACTTransformer(PosteriorTrunk):
         depth: Number of decoder layers.
         posterior_depth: Number of layers of the posterior network.
         pre_norm: Normalize before each sublayer instead of after it.
-        dropout: Dropout probability.
         grids: Height and width of the feature map of each camera, in tokens. Their tokens are the last ones of the
             context, and their positions are fixed sinusoids. All other positions are learned.
         state: The column that the posterior reads, in `Context.named`.

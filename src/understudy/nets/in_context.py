@@ -30,7 +30,6 @@ class InContextTransformer(SharedTimeTrunk):
         heads: Number of attention heads. Must divide `width`.
         causal: Each token reads only those before it, so that action step i reads only action steps 0 to i. False lets
             tokens of the context read each other, and action steps read everything.
-        dropout: Dropout probability.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
         n_frequencies: Number of Fourier frequencies that embed the time.
 

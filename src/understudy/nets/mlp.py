@@ -23,7 +23,6 @@ class MLP(Trunk):
     Args:
         width: Width of the hidden layers.
         depth: Number of residual blocks.
-        dropout: Dropout probability.
         n_frequencies: Number of Fourier frequencies that embed each time.
 
     References:

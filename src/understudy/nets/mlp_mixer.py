@@ -25,7 +25,6 @@ class MLPMixer(Trunk):
         depth: Number of layers.
         token_ratio: Width of the hidden layer over the tokens, relative to `width` (D_S / C).
         feed_forward_ratio: Width of the hidden layer over the channels, relative to `width` (D_C / C).
-        dropout: Dropout probability.
         n_frequencies: Number of Fourier frequencies that embed each time.
 
     References:

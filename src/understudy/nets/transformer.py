@@ -40,7 +40,6 @@ class Transformer(Trunk):
             attention weights of layer i as "context_attention.i": (B, heads, queries, keys), where queries and keys are
             a token that is always present, followed by the tokens of the context.
         causal: Action step i reads only action steps 0 to i (and the whole context).
-        dropout: Dropout probability.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
         n_frequencies: Number of Fourier frequencies that embed each time.
         feed_forward: Experts in place of the feed-forward layer of each block over the action steps, chosen by the time

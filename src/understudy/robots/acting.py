@@ -113,7 +113,6 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
     Args:
         robot: The robot, with safety limits.
         key: Source of the randomness of the episode, (1,) int64.
-        fps: Steps per second.
         seconds: Longest duration.
         keys: Commands of a person. Each of them ends the episode.
         recorder: Records the observations, and the actions that were sent.

@@ -89,11 +89,7 @@ class Robot(ABC):
         """Writes limits into the robot's own controllers, as far as they have such limits. Called after `connect`."""
 
     def check_rate(self, fps: float) -> None:
-        """Raises ConfigError if the robot would not move at this rate, because every command would come too late.
-
-        Args:
-            fps: Commands per second.
-        """
+        """Raises ConfigError if the robot would not move at this rate, because every command would come too late."""
 
     def load(self) -> np.ndarray | None:
         """Load of each joint at the last observation, as a fraction of its largest torque, (A,). None if unknown."""

@@ -107,7 +107,6 @@ class ThreadedCamera(Camera):
         label: The camera in error messages.
         width: Width of the frames in pixels, after the rotation.
         height: Height, after the rotation.
-        fps: Frames per second.
         rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
         max_age: Age of a frame that counts as a lost connection (s).
         clock: Current time (s).
@@ -275,7 +274,6 @@ class EmulatedCamera(ThreadedCamera):
     Args:
         width: Width of the frames in pixels, after the rotation.
         height: Height, after the rotation.
-        fps: Frames per second.
         rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
         max_age: Age of a frame that counts as a lost connection (s).
         clock: Current time (s).

@@ -49,7 +49,6 @@ class RobotEnv(Env):
 
     Args:
         robot: The robot. It must be connected while the environment is used.
-        fps: Steps per second.
         max_episode_steps: Number of steps of an episode. None for no limit.
         prepare: Called before each episode, for example to ask a person to arrange the scene.
         clock: Current time (s).

@@ -55,7 +55,6 @@ class RobotSession:
     """A person who moves a connected robot with a connected teleoperator.
 
     Args:
-        fps: Steps per second.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
@@ -236,7 +235,6 @@ def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20
     Args:
         robot: The robot, with safety limits.
         goal: The pose, (A,).
-        fps: Commands per second.
         seconds: Longest time.
         tolerance: Largest remaining distance of a joint, in units of the action.
         clock: Current time (s).
@@ -267,7 +265,6 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
     Args:
         robot: The robot, with safety limits.
         episode: The recorded episode, of the same kind of robot.
-        fps: Steps per second.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
 

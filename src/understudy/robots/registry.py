@@ -119,9 +119,6 @@ def _ports(config: RobotConfig | TeleoperatorConfig, device: str) -> dict[str, s
 def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     """Makes a robot with safety limits. It is not connected yet.
 
-    Args:
-        trust: Packages whose code may run.
-
     Raises:
         UntrustedCode: The factory is in a package that is not trusted.
     """
@@ -171,9 +168,6 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
 def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Sequence[str] = ()
                       ) -> tuple[Teleoperator, JointKeyboard | None]:
     """Makes a teleoperator for a robot. It is not connected yet.
-
-    Args:
-        trust: Packages whose code may run.
 
     Returns:
         The teleoperator, and the keyboard if it is one. Its context `listening` reads the keys.

@@ -19,8 +19,6 @@ class VelocityTeleoperator(Teleoperator):
     Args:
         device: Gives a velocity for each joint, as a fraction of the largest: a gamepad or `JointKeyboard`.
         max_velocity: Largest velocity of each joint, in units of the action per second.
-        low: Lowest action.
-        high: Highest action.
         clock: Current time (s).
     """
 

@@ -34,7 +34,6 @@ class Alignment(StepScore):
     Args:
         tolerance: Number of most similar steps among which the pointer moves to the earliest one.
         frames: Number of steps of each demonstration in a cycle.
-        n_components: Width of the embedding.
         n_references: Largest number of demonstrations that vote.
         inputs: Columns of the state. By default all numeric "observation." columns.
 

@@ -87,7 +87,6 @@ class Return(Score):
     """The sum of rewards, scaled so that `random_return` is 0 and `best_return` is 1.
 
     Args:
-        random_return: Mean return of a random policy.
         best_return: Mean return of the best known policy. None for no scaling.
 
     References:
@@ -122,8 +121,6 @@ def trajectory_quality(data: Dataset, random: float, best: float) -> float:
 
     Args:
         data: Episodes with rewards.
-        random: Mean return of a random policy.
-        best: Mean return of the best known policy.
 
     References:
         Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning.

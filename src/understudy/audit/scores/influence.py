@@ -267,7 +267,6 @@ def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, se
 
     Args:
         logits: Log weight of each episode, (E,).
-        count: Number of draws.
         penalty: Decrease of a logit per draw of its episode.
 
     Returns:

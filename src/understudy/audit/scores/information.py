@@ -19,7 +19,6 @@ def mutual_information_terms(x: np.ndarray, y: np.ndarray, counts: tuple[int, ..
     Args:
         x: Points, (n, X).
         y: Points, (n, Y).
-        counts: Numbers of neighbors.
 
     Returns:
         Terms in nats, whose mean is the estimate, (n,).

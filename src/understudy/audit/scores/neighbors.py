@@ -23,7 +23,6 @@ def nearest_neighbors(points: np.ndarray, episode: np.ndarray, count: int, candi
     Args:
         points: Points, (N, D).
         episode: Episode of each point, (N,).
-        count: Number of neighbors per point.
         candidates: Indices of the points that may be neighbors, (C,).
 
     Returns:

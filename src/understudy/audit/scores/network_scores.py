@@ -47,8 +47,6 @@ def fit_regression(
     Args:
         state: States, (N, S) float32.
         action: Actions, (N, A) float32.
-        steps: Number of updates.
-        batch: Number of steps per batch.
     """
     x, y, rng = torch.as_tensor(state), torch.as_tensor(action), Generator().manual_seed(seed)
     nets = NetworkEnsemble(x.shape[1], y.shape[1], members, seed=seed)

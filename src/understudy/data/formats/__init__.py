@@ -214,7 +214,6 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
     """Decode all camera frames of a data set once, to one size (see `video.resize`).
 
     Args:
-        data: A data set as it was opened.
         image_size: Side, or (height, width), in pixels.
         progress: Called with the number of decoded frames and the number of all frames.
 
@@ -248,7 +247,6 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
     """Estimate the cost of `decode_frames`, by decoding the first episode that has frames.
 
     Args:
-        data: A data set as it was opened.
         image_size: Side, or (height, width), in pixels.
     """
     source, size = _column_source(data), video.parse_image_size(image_size)

@@ -187,7 +187,6 @@ def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None
     episodes.
 
     Args:
-        fps: Steps per second.
         images: How frames are stored, as in `write`.
     """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:

@@ -326,7 +326,7 @@ def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
     cameras = [c for c, f in info["features"].items() if f["dtype"] == "video"]
     chunks = max(1, int(info.get("chunks_size", 1000)))
 
-    def named(key: str, row, **more) -> str:
+    def stored_path(key: str, row, **more) -> str:
         if not v3:
             number = row["place"]
             return info[key].format(episode_chunk=number // chunks, episode_index=number, **more)
@@ -335,16 +335,16 @@ def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
 
     kept: list[dict] = []
     frames, numbers = 0, []
-    for file in dict.fromkeys(named("data_path", r) for r in rows.values()):
+    for file in dict.fromkeys(stored_path("data_path", r) for r in rows.values()):
         table = _readable_row_groups(path / file, report_loss)
         parts = []
         for number, row in rows.items():
-            if named("data_path", row) != file:
+            if stored_path("data_path", row) != file:
                 continue
             part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
             steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
             length = int(row.get("length") or len(steps))
-            missing = [f for c in cameras if not (path / (f := named("video_path", row, video_key=c))).is_file()]
+            missing = [f for c in cameras if not (path / (f := stored_path("video_path", row, video_key=c))).is_file()]
             if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
                 report_loss(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
             elif missing:
@@ -356,17 +356,18 @@ def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
                 numbers.append(number)
                 frames += length
         for group in [[p] for p in parts] if not v3 else [parts] * bool(parts):
-            to = out / (file if v3 else info["data_path"].format(
+            target = out / (file if v3 else info["data_path"].format(
                 episode_chunk=group[0][1] // chunks, episode_index=group[0][1]))
-            to.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables([p for p, _ in group]), to)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables([p for p, _ in group]), target)
     for row in kept:
         for camera in cameras:
-            of = named("video_path", row, video_key=camera)
-            to = out / (of if v3 else named("video_path", {"place": row["episode_index"]}, video_key=camera))
-            if not to.exists():
-                to.parent.mkdir(parents=True, exist_ok=True)
-                _repair_video(path / of, to, report_loss)
+            source = stored_path("video_path", row, video_key=camera)
+            place = {"place": row["episode_index"]}
+            target = out / (source if v3 else stored_path("video_path", place, video_key=camera))
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _repair_video(path / source, target, report_loss)
     _write_metadata(path, out, info, kept, numbers, v3)
     return out
 

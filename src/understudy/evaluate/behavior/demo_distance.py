@@ -178,7 +178,6 @@ def discriminator_accuracy(
     approximately true for neighbors.
 
     Args:
-        fps: Steps per second.
         max_episodes: Largest number of each that is used.
 
     Returns:

@@ -17,7 +17,6 @@ def speed(states: np.ndarray, fps: float) -> np.ndarray:
 
     Args:
         states: States, (T, S).
-        fps: Steps per second.
 
     Returns:
         (T - 1,).
@@ -100,9 +99,6 @@ def motion_features(episode: Episode, scaling: TrajectoryScaling, fps: float) ->
     """Features of how an episode moves and acts, not of where.
 
     They are its pace, how steady that is, its smoothness, and the size, spread and steadiness of actions.
-
-    Args:
-        fps: Steps per second.
 
     Returns:
         (F,).

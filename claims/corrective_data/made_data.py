@@ -217,7 +217,7 @@ class TrueLabels(CorrectiveLabels):
         return env.step(action).obs[STATE] - state
 
 
-def drive(n_episodes: int | None, *made: Operation, noise: float = 0.0, slope_weight: float = 0.1) -> Method:
+def drive(n_episodes: int | None, *operations: Operation, noise: float = 0.0, slope_weight: float = 0.1) -> Method:
     policy = PolicyConfig(Regression(), MLP(64, 1), inputs=(STATE,))
     if noise:
         policy = replace(policy, augmentations=(GaussianNoise(STATE, tuple(noise * s for s in SPREAD)),))
@@ -226,8 +226,8 @@ def drive(n_episodes: int | None, *made: Operation, noise: float = 0.0, slope_we
     continuity = (LipschitzLoss(weight=slope_weight),) if slope_weight else ()
     dynamics = Method(model, learner=BehaviorCloning(2000, 128, FAST, auxiliary_losses=continuity),
                       transforms=select(n_episodes))
-    return Method(policy, RecedingHorizon(), BehaviorCloning(2000, 128, FAST), (*select(n_episodes), *made),
-                  (Stage("dynamics", dynamics),) if made else ())
+    return Method(policy, RecedingHorizon(), BehaviorCloning(2000, 128, FAST), (*select(n_episodes), *operations),
+                  (Stage("dynamics", dynamics),) if operations else ())
 
 
 def corrected(labels: type[CorrectiveLabels] = CorrectiveLabels, **options) -> Method:

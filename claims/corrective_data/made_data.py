@@ -1,16 +1,19 @@
-"""Rows 118 and 369: demonstrations that are made of one or three."""
+"""Rows 118, 369, 234 and 333: demonstrations that are made of a few."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from claims.worlds.one_goal_rooms import GOAL
-from understudy.claims.base import SCORE, TRUSTED, DemonstrationSource, ExpertDemonstrations, smaller
+from understudy.checkpoint import FromStage
+from understudy.claims.base import RATE, SCORE, TRUSTED, DemonstrationSource, ExpertDemonstrations, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
+from understudy.data.augment import GaussianNoise
+from understudy.data.codec import Normalizer
 from understudy.data.column_changes import SelectComponents
 from understudy.data.episode import Dataset
 from understudy.data.operations import Operation, Select
@@ -18,6 +21,7 @@ from understudy.data.window import Window
 from understudy.envs import make
 from understudy.envs.toys.arms import LENGTH, SIGN, Arms
 from understudy.envs.toys.four_rooms import CELLS, STEPS
+from understudy.envs.toys.lane_driving import BOX_HALF, HALF_WIDTH, PERIOD, RADIUS, LaneDriving, LaneExpert, steer
 from understudy.envs.toys.maze import cell_of
 from understudy.envs.wrappers import WrappedEnv
 from understudy.evaluate.evaluation import recording_seed
@@ -25,13 +29,24 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.waypoints import WaypointWrapper
+from understudy.execute.wrappers import ActionWrapper, wrapped_env_name
 from understudy.heads.regression import Regression
 from understudy.improve.generation import DemoGeneration, MovableObject, SegmentRule, SymmetryAugmentation
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.method import Method
+from understudy.learn.method import Method, Stage
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.sample_weights import ColumnWeights, SampleWeights, UniformWeights
+from understudy.methods.behavior_cloning.ccil import CorrectiveLabels, LipschitzLoss
+from understudy.methods.behavior_cloning.chauffeurnet import (
+    MADE,
+    CollisionLoss,
+    ImitationDropout,
+    LaneLoss,
+    TrajectoryPerturbation,
+)
+from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -170,6 +185,149 @@ ROOMS = experiment(ExpertDemonstrations(ROOMS_ENV, 105), measure=success, first_
     "cloning, away": ablation("cloning, guided", moved(CLONING, NearerToGoal(-1))),
     "TD3+BC, away": ablation("TD3+BC, guided", moved(TD3_BC, NearerToGoal(-1)))})
 
+N_DRIVES = N_PATHS = 8
+
+# -- 234: states beside few drives, whose actions lead back to them -------------------------------------------------
+
+GUSTS = {"success": 1.0, "strong gusts": 2.0}  # rad/s^2
+
+
+def in_gusts(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
+    """Success of the trained actor at each strength of the gusts."""
+    actor = train_once(experiment, method, data, seed).actor
+    return {name: flags(rollout(actor, LaneDriving(ROWS, gust=gust), episodes, seed=starts))["success"]
+            for name, gust in GUSTS.items()}
+
+
+class ReversedLabels(CorrectiveLabels):
+    """Labels with the sign of the model's change reversed, whose actions lead away from demonstrated states."""
+
+    def label(self, goal, action, rows):
+        return goal + self.change(goal, action, rows)
+
+
+class TrueLabels(CorrectiveLabels):
+    """Labels by what the world does in place of the model."""
+
+    def change(self, state, action, rows):
+        env, at = LaneDriving(len(rows)), self.noise > 0
+        road = torch.from_numpy(np.stack([e.steps["simulator.state"][t + at] for e, t in rows]))
+        env.restore(torch.arange(len(rows)), {STATE: state, "simulator.state": road})
+        return env.step(action).obs[STATE] - state
+
+
+def drive(n_episodes: int | None, *made: Operation, noise: float = 0.0, slope_weight: float = 0.1) -> Method:
+    policy = PolicyConfig(Regression(), MLP(64, 1), inputs=(STATE,))
+    if noise:
+        policy = replace(policy, augmentations=(GaussianNoise(STATE, tuple(noise * s for s in SPREAD)),))
+    model = PolicyConfig(Regression(), FeedForward((64, 64)), codec=Normalizer(target="zscore", relative=STATE),
+                         window=Window(action_offset=1), inputs=(STATE, "action"), target=STATE)
+    continuity = (LipschitzLoss(weight=slope_weight),) if slope_weight else ()
+    dynamics = Method(model, learner=BehaviorCloning(2000, 128, FAST, auxiliary_losses=continuity),
+                      transforms=select(n_episodes))
+    return Method(policy, RecedingHorizon(), BehaviorCloning(2000, 128, FAST), (*select(n_episodes), *made),
+                  (Stage("dynamics", dynamics),) if made else ())
+
+
+def corrected(labels: type[CorrectiveLabels] = CorrectiveLabels, **options) -> Method:
+    return drive(N_DRIVES, labels(FromStage("dynamics"), 3.0, 5, max_error=10.0), **options)
+
+
+SPREAD = (0.35, 0.1, 0.9, 0.3, 0.05, 0.05, 0.05, 17.0, 0.9, 0.35, 0.35, 0.35)  # of the state, in demonstrations
+GUSTY = experiment(ExpertDemonstrations("lane_driving", 100), measure=in_gusts, first_seed=700, episodes=300,
+                   sanity={"100 drives": 0.9}, measures={"strong gusts": RATE}, arms={
+    "CCIL": corrected(),
+    "without continuity": corrected(slope_weight=0.0),
+    "true dynamics": corrected(TrueLabels),
+    "cloning": drive(N_DRIVES),
+    "cloning with noise": drive(N_DRIVES, noise=0.02),
+    "100 drives": drive(None),
+    "reversed model": ablation("CCIL", corrected(ReversedLabels))})
+OVER_CLONING = tuple(higher("CCIL", other, measure=gusts) for other in ("cloning", "cloning with noise")
+                     for gusts in GUSTS)
+
+# -- 333: bent paths, and losses against the edges of the lane and the box -------------------------------------------
+
+AHEAD = (3, 6, 9, 12)  # steps to the points of a path
+STILL = SelectComponents(STATE, (0, 2, 4, 5, 6, 7, 8))  # without heading, yaw rate and past offsets
+
+
+@dataclass(frozen=True)
+class FollowPath(ActionWrapper):
+    """The action is a path: points (distance ahead, offset). The car steers to the second point."""
+
+    def features(self, features):
+        return {**features, "action": replace(features["action"], shape=(2 * len(AHEAD),), names=None)}
+
+    def transform_action(self, obs, action, state):
+        s, ahead = obs[STATE].double(), action[:, 2].double().clamp(min=0.1)
+        heading = torch.atan2(action[:, 3] - s[:, 0], ahead).clamp(-0.5, 0.5)
+        return steer(s, heading, ahead / (AHEAD[1] * PERIOD)).float(), state
+
+
+@dataclass(frozen=True)
+class DrivenPaths(DemonstrationSource):
+    """Drives of the expert, whose actions are the paths that it drove. Beyond the end it keeps its last speed."""
+
+    episodes: int = 100
+
+    def load(self, seed):
+        drives = rollout(LaneExpert(), LaneDriving(ROWS), self.episodes, recording_seed(seed))
+        return Dataset([self._with_paths(e) for e in drives], drives.metadata)
+
+    def _with_paths(self, episode):
+        progress, offset = np.asarray(episode.steps["simulator.state"])[:, :2].T
+        progress = np.append(progress, progress[-1] + PERIOD * episode.steps[STATE][-1, 2] * np.arange(1, AHEAD[-1]))
+        now, later = np.arange(len(episode)), np.arange(len(episode))[:, None] + np.array(AHEAD)
+        path = np.stack([progress[later] - progress[now, None], offset[later.clip(max=len(offset) - 1)]], 2)
+        metadata = {**episode.metadata, "env": wrapped_env_name("lane_driving", FollowPath())}
+        return replace(episode.replace({"action": path.reshape(len(episode), -1).astype(np.float32)}),
+                       metadata=metadata)
+
+    def for_probe(self):
+        return smaller(self, episodes=10)
+
+
+class UnchangedLabels(TrajectoryPerturbation):
+    """Bent states with the path that was driven, as seen from the car: shifted and turned with it, and no way back."""
+
+    def label(self, action, bend):
+        action[1::2] += bend.offset + bend.slope * np.array(self.steps)
+        return action
+
+
+def past_the_box(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
+    """"success" from starts anywhere between the edges, and whether the car came "past the box"."""
+    rollouts = rollout(train_once(experiment, method, data, seed).actor, LaneDriving(ROWS, offset=1.0), episodes,
+                       seed=starts)
+    return {**flags(rollouts), "past the box": [float(e.steps[STATE][-1, 7] < -BOX_HALF[0] - RADIUS)
+                                                for e in rollouts]}
+
+
+def path(n_episodes: int | None, bent: type[TrajectoryPerturbation] | None = None, env_weight: float = 0.0,
+         dropout: float = 0.0, motion: bool = True) -> Method:
+    made = () if bent is None else (bent(AHEAD, past=(9, 10, 11)),)
+    losses = (CollisionLoss((7, 8), BOX_HALF, RADIUS, env_weight), LaneLoss(HALF_WIDTH, RADIUS, env_weight))
+    weights: SampleWeights = ColumnWeights(MADE, 0.1) if made else UniformWeights()
+    if dropout:
+        weights = ImitationDropout(dropout, weights)
+    learner = BehaviorCloning(2000, 128, FAST, sample_weights=weights, auxiliary_losses=losses if env_weight else ())
+    return Method(PolicyConfig(Regression(), MLP(64, 1), inputs=(STATE,)), RecedingHorizon(), learner,
+                  transforms=(*select(n_episodes), *made, *(() if motion else (STILL,))), wrapper=FollowPath())
+
+
+PATHS = experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, episodes=300,
+                   sanity={"100 drives without motion": 0.9}, measures={"past the box": RATE}, arms={
+    "M0": path(N_PATHS),
+    "M1": path(N_PATHS, TrajectoryPerturbation),
+    "M2": path(N_PATHS, TrajectoryPerturbation, 1.0),
+    "M3": path(N_PATHS, TrajectoryPerturbation, 2.0),
+    "M4": path(N_PATHS, TrajectoryPerturbation, 2.0, dropout=0.5),
+    "M0 without motion": path(N_PATHS, motion=False),
+    "100 drives without motion": path(None, motion=False),
+    "unchanged labels": ablation("M4", path(N_PATHS, UnchangedLabels))})
+OVER_M0 = higher("M4", "M0")
+
 CLAIMS = (
     *family(__file__, BARS, {"118": Row(
         "proliferated-demonstration", (OVER_COPIES, higher("proliferated", "20 demonstrations", -0.1)),
@@ -178,4 +336,10 @@ CLAIMS = (
         "guided-augmentation", tuple(higher(f"{learner}, guided", f"{learner}, random")
                                      for learner in ("cloning", "TD3+BC")),
         control=("cloning, away", "TD3+BC, away"),
-        reported=("cloning, 3 walks", "cloning, 100 walks"))}))
+        reported=("cloning, 3 walks", "cloning, 100 walks"))}),
+    *family(__file__, GUSTY, {"234": Row(
+        "corrective-labels", (*OVER_CLONING, higher("CCIL", "without continuity")), control="reversed model",
+        removes=OVER_CLONING, reported=("true dynamics", "100 drives"))}),
+    *family(__file__, PATHS, {"333": Row(
+        "bent-paths", (OVER_M0, higher("M4", "M3", measure="past the box")), control="unchanged labels",
+        removes=(OVER_M0,), reported=("M1", "M2", "M0 without motion", "100 drives without motion"))}))

@@ -99,6 +99,16 @@ def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], ot
                             hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
 
 
+def _require_paths(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError
+
+    _refuse_classes(name, features, options, others)
+    size, n_points = features["action"].size, len(options["steps"])
+    if size != 2 * n_points:
+        raise DataError(f"the actions have {size} numbers, but {n_points} points have {2 * n_points}", where=name,
+                        hint="actions are points (distance ahead, offset); --method.steps has the step of each")
+
+
 def _vector(*shape: int) -> dict[str, Any]:
     return {"dtype": "float32", "shape": shape}
 
@@ -126,6 +136,8 @@ ONE_MOTION = Need("one square camera image, and actions that are one motion: whe
 PROMPTS = Need("objects of shape (objects, features), and prompts: a class of words and an object at each position",
                {"observation.objects": _vector(2, 3), "observation.prompt.objects": _vector(7, 3),
                 "observation.prompt.words": _classes(7, n=4)}, _require_prompts)
+PATHS = Need("actions that are paths: points (distance ahead, offset from the center of a lane). The state begins with "
+             "the offset and the heading", {"action": _vector(8), "observation.state": _vector(4)}, _require_paths)
 CELLS = Need("a map of cells (observation.grid) and the cell of the agent (observation.cell)",
              {"observation.grid": _classes(3, 3, n=3), "observation.cell": _classes(2, n=3)})
 REWARDS = Need("rewards", {"next.reward": _vector()})

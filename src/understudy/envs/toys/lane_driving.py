@@ -164,20 +164,20 @@ class LaneExpert(CountingActor):
         ahead, side = s[:, 7], s[:, 8].sign()
         beside = (ahead < 9) & (ahead > -2.5)
         target = torch.where(beside, s[:, 8] - side * (BOX_HALF[1] + RADIUS + self.clearance), 0.0)
-        action = steer(s, target, torch.where(beside, 4.5, 6.0)).float()
+        heading = (0.35 * (target - s[:, 0])).clamp(-0.35, 0.35)
+        action = steer(s, heading, torch.where(beside, 4.5, 6.0)).float()
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}
 
 
-def steer(state: torch.Tensor, offset: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:
-    """Actions that bring the car to an offset and a speed, (rows, 2).
+def steer(state: torch.Tensor, heading: torch.Tensor, speed: torch.Tensor) -> torch.Tensor:
+    """Actions that bring the car to a heading and a speed, (rows, 2).
 
     Args:
         state: observation.state, (rows, 12).
-        offset: Where to drive, m, (rows,).
+        heading: Relative to the lane, rad, (rows,).
         speed: How fast, m/s, (rows,).
     """
-    heading = (0.35 * (offset - state[:, 0])).clamp(-0.35, 0.35)
     yaw_rate = state[:, 4] * state[:, 2] + 2.5 * (heading - state[:, 1])
     steering = (DAMPING * yaw_rate + 6.0 * (yaw_rate - state[:, 3])) / TURN
     return torch.stack([steering, speed - state[:, 2]], 1).clamp(-1, 1)

@@ -185,7 +185,7 @@ ROOMS = experiment(ExpertDemonstrations(ROOMS_ENV, 105), measure=success, first_
     "cloning, away": ablation("cloning, guided", moved(CLONING, NearerToGoal(-1))),
     "TD3+BC, away": ablation("TD3+BC, guided", moved(TD3_BC, NearerToGoal(-1)))})
 
-N_DRIVES = N_PATHS = 8
+N_DRIVES, N_PATHS = 8, 20
 
 # -- 234: states beside few drives, whose actions lead back to them -------------------------------------------------
 

@@ -13,7 +13,7 @@ from understudy import envs
 from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.episode_wrappers import NEW_TRIAL, DemoStateReset, FixedHorizonEnv, MultiTrialEnv
-from understudy.envs.observation_wrappers import HiddenObs, RandomFeatureObs, RotatedFrame
+from understudy.envs.observation_wrappers import HiddenObs, NoiseColumns, NoisySensor, RandomFeatureObs, RotatedFrame
 from understudy.envs.registry import base_name, make
 from understudy.envs.toys.drive import DECISIVE, HIDDEN, Drive
 from understudy.envs.toys.fork import Fork, ForkExpert
@@ -338,6 +338,37 @@ def test_hidden_components_are_gone():
         HiddenObs(Particle(2), {STATE: ("speed.q",)})
     with pytest.raises(UserError, match="no observation 'observation.other'"):
         HiddenObs(Particle(2), {"observation.other": None})
+
+
+# -- noise ------------------------------------------------------------------------------------------------------------
+
+
+def test_noise_columns_are_correlated_in_time_and_with_nothing_else():
+    check_env(lambda rows: NoiseColumns(Particle(rows, limit=15), 3))
+    env = NoiseColumns(Particle(300, limit=50), 2, 0.8)
+    noise = [env.reset(torch.arange(300), keys(0, range(300)))["observation.noise"]]
+    noise += [env.step(torch.zeros(300, 2)).obs["observation.noise"] for _ in range(40)]
+    values = torch.stack(noise).flatten(1).T.numpy()  # (600, 41)
+    assert values[:, 0].std() == pytest.approx(1, rel=0.1) and values[:, -1].std() == pytest.approx(1, rel=0.1)
+    assert np.corrcoef(values[:, 20], values[:, 21])[0, 1] == pytest.approx(0.8, abs=0.05)
+    assert abs(np.corrcoef(noise[5][:, 0], noise[5][:, 1])[0, 1]) < 0.2
+
+
+def test_a_noisy_sensor_shows_a_projection_and_its_noise_is_its_own():
+    check_env(lambda rows: NoisySensor(Particle(rows, limit=15), (0, 1), 3))
+    clean, noisy, other = (NoisySensor(Particle(400, limit=9), (0, 1), 5, 0.5, n, into=into)
+                           for n, into in ((0.0, "observation.a"), (2.0, "observation.a"), (2.0, "observation.b")))
+    which, key = torch.arange(400), keys(0, range(400))
+    blurred, second = (env.reset(which, key)[env.into] for env in (noisy, other))
+    obs = clean.reset(which, key)
+    shown, state = obs[clean.into], obs[STATE]
+    assert torch.linalg.matrix_rank(shown) == 2 and torch.allclose(
+        shown, (state[:, [0, 1]].double() @ clean.weights.T).float(), atol=1e-6)
+    assert (blurred - shown).std().item() == pytest.approx(2.0, rel=0.05)
+    assert abs(np.corrcoef((blurred - shown)[:, 0], (second - shown)[:, 0])[0, 1]) < 0.15
+    plain = NoisySensor(Particle(2), (1,), 2, 3.0, 0.0, seed=None)
+    obs = plain.reset(torch.arange(2), key[:2])
+    assert torch.allclose(obs[plain.into], 3 * obs[STATE][:, [1]])
 
 
 # -- fully observed toys ----------------------------------------------------------------------------------------------

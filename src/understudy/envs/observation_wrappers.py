@@ -6,12 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Feature, Schema, UserError
+from ..core import Feature, Schema, UserError, normal
 from ..data.episode import Episode
 from .base import Env, EnvWrapper, Obs
 
@@ -177,6 +178,85 @@ class HiddenObs(ObservationTransform):
     def transform_obs(self, obs):
         visible = {k: v for k, v in obs.items() if self.kept.get(k, ()) is not None}
         return {k: v[:, self.kept[k]] if k in self.kept else v for k, v in visible.items()}
+
+
+class NoisyColumn(EnvWrapper):
+    """Adds a column with random noise, drawn from the key and the step of each row, and from the name of the column."""
+
+    def __init__(self, env: Env, into: str, size: int):
+        super().__init__(env)
+        self.into, self.size = into, size
+        self.features = {**env.features, into: Feature("float32", (size,))}
+        self.key = self.count = torch.zeros(env.rows, dtype=torch.int64)
+        self.values = torch.zeros(env.rows, size)
+
+    @abstractmethod
+    def next_values(self, obs: Obs, noise: Tensor) -> Tensor:
+        """Returns the column after a step, (rows, size), given standard normal noise of this shape."""
+
+    def first_values(self, obs: Obs, noise: Tensor) -> Tensor:
+        """Returns the column at the start, (rows, size)."""
+        return self.next_values(obs, noise)
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        self.key, self.count = self.key.index_put((which,), key), self.count.index_fill(0, which, 0)
+        self.values = self.values.index_put((which,), self.first_values(obs, self._noise())[which])
+        return {**obs, self.into: self.values}
+
+    def step(self, action):
+        out = self.env.step(action)
+        self.count = self.count + 1
+        self.values = self.next_values(out.obs, self._noise())
+        return replace(out, obs={**out.obs, self.into: self.values})
+
+    def _noise(self) -> Tensor:
+        return normal(self.key ^ crc32(self.into.encode()), self.count, (self.size,), stream=1)
+
+
+class NoiseColumns(NoisyColumn):
+    """Adds numbers that have nothing to do with the task.
+
+    Args:
+        size: How many.
+        correlation: Of each with itself one step later. Each has mean 0 and standard deviation 1.
+    """
+
+    def __init__(self, env: Env, size: int = 32, correlation: float = 0.9, into: str = "observation.noise"):
+        super().__init__(env, into, size)
+        self.correlation = correlation
+
+    def first_values(self, obs, noise):
+        return noise
+
+    def next_values(self, obs, noise):
+        return self.correlation * self.values + math.sqrt(1 - self.correlation**2) * noise
+
+
+class NoisySensor(NoisyColumn):
+    """Adds a sensor that shows some components of a column weakly: a random projection of them, and noise in it.
+
+    Args:
+        components: What it shows.
+        size: Number of its channels.
+        gain: Size of what it shows. A channel is a sum of the components with standard normal weights times this.
+        noise: Standard deviation of the noise of each channel.
+        seed: Of the projection. None: each channel is the sum of the components, times the gain.
+    """
+
+    def __init__(self, env: Env, components: Sequence[int], size: int = 1, gain: float = 1.0, noise: float = 1.0,
+                 column: str = "observation.state", into: str = "observation.sensor", seed: int | None = 0):
+        _vector(env, column, "NoisySensor")
+        super().__init__(env, into, size)
+        self.column, self.components, self.noise = column, list(components), noise
+        weights = np.ones((size, len(components)))
+        if seed is not None:
+            weights = np.random.default_rng(seed).normal(size=weights.shape)
+        self.weights = torch.from_numpy(gain * weights)
+
+    def next_values(self, obs, noise):
+        shown = _rowwise(obs[self.column][:, self.components].double(), self.weights)
+        return shown.float() + self.noise * noise
 
 
 def _vector(env: Env, column: str, where: str) -> Feature:

@@ -11,6 +11,8 @@ from understudy.audit.scores import MarkKeyframes, action_dependence
 from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.envs.toys.drive import Drive
+from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
@@ -213,3 +215,14 @@ def test_a_number_that_is_constant_at_a_step_is_not_found_to_be_independent():
     cause, lamp, noise = action_dependence(data)
     assert [d.upper[0] for d in (cause, lamp, noise)] == [1.0, 1.0, 1.0]
     assert cause.may_be_cause and lamp.may_be_cause
+
+
+def test_pixels_of_a_camera_are_tested_together():
+    """The light of `drive` goes along with braking, and a person decides it, who is one of 16 pixels."""
+    env = Drive(50, starts="free")
+    data = rollout(env.expert(), env, 200, seed=1)
+    camera, light = action_dependence(data, floor=0.03, groups=(tuple(range(16)), (16,)))
+    assert camera.may_be_cause and not light.may_be_cause and (camera.component, light.component) == (0, 16)
+    natural = Drive(50)
+    _, light = action_dependence(rollout(natural.expert(), natural, 200, seed=1), groups=(tuple(range(16)), (16,)))
+    assert light.may_be_cause, "it is off at all natural starts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ class ActionDependence:
     """How much a component of an observation and the action depend on each other at the first steps.
 
     Attributes:
+        component: Its number. Of a group of components, the first of them.
         estimate: Squared distance correlation over episodes at each step, (n_steps,), without bias: about 0 for
             independent numbers and 1 for a linear function.
         upper: Upper 95 % confidence limit of each, (n_steps,).
@@ -38,7 +40,7 @@ class ActionDependence:
 
 
 def action_dependence(data: Dataset, column: str = "observation.state", n_steps: int = 4, floor: float = 0.1,
-                      action: str = "action") -> list[ActionDependence]:
+                      action: str = "action", groups: Sequence[Sequence[int]] | None = None) -> list[ActionDependence]:
     """Tests which components of an observation can be causes of the action.
 
     A cause of the action depends on it at every step. A component that is independent of the action at one step is
@@ -57,9 +59,11 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         n_steps: Number of first steps to test. Episodes that are shorter are left out.
         floor: A component is independent at a step if the upper confidence limit of the dependence is below this.
         action: The action, a vector.
+        groups: Components that together mean one thing, such as the pixels of a camera. Their dependence is that of all
+            of them together. It is smaller than that of one number, so that a lower floor suits. None: each alone.
 
     Returns:
-        One result per component.
+        One result per component, or per group.
 
     References:
         Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980,
@@ -90,11 +94,11 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         raise UserError("there are values that are not finite", where=place, hint="understudy audit names the steps")
     acted = [_centered_distances(standardized(a)) for a in done]
     dependences = []
-    for i in range(observations.shape[2]):
-        limits = [_dependence(_centered_distances(standardized(s[:, [i]])), a)
+    for group in groups or [[i] for i in range(observations.shape[2])]:
+        limits = [_dependence(_centered_distances(standardized(s[:, list(group)])), a)
                   for s, a in zip(observations, acted, strict=True)]
         estimate, upper = np.array(limits).T
-        dependences.append(ActionDependence(column, i, estimate, upper, floor))
+        dependences.append(ActionDependence(column, group[0], estimate, upper, floor))
     return dependences
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,15 +46,20 @@ class Drive(Toy):
         dashboard: Observe the brake light.
         fully_observed: Also observe what decides the rewards (distance, speed, person, where it appears and how long it
             waits), since value and reward learning need a Markov observation.
+        starts: "free": an episode begins at any distance and speed, with or without a person on the road, and with the
+            light on or off, all drawn independently. Demonstrations from such starts show which of them the expert
+            reacts to: see `audit.scores.action_dependence`.
 
     References:
         de Haan et al. (2019), Causal Confusion in Imitation Learning, arXiv:1905.11979.
+        Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980.
     """
 
     state_columns = ("observation.state", "simulator.state")
 
-    def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True, fully_observed: bool = False):
-        self.dashboard, self.fully_observed = dashboard, fully_observed
+    def __init__(self, rows: int = 1, limit: int = 90, dashboard: bool = True, fully_observed: bool = False,
+                 starts: Literal["natural", "free"] = "natural"):
+        self.dashboard, self.fully_observed, self.starts = dashboard, fully_observed, starts
         names = (*(f"pixel.{i}" for i in range(PIXELS)), *(("brake",) if dashboard else ()),
                  *(HIDDEN[:DECISIVE] if fully_observed else ()))
         self.features = {"observation.state": named_vector(*names), "simulator.state": named_vector(*HIDDEN),
@@ -68,7 +74,12 @@ class Drive(Toy):
         hidden = np.stack([50 + 20 * drawn[:, 0], 6 + 4 * drawn[:, 1], none,
                            np.where(drawn[:, 2] < 0.75, 18 + 8 * drawn[:, 3], -1), 10 + np.floor(16 * drawn[:, 4]),
                            np.floor(PIXELS * drawn[:, 5]), np.floor(2**23 * drawn[:, 6]), none], 1).astype(np.float32)
-        return {"pixels": _camera(hidden), "brake": none.astype(np.float32), "hidden": hidden}
+        brake = none.astype(np.float32)
+        if self.starts == "free":
+            distance, speed, person, brake = uniform(key, torch.ones_like(key), (4,)).numpy().astype(np.float32).T
+            hidden[:, :3] = np.stack([10 + 60 * distance, CRUISE * speed, person < 0.5], 1)
+            brake = (brake < 0.5).astype(np.float32)
+        return {"pixels": _camera(hidden), "brake": brake, "hidden": hidden}
 
     def observe(self):
         s = self.state

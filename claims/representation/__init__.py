@@ -1,0 +1,1 @@
+"""Experiments of the family representation of the ledger."""

@@ -186,6 +186,7 @@ ROOMS = experiment(ExpertDemonstrations(ROOMS_ENV, 105), measure=success, first_
     "TD3+BC, away": ablation("TD3+BC, guided", moved(TD3_BC, NearerToGoal(-1)))})
 
 N_DRIVES, N_PATHS = 8, 20
+LOOKS = ((5, 0.01), (10, 0.015), (20, 0.025))
 
 # -- 234: states beside few drives, whose actions lead back to them -------------------------------------------------
 
@@ -234,8 +235,8 @@ def corrected(labels: type[CorrectiveLabels] = CorrectiveLabels, **options) -> M
 
 
 SPREAD = (0.35, 0.1, 0.9, 0.3, 0.05, 0.05, 0.05, 17.0, 0.9, 0.35, 0.35, 0.35)  # of the state, in demonstrations
-GUSTY = experiment(ExpertDemonstrations("lane_driving", 100), measure=in_gusts, first_seed=700, episodes=300,
-                   sanity={"100 drives": 0.9}, measures={"strong gusts": RATE}, arms={
+GUSTY = experiment(ExpertDemonstrations("lane_driving", 100), measure=in_gusts, first_seed=700, n_seeds=20, looks=LOOKS,
+                   episodes=300, sanity={"100 drives": 0.9}, measures={"strong gusts": RATE}, arms={
     "CCIL": corrected(),
     "without continuity": corrected(slope_weight=0.0),
     "true dynamics": corrected(TrueLabels),
@@ -316,8 +317,8 @@ def path(n_episodes: int | None, bent: type[TrajectoryPerturbation] | None = Non
                   transforms=(*select(n_episodes), *made, *(() if motion else (STILL,))), wrapper=FollowPath())
 
 
-PATHS = experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, episodes=300,
-                   sanity={"100 drives without motion": 0.9}, measures={"past the box": RATE}, arms={
+PATHS = experiment(DrivenPaths(), env="lane_driving", measure=past_the_box, first_seed=720, n_seeds=20, looks=LOOKS,
+                   episodes=300, sanity={"100 drives without motion": 0.9}, measures={"past the box": RATE}, arms={
     "M0": path(N_PATHS),
     "M1": path(N_PATHS, TrajectoryPerturbation),
     "M2": path(N_PATHS, TrajectoryPerturbation, 1.0),

@@ -116,8 +116,8 @@ def driving(experiment, masked: Masked, data: Dataset, seed: int, episodes: int,
 
 
 FREE, EVERYTHING = "mask, free starts", "everything"
-DRIVING = experiment(DriveDemonstrations(), env=f"{__name__}:LitDrive", measure=driving, first_seed=740, episodes=300,
-                     sanity={"camera": 0.9},
+DRIVING = experiment(DriveDemonstrations(), env=f"{__name__}:LitDrive", measure=driving, first_seed=740,
+                     n_seeds=20, looks=((5, 0.01), (10, 0.015), (20, 0.025)), episodes=300, sanity={"camera": 0.9},
                      measures={"cause kept": Measure("real", "rate"), "lights kept": Measure("real"),
                                "error": Measure("real", "variance")}, arms={
     EVERYTHING: Masked("all"),

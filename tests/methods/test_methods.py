@@ -349,7 +349,7 @@ WITHOUT = {
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "an environment that tells success": (STATES, "no environment to collect them in"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
-    "actions in some episodes; those of the others are NaN, or the column is absent": (
+    needs.SOME_ACTIONS: (
         {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
     needs.PATHS.text: (STATES, "the actions have 2 numbers, but 4 points have 8"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),

@@ -499,7 +499,7 @@ def demonstrations_path(path: Path) -> Path:
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
               decode: bool = True, has_size_option: bool = False, columns: Sequence[str] = (), run: Path | None = None,
-              **options) -> Dataset:
+              needs_actions: bool = True, **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -510,6 +510,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
         has_size_option: Whether the command has the option --image-size, which the message then names.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
+        needs_actions: Refuses data without actions. Otherwise actions are not audited, since some may be missing.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
     from ..audit import check_usable, training_warnings
@@ -521,13 +522,14 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..learn.callbacks import format_duration
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    if "action" not in data.features():
+    if needs_actions and "action" not in data.features():
         raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
                         hint="name the columns that it is made of: --columns action="
                              + (",".join(n for n in data.features() if role(n) == "action") or "U1,U2"))
     if ignore is not None:
-        warn_unused_ignores(check_usable(data, data.metadata["path"], ignore, training=True))
-        for text in training_warnings(data):
+        audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
+        warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
+        for text in training_warnings(audited):
             print(f"{path}: {text}", file=sys.stderr)
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):

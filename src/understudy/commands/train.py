@@ -248,14 +248,23 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if o.data is None:
         val_fraction = 0.0
     words = _task_relabel(data) if o.language else None
-    method = build_method(o.method, options, changes, data.features(), o.trust, words, o.executor, o.steps)
+    features = data.features()
+    if "action" not in features:  # perhaps the prior episodes have it
+        features |= {name: f for name, f in data[-1].features().items() if name == "action"}
+    method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
     method, stages = _with_runs(method, o)
     return _Training(method, data, stream, weights, val_fraction, words, stages)
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:
+    from ..methods import describe_method
+    from ..methods.needs import SOME_ACTIONS
+
+    description = describe_method(o.method)
+    needs_actions = description is None or SOME_ACTIONS not in description["needs"]
     return open_data(path, o.image_size, ignore=o.ignore, has_size_option=True, columns=o.columns,
-                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps)
+                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps,
+                     needs_actions=needs_actions)
 
 
 def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> None:

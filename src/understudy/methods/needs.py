@@ -124,6 +124,7 @@ TEXT = {"dtype": "string", "shape": (), "kind": "string"}
 
 NUMBERS = Need("actions that are numbers", {"action": _vector(2)}, _refuse_classes)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+SOME_ACTIONS = "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN"
 PRACTICE = "practice with actions, of any quality, besides the demonstrations (--prior)"
 OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _vector(2)})
 NUMERIC_STATES = Need("states that are numbers", {"observation.state": _vector(2)}, _require_numeric_states)

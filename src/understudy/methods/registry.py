@@ -206,7 +206,13 @@ def _description(name: str, family: str, summary: str, info: MethodInfo | None,
 
 def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
     """Checks the requirements of a method on the columns of the data."""
+    from ..core import DataError
+
     info = getattr(function, "info", None)
+    if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
+        raise DataError(f"the data have no column 'action'; the columns are {', '.join(features)}", where=name,
+                        hint="vpt learns from episodes of which few have actions, and bco from episodes without any, "
+                             "with practice in an environment. --columns action=NAME names a column that has them")
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
     for need in info.needs if info is not None else ():
         if isinstance(need, Need) and need.check is not None:

@@ -5,13 +5,13 @@ from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds
 from ...improve.retention import BalancedSuccess
 from ...learn.method import Method
-from ..needs import NUMBERS_OR_CLASSES, PRACTICE
+from ..needs import PRACTICE, SOME_ACTIONS
 from ..registry import method
 from .bco import bco
 
 
 @method("Monteiro et al. 2020 (ABCO), arXiv 2004.13529, without attention, which is a linear layer for one vector",
-        rows=("204",), needs=(NUMBERS_OR_CLASSES, PRACTICE, "an environment that tells success"),
+        rows=("204",), needs=(SOME_ACTIONS, PRACTICE, "an environment that tells success"),
         when="if demonstrations have no actions, and the environment says whether an episode succeeded.")
 def abco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:
     """BCO whose inverse dynamics model learns from successful practice, with all classes of actions equally often.

@@ -8,12 +8,12 @@ from ...learn.cloning_from_observation import BehaviorCloningFromObservation
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...policy import PolicyConfig
-from ..needs import NUMBERS_OR_CLASSES, PRACTICE
+from ..needs import PRACTICE, SOME_ACTIONS
 from ..registry import method
 
 
 @method("Torabi et al. 2018 (BCO), arXiv 1805.01954; both networks learn together", rows=("204",),
-        needs=(NUMBERS_OR_CLASSES, PRACTICE, "an environment"),
+        needs=(SOME_ACTIONS, PRACTICE, "an environment"),
         when="if demonstrations have no actions, and there is an environment to practice in.")
 def bco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:
     """Behavior cloning from observation: an inverse dynamics model of own practice tells the actions of demonstrations.

@@ -9,7 +9,7 @@ from ...data.mixture import ROUND, expert_episodes
 from ...improve.collection import CollectionRounds
 from ...improve.retention import RetentionRule
 from ...learn.method import Method
-from ..needs import NUMBERS_OR_CLASSES, PRACTICE
+from ..needs import PRACTICE, SOME_ACTIONS
 from ..registry import method
 from .bco import bco
 
@@ -73,7 +73,7 @@ def _signatures(episodes: list[Episode]) -> np.ndarray:
 
 
 @method("Gavenski et al. 2024 (CILO), arXiv 2407.04856, with a ridge classifier, and without attention over one token",
-        rows=("182",), needs=(NUMBERS_OR_CLASSES, PRACTICE, "an environment"),
+        rows=("182",), needs=(SOME_ACTIONS, PRACTICE, "an environment"),
         when="if demonstrations have no actions, and nobody says which episodes of the practice succeed; no claim has "
              "tested it here.")
 def cilo(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:

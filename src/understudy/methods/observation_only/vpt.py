@@ -9,13 +9,13 @@ from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
 from ...learn.pseudo_labels import PseudoLabel
 from ...policy import PolicyConfig
-from ..needs import NUMBERS_OR_CLASSES
+from ..needs import SOME_ACTIONS
 from ..registry import method
 
 
 @method("Baker et al. 2022 (VPT), arXiv 2206.11795, whose model reads 128 frames, and whose policy is then improved by "
         "reinforcement learning", rows=("039",),
-        needs=(NUMBERS_OR_CLASSES, "actions in some episodes; those of the others are NaN, or the column is absent"),
+        needs=(SOME_ACTIONS,),
         when="if few episodes have actions and many have none, and the next observation shows what was done.")
 def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema | None = None) -> Method:
     """Behavior cloning, where an inverse dynamics model of the few steps with actions tells the other actions.

@@ -12,12 +12,12 @@ from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
-from ..needs import NUMBERS_OR_CLASSES
+from ..needs import SOME_ACTIONS
 from ..registry import method
 
 
 @method("Cui et al. 2024 (DynaMo), arXiv 2409.12192, with windows of two observations", rows=("014",),
-        needs=(NUMBERS_OR_CLASSES,),
+        needs=(SOME_ACTIONS,),
         when="if many recordings have no actions (--prior), and few demonstrations have them; no claim has tested it "
              "here.")
 def dynamo(latent: int = 8, lookahead: int = 1, features: Schema | None = None) -> Method:

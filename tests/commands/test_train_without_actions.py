@@ -1,0 +1,37 @@
+"""Training from data that have no actions, by the command."""
+
+import numpy as np
+import pytest
+
+from understudy.cli import main
+from understudy.core import DataError, Feature
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import write_dataset
+from understudy.methods import find_method
+
+
+def walk(seed, has_actions):
+    action = np.random.default_rng(seed).normal(size=(12, 2)).astype(np.float32)
+    state = np.concatenate([np.zeros((1, 2), np.float32), action.cumsum(0)])
+    return Episode({"observation.state": state, **({"action": action} if has_actions else {})}, rows=12)
+
+
+def test_videos_are_prior_data(tmp_path, capsys):
+    write_dataset(Dataset([walk(i, True) for i in range(3)], {"fps": 10}), tmp_path / "few.npz", "npz")
+    write_dataset(Dataset([walk(i, False) for i in range(6)], {"fps": 10}), tmp_path / "videos", "lerobot")
+    few, videos = str(tmp_path / "few.npz"), str(tmp_path / "videos")
+    assert main(["train", "vpt", few, "--prior", videos, "--out", str(tmp_path / "run"), "--steps", "2"]) in (0, None)
+    assert main(["train", "bc", videos, "--out", str(tmp_path / "other"), "--steps", "2"])
+    assert "no column action to learn" in capsys.readouterr().err
+
+
+def test_missing_actions_may_be_nan(tmp_path):
+    hidden = [walk(i, True).replace({"action": np.full((12, 2), np.nan, np.float32)}) for i in range(4)]
+    write_dataset(Dataset([walk(9, True), *hidden], {"fps": 10}), tmp_path / "few.npz", "npz")
+    command = ["train", "vpt", str(tmp_path / "few.npz"), "--val-fraction", "0", "--steps", "2"]
+    assert main([*command, "--out", str(tmp_path / "run")]) in (0, None)
+
+
+def test_methods_that_need_actions_name_those_that_do_not():
+    with pytest.raises(DataError, match="(?s)bc: the data have no column 'action'.*vpt.*bco"):
+        find_method("bc", {"observation.state": Feature("float32", (2,))})

@@ -497,9 +497,18 @@ def demonstrations_path(path: Path) -> Path:
     return path
 
 
+def _misses_actions(method: str | None) -> bool:
+    """Whether a method learns from data that lack some actions."""
+    from ..methods import describe_method
+    from ..methods.needs import SOME_ACTIONS
+
+    description = None if method is None else describe_method(method)
+    return description is not None and SOME_ACTIONS in description["needs"]
+
+
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
-              decode: bool = True, has_size_option: bool = False, columns: Sequence[str] = (), run: Path | None = None,
-              needs_actions: bool = True, **options) -> Dataset:
+              decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
+              **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -507,10 +516,10 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
-        has_size_option: Whether the command has the option --image-size, which the message then names.
+        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
+            some may be missing. The message then names the option --image-size.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
-        needs_actions: Refuses data without actions. Otherwise actions are not audited, since some may be missing.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
     from ..audit import check_usable, training_warnings
@@ -522,6 +531,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..learn.callbacks import format_duration
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
+    needs_actions = not _misses_actions(method)
     if needs_actions and "action" not in data.features():
         raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
                         hint="name the columns that it is made of: --columns action="
@@ -546,7 +556,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if cost.seconds == 0:
         return decode_frames(data, size)
     high, wide = (size, size) if isinstance(size, int) else size
-    note = " (--image-size)" if has_size_option else ""
+    note = " (--image-size)" if method is not None else ""
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels{note}: "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:

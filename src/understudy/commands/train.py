@@ -257,14 +257,8 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:
-    from ..methods import describe_method
-    from ..methods.needs import SOME_ACTIONS
-
-    description = describe_method(o.method)
-    needs_actions = description is None or SOME_ACTIONS not in description["needs"]
-    return open_data(path, o.image_size, ignore=o.ignore, has_size_option=True, columns=o.columns,
-                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps,
-                     needs_actions=needs_actions)
+    return open_data(path, o.image_size, ignore=o.ignore, method=o.method, columns=o.columns,
+                     run=o.from_run or o.out, mapping=o.map, max_episode_steps=o.max_episode_steps)
 
 
 def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> None:

@@ -64,6 +64,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "maskdp": {**NUMBERS, "observation.goal": NUMBERS["observation.state"]},
     "attention-tuner": {**NUMBERS, "recalled": Feature("int64", (1,))},
     "fourier-transporter": {"observation.images.top": CAMERA, "action": Feature("float32", (5,))},
+    "chauffeurnet": {**NUMBERS, "action": Feature("float32", (8,))},
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
     "vinn-byol": {**NUMBERS, "observation.images.top": CAMERA},

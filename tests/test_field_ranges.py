@@ -36,7 +36,8 @@ PACKAGES = ("heads", "nets", "execute", "learn", "methods")
 COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
-    "Curve", "TrainingCurves", "TransformedActor",
+    "Curve", "TrainingCurves", "TransformedActor", "RepresentationSpec", "Bend",
+    "GoalConditioned", "GoalValues",  # checked in what is derived from them
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
@@ -53,8 +54,10 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
-             ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth")}
-NEVER_ZERO = {("PastVerification", "skip")}
+             ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
+             ("ROT", "n_step"), ("TrajectoryPerturbation", "offset"), ("TrajectoryPerturbation", "heading"),
+             ("TrajectoryPerturbation", "past")}
+NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}
 
 
 def parts(kinds=COUNTS):
@@ -76,7 +79,7 @@ def written_type(field):
     return re.sub(r"^Annotated\[(.*?)(, \w+\([^()]*\))+\]$", r"\1", field.type)
 
 
-NO_COUNTS = {("GridSearch", "wall"), ("GridSearch", "goal")}  # classes of cells
+NO_COUNTS = {("GridSearch", "wall"), ("GridSearch", "goal"), ("PseudoLabel", "offset")}  # classes of cells, and a shift
 CASES = [(part, f) for part, f in parts()
          if part.__name__ not in NO_CONFIGS | BUILT and (part.__name__, f.name) not in NO_COUNTS]
 FLOATS = [(part, f) for part, f in parts(("float", "float | None", "tuple[float, ...]", "tuple[float, float]"))

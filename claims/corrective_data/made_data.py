@@ -286,7 +286,7 @@ class DrivenPaths(DemonstrationSource):
                        metadata=metadata)
 
     def for_probe(self):
-        return smaller(self, episodes=10)
+        return smaller(self, episodes=N_PATHS)
 
 
 class UnchangedLabels(TrajectoryPerturbation):

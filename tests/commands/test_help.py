@@ -164,7 +164,7 @@ def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args
      "--device: 'gpu' is not auto, cpu, cuda or mps\n  -> "),
     (["claims", "runn"],
      "understudy claims: 'runn' is not list, pilot, run, check, judge, spot-check or table\n  -> did you mean 'run'? "),
-    (["train", "bc"], "understudy train: missing DATA, --out RUN\n  -> understudy train --help"),
+    (["train", "bc"], "understudy train: missing --out RUN\n  -> understudy train --help"),
     (["train", "bc", "d", "--out"], "--out: needs a value, but has none\n  -> "),
     (["train", "bc", "d", "--out", "r", "--steps", "--seed", "3"], "--steps: needs a value, but has none\n  -> "),
     (["methods", "bc", "act"], "understudy methods: unexpected argument 'act'\n  -> "),

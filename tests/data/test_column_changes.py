@@ -124,8 +124,9 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
                 "observation.prompt.words": Feature("int64", (7,), "discrete", num_classes=(4,) * 7),
                 "observation.prompt.objects": Feature("float32", (7, 3)),
                 "observation.grid": Feature("int64", (3, 3), "discrete", num_classes=(3,) * 9)}
-    if name == "fourier-transporter":  # its actions are two places and an angle
-        features["action"] = Feature("float32", (5,))
+    sizes = {"fourier-transporter": 5, "chauffeurnet": 8}  # two places and an angle, and four points of a path
+    if name in sizes:
+        features["action"] = Feature("float32", (sizes[name],))
     for part in find_method(name, features).transforms:
         if any(find_references(part)):
             assert isinstance(part, (ColumnChange, Operation))

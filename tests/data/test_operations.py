@@ -123,6 +123,8 @@ def chains(draw):
         if kind == "drop" and len(data[0][0]) == 1 or (kind == "task" and "task" not in data[0][0]):
             continue
         then = on_lists(one, data)
+        if kind == "drop" and any(steps_of(c) != steps_of(d) for (c, _), (d, _) in zip(then, data, strict=True)):
+            continue  # the lists know the steps of an episode by its columns alone
         if then and all(steps_of(c) for c, _ in then):
             data, what = then, [*what, one]
     return what

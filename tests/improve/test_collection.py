@@ -328,7 +328,9 @@ def test_the_command_takes_the_environment_of_the_data(demos):
     def env_of(made, env=None, data=demos):
         return _collection_env(made, data, SimpleNamespace(env=env, trust=()))
     assert env_of(find_method("dagger")).metadata["env"] == "fork"
-    assert env_of(find_method("td3-bc"), "push").metadata["env"] == "push"
+    assert env_of(find_method("td3-bc"), "four_rooms").metadata["env"] == "four_rooms"
+    with pytest.raises(UserError, match=r"push, column 'observation.state': .*\(2,\), but this is .*\(8,\)"):
+        env_of(find_method("td3-bc"), "push")
     assert env_of(method(None, stages=(Stage("base", method(rounds())),))).metadata["env"] == "fork"
     assert env_of(find_method("dagger"), data=Dataset(numbered(0, 1))) is None  # and train says what is missing
     assert env_of(find_method("bc")) is None

@@ -173,7 +173,7 @@ def test_episodes_of_one_step_are_refused(name):
 def test_data_without_actions_or_the_goal_are_refused(name):
     data = one_goal_data(5)
     without = Dataset([Episode({STATE: episode.steps[STATE]}) for episode in data])
-    with pytest.raises(ConfigError, match="no column 'action'.*\n.*--columns action=COLUMN"):
+    with pytest.raises(UserError, match="no column 'action'.*\n.*--columns action=(NAME|COLUMN)"):
         fit_method(find_method(name, without.features()), without, 0)
     with pytest.raises(ConfigError, match="no column 'observation.pose'.*observation.state"):
         fit_method(find_method(name, data.features(), column="observation.pose"), data, 0)

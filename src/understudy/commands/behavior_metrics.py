@@ -122,7 +122,7 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
     table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(
         ["demonstrations"] if references else []))
-    episode_counts = [max(m.n_episodes for m in p.metrics) for p in policies]
+    episode_counts = [max((m.n_episodes for m in p.metrics), default=0) for p in policies]
     for key in dict.fromkeys(m.key for p in policies for m in p.metrics):
         metrics = [next((m for m in p.metrics if m.key == key), None) for p in policies]
         metric = next(m for m in metrics if m is not None)
@@ -132,7 +132,8 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
         ]
         table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
                       *([f"{references[key].estimate:.3g}" if key in references else ""] if references else []))
-    out.print("", table)
+    if table.row_count:
+        out.print("", table)
     for name, policy_metrics in metrics_by_policy.items():
         lines = policy_metrics.summary_lines()
         out.print(*(lines if is_single else [f"{name}: {line}" for line in lines]))

@@ -67,7 +67,8 @@ class DeviceWindows(Windows):
         def gathered(tree):
             return {k: self.goal_columns.get(k, self.device_columns.get(k))[v] for k, v in tree.items()}
 
-        stored = {**{k: self.device_columns[k] for k in self.extra if k != "index"}, **self.goal_columns}
+        stored = {**{k: self.device_columns[k] for k in self.extra if k != "index"},
+                  **{k: c for k, c in self.goal_columns.items() if k not in self.inputs}}
         extra = {k: stored[k][v] if k in stored else v for k, v in numbers.extra.items()}
         action = numbers.action if self.target is None else self.device_columns[self.target][numbers.action[..., 0]]
         if action.ndim != 3:

@@ -18,7 +18,6 @@ from ..policy import Policy, find_checkpoint
 from .fit import Learner
 from .method import InitializeFrom, Method, Stage, find_references
 from .run import Run
-from .targets import REWARD, TERMINATED, check_rewards
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -145,8 +144,6 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
         modules: The modules of the stages.
     """
     freeze(policy, method.initialize_from)
-    if {REWARD, TERMINATED} <= set(method.learner.extra) and method.collection is None:
-        check_rewards(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:
         if part.into != "policy":

@@ -80,6 +80,7 @@ from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
 from .stages import build_learner, check_stages, copy_run, is_finished, packages_of, stages_before
+from .targets import REWARD, TERMINATED, check_rewards
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float]  # higher is better
@@ -267,6 +268,8 @@ class _Preparation:
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
         method, seed = self.resolved, int(self.config.seed)
+        if {REWARD, TERMINATED} <= set(method.learner.extra) and method.collection is None:
+            check_rewards(episodes)
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)

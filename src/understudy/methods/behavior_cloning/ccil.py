@@ -38,8 +38,8 @@ class LipschitzLoss(AuxiliaryLoss):
         n_samples: Number of d per window.
     """
 
-    max_slope: float = 2.0
-    weight: float = 0.1
+    max_slope: Annotated[float, AtLeast(0)] = 2.0
+    weight: Annotated[float, AtLeast(0)] = 0.1
     distance: Annotated[float, Above(0)] = 0.01
     n_samples: Annotated[int, AtLeast(1)] = 5
 
@@ -77,7 +77,7 @@ class CorrectiveLabels(Operation):
     dynamics: FromStage | Policy
     noise: Annotated[float, AtLeast(0)] = 0.0
     n_copies: Annotated[int, AtLeast(1)] = 1
-    max_slope: float = 2.0
+    max_slope: Annotated[float, Above(0)] = 2.0
     max_error: Annotated[float, Above(0)] = 10.0
     column: str = "observation.state"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...core import AtLeast, AtMost, Context, UserError, part, uniform
+from ...core import Above, AtLeast, AtMost, Context, UserError, part, uniform
 from ...data.episode import Dataset
 from ...data.operations import Operation
 from ...execute.chunking import RecedingHorizon
@@ -49,12 +49,12 @@ class TrajectoryPerturbation(Operation):
     """
 
     steps: Annotated[tuple[int, ...], AtLeast(1)]
-    offset: int = 0
-    heading: int = 1
-    past: tuple[int, ...] = ()
-    max_offset: float = 0.5
-    max_turn: float = math.pi / 3
-    max_curvature: float = 0.2
+    offset: Annotated[int, AtLeast(0)] = 0
+    heading: Annotated[int, AtLeast(0)] = 1
+    past: Annotated[tuple[int, ...], AtLeast(0)] = ()
+    max_offset: Annotated[float, AtLeast(0)] = 0.5
+    max_turn: Annotated[float, AtLeast(0)] = math.pi / 3
+    max_curvature: Annotated[float, Above(0)] = 0.2
     n_before: Annotated[int, AtLeast(1)] = 15
     n_copies: Annotated[int, AtLeast(1)] = 5
     column: str = "observation.state"
@@ -87,7 +87,7 @@ class TrajectoryPerturbation(Operation):
         return action
 
 
-@part
+@dataclass(frozen=True)
 class Bend:
     """A curve of two cubic polynomials: `offset` and `slope` (per step) now, zero and level at both of its ends."""
 
@@ -140,9 +140,9 @@ class CollisionLoss(PathLoss):
     """
 
     box: tuple[int, int]
-    half: tuple[float, float]
-    radius: float = 0.0
-    weight: float = 1.0
+    half: Annotated[tuple[float, float], Above(0)]
+    radius: Annotated[float, AtLeast(0)] = 0.0
+    weight: Annotated[float, AtLeast(0)] = 1.0
     column: str = "observation.state"
 
     def clearance(self, points, obs):
@@ -155,9 +155,9 @@ class CollisionLoss(PathLoss):
 class LaneLoss(PathLoss):
     """Penalizes points near an edge of the lane, or beyond it."""
 
-    half_width: float
-    radius: float = 0.0
-    weight: float = 1.0
+    half_width: Annotated[float, Above(0)]
+    radius: Annotated[float, AtLeast(0)] = 0.0
+    weight: Annotated[float, AtLeast(0)] = 1.0
 
     def clearance(self, points, obs):
         return self.half_width - points[..., 1].abs()

@@ -239,7 +239,7 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
         "---", "hide: [toc]", "---", "# The ledger of claims", "", MADE, "",
         f"What {len(entries) - total['no claim']} small experiments say, by what you want to decide. Each repeats the "
         "statement of a paper on a task of its own, which may *hold*, *fail* or stay *undecided* here. A picture shows "
-        "the interval of the comparison that decides. It must be on the shaded side of the dashed bound.",
+        "the deciding interval, which must be on the shaded side of the dashed bound.",
         "",
         *_advice_lines(entries),
         *HOW_TO_READ,

@@ -425,7 +425,7 @@ def test_success_after_rounding_is_compared_on_the_same_starts(run, train_bc):
     train_bc("run", episodes=40, steps=300)
     assert run("export", "run", "--out", "p.onnx", "--inputs", 50)[0] == 0
     status, out, _ = run("export", "run", "--out", "p.int8.onnx", "--precision", "int8", "--inputs", 50)
-    assert status == 0 and "understudy compare run p.int8.onnx --env ENV" in out
+    assert status == 0 and "understudy compare run p.int8.onnx --env fork --episodes 400" in out
     report = json.loads(Path("p.int8.onnx.json").read_text())
     assert report["precision"] == "int8" and report["parity"]["inputs"] == 50
     assert report["bytes"] < Path("p.onnx").stat().st_size

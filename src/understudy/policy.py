@@ -42,6 +42,7 @@ from .core import (
     UserError,
     check_observed,
     is_read_by_default,
+    missing_action,
     normal,
     part,
     role,
@@ -563,9 +564,9 @@ class Policy(CheckpointModule, StepwisePlanner):
         """Height and width in pixels of each camera that the policy reads."""
         return camera_sizes(self.features)
 
-    def check_features(self, features: Schema, where: str, *, resized: bool = False) -> None:
+    def check_features(self, features: Schema, where: str, *, resized: bool = False, hint: str = "") -> None:
         """Check that columns fit this policy: see the function `check_features`."""
-        check_features(self, features, where, resized=resized)
+        check_features(self, features, where, resized=resized, hint=hint)
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
@@ -903,6 +904,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
         feature = features[name]
         if resized and feature.kind == own_feature.kind == "image":
             feature = replace(feature, shape=(*own_feature.shape[:2], *feature.shape[2:]))
+        if resized and role(name) == "action" and {feature.shape, own_feature.shape} == {(), (1,)}:
+            feature = replace(feature, shape=own_feature.shape)  # one number, stored without an axis
         if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
             if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
                 raise _reading_error(name, own_feature, where)
@@ -1066,5 +1069,6 @@ def _add_goal_features(policy_config: PolicyConfig, features: Schema) -> dict[st
 def _check_columns(names, features: Schema, where: str = "data set") -> None:
     for name in names:
         if name not in features:
-            hint = "name it: --columns action=COLUMN. ss-orl predicts missing actions" if name == "action" else ""
-            raise unknown_name("column", name, sorted(features), where, hint=hint)
+            if name == "action":
+                raise missing_action(features, where)
+            raise unknown_name("column", name, sorted(features), where)

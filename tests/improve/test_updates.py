@@ -12,7 +12,7 @@ from fixtures.collections import collected, contents, fork, method, rounds, run
 
 from understudy import config, make
 from understudy.core import Unsupported, UserError
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import ColumnSamplingWeights
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
@@ -21,6 +21,7 @@ from understudy.heads.regression import Regression
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
     FIRST_EPISODE,
+    GaussianExploration,
     RolloutCollector,
     TemperatureExploration,
     rollout_steps,
@@ -159,6 +160,20 @@ def test_the_policy_explores_with_a_temperature_and_is_deployed_without(demos, t
         again = rollout(one, fork(5), 2, recording_seed(0), first=FIRST_EPISODE)
         assert np.array_equal(again[0].steps["action"], episodes[0].steps["action"]) == is_equal
     assert episodes[0].steps["action"].std(0).min() > 0.01
+
+
+@pytest.mark.parametrize(("largest", "limit"), [(0.5, 2.0), (3.0, 3.0)])
+def test_stored_actions_with_noise_are_those_that_the_environment_executes(largest, limit, tmp_path):
+    """Pendulum clips torques at 2. Recorded ones that are larger keep their range."""
+    env, rng = make("Pendulum-v1", 2, max_episode_steps=20), np.random.default_rng(0)
+    actions = np.linspace(-largest, largest, 20, dtype=np.float32)[:, None]
+    columns = {"observation.state": rng.normal(size=(21, 3)).astype(np.float32), "action": actions}
+    data = Dataset([Episode(columns)], {"fps": 20})
+    collector = RolloutCollector(2, GaussianExploration(5.0))
+    made = method(rounds(1, collector=collector, relabel=(), updates=PerRound(1)))
+    train(made, data, tmp_path / "run", env=env, device="cpu", progress=False, val_fraction=0)
+    stored = np.concatenate([episode.steps["action"] for episode in collected(tmp_path / "run")[0]])
+    assert stored.max() == pytest.approx(limit) and (np.abs(stored) == stored.max()).mean() > 0.2
 
 
 def test_a_head_without_temperature_is_refused(demos):

@@ -524,7 +524,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings
-    from ..core import DataError, role
+    from ..core import missing_action
     from ..data import cache
     from ..data.column_selection import parse_columns
     from ..data.formats import decode_frames, frame_cost
@@ -533,9 +533,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     needs_actions = not _misses_actions(method)
     if needs_actions and "action" not in data.features():
-        raise DataError(f"there is no column action to learn among {', '.join(data.features())}", where=path,
-                        hint="name the columns that it is made of: --columns action="
-                             + (",".join(n for n in data.features() if role(n) == "action") or "U1,U2"))
+        raise missing_action(data.features(), path)
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))

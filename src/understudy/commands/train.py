@@ -499,6 +499,7 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
     """The environment in which the method and its stages collect episodes; None if they collect none."""
     from ..core import UserError
     from ..envs import make
+    from ..envs.registry import base_name
 
     def collects(m: Method) -> bool:
         return m.collection is not None or any(collects(stage.method) for stage in m.stages)
@@ -511,6 +512,9 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
     if name is None:
         return None
     env = make(name, COLLECTION_ROWS, o.trust)
+    recorded = recorded_env(data)
+    if recorded is not None and base_name(recorded) != base_name(name):
+        print(f"warning: the demonstrations are of {recorded}, and the method practices in {name}", file=sys.stderr)
     if method.collection is not None:
         _check_policy_fits(method, data, env)
     return env
@@ -664,7 +668,11 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     with without_downloads():  # nothing is fetched for this
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
-    policy.check_features(policy_features(method, env.features), str(env.metadata["env"]), resized=True)
+    recorded = recorded_env(data)
+    policy.check_features(
+        policy_features(method, env.features), str(env.metadata["env"]), resized=True,
+        hint="name the environment of the demonstrations" + (f", which is {recorded}" if recorded else "")
+             + ", or take demonstrations of this one")
     tell_scaled_images(policy, env, data.metadata.get("camera_sizes"), "the policy")
 
 

@@ -345,11 +345,13 @@ class NoisyActor(Actor):
         actor: The actor; None for noise alone.
         dim: Number of action components.
         std: Standard deviation of the noise.
+        limits: Lowest and highest noisy actions, (dim,) each. None for no limits.
     """
 
     actor: Actor | None
     dim: Annotated[int, AtLeast(1)]
     std: Annotated[float, AtLeast(0)] = 1.0
+    limits: tuple[Tensor, Tensor] | None = None
 
     def start(self, obs, key):
         inner = {} if self.actor is None else self.actor.start(obs, key)
@@ -358,4 +360,5 @@ class NoisyActor(Actor):
     def act(self, obs, state):
         noise = self.std * normal(state["key"], state["count"], (self.dim,), stream=5)
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
-        return action + noise, pass_record({**state, "count": state["count"] + 1}, inner)
+        noisy = action + noise if self.limits is None else (action + noise).clamp(*self.limits)
+        return noisy, pass_record({**state, "count": state["count"] + 1}, inner)

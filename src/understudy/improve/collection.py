@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..checkpoint import FromStage
 from ..core import AtLeast, DataWarning, Schema, Unsupported, UserError, part
@@ -69,6 +71,9 @@ class Exploration(ABC):
 class GaussianExploration(Exploration):
     """Adds independent Gaussian noise to each action.
 
+    Noisy actions stay within the limits of the environment, so that those that are stored are those that it executes.
+    Where the actions of the data are beyond these limits, as they were recorded, noisy actions may be as large.
+
     Args:
         std: Standard deviation, in the units of the action.
     """
@@ -81,7 +86,20 @@ class GaussianExploration(Exploration):
             raise UserError(f"the actions of {env.metadata['env']} are classes, to which no noise can be added",
                             where="GaussianExploration",
                             hint="use TemperatureExploration(1.0), or leave exploration out")
-        return NoisyActor(actor, action.size, self.std)
+        return NoisyActor(actor, action.size, self.std, _action_limits(env, training.data))
+
+
+def _action_limits(env: Env, data: Dataset) -> tuple[Tensor, Tensor] | None:
+    """The lowest and highest actions that an environment executes or data have, (size,) each. None without limits."""
+    if "low" not in env.metadata:
+        return None
+    size = env.features["action"].size
+    low, high = (np.broadcast_to(np.asarray(env.metadata[k], float), size) for k in ("low", "high"))
+    recorded = [np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1) for e in data if "action" in e.steps]
+    if recorded and recorded[0].shape[1] == size:
+        rows = np.concatenate(recorded)
+        low, high = np.fmin(low, np.nanmin(rows, 0)), np.fmax(high, np.nanmax(rows, 0))
+    return torch.as_tensor(low).float(), torch.as_tensor(high).float()
 
 
 @part
@@ -225,7 +243,8 @@ class RolloutCollector(EpisodeCollector):
         else:
             assert self.n_steps is not None
             episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps)
-        return training.transform(episodes.map(partial(_cast_actions, env.features)))
+        shape = training.data.features().get("action", env.features["action"]).shape
+        return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
 
     def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
@@ -260,13 +279,20 @@ def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
     return rollout_steps(UniformRandomActor(env), env, n_steps, recording_seed(seed))
 
 
-def _cast_actions(features: Schema, episode: Episode) -> Episode:
-    """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes."""
-    dtype = features["action"].dtype
-    columns = {k: np.asarray(episode.steps[k]).astype(dtype) for k in ("action", SUPERVISOR_ACTION)
-               if k in episode.steps and episode.steps[k].dtype != dtype}
-    cast = episode.replace(columns) if columns else episode
-    return replace(cast, schema=episode.schema)
+def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) -> Episode:
+    """Casts actions to the dtype of the environment. Policies act in floating point, also if actions are classes.
+
+    Args:
+        shape: That of the actions of the data, which may have no axis where the environment's have one number.
+    """
+    action, columns = features["action"], {}
+    for name in ("action", SUPERVISOR_ACTION):
+        if name in episode.steps:
+            column = np.asarray(episode.steps[name]).astype(action.dtype)
+            columns[name] = column.reshape(len(column), *(shape if {shape, action.shape} == {(), (1,)} else
+                                                          action.shape))
+    schema = {k: replace(f, shape=columns[k].shape[1:]) if k in columns else f for k, f in episode.schema.items()}
+    return replace(episode.replace(columns), schema=schema)
 
 
 @dataclass(frozen=True)

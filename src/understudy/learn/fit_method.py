@@ -16,7 +16,7 @@ import torch
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
-from ..data.mixture import expert_episodes
+from ..data.mixture import DATASET_NAME, EXPERT, expert_episodes
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
@@ -39,8 +39,8 @@ from .method import (
     resolve_references,
     training_data,
 )
-from .reward_models import RewardedConfig
-from .stages import build_learner, check_stages, load_weights_from, of_policy, packages_of
+from .reward_models import ConstantReward, RewardedConfig, RewardModelConfig
+from .stages import build_learner, check_stage_columns, check_stages, load_weights_from, of_policy, packages_of
 from .validation import check_training_data, warn_of_padding
 
 ROWS = 16  # of every batch that the networks see while episodes are collected or a checkpoint is scored
@@ -115,6 +115,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
             stages[stage.name] = fit_method(stage.method, part, seed, stages=stages, env=env, person=person,
                                             sampling_weights=stage_weights, device=chosen_device)
     stage_modules = _referenced_modules(method, stages, chosen_device)
+    check_stage_columns(method, stage_modules, data.features())
     method = resolve_references(method, stage_modules)
     recorded, data = data.features(), training_data(data, method)
     warn_of_padding(method.policy.window, data)
@@ -220,6 +221,18 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
         stream: The stream of which `data` are the first episodes.
     """
     path = data.metadata.get("path") or "data set"
+    learner = method.learner
+    reward = learner.reward if isinstance(learner, RewardedConfig) else None
+    kept = [episode.metadata for i, episode in enumerate(data) if i not in left_out]
+    expert = [facts for facts in kept if facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]
+    if kept and not expert and (learner.compares or isinstance(reward, RewardModelConfig)):
+        raise DataError(f"none of the {len(data)} episodes is a demonstration of an expert", where=path,
+                        hint="give demonstrations as DATA and the other episodes as --prior, and label no "
+                             "demonstration expert=false")
+    if isinstance(reward, ConstantReward) and len(expert) < len(kept):
+        raise DataError(f"only {len(expert)} of {len(kept)} episodes are demonstrations, but a constant reward is that "
+                        "of all of them", where=path,
+                        hint="leave the others out (understudy view make DATA --delete), or choose dac")
     if (isinstance(method.learner, RewardedConfig) and method.learner.compares and method.collection is None
             and len(expert_episodes(data)) == len(data)):
         raise DataError(f"all {len(data)} episodes are demonstrations, and a reward that tells them from others needs "

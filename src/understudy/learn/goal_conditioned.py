@@ -53,6 +53,14 @@ class GoalConditioned(LearnerConfig):
         return ()
 
 
+def check_goals(data: Dataset) -> None:
+    """Raises DataError if no step has a later one that could be its goal."""
+    if all(len(episode) < 2 for episode in data):
+        raise DataError("no episode has two steps, so that no step has a later one that could be its goal",
+                        where=data.metadata.get("path", "data set"),
+                        hint="train on longer episodes, or clone the actions: understudy train bc DATA --out RUN")
+
+
 @part
 class GoalValues(GoalConditioned):
     """Settings of a learner of values V(s, g): the discounted sum of rewards -1 until a goal is reached.
@@ -122,10 +130,6 @@ class GoalConditionedLearner(GradientLearner):
         self.drawn_goals = config.drawn_goals(self.goal)
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
-        if all(len(episode) < 2 for episode in data):
-            raise DataError("no episode has two steps, so that no step has a later one that could be its goal",
-                            where=data.metadata.get("path", "data set"),
-                            hint="train on longer episodes, or clone the actions: understudy train bc DATA --out RUN")
         return self.policy.training_windows(data, next_obs=self.config.next_obs, sampling_weights=sampling_weights,
                                             goals=self.drawn_goals)
 

@@ -90,6 +90,9 @@ class OffPolicyActorCritic(RewardedConfig):
     next_obs = True
 
     def __post_init__(self):
+        if self.n_step and self.reward is not None:
+            raise ConfigError("a reward model gives the rewards of a plan's own steps",
+                              where="OffPolicyActorCritic.n_step", hint="use 0")
         if self.target_entropy is not None and self.temperature is None:
             raise ConfigError("there is no temperature to adjust", where="OffPolicyActorCritic.target_entropy",
                               hint="give the first one, such as temperature=1.0, or leave target_entropy out")
@@ -127,9 +130,6 @@ class OffPolicyActorCriticLearner(RewardedLearner):
             self.temperature = _Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
         self.register("policy", policy, config.optimizer, auxiliary=[self.temperature] if self.temperature else [])
         self.register_reward(data)
-        if config.n_step and self.reward is not None:
-            raise Unsupported("a reward model gives the rewards of a plan's own steps",
-                              where="OffPolicyActorCritic.n_step", hint="use 0")
         if config.conservative_weight and policy.codec.bound in (None, math.inf):
             raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",
                               hint='use a codec that knows one, such as Normalizer(target="minmax")')

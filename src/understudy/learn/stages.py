@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
-from ..core import UserError
+from ..core import DataError, Schema, UserError
 from ..data.episode import Dataset
 from ..files import whole_folder, write_json
 from ..policy import Policy, find_checkpoint
 from .fit import Learner
+from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
 from .run import Run
+from .targets import TERMINATED, warn_of_time_limits
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -125,6 +127,23 @@ def is_finished(run: Run, method: Method) -> bool:
     return judged or not (run.checkpoint_path(last) / "train").is_dir()
 
 
+def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], *schemas: Schema) -> None:
+    """Refuses modules of stages that read columns which have other shapes in the data.
+
+    Args:
+        schemas: The columns of the data, before and after the method's transforms.
+    """
+    for reference in find_references(method):
+        module = modules[reference]
+        for name in getattr(module, "inputs", ()):
+            trained, found = module.features[name].shape, [s[name].shape for s in schemas if name in s]
+            if found and trained not in found:
+                raise DataError(f"{name} has the shape {found[0]} in these data, but {reference.module!r} of the stage "
+                                f"{reference.stage!r} was trained with {trained}", where=f"stage {reference.stage!r}",
+                                hint="take a run that was trained on data with the same columns, or leave --stage out "
+                                     "to train it anew")
+
+
 # -- initial weights ------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +163,10 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
         modules: The modules of the stages.
     """
     freeze(policy, method.initialize_from)
+    if isinstance(method.learner, GoalConditioned):
+        check_goals(data)
+    if TERMINATED in method.learner.extra and TERMINATED in data.features():
+        warn_of_time_limits(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:
         if part.into != "policy":

@@ -75,7 +75,7 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
 
 
 def check_rewards(data: Dataset) -> None:
-    """Refuses rewards that make no action better than another, and warns of time limits that look like ends.
+    """Refuses rewards that make no action better than another.
 
     Raises:
         UserError: A reward is not finite.
@@ -83,17 +83,26 @@ def check_rewards(data: Dataset) -> None:
     """
     check_finite(data, (REWARD,))
     rewards = np.concatenate([np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data])
-    ends = [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
-    path = data.metadata.get("path", "data set")
-    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(ends)):
+    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(_ends(data))):
         raise DataError(f"all rewards are {rewards[0]:g}" + (" and no episode terminates" if rewards[0] else "") +
-                        ", so that no action is better than another", where=f"{path}, column {REWARD!r}",
+                        ", so that no action is better than another",
+                        where=f"{data.metadata.get('path', 'data set')}, column {REWARD!r}",
                         hint="store rewards that differ, such as 1 at the step that succeeds, or clone the actions "
                              "with bc")
+
+
+def warn_of_time_limits(data: Dataset) -> None:
+    """Warns if all episodes terminate after the same number of steps, as if a time limit were an end."""
+    ends, path = _ends(data), data.metadata.get("path", "data set")
     if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() > 1:
         warnings.warn(f"{path}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
                       f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
                       "learns that nothing follows.", DataWarning, stacklevel=3)
+
+
+def _ends(data: Dataset) -> list[bool]:
+    """Whether each episode terminates."""
+    return [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
 
 
 class ReturnBound:

@@ -79,7 +79,15 @@ from .method import (
 from .model_card import write_model_card
 from .representation import RepresentationLearning
 from .run import Run
-from .stages import build_learner, check_stages, copy_run, is_finished, packages_of, stages_before
+from .stages import (
+    build_learner,
+    check_stage_columns,
+    check_stages,
+    copy_run,
+    is_finished,
+    packages_of,
+    stages_before,
+)
 from .targets import REWARD, TERMINATED, check_rewards
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
@@ -312,6 +320,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
         _check_same_run(run, last, documents)
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)
+    check_stage_columns(method, modules, recorded)
     resolved = resolve_references(method, modules)
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
     test = data.select([])
@@ -625,6 +634,10 @@ def _missing_column_hint(missing: str, features: Schema, path: str) -> str:
             return f"if {name!r} is that column, a view renames it: {command}"
     ends = "It is True where the environment ended the episode, and False at a time limit. " \
         if missing == "next.terminated" else ""
+    numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1]
+    if numbers:
+        command = command_line("view", "make", path, "--out", "VIEW", "--rename", f"{numbers[0]}={missing}")
+        ends += f"If a column has it under another name ({', '.join(numbers[:5])}), a view renames it: {command}. "
     return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
             "understudy record writes next.reward and next.terminated; in an .npz they are rewards and terminals")
 

@@ -206,21 +206,23 @@ def _description(name: str, family: str, summary: str, info: MethodInfo | None,
 
 def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
     """Checks the requirements of a method on the columns of the data."""
-    from ..core import DataError
+    from ..core import missing_action
 
     info = getattr(function, "info", None)
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
-        raise DataError(f"the data have no column 'action'; the columns are {', '.join(features)}", where=name,
-                        hint="vpt learns from episodes of which few have actions, and bco from episodes without any, "
-                             "with practice in an environment. --columns action=NAME names a column that has them")
+        raise missing_action(features, name)
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
     for need in info.needs if info is not None else ():
         if isinstance(need, Need) and need.check is not None:
-            need.check(name, features, {**defaults, **options}, lambda need=need: _methods_without(need))
+            need.check(name, features, {**defaults, **options}, lambda need=need: _methods_without(need, name))
 
 
-def _methods_without(need: Need) -> list[str]:
-    return [name for name in method_files() if need not in read_info(name)[1].needs]
+def _methods_without(need: Need, name: str) -> list[str]:
+    """Names of the methods that do not have a need, those of the family of a method first, and at most eight."""
+    files = method_files()
+    family = {other for other in files if name in files and files[other].parent == files[name].parent}
+    names = [other for other in files if need not in read_info(other)[1].needs]
+    return sorted(names, key=lambda other: (other not in family, other not in ("bc", "iql")))[:8]
 
 
 def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Method] | None:

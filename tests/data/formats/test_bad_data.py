@@ -427,7 +427,7 @@ _NEXT = np.concatenate([flat_arrays()["state"][1:], flat_arrays()["state"][:1]])
     ({"fps": np.array("ten")}, ["d.npz, fps", "the steps per second must be a number above 0, not ten"]),
     ({"notes": np.array([{}, 1, 2, 3], object)}, ["notes", "Python objects (a pickle), which are never loaded"]),
     ({"observations": None}, ["there is no array observations; there are actions, episode_ends"]),
-    ({"actions": None}, ["there is no array actions"]),
+    ({"actions": None, "acts": np.zeros((22, 2))}, ["there is no array actions", "save acts as actions"]),
     ({"action": np.zeros((22, 1))}, ["action", "actions and action are both the column action"]),
     ({"episode_ends": np.array([5, 5, 10, 22])}, ["episode_ends[1]", "the ends must increase, but 5 follows 5"]),
     ({"episode_ends": np.array([5, 6, 10, 30])},

@@ -10,7 +10,9 @@ import pytest
 from fixtures import closed_form
 from fixtures.lerobot_files import ENDS, flat_arrays, write_npz
 
-from understudy.data.formats import lerobot, open_dataset
+from understudy.core import DataError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import lerobot, open_dataset, write_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,30 @@ def test_recorded_npz_files_open(name, episodes, steps, last, shared, tmp_path):
             assert len(states) == len(data[e]) + last
     lerobot.write(data, tmp_path / "out")
     assert open_dataset(tmp_path / "out").fingerprint() == data.fingerprint()
+
+
+def _moves(seed: int, *left_out: str) -> Episode:
+    position = np.random.default_rng(seed).normal(size=(6, 2)).astype(np.float32)
+    columns = {"observation.state": position, "action": np.diff(position, axis=0), "next.reward": position[:5, 0]}
+    return Episode({k: v for k, v in columns.items() if k not in left_out}, rows=5)
+
+
+def test_episodes_without_actions_are_stored_and_those_that_lack_them_have_nan(tmp_path):
+    write_dataset(Dataset([_moves(i, "action") for i in range(2)], {"fps": 10}), tmp_path / "none.npz")
+    none = open_dataset(tmp_path / "none.npz")
+    assert "action" not in none.features() and [len(e) for e in none] == [5, 5]
+    assert none[0].steps["observation.state"].shape == (6, 2)
+    write_dataset(Dataset([_moves(0), _moves(1, "action")], {"fps": 10}), tmp_path / "some.npz")
+    some = open_dataset(tmp_path / "some.npz")
+    np.testing.assert_array_equal(some[0].steps["action"], _moves(0).steps["action"])
+    assert some[1].steps["action"].shape == (5, 2) and np.isnan(some[1].steps["action"]).all()
+
+
+@pytest.mark.parametrize("form", ["npz", "lerobot", "robomimic", "d4rl", "csv"])
+@pytest.mark.parametrize(("episodes", "column"), [
+    ((_moves(0), _moves(1, "next.reward")), "next.reward"), ((_moves(0, "next.reward"), _moves(1)), "next.reward"),
+    ((_moves(0, "action"), _moves(1)), "action")])
+def test_columns_that_only_some_episodes_have_are_refused_and_not_lost(form, episodes, column, tmp_path):
+    with pytest.raises(DataError, match=f"episode 1, column '{column}': only some of the episodes"):
+        write_dataset(Dataset(episodes, {"fps": 10}), tmp_path / "data", form)
+    assert not (tmp_path / "data").exists()

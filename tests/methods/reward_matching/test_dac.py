@@ -58,5 +58,5 @@ def test_demonstrations_of_another_environment_are_refused_before_anything_is_tr
     env = make("particle", 2)
     with pytest.raises(UserError, match=r"observation.state(.|\n)*shape"):
         train(find_method("dac"), demonstrations(0), tmp_path / "run", env=env, progress=False)
-    with pytest.raises(UserError, match=r"particle, column 'observation.state'(.|\n)*train a policy for this one"):
+    with pytest.raises(UserError, match=r"particle, column 'observation.state'(.|\n)*take demonstrations of this one"):
         _collection_env(find_method("dac"), demonstrations(0), SimpleNamespace(env="particle", trust=()))

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core import UserError
+from ...core import DataError, UserError
 from ...plugins import find_plugins, load_plugin
 from .. import cache, video
-from ..episode import Dataset
+from ..episode import Dataset, EpisodeList
 from ..sources import DecodedFramesSource, Progress, camera_names
 from . import lerobot, npz, remote, sidecar
 from .describe import check_finite, describe
@@ -176,6 +176,8 @@ def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.Convers
 def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **options) -> None:
     """Write a new file or folder, completely or not at all. What the format cannot store goes into a sidecar file.
 
+    All episodes must have the columns of the first one. Only actions that are numbers may be absent: they become NaN.
+
     Args:
         to: A key of `WRITERS`. By default the format of the suffix of `path`, and LeRobot without a suffix.
         **options: Options of the format's `write`.
@@ -186,7 +188,24 @@ def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **opti
     Example:
         >>> write_dataset(open_dataset("demos.hdf5"), "demos.zarr")
     """
-    _format_module(to or formats_for_suffix(path)[0]).write(data, Path(path), **options)
+    _format_module(to or formats_for_suffix(path)[0]).write(_with_equal_columns(data), Path(path), **options)
+
+
+def _with_equal_columns(data: Dataset) -> Dataset:
+    """The episodes, with NaN in place of absent actions. Only those of a list can have other columns than the first."""
+    features, episodes = data.features(), []
+    if not isinstance(data.source, EpisodeList):
+        return data
+    for i, episode in enumerate(data):
+        absent = {name for name in features if name not in episode.steps and name not in ("task", "timestamp")}
+        further = set(episode.steps) - {*features, "task", "timestamp"}
+        if further or absent and (absent != {"action"} or features["action"].dtype not in ("float32", "float64")):
+            raise DataError("only some of the episodes have it",
+                            where=f"episode {i}, column {min(absent or further)!r}",
+                            hint="give all episodes the same columns; actions that are numbers may be NaN")
+        episodes.append(episode.replace({name: np.full((len(episode), *features[name].shape), np.nan,
+                                                       features[name].dtype) for name in absent}))
+    return Dataset(episodes, data.metadata)
 
 
 def formats_for_suffix(path: str | Path) -> tuple[str, ...]:

@@ -85,20 +85,23 @@ class NpzSource(NpzArchiveSource):
         return lengths_from_ends(self._file.read_array("episode_ends"), f"{self.path}, episode_ends", EPISODE_ENDS_HINT)
 
     def _check_names(self):
+        renames = rename_hint(self._file.headers)
         for name, key in (("observation", "observations"), ("action", "actions")):
-            if not any(KEYS.column(k).split(".")[0] == name for k in self._file.headers):
+            may_be_absent = name == "action" and f" as {key}" not in renames
+            if not may_be_absent and not any(KEYS.column(k).split(".")[0] == name for k in self._file.headers):
                 hint = "add the array, or name one like the column it is (observation.force, action)"
                 raise UserError(f"there is no array {key}; there are {', '.join(self._file.headers)}",
-                                where=self.path, hint=rename_hint(self._file.headers) or hint)
+                                where=self.path, hint=renames or hint)
 
     def _check_last(self, end: int):
         """If no observations or actions fit the ends, the ends are wrong."""
         rows = {key: shape[0] for key, (shape, _) in self._file.headers.items()
                 if shape and KEYS.column(key).split(".")[0] in ("observation", "action")}
         longer = end + len(self.lengths)
-        if any(n in (end, longer) for n in rows.values()) and not all(n == longer for n in rows.values()):
-            return
         key = next((k for k in rows if KEYS.column(k).startswith("action")), "")
+        if any(n in (end, longer) for n in rows.values()) and not (key and all(n == longer for n in rows.values())):
+            return
+        key = key or next(iter(rows))
         steps = rows.get(key, 0)
         raise UserError(f"the last end is {end}, but there are {steps} steps (rows of {key})",
                         where=f"{self.path}, episode_ends[{len(self.lengths) - 1}]", hint=EPISODE_ENDS_HINT + (
@@ -278,7 +281,7 @@ def capability(data: Dataset) -> FormatCapability:
         if not f.size or not is_free or not is_plain_flag(data, name):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
-        last = bool((data.rows(name) > lengths).all()) and role(name) != "action"
+        last = role(name) != "action" and bool((data.rows(name) > lengths).all())
         columns[name] = ColumnEncoding(name, "bool" if name in FLAG_COLUMNS[:2] else f.dtype, shape, last)
     return FormatCapability(columns, fps=True, metadata_keys=frozenset(_metadata_arrays(data, columns)))
 
@@ -296,10 +299,9 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 def write(data: Dataset, path: str | Path) -> None:
     """Write an .npz file, which `NpzSource` reads."""
     path, kept = Path(path), capability(data)
-    for column_role in ("observation", "action"):
-        if not any(role(name) == column_role for name in kept.columns):
-            raise UserError(f"there is no column of {column_role}; there are {', '.join(data.features())}", where=path,
-                            hint="an .npz holds observations and actions: choose another format")
+    if not any(role(name) == "observation" for name in kept.columns):
+        raise UserError(f"there is no column of observation; there are {', '.join(data.features())}", where=path,
+                        hint="an .npz holds observations: choose another format")
     lengths = data.lengths
     arrays = [whole_array("episode_ends", np.cumsum(lengths))]
     for name, place in kept.columns.items():

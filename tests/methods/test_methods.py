@@ -275,9 +275,12 @@ def test_what_needs_numbers_refuses_choices_before_it_trains(name):
     assert [n for n in able if able[n]] == LEARN_CLASSES
     if not able[name]:
         with pytest.raises(UserError, match=f"{name}, column 'action': the actions are classes, but this method "
-                           "learns numbers"
-                           "\n  -> " + ", ".join(LEARN_CLASSES) + " learn classes"):
+                           "learns numbers\n  -> .* learn classes") as error:
             find_method(name, CHOICES)
+        told = str(error.value).rpartition("-> ")[2].removesuffix(" learn classes").split(", ")
+        family = {d["name"] for d in describe_methods() if d["family"] == describe_method(name)["family"]}
+        assert set(told) <= set(LEARN_CLASSES) and {"bc", "iql"} & set(told)
+        assert set(told[:len(family & set(LEARN_CLASSES))]) <= family, "those of the same family come first"
         return
     if name in LEARN_CLASSES_ELSEWHERE:
         return

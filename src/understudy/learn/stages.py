@@ -127,18 +127,15 @@ def is_finished(run: Run, method: Method) -> bool:
     return judged or not (run.checkpoint_path(last) / "train").is_dir()
 
 
-def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], *schemas: Schema) -> None:
-    """Refuses modules of stages that read columns which have other shapes in the data.
-
-    Args:
-        schemas: The columns of the data, before and after the method's transforms.
-    """
+def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
+    """Refuses modules of stages that read columns which have other shapes in the data, before any transform."""
     for reference in find_references(method):
         module = modules[reference]
+        features: Schema = getattr(module, "features", {})
         for name in getattr(module, "inputs", ()):
-            trained, found = module.features[name].shape, [s[name].shape for s in schemas if name in s]
-            if found and trained not in found:
-                raise DataError(f"{name} has the shape {found[0]} in these data, but {reference.module!r} of the stage "
+            trained, present = features[name].shape, schema.get(name, features[name]).shape
+            if trained != present:
+                raise DataError(f"{name} has the shape {present} in these data, but {reference.module!r} of the stage "
                                 f"{reference.stage!r} was trained with {trained}", where=f"stage {reference.stage!r}",
                                 hint="take a run that was trained on data with the same columns, or leave --stage out "
                                      "to train it anew")

@@ -82,11 +82,11 @@ def test_classes_where_a_critic_reads_numbers_name_a_method_that_reads_them(name
 
 @pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", *MATCHING, *GOALS, "ccil", "bc"])
 def test_no_actions_and_some_actions_name_methods_that_do_without(name, tmp_path):
-    refused(train(name, tmp_path, actions=None), "no column 'action' to learn.*--columns action=U1,U2.*vpt.*bco",
+    refused(train(name, tmp_path, actions=None), "no column 'action' to learn.*--columns action=COLUMN.*vpt.*bco",
             tmp_path)
     actions = np.full((N, 2), np.nan, "f")
     actions[:1] = 0.5
-    refused(train(name, tmp_path, actions=actions), "not finite.*If actions are NaN.*vpt learns from the others",
+    refused(train(name, tmp_path, actions=actions), "not finite.*unknown actions, train vpt.*correct the values",
             tmp_path)
 
 

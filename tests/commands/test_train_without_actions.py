@@ -22,7 +22,7 @@ def test_videos_are_prior_data(tmp_path, capsys):
     few, videos = str(tmp_path / "few.npz"), str(tmp_path / "videos")
     assert main(["train", "vpt", few, "--prior", videos, "--out", str(tmp_path / "run"), "--steps", "2"]) in (0, None)
     assert main(["train", "bc", videos, "--out", str(tmp_path / "other"), "--steps", "2"])
-    assert "no column action to learn" in capsys.readouterr().err
+    assert "no column 'action' to learn" in capsys.readouterr().err
 
 
 def test_missing_actions_may_be_nan(tmp_path):
@@ -33,5 +33,5 @@ def test_missing_actions_may_be_nan(tmp_path):
 
 
 def test_methods_that_need_actions_name_those_that_do_not():
-    with pytest.raises(DataError, match="(?s)bc: the data have no column 'action'.*vpt.*bco"):
+    with pytest.raises(DataError, match="(?s)bc: there is no column 'action'.*vpt.*bco"):
         find_method("bc", {"observation.state": Feature("float32", (2,))})

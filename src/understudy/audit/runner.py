@@ -124,9 +124,9 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
     if training_data is not None and not_finite:
         lines = "\n".join(f"  {f.code}: {f.message}" for f in not_finite[:10])
         raise DataError(f"policies cannot be trained on values that are not finite:\n{lines}", where=where,
-                        hint=_deletion_hint(training_data, where) + (
-                            ". If actions are NaN where they are unknown, vpt learns from the others" if any(
-                                role(f.where.feature or "") == "action" for f in not_finite) else ""))
+                        hint=("if NaN stands for unknown actions, train vpt, which predicts them; otherwise " if any(
+                            role(f.where.feature or "") == "action" for f in not_finite) else "")
+                        + _deletion_hint(training_data, where))
     if errors:
         codes = list(dict.fromkeys(f.code for f in errors))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"

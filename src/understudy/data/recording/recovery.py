@@ -527,6 +527,9 @@ def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
     if "episode_ends" not in arrays:
         raise UserError("episode_ends is missing, or the file is cut off before it", where=path,
                         hint="restore it from a copy; the ends of its episodes are unknown")
+    if not any(name.startswith("action") for name in arrays):
+        raise UserError(f"the actions cannot be read; there are {', '.join(arrays)}", where=path,
+                        hint="restore the file from a copy: without actions, the episode of a row is not certain")
     ends = arrays.pop("episode_ends").astype(np.int64)
     columns: dict[str, Any] = _whole_episodes(arrays, ends, path, report_loss)
     np.savez(folder / path.name, **columns)

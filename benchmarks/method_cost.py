@@ -47,6 +47,7 @@ ACTS = 32  # steps of an episode: more than the longest chunk
 NUMBERS = {"observation.environment_state": Feature("float32", (10,)), "observation.state": Feature("float32", (10,)),
            "action": Feature("float32", (7,)), "next.reward": Feature("float32", ()),
            "next.terminated": Feature("float32", ())}
+CHOICES = {**NUMBERS, "action": Feature("int64", (1,), "discrete", num_classes=(7,))}
 CAMERA = Feature("uint8", (64, 64, 3), "image")
 WORDS = {"observation.task": Feature("uint8", (32,), "text")}
 CELLS = {"observation.grid": Feature("int64", (10, 10), "discrete", num_classes=(3,) * 100),
@@ -68,6 +69,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
     "vinn-byol": {**NUMBERS, "observation.images.top": CAMERA},
+    **dict.fromkeys(("discrete-cql", "discrete-sac", "dqn"), CHOICES),
 }
 
 

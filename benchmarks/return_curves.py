@@ -1,13 +1,14 @@
-"""Returns of SAC and PPO while they learn, beside stable-baselines3: python benchmarks/return_curves.py [--page]
+"""Returns of SAC, PPO and DQN while they learn, beside stable-baselines3: python benchmarks/return_curves.py [--page]
 
-SAC learns Pendulum-v1 and PPO learns CartPole-v1, from the environment alone, with the same settings on both sides:
-those that stable-baselines3 has by default, but 1,000 random steps before SAC learns. After every 1,000 or 2,000 steps
-the deterministic policy is evaluated from the same 20 starts, whose time is not counted. One cell is one seed of one
-library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU seconds of
-the training. Cells that are there are not run again. With --page, only the table is printed: the mean return at the
-end, the CPU seconds in all, and the steps and CPU seconds until the mean return first reaches the level, each with the
-95 % interval over seeds (Student's t). The level of Pendulum-v1 is that of starts drawn anew. From the 20 starts here
-neither library reaches it.
+SAC learns Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings on both sides:
+for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC learns; for DQN those of
+understudy. DQN of the peer is not double, clips gradients at 10, and does not normalize observations. After every 1,000
+or 2,000 steps the deterministic policy is evaluated from the same 20 starts, whose time is not counted. One cell is one
+seed of one library on one thread; its file in benchmarks/results/return-curves has the steps, the returns and the CPU
+seconds of the training. Cells that are there are not run again. With --page, only the table is printed: the
+mean return at the end, the CPU seconds in all, and the steps and CPU seconds until the mean return first reaches the
+level, each with the 95 % interval over seeds (Student's t). The level of Pendulum-v1 is that of starts drawn anew. From
+the 20 starts here neither library reaches it.
 
 The peer needs an environment with benchmarks/peers/sb3.txt: --peer-python, by default that in .venv-peers/sb3.
 """
@@ -34,6 +35,7 @@ EPISODES = 20  # of each evaluation
 TASKS = {  # steps in all, steps between evaluations, the level
     "sac": ("Pendulum-v1", 10_000, 1000, -160.0),
     "ppo": ("CartPole-v1", 40_000, 2000, 475.0),
+    "dqn": ("CartPole-v1", 20_000, 2000, 475.0),
 }
 LIBRARIES = ("understudy", "stable-baselines3")
 FOLDER = measure.RESULTS / "return-curves"
@@ -57,9 +59,9 @@ def run_own(method: str, seed: int) -> dict:
     env, judged = make(name, 8), make(name, EPISODES)
     began, excluded = time.process_time(), 0.0
     first = random_episodes(env, 1000, seed)
-    options = {"n_steps": 200} if method == "sac" else {}
+    options = {} if method == "ppo" else {"n_steps": 200}
     made = find_method(method, first.features(), n_rounds=10_000, **options)
-    counted = first.steps if method == "sac" else 0  # PPO learns nothing but scales from random steps
+    counted = 0 if method == "ppo" else first.steps  # PPO learns nothing but scales from random steps
     curve: dict[str, list[float]] = {"steps": [], "returns": [], "cpu_seconds": []}
 
     class Finished(Exception):

@@ -36,7 +36,7 @@ PACKAGES = ("heads", "nets", "execute", "learn", "methods")
 COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
-    "Curve", "TrainingCurves", "TransformedActor", "RepresentationSpec", "Bend",
+    "Curve", "TrainingCurves", "TransformedActor", "RandomClassActor", "RepresentationSpec", "Bend",
     "GoalConditioned", "GoalValues",  # checked in what is derived from them
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here

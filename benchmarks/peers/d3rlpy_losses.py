@@ -5,6 +5,7 @@
 The weights, the batch and the noise are sines.
 """
 
+import dataclasses
 import json
 import sys
 from unittest import mock
@@ -12,11 +13,21 @@ from unittest import mock
 import d3rlpy
 import numpy as np
 import torch
-from d3rlpy.algos import AWACConfig, CQLConfig, IQLConfig, TD3PlusBCConfig
+from d3rlpy.algos import (
+    AWACConfig,
+    CQLConfig,
+    DiscreteCQLConfig,
+    DiscreteSACConfig,
+    DoubleDQNConfig,
+    IQLConfig,
+    TD3PlusBCConfig,
+)
 from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.models.torch.q_functions.base import QFunctionOutput
+from d3rlpy.ope import FQE, FQEConfig
 from d3rlpy.torch_utility import TorchMiniBatch
 
-B, STATE, ACTION, HIDDEN, SAMPLES = 6, 3, 2, (8, 7), 4
+B, STATE, ACTION, HIDDEN, SAMPLES, CLASSES = 6, 3, 2, (8, 7), 4, 3
 
 
 def sines(shape, phase: float) -> np.ndarray:
@@ -63,6 +74,66 @@ def build(config, **options):
     return implementation
 
 
+class ScoredClasses(torch.nn.Module):
+    """A network that reads an observation and a class, and gives one value, in place of an output for each class."""
+
+    def __init__(self, phase: int):
+        super().__init__()
+        sizes = (STATE + CLASSES, *HIDDEN)
+        hidden = [layer for n, m in zip(sizes, HIDDEN, strict=False) for layer in (torch.nn.Linear(n, m),
+                                                                                   torch.nn.ReLU())]
+        self.layers = torch.nn.Sequential(*hidden, torch.nn.Linear(HIDDEN[-1], 1))
+        fill(self.layers, phase)
+
+    def forward(self, x):
+        pairs = torch.cat([x[:, None].expand(-1, CLASSES, -1), torch.eye(CLASSES).expand(len(x), -1, -1)], -1)
+        return QFunctionOutput(self.layers(pairs)[..., 0], None, None)
+
+
+def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
+    """The batch with classes as actions."""
+    return dataclasses.replace(batch, actions=(torch.arange(B) % CLASSES).float()[:, None])
+
+
+def losses_of_classes(batch: TorchMiniBatch) -> dict:
+    """Losses of double DQN, discrete CQL and discrete SAC."""
+    encoder, result = VectorEncoderFactory(list(HIDDEN)), {}
+    for name, config in (("dqn", DoubleDQNConfig), ("discrete_cql", DiscreteCQLConfig)):
+        algorithm = config(encoder_factory=encoder).create(device="cpu:0")
+        algorithm.create_impl((STATE,), CLASSES)
+        modules = algorithm.impl._modules
+        fill(modules.q_funcs[0], 200)
+        fill(modules.targ_q_funcs[0], 300)
+        result[name] = {"loss": algorithm.impl.compute_loss(batch, algorithm.impl.compute_target(batch)).loss}
+    algorithm = DiscreteSACConfig(actor_encoder_factory=encoder, initial_temperature=0.5).create(device="cpu:0")
+    algorithm.create_impl((STATE,), CLASSES)
+    sac = algorithm.impl
+    fill(sac._modules.policy, 100)
+    for forwarder, phase in ((sac._q_func_forwarder, 200), (sac._targ_q_func_forwarder, 300)):
+        for i, network in enumerate(forwarder.forwarders):
+            network.set_q_func(ScoredClasses(phase + 50 * i))
+    temperature = sac.update_temp(sac._modules.policy(batch.observations))["temp_loss"]
+    with torch.no_grad():  # as it was before this update
+        sac._modules.log_temp._parameter.fill_(np.log(0.5))
+    critic = sac.compute_critic_loss(batch, sac.compute_target(batch))
+    with mock.patch.object(sac, "update_temp", lambda dist: {}):
+        policy = sac.compute_actor_loss(batch)["loss"]
+    return {**result, "discrete_sac": {"critic": critic, "policy": policy, "temperature": temperature}}
+
+
+def fitted_evaluation(batch: TorchMiniBatch) -> dict:
+    """The loss of fitted Q evaluation of the policy of TD3+BC, whose actions after the step are given as well."""
+    policy = d3rlpy.algos.TD3PlusBCConfig(actor_encoder_factory=VectorEncoderFactory(list(HIDDEN))).create("cpu:0")
+    policy.create_impl((STATE,), ACTION)
+    fill(policy.impl._modules.policy, 100)
+    fqe = FQE(policy, FQEConfig(encoder_factory=VectorEncoderFactory(list(HIDDEN))), device="cpu:0")
+    fqe.create_impl((STATE,), ACTION)
+    fill(fqe.impl._modules.q_funcs[0], 200)
+    fill(fqe.impl._modules.targ_q_funcs[0], 300)
+    following = policy.impl.predict_best_action(batch.next_observations)
+    return {"loss": fqe.impl.compute_loss(batch, fqe.impl.compute_target(batch, following))}
+
+
 def losses() -> dict:
     batch, result = make_batch(), {}
     iql = build(IQLConfig)
@@ -88,6 +159,7 @@ def losses() -> dict:
         critic = td3.compute_critic_loss(batch, td3.compute_target(batch))
         policy = td3.compute_actor_loss(batch, td3._modules.policy(batch.observations))
         result["td3_bc"] = {"critic": critic.critic_loss, "policy": policy.actor_loss}
+    result |= {**losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

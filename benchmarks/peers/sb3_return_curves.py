@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gymnasium
 import torch
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 torch.set_num_threads(1)
@@ -48,6 +48,10 @@ def main() -> None:
     callback = Curve(name, int(every), list(map(int, starts)))
     if method == "sac":
         model = SAC("MlpPolicy", name, learning_starts=1000, seed=int(seed), device="cpu")
+    elif method == "dqn":
+        model = DQN("MlpPolicy", name, learning_rate=3e-4, learning_starts=1000, batch_size=256, tau=0.005,
+                    target_update_interval=1, train_freq=1, exploration_fraction=0.2, seed=int(seed), device="cpu",
+                    policy_kwargs={"net_arch": [256, 256]})
     else:
         model = PPO("MlpPolicy", name, seed=int(seed), device="cpu")
     model.learn(int(n_steps), callback)

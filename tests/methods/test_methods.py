@@ -53,12 +53,13 @@ FEATURES = {"observation.environment_state": Feature("float32", (3,)), "observat
             "action": Feature("float32", (2,))}
 CHOICES = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(4,))}
 LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-shot", "dwsl", "gcivl", "hilp", "hiql",
-                 "abco", "bco", "cilo", "vpt", "iql", "ppo", "procedure-cloning", "thought-cloning",
+                 "abco", "bco", "cilo", "vpt", "discrete-cql", "iql", "discrete-sac", "dqn", "ppo",
+                 "procedure-cloning", "thought-cloning",
                  "bc-inverse-dynamics", "dualmind", "dynamo", "midas", "knn", "vinn", "arp", "decision-transformer",
                  "dichotomy-of-control", "udrl", "gail", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "cilo", "attention-tuner", "gail", "interactive-language", "iql", "ppo", "procedure-cloning",
-    "thought-cloning", "dualmind", "midas", "arp", "omnijarvis"]
+    "thought-cloning", "dualmind", "midas", "arp", "omnijarvis", "discrete-cql", "discrete-sac", "dqn"]
 LARGE = ("ptp", "sgac", "vq-bet")  # networks that take seconds here; smaller ones of these kinds are tested elsewhere
 
 
@@ -319,6 +320,7 @@ CLASSES = {**STATES, **REWARD, "observation.state": Feature("int64", (1,), "disc
 # For each need: columns without it, and what the error says. None for what is needed only while acting.
 WITHOUT = {
     "actions that are numbers": (CHOICES, "the actions are classes"),
+    needs.CLASSES.text: (STATES, "the actions are numbers"),
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),
     "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
@@ -349,6 +351,7 @@ WITHOUT = {
     "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": (STATES, "no environment to collect them in"),
+    needs.AN_ENVIRONMENT_FOR_ROUNDS: (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "an environment that tells success": (STATES, "no environment to collect them in"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
@@ -369,6 +372,8 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
     if (case := WITHOUT[need]) is None:
         return
     features, words = case
+    if needs.CLASSES.text in describe_method(name)["needs"] and need != needs.CLASSES.text:
+        features = {**features, "action": CHOICES["action"]}
     data = random_dataset(features, episodes=3, steps=12)
     with pytest.raises(UserError, match=words):
         method = find_method(name, data.features())

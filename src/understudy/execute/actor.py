@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Feature, State, UserError, normal, part
+from ..core import AtLeast, Feature, State, UserError, normal, part, uniform
 from ..data.column_changes import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
@@ -362,3 +362,27 @@ class NoisyActor(Actor):
         action, inner = (0.0, {}) if self.actor is None else self.actor.act(obs, state["inner"])
         noisy = action + noise if self.limits is None else (action + noise).clamp(*self.limits)
         return noisy, pass_record({**state, "count": state["count"] + 1}, inner)
+
+
+@dataclass(frozen=True)
+class RandomClassActor(Actor):
+    """Takes a random class of each component in place of an actor's, in a fraction of the steps.
+
+    Args:
+        num_classes: Number of classes of each component.
+        fraction: Probability that the action of a step is random.
+    """
+
+    actor: Actor
+    num_classes: tuple[int, ...]
+    fraction: float
+
+    def start(self, obs, key):
+        return {"inner": self.actor.start(obs, key), "key": key, "count": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        drawn = uniform(state["key"], state["count"], (1 + len(self.num_classes),), stream=5)
+        action, inner = self.actor.act(obs, state["inner"])
+        classes = (drawn[:, 1:] * torch.tensor(self.num_classes)).floor().to(action).reshape(action.shape)
+        is_random = (drawn[:, 0] < self.fraction).to(action.device).reshape(-1, *[1] * (action.ndim - 1))
+        return torch.where(is_random, classes, action), pass_record({**state, "count": state["count"] + 1}, inner)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import AtLeast, UserError, part
+from ..core import AtLeast, Context, UserError, part
 from ..data.one_hot import map_components
 from ..nets.feed_forward import feed_forward_layers
 from .base import LikelihoodHead, TemperatureHead, gumbel_noise
@@ -44,7 +45,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of each step, (B, H)."""
-        outputs = self._logits(net, context, action[..., :0])
+        outputs = self.logits(net, context, action[..., :0])
         if net.layers is not None:
             before = [sum(net.num_classes[:i]) for i in range(len(net.num_classes))]
             outputs = torch.cat([layer(torch.cat([outputs, action[..., :n]], -1))
@@ -52,7 +53,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
         return -(map_components(_log_softmax, outputs, net.num_classes) * action).sum(-1)
 
     def sample(self, net, context, noise):
-        outputs, gumbel = self._logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
+        outputs, gumbel = self.logits(net, context, noise[..., :0]), self.temperature * gumbel_noise(noise)
         if net.layers is None:
             return map_components(_most_likely, outputs + gumbel, net.num_classes).to(noise.dtype)
         chosen = noise[..., :0]
@@ -64,10 +65,15 @@ class Categorical(LikelihoodHead, TemperatureHead):
     def entropy(self, net, context, noise):
         if net.layers is not None:  # the sum over all combinations is too long
             return super().entropy(net, context, noise)
-        log_probs = map_components(_log_softmax, self._logits(net, context, noise[..., :0]), net.num_classes)
+        log_probs = map_components(_log_softmax, self.logits(net, context, noise[..., :0]), net.num_classes)
         return -(log_probs.exp() * log_probs).sum(-1)
 
-    def _logits(self, net, context, like):
+    def logits(self, net, context: Context, like: Tensor) -> Tensor:
+        """Returns the logits of the classes of all components, side by side, (B, H, A).
+
+        Args:
+            like: A tensor whose first axes are (B, H), and whose last axis is empty.
+        """
         return net.trunk(like, like, context)
 
 

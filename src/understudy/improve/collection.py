@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import FromStage
-from ..core import AtLeast, DataWarning, Schema, Unsupported, UserError, part
+from ..core import AtLeast, AtMost, DataWarning, Schema, Unsupported, UserError, part
 from ..data.batch_sampler import BatchSampler, MixtureSampler
 from ..data.column_changes import EpisodeTransform
 from ..data.episode import Dataset, Episode
@@ -33,7 +33,7 @@ from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.recording import UniformRandomActor, expert_actor
 from ..evaluate.rollout import rollout
-from ..execute.actor import Actor, NoisyActor, PolicyActor
+from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import WrappedActor
 from ..files import whole_folder, write_json
@@ -120,6 +120,32 @@ class TemperatureExploration(Exploration):
                                    "GaussianExploration")
         exploring = training.actor(policy.with_head(replace(head, temperature=self.temperature)))
         return exploring.actor if isinstance(exploring, WrappedActor) else exploring
+
+
+@part
+class EpsilonGreedy(Exploration):
+    """Takes a random class in place of the policy's, in a fraction of the steps.
+
+    The fraction falls linearly from 1 with the updates that have been made. It is the same within a round.
+
+    Args:
+        last: The fraction that remains.
+        n_updates: Number of updates after which it remains.
+
+    References:
+        Mnih et al. (2015), Human-Level Control through Deep Reinforcement Learning, Nature 518.
+    """
+
+    last: Annotated[float, AtLeast(0), AtMost(1)] = 0.05
+    n_updates: Annotated[int, AtLeast(1)] = 4000
+
+    def build(self, actor, env, training):
+        classes = env.features["action"].num_classes
+        if classes is None:
+            raise UserError(f"the actions of {env.metadata['env']} are numbers, and no classes", where="EpsilonGreedy",
+                            hint="use GaussianExploration")
+        progress = min(training.n_updates / self.n_updates, 1.0)
+        return RandomClassActor(actor, classes, 1 + (self.last - 1) * progress)
 
 
 # -- collectors -----------------------------------------------------------------------------------------------------

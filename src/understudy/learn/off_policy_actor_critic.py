@@ -127,7 +127,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         self.temperature = None
         if config.temperature is not None:
             policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
-            self.temperature = _Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
+            self.temperature = Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
         self.register("policy", policy, config.optimizer, auxiliary=[self.temperature] if self.temperature else [])
         self.register_reward(data)
         if config.conservative_weight and policy.codec.bound in (None, math.inf):
@@ -281,7 +281,7 @@ class _FollowingActions:
         return episode.replace({NEXT_ACTION: np.pad(following, padding)})
 
 
-class _Temperature(nn.Module):
+class Temperature(nn.Module):
     """The weight of the entropy, which stays positive."""
 
     def __init__(self, first: float, is_trained: bool):

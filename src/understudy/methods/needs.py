@@ -39,6 +39,20 @@ def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], oth
                           hint=f"{', '.join(others())} learn classes")
 
 
+def _refuse_numbers(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import Unsupported
+
+    if (action := features.get("action")) is None or action.kind == "discrete" and action.size == 1:
+        return
+    problem = ("the actions are numbers" if action.kind != "discrete" else
+               f"each action has {action.size} components of classes")
+    raise Unsupported(f"{problem}, but this method scores each class of one component",
+                      where=f"{name}, column 'action'",
+                      hint="sac, td3 and cql learn numbers; iql and ppo learn numbers, and several components of "
+                           "classes. Classes that are stored as numbers are read as classes with --columns "
+                           "action=NAME:classes")
+
+
 def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
     from ..core import DataError, role
     from ..nets.point_cloud import check_point_cloud, point_cloud_columns
@@ -123,7 +137,9 @@ def _image(size: int) -> dict[str, Any]:
 TEXT = {"dtype": "string", "shape": (), "kind": "string"}
 
 NUMBERS = Need("actions that are numbers", {"action": _vector(2)}, _refuse_classes)
+CLASSES = Need("actions that are one of several classes", {"action": _classes(1, n=3)}, _refuse_numbers)
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
+AN_ENVIRONMENT_FOR_ROUNDS = "an environment, unless --method.n-rounds is 0"
 SOME_ACTIONS = "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN"
 PRACTICE = "practice with actions, of any quality, besides the demonstrations (--prior)"
 OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _vector(2)})

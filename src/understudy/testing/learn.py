@@ -21,6 +21,7 @@ from ..data.augment import GaussianNoise
 from ..data.episode import Dataset
 from ..data.mixture import EXPERT
 from ..data.window import Window
+from ..heads.categorical import Categorical
 from ..heads.flow import Flow
 from ..heads.neighbors import Neighbors
 from ..heads.regression import Regression
@@ -123,7 +124,9 @@ def check_learner(config: LearnerConfig, policies: Sequence[PolicyConfig] = ()) 
 
 def _check_learner(config, policy_config):
     features = {**{k: Feature("float32", (3,)) for k in policy_config.inputs},
-                **{k: Feature("float32", ()) for k in config.extra}, policy_config.target: Feature("float32", (2,))}
+                **{k: Feature("float32", ()) for k in config.extra},
+                policy_config.target: Feature("int64", (1,), "discrete", num_classes=(3,))
+                if isinstance(policy_config.head, Categorical) else Feature("float32", (2,))}
     data, name = random_dataset(features), f"with {type(policy_config.head).__name__}"
     data = Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
                     for number, episode in enumerate(data)])

@@ -160,9 +160,10 @@ def _observations(method: Method, columns: Schema) -> Mapping[str, Tensor]:
 
 
 def _check_refusal(name: str, need: Need, columns: Schema, trust: tuple[str, ...]) -> None:
-    """Columns of the example that all data have become classes, and the others are missing."""
+    """Columns of the example that all data have become classes, or numbers, and the others are missing."""
     others = {k: f for k, f in columns.items() if k not in (*need.example, "observation.environment_state")}
-    data = example_data(others | {k: CLASSES for k in need.example if k in ("observation.state", "action")})
+    data = example_data(others | {k: VECTOR if example.get("kind") == "discrete" else CLASSES
+                                  for k, example in need.example.items() if k in ("observation.state", "action")})
     with TemporaryDirectory() as folder:
         try:
             train(find_method(name, data.features(), trust), data, Path(folder) / "run", steps=1, progress=False)

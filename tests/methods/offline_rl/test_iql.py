@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy
+from fixtures.tables import few_actions
 
-from understudy.core import Feature
-from understudy.data.episode import Dataset, Episode
-from understudy.envs.toys.tabular import Tabular
+from understudy.data.episode import Dataset
 from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
@@ -45,32 +42,6 @@ def test_losses_equal_those_of_d3rlpy():
     assert weights.tolist() == pytest.approx(expected["weights"], rel=1e-5, abs=1e-5)
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
-
-
-def few_actions() -> tuple[Dataset, dict[float, np.ndarray]]:
-    """Episodes of one step from each state with half of its actions, and the exact values of the states.
-
-    Returns:
-        The episodes, and the values (states,) by expectile: of the behavior in the data, whose actions are equally
-        likely, for 0.5, and of the best actions in the data for 1.
-    """
-    mdp, discount = Tabular(task="slippery-grid").mdp, 0.8
-    n_actions = mdp.actions
-    following, rng = mdp.transitions.argmax(-1), np.random.default_rng(0)  # without slips
-    kept = np.stack([rng.permutation(n_actions) < 2 for _ in range(mdp.states)])
-    rewards = rng.normal(size=kept.shape).round(1)
-    features = {STATE: Feature("float32", (mdp.states,)),
-                "action": Feature("int64", (1,), "discrete", num_classes=(n_actions,))}
-    episodes = [Episode({STATE: np.eye(mdp.states, dtype=np.float32)[[s, following[s, a]]], "action": np.array([[a]]),
-                         "next.reward": rewards[s, a:a + 1].astype(np.float32),
-                         "next.terminated": np.array([mdp.final[following[s, a]]])}, schema=features)
-                for s in np.flatnonzero(~mdp.final) for a in np.flatnonzero(kept[s])]
-    exact = replace(mdp, transitions=np.eye(mdp.states)[following], final=mdp.final)
-    table = np.broadcast_to(rewards[..., None], exact.transitions.shape)
-    mean = exact.action_values(200, discount, kept / kept.sum(1, keepdims=True), table)[-1]
-    best = exact.action_values(200, discount, None, np.where(kept[..., None], table, -100.0))[-1]
-    values = {0.5: (mean * kept).sum(1) / kept.sum(1), 1.0: np.where(kept, best, -np.inf).max(1)}
-    return Dataset(episodes), values
 
 
 @pytest.mark.slow

@@ -1,0 +1,134 @@
+"""Soft actor-critic for actions that are classes, whose expectations over actions are sums."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from ...core import Above, AtLeast, AtMost, Batch, Schema, part
+from ...data.episode import Dataset
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import Categorical
+from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
+from ...improve.updates import PerNewStep
+from ...learn.action_values import check_classes, class_logits, class_scores
+from ...learn.critic import CriticConfig
+from ...learn.fit import LearnerConfig
+from ...learn.gradient_learner import GradientLearner
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import Temperature
+from ...learn.optimizer import OptimizerConfig
+from ...learn.targets import REWARD, TERMINATED, td_terms
+from ...nets.encoders import simplest_encoder
+from ...nets.feed_forward import FeedForward
+from ...policy import Policy, PolicyConfig
+from ..needs import CLASSES, STEP_REWARDS
+from ..registry import method
+
+
+@part
+class DiscreteSAC(LearnerConfig):
+    """Soft actor-critic whose critic scores each class.
+
+    Args:
+        discount: Discount per step.
+        target_decay: Fraction of the target critic that each update keeps.
+        temperature: First weight of the entropy, in units of the reward.
+        target_entropy: Entropy to which the temperature is adjusted, as a fraction of that of equally likely classes.
+
+    References:
+        Christodoulou (2019), Soft Actor-Critic for Discrete Action Settings, arXiv:1910.07207.
+    """
+
+    steps: Annotated[int, AtLeast(0)] = 20_000
+    batch_size: Annotated[int, AtLeast(1)] = 256
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
+    temperature: Annotated[float, Above(0)] = 1.0
+    target_entropy: Annotated[float, AtLeast(0), AtMost(1)] = 0.98
+
+    extra = (REWARD, TERMINATED)
+    next_obs = True
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DiscreteSACLearner:
+        return DiscreteSACLearner(self, policy, seed, steps)
+
+
+class DiscreteSACLearner(GradientLearner):
+    """Learner of `DiscreteSAC`."""
+
+    config: DiscreteSAC
+
+    def __init__(self, config: DiscreteSAC, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        self.target_entropy = config.target_entropy * math.log(check_classes(policy, "DiscreteSAC"))
+        self.temperature = Temperature(config.temperature, is_trained=True).to(policy.device)
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+        self.register("policy", policy, config.optimizer, auxiliary=[self.temperature])
+        self.target_critic = self.target_network("critic", config.target_decay)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch = batch.to(self.device)
+        self.minimize("critic", self.critic_loss, batch)
+        self.minimize("policy", self.policy_loss, batch)
+        return self.end_update()
+
+    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the Huber loss of the score of the stored class, summed over the networks, (B,)."""
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mean(0))
+        target = self.target_value(batch).expand_as(scores)
+        return F.smooth_l1_loss(scores, target, reduction="none").sum(0)
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch) -> Tensor:
+        """Returns the reward plus the discounted score and entropy that the policy expects next, (B,)."""
+        assert batch.next is not None
+        log_prob = class_logits(self.policy, batch.next).log_softmax(1)
+        scores = class_scores(self.target_critic, batch.next).amin(0)
+        value = (log_prob.exp() * (scores - self.temperature() * log_prob)).sum(1)
+        reward, bootstrap = td_terms(batch, self.config.discount)
+        return reward + bootstrap * value
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the policy and that of the temperature, (B,) each.
+
+        The policy's is the expected weighted log-probability minus the expected score.
+        """
+        log_prob = class_logits(self.policy, batch.obs).log_softmax(1)
+        with torch.no_grad():
+            scores = class_scores(self.critic, batch.obs).amin(0)
+        entropy = -(log_prob.exp() * log_prob).sum(1)
+        temperature = self.temperature().detach()
+        self.log(temperature=temperature.expand_as(entropy), entropy=entropy)
+        loss = -temperature * entropy - (log_prob.exp() * scores).sum(1)
+        return loss, self.temperature.log * (entropy.detach() - self.target_entropy)
+
+
+@method("Christodoulou 2019, arXiv 1910.07207", needs=(CLASSES, STEP_REWARDS, "an environment"),
+        when="if actions are classes, and several good ones shall stay likely; dqn is simpler and takes the best one.")
+def discrete_sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, target_entropy: float = 0.98,
+                 features: Schema | None = None) -> Method:
+    """Soft actor-critic for classes: maximizes rewards and the entropy of its actions.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_steps: Number of steps in each round, at least. Its last episode is complete.
+        updates_per_step: Number of updates for each collected step.
+        target_entropy: Entropy of the actions, as a fraction of that of equally likely classes. Where rewards are rare,
+            use less, and a small --learner.temperature.
+        features: The columns of the data. Images are read as tokens.
+    """
+    encoder = simplest_encoder(features)
+    collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
+    return Method(PolicyConfig(Categorical(), FeedForward((256, 256)), encoder), RecedingHorizon(),
+                  DiscreteSAC(target_entropy=target_entropy, critic=CriticConfig(encoder=encoder)),
+                  collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

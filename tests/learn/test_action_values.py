@@ -1,0 +1,74 @@
+"""Q-learning for classes: losses of a peer, and exact values in a table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fixtures.d3rlpy import LOSSES, fill, make_classes, make_policy_of_classes
+from fixtures.tables import STATE, few_actions
+
+from understudy.core import Feature, Unsupported
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.heads.categorical import Categorical
+from understudy.heads.regression import Regression
+from understudy.learn.action_values import ActionValues, check_classes, class_logits
+from understudy.learn.fit import fit
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.nets.encoders import ConcatEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_learner
+
+RNG = torch.Generator().manual_seed(0)
+CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+CLASSES = PolicyConfig(Categorical(), FeedForward((8,)), inputs=(STATE,))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_it_keeps_the_contract_of_learners(weight):
+    check_learner(ActionValues(batch_size=8, conservative_weight=weight), (CLASSES,))
+
+
+@pytest.mark.parametrize(("name", "weight"), [("dqn", 0.0), ("discrete_cql", 1.0)])
+def test_losses_equal_those_of_d3rlpy(name, weight):
+    learner = ActionValues(conservative_weight=weight).build(make_policy_of_classes(200), 0, 1, Dataset([]))
+    fill(learner.target_policy.net.parameters(), 300)
+    loss = learner.value_loss(make_classes(), RNG).mean().item()
+    assert loss == pytest.approx(LOSSES[name]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("config", "n_components", "says"), [
+    (CLASSES, 2, "one of several classes"),
+    (PolicyConfig(Categorical(autoregressive=True), MLP(8, 1)), 1, "Categorical"),
+    (PolicyConfig(Categorical(), FeedForward((8,)), window=Window(1, 2)), 1, "single steps"),
+    (PolicyConfig(Regression(), MLP(8, 1)), None, "Categorical")])
+def test_other_policies_are_refused(config, n_components, says):
+    action = Feature("float32", (2,)) if n_components is None else Feature(
+        "int64", (n_components,), "discrete", num_classes=(3,) * n_components)
+    with pytest.raises(Unsupported, match=says):
+        check_classes(Policy(config, {STATE: Feature("float32", (3,)), "action": action}), "ActionValues")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weight", "n_kept"), [(0.0, 4), (0.03, 2)])
+def test_values_are_exact_in_a_table(weight, n_kept):
+    """With all actions in the data the values are the optimal ones, and with few the policy takes the best of these."""
+    data, values = few_actions(n_kept)
+    torch.manual_seed(0)
+    policy = Policy(PolicyConfig(Categorical(), FeedForward((64,)), ConcatEncoder()), data.features())
+    policy.fit_statistics(data)
+    config = ActionValues(discount=0.8, optimizer=CONSTANT, target_decay=0.9, conservative_weight=weight)
+    learner = config.build(policy, 0, 2500, data)
+    batch = learner.batch_sampler(data).gather(np.arange(data.steps))
+    fit(learner, lambda n: batch, 2500)
+    with torch.no_grad():
+        logits = class_logits(policy, batch.obs)
+    states, best = batch.obs[STATE][:, 0].argmax(-1).numpy(), logits.max(1).values.numpy()
+    tolerance = 0.05 if weight == 0 else 0.3  # a conservative value is lower or higher than the true one
+    assert np.abs(best - values[1.0][states]).max() < tolerance * np.ptp(values[1.0])
+    chosen, stored = logits.argmax(1).numpy(), batch.action[:, 0, 0].numpy()
+    pairs = set(zip(states.tolist(), stored.tolist(), strict=True))
+    assert all(pair in pairs for pair in zip(states.tolist(), chosen.tolist(), strict=True))

@@ -1,0 +1,36 @@
+"""Soft actor-critic for classes: losses of a peer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, fill_critic, make_classes, make_policy_of_classes
+
+from understudy.data.episode import Dataset
+from understudy.heads.categorical import Categorical
+from understudy.learn.critic import CriticConfig
+from understudy.methods.online_rl.discrete_sac import DiscreteSAC
+from understudy.nets.feed_forward import FeedForward
+from understudy.policy import PolicyConfig
+from understudy.testing import check_learner
+
+RNG = torch.Generator().manual_seed(0)
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(DiscreteSAC(batch_size=8, critic=CriticConfig((8,))),
+                  (PolicyConfig(Categorical(), FeedForward((8,)), inputs=(STATE,)),))
+
+
+def test_losses_equal_those_of_d3rlpy():
+    expected, batch = LOSSES["discrete_sac"], make_classes()
+    config = DiscreteSAC(critic=CriticConfig(HIDDEN), temperature=0.5)
+    learner = config.build(make_policy_of_classes(100), 0, 1, Dataset([]))
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    policy, temperature = learner.policy_loss(batch, RNG)
+    assert policy.mean().item() == pytest.approx(expected["policy"], abs=1e-5)
+    # The peer's loss of the temperature is that of the temperature, and not of its logarithm.
+    scale = (0.5 / learner.temperature.log).item()
+    assert scale * temperature.mean().item() == pytest.approx(expected["temperature"], abs=1e-5)

@@ -44,6 +44,13 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """with --interactive: your possible judgments of a trial, worst first; only the last one is a success"""
     columns: ColumnTexts = ()
     """the columns of recorded episodes with other names, as for `understudy train`; by default those of the run"""
+    fitted_q: bool = False
+    """on recorded episodes with rewards: also estimate the discounted return of the policy from them alone, by fitted
+    Q evaluation. Not a measurement: it cannot see what actions lead to that the episodes do not have"""
+    discount: Annotated[float | None, arg(metavar="FACTOR")] = None
+    """with --fitted-q: discount per step, by default that of the run, or 0.99"""
+    updates: PositiveCount = 10_000
+    """with --fitted-q: number of updates"""
     save: Annotated[Path | None, arg(metavar="EPISODES")] = None
     """write the rollouts as a data set; an interrupted evaluation then continues where it stopped. With --interactive:
     the file of the answers (trials.jsonl)"""

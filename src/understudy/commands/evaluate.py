@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..data.episode import Dataset
-    from ..evaluate.action_prediction import ActionPrediction
+    from ..evaluate.action_prediction import ActionPrediction, Origin
     from ..evaluate.evaluation import Evaluation
-    from ..learn.method import Method
+    from ..evaluate.fitted_q import PolicyValue
+    from ..learn.method import Method, TrainedRun
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
@@ -123,6 +124,15 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
                         hint="leave it out: an environment decides itself what is a success")
     behavior_metrics.check_options(o)
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
+    if (o.fitted_q or o.discount is not None) and (o.interactive or not _is_recorded(o.target)):
+        raise UserError("estimates a value from recorded episodes, and there are none here",
+                        where="--fitted-q" if o.fitted_q else "--discount",
+                        hint="leave it out: in an environment the return is measured")
+    if o.discount is not None and not o.fitted_q:
+        raise UserError("is the discount of --fitted-q", where="--discount", hint="add --fitted-q, or leave it out")
+    if o.updates < 1:
+        raise UserError(f"must be at least 1, but is {o.updates}", where="--updates",
+                        hint="leave it out for 10,000 updates")
     if o.columns and (o.interactive or not _is_recorded(o.target)):
         raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
                         hint="leave it out: an environment has the columns that it shows")
@@ -247,6 +257,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
+    from ..evaluate import fitted_q
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun, has_latent_actions
@@ -265,9 +276,12 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                             of_latents=has_latent_actions(method))
     append_result(o, prediction.to_json())
+    value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
               _breakdown_table("of the episode", prediction.by_time, prediction.unit), "", prediction.note)
+    if value is not None:
+        out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
@@ -286,7 +300,19 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
         write_prediction_report(prediction, o.html, commands=commands)
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run))})
+    out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run)),
+                    "fitted_q": None if value is None else value.to_json()})
+
+
+def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int],
+                  origin: Origin) -> PolicyValue:
+    """The value of the policy by fitted Q evaluation, on all episodes."""
+    from ..evaluate.fitted_q import evaluate_fitted_q
+    from ..learn.fitted_q import FittedQ
+
+    discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
+    n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]
+    return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on)
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:

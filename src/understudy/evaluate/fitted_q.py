@@ -1,0 +1,129 @@
+"""The value of a policy, estimated from recorded episodes of other policies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from ..core import DataError, Unsupported
+from ..data.episode import Dataset
+from ..execute.chunking import RecedingHorizon
+from ..learn.fit import fit
+from ..learn.fitted_q import FittedQ, FittedQLearner, discounted_returns
+from ..learn.method import TrainedRun, online_changes
+from ..learn.targets import REWARD, TERMINATED, check_rewards
+from ..nets.encoders import simplest_encoder
+from .stats import LEVEL, Interval, bootstrap_mean
+
+MIN_EPISODES = 5
+
+
+@dataclass(frozen=True)
+class PolicyValue:
+    """An estimate of the mean discounted return of a policy, from the starts of recorded episodes.
+
+    Attributes:
+        value: The estimate. Its interval is that of other episodes of the same kind, not of the critic's own errors.
+        recorded: The mean discounted return of the episodes themselves.
+        n_trained_on: Number of episodes that the policy was trained on, which make it look better than it is.
+        last_change: Change of the estimate in the last tenth of the updates.
+    """
+
+    value: Interval
+    recorded: Interval
+    discount: float
+    n_episodes: int
+    n_trained_on: int
+    last_change: float
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the estimate changed less at the end than its interval is wide."""
+        return abs(self.last_change) <= self.value.high - self.value.low
+
+    def describe(self) -> str:
+        """The result in words."""
+        v, r = self.value, self.recorded
+        overlap = f", {self.n_trained_on} of which it was trained on" if self.n_trained_on else ""
+        text = (f"Fitted Q evaluation on {self.n_episodes} episodes{overlap}: the discounted return of the policy is "
+                f"about {v.estimate:.4g} ({v.level:.0%} interval over episodes {v.low:.4g} to {v.high:.4g}, discount "
+                f"{self.discount:g}). The episodes themselves: {r.estimate:.4g} ({r.low:.4g} to {r.high:.4g}).")
+        return text if self.is_settled else text + (
+            f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates. "
+            "Make more: --updates.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, and what it does not say."""
+        return {**asdict(self), "settled": self.is_settled, "note": NOTE}
+
+
+NOTE = ("This value is no measurement: no step of the policy was carried out. Where the policy takes actions that the "
+        "episodes do not have, it is a guess, which can be far too high, and the interval does not show that. To "
+        "measure the return, let the policy act: understudy eval RUN ENV.")
+
+
+def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed: int = 0,
+                      n_trained_on: int = 0) -> PolicyValue:
+    """Estimates the mean discounted return of a policy from recorded episodes alone.
+
+    Args:
+        trained: The run, loaded with its transforms.
+        data: Episodes as the policy learns from them (`training_data`), with rewards and ends.
+        config: Its encoder and numbers of steps of a plan are replaced by those that suit the run.
+        n_trained_on: Number of episodes that the policy was trained on.
+
+    Raises:
+        UserError: There are too few episodes, or rewards and ends are missing or say nothing.
+        Unsupported: What the policy does next does not depend on its observations alone.
+    """
+    _check_data(data)
+    executor, policy = _executor(trained), trained.policy
+    encoder = simplest_encoder({name: policy.features[name] for name in policy.inputs})
+    config = replace(config, skip=executor.skip, n_action_steps=executor.n_action_steps,
+                     critic=replace(config.critic, encoder=encoder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the first weights
+        learner = FittedQLearner(config, policy, seed, config.steps, data, trained.planner())
+    sampler, tenth = learner.batch_sampler(data), config.steps - config.steps // 10
+    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth)
+    before = learner.values(data)[0]
+    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, start=tenth)
+    estimate, *resampled = learner.values(data)
+    half = student.ppf((1 + LEVEL) / 2, len(resampled) - 1) * np.std(resampled, ddof=1)
+    value = Interval(float(estimate), float(estimate - half), float(estimate + half))
+    recorded = bootstrap_mean(discounted_returns(data, config.discount))
+    return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, float(estimate - before))
+
+
+def _check_data(data: Dataset) -> None:
+    """Refuses data from which no value can be learned."""
+    path, columns = data.metadata.get("path", "data set"), data.features()
+    if missing := [name for name in (REWARD, TERMINATED) if name not in columns]:
+        raise DataError(f"there is no column {missing[0]!r}; the columns are {', '.join(columns)}", where=path,
+                        hint="store the rewards as next.reward, and as next.terminated whether the environment ended "
+                             "the episode; a column with another name: understudy view make DATA --out VIEW --rename "
+                             f"NAME={missing[0]}")
+    if len(data) < MIN_EPISODES:
+        raise DataError(f"there are {len(data)} episodes, too few for an interval over episodes", where=path,
+                        hint=f"give at least {MIN_EPISODES}")
+    check_rewards(data)
+
+
+def _executor(trained: TrainedRun) -> RecedingHorizon:
+    """The executor of a run whose next actions depend on its observations alone."""
+    method, policy = trained.method, trained.policy
+    reasons = {
+        f"{type(method.executor).__name__} joins several plans": not isinstance(method.executor, RecedingHorizon),
+        "its actions are carried out by a wrapper": method.wrapper is not None,
+        "it reads goals, on which its value depends": bool(policy.window.goals),
+        "it acts by a condition, such as a return, on which its value depends": any(
+            change.open_condition for change in online_changes(method))}
+    for reason in (text for text, holds in reasons.items() if holds):
+        raise Unsupported(f"the policy has no value that depends on its observations alone: {reason}",
+                          where="--fitted-q", hint="let it act: understudy eval RUN ENV")
+    assert isinstance(method.executor, RecedingHorizon)
+    return method.executor

@@ -1,0 +1,98 @@
+"""understudy eval RUN DATA --fitted-q: the value, what it cannot tell, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fixtures.staged import call
+
+from understudy.core import UserError
+from understudy.data.formats import open_dataset
+from understudy.evaluate.fitted_q import PolicyValue, evaluate_fitted_q
+from understudy.evaluate.stats import Interval
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fitted_q import FittedQ
+from understudy.learn.method import TrainedRun
+from understudy.learn.train import train
+from understudy.methods import find_method
+
+SMALL = FittedQ(steps=20, critic=CriticConfig((8,)), n_resamples=2, discount=0.9)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Recorded episodes with rewards, and a run that was trained on most of them."""
+    folder = tmp_path_factory.mktemp("fitted")
+    assert call("record", "tabular:bandit", "--actor", "random", "--out", folder / "data", "--episodes", "20")[0] == 0
+    assert call("train", "discrete-cql", folder / "data", "--out", folder / "run", "--steps", 3, "--device", "cpu",
+                "--learner.batch-size", "8")[0] == 0
+    return folder
+
+
+def test_the_command_says_the_value_and_what_it_cannot_tell(place):
+    status, text = call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20)
+    assert status == 0 and "Fitted Q evaluation on 20 episodes, 20 of which it was trained on" in text
+    assert "discount 0.99" in text and "This value is no measurement" in text and "which can be far too high" in text
+    status, text = call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20, "--discount",
+                        0.5, "--json")
+    value = json.loads(text[text.index("{"):])["fitted_q"]
+    assert value["discount"] == 0.5 and value["n_episodes"] == 20 and value["value"]["low"] < value["value"]["high"]
+
+
+@pytest.mark.parametrize(("target", "options", "says"), [
+    ("tabular:bandit", ("--fitted-q",), "from recorded episodes, and there are none here"),
+    ("tabular:bandit", ("--discount", 0.9), "from recorded episodes, and there are none here"),
+    ("data", ("--discount", 0.9), "is the discount of --fitted-q"),
+    ("data", ("--fitted-q", "--discount", 1.5), "discount is 1.5"),
+    ("data", ("--fitted-q", "--updates", 0), "--updates")])
+def test_options_that_do_not_fit_are_refused(place, target, options, says):
+    target = place / target if target == "data" else target
+    status, text = call("eval", place / "run", target, *options)
+    assert status and says in text, text
+
+
+def without(name):
+    return lambda e: e.replace({name: None})
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda d: d.map(without("next.reward")), "there is no column 'next.reward'(.|\n)*view make DATA"),
+    (lambda d: d.map(without("next.terminated")), "there is no column 'next.terminated'"),
+    (lambda d: d.select(range(4)), "there are 4 episodes"),
+    (lambda d: d.map(lambda e: e.replace({"next.reward": np.zeros(len(e), "f")})), "all rewards are 0"),
+    (lambda d: d.map(lambda e: e.replace({"next.reward": np.full(len(e), np.nan, "f")})), "not finite")])
+def test_data_that_say_nothing_about_values_are_refused(place, change, says):
+    data = open_dataset(place / "data")
+    with pytest.raises(UserError, match=says):
+        evaluate_fitted_q(TrainedRun.load(place / "run"), change(data), SMALL)
+
+
+def test_policies_whose_actions_depend_on_more_than_observations_are_refused(tmp_path):
+    assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "6")[0] == 0
+    data = open_dataset(tmp_path / "data")
+    for name, says in (("gcbc", "it reads goals"), ("decision-transformer", "by a condition")):
+        method = find_method(name, data.features())
+        train(replace(method, learner=replace(method.learner, steps=1)), data, tmp_path / name, device="cpu")
+        with pytest.raises(UserError, match=says):
+            evaluate_fitted_q(TrainedRun.load(tmp_path / name), data, SMALL)
+
+
+def test_plans_of_several_steps_are_valued(tmp_path):
+    assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "6")[0] == 0
+    data = open_dataset(tmp_path / "data")
+    method = find_method("bc", data.features(), horizon=4)
+    train(replace(method, learner=replace(method.learner, steps=1)), data, tmp_path / "run", device="cpu")
+    value = evaluate_fitted_q(TrainedRun.load(tmp_path / "run"), data, SMALL)
+    assert np.isfinite(value.value.estimate) and value.n_episodes == 6
+    again = evaluate_fitted_q(TrainedRun.load(tmp_path / "run"), data, SMALL)
+    assert again == value  # the seed decides
+
+
+def test_an_estimate_that_still_changes_is_told():
+    value = PolicyValue(Interval(1.0, 0.9, 1.1), Interval(0.5, 0.4, 0.6), 0.9, 30, 0, 0.1)
+    assert value.is_settled and "--updates" not in value.describe()
+    moving = replace(value, last_change=-0.3)
+    assert not moving.is_settled and "it changed by -0.3 in the last tenth" in moving.describe()

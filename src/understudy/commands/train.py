@@ -6,7 +6,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -109,6 +109,12 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     prior: Annotated[Path | None, arg(metavar="DATA")] = None
     """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
     (behavior-retrieval, retrieve-align-replay)"""
+    reward_scale: Annotated[float, arg(metavar="FACTOR")] = 1.0
+    """multiply the rewards, also those of collected episodes; policies are judged by the rewards as they are"""
+    reward_shift: Annotated[float, arg(metavar="NUMBER")] = 0.0
+    """add this to the rewards, after --reward-scale"""
+    reward_clip: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
+    """limit the rewards to this range, after --reward-scale and --reward-shift"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
     """use this run for a stage of the method, instead of training it"""
     language: bool = False
@@ -252,8 +258,24 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if "action" not in features:  # perhaps the prior episodes have it
         features |= {name: f for name, f in data[-1].features().items() if name == "action"}
     method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
-    method, stages = _with_runs(method, o)
+    method, stages = _with_runs(_with_scaled_rewards(method, o), o)
     return _Training(method, data, stream, weights, val_fraction, words, stages)
+
+
+def _with_scaled_rewards(method: Method, o: TrainOptions) -> Method:
+    """The method with --reward-scale, --reward-shift and --reward-clip as its last change of episodes."""
+    from ..core import UserError
+    from ..data.relabel import ScaledReward
+    from ..learn.targets import REWARD
+
+    low, high = o.reward_clip or (None, None)
+    change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
+    if change == ScaledReward():
+        return method
+    if REWARD not in method.learner.extra:
+        raise UserError(f"{o.method} does not learn from rewards", where="--reward-scale, --reward-shift or "
+                        "--reward-clip", hint="leave them out, or take a method that does, such as iql")
+    return replace(method, transforms=(*method.transforms, change))
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:

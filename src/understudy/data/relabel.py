@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import Feature, UserError, part
+from ..core import ConfigError, Feature, UserError, part
 from .column_changes import check_column, get_column, with_column
 from .episode import Episode
 
@@ -118,6 +118,38 @@ class InterventionPenalty:
     def __call__(self, episode: Episode) -> Episode:
         taken = np.asarray(get_column(episode, self.column)[: len(episode)]).reshape(-1) > 0
         return with_column(episode, self.into, -np.append(taken[1:] & ~taken[:-1], False).astype(np.float32))
+
+
+@part
+class ScaledReward:
+    """Multiplies the reward, adds a number, and then limits it.
+
+    Args:
+        scale: Factor of the reward. 0 is refused.
+        shift: What is added to it then.
+        low: Smallest reward. None for no limit.
+        high: Largest reward. None for no limit.
+        column: The column of the rewards.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    column: str = "next.reward"
+
+    def __post_init__(self):
+        if self.scale == 0:
+            raise ConfigError("the factor is 0, so that all rewards would be equal", where="ScaledReward.scale",
+                              hint="use another number")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ConfigError(f"the smallest reward, {self.low:g}, is not below the largest, {self.high:g}",
+                              where="ScaledReward.low", hint="give the smaller one first")
+
+    def __call__(self, episode: Episode) -> Episode:
+        reward = self.scale * get_column(episode, self.column).astype(np.float32) + self.shift
+        low, high = -np.inf if self.low is None else self.low, np.inf if self.high is None else self.high
+        return with_column(episode, self.column, np.clip(reward, low, high).astype(np.float32))
 
 
 @dataclass(frozen=True)

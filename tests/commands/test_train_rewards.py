@@ -1,0 +1,55 @@
+"""understudy train --reward-scale, --reward-shift and --reward-clip."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fixtures.staged import call
+
+from understudy.core import ConfigError
+from understudy.data.episode import Episode
+from understudy.data.formats import open_dataset
+from understudy.data.relabel import ScaledReward
+from understudy.learn.method import Method, training_data
+
+OPTIONS = ("--reward-scale", 2, "--reward-shift", -0.5, "--reward-clip", -0.4, 1.0)
+
+
+def test_a_reward_is_multiplied_then_shifted_then_limited():
+    episode = Episode({"observation.state": np.zeros((4, 1), "f"), "action": np.zeros((3, 1), "f"),
+                       "next.reward": np.array([-1.0, 0.25, 3.0], "f")})
+    for change, expected in ((ScaledReward(2.0, -1.0), [-3, -0.5, 5]), (ScaledReward(2.0, -1.0, -1.0), [-1, -0.5, 5]),
+                             (ScaledReward(2.0, -1.0, -1.0, 2.0), [-1, -0.5, 2]), (ScaledReward(), [-1, 0.25, 3])):
+        reward = change(episode).steps["next.reward"]
+        assert reward.tolist() == expected and reward.dtype == np.float32
+    assert episode.steps["next.reward"].tolist() == [-1, 0.25, 3]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"scale": 0.0}, "the factor is 0"), ({"low": 1.0, "high": 1.0}, "is not below the largest"),
+    ({"scale": float("nan")}, "nan"), ({"shift": float("nan")}, "nan")])
+def test_numbers_that_leave_nothing_to_learn_are_refused(options, says):
+    with pytest.raises(ConfigError, match=says):
+        ScaledReward(**options)
+
+
+def test_the_command_changes_stored_and_collected_rewards(tmp_path):
+    out = tmp_path / "run"
+    status, text = call("train", "sac", "--env", "particle", "--out", out, "--random-steps", "20", "--device", "cpu",
+                        "--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", *OPTIONS)
+    assert status == 0, text
+    method = Method.load(out)
+    assert method.transforms[-1] == ScaledReward(2.0, -0.5, -0.4, 1.0)
+    first = open_dataset(out / "random" / "episodes.npz")
+    raw, changed = (np.concatenate([e.steps["next.reward"] for e in d]) for d in (first, training_data(first, method)))
+    assert changed == pytest.approx((2 * raw - 0.5).clip(-0.4, 1.0))
+    collected = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert min(e.steps["next.reward"].min() for e in collected) >= np.float32(-0.4) > raw.min() - 0.5
+
+
+def test_methods_without_rewards_refuse_it(tmp_path):
+    assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
+    status, text = call("train", "bc", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)
+    assert status == 2 and "bc does not learn from rewards" in text and "iql" in text
+    status, text = call("train", "iql", tmp_path / "data", "--out", tmp_path / "run", "--reward-scale", "0")
+    assert status == 2 and "the factor is 0" in text

@@ -109,6 +109,9 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     prior: Annotated[Path | None, arg(metavar="DATA")] = None
     """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
     (behavior-retrieval, retrieve-align-replay)"""
+    reward: Annotated[Path | None, arg(metavar="RUN")] = None
+    """learn from the rewards of this run's reward model (that of dac, gail or airl), in place of those of DATA and of
+    the environment"""
     reward_scale: Annotated[float, arg(metavar="FACTOR")] = 1.0
     """multiply the rewards, also those of collected episodes; policies are judged by the rewards as they are"""
     reward_shift: Annotated[float, arg(metavar="NUMBER")] = 0.0
@@ -258,24 +261,37 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if "action" not in features:  # perhaps the prior episodes have it
         features |= {name: f for name, f in data[-1].features().items() if name == "action"}
     method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
-    method, stages = _with_runs(_with_scaled_rewards(method, o), o)
+    method, stages = _with_runs(_with_changed_rewards(method, o), o)
+    if o.reward is not None:
+        stages["learned-reward"] = o.reward
     return _Training(method, data, stream, weights, val_fraction, words, stages)
 
 
-def _with_scaled_rewards(method: Method, o: TrainOptions) -> Method:
-    """The method with --reward-scale, --reward-shift and --reward-clip as its last change of episodes."""
+def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
+    """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last."""
+    from ..checkpoint import FromStage
     from ..core import UserError
     from ..data.relabel import ScaledReward
+    from ..learn.learned_reward import LearnedReward
+    from ..learn.method import Method, Stage
     from ..learn.targets import REWARD
+    from .policies import tell_checkpoint
 
     low, high = o.reward_clip or (None, None)
     change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
-    if change == ScaledReward():
+    if change == ScaledReward() and o.reward is None:
         return method
     if REWARD not in method.learner.extra:
-        raise UserError(f"{o.method} does not learn from rewards", where="--reward-scale, --reward-shift or "
-                        "--reward-clip", hint="leave them out, or take a method that does, such as iql")
-    return replace(method, transforms=(*method.transforms, change))
+        raise UserError(f"{o.method} does not learn from rewards", where="--reward, --reward-scale, --reward-shift "
+                        "or --reward-clip", hint="leave them out, or take a method that does, such as iql")
+    if change != ScaledReward():
+        method = replace(method, transforms=(*method.transforms, change))
+    if o.reward is None:
+        return method
+    tell_checkpoint(o.reward)
+    stage = Stage("learned-reward", Method.load(o.reward, o.trust))
+    return replace(method, stages=(*method.stages, stage), transforms=(
+        LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:

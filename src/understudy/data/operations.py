@@ -754,4 +754,5 @@ def _type_name(hint) -> str:
         return " or ".join(map(str, options))
     if options:
         return " or ".join(map(_type_name, options))
-    return {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}[hint]
+    words = {str: "text", int: "an integer", float: "a number", bool: "true or false", type(None): "nothing"}
+    return words.get(hint) or f"a {hint.__name__}"

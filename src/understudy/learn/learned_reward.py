@@ -1,0 +1,47 @@
+"""The rewards of a reward model that another run has trained, in place of those of the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..checkpoint import FromStage
+from ..core import UserError, part
+from ..data.episode import Dataset
+from ..data.operations import Operation
+from .reward_models import RewardModel
+from .targets import REWARD
+
+
+@part
+class LearnedReward(Operation):
+    """Gives each step of the episodes the reward of a model. Episodes that are collected get it as well.
+
+    Args:
+        model: The reward model, or the stage that has trained it.
+    """
+
+    model: FromStage | RewardModel
+
+    def apply(self, data: Dataset) -> Dataset:
+        model, path = self.model, str(data.metadata.get("path", "data set"))
+        if not isinstance(model, RewardModel):
+            raise UserError(f"{model} is not a reward model", where="LearnedReward.model",
+                            hint="name a run that trains one, such as one of dac, gail or airl")
+        features = data.features()
+        for name in (*model.inputs, model.about.target):
+            read, stored = model.features[name].shape, features[name].shape if name in features else None
+            if read != stored:
+                raise UserError(f"the reward model reads a column of shape {read}, but " + (
+                                "there is none" if stored is None else f"this one has {stored}"),
+                                where=f"{path}, column {name!r}", hint="name a reward model of the same columns")
+        window = replace(model.about.window, horizon=1, action_offset=0)
+        annotated = model.annotate(data)
+        windows = window.windows(annotated, model.inputs, model.about.target, next_obs=True,
+                                 extra=(*model.about.config.extra, *model.annotations))
+        with torch.no_grad():
+            rewards = torch.cat([model.reward(batch, None)[:, 0] for batch in windows.scan()]).float().numpy()
+        parts = np.split(rewards, np.cumsum(data.lengths)[:-1])
+        return Dataset([e.replace({REWARD: reward}) for e, reward in zip(data, parts, strict=True)], data.metadata)

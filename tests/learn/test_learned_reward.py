@@ -1,0 +1,70 @@
+"""Rewards of a run's reward model, by understudy train --reward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fixtures.staged import call
+
+from understudy import make
+from understudy.checkpoint import FromStage
+from understudy.core import UserError
+from understudy.data.formats import open_dataset
+from understudy.envs.wrappers import LearnedRewardEnv
+from understudy.evaluate.rollout import rollout
+from understudy.learn.learned_reward import LearnedReward
+from understudy.learn.method import load_modules
+
+SMALL = ("--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Demonstrations, and a run that has learned a reward from them."""
+    folder = tmp_path_factory.mktemp("learned")
+    assert call("record", "particle", "--out", folder / "demos", "--episodes", "4")[0] == 0
+    status, text = call("train", "dac", folder / "demos", "--env", "particle", "--out", folder / "dac", "--device",
+                        "cpu", "--method.n-rounds", "1", "--method.n-episodes", "1", "--learner.batch-size", "8")
+    assert status == 0, text
+    return folder
+
+
+def test_rewards_are_those_of_the_environment_with_the_model(place):
+    model = load_modules(place / "dac")["reward"]
+    env = make("particle", 2)
+    plain = rollout(env.expert(), env, 2, 5)
+    wrapped = LearnedRewardEnv(make("particle", 2), model)
+    for ours, theirs in zip(LearnedReward(model).apply(plain), rollout(env.expert(), wrapped, 2, 5), strict=True):
+        np.testing.assert_allclose(ours.steps["next.reward"], theirs.steps["next.reward"], rtol=1e-4, atol=1e-5)
+        assert ours.steps["next.reward"].std() > 0
+
+
+def test_the_command_learns_from_them_online_and_from_data(place, tmp_path):
+    online, offline = tmp_path / "sac", tmp_path / "iql"
+    status, text = call("train", "sac", "--env", "particle", "--out", online, "--random-steps", "20", "--reward",
+                        place / "dac", *SMALL)
+    assert status == 0, text
+    (raw,) = open_dataset(online / "collection" / "000000" / "episodes.npz")[:1]
+    assert (raw.steps["next.reward"] != np.round(raw.steps["next.reward"])).all()
+    assert call("eval", online, "particle", "--episodes", "2")[0] == 0
+    status, text = call("train", "iql", place / "demos", "--out", offline, "--steps", 2, "--reward", place / "dac",
+                        "--learner.batch-size", "8", "--device", "cpu")
+    assert status == 0, text
+
+
+def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
+    assert call("train", "bc", place / "demos", "--out", tmp_path / "bc", "--steps", 1, "--device", "cpu")[0] == 0
+    status, text = call("train", "iql", place / "demos", "--out", tmp_path / "iql", "--reward", tmp_path / "bc")
+    assert status == 2 and "has no module 'reward'" in text
+    status, text = call("train", "bc", place / "demos", "--out", tmp_path / "x", "--reward", place / "dac")
+    assert status == 2 and "bc does not learn from rewards" in text
+    data = open_dataset(place / "demos")
+    with pytest.raises(UserError, match="is not a FromStage or a RewardModel"):
+        LearnedReward(load_modules(place / "dac")["policy"])
+    with pytest.raises(UserError, match="is not a reward model"):
+        LearnedReward(FromStage("reward", "reward")).apply(data)
+    model, bandit = LearnedReward(load_modules(place / "dac")["reward"]), make("tabular:bandit", 2)
+    with pytest.raises(UserError, match=r"'observation.state': the reward model reads a column of shape .* has \(3,\)"):
+        model.apply(rollout(bandit.expert(), bandit, 2, 0))
+    with pytest.raises(UserError, match="'observation.state': the reward model reads .*, but there is none"):
+        model.apply(data.map(lambda e: e.replace({"observation.state": None})))

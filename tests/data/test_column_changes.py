@@ -35,6 +35,7 @@ from understudy.data.relabel import (
     InterventionPenalty,
     MotionToFirst,
     NextObservation,
+    ScaledReward,
     SelectColumns,
 )
 from understudy.data.text_columns import TaskText, ThoughtText
@@ -81,7 +82,7 @@ EXAMPLES = [Hindsight(), TaskText(), ReturnToGo(), TimeLeft(), Progress(), LastA
             ConstantColumn("observation.expert", 1.0), SelectColumns(("action",)), ColumnPadding(STATE, 3),
             Rename(STATE, "observation.arm"), ConcatColumns(("action", STATE)), SelectComponents(STATE, (1,)),
             NextObservation(), OptionalColumn(STATE, like=STATE), ThoughtText(), FirstObservation(),
-            MotionToFirst()]
+            MotionToFirst(), ScaledReward(2.0, -1.0)]
 
 # Columns that functions of recorded episodes add, and what gives them while acting.
 PROVIDED = {"observation.goal": "OGBench", "observation.next": "InverseDynamicsPlanner",
@@ -127,6 +128,8 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
     sizes = {"fourier-transporter": 5, "chauffeurnet": 8}  # two places and an angle, and four points of a path
     if name in sizes:
         features["action"] = Feature("float32", (sizes[name],))
+    if name in ("discrete-cql", "discrete-sac", "dqn"):
+        features["action"] = Feature("int64", (1,), "discrete", num_classes=(3,))
     for part in find_method(name, features).transforms:
         if any(find_references(part)):
             assert isinstance(part, (ColumnChange, Operation))

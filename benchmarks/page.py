@@ -31,6 +31,11 @@ Mish computes one exponential and gets its
 derivative from it. Matrix products use bf16 if the hardware is fast at it, and the optimizer copies nothing. Linear
 layers in fp32 use oneDNN where MKL, PyTorch's default, does not use AVX-512 (AMD): 235 GFLOP/s instead of 105 on one
 core of the machine below."""),
+    "offline_rl": ("Updates of small networks", """
+Updates of offline reinforcement learning and of cloning, with networks of 256 × 2 and batches of 256 (of 32 × 2 against
+imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. The
+processor of this table has no faster products for AVX-512, so that products of matrices take most of the time on all
+sides. The rest of our time is Python: seeds of noise, masks, weights, logged values and normalization."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

@@ -1,8 +1,12 @@
-"""Updates of IQL and TD3+BC, here, in d3rlpy and in a plain loop: python benchmarks/offline_rl.py
+"""Updates of IQL, TD3+BC and cloning, here, in d3rlpy, imitation and a plain loop: python benchmarks/offline_rl.py
 
 Networks of 256 x 2, batches of 256 transitions of 17 observed numbers and 6 actions, drawn anew for each update. The
 plain loop is PyTorch alone, with the data as tensors, fused Adam and one call for all target weights. Its policy has
 the same outputs as ours. That of d3rlpy has a standard deviation that does not depend on the observation.
+
+Cloning with squared errors is compared with d3rlpy's. Cloning with likelihoods, with networks of 32 x 2 and batches of
+32 and 256, is compared with imitation's, whose standard deviation does not depend on the observation. Ours also keeps
+the average of the weights, and predicts the standard deviation.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ measure.one_thread()
 
 STATE, ACTION, EPISODES, STEPS, BATCH, WIDTH = 17, 6, 20, 1000, 256, 256
 UPDATES = 20  # of one call
+UPDATES_OF_IMITATION = 200  # each call of it prepares an epoch
 
 
 def episodes() -> list[dict]:
@@ -29,36 +34,67 @@ def episodes() -> list[dict]:
             for _ in range(EPISODES)]
 
 
-def ours(name: str) -> Callable[[], object]:
+def ours(name: str, head=None, trunk=None, batch: int = BATCH, updates: int = UPDATES) -> Callable[[], object]:
     import torch
 
     from understudy.data.episode import Dataset, Episode
     from understudy.heads.gaussian import Gaussian
     from understudy.heads.regression import Regression
+    from understudy.learn.behavior_cloning import BehaviorCloning
     from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+    from understudy.learn.optimizer import OptimizerConfig
     from understudy.methods.offline_rl.iql import IQL
     from understudy.nets.encoders import ConcatEncoder
     from understudy.nets.feed_forward import FeedForward
     from understudy.policy import Policy, PolicyConfig
 
-    head, config = (Gaussian(), IQL()) if name == "IQL" else (Regression(), OffPolicyActorCritic())
+    constant = OptimizerConfig(weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+    default_head, config = {"IQL": (Gaussian(), IQL()), "TD3+BC": (Regression(), OffPolicyActorCritic()),
+                            "BC": (Regression(), BehaviorCloning(optimizer=constant))}[name]
     data = Dataset([Episode(columns) for columns in episodes()])
     torch.manual_seed(0)
-    policy = Policy(PolicyConfig(head, FeedForward((WIDTH, WIDTH)), ConcatEncoder()), data.features())
+    policy = Policy(PolicyConfig(head or default_head, trunk or FeedForward((WIDTH, WIDTH)), ConcatEncoder()),
+                    data.features())
     learner = config.build(policy.fit_statistics(data), 0, 10_000, data)
     sampler, number = learner.batch_sampler(data), itertools.count()
-    return lambda: [learner.update(sampler.batch(BATCH, next(number), 0)) for _ in range(UPDATES)]
+    return lambda: [learner.update(sampler.batch(batch, next(number), 0)) for _ in range(updates)]
+
+
+def transitions() -> dict:
+    import numpy as np
+
+    return {k: np.concatenate([e[k][:STEPS] for e in episodes()]) for k in episodes()[0]}
+
+
+def imitation(batch: int) -> Callable[[], object]:
+    import tempfile
+
+    import gymnasium as gym
+    import numpy as np
+    from imitation.algorithms.bc import BC
+    from imitation.data.types import Transitions
+    from imitation.util import logger
+
+    flat = transitions()
+    obs, action = flat["observation.state"], flat["action"]
+    data = Transitions(obs=obs, acts=action, infos=np.array([{}] * len(obs)), next_obs=obs,
+                       dones=flat["next.terminated"])
+    learner = BC(observation_space=gym.spaces.Box(-np.inf, np.inf, (STATE,), np.float32),
+                 action_space=gym.spaces.Box(-1, 1, (ACTION,), np.float32), rng=np.random.default_rng(0),
+                 demonstrations=data, batch_size=batch, device="cpu",
+                 custom_logger=logger.configure(tempfile.mkdtemp(), []))
+    return lambda: learner.train(n_batches=UPDATES_OF_IMITATION, progress_bar=False)
 
 
 def peer(name: str) -> Callable[[], object]:
     import d3rlpy
-    import numpy as np
 
     d3rlpy.seed(0)
-    flat = {k: np.concatenate([e[k][:STEPS] for e in episodes()]) for k in episodes()[0]}
+    flat = transitions()
     data = d3rlpy.dataset.MDPDataset(flat["observation.state"], flat["action"], flat["next.reward"],
                                      flat["next.terminated"].astype("f"))
-    config = {"IQL": d3rlpy.algos.IQLConfig, "TD3+BC": d3rlpy.algos.TD3PlusBCConfig}[name]
+    config = {"IQL": d3rlpy.algos.IQLConfig, "TD3+BC": d3rlpy.algos.TD3PlusBCConfig,
+              "BC": d3rlpy.algos.BCConfig}[name]
     learner = config(batch_size=BATCH).create(device="cpu:0")
     learner.build_with_dataset(data)
     return lambda: [learner.update(data.sample_transition_batch(BATCH)) for _ in range(UPDATES)]
@@ -132,14 +168,31 @@ def plain(name: str) -> Callable[[], object]:
     return lambda: [update() for _ in range(UPDATES)]
 
 
-def lines(name: str) -> list[measure.Line]:
-    sides = {"ours": ours(name), "d3rlpy": peer(name), "plain": plain(name)}
-    seconds = measure.interleaved(sides, repeats=7)
-    return [measure.compared(f"{name}, updates, against {other}", seconds, "ours", other, amount=UPDATES, unit="1/s",
-                             goal=goal) for other, goal in (("d3rlpy", 1.5), ("plain", 0.9))]
+def lines_of_d3rlpy() -> list[measure.Line]:
+    lines = []
+    for name, goals in {"IQL": {"d3rlpy": 1.5, "plain": 0.9}, "TD3+BC": {"d3rlpy": 1.5, "plain": 0.9},
+                        "BC": {"d3rlpy": 2.2}}.items():
+        sides = {"ours": ours(name), "d3rlpy": peer(name), **({"plain": plain(name)} if "plain" in goals else {})}
+        seconds = measure.interleaved(sides, repeats=7)
+        lines += [measure.compared(f"{name}, updates, against {other}", seconds, "ours", other, amount=UPDATES,
+                                   unit="1/s", goal=goal) for other, goal in goals.items()]
+    return lines
+
+
+def lines_of_imitation() -> list[measure.Line]:
+    from understudy.heads.gaussian import Gaussian
+    from understudy.nets.feed_forward import FeedForward
+
+    lines = []
+    for batch, goal in ((32, 4.0), (256, 6.0)):
+        own = ours("BC", Gaussian(), FeedForward((32, 32), "tanh"), batch, UPDATES_OF_IMITATION)
+        seconds = measure.interleaved({"ours": own, "imitation": imitation(batch)}, repeats=7)
+        lines.append(measure.compared(f"BC, batches of {batch}, updates, against imitation", seconds, "ours",
+                                      "imitation", amount=UPDATES_OF_IMITATION, unit="1/s", goal=goal))
+    return lines
 
 
 if __name__ == "__main__":
-    found, versions = measure.beside({"d3rlpy": lambda: [line for name in ("IQL", "TD3+BC") for line in lines(name)]},
-                                     ("torch", "numpy", "d3rlpy"))
+    found, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation},
+                                     ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3"))
     measure.save("offline_rl", found, packages=(), more={"versions": versions})

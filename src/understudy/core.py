@@ -649,17 +649,23 @@ def keys(seed: int, episode_numbers) -> Tensor:
     if not np.ndim(episode_numbers):
         raise UserError(f"the numbers of the episodes are {episode_numbers!r}, but must be a list", where="keys",
                         hint=f"such as keys(0, [{episode_numbers}])")
-    with np.errstate(over="ignore"):
-        z = np.asarray(episode_numbers, np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = _splitmix(z + _splitmix(np.uint64(seed % 2**64) + np.uint64(0x632BE59BD9B4E019)))
-    return torch.from_numpy((z >> np.uint64(1)).astype(np.int64))
+    offset = _splitmix(seed + 0x632BE59BD9B4E019 & _UINT64)
+    if len(episode_numbers) < 4:  # NumPy takes longer for few numbers
+        few = (_splitmix(int(n) * 0x9E3779B97F4A7C15 + offset & _UINT64) >> 1 for n in episode_numbers)
+        return torch.tensor(list(few), dtype=torch.int64)
+    z = np.asarray(episode_numbers, np.int64).astype(np.uint64)  # whose products are modulo 2**64
+    z = _splitmix(z * np.uint64(0x9E3779B97F4A7C15) + np.uint64(offset))
+    return torch.from_numpy((z >> 1).astype(np.int64))
+
+
+_UINT64 = 2**64 - 1
 
 
 def _splitmix(z):
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    """Mixes the bits of a whole number below 2**64, or of each number of an array of np.uint64."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _UINT64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _UINT64
+    return z ^ (z >> 31)
 
 
 def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:

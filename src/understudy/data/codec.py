@@ -417,7 +417,7 @@ class _Affine(nn.Module):
 
     def encode(self, x, group=None):
         offset, scale = self._statistics(group)
-        return (x - offset) * torch.where(scale > 0, 1 / scale, 0.0)
+        return (x - offset) * torch.where(scale > 0, scale.reciprocal(), 0.0)
 
     def decode(self, x, group=None):
         offset, scale = self._statistics(group)

@@ -142,24 +142,25 @@ class Critic(Scorer):
         coded = self.codec.encode_obs(obs)
         return EncodedObs(tuple(encoder(coded).flat() for encoder in self.encoders), obs)
 
-    def scores(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor) -> Tensor:
+    def scores(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, n_critics: int | None = None) -> Tensor:
         """Returns the score of each network. The score of the critic is their minimum.
 
         Args:
             obs: Observation windows by column, (B, n_obs_steps, ...), or what `encode` made of them.
             plan: Plans in the units of the data, (B, H, A), or N for each observation, (B, N, H, A).
+            n_critics: Number of networks that score, from the first on. None for all.
 
         Returns:
             Scores, (n_critics, B) or (n_critics, B, N).
         """
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
-        features = encoded.features
+        features, networks = encoded.features, list(self.layers)[:n_critics]
         if plan.ndim == 3:
             features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
-        inputs = [torch.cat([x, plan], -1) for x in features]
-        inputs = inputs * len(self.layers) if len(inputs) == 1 else inputs
-        return torch.stack([layers(x).squeeze(-1) for x, layers in zip(inputs, self.layers, strict=True)])
+        inputs = [torch.cat([x, plan], -1) for x in features[:n_critics]]
+        inputs = inputs * len(networks) if len(inputs) == 1 else inputs
+        return torch.stack([layers(x).squeeze(-1) for x, layers in zip(inputs, networks, strict=True)])
 
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all."""
@@ -202,11 +203,11 @@ class ValueFunction(Critic):
     def read_plan(self, obs, plan):
         return plan.new_zeros(*plan.shape[:-2], 0, dtype=torch.float32)
 
-    def scores(self, obs, plan=None):
+    def scores(self, obs, plan=None, n_critics=None):
         if plan is None:
             first = obs.features[0] if isinstance(obs, EncodedObs) else next(iter(obs.values()))
             plan = first.new_zeros(len(first), 1, 0)
-        return super().scores(obs, plan)
+        return super().scores(obs, plan, n_critics)
 
     def forward(self, obs, plan=None):
         return self.scores(obs, plan).amin(0)

@@ -217,7 +217,7 @@ class GradientLearner(Learner):
             rng = Generator(self.device).manual_seed(noise)
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast():
                 seed_generators(dropout, self.device)
-                terms = loss(batch.select_rows(rows), rng)
+                terms = loss(batch if high - low == len(batch) else batch.select_rows(rows), rng)
                 value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)
             optimizer.backward(value)
             total += value.detach()

@@ -227,7 +227,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         """
         coded = self.policy.sample(self.policy.context(batch.obs), rng)
         inside = self._clipped(coded)
-        score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs))[0]
+        score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
         distance = self._distance(coded, batch)
         return self.config.bc_weight * distance + beyond - score / score.detach().abs().mean().clamp(min=1e-6)

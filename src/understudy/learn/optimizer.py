@@ -96,10 +96,11 @@ class OptimizerState:
             )
         self.config, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        # The optimizer holds the numbers in the order of memory, because it copies everything else.
+        # The optimizer holds the numbers in the order of memory, because it copies others. Most are so already.
         self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
         self.memory_order_parameters = [
-            p.detach().permute(axes) for p, axes in zip(self.parameters, self.axes, strict=True)
+            p if axes == sorted(axes) else p.detach().permute(axes)
+            for p, axes in zip(self.parameters, self.axes, strict=True)
         ]
         matrices = [p for p in self.memory_order_parameters if p.ndim >= 2]
         vectors = [p for p in self.memory_order_parameters if p.ndim < 2]
@@ -133,10 +134,11 @@ class OptimizerState:
         if not moved:
             return torch.zeros((), device=self.device)
         for p, ordered, axes in zip(self.parameters, self.memory_order_parameters, self.axes, strict=True):
-            ordered.grad = None if p.grad is None else p.grad.permute(axes)
+            if ordered is not p:
+                ordered.grad = None if p.grad is None else p.grad.permute(axes)
         assert self.adamw is not None  # something has a gradient
         self.scaler.unscale_(self.adamw)
-        norm = nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
+        norm = torch.stack(torch._foreach_norm([p.grad for p in moved if p.grad is not None])).norm()
         # Without a GPU, reading the norm does not wait, and a pass that would change no gradient can be skipped.
         if self.config.grad_clip_norm is not None and (self.device.type != "cpu" or norm > self.config.grad_clip_norm):
             nn.utils.clip_grads_with_norm_(moved, self.config.grad_clip_norm, norm)

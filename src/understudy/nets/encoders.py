@@ -286,9 +286,9 @@ class _ConcatEncoderNet(EncoderNet):
     def forward(self, obs, rng=None):
         parts = []
         for name, module in zip(self.names, self.maps, strict=True):
-            x, present = observed_column(obs, name)
+            x, present = observed_column(obs, name) if name + "?" in obs else (obs[name], None)
             values = module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            parts.append((values * present.unsqueeze(-1)).flatten(1))
+            parts.append((values if present is None else values * present.unsqueeze(-1)).flatten(1))
         flat = torch.cat(parts, -1).unsqueeze(1)
         return Context(flat, torch.ones_like(flat[..., 0], dtype=torch.bool))
 

@@ -1,6 +1,7 @@
 """A linear layer that uses the faster of two libraries, MKL and oneDNN, on this processor."""
 
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -8,9 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Multiplications from which a call of oneDNN pays off. GFLOP/s on one core of Zen 5, PyTorch 2.13 (MKL, oneDNN):
-#     16 x 256 x 256   80   83      64 x 256 x 256  97 163      256 x 256 x 256  104 216     2048 x 1280 x 256 103 235
-MIN_MULTIPLICATIONS = 2**22
+_INFO = Path("/proc/cpuinfo")
+_PROCESSOR = _INFO.read_text()[:500] if _INFO.exists() else platform.processor()
+
+# Multiplications from which a call of oneDNN pays off. GFLOP/s on one core, PyTorch 2.13 (MKL, oneDNN):
+#                    16 x 256 x 256    64 x 256 x 256    256 x 256 x 256    1024 x 512 x 512    2048 x 1280 x 256
+#     Zen 5                  80  83            97 163            104 216                                  103 235
+#     Zen 4, family 25                                            99 103              96 105               93 100
+# A call of oneDNN has gradients in Python, which also takes time.
+MIN_MULTIPLICATIONS = 2**27 if re.search(r"cpu family\s*: 25\b", _PROCESSOR) else 2**22
 
 
 def _mkl_is_slow() -> bool:
@@ -18,11 +25,8 @@ def _mkl_is_slow() -> bool:
 
     MKL uses AVX-512 only on Intel processors.
     """
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-            and torch.backends.cpu.get_cpu_capability() == "AVX512"):
-        return False
-    info = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (info.read_text()[:500] if info.exists() else platform.processor())
+    return (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+            and torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _PROCESSOR)
 
 
 MKL_IS_SLOW = _mkl_is_slow()

@@ -107,6 +107,15 @@ def test_the_penalty_of_a_linear_network(length, options, excess):
     torch.testing.assert_close(added, torch.full((6,), 10.0 * excess(length)**2), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["logit", "gail"])
+def test_the_logged_slope_of_a_linear_network(form):
+    """The gradient of its logit is its weight w, and that of softplus(logit) is w * sigmoid(logit)."""
+    built, own = model(hidden=(), form=form), transitions(0)
+    factor = torch.ones(6) if form == "logit" else torch.sigmoid(built.logit(own))
+    expected = (built.layers[0].weight.norm() * factor).quantile(0.95).item()
+    assert built.metrics(own) == {"slope": pytest.approx(expected)}
+
+
 def test_a_spectral_norm_bounds_the_gradient():
     built = model(spectral=True, hidden=(16, 16), activation="relu")
     for _ in range(300):  # power iterations

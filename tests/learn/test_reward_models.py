@@ -93,6 +93,25 @@ def test_airl_reads_the_density_of_the_policy_at_each_action(demos):
         torch.testing.assert_close(actual, density)
 
 
+@pytest.mark.parametrize("name", ["discriminator", "GAIfO"])
+def test_logging_the_slope_of_a_reward_does_not_change_it(demos, name):
+    states = []
+    for is_logged in (True, False):
+        torch.manual_seed(0)
+        policy = Policy(POLICY, demos.features()).fit_statistics(demos)
+        learner = replace(SMALL, reward=MODELS[name]).build(policy, 0, 10, demos)
+        batch = learner.batch_sampler(demos).batch(8, 0)
+        if not is_logged:
+            learner.reward.metrics = lambda batch: {}
+        metrics = [learner.update(batch) for _ in range(3)]
+        assert ("reward/slope" in metrics[-1]) == is_logged
+        if is_logged:
+            learner.reward.eval()
+            assert metrics[-1]["reward/slope"] == pytest.approx(learner.reward.metrics(batch)["slope"], rel=1e-5)
+        states.append(list(learner.reward.state_dict().values()))
+    assert all(map(torch.equal, *states))
+
+
 def test_the_reward_of_the_data_gives_the_same_training_bit_by_bit():
     features = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,)),
                 "next.reward": Feature("float32", ()), "next.terminated": Feature("bool", ())}

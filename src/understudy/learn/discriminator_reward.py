@@ -127,6 +127,13 @@ class Discriminator(RewardModel):
         excess = gradient.norm(dim=1) - self.config.target
         return (excess.clamp(min=0) if self.config.one_sided else excess).square()
 
+    def metrics(self, batch):
+        """The 95th percentile, over the rows of the policy, of the length of the reward's gradient in coded units."""
+        points = self.read(batch).detach().requires_grad_()
+        value = self.layers(points)
+        gradient, = torch.autograd.grad((softplus(value) if self.config.form == "gail" else value).sum(), points)
+        return {"slope": float(gradient.norm(dim=1).quantile(0.95))}
+
     def logit(self, batch) -> Tensor:
         """Returns log D - log(1 - D) of each row, (B,)."""
         value = self.value(batch)

@@ -96,6 +96,10 @@ class RewardModel(Scorer):
             policy: The policy that learns, for a reward that depends on it. None where nothing learns.
         """
 
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """Returns what is logged of the rewards of a batch, beside their mean."""
+        return {}
+
     def annotate(self, episodes: Dataset) -> Dataset:
         """Adds the columns `annotations` to episodes, for a reward that depends on whole episodes."""
         return episodes
@@ -181,7 +185,9 @@ class RewardedLearner(GradientLearner):
             self.minimize("reward", self.reward_loss, batch)
         with self.evaluation():
             reward = self.reward.reward(batch, self.policy)
-        self._record("reward", mean=float(reward.mean()))
+            with torch.enable_grad():
+                metrics = self.reward.metrics(batch)
+        self._record("reward", mean=float(reward.mean()), **metrics)
         return batch.replace(extra={**batch.extra, REWARD: reward})
 
     def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:

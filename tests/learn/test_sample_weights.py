@@ -28,6 +28,7 @@ from understudy.learn.sample_weights import (
     ColumnWeights,
     CriticAdvantage,
     CurriculumWeights,
+    TrimmedWeights,
     UniformWeights,
 )
 from understudy.methods.offline_rl.iql import IQL
@@ -101,3 +102,13 @@ def test_a_curriculum_settles_on_one_of_two_answers():
         CurriculumWeights().build(Policy(PolicyConfig(Flow(), MLP(8, 1)), data.features()), data)
     with pytest.raises(UserError, match="temperature is 0"):
         CurriculumWeights(0)
+
+
+def test_the_largest_losses_of_a_batch_are_trimmed(data):
+    fresh_policy = policy(data)
+    batch = fresh_policy.windows(data).batch(9, 0)
+    loss = fresh_policy.loss(batch, torch.Generator().manual_seed(0))
+    loss = loss.sum(1) / batch.mask.sum(1)
+    weights = TrimmedWeights(0.25)(batch, fresh_policy)
+    assert weights.sum() == 7 and loss[weights == 1].max() < loss[weights == 0].min()
+    assert torch.equal(TrimmedWeights(0.0)(batch, fresh_policy), torch.ones(9))

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import FromStage, Scorer
-from ..core import Above, AtLeast, Batch, Unsupported, UserError, part
+from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
 from ..heads.regression import Regression
@@ -235,7 +235,33 @@ class CurriculumWeights(SampleWeights, WeightFunction):
         return self
 
     def __call__(self, batch, policy):
-        # These losses draw nothing at random.
-        loss = policy.loss(batch, torch.Generator(batch.action.device).manual_seed(0)).sum(1)
-        loss = loss / batch.mask.sum(1).clamp(min=1)
+        loss = window_loss(policy, batch)
         return ((loss.min() - loss) / self.temperature).exp()
+
+
+@part
+class TrimmedWeights(SampleWeights, WeightFunction):
+    """Weight 0 for the windows with the largest losses of each batch, and 1 for the others: the trimmed loss.
+
+    Args:
+        fraction: Fraction of the windows that do not count. It should be above that of the wrong ones.
+
+    References:
+        Rousseeuw (1984), Least Median of Squares Regression, Journal of the American Statistical Association 79.
+    """
+
+    fraction: Annotated[float, AtLeast(0), Below(1)] = 0.2
+
+    def build(self, policy, data):
+        return self
+
+    def __call__(self, batch, policy):
+        loss = window_loss(policy, batch)
+        n_kept = len(loss) - int(self.fraction * len(loss))
+        return torch.zeros_like(loss).index_fill(0, loss.argsort(stable=True)[:n_kept], 1.0)
+
+
+def window_loss(policy: Policy, batch: Batch) -> Tensor:
+    """Returns the mean loss of each window, (B,), with the same draws of noise in every update."""
+    loss = policy.loss(batch, torch.Generator(batch.action.device).manual_seed(0)).sum(1)
+    return loss / batch.mask.sum(1).clamp(min=1)

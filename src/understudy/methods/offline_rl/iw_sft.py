@@ -6,11 +6,12 @@ from dataclasses import field
 from typing import Annotated, Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
-from ...data.batch_sampler import EpisodeSampler
+from ...data.batch_sampler import BatchSampler
 from ...data.column_changes import get_column
 from ...data.episode import Dataset
 from ...data.operations import Operation
@@ -44,6 +45,30 @@ class ReturnStrata(Operation):
         returns = np.array([float(np.sum(get_column(e, REWARD)[:len(e)])) for e in data])
         return data.select(i for fraction in self.fractions
                            for i in np.flatnonzero(returns >= np.quantile(returns, 1 - fraction)))
+
+
+class EpisodeSampler(BatchSampler):
+    """Batches of whole episodes, for weights that depend on all steps of an episode.
+
+    Episodes are drawn, also repeatedly, until the batch is full. Of the last one there are as many steps as fit, from a
+    random step on, and then from its first. `extra["episode"]`, (B, 1), numbers the draws.
+    """
+
+    def __init__(self, windows: Windows):
+        self.windows = windows
+
+    def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
+        """Return one batch: see `BatchSampler.batch`. All episodes are drawn equally often."""
+        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
+        bounds = self.windows.episode_bounds
+        drawn = rng.integers(0, len(bounds) - 1, size)
+        lengths = np.diff(bounds)[drawn]
+        last = int(np.searchsorted(np.cumsum(lengths), size))
+        parts = [np.arange(bounds[e], bounds[e + 1]) for e in drawn[:last + 1]]
+        parts[last] = np.roll(parts[last], rng.integers(lengths[last]))
+        batch = self.windows.gather(np.concatenate(parts)[:size])
+        number = torch.from_numpy(np.repeat(np.arange(last + 1), lengths[:last + 1])[:size, None])
+        return batch.replace(extra={**batch.extra, "episode": number}).select_rows(rows)
 
 
 @part

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import Batch, UserError, keys
-
-if TYPE_CHECKING:
-    from .window import Windows
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly over [0, 1)
 
@@ -110,30 +106,6 @@ class SourcesSampler(BatchSampler):
         return self.sampler.batch(size, step, seed, rows).replace(others={
             name: other.batch(size, step, key, rows)
             for (name, other), key in zip(self.others.items(), seeds, strict=True)})
-
-
-class EpisodeSampler(BatchSampler):
-    """Batches of whole episodes, for weights that depend on all steps of an episode.
-
-    Episodes are drawn, also repeatedly, until the batch is full. Of the last one there are as many steps as fit, from a
-    random step on, and then from its first. `extra["episode"]`, (B, 1), numbers the draws.
-    """
-
-    def __init__(self, windows: Windows):
-        self.windows = windows
-
-    def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Return one batch: see `BatchSampler.batch`. All episodes are drawn equally often."""
-        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, step]))
-        bounds = self.windows.episode_bounds
-        drawn = rng.integers(0, len(bounds) - 1, size)
-        lengths = np.diff(bounds)[drawn]
-        last = int(np.searchsorted(np.cumsum(lengths), size))
-        parts = [np.arange(bounds[e], bounds[e + 1]) for e in drawn[:last + 1]]
-        parts[last] = np.roll(parts[last], rng.integers(lengths[last]))
-        batch = self.windows.gather(np.concatenate(parts)[:size])
-        number = torch.from_numpy(np.repeat(np.arange(last + 1), lengths[:last + 1])[:size, None])
-        return batch.replace(extra={**batch.extra, "episode": number}).select_rows(rows)
 
 
 def _join(parts: Sequence[Batch]) -> Batch:

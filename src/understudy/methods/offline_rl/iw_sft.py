@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
-from ...data.batch_sampler import EpisodeSampler
 from ...data.column_changes import get_column
 from ...data.episode import Dataset
 from ...data.operations import Operation
-from ...data.window import Windows
+from ...data.window import EpisodeSampler, Windows
 from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning

@@ -46,7 +46,7 @@ CHOICES = (
     ("are few episodes of this task and many of others", ("behavior-retrieval", "skill-retrieval",
                                                          "bc-inverse-dynamics"), "Their gain is not shown here yet."),
     ("have wrong actions in unknown places", ("bc", "robust-bc"),
-     "With `--policy.head.norm l1` the first was better in [a claim](ledger.md). [Audit](audit.md) finds some of them."),
+     "`bc --policy.head.norm l1` was better in [a claim](ledger.md). [Audit](audit.md) finds some of them."),
     ("have cameras", ("diffusion-policy", "act", "vinn"), "[Encoders and trunks](encoders.md) lists image networks."),
     ("have point clouds", ("dp3",), "[Encoders and trunks](encoders.md) explains the columns."),
     ("are single picks and places, seen from above", ("fourier-transporter",), "Its networks turn with the image."),

@@ -183,7 +183,8 @@ def fine_tuned(learner: type[ImportanceWeightedCloning] = ImportanceWeightedClon
 CLONING = Method(PolicyConfig(Gaussian(), MLP(64, 1), inputs=(STATE,)), RecedingHorizon(),
                  BehaviorCloning(2000, 128, FAST))
 FORK = experiment(
-    GradedDemonstrations(), env_options=(("spread", 0.25),), first_seed=780, episodes=300, sanity={"filtered cloning": 0.8}, arms={
+    GradedDemonstrations(), env_options=(("spread", 0.25),), first_seed=780, episodes=300,
+    sanity={"filtered cloning": 0.8}, arms={
     "cloning": CLONING,
     "filtered cloning": replace(CLONING, transforms=(Filter("success", equals=(True,)),)),
     "SFT": fine_tuned(beta=0.0),

@@ -850,9 +850,6 @@ class Policy(CheckpointModule, StepwisePlanner):
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
         """Load a policy from the folder of a checkpoint, or of a run (its last checkpoint).
 
-        Args:
-            trust: Packages besides understudy whose code may be loaded.
-
         Returns:
             The policy, in evaluation mode.
 

@@ -27,7 +27,6 @@ class ClaimText:
     Args:
         decision: The decision that the advice is about, one of `DECISIONS`.
         paper: Authors, year, title and number of the paper.
-        control: What the negative control changes.
         advice: One line for a practitioner.
         against: The strongest result against the advice.
         setup: Paragraphs: task, scale, arms, rules, pilots and differences from the paper.

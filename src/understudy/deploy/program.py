@@ -52,7 +52,6 @@ class ExportedPlanner(Planner):
     Args:
         metadata: What the file says of itself, see `metadata`.
         where: The file, for errors.
-        trust: Packages whose executors may be loaded.
     """
 
     device = torch.device("cpu")

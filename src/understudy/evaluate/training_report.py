@@ -19,9 +19,6 @@ TITLES = {"gradient": "Norm of the gradient", "rate": "Learning rate",
 
 def training_verdict(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, str]:
     """What the curves show, in three sentences at most: the best checkpoint, how it was chosen, what to keep in mind.
-
-    Args:
-        runs: Name -> measurements of a run.
     """
     return _verdict_of_one(*next(iter(runs.items()))) if len(runs) == 1 else _verdict_of_several(runs)
 
@@ -83,7 +80,6 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
     """Writes a page with the curves of runs. Nothing in it is loaded from elsewhere.
 
     Args:
-        runs: Name -> measurements of a run.
         commands: (command, what it does) of what to do next.
 
     Example:

@@ -81,11 +81,7 @@ class PerRound(UpdateRule):
 
 @part
 class Epochs(UpdateRule):
-    """As many updates as read each stored step a number of times.
-
-    Args:
-        count: The number of times.
-    """
+    """As many updates as read each stored step a number of times."""
 
     count: Annotated[float, Above(0)] = 1.0
 

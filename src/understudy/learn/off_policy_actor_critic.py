@@ -34,8 +34,6 @@ class OffPolicyActorCritic(RewardedConfig):
     off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        steps: Number of updates, for schedules.
-        batch_size: Number of windows in each batch.
         optimizer: Optimizer of the policy and of the critic.
         discount: Discount per step.
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan.

@@ -38,7 +38,6 @@ class PPO(RewardedConfig):
     A step that was cut off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        steps: Number of updates, for schedules.
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
         value: The network of the value.

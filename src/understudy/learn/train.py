@@ -752,7 +752,6 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
 
     Args:
         data: The episodes, before the method's transforms.
-        held_out: Indices of the episodes that are held out for validation.
         left_out: Indices of the interrupted episodes that are left out.
     """
     source, stream = data.metadata, run_config.stream

@@ -38,8 +38,6 @@ class MessageLog(ABC):
     """One recording.
 
     Attributes:
-        types: Message type of each topic.
-        counts: Number of messages of each topic.
         undecoded: Why the messages of a topic cannot be decoded, to complete "the topic has ...".
         truncation: How the recording was cut short. Empty if it is complete.
         metadata: Records of text, by name.

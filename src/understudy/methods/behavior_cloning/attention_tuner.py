@@ -26,7 +26,6 @@ def attention_tuner(column: str = "recalled", n_obs_steps: int = 32, width: int 
         width: Width of its tokens.
         depth: Number of its layers over the observations.
         weight: Weight of the loss that trains the attention.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     trunk = Transformer(width, 1, 2, "block_causal", encoder_depth=depth)

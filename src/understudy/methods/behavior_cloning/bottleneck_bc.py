@@ -110,7 +110,6 @@ def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -
     """Behavior cloning from a history through a noisy code that keeps little besides what tells the action.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         width: Width of the code.
         weight: Weight of the penalty on the information in the code.
     """

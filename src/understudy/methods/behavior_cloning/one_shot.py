@@ -29,7 +29,6 @@ def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8,
         n_frames: Number of frames of the demonstration.
         horizon: Number of actions in a chunk. Half of them are executed.
         width: Width of the tokens.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     columns = columns or numeric_observations(features or {}) or ("observation.state",)

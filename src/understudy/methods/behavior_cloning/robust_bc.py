@@ -37,7 +37,6 @@ class MedianOfMeans(LearnerConfig):
 
     Args:
         n_blocks: Number of blocks of a batch. One of them trains.
-        steps: Number of updates.
         batch_size: Windows per batch. An update learns from one block, so that more updates are needed than in
             behavior cloning.
         optimizer: Optimizer of both policies.

@@ -151,9 +151,6 @@ def contextvla(
     """A flow policy with a history: after two blocks of a transformer, all past observations become one token.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads, one in each step.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         depth: Number of blocks of the transformer that reads the observations.
         pool_after: Number of blocks before the past becomes one token. None keeps all tokens in all blocks.
     """

@@ -227,8 +227,6 @@ def mdt(column: str = "observation.state", horizon: int = 10, n_action_steps: in
 
     Args:
         column: The column whose later values are goals.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     goals = goal, _ = "observation.goal", "observation.task"
     window = Window(1, horizon, goals=(Goal(column, into=goal, discount=0.9),))

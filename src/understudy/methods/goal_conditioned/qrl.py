@@ -144,6 +144,5 @@ def qrl(column: str = "observation.state", alpha: float = 0.003, features: Schem
     Args:
         column: The column whose later values are goals. The distances are between its values.
         alpha: Weight of the loss of the stored actions.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(QRL(alpha=alpha), column, features)

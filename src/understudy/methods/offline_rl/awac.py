@@ -114,7 +114,6 @@ def awac(temperature: float = 1.0, n_samples: int = 1, features: Schema | None =
     Args:
         temperature: Temperature of the weights, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy that each stored action is compared with.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     return Method(

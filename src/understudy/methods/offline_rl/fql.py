@@ -123,7 +123,6 @@ def fql(distance_weight: float = 10.0, features: Schema | None = None) -> Method
 
     Args:
         distance_weight: Weight of the distance to the flow, relative to a score of mean absolute value 1.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     return Method(

@@ -119,7 +119,6 @@ def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = Non
     Args:
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     encoder = simplest_encoder(features)

@@ -177,7 +177,6 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
         channels: Channels of each convolution of the network that predicts a step of the search from the one before.
         n_layers: Number of convolutions.
         steps: Number of updates of that network.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
     step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),

@@ -169,7 +169,6 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
         prompt: Column that says what to do. By default the words of the task.
         horizon: Number of actions in a chunk. The trunk compares observations that are as many steps apart.
         depth: Number of blocks of the trunk.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()

@@ -240,7 +240,6 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
         steps: Number of updates of each of the two stages.
         keep_motions: In the second stage, train each episode also with the motion as its prompt. Without it, following
             motions is unlearned.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical(autoregressive=True) if discrete else Bins(50, temperature=0)

@@ -329,7 +329,6 @@ def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Lite
     """Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         width: Width of the tokens.
         depth: Number of transformer blocks.
         objective: Predict hidden numbers ("masked"), or each from those before it ("next").

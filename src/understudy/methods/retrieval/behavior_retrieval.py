@@ -48,8 +48,6 @@ class StateActionVAE(LearnerConfig):
         widths: Widths of the hidden layers of the encoder, and of the decoder.
         encoder: What is compared. It has no trained weights: cameras need ``ConcatEncoder(vision=...)``, whose
             features are reconstructed in place of the images.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         optimizer: Optimizer of both modules.
         ema: Decay of the averaged weights, which are stored.
 
@@ -197,7 +195,6 @@ def behavior_retrieval(
         fraction: Fraction of the prior steps to learn from.
         latent_dim: Number of components of the embedding in which steps are compared.
         beta: Weight of the KL divergence of the embedding.
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk. All are executed before the next plan.
     """
     policy = PolicyConfig(GMM(), window=Window(n_obs_steps, horizon))

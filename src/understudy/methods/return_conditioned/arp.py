@@ -191,7 +191,6 @@ class TaskContrast(LearnerConfig):
         hidden: Widths of the hidden layers after the encoders.
         size: Number of components of the embeddings.
         temperature: Divides the similarity.
-        steps: Number of updates.
         batch_size: Observations per batch.
         optimizer: Optimizer of the scorer.
 
@@ -363,7 +362,6 @@ def arp(n_obs_steps: int = 4, target_return: float | None = None, quantile: floa
         n_obs_steps: Number of steps of the history.
         target_return: Desired return while acting. None: the quantile of the demonstrations.
         quantile: Quantile of the returns of the demonstrations. 1 is the highest.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1

@@ -353,7 +353,6 @@ class Planner(ABC):
     """Plans chunks for an executor: a policy, or a combination of policies.
 
     Attributes:
-        inputs: Names of the columns that it reads.
         features: Features of these columns, and possibly of others.
         action_dim: Width of one planned step, A.
         is_discrete: Whether actions are numbers of classes, which have no order and cannot be averaged.

@@ -516,9 +516,6 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
 
     Args:
         measures: Measures that the experiment declares. They take precedence over `MEASURES`.
-
-    Raises:
-        UserError: The measure is not declared.
     """
     measure = measures.get(name, MEASURES.get(name))
     if measure is None:
@@ -529,11 +526,7 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
 
 
 def smallest_effect(name: str, measures: MeasureTable) -> float:
-    """The smallest effect of a measure, in its units.
-
-    Raises:
-        UserError: The measure is not declared, or has no smallest effect.
-    """
+    """The smallest effect of a measure, in its units."""
     quantity = measure_of(name, measures).quantity
     if quantity is None:
         raise UserError(f"The measure {name!r} has no smallest effect, so no rule can be about it.", where="claims",

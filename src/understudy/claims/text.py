@@ -48,11 +48,7 @@ OPTIONAL = ("revision",)
 
 
 def read_texts(file: Path) -> dict[str, ClaimText]:
-    """The texts of a Markdown file by the names of its claims.
-
-    Raises:
-        UserError: The file has no head, or a table lacks a key or has an unknown one.
-    """
+    """The texts of a Markdown file by the names of its claims."""
     parts = re.match(r"\+\+\+\n(.*?)\n\+\+\+\n(.*)", file.read_text(encoding="utf-8"), re.DOTALL)
     if parts is None:
         raise UserError("The file has no TOML head between two lines +++.", where=file,

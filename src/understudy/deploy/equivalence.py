@@ -111,7 +111,6 @@ def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
 
     Args:
         policy: The policy, on the CPU.
-        progress: Called with the number of inputs that are done.
     """
     off, action, batches, took = [], 0.0, {}, {"file": [], "policy": []}
     largest_gap: dict[str, float] = {}

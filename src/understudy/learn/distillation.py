@@ -87,7 +87,6 @@ class OneStepDistillation(LearnerConfig):
 
     Args:
         teacher: A trained policy with an `EDM` head.
-        optimizer: Optimizer of the policy.
         score_optimizer: Optimizer of the network that denoises the policy's plans. It must follow the policy, so that
             it learns faster.
         n_score_updates: Updates of this network for each update of the policy.

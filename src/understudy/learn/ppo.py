@@ -44,7 +44,6 @@ class PPO(RewardedConfig):
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
         clip: Largest change of the ratio of densities that pays.
-        entropy_weight: Weight of the entropy of the policy.
         max_kl: Largest estimated divergence from the policy that acted. The other updates of the round are left out as
             soon as it is larger. None for no limit.
         kl_reference: A policy, such as a cloned one, from which the divergence is kept small.

@@ -532,7 +532,6 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
     """Returns the step of the best evaluation. Among equals, the latest.
 
     Args:
-        lines: Lines of metrics.jsonl.
         by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
 
     Returns:

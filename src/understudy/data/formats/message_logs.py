@@ -204,9 +204,6 @@ def decode_key_frame(message, where: str) -> np.ndarray:
 
     Returns:
         uint8 (H, W, 3).
-
-    Raises:
-        UserError: It is not a key frame.
     """
     for _, image in decode_video([(0, message)], where):
         return image

@@ -42,9 +42,6 @@ class MedianOfMeans(LearnerConfig):
         optimizer: Optimizer of both policies.
         ema: Decay of the averaged weights, which act.
 
-    Raises:
-        UserError: There are fewer than 3 blocks, or more than windows in a batch.
-
     References:
         Liu et al. (2022), Robust Imitation Learning from Corrupted Demonstrations, arXiv:2201.12594.
     """

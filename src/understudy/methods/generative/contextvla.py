@@ -36,7 +36,6 @@ class PooledHistoryEncoder(Encoder):
     are those of an encoder with a single step.
 
     Args:
-        depth: Number of transformer blocks.
         pool_after: Number of blocks before the mean is taken. 0 averages the tokens of the past before anything relates
             them to each other. None does not pool: all blocks run over all tokens, and all are given to the trunk.
         heads: Number of attention heads. Must divide the width of the tokens.

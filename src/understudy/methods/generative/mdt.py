@@ -180,7 +180,6 @@ class Foresight(AuxiliaryLoss):
 
     Args:
         column: What is predicted: an observed column of numbers.
-        hidden: Widths of the hidden layers of the predictor.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,

@@ -142,7 +142,6 @@ class GoalDirection(PlannerWrapper):
     Args:
         phi: The representation.
         column: The column that `phi` reads.
-        goal: The column of the goal.
     """
 
     planner: Planner | Unresolved = None

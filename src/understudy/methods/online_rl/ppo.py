@@ -23,7 +23,6 @@ def ppo(n_rounds: int = 50, n_steps: int = 2048, n_epochs: int = 10, entropy_wei
     Args:
         n_steps: Number of steps in each round, at least. Its last episode is complete.
         n_epochs: How often the updates of a round read each of its steps.
-        entropy_weight: Weight of the entropy of the policy.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else SquashedGaussian("free")

@@ -43,7 +43,6 @@ class StateActionVAE(LearnerConfig):
     data of the stage.
 
     Args:
-        latent_dim: Number of components of the latent.
         beta: Weight of the KL divergence, which is a sum over the components.
         widths: Widths of the hidden layers of the encoder, and of the decoder.
         encoder: What is compared. It has no trained weights: cameras need ``ConcatEncoder(vision=...)``, whose
@@ -120,8 +119,6 @@ class StateActionEmbeddingSpec:
     """Everything but the weights and the columns that determines an embedding.
 
     Attributes:
-        latent_dim: Number of components of the latent.
-        widths: Widths of the hidden layers.
         policy: The policy of the stage. The embedding has its codec and reads its windows.
     """
 

@@ -291,7 +291,6 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
 
     Args:
         lookahead: Number of steps that the latent describes.
-        latent_dim: Number of components of the latent.
         information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
         n: Number of latents that are compared while acting.
     """

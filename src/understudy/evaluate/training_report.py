@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..hints import join_and
 from ..learn.callbacks import format_duration
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
@@ -49,7 +50,7 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
     if all(SCORE in run.curves for run in runs.values()):
         best = {name: max(run.curves[SCORE].values) for name, run in runs.items()}
         top = [name for name, value in best.items() if value == max(best.values())]
-        head = (f"{_list(top)} reached the highest score in rollouts during training"
+        head = (f"{join_and(top)} reached the highest score in rollouts during training"
                 f"{', the same' * (len(top) > 1)}: {best[top[0]]:.3g}.")
         sure = ("These scores chose the checkpoints, and they come from few episodes. They do not show which run is "
                 "better. To know, roll the policies out on the same new starts.")
@@ -64,10 +65,6 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
     different = "" if same_data(runs) else ("The runs were trained on different data or held out different episodes, "
                                             "so their errors on held-out episodes cannot be compared.")
     return head, sure, different
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def same_data(runs: Mapping[str, TrainingCurves]) -> bool:

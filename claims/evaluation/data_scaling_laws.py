@@ -61,11 +61,15 @@ class ScalingMethod:
 def scaling_exponent(
     experiment, method: ScalingMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """Of the failure rate in new mazes over the number of mazes, in four points: "exponent", the slope of a line
-    through both logarithms, and its Pearson's "r", which is near -1 of almost anything that falls. So "excess": by how
-    much the line through three points misses the log failure rate of the most mazes by more than the better of two
-    other laws, an exponential and a line over the log number, fitted to the same three. success: of the largest number.
-    Half a failure stands for none."""
+    """The law of the failure rate in new mazes over the number of mazes, from four points.
+
+    "exponent" is the slope of a line through both logarithms, and "r" its Pearson correlation, which is near -1 for
+    almost anything that falls. "success" is that with the most mazes. Half a failure stands for none.
+
+    "excess" compares the line with two other laws, an exponential and a line over the log number. All are fitted to
+    three points. It is the line's error in the log failure rate of the most mazes, minus the smaller error of the
+    other two.
+    """
     sizes = np.array([int(name) for name, _, _ in method.sets], float)
     of_sets = replace(experiment, source=MazeDemonstrations(method.sets))
     data = of_sets.source.load(seed)

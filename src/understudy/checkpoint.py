@@ -36,9 +36,6 @@ class CheckpointModule(nn.Module, ABC):
              device: str | torch.device = "cpu") -> CheckpointModule:
         """Reads what `save` wrote. The module is in evaluation mode.
 
-        Args:
-            trust: Packages besides understudy whose code may be loaded.
-
         Raises:
             UserError: A file is missing or damaged. The message names it.
             UntrustedCode: A file names code of another package.
@@ -107,11 +104,7 @@ def save_module(module: CheckpointModule, folder: Path | str) -> None:
 
 def load_module(folder: Path | str, trust: tuple[str, ...] = (),
                 device: str | torch.device = "cpu") -> CheckpointModule:
-    """Reads what `save_module` wrote.
-
-    Args:
-        trust: Packages besides understudy whose code may be loaded.
-    """
+    """Reads what `save_module` wrote."""
     path = Path(folder) / "module.json"
     document = read_json(path)
     name = document.get("$") if isinstance(document, dict) else None
@@ -171,7 +164,6 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
     Args:
         build: Builds the module from its description and its features.
         kind: What the module is, as for `save_built`.
-        trust: Packages besides understudy whose code may be loaded.
     """
     path = Path(folder) / f"{kind}.json"
     spec = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))

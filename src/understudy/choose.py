@@ -286,7 +286,6 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
         methods: Names of the candidates. By default those that suit the data.
         episodes: Number of starts on which every trial is judged.
         seed: First seed of the trainings, and of the starts.
-        trust: Packages besides understudy whose code may be loaded.
 
     Example:
         >>> choose_method(data, "trials", env=make("fork", rows=16), budget=600).recommended

@@ -34,7 +34,6 @@ class Command:
 
     Args:
         usage: Arguments and options, for the help.
-        summary: Description in one line.
         is_resumable: Whether the same command continues after an interrupt.
         resume_options: Options without which it does not continue.
         module: Name of its file in commands/, if it is not the name of the command.

@@ -324,7 +324,6 @@ class Feature:
         shape: Shape of one step. Images are (H, W, C).
         kind: "vector" (numbers), "image" (uint8), "depth" (uint16 (H, W, 1), which no network reads by default), "text"
             (UTF-8 bytes padded with 0, which networks read), "discrete" (integers), or "string".
-        names: Names of the components of a vector.
         unit: Unit of all components ("rad", "m"), if known.
         num_classes: For a discrete column, the number of classes of each component, if known.
     """
@@ -575,7 +574,6 @@ def put(tree, rows, new):
 
     Args:
         tree: A tensor, or nested dicts of tensors, rows first.
-        new: The new rows, a tree of the same structure.
     """
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
@@ -624,7 +622,6 @@ def as_seed(seed: int | np.integer, bits: int | None = None) -> int:
     """Return a seed as an int, also one of `np.arange`: it is written into files and given to several generators.
 
     Args:
-        seed: Random seed, a whole number.
         bits: It must be from -2**bits to 2**bits - 1. None allows all.
     """
     is_whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)

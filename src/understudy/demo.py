@@ -131,7 +131,6 @@ def results(data: Dataset, evaluations: dict[str, Evaluation], optimum: float) -
 
     Args:
         evaluations: Evaluations by name of the run.
-        optimum: Best possible success rate of the task.
     """
     policies = {}
     for run, e in evaluations.items():

@@ -105,6 +105,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def _new_part_folder(path: Path) -> Path:
+    """Makes the temporary folder beside a path at which nothing may exist yet."""
+    if path.exists():
+        raise UserError("there is already a file or folder", where=path,
+                        hint="choose another place, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+
+
 @contextmanager
 def whole_folder(path: Path | str) -> Iterator[Path]:
     """A context in which a new folder is built under a temporary name. At its end the folder is synced and renamed.
@@ -112,11 +121,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     After an error nothing is left.
     """
     path = Path(path)
-    if path.exists():
-        raise UserError("there is already a file or folder", where=path,
-                        hint="choose another place, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part = _new_part_folder(path)
     try:
         os.chmod(part, 0o755)
         yield part
@@ -136,11 +141,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 def whole_file(path: Path | str) -> Iterator[Path]:
     """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder."""
     path = Path(path)
-    if path.exists():
-        raise UserError("there is already a file or folder", where=path,
-                        hint="choose another place, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    folder = _new_part_folder(path)
     try:
         part = folder / path.name
         yield part

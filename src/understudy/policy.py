@@ -353,7 +353,6 @@ class Planner(ABC):
     """Plans chunks for an executor: a policy, or a combination of policies.
 
     Attributes:
-        inputs: Names of the columns that it reads.
         features: Features of these columns, and possibly of others.
         action_dim: Width of one planned step, A.
         is_discrete: Whether actions are numbers of classes, which have no order and cannot be averaged.
@@ -849,9 +848,6 @@ class Policy(CheckpointModule, StepwisePlanner):
     @staticmethod
     def load(folder: Path | str, trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Policy:
         """Load a policy from the folder of a checkpoint, or of a run (its last checkpoint).
-
-        Args:
-            trust: Packages besides understudy whose code may be loaded.
 
         Returns:
             The policy, in evaluation mode.

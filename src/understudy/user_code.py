@@ -78,9 +78,6 @@ def refuse_python_file(name: str, command: str, option: str = "") -> None:
         name: What the user wrote.
         command: The command up to this name, for the hint.
         option: The option that has the name, for the error.
-
-    Raises:
-        UserError: `name` is an existing file of Python code.
     """
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():

@@ -163,9 +163,6 @@ class CameraLag:
     An image is represented by the mean brightness of a coarse grid, and the model is linear. Each half of the episodes
     is tested with the model of the other half. There is no finding if the camera sees too little of the robot for that,
     or if the shifts do not differ clearly.
-
-    Args:
-        name: Column of the camera.
     """
 
     def __init__(self, data: Dataset, name: str):
@@ -234,9 +231,6 @@ class Stillness:
     Such a stretch alone is weak evidence: a small image does not show slow motion, and the camera may not see what
     moves. The evidence that the camera froze comes from the rest of the data. There, images change in almost all
     stretches with similar or less motion.
-
-    Args:
-        name: Column of the camera.
     """
 
     def __init__(self, data: Dataset, name: str):

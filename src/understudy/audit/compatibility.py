@@ -32,9 +32,6 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
     `unit-differs`, `fps-differs`, `normalization-differs` (a warning if all values are within 1.5), `scale-differs`,
     `action-convention-differs`, `action-frame-differs`, `action-effect-differs`. Warnings: `columns-differ` (others),
     `dtype-differs`, `fps-unknown`, `robot-differs`, `ranges-apart`. Notes: `unit-unknown`, `names-unknown`.
-
-    Returns:
-        The findings, in the order of the data sets.
     """
     (first, data), *others = sets.items()
     first_sample = _DatasetSample(data)

@@ -29,7 +29,6 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
     """Writes an audit as an HTML page.
 
     Args:
-        path: The data set that was audited.
         mapping: For bags, a mapping of topics to columns instead of the proposed one.
         options: columns (see `open_columns`), and options of the format, as for `audit`.
     """

@@ -85,7 +85,6 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
 
     Args:
         data: The episodes. All of their numbers are read.
-        ignore: Codes of errors to accept.
         training: The data are trained on. Errors that would end training are then refused, whatever `ignore` says.
 
     Returns:
@@ -114,7 +113,6 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
 
     Args:
         where: The data, for the message.
-        ignore: Codes of errors to accept.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
     """

@@ -311,11 +311,7 @@ class RuleResult:
 
 
 class Rule(ABC):
-    """A rule that judges measurements. Subclasses are frozen dataclasses.
-
-    Attributes:
-        arms: Names of the arms that the rule compares.
-    """
+    """A rule that judges measurements. Subclasses are frozen dataclasses."""
 
     arms: tuple[str, ...]
 
@@ -471,7 +467,6 @@ class NegativeControl:
     """A change of an experiment that removes the mechanism and nothing else. The rule that decides must then fail.
 
     Args:
-        part: Name of the part that it changes.
         removes: If the part's rule is a conjunction, those of its rules that must fail under the control.
         probed: Whether the claim's probe runs it. False for a control that trains scores again, which takes long, and
             changes only what they are applied to.
@@ -488,7 +483,6 @@ class Claim:
     """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
-        rows: Ids of the rows of the ledger that it tests.
         negative_control: The change under which the statement must fail.
         needs: Extras and data that the claim needs.
         mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
@@ -522,9 +516,6 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
 
     Args:
         measures: Measures that the experiment declares. They take precedence over `MEASURES`.
-
-    Raises:
-        UserError: The measure is not declared.
     """
     measure = measures.get(name, MEASURES.get(name))
     if measure is None:
@@ -535,11 +526,7 @@ def measure_of(name: str, measures: MeasureTable) -> Measure:
 
 
 def smallest_effect(name: str, measures: MeasureTable) -> float:
-    """The smallest effect of a measure, in its units.
-
-    Raises:
-        UserError: The measure is not declared, or has no smallest effect.
-    """
+    """The smallest effect of a measure, in its units."""
     quantity = measure_of(name, measures).quantity
     if quantity is None:
         raise UserError(f"The measure {name!r} has no smallest effect, so no rule can be about it.", where="claims",
@@ -553,9 +540,6 @@ def difference(first, second, kind: Kind = "rate", level: float = LEVEL) -> Inte
     Args:
         first: Values of one arm, (training seeds, episodes).
         second: Values of the other arm, with the same seeds and starts in the same places.
-
-    Returns:
-        The difference, first minus second, with its interval.
     """
     return two_level_difference(first, second, level, kind=kind)[0]
 

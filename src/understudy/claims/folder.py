@@ -34,9 +34,6 @@ def open_claims(trust: tuple[str, ...] = ()) -> Path:
     Args:
         trust: Packages whose code may run. The folder beside the source code of this very understudy needs none.
 
-    Returns:
-        The folder.
-
     Raises:
         UntrustedCode: The folder is that of another checkout, and "claims" is not in `trust`.
     """

@@ -26,11 +26,7 @@ from .text import read_texts
 
 @dataclass(frozen=True)
 class Ablation:
-    """What replaces an arm in a negative control: the arm without its mechanism.
-
-    Args:
-        option: What is trained in its place.
-    """
+    """What replaces an arm in a negative control: the arm without its mechanism."""
 
     of: str
     option: Any

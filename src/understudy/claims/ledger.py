@@ -56,11 +56,7 @@ class LedgerRow:
 
 
 def ledger_rows() -> dict[str, LedgerRow]:
-    """All rows by id, from ledger.tsv in the folder of the claims.
-
-    Raises:
-        UserError: A line is malformed.
-    """
+    """All rows by id, from ledger.tsv in the folder of the claims."""
     return _parse_rows((claims_folder() / "ledger.tsv").read_text(encoding="utf-8"))
 
 
@@ -91,9 +87,6 @@ def find_row(number: str, claim: str) -> LedgerRow:
     Args:
         number: Three digits.
         claim: Name of the claim that asks, for the error.
-
-    Raises:
-        UserError: There is no such row.
     """
     if number not in ledger_rows():
         raise UserError(f"The ledger has no row {number!r}.", where=f"the claim {claim}",
@@ -178,11 +171,7 @@ class LedgerEntry:
 
 
 def ledger_entries() -> list[LedgerEntry]:
-    """One entry per row, in the order of the ledger.
-
-    Raises:
-        UserError: A claim names a row that is not in the ledger.
-    """
+    """One entry per row, in the order of the ledger."""
     by_row: dict[str, list[dict]] = {}
     for claim in list_claims():
         for number in claim["rows"]:

@@ -73,7 +73,6 @@ class Confirmation:
         status: "confirmed" if the numbers are equal within the tolerance, "due" if they are not, "not run" if there
             is no record or no stored probe, "cannot run here" if data or a simulator is missing.
         detail: The first difference, or what is missing. Empty if confirmed.
-        seconds: Time that the probe took.
     """
 
     status: Status
@@ -161,9 +160,6 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
     Args:
         trust_source: Confirm without a run if the record's source fingerprint is that of the current code. This does
             not see changed packages.
-
-    Returns:
-        The status, with the first difference.
     """
     began = time.perf_counter()
     for path, what in ((record_path(claim.name), "record"), (probe_path(claim.name), "stored probe")):

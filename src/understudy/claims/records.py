@@ -48,11 +48,7 @@ def all_texts() -> dict[str, ClaimText]:
 
 
 def find_file(name: str) -> Path:
-    """The Markdown file of the experiment of a claim.
-
-    Raises:
-        UserError: There is no such claim. The message has the nearest names.
-    """
+    """The Markdown file of the experiment of a claim."""
     file = next((file for file in experiment_files() if name in texts_of(file)), None)
     if file is None:
         raise unknown_name("claim", name, all_texts(), "claims", hint="understudy claims list shows all")
@@ -65,11 +61,7 @@ def find_text(name: str) -> ClaimText:
 
 
 def all_claims() -> dict[str, Claim]:
-    """All claims by name.
-
-    Raises:
-        UserError: A module cannot be imported, or its claims are not those of its Markdown file.
-    """
+    """All claims by name."""
     loaded = {name: claim for file in experiment_files() for name, claim in _load_experiment(file).items()}
     return dict(sorted(loaded.items()))
 

@@ -55,9 +55,6 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
 
     Args:
         revision: What changed in the design since the previous run, for the log of the record.
-
-    Returns:
-        The record.
     """
     mark, origin = fingerprint(claim), provenance()  # the code may change during the run
     cells = Cells(cache() / "claims" / "cells")

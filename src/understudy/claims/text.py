@@ -27,7 +27,6 @@ class ClaimText:
     Args:
         decision: The decision that the advice is about, one of `DECISIONS`.
         paper: Authors, year, title and number of the paper.
-        control: What the negative control changes.
         advice: One line for a practitioner.
         against: The strongest result against the advice.
         setup: Paragraphs: task, scale, arms, rules, pilots and differences from the paper.
@@ -49,11 +48,7 @@ OPTIONAL = ("revision",)
 
 
 def read_texts(file: Path) -> dict[str, ClaimText]:
-    """The texts of a Markdown file by the names of its claims.
-
-    Raises:
-        UserError: The file has no head, or a table lacks a key or has an unknown one.
-    """
+    """The texts of a Markdown file by the names of its claims."""
     parts = re.match(r"\+\+\+\n(.*?)\n\+\+\+\n(.*)", file.read_text(encoding="utf-8"), re.DOTALL)
     if parts is None:
         raise UserError("The file has no TOML head between two lines +++.", where=file,

@@ -46,11 +46,7 @@ EnvName = Annotated[str, Positional, arg(metavar="ENV")]
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
-    """Parses the arguments of a command. With -h or --help it prints the help page and ends the process.
-
-    Args:
-        args: The arguments after the name.
-    """
+    """Parses the arguments of a command. With -h or --help it prints the help page and ends the process."""
     if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
         from ..core import UserError
 
@@ -378,9 +374,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     """Shows a progress bar on standard error. On other outputs than a terminal it prints one line if the work will take
     long.
 
-    Args:
-        done: Number of items that were finished before.
-
     Yields:
         A function that moves the bar: progress(n) to n items, progress() by one item.
     """
@@ -412,8 +405,6 @@ def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
     """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds.
 
     Args:
-        rows: Largest number.
-        episodes: Number of episodes of all workers together.
         workers: Number of workers, or "ray".
     """
     share = -(-episodes // (1 if workers == "ray" else workers))

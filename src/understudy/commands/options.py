@@ -79,7 +79,6 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     """Parses the arguments of a command.
 
     Args:
-        args: The arguments after the command's name.
         prog: The command as the user writes it, such as "understudy train".
     """
     options = options_of(owner)
@@ -172,9 +171,6 @@ def _part_choice(kind: Any) -> PartChoice | None:
 
 def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Lists every field of a nested dataclass that the command line can change, in order.
-
-    Args:
-        prefix: Prefix of the paths.
 
     Yields:
         The path of the field, its type, and its value.

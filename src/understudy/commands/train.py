@@ -154,8 +154,6 @@ class _Training:
 
     Args:
         val_fraction: Fraction of the episodes that is held out, or, of a mixture, the numbers of those of the task.
-        words: Gives the method the task in words.
-        stages: Runs that take the place of stages.
     """
 
     method: Method

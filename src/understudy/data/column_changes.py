@@ -310,9 +310,6 @@ class ColumnPadding(ColumnChange):
 
     While acting, what is observed is padded, and actions are cut back to those of the robot. With
     ``Normalizer(group_by=...)`` the padded components are constant for each robot. They are coded and decoded as 0.
-
-    Args:
-        size: Number of components after padding.
     """
 
     column: str
@@ -358,7 +355,6 @@ class SelectComponents(ColumnChange):
     """Keeps some components of a vector column, such as those that are not confounded with the action.
 
     Args:
-        column: Name of an observation column.
         components: Numbers of the components, in the order that they get.
     """
 

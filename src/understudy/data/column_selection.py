@@ -66,7 +66,6 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
         columns: For each new column, the columns that it is made of, concatenated in order (see `parse_columns`). Other
             columns stay as they are. By default nothing is selected.
         open: `open_dataset` or `preview_dataset`.
-        **options: Options of the format.
 
     Example:
         >>> data = open_columns("runs.csv", {"observation.state": ("q1", "q2"), "action": ("u1", "u2")})

@@ -292,7 +292,6 @@ class Segment:
 
     Args:
         header: Information for LeRobot.
-        episodes: Finished episodes.
         unfinished: An episode that was started, but neither finished nor discarded.
         problems: Descriptions of what cannot be read.
     """

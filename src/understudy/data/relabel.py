@@ -129,7 +129,6 @@ class ScaledReward:
         shift: What is added to it then.
         low: Smallest reward. None for no limit.
         high: Largest reward. None for no limit.
-        column: The column of the rewards.
     """
 
     scale: float = 1.0

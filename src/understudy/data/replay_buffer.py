@@ -39,11 +39,7 @@ class ReplayBuffer(Dataset):
         return ReplayBuffer(data)
 
     def extend(self, episodes: Iterable[Episode]) -> ReplayBuffer:
-        """Return a buffer with further episodes. This one stays as it is.
-
-        Raises:
-            UserError: A column has another shape or another kind of values than before.
-        """
+        """Return a buffer with further episodes. This one stays as it is."""
         arrays = self.source
         assert isinstance(arrays, _GrowingArrays)
         return _buffer(arrays, np.concatenate([self.indices, arrays.append(episodes)]))

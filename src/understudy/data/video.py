@@ -111,9 +111,6 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
 
     Returns:
         (H, W, C).
-
-    Raises:
-        UserError: The bytes are not an image, or the image is damaged.
     """
     kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
     if kind is None and (data or b"")[:2] == b"\xff\xd8":

@@ -78,9 +78,7 @@ class Parity:
     """Differences between the plans of a policy and those of its exported file, relative to the largest action.
 
     Args:
-        inputs: Number of inputs: observations with their noise.
         batch_sizes: Number of inputs that were planned in batches of each size.
-        largest: The largest difference.
         mean: The mean difference over inputs, steps and components.
         notable: Number of inputs with a difference above `threshold`.
         threshold: See `notable`.
@@ -113,8 +111,6 @@ def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
 
     Args:
         policy: The policy, on the CPU.
-        inputs: Number of random observations with noise.
-        progress: Called with the number of inputs that are done.
     """
     off, action, batches, took = [], 0.0, {}, {"file": [], "policy": []}
     largest_gap: dict[str, float] = {}

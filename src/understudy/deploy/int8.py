@@ -30,9 +30,6 @@ def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
 
     Args:
         min_weights: Layers with fewer weights stay as they are.
-
-    Returns:
-        The number of layers that were rounded.
     """
     import onnx
     from onnx import numpy_helper

@@ -38,7 +38,6 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
         executor: The executor that runs the chunks. It is written into the file. By default every chunk is executed
             for one step.
         near: Largest error of a plan of "fp32", relative to the largest action.
-        trust: Packages whose executors may be loaded.
         precision: "int8" rounds the weights and inputs of linear layers to 8 bits (`deploy.int8`). Whether the policy
             still succeeds must then be measured. Only errors that are not numbers are refused.
         fps: Actions per second of the data, which is written into the file.
@@ -88,7 +87,6 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
 
     Args:
         threads: Number of threads that a plan may use.
-        trust: Packages whose executors may be loaded.
 
     Raises:
         UntrustedCode: Its executor comes from another package.
@@ -124,7 +122,6 @@ def load_onnx_actor(path: Path | str, rows: int | None = None,
 
     Args:
         rows: Batch size that the network always gets; None for as many rows as there are.
-        trust: Packages whose executors may be loaded.
 
     Raises:
         Unsupported: The executor needs more than whole chunks.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import UserError
 from ..learn.optimizer import automatic_precision, has_fast_bf16
-from ..nets.convolution import Convolution, Down, Up, gather_neighbors
+from ..nets.convolution import Convolution, Up, gather_neighbors
 from ..nets.linear import Linear
 from ..policy import Policy
 from .equivalence import plan_difference
@@ -33,9 +33,6 @@ def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float =
             computes sums and everything else in fp32. "auto" is bf16 for large networks on a CPU that is fast at it
             (`learn.optimizer.automatic_precision`), if the plans pass the test of `near`.
         near: Largest error of plans of random observations, relative to the largest action.
-
-    Raises:
-        UserError: "bf16" was requested, but the error is larger than `near`, or the CPU has no bf16 products.
     """
     if precision == "bf16" and not has_fast_bf16(torch.device("cpu")):
         raise UserError("this CPU has no bf16 matrix products (AVX512_BF16 or AMX)", where="precision",
@@ -61,7 +58,7 @@ def _pack_modules(policy: Policy, dtype: torch.dtype) -> Policy:
         for name, part in module.named_children():
             if sum(p.numel() for p in part.parameters(recurse=False)) < MIN_WEIGHTS:
                 continue
-            if isinstance(part, Convolution | Down):
+            if isinstance(part, Convolution):
                 setattr(module, name, _PackedConvolution(part, dtype))
             elif isinstance(part, Up):
                 part.layout = "gemm"
@@ -83,7 +80,7 @@ class _PackedLinear(nn.Linear):
 
 
 class _PackedConvolution(nn.Module):
-    def __init__(self, plain: Convolution | Down, dtype: torch.dtype):
+    def __init__(self, plain: Convolution, dtype: torch.dtype):
         super().__init__()
         self.count, self.stride = plain.weight.shape[-1], plain.stride[0]
         self.body = _PackedMatrix(plain.weight.transpose(1, 2).flatten(1), plain.bias, dtype)

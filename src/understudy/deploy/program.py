@@ -21,7 +21,7 @@ from ..data.window import Window
 from ..execute.base import Executor
 from ..execute.chunking import ChunkedExecutor, RecedingHorizon
 from ..heads.base import scan_implementation
-from ..nets.convolution import Convolution, Down, GroupNormMish, Up
+from ..nets.convolution import Convolution, GroupNormMish, Up
 from ..policy import Planner, Policy, camera_sizes, sampling_guides
 
 FORMAT = 2
@@ -52,7 +52,6 @@ class ExportedPlanner(Planner):
     Args:
         metadata: What the file says of itself, see `metadata`.
         where: The file, for errors.
-        trust: Packages whose executors may be loaded.
     """
 
     device = torch.device("cpu")
@@ -209,7 +208,7 @@ def exportable_copy(policy: Policy) -> Policy:
     policy = copy.deepcopy(policy)
     for module in list(policy.modules()):
         for name, part in module.named_children():
-            if isinstance(part, Convolution | Down):
+            if isinstance(part, Convolution):
                 setattr(module, name, _PlainConvolution(part))
             elif isinstance(part, Up):
                 part.layout = "gemm"
@@ -219,7 +218,7 @@ def exportable_copy(policy: Policy) -> Policy:
 
 
 class _PlainConvolution(nn.Module):
-    def __init__(self, plain: Convolution | Down):
+    def __init__(self, plain: Convolution):
         super().__init__()
         self.count, self.stride = plain.weight.shape[-1], plain.stride[0]
         self.body = nn.Linear(plain.weight[0].numel(), plain.weight.shape[0])

@@ -42,7 +42,6 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         executor: The executor that runs the chunks. It is written into the file.
         near: Largest error of a plan, relative to the largest action.
         fps: Actions per second of the data, which is written into the file.
-        trust: Packages whose executors may be loaded.
 
     Returns:
         The largest error of the file's plans on random observations, against double precision and relative to the
@@ -77,11 +76,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
 
 
 def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> PackagePlanner:
-    """Loads a file that `export_package` wrote. It contains code: load only files whose origin you trust.
-
-    Args:
-        trust: Packages whose executors may be loaded.
-    """
+    """Loads a file that `export_package` wrote. It contains code: load only files whose origin you trust."""
     if not Path(path).is_file():
         raise UserError("there is no such file", where=path, hint="export it: understudy export RUN --out FILE.pt2")
     if is_compiled(path):

@@ -210,9 +210,6 @@ class Gamepad:
         scale: Action at full deflection, for each component.
         dead: Fraction of an axis around its center that counts as 0.
         source: Stream of joystick events. None opens `path`.
-
-    Attributes:
-        buttons: Numbers of the buttons that are pressed.
     """
 
     axes: Sequence[int] = (0, 1)

@@ -67,7 +67,6 @@ class RandomFeatureObs(ObservationTransform):
     """A column of numbers is observed through a fixed random network with two layers of tanh units.
 
     Args:
-        size: Number of components that are observed.
         scale: Standard deviation of the first layer's inputs, if each component has a standard deviation of 1. Larger
             values make the observation less linear.
     """
@@ -217,7 +216,6 @@ class NoiseColumns(_RandomObservation):
     """Adds a column of numbers that have nothing to do with the task: autoregressive noise with standard deviation 1.
 
     Args:
-        size: Number of components.
         correlation: Of each component with itself one step later, from 0 to below 1.
     """
 
@@ -239,7 +237,6 @@ class NoisySensor(_RandomObservation):
     """Adds a second, noisy measurement of a column of numbers: ``gain * value`` and white noise.
 
     Args:
-        column: The column that is measured.
         noise: Standard deviation of the noise, in the units of the measurement.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -124,7 +124,7 @@ class Comparison:
         elif any(p.better for p in self.pairs):
             head = f"Cannot tell which is best: {join_and([self.names[best], *unclear])} cannot be told apart."
         else:
-            question = "which is best" if len(other_policies) > 1 else f"whether {_join_or(self.names)} is better"
+            question = "which is best" if len(other_policies) > 1 else f"whether {' or '.join(self.names)} is better"
             head = f"Cannot tell {question}."
         sure = f"{sum(p.better is not None for p in self.pairs)} of {len(self.pairs)} pairs can be told apart"
         sure += f", at {1 - self.level:.0%}" + (" for all pairs together (Holm)." if len(self.pairs) > 1 else ".")
@@ -223,7 +223,3 @@ def _smallest_sufficient(enough: Callable[[int], bool], low: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
-
-
-def _join_or(names: Sequence[str]) -> str:
-    return f"{names[0]} or {names[1]}"

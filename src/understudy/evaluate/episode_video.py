@@ -60,7 +60,6 @@ def film_strip(episode: Episode, max_frames: int = 8, side: int = 192) -> plots.
     """Frames of an episode's first camera, evenly spaced, the first and the last included.
 
     Args:
-        max_frames: Largest number of frames.
         side: Largest height and width of a frame, pixels.
 
     Returns:

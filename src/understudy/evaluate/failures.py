@@ -96,7 +96,6 @@ def group_failures(
     Args:
         env: The environment, for where the episodes ended on its map.
         demonstrations: Index of the demonstrations, for how far failures are from them.
-        max_groups: Largest number of groups.
 
     Returns:
         The groups, largest first. Empty if nothing failed or success is not defined.

@@ -18,12 +18,6 @@ def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
 
     It is never too small, and somewhat too large.
 
-    Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
-
     References:
         Fisher (1935), The Design of Experiments.
     """
@@ -34,12 +28,6 @@ def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
     """Exact two-sided p-value of no difference for the worst-case rate. It is more powerful than `fisher_exact`.
 
     The statistic is the pooled score.
-
-    Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
 
     References:
         Barnard (1945), A New Test for 2 x 2 Tables.
@@ -55,10 +43,6 @@ def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> fl
     The variance uses the most likely rates under the hypothesis.
 
     Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
         difference: The hypothetical difference, first minus second.
 
     Returns:
@@ -81,10 +65,6 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
     """Score interval of the difference of two independent rates, first minus second. It covers close to `level`.
 
     Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
         level: Confidence level, from 0 to 1.
 
     References:
@@ -104,10 +84,6 @@ def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVE
     rates.
 
     Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
         level: Confidence level, from 0 to 1.
 
     References:

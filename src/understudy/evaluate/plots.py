@@ -415,7 +415,6 @@ class Axis:
     Args:
         low: Lower end. None for that of the data.
         high: Upper end. None for that of the data.
-        log: Whether it is logarithmic.
     """
 
     name: str
@@ -495,8 +494,6 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
 
     Args:
         rows: Its values in each episode.
-        last_step: Right end of the x axis.
-        low: Lower end of the y axis.
         high: Upper end of the y axis.
         context: Its values in other episodes, drawn as thin gray lines below.
     """

@@ -95,7 +95,6 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
         episodes: Numbers of the episodes. None for all.
         state: Restore every step.
         tolerance: Largest relative difference that counts as equal.
-        watch: Called with each replayed episode.
     """
     numbers = range(len(data)) if episodes is None else episodes
     if bad := [n for n in numbers if not 0 <= n < len(data)]:

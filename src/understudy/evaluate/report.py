@@ -477,11 +477,7 @@ def training_section(runs: Mapping[str, TrainingCurves]) -> Section:
 
 
 def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False) -> list[tuple[str, Figure, str]]:
-    """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured.
-
-    Args:
-        mark_best: Whether the best checkpoints get a ring.
-    """
+    """(title, figure, caption) of the loss, the held-out error and the score, as far as they were measured."""
     best = {name: run.best for name, run in runs.items() if mark_best and run.best is not None}
     ring = " A ring marks the best checkpoint." if best else ""
 

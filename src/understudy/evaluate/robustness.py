@@ -177,7 +177,6 @@ def sweep_severities(
 
     Args:
         build: Makes this many new copies of the environment, because a shift may change them.
-        episodes: Number of episodes at each level.
         rows: Number of environments that run at the same time. It affects only the time.
         results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
             actor.

@@ -34,9 +34,6 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
     Args:
         watch: Called as `watch(number, episode)` when an episode ends.
 
-    Returns:
-        The episodes, in the order of their numbers.
-
     Raises:
         UserError: The number of episodes is negative, the actor does not fit the environment, an action is NaN or
             infinite, or an episode never ends.

@@ -487,10 +487,6 @@ def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[
     """Posterior probability that the first of two rates of independent trials is higher.
 
     Args:
-        k1: Number of successes of the first policy.
-        n1: Number of its trials.
-        k2: Number of successes of the second policy.
-        n2: Number of its trials.
         prior: As for `beta_posterior`, for both.
     """
     first, second = _beta_parameters(k1, n1, prior), _beta_parameters(k2, n2, prior)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..hints import join_and
 from ..learn.callbacks import format_duration
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
@@ -19,9 +20,6 @@ TITLES = {"gradient": "Norm of the gradient", "rate": "Learning rate",
 
 def training_verdict(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, str]:
     """What the curves show, in three sentences at most: the best checkpoint, how it was chosen, what to keep in mind.
-
-    Args:
-        runs: Name -> measurements of a run.
     """
     return _verdict_of_one(*next(iter(runs.items()))) if len(runs) == 1 else _verdict_of_several(runs)
 
@@ -52,7 +50,7 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
     if all(SCORE in run.curves for run in runs.values()):
         best = {name: max(run.curves[SCORE].values) for name, run in runs.items()}
         top = [name for name, value in best.items() if value == max(best.values())]
-        head = (f"{_list(top)} reached the highest score in rollouts during training"
+        head = (f"{join_and(top)} reached the highest score in rollouts during training"
                 f"{', the same' * (len(top) > 1)}: {best[top[0]]:.3g}.")
         sure = ("These scores chose the checkpoints, and they come from few episodes. They do not show which run is "
                 "better. To know, roll the policies out on the same new starts.")
@@ -69,10 +67,6 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
     return head, sure, different
 
 
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
 def same_data(runs: Mapping[str, TrainingCurves]) -> bool:
     """Whether all runs have the same data and hold out the same episodes."""
     return len({run.data for run in runs.values()}) == 1
@@ -83,7 +77,6 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
     """Writes a page with the curves of runs. Nothing in it is loaded from elsewhere.
 
     Args:
-        runs: Name -> measurements of a run.
         commands: (command, what it does) of what to do next.
 
     Example:

@@ -343,7 +343,6 @@ class NoisyActor(Actor):
 
     Args:
         actor: The actor; None for noise alone.
-        dim: Number of action components.
         std: Standard deviation of the noise.
         limits: Lowest and highest noisy actions, (dim,) each. None for no limits.
     """
@@ -366,12 +365,7 @@ class NoisyActor(Actor):
 
 @dataclass(frozen=True)
 class RandomClassActor(Actor):
-    """Takes a random class of each component in place of an actor's, in a fraction of the steps.
-
-    Args:
-        num_classes: Number of classes of each component.
-        fraction: Probability that the action of a step is random.
-    """
+    """Takes a random class of each component in place of an actor's, in a fraction of the steps."""
 
     actor: Actor
     num_classes: tuple[int, ...]

@@ -29,7 +29,6 @@ class BidirectionalDecoding(PlannerWrapper):
     Args:
         planner: The strong policy, which draws the plans.
         weak: A weaker policy, such as an early checkpoint of the same run. None to leave its part out.
-        n: Number of plans drawn from each policy.
         n_kept: Number of plans that stay candidates, from 2 to `n`.
         decay: Factor by which the weight of coherence decreases from each step to the next.
 

@@ -161,9 +161,6 @@ class DelayedAction(Actor):
     """The action that `actor` chooses at step t is executed at step t + `delay`.
 
     The first action is repeated until the second one arrives.
-
-    Args:
-        delay: Number of steps.
     """
 
     actor: Actor

@@ -20,6 +20,10 @@ from .base import check_samples, require_stepwise, sample_noise, sample_plans
 Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
 
 
+def _of_the_other_planner(name: str) -> Any:
+    return property(lambda self: getattr(self.planner, name))
+
+
 class PlannerWrapper(Planner):
     """A planner that changes another planner. Attributes that it does not change are those of the other planner.
 
@@ -84,37 +88,14 @@ class PlannerWrapper(Planner):
             if value is not None or getattr(type(self), name, "required") is not None:
                 yield from ((name, kind, module) for module in (value if isinstance(value, tuple) else (value,)))
 
-    @property
-    def inputs(self):
-        return self.planner.inputs
-
-    @property
-    def features(self):
-        return self.planner.features
-
-    @property
-    def window(self):
-        return self.planner.window
-
-    @property
-    def action_dim(self):
-        return self.planner.action_dim
-
-    @property
-    def action_scale(self):
-        return self.planner.action_scale
-
-    @property
-    def device(self):
-        return self.planner.device
-
-    @property
-    def is_discrete(self):
-        return self.planner.is_discrete
-
-    @property
-    def is_deterministic(self):
-        return self.planner.is_deterministic
+    inputs = _of_the_other_planner("inputs")
+    features = _of_the_other_planner("features")
+    window = _of_the_other_planner("window")
+    action_dim = _of_the_other_planner("action_dim")
+    action_scale = _of_the_other_planner("action_scale")
+    device = _of_the_other_planner("device")
+    is_discrete = _of_the_other_planner("is_discrete")
+    is_deterministic = _of_the_other_planner("is_deterministic")
 
     def noise(self, key, count):
         return self.planner.noise(key, count)

@@ -33,7 +33,6 @@ class EnergyModel(Head):
         n_negatives: Number of chunks that a demonstrated one is compared with.
         sampler: ``"derivative_free"`` draws candidates, keeps them in proportion to ``exp(-energy)`` and perturbs them
             less and less. ``"langevin"`` moves candidates along the gradient of the energy, with noise.
-        n_candidates: Number of candidates.
         n_iterations: Number of rounds of the search.
         noise_std: Standard deviation of the first perturbation of the derivative-free search.
         noise_decay: Factor of the perturbation per round.

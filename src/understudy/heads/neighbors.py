@@ -18,7 +18,6 @@ class Neighbors(MemoryHead):
     Distances are Euclidean, in the units of the codec.
 
     Args:
-        n_neighbors: Number of neighbors.
         weights: ``"softmax"`` of minus the distances times `sharpness` (VINN uses sharpness 1), or ``"equal"``.
         sharpness: Inverse temperature of the weights, in inverse units of the features. Choose it again after changing
             the encoder.

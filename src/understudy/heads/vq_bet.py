@@ -37,11 +37,9 @@ class VQBeT(TemperatureHead):
         offset_codes: For which codes offsets are trained. ``"sampled"`` draws them from the predicted distribution, as
             the authors do. Such an offset is a median over all modes: where two modes are equally plausible, it
             corrects a code of the rarer one to the other one. ``"encoded"`` takes the codes of the demonstrated chunk.
-        latent_dim: Width of the quantized latent.
         width: Width of the layers of the autoencoder.
         fit_steps: Number of updates of the autoencoder.
         fit_batch_size: Number of chunks in each of them.
-        fit_lr: Learning rate of the autoencoder.
         temperature: Temperature of the choice of codes. 0 takes the most likely ones.
 
     References:

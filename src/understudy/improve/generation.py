@@ -41,7 +41,6 @@ class DemoGeneration(Operation):
 
     Args:
         objects: What moves. The shifts of objects are independent.
-        n_copies: Copies of each demonstration.
 
     References:
         Zhou et al. (2025), You Only Teach Once: Learn One-Shot Bimanual Robotic Manipulation from Video
@@ -85,7 +84,6 @@ class SymmetryAugmentation(Operation):
 
     Args:
         env: Name of the environment, which must be able to restore a state.
-        n_segments: Number of segments that are made.
         length: Steps of a segment, at most. A segment that ends the episode is shorter.
         low: Lowest coordinate of a first position, which is drawn uniformly.
         high: Highest coordinate of a first position.

@@ -18,7 +18,6 @@ class UpdateRule(ABC):
         """Returns the number of updates of a round, at least 1.
 
         Args:
-            collected: Steps of the round.
             stored: Steps of all episodes that stay in the replay buffer, those of the round included.
         """
 
@@ -32,32 +31,32 @@ class UpdateRule(ABC):
 
 
 @part
-class PerNewStep(UpdateRule):
-    """Updates for each step that the round collected."""
+class _Proportional(UpdateRule):
+    """The number of updates is proportional to `count`."""
 
     count: Annotated[float, Above(0)] = 1.0
 
-    def number(self, collected, stored, batch_size):
-        return max(int(self.count * collected), 1)
-
     def scaled(self, factor):
         return replace(self, count=self.count * factor)
+
+
+@part
+class PerNewStep(_Proportional):
+    """Updates for each step that the round collected."""
+
+    def number(self, collected, stored, batch_size):
+        return max(int(self.count * collected), 1)
 
     def describe(self):
         return f"{self.count:g} updates per collected step"
 
 
 @part
-class PerStoredStep(UpdateRule):
+class PerStoredStep(_Proportional):
     """Updates for each step that is stored, which a new learner (`reset_learner`) has not seen."""
-
-    count: Annotated[float, Above(0)] = 1.0
 
     def number(self, collected, stored, batch_size):
         return max(int(self.count * stored), 1)
-
-    def scaled(self, factor):
-        return replace(self, count=self.count * factor)
 
     def describe(self):
         return f"{self.count:g} updates per step of all episodes"
@@ -80,20 +79,11 @@ class PerRound(UpdateRule):
 
 
 @part
-class Epochs(UpdateRule):
-    """As many updates as read each stored step a number of times.
-
-    Args:
-        count: The number of times.
-    """
-
-    count: Annotated[float, Above(0)] = 1.0
+class Epochs(_Proportional):
+    """As many updates as read each stored step a number of times."""
 
     def number(self, collected, stored, batch_size):
         return max(math.ceil(self.count * stored / batch_size), 1)
-
-    def scaled(self, factor):
-        return replace(self, count=self.count * factor)
 
     def describe(self):
         return f"{self.count:g} passes over the stored steps"

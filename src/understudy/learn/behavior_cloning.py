@@ -70,8 +70,6 @@ class BehaviorCloning(LearnerConfig):
     """Minimize `sum(weight * loss) / sum(weight)` over the steps that are not padding, plus auxiliary losses.
 
     Args:
-        steps: Number of updates.
-        batch_size: Windows per batch.
         ema: Decay of the averaged weights, which act. `ConstantDecay(0.0)` acts with the last weights.
         sampling_column: Column with the relative rate at which each step starts a window, such as `Retrieve` writes.
             It takes the place of the weights of a mixture. None draws all steps of each part equally often.

@@ -25,8 +25,6 @@ class ClassPrediction(AuxiliaryLoss):
     the components. What is predicted shapes the encoder and is not an input of anything.
 
     Args:
-        num_classes: Number of classes of each of its components.
-        trunk: The network from the tokens to the logits.
         captured: Activation that is read, (B, N, D): "context", or another that a network records, such as "cells" of
             `GridEncoder` and "hidden" of `FeedForward`.
         shape: N and D of this activation. None for those of the encoder.

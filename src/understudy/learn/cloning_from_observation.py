@@ -35,7 +35,6 @@ class BehaviorCloningFromObservation(LearnerConfig):
     batch. The actions of demonstrations are never read.
 
     Args:
-        steps: Number of updates.
         batch_size: Windows of practice per batch, and as many of demonstrations.
         optimizer: Optimizer of both networks.
         ema: Decay of the averaged weights, which act.

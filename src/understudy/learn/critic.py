@@ -25,8 +25,6 @@ class CriticConfig:
     """The networks of a critic.
 
     Args:
-        hidden: Widths of the hidden layers.
-        encoder: Encodes the observation window.
         n_critics: Number of networks. A plan's score is the smallest of theirs (clipped double Q-learning).
         layer_norm: Normalize after each hidden layer.
         share_encoder: One encoder for all networks, in place of one for each.

@@ -34,8 +34,6 @@ class ConsistencyDistillation(LearnerConfig):
 
     Args:
         teacher: A trained policy with an `EDM` head.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         ema: Decay of the averaged weights, which act.
 
     References:
@@ -62,8 +60,6 @@ class Reflow(LearnerConfig):
     Args:
         teacher: A trained policy with a head that moves noise to an action without drawing more noise.
         teacher_steps: Number of sampling steps of the teacher. Its errors become the data of the new flow.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         ema: Decay of the averaged weights, which act.
 
     References:
@@ -91,9 +87,6 @@ class OneStepDistillation(LearnerConfig):
 
     Args:
         teacher: A trained policy with an `EDM` head.
-        steps: Number of updates.
-        batch_size: Windows per batch.
-        optimizer: Optimizer of the policy.
         score_optimizer: Optimizer of the network that denoises the policy's plans. It must follow the policy, so that
             it learns faster.
         n_score_updates: Updates of this network for each update of the policy.

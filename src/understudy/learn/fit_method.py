@@ -336,7 +336,6 @@ def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = 
 
     Args:
         parts: What is taken over from stages. Everything else is fitted to the data.
-        modules: The stages' policies.
     """
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data

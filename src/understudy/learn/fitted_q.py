@@ -32,7 +32,6 @@ class FittedQ(LearnerConfig):
         discount: Discount per step.
         target_decay: Fraction of the target critics that each update keeps. The time until values have settled grows
             with ``1 / (1 - target_decay) / (1 - discount)`` updates.
-        n_resamples: Number of resamples.
         skip: Number of steps of each plan of the policy that lie in the past.
         n_action_steps: Number of steps of each plan that the policy carries out. The critic scores that many.
 

@@ -155,7 +155,6 @@ class ImplicitValueLearner(GoalConditionedLearner):
 
         Args:
             network: `value` or `target_value`.
-            goal: The column of the goal.
         """
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
@@ -224,7 +223,6 @@ class RepresentationSpec:
         columns: The columns that are read.
         sizes: Widths of the hidden layers and of the vectors.
         n_actions: Number of numbers of an action that is read too. 0 for none.
-        n_networks: Number of networks.
     """
 
     critic: CriticSpec
@@ -255,11 +253,7 @@ class Representation(CheckpointModule):
     @staticmethod
     def of(policy: Policy, networks: CriticConfig, columns: Sequence[str], size: int, *, n_actions: int = 0,
            n_networks: int = 1) -> Representation:
-        """Builds networks that share the codec of a policy.
-
-        Args:
-            size: Number of components of the vectors.
-        """
+        """Builds networks that share the codec of a policy."""
         config = policy.config
         spec = CriticSpec(networks, config.codec, config.window, policy.inputs, config.target)
         about = RepresentationSpec(spec, tuple(columns), (*networks.hidden, size), n_actions, n_networks)

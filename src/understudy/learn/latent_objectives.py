@@ -95,8 +95,6 @@ class LatentDynamics(RepresentationObjective):
     transformers are therefore networks with one hidden layer.
 
     Args:
-        latent: Width of the hidden action.
-        hidden: Width of the hidden layer of both networks.
         covariance: Weight of the mean squared covariance of two different components of the encoding.
         target_decay: Fraction of the target encoder that each update keeps. 0 takes the encoder itself, without
             gradient.

@@ -63,9 +63,6 @@ class Method:
     def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:
         """Reads a method from a `method.json`, or from the folder of a checkpoint or a run, also one of LeRobot.
 
-        Args:
-            trust: Packages besides understudy whose code may be loaded.
-
         Raises:
             UserError: The file is missing or damaged, or holds something else.
             UntrustedCode: It names code of a package that is not trusted.
@@ -395,7 +392,6 @@ class TrainedRun:
 
         Args:
             run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's.
-            trust: Packages besides understudy whose code may be loaded.
             transforms: Also read what `training_data` needs of the stages.
         """
         folder = find_checkpoint(run)
@@ -437,7 +433,6 @@ def load_policy(run: Path | str, *, device: str | torch.device = "cpu", trust: t
     Args:
         run: A run's folder (its last checkpoint; "RUN/best" for its best), or a checkpoint's. LeRobot's ACT and
             Diffusion Policy are read as well: the folder of a run (its last checkpoint), or `pretrained_model`.
-        trust: Packages besides understudy whose code may be loaded.
 
     Raises:
         UserError: A file is missing or damaged.
@@ -459,7 +454,6 @@ def load_actor(run: Path | str, *, device: str | torch.device = "cpu", rows: int
             Diffusion Policy are read as well: see `load_policy`.
         rows: The networks always see batches of this many rows, so that results do not depend on how many environments
             run side by side. None for one robot, where that would cost time.
-        trust: Packages besides understudy whose code may be loaded.
         features: The columns of the environment (`env.features`). Methods that pad actions need them.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -11,11 +11,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import FromStage
-from ..core import Above, AtLeast, AtMost, Batch, ConfigError, Unsupported, part
+from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..policy import Policy
-from .critic import CriticConfig
-from .optimizer import OptimizerConfig
+from .critic_learning import CriticLearningConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from .targets import ReturnBound, td_terms
 
@@ -23,7 +22,7 @@ NEXT_ACTION = "next.action"  # column of the actions that follow a window
 
 
 @part
-class OffPolicyActorCritic(RewardedConfig):
+class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     """TD3, with `bc_weight` TD3+BC, and with `temperature` SAC: off-policy reinforcement learning from stored episodes.
 
     A critic learns the discounted return of a plan, which is the sum of rewards over the plan's steps and the value of
@@ -34,12 +33,7 @@ class OffPolicyActorCritic(RewardedConfig):
     off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        steps: Number of updates, for schedules.
-        batch_size: Number of windows in each batch.
-        optimizer: Optimizer of the policy and of the critic.
-        discount: Discount per step.
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan.
-        target_decay: Fraction of the target networks that each update keeps.
         policy_delay: Updates of the critic per update of the policy.
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.
@@ -68,13 +62,6 @@ class OffPolicyActorCritic(RewardedConfig):
         and a temperature).
     """
 
-    steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
     policy_delay: Annotated[int, AtLeast(1)] = 2
     target_noise: Annotated[float, AtLeast(0)] = 0.2
     max_target_noise: Annotated[float, AtLeast(0)] = 0.5
@@ -86,8 +73,6 @@ class OffPolicyActorCritic(RewardedConfig):
     critic_bc_weight: Annotated[float, AtLeast(0)] = 0.0
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
     n_conservative_samples: Annotated[int, AtLeast(1)] = 10
-
-    next_obs = True
 
     def __post_init__(self):
         if self.n_step and self.reward is not None:

@@ -38,14 +38,12 @@ class PPO(RewardedConfig):
     A step that was cut off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        steps: Number of updates, for schedules.
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
         value: The network of the value.
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
         clip: Largest change of the ratio of densities that pays.
-        entropy_weight: Weight of the entropy of the policy.
         max_kl: Largest estimated divergence from the policy that acted. The other updates of the round are left out as
             soon as it is larger. None for no limit.
         kl_reference: A policy, such as a cloned one, from which the divergence is kept small.

@@ -30,7 +30,6 @@ class Reconstruction(RepresentationObjective):
     """Reconstructs the observation from its encoding (an autoencoder).
 
     Args:
-        hidden: Widths of the hidden layers of the decoder.
         weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1.
     """
 
@@ -60,9 +59,7 @@ class VAE(RepresentationObjective):
     variance of noise, its optimum is probabilistic principal component analysis.
 
     Args:
-        latent: Width of the latent.
         beta: Weight of the divergence. If it is too large, latents carry nothing.
-        hidden: Widths of the hidden layers of the decoder.
         weight: Factor of the loss.
 
     References:

@@ -37,8 +37,6 @@ class RepresentationLearning(LearnerConfig):
 
     Args:
         objectives: The losses of the encoder, which are added.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         lookahead: Number of rows from an observation to the later one that objectives compare it with. 0 means the
             horizon of the policy.
         optimizer: Optimizer of the encoder, of the networks of the objectives and of the probe.

@@ -138,7 +138,6 @@ class ForwardDynamics(RepresentationObjective):
     encodings would shrink to a constant.
 
     Args:
-        hidden: Widths of the hidden layers of the predictor.
         target_decay: Fraction of the target encoder that each update keeps.
         weight: Factor of the loss: the squared distance of the two encodings at unit length.
 
@@ -283,9 +282,7 @@ class TimeContrastive(RepresentationObjective):
     part of the batch are.
 
     Args:
-        hidden: Width of the hidden layer of the projector.
         size: Width of the projection.
-        temperature: Divides the cosine similarities.
 
     References:
         Sermanet et al. (2018), Time-Contrastive Networks: Self-Supervised Learning from Video, arXiv:1704.06888.

@@ -66,7 +66,6 @@ class SkillAutoencoder(LearnerConfig):
         posterior: Network of the posterior. It reads the actions of the piece, and all its observations as the encoder
             of the policy encodes them.
         column: Column in which the policy reads the skill.
-        steps: Number of updates.
         batch_size: Pieces per batch.
         optimizer: Optimizer of all three modules.
         ema: Decay of the averaged weights, which act.

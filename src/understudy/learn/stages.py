@@ -154,11 +154,7 @@ def of_policy(parts: Iterable[InitializeFrom]) -> tuple[InitializeFrom, ...]:
 
 def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
                   modules: Mapping[FromStage, CheckpointModule]) -> Learner:
-    """Builds the learner of a method for a policy that has its initial weights, and gives the other modules theirs.
-
-    Args:
-        modules: The modules of the stages.
-    """
+    """Builds the learner of a method for a policy that has its initial weights, and gives the other modules theirs."""
     freeze(policy, method.initialize_from)
     if isinstance(method.learner, GoalConditioned):
         check_goals(data)

@@ -532,7 +532,6 @@ def best_step(lines, steps: Iterable[int], by: str) -> int | None:
     """Returns the step of the best evaluation. Among equals, the latest.
 
     Args:
-        lines: Lines of metrics.jsonl.
         by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
 
     Returns:
@@ -752,7 +751,6 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
 
     Args:
         data: The episodes, before the method's transforms.
-        held_out: Indices of the episodes that are held out for validation.
         left_out: Indices of the interrupted episodes that are left out.
     """
     source, stream = data.metadata, run_config.stream

@@ -52,7 +52,6 @@ class Validation:
         """Draws plans for windows that are spread evenly over the data.
 
         Args:
-            size: Number of windows in a batch.
             executor: The method's executor. If it is an `ActionConditionedExecutor`, it plans after the recorded
                 actions before each window's step, and the mask of the batch leaves these actions out.
 

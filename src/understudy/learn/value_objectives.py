@@ -34,7 +34,6 @@ class IntentionValue(RepresentationObjective):
         discount: Per step. Outcomes that are never reached have the value ``-1 / (1 - discount)``.
         same: Fraction of the windows whose outcome is the intent. 1 learns a plain value of goals (GCIVL).
         intents: False learns the outcomes of the behavior in the data, without intents, to compare with.
-        hidden: Widths of the hidden layers of T.
         target_decay: Fraction of the target networks that each update keeps.
 
     References:

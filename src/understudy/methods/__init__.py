@@ -3,6 +3,14 @@
 A method is found by its name, and its module is imported only then. A function may take `features`, the columns of the
 data, where the choice of parts depends on them (`bc` takes a categorical head for discrete actions). Everything else
 has a default.
+
+Some options mean the same in all methods. `horizon` is the number of actions in a chunk, and `n_action_steps` how many
+of them are executed before the next plan. A policy reads `n_obs_steps` observations. Where the docstring of a method
+says nothing else, `n_steps` is how often a plan evaluates the network.
+
+A method that collects while it trains has `n_rounds` rounds of `n_episodes` episodes each, and `updates_per_step`
+updates for each collected step. `features` chooses encoders for images and text, and a categorical head for discrete
+actions.
 """
 
 from .needs import NUMBERS, NUMBERS_OR_CLASSES, Need

@@ -34,9 +34,7 @@ class ACTTransformer(PosteriorTrunk):
         width: Width of the tokens. The encoder's tokens are used as they are if they have this width.
         heads: Number of attention heads. Must divide `width`.
         feed_forward: Width of the hidden layer of each block.
-        activation: Activation of that layer.
         encoder_depth: Number of layers over latent and context.
-        depth: Number of decoder layers.
         posterior_depth: Number of layers of the posterior network.
         pre_norm: Normalize before each sublayer instead of after it.
         grids: Height and width of the feature map of each camera, in tokens. Their tokens are the last ones of the

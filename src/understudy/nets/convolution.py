@@ -54,42 +54,31 @@ def _flat_weight(weight: Tensor) -> Tensor:
 
 
 class Convolution(nn.Conv1d):
-    """(B, T, size) -> (B, T, out), padded with zeros."""
+    """(B, T, size) -> (B, T / stride, out), padded with zeros."""
 
-    def __init__(self, size: int, out: int, kernel: int, layout: Layout):
-        super().__init__(size, out, kernel, padding=kernel // 2)
+    def __init__(self, size: int, out: int, kernel: int, layout: Layout, stride: int = 1):
+        super().__init__(size, out, kernel, stride, kernel // 2)
         self.layout = layout
         _store_kernel_first(self, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, product_dtype(x))
-        side = self.kernel_size[0] // 2
+        (kernel,), (stride,) = self.kernel_size, self.stride
+        side = kernel // 2
         if layout == "gemm":
-            return linear(gather_neighbors(x, 2 * side + 1), _flat_weight(self.weight), self.bias)
+            return linear(gather_neighbors(x, kernel, stride), _flat_weight(self.weight), self.bias)
         x = x.transpose(1, 2)
         if layout == "conv":
-            return F.conv1d(x, self.weight, self.bias, 1, side).transpose(1, 2)
-        y = F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, 1, (0, side))
+            return F.conv1d(x, self.weight, self.bias, stride, side).transpose(1, 2)
+        y = F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, (1, stride), (0, side))
         return y.squeeze(2).transpose(1, 2)
 
 
-class Down(nn.Conv1d):
+class Down(Convolution):
     """(B, T, C) -> (B, T / 2, C): a convolution with kernel 3 and stride 2."""
 
     def __init__(self, size: int, layout: Layout):
-        super().__init__(size, size, 3, 2, 1)
-        self.layout = layout
-        _store_kernel_first(self, layout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        layout = choose_layout(self.layout, *self.weight.shape[1::-1], x.device.type, product_dtype(x))
-        if layout == "gemm":
-            return linear(gather_neighbors(x, 3, 2), _flat_weight(self.weight), self.bias)
-        x = x.transpose(1, 2)
-        if layout == "conv":
-            return F.conv1d(x, self.weight, self.bias, 2, 1).transpose(1, 2)
-        y = F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, (1, 2), (0, 1))
-        return y.squeeze(2).transpose(1, 2)
+        super().__init__(size, size, 3, layout, 2)
 
 
 class Up(nn.ConvTranspose1d):

@@ -57,7 +57,6 @@ class PolynomialDecay(EMADecay):
     With power 1 this is the plain mean since then.
 
     Args:
-        power: Exponent.
         minimum: Smallest weight of the new values.
         start: Number of updates whose weights are not averaged.
 

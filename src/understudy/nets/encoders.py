@@ -32,11 +32,8 @@ class TokenEncoder(Encoder):
     step. Where ``"name?"`` is False, the tokens of `name` are masked.
 
     Args:
-        width: Width of the tokens.
         crop: Pixels that are cut off each side of an image: at a random place in training, around the center
             otherwise.
-        vision: Encoder of images.
-        text: Encoder of texts.
         named: Columns whose newest row is also given to the trunk by name, unchanged, as ``Context.named[name]``: the
             robot, for example, by which a trunk chooses among its parts.
         cache_features: Compute the features of images once for the training data and keep them in the cache, instead
@@ -44,7 +41,6 @@ class TokenEncoder(Encoder):
             change: no crop and no augmentation of images.
         point_clouds: Columns of shape (points, channels) that are sets of points. Each gives one token. The codec must
             leave them as they are, because each point has its own statistics: ``Normalizer(unscaled=...)``.
-        points: Encoder of point clouds.
     """
 
     width: Annotated[int, AtLeast(1)] = 64

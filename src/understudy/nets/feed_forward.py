@@ -23,7 +23,6 @@ def feed_forward_layers(sizes: Sequence[int], activation: Activation = "relu", l
 
     Args:
         sizes: Width of the input, of each hidden layer and of the output.
-        layer_norm: Normalize each hidden layer before its activation function.
     """
     layers: list[nn.Module] = []
     for entering, leaving in zip(sizes[:-1], sizes[1:], strict=True):
@@ -40,8 +39,6 @@ class FeedForward(Trunk):
     published numbers. The last hidden layer is recorded as "hidden" (B, 1, D), for auxiliary losses.
 
     Args:
-        widths: Widths of the hidden layers.
-        activation: Activation function after each hidden layer.
         n_frequencies: Number of Fourier frequencies that embed each time.
     """
 

@@ -25,8 +25,6 @@ class InContextTransformer(SharedTimeTrunk):
     time nor the actions, so their keys and values are computed once per plan.
 
     Args:
-        width: Width of the tokens.
-        depth: Number of layers.
         heads: Number of attention heads. Must divide `width`.
         causal: Each token reads only those before it, so that action step i reads only action steps 0 to i. False lets
             tokens of the context read each other, and action steps read everything.

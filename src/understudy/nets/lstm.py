@@ -28,8 +28,6 @@ class LSTM(Trunk):
     The state is not carried from plan to plan: each plan reads the whole window.
 
     Args:
-        width: Width of the hidden state.
-        depth: Number of stacked layers.
         n_frequencies: Number of Fourier frequencies that embed each time.
 
     References:

@@ -21,8 +21,6 @@ class MLP(Trunk):
     Each block has two linear layers and normalizes its input, as in IDQL.
 
     Args:
-        width: Width of the hidden layers.
-        depth: Number of residual blocks.
         n_frequencies: Number of Fourier frequencies that embed each time.
 
     References:

@@ -22,7 +22,6 @@ class MLPMixer(Trunk):
 
     Args:
         width: Width of the tokens (C in the paper).
-        depth: Number of layers.
         token_ratio: Width of the hidden layer over the tokens, relative to `width` (D_S / C).
         feed_forward_ratio: Width of the hidden layer over the channels, relative to `width` (D_C / C).
         n_frequencies: Number of Fourier frequencies that embed each time.

@@ -20,8 +20,6 @@ class RecurrentEncoder(Encoder):
     ``Window(n_obs_steps=10)``. The trunk `nets.lstm.LSTM` also gives an output, and so a loss, at every row.
 
     Args:
-        width: Width of the hidden state.
-        layers: Number of stacked LSTM layers.
         row_encoder: Encoder of a single row.
 
     References:

@@ -26,7 +26,6 @@ class SmallDenoiser(Trunk):
     Args:
         backbone: The large trunk. It sees no actions and no times.
         denoiser: The small trunk. It sees noisy actions and times, and features in place of the context.
-        width: Width of the features of a step.
         each_step: True denoises each step alone, with the same weights. False denoises the chunk as a whole, given the
             features of all steps.
 

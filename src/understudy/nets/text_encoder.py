@@ -32,7 +32,6 @@ class ByteEncoder(TextEncoder):
     words.
 
     Args:
-        channels: Number of channels.
         kernel: Kernel size of the convolutions, in bytes.
 
     References:

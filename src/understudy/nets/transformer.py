@@ -24,7 +24,6 @@ class Transformer(Trunk):
     Times scale and shift the normalized tokens of their own step in every layer (as in DiT).
 
     Args:
-        width: Width of the tokens.
         depth: Number of layers over the action steps.
         heads: Number of attention heads. Must divide `width`.
         attention: How action steps read the context.

@@ -32,7 +32,6 @@ class UNet(SharedTimeTrunk):
         widths: Channels at each resolution.
         kernel: Kernel size of the convolutions. Odd.
         groups: Number of groups of the group normalization. Must divide all `widths`.
-        time_width: Width of the time embedding.
         time_scale: Factor of the time before it is embedded.
         layout: How convolutions are computed (see `nets.convolution`). It changes the speed, not the result.
         output_groups: Number of groups of the last normalization. None for `groups`. In Diffusion Policy and LeRobot it

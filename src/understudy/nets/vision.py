@@ -130,9 +130,7 @@ GROUPS = 8  # of GroupNorm in `SmallConv`
 class SmallConv(VisionEncoder):
     """Four convolutions, then keypoints (spatial soft-argmax). Small enough for a CPU. One token per image.
 
-    Args:
-        channels: Channels of the convolutions. The first two halve the resolution.
-        keypoints: Number of keypoints.
+    The first two convolutions halve the resolution.
     """
 
     channels: Annotated[tuple[int, ...], AtLeast(1)] = (32, 32, 64, 64)

@@ -416,9 +416,6 @@ def _column(name: str, f: Feature) -> _ShownColumn:
 def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
     """Frames of a camera, in any order, as they are decoded.
 
-    Args:
-        name: Column of the camera.
-
     Yields:
         Row or rows, and their images.
     """

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..checkpoint import Scorer, load_module, save_module
+from ..checkpoint import CheckpointModule, Scorer, load_module, save_module
 from ..core import Batch, Feature, Unsupported
 from ..data.augment import GaussianNoise
 from ..data.episode import Dataset
@@ -32,6 +33,8 @@ from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
 from .base import STATE, ContractViolation, _packages_in_files, _rng, require, require_equal, require_finite
 from .random_data import random_dataset
+
+Module = TypeVar("Module", bound=CheckpointModule)
 
 
 @torch.no_grad()
@@ -64,6 +67,15 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
         require_equal(again(read, plan), score, "what was loaded must score alike")
 
 
+def _saved_and_loaded(module: Module) -> Module:
+    with tempfile.TemporaryDirectory() as folder:
+        save_module(module, folder)
+        loaded = load_module(folder, _packages_in_files(folder))
+    if type(loaded) is not type(module):
+        raise ContractViolation("what was saved must be loaded as the same class")
+    return cast(Module, loaded)
+
+
 def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
     """Checks the contract of a latent encoder.
 
@@ -87,13 +99,9 @@ def check_latent_encoder(encoder: LatentEncoder, data: Dataset) -> None:
         require(torch.equal(torch.random.get_rng_state(), state), "a latent must not be random")
         require_equal(encoder(batch.select_rows(slice(1, 2)))[0], latents[1],
                       "a window's latent must not depend on the other windows", 1e-4)
-        with tempfile.TemporaryDirectory() as folder:
-            save_module(encoder, folder)
-            again = load_module(folder, _packages_in_files(folder))
-            if not isinstance(again, LatentEncoder) or type(again) is not type(encoder):
-                raise ContractViolation("what was saved must be loaded as the same class")
-            require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
-                          "what was loaded must give the same latents")
+        again = _saved_and_loaded(encoder)
+        require_equal(again(again.windows(data).gather(np.arange(data.steps))), latents,
+                      "what was loaded must give the same latents")
 
 
 def check_learner(config: LearnerConfig, policies: Sequence[PolicyConfig] = ()) -> None:
@@ -224,12 +232,8 @@ def check_reward_model(config: RewardModelConfig) -> None:
         require(torch.equal(torch.random.get_rng_state(), state), "a reward must not be random")
         require_equal(model.reward(own.select_rows(slice(1, 3)), policy), reward[1:3],
                       "a row's reward must not depend on the other rows", 1e-4)
-        with tempfile.TemporaryDirectory() as folder:
-            save_module(model, folder)
-            again = load_module(folder, _packages_in_files(folder))
-            if not isinstance(again, RewardModel) or type(again) is not type(model):
-                raise ContractViolation("what was saved must be loaded as the same class")
-            require_equal(again.reward(own, policy), reward, "what was loaded must give the same reward")
+        require_equal(_saved_and_loaded(model).reward(own, policy), reward,
+                      "what was loaded must give the same reward")
     with contextlib.suppress(Unsupported):
         check_scorer(model, own.obs, own.action)
 

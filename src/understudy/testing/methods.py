@@ -53,7 +53,6 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
         name: The name of the method, or "module:function".
         columns: The columns to train on. None: two numbers each as state, environment state and action, and the
             examples of its needs.
-        trust: Packages besides understudy whose code may be loaded.
     """
     function = find_function(name, trust)
     require(function is not None, f"there is no method {name!r}")

@@ -39,7 +39,6 @@ def random_batch(policy_config: PolicyConfig, size: int = 5, seed: int = 0, targ
     end of an episode.
 
     Args:
-        size: Number of windows.
         target: Feature of the target. By default two numbers.
         inputs: Features of the inputs. By default three numbers in each column that the configuration names.
     """

@@ -29,7 +29,6 @@ class Datamodel(Score):
 
     Args:
         value: The measure of a subset. Higher is better.
-        subset_fraction: Fraction of the episodes in each subset.
         ridge: Weight of the squared slopes in the regression.
 
     References:
@@ -181,8 +180,6 @@ class FilterLikeYouTest(StepScore):
         downstream: Episodes of the task that the data are wanted for.
         pool: Episodes that the network learns to weigh. The rated episodes without it.
         batch_size: Steps of a batch, of the pool and of `downstream`.
-        lr: Learning rate of the reference model.
-        scorer_lr: Learning rate of the network.
         inputs: Columns that are the state. All numeric observations by default.
 
     References:

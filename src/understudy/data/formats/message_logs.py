@@ -38,8 +38,6 @@ class MessageLog(ABC):
     """One recording.
 
     Attributes:
-        types: Message type of each topic.
-        counts: Number of messages of each topic.
         undecoded: Why the messages of a topic cannot be decoded, to complete "the topic has ...".
         truncation: How the recording was cut short. Empty if it is complete.
         metadata: Records of text, by name.
@@ -206,9 +204,6 @@ def decode_key_frame(message, where: str) -> np.ndarray:
 
     Returns:
         uint8 (H, W, 3).
-
-    Raises:
-        UserError: It is not a key frame.
     """
     for _, image in decode_video([(0, message)], where):
         return image

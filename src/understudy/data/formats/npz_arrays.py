@@ -198,7 +198,6 @@ def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np
 
     Args:
         pieces: The rows in order, in arrays of any length.
-        rows: Number of rows of each new array.
     """
     piece = np.empty(0)
     for n in rows:

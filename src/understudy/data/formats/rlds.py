@@ -419,9 +419,7 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
     """Return the files of a split, with the number of records that each should have.
 
     Args:
-        name: Name of the data set.
         split: The entry of the split in dataset_info.json.
-        kind: Format of the files.
     """
     shard_lengths, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(shard_lengths):

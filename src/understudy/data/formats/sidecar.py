@@ -127,11 +127,7 @@ def _kind(f: Feature) -> str:
 
 
 def plain_metadata(data: Dataset) -> dict[str, list]:
-    """Return the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes.
-
-    Returns:
-        The value of each episode, by key.
-    """
+    """Return the metadata that are a flag, a float, text, or an integer of 64 bits in all episodes."""
     out = {}
     for key, value in data[0].metadata.items():
         kind = type(value)

@@ -31,7 +31,6 @@ class ColumnMapping:
     Args:
         field: Paths of the parts of a message that the column has. Empty for the whole message.
         indices: Numbers of the components that are kept. None for all.
-        names: Names of the components.
         join: Which message gives the value of a row: "last", "next", "nearest" or "interpolate".
         max_age: Largest time between row and message, in s. None for no limit.
         metadata: Name of the record of metadata.

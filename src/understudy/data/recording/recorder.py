@@ -495,7 +495,6 @@ class PublishResult:
     """What `publish` did.
 
     Args:
-        episodes: Number of episodes that were moved into the files.
         problems: Descriptions of what could not be read or kept.
     """
 

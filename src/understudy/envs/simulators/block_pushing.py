@@ -47,7 +47,6 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
 
     Args:
         name: "block_pushing/multimodal".
-        limit: Number of steps of an episode.
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
         **options: Arguments of the environment's class, such as ``goal_dist_tolerance``.
 
@@ -70,13 +69,7 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
 
 
 class BlockPushing(gymnasium.Env):
-    """The simulator with Gymnasium's signatures, and its expert.
-
-    Args:
-        simulator: Class of the simulator.
-        oracle: Class of the expert.
-        limit: Number of steps of an episode.
-    """
+    """The simulator with Gymnasium's signatures, and its expert."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": STEPS_PER_SECOND}
     render_mode = "rgb_array"

@@ -18,7 +18,6 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGym
 
     Args:
         name: "gym_pusht/PushT-v0".
-        limit: Number of steps of an episode.
         **options: Arguments of `gymnasium.make`. ``obs_type="pixels_agent_pos"`` shows a camera.
     """
     if name not in gymnasium.registry:

@@ -22,7 +22,6 @@ def make(
 
     Args:
         name: "robosuite/TASK", such as "robosuite/Lift".
-        limit: Number of steps of an episode.
         robots: Names of the robots. None uses "Panda", or two of them in tasks with two arms.
         **options: Arguments of `robosuite.make`.
     """

@@ -37,9 +37,6 @@ class Arms(Toy):
     goal ends the episode with reward 1, a dropped bar with -1.
 
     Best possible success: 1.0. `ArmsExpert(noise=0)` attains it.
-
-    Args:
-        limit: Number of steps of an episode.
     """
 
     low, high = -SPEED, SPEED

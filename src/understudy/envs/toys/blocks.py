@@ -42,9 +42,6 @@ class Blocks(MultimodalToy):
 
     Best possible success: 1.0. `BlocksExpert(noise=0)` attains it, in each of the four ways.
 
-    Args:
-        limit: Number of steps of an episode.
-
     References:
         Shafiullah et al. (2022), Behavior Transformers: Cloning k Modes with One Stone, arXiv:2206.11251.
     """

@@ -42,7 +42,6 @@ class Drive(Toy):
     Best possible success: 1.0. `DriveExpert(noise=0)` attains it, from the present pixels alone.
 
     Args:
-        limit: Number of steps of an episode.
         dashboard: Observe the brake light.
         fully_observed: Also observe what decides the rewards (distance, speed, person, where it appears and how long it
             waits), since value and reward learning need a Markov observation.

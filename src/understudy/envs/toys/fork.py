@@ -25,7 +25,6 @@ class Fork(Toy):
     Best possible success: 1.0 without gusts. `ForkExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         gust: Standard deviation of a random velocity that is added at every step, m/s.
         spread: Standard deviation of the start in each coordinate, m.
     """

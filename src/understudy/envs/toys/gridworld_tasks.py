@@ -44,7 +44,6 @@ class GridworldTasks(Toy):
     without `slip` if there is time for the farthest ways. `GridworldTasksExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         slip: Probability that a use fails and must be tried again.
         missions: Which of `MISSIONS` are drawn. Train on some and evaluate on others.
     """

@@ -39,7 +39,6 @@ class LaneDriving(Toy):
     Best possible success: 1.0 without gusts. `LaneExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         gust: Standard deviation of a random yaw acceleration at every step, rad/s^2.
         offset: Largest offset of the start, m.
         clearance: The distance from the box at which the expert passes it, m.

@@ -33,7 +33,6 @@ class Maze(Toy):
     Best possible success: 1.0. `MazeExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         cells: Number of cells along each side.
         levels: Number of mazes. Each episode draws one. Policies can learn in some mazes and be evaluated in
             others. 0 draws a new maze for each episode.
@@ -119,7 +118,6 @@ def wall_shapes(walls: np.ndarray, cells: int) -> list[dict]:
 
     Args:
         walls: True where a wall stands, (walls,), in the order of `sides`.
-        cells: Number of cells along each side.
 
     Returns:
         Boxes of a map, see `map`.
@@ -136,7 +134,6 @@ def layout(key: torch.Tensor, cells: int) -> np.ndarray:
 
     Args:
         key: Keys of the mazes, (n,).
-        cells: Number of cells along each side.
 
     Returns:
         True where a wall stands, (n, walls), in the order of `sides`.
@@ -193,7 +190,6 @@ def cell_of(at: np.ndarray, cells: int) -> np.ndarray:
 
     Args:
         at: Positions, (n, 2), m.
-        cells: Number of cells along each side.
 
     Returns:
         Cells, (n, 2) int64.

@@ -254,7 +254,6 @@ def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float =
     elsewhere. Episodes do not end, so that there is no success, only a return.
 
     Args:
-        size: Number of cells along each side.
         colors: Number of colors, at least 2.
         objects: Number of objects, at least one per color.
         slip: Probability that a step goes to one of the two sides instead.

@@ -29,7 +29,6 @@ class MemoryCorridor(Toy):
     (`metadata["memoryless"]`).
 
     Args:
-        limit: Number of steps of an episode.
         length: Length of the corridor, m.
         shown: Number of steps for which the light is on.
 

@@ -30,7 +30,6 @@ class Particle(Toy):
     Best possible success: 1.0, in at least up to 32 dimensions. `ParticleExpert()` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         fully_observed: Also observe whether the first goal has been visited, as the last component of
             observation.state. Value and reward learning need a Markov observation.
         stay: The rules of the paper's code. Each episode takes `limit` steps. It succeeds if the particle has visited

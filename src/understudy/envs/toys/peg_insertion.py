@@ -35,7 +35,6 @@ class PegInsertion(Toy):
     Best possible success: 1.0. `PegInsertionExpert(noise=0)` attains it at every tolerance.
 
     Args:
-        limit: Number of steps of an episode.
         tolerance: Half of what the hole is wider than the peg, m. Smaller is harder.
         outlines: Which outlines there are, numbers from 0 to 4. Train on some and evaluate on others.
     """

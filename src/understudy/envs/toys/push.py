@@ -38,7 +38,6 @@ class Push(Toy):
     Best possible success: 1.0. `PushExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         images: Observe the disc's position alone and observation.images.top (size, size, 3). simulator.state then has
             all eight numbers.
         size: Width and height of the image, in pixels.

@@ -49,7 +49,6 @@ class Tabletop(Toy):
     Best possible success: 1.0. `TabletopExpert(noise=0)` attains it.
 
     Args:
-        limit: Number of steps of an episode.
         control: One of `CONTROLS`.
         instruction: One of `INSTRUCTIONS`.
         blocks: Number of blocks, from 1 to 6.

@@ -27,7 +27,6 @@ class Tabular(Toy):
     largest expected discounted return within the limit.
 
     Args:
-        limit: Number of steps of an episode.
         task: A name of `TASKS`, or the process itself.
         discount: Factor per step of the return that the expert maximizes.
         **options: Options of the task, such as `slip=0.2`. See the functions of `understudy.envs.toys.mdp`.

@@ -33,9 +33,6 @@ class Words(Toy):
 
     Best possible success: 1.0. `WordsExpert(noise=0)` attains it.
 
-    Args:
-        limit: Number of steps of an episode.
-
     References:
         Chevalier-Boisvert et al. (2019), BabyAI: A Platform to Study the Sample Efficiency of Grounded Language
         Learning, arXiv:1810.08272.

@@ -26,13 +26,11 @@ class LatencySummary:
     statistics are those of the decisions that plan, for which the robot has to wait.
 
     Args:
-        median: Median time of a decision that plans.
         p95: 95th percentile of these times.
         max: The longest of them.
         n_plans: Number of timed decisions that planned. None if the actor does not tell them apart; the statistics
             are then those of all decisions.
         between_plans: Median time of the other decisions, if there are any.
-        decisions: Number of all timed decisions.
         period: Milliseconds between two steps, where the frequency is known.
         n_late: Number of decisions that took longer than that.
     """
@@ -79,7 +77,6 @@ def measure_latency(actor: Actor, episodes: Iterable[Episode], fps: float | None
     Args:
         episodes: The actor is shown their observations. The first steps of the first episode warm up and do not count.
         fps: Steps per second of the robot or environment.
-        decisions: Number of decisions to time.
         seconds: Stop after this time, even if fewer decisions were timed.
     """
     counter = _PlanCount()

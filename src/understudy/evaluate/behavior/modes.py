@@ -128,9 +128,6 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
 
     Few counts underestimate it: see `expected_entropy`.
 
-    Args:
-        n_modes: Number of modes that are possible.
-
     Returns:
         0 if the mode is always the same, 1 if all are equally frequent. NaN if nothing was counted.
 
@@ -219,7 +216,6 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
     A policy without randomness does the same every time.
 
     Args:
-        repeats: Number of rollouts of each start.
         watch: Called with the number of each episode that ended, and the episode.
 
     Returns:

@@ -65,11 +65,7 @@ class TrajectoryScaling:
 
 
 def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episode]:
-    """A limited number of episodes, evenly spaced, the first and the last included.
-
-    Args:
-        max_episodes: Largest number of episodes.
-    """
+    """A limited number of episodes, evenly spaced, the first and the last included."""
     return [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(max_episodes, len(data))).round())]
 
 

@@ -23,10 +23,8 @@ def attention_tuner(column: str = "recalled", n_obs_steps: int = 32, width: int 
     Args:
         column: Column with the distances to the recalled steps: see `attention_supervision.steps_since_recalled`.
         n_obs_steps: Number of observations that the transformer reads. Earlier steps cannot be recalled.
-        width: Width of its tokens.
         depth: Number of its layers over the observations.
         weight: Weight of the loss that trains the attention.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     trunk = Transformer(width, 1, 2, "block_causal", encoder_depth=depth)

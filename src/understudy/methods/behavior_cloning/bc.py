@@ -18,7 +18,6 @@ def bc(horizon: int = 1, features: Schema | None = None) -> Method:
 
     Args:
         horizon: Number of actions in a chunk. All of them are executed.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()

@@ -21,7 +21,6 @@ def bc_bins(n_bins: int = 32, edges: Literal["uniform", "quantile"] = "uniform",
         n_bins: Number of intervals of each component.
         edges: Intervals of equal width ("uniform"), or with equally many demonstrated values ("quantile").
         autoregressive: True predicts each component from those before it. False treats them as independent.
-        n_obs_steps: Number of observations that the policy reads.
     """
     head = Bins(n_bins, edges, autoregressive)
     return Method(PolicyConfig(head, window=Window(n_obs_steps, 1)), RecedingHorizon(), BehaviorCloning(steps=5000))

@@ -12,13 +12,7 @@ from ..registry import method
         when="if demonstrations act in several ways and a plan must take one network evaluation; precise motions take "
              "it many updates.")
 def bc_gmm(horizon: int = 8, n_obs_steps: int = 2, n_action_steps: int = 4) -> Method:
-    """Behavior cloning with a mixture of Gaussians over a chunk, so that two good ways are not averaged.
-
-    Args:
-        horizon: Number of actions in a chunk.
-        n_obs_steps: Number of observations that the policy reads.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """Behavior cloning with a mixture of Gaussians over a chunk, so that two good ways are not averaged."""
     return Method(
         PolicyConfig(GMM(), window=Window(n_obs_steps, horizon)),
         RecedingHorizon(n_action_steps),

@@ -16,7 +16,6 @@ def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
 
     Args:
         n_obs_steps: Number of observations that the LSTM reads.
-        width: Size of its state.
     """
     return Method(
         PolicyConfig(GMM(), encoder=RecurrentEncoder(width), window=Window(n_obs_steps, 1)),

@@ -19,9 +19,7 @@ def bet(n_obs_steps: int = 5, n_clusters: int = 24, horizon: int = 1, n_action_s
 
     Args:
         n_obs_steps: Number of observations that the policy reads. Its history keeps it in the mode that it chose.
-        n_clusters: Number of clusters.
         horizon: Number of actions in a chunk. More than one are clustered as chunks.
-        n_action_steps: Number of actions that are executed before the next plan.
         every_step: As in the paper, predict an action from each observation of the history and those before it: as many
             losses for a window as it has observations. Only the action for the newest one is executed.
 

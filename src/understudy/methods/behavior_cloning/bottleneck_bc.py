@@ -34,10 +34,6 @@ class BottleneckEncoder(Encoder):
     `InformationBottleneck` limits the information about the window in the code, so that
     the policy keeps what helps to predict the action and little else. Without it, the code becomes exact.
 
-    Args:
-        width: Width of the code.
-        encoder: Encoder of the window.
-
     References:
         Alemi et al. (2017), Deep Variational Information Bottleneck, arXiv:1612.00410.
         Wen et al. (2020), Fighting Copycat Agents in Behavioral Cloning from Observation Histories, arXiv:2010.14876.
@@ -110,8 +106,6 @@ def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -
     """Behavior cloning from a history through a noisy code that keeps little besides what tells the action.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
-        width: Width of the code.
         weight: Weight of the penalty on the information in the code.
     """
     policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps, 1))

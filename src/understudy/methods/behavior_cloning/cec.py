@@ -25,10 +25,8 @@ def cec(field: str = "proficiency", n_obs_steps: int = 64, width: int = 128, dep
     Args:
         field: Metadata field of the episodes that orders the demonstrators, worst first.
         n_obs_steps: Number of observations that the transformer reads, over several episodes.
-        width: Width of its tokens.
         depth: Number of its layers over the observations.
         n_episodes: Number of sequences of episodes that it learns from.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else GMM(5, joint=False)

@@ -17,8 +17,6 @@ def fast(horizon: int = 16, n_action_steps: int = 8, max_tokens: int | None = No
     """Action tokens: the cosine transform of a chunk as a few tokens, each predicted from those before it.
 
     Args:
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         max_tokens: Largest number of tokens of a chunk. None allows one for each number. Fewer make plans faster.
         temperature: 0 takes the most likely token each time, 1 samples.
     """

@@ -21,7 +21,6 @@ def fourier_transporter(crop: int = 17, n_angles: int = 72, features: Schema | N
     Args:
         crop: Width and height in pixels of the crop around the pick, odd. It contains what is picked.
         n_angles: Number of angles by which it may be turned.
-        features: The columns of the data.
     """
     policy = PolicyConfig(Transport(crop, n_angles=n_angles), encoder=PixelEncoder(),
                           codec=Normalizer(target="identity"), window=Window(1, 1),

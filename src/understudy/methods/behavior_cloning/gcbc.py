@@ -20,7 +20,6 @@ def gcbc(column: str = "observation.state", features: Schema | None = None) -> M
 
     Args:
         column: The column whose later values are goals.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=simplest_encoder(features),
                           window=Window(goals=(Goal(column),)))

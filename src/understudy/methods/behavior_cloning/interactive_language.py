@@ -28,7 +28,6 @@ def interactive_language(column: str | None = "subtask", max_bytes: int = 64, ex
         max_bytes: Number of bytes of an instruction.
         extra_steps: Number of steps to keep after the end of each segment. Where another task begins at once, they
             would show the wrong one.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     detector = StoredSegments() if column is None else ColumnSegments(column)

@@ -16,7 +16,6 @@ def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0
     """Behavior cloning from a history in which keyframes count more: steps whose action the last ones do not tell.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         fraction: Fraction of the steps that are keyframes.
         weight: Weight of a keyframe. Other steps have weight 1.
     """

@@ -26,10 +26,7 @@ def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8,
     Args:
         columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
             data have.
-        n_frames: Number of frames of the demonstration.
         horizon: Number of actions in a chunk. Half of them are executed.
-        width: Width of the tokens.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     columns = columns or numeric_observations(features or {}) or ("observation.state",)

@@ -37,14 +37,10 @@ class MedianOfMeans(LearnerConfig):
 
     Args:
         n_blocks: Number of blocks of a batch. One of them trains.
-        steps: Number of updates.
         batch_size: Windows per batch. An update learns from one block, so that more updates are needed than in
             behavior cloning.
         optimizer: Optimizer of both policies.
         ema: Decay of the averaged weights, which act.
-
-    Raises:
-        UserError: There are fewer than 3 blocks, or more than windows in a batch.
 
     References:
         Liu et al. (2022), Robust Imitation Learning from Corrupted Demonstrations, arXiv:2201.12594.

@@ -20,8 +20,6 @@ def vq_bet(n_obs_steps: int = 5, horizon: int = 5, n_action_steps: int = 1,
 
     Args:
         n_obs_steps: Number of observations that the policy reads. Its history keeps it in the mode that it chose.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         offset_codes: For which codes offsets are trained. "sampled" is the paper's, "encoded" keeps rare ways.
     """
     policy = PolicyConfig(VQBeT(offset_codes=offset_codes), trunk=Transformer(120, 6, 6), encoder=TokenEncoder(120),

@@ -20,7 +20,6 @@ def act(horizon: int = 30, ensemble: bool = False) -> Method:
     they overlap.
 
     Args:
-        horizon: Number of actions in a chunk.
         ensemble: Average the chunks where they overlap, with a plan at every step.
     """
     trunk = Transformer(128, 1, 8, encoder_depth=4)

@@ -17,9 +17,6 @@ def adaflow(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16, n_action_
 
     Args:
         n_steps: Largest number of network evaluations of a plan.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     policy = PolicyConfig(AdaFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(

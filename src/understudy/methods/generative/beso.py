@@ -23,7 +23,6 @@ def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3
         column: The column whose later values are goals.
         scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
         n_steps: Number of sampling steps of one action.
-        n_obs_steps: Number of observations that the policy reads.
     """
     goal = "observation.goal"
     head = EDM(n_steps, sigma_min=0.005, sigma_max=1.0, log_sigma_mean=-0.69, log_sigma_std=0.9)

@@ -16,9 +16,6 @@ def bid_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int
     The weak policy is trained for a third of the updates. In the paper it is a checkpoint after a third of them.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         n: Number of plans drawn from each policy. A third of them are kept as candidates.
     """
     strong = flow_policy(n_obs_steps, horizon, n_action_steps)

@@ -19,14 +19,7 @@ from ..registry import method
         when="if a trained diffusion policy is good and too slow; it lost 7 points on the toy fork, and most of the "
              "success where motions are precise.")
 def consistency_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """Consistency policy: a diffusion policy is distilled into a network that jumps from noise to action.
-
-    Args:
-        n_steps: Number of network evaluations of a plan.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """Consistency policy: a diffusion policy is distilled into a network that jumps from noise to action."""
     teacher = PolicyConfig(EDM(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     optimizer, executor = OptimizerConfig(lr=1e-3, warmup_steps=100), RecedingHorizon(n_action_steps)
     return Method(

@@ -14,14 +14,7 @@ from ..registry import method
         when="if a plan must take one network evaluation without a teacher, and motions need little precision; several "
              "evaluations help.")
 def consistency_training(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """A network that jumps from any noise level to the action in one step, trained on the demonstrations alone.
-
-    Args:
-        n_steps: Number of network evaluations of a plan.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """A network that jumps from any noise level to the action in one step, trained on the demonstrations alone."""
     policy = PolicyConfig(Consistency(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
         policy,

@@ -36,7 +36,6 @@ class PooledHistoryEncoder(Encoder):
     are those of an encoder with a single step.
 
     Args:
-        depth: Number of transformer blocks.
         pool_after: Number of blocks before the mean is taken. 0 averages the tokens of the past before anything relates
             them to each other. None does not pool: all blocks run over all tokens, and all are given to the trunk.
         heads: Number of attention heads. Must divide the width of the tokens.
@@ -151,9 +150,6 @@ def contextvla(
     """A flow policy with a history: after two blocks of a transformer, all past observations become one token.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads, one in each step.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         depth: Number of blocks of the transformer that reads the observations.
         pool_after: Number of blocks before the past becomes one token. None keeps all tokens in all blocks.
     """

@@ -22,7 +22,6 @@ def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-ste
     Args:
         choice: "plain" executes a sample, "extra-steps" moves it to a likely action by 8 more steps without noise
             (Diffusion-X), "densest" takes that of 100 samples to which the others are nearest (Diffusion-KDE).
-        n_obs_steps: Number of observations that the policy reads.
     """
     head = Diffusion(50, DDPM(), 50, n_extra_steps=8 if choice == "extra-steps" else 0)
     inference = (SampleSelector(scorer=KernelDensity(0.1), n=100),) if choice == "densest" else ()

@@ -27,9 +27,6 @@ def diffusion_policy(
 
     Args:
         trunk: The network, "unet" or "transformer".
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         prediction: What the network predicts: the noise, the action itself, or the velocity.
     """
     # The action itself is learned in far fewer updates than the noise, as DP3 (Ze et al. 2024) found too.

@@ -22,9 +22,6 @@ def dit_policy(
     """Diffusion transformer policy: context, time and noisy actions are tokens of one causal transformer.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         causal: Each token reads only those before it. False lets the actions of a chunk read each other.
         prediction: What the network predicts: the noise, the action itself, or the velocity.
     """

@@ -22,10 +22,6 @@ def dp3(features: Schema | None = None, n_obs_steps: int = 2, horizon: int = 4, 
     """3D Diffusion Policy: a diffusion policy that observes point clouds, which a small PointNet encodes.
 
     Args:
-        features: The columns of the data.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         point_clouds: Columns of shape (points, channels) that are point clouds. By default those of shape (points, 3)
             or (points, 6), and those with more channels that are named like `observation.point_cloud`.
     """

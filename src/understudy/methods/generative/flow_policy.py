@@ -22,9 +22,6 @@ def flow_policy(
     """A chunk of actions by flow matching: ten steps along the straight line from noise.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         prediction: What the network predicts: the velocity, or the action itself. See `Flow`.
     """
     policy = PolicyConfig(Flow(prediction=prediction), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))

@@ -20,9 +20,6 @@ def interpolant_policy(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16
 
     Args:
         n_steps: Number of integration steps of a plan.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     head = Interpolant(n_steps=n_steps)
     encoder, codec = TokenEncoder(named=(head.source,)), Normalizer(obs="minmax")

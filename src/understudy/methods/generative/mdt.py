@@ -180,7 +180,6 @@ class Foresight(AuxiliaryLoss):
 
     Args:
         column: What is predicted: an observed column of numbers.
-        hidden: Widths of the hidden layers of the predictor.
 
     References:
         Reuss et al. (2024), Multimodal Diffusion Transformer: Learning Versatile Behavior from Multimodal Goals,
@@ -227,8 +226,6 @@ def mdt(column: str = "observation.state", horizon: int = 10, n_action_steps: in
 
     Args:
         column: The column whose later values are goals.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     goals = goal, _ = "observation.goal", "observation.task"
     window = Window(1, horizon, goals=(Goal(column, into=goal, discount=0.9),))

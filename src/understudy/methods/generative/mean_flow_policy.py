@@ -16,9 +16,6 @@ def mean_flow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, 
 
     Args:
         n_steps: Number of steps from noise to a chunk.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     policy = PolicyConfig(MeanFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(

@@ -12,13 +12,7 @@ from ..registry import method
 @method("Pan et al. 2025, arXiv 2512.01809", rows=("264",),
         when="if there is one way to act and motions are precise; no gain over regression is known here.")
 def mip(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness.
-
-    Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """Minimal iterative policy: a regression, and a second one that reads the first answer. No randomness."""
     policy = PolicyConfig(MIP(), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
     return Method(
         policy,

@@ -59,9 +59,6 @@ def mode(
     Args:
         n_experts: Number of experts in each layer.
         top_k: Number of experts that are used at a noise level.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     trunk = Transformer(128, 4, 4, "joint", causal=True, feed_forward=MoEFeedForward(n_experts, top_k))
     policy = PolicyConfig(EDM(10, sigma_min=0.001), trunk, TokenEncoder(128), window=Window(n_obs_steps, horizon))

@@ -12,13 +12,7 @@ from ..registry import method
 @method("Dinh et al. 2017, arXiv 1605.08803; as a policy in Ghugare and Eysenbach 2025, arXiv 2505.23527",
         when="if demonstrations act in several ways and the likelihood of an action must be known exactly.")
 def normalizing_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass.
-
-    Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """An invertible network between noise and a chunk: exact likelihoods, and a plan in one pass."""
     policy = PolicyConfig(NormalizingFlow(), trunk=MLP(256, 2), window=Window(n_obs_steps, horizon))
     return Method(
         policy,

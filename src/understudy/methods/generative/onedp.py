@@ -13,13 +13,7 @@ from .consistency_policy import consistency_policy
         when="if a trained diffusion policy is good and too slow; it lost 10 points on the toy fork, and most of the "
              "success where motions are precise.")
 def onedp(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
-    """OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's.
-
-    Args:
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
-    """
+    """OneDP: a diffusion policy is distilled into a generator whose plans have the distribution of the teacher's."""
     first = consistency_policy(1, n_obs_steps, horizon, n_action_steps)
     return replace(
         first,

@@ -13,9 +13,7 @@ def ptp(n_obs_steps: int = 16, horizon: int = 32, n_action_steps: int = 1, n_sam
     """Past-token prediction: a policy with a long history predicts its past actions too, and plans are chosen by them.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk. The first n_obs_steps - 1 of them lie in the past.
-        n_action_steps: Number of actions that are executed before the next plan.
         n_samples: Number of plans that are drawn. The one that recalls the executed actions best is executed.
     """
     base = diffusion_policy("transformer", n_obs_steps, horizon, n_action_steps)

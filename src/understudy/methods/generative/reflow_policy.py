@@ -23,10 +23,6 @@ def reflow_policy(
     """A flow is trained again on pairs of noise and the chunk that it made from it, so that one step gives a chunk.
 
     Args:
-        n_steps: Number of network evaluations of a plan.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         prediction: What both networks predict: the velocity, or the action itself. See `Flow`.
     """
     first = flow_policy(n_obs_steps, horizon, n_action_steps, prediction)

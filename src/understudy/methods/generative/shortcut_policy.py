@@ -16,9 +16,6 @@ def shortcut_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n
 
     Args:
         n_steps: Number of steps from noise to a chunk: 1, 2, 4, 8 or 16.
-        n_obs_steps: Number of observations that the policy reads.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     head = Shortcut(n_steps, n_train_steps=16)  # each halving of the step is learned from the next smaller step
     policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))

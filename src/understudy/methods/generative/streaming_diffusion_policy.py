@@ -18,7 +18,6 @@ def streaming_diffusion_policy(
     """A buffer of actions, from nearly clean to noise, is denoised by a few steps whenever a part is executed.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in the buffer.
         n_action_steps: Number of actions that are executed from each plan. Must divide the horizon.
         n_denoising_steps: Number of network evaluations of a plan.

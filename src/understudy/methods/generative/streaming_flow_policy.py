@@ -16,9 +16,7 @@ def streaming_flow_policy(n_obs_steps: int = 2, horizon: int = 16, n_action_step
     """A flow in action space: each integration step from the last executed action gives the next action.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a plan.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     window = Window(n_obs_steps, horizon + 1, action_offset=-1)  # step 0 is the last executed action
     policy = PolicyConfig(StreamingFlow(), trunk=MLP(512, 3), window=window)

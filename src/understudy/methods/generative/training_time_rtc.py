@@ -15,8 +15,6 @@ def training_time_rtc(horizon: int = 16, n_action_steps: int = 4, max_delay: int
     """Training-time RTC: flow matching that learns to continue the actions that are executed while it plans.
 
     Args:
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
         max_delay: Largest number of steps that a plan may take.
     """
     base = flow_policy(horizon=horizon, n_action_steps=n_action_steps)

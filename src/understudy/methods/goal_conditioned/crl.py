@@ -90,6 +90,5 @@ def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema 
     Args:
         column: The column whose later values are goals.
         alpha: Weight of the loss of the stored actions.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(CRL(alpha=alpha), column, features)

@@ -96,6 +96,5 @@ def dwsl(column: str = "observation.state", n_bins: int = 100, beta: float = 0.0
         column: The column whose later values are goals.
         n_bins: Number of distances that are told apart, in steps.
         beta: Temperature of the weights. Large values clone all steps equally.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(DWSL(n_bins=n_bins, beta=beta), column, features)

@@ -85,6 +85,5 @@ def gciql(column: str = "observation.state", alpha: float = 0.3, features: Schem
     Args:
         column: The column whose later values are goals.
         alpha: Weight of the loss of the stored actions.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(GCIQL(alpha=alpha), column, features)

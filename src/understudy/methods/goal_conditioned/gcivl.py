@@ -66,6 +66,5 @@ def gcivl(column: str = "observation.state", alpha: float = 10.0, features: Sche
     Args:
         column: The column whose later values are goals.
         alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(GCIVL(alpha=alpha), column, features)

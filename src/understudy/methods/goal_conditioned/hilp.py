@@ -142,7 +142,6 @@ class GoalDirection(PlannerWrapper):
     Args:
         phi: The representation.
         column: The column that `phi` reads.
-        goal: The column of the goal.
     """
 
     planner: Planner | Unresolved = None
@@ -183,7 +182,6 @@ def hilp(column: str = "observation.state", latent_dim: int = 32, alpha: float =
         column: The column whose later values are goals.
         latent_dim: Number of dimensions of the space.
         alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     method = goal_conditioned_method(HILP(alpha=alpha), column, features)
     inputs = (*states_without_goal(features or {}, column), DIRECTION)

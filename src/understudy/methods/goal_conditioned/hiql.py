@@ -138,8 +138,6 @@ def hiql(column: str = "observation.state", subgoal_steps: int = 25, latent_dim:
     Args:
         column: The column whose later values are goals.
         subgoal_steps: Number of steps to a subgoal.
-        latent_dim: Number of components of a subgoal.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     method = goal_conditioned_method(HIQL(subgoal_steps=subgoal_steps), column, features)
     inputs = (*states_without_goal(features or {}, column), SUBGOAL)

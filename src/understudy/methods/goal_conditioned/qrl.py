@@ -33,7 +33,6 @@ class QRL(GoalValues):
     The distance is between values of the goal's column. Other observations are read by the policy alone.
 
     Args:
-        latent_dim: Number of components of a representation.
         component_dim: Number of intervals in each group of the quasimetric, a divisor of `latent_dim`.
         epsilon: Mean squared excess of the distance of consecutive observations over 1 that is allowed.
         alpha: Weight of the loss of the stored actions, relative to a score of mean absolute value 1.
@@ -144,6 +143,5 @@ def qrl(column: str = "observation.state", alpha: float = 0.003, features: Schem
     Args:
         column: The column whose later values are goals. The distances are between its values.
         alpha: Weight of the loss of the stored actions.
-        features: The columns of the data. Images and text are encoded as tokens.
     """
     return goal_conditioned_method(QRL(alpha=alpha), column, features)

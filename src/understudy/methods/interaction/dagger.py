@@ -19,8 +19,6 @@ def dagger(n_rounds: int = 10, n_episodes: int = 5, probability: float = 0.5, su
     """DAgger: the policy acts, the supervisor says what it would have done, and the policy learns that.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
         probability: Probability that the supervisor acts at a step of the first round. It halves after each round.
         supervisor: "expert" for the environment's own, or "person".
     """

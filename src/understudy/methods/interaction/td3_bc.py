@@ -17,8 +17,6 @@ def td3_bc(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bc_weigh
     """TD3+BC: an actor-critic that stays close to stored actions, on demonstrations and then on its own episodes.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
         noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
         bc_weight: Weight of the distance to stored actions. 0 is TD3.
     """

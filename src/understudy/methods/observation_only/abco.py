@@ -20,8 +20,6 @@ def abco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = Non
 
     Args:
         n_rounds: Number of rounds in which the policy collects further practice.
-        n_episodes: Number of episodes in each round.
-        features: The columns of the data.
     """
     method = bco(n_rounds, n_episodes, features)
     assert isinstance(method.collection, CollectionRounds)

@@ -20,8 +20,6 @@ def bco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None
 
     Args:
         n_rounds: Number of rounds in which the policy collects further practice.
-        n_episodes: Number of episodes in each round.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and "action" in features and features["action"].kind == "discrete"
     learner = BehaviorCloningFromObservation(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant"))

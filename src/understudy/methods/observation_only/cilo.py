@@ -83,8 +83,6 @@ def cilo(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = Non
 
     Args:
         n_rounds: Number of rounds in which the policy collects further practice.
-        n_episodes: Number of episodes in each round.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     method = bco(n_rounds, n_episodes, features)
     assert isinstance(method.collection, CollectionRounds)

@@ -24,7 +24,6 @@ def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema |
         horizon: Number of actions in a chunk. All of them are executed.
         n_future: Number of later observations that the inverse dynamics model reads.
         n_past: Number of earlier observations that it reads.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and "action" in features and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()

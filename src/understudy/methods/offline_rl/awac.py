@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
-from ...core import Above, AtLeast, AtMost, Batch, Schema, part
+from ...core import Above, AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
+from ...learn.critic_learning import CriticLearningConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, ReturnBound, td_terms
+from ...learn.targets import ReturnBound, td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
@@ -26,34 +24,22 @@ from ..registry import method
 
 
 @part
-class AWAC(LearnerConfig):
+class AWAC(CriticLearningConfig):
     """Advantage weighted actor-critic, from stored episodes and then from its own.
 
     The critic learns the return of the policy, whose head has a temperature. The policy clones actions, weighted by the
     softmax over the batch of their advantages.
 
     Args:
-        discount: Discount per step.
         temperature: Temperature of the softmax, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy whose mean score is the value of an observation.
-        target_decay: Fraction of the target critic that each update keeps.
 
     References:
         Nair et al. (2020), AWAC: Accelerating Online Reinforcement Learning with Offline Datasets, arXiv:2006.09359.
     """
 
-    steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     temperature: Annotated[float, Above(0)] = 1.0
     n_samples: Annotated[int, AtLeast(1)] = 1
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
-
-    extra = (REWARD, TERMINATED)
-    next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> AWACLearner:
         return AWACLearner(self, policy, seed, steps, data)
@@ -114,7 +100,6 @@ def awac(temperature: float = 1.0, n_samples: int = 1, features: Schema | None =
     Args:
         temperature: Temperature of the weights, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy that each stored action is compared with.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     return Method(

@@ -19,7 +19,6 @@ def cql(conservative_weight: float = 5.0, n_samples: int = 10, features: Schema 
     Args:
         conservative_weight: Weight of the difference between scores of other actions and of those in the data.
         n_samples: Number of actions of each kind from which the difference is estimated.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     learner = OffPolicyActorCritic(

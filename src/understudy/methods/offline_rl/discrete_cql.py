@@ -18,7 +18,6 @@ def discrete_cql(conservative_weight: float = 1.0, features: Schema | None = Non
 
     Args:
         conservative_weight: Weight of the cross-entropy of the stored classes. 0 is double Q-learning.
-        features: The columns of the data, for encoders of their kinds.
     """
     policy = PolicyConfig(Categorical(), FeedForward((256, 256)), simplest_encoder(features))
     return Method(policy, RecedingHorizon(), ActionValues(conservative_weight=conservative_weight))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
-from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...core import AtLeast, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.flow import Flow
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
+from ...learn.critic_learning import CriticLearningConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, ReturnBound, td_terms
+from ...learn.targets import ReturnBound, td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
@@ -26,35 +25,23 @@ from ..registry import method
 
 
 @part
-class FQL(LearnerConfig):
+class FQL(CriticLearningConfig):
     """Flow Q-learning: offline reinforcement learning with a policy of several modes.
 
     A flow clones the data. The policy makes an action from noise in one step. It maximizes the critic's score, and
     stays close to what the flow makes from the same noise.
 
     Args:
-        discount: Discount per step.
         distance_weight: Weight of the mean squared distance to the flow, in coded units, relative to a score of mean
             absolute value 1.
         n_steps: Number of integration steps of the flow.
-        target_decay: Fraction of the target critic that each update keeps.
 
     References:
         Park et al. (2025), Flow Q-Learning, arXiv:2502.02538, with the normalization of scores that its code offers.
     """
 
-    steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     distance_weight: Annotated[float, AtLeast(0)] = 10.0
     n_steps: Annotated[int, AtLeast(1)] = 10
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
-
-    extra = (REWARD, TERMINATED)
-    next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> FQLLearner:
         return FQLLearner(self, policy, seed, steps, data)
@@ -123,7 +110,6 @@ def fql(distance_weight: float = 10.0, features: Schema | None = None) -> Method
 
     Args:
         distance_weight: Weight of the distance to the flow, relative to a score of mean absolute value 1.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     return Method(

@@ -22,7 +22,6 @@ def idql(n: int = 32, expectile: float = 0.7, features: Schema | None = None) ->
     Args:
         n: Number of actions of which the best is taken. 1 is cloning.
         expectile: As in iql.
-        features: The columns of the data, for encoders of their kinds.
     """
     return Method(
         PolicyConfig(Flow(), MLP(256, 2), simplest_encoder(features)), RecedingHorizon(), BehaviorCloning(steps=10_000),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
-from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
+from ...core import Above, AtLeast, Batch, Below, Schema, part
 from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical
 from ...heads.gaussian import Gaussian
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
+from ...learn.critic_learning import CriticLearningConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, ReturnBound, expectile_loss, td_terms
+from ...learn.targets import ReturnBound, expectile_loss, td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
@@ -27,7 +26,7 @@ from ..registry import method
 
 
 @part
-class IQL(LearnerConfig):
+class IQL(CriticLearningConfig):
     """Implicit Q-learning: offline reinforcement learning that never scores an action that is not in the data.
 
     A value network learns an expectile of the critic's scores of the stored actions, which is close to that of the best
@@ -35,29 +34,17 @@ class IQL(LearnerConfig):
     ``exp(beta * advantage)``.
 
     Args:
-        discount: Discount per step.
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
         max_weight: Upper bound of a weight.
-        target_decay: Fraction of the target critic that each update keeps.
 
     References:
         Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
     """
 
-    steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     expectile: Annotated[float, Above(0), Below(1)] = 0.7
     beta: Annotated[float, AtLeast(0)] = 3.0
     max_weight: Annotated[float, Above(0)] = 100.0
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
-
-    extra = (REWARD, TERMINATED)
-    next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> IQLLearner:
         return IQLLearner(self, policy, seed, steps, data)
@@ -119,7 +106,6 @@ def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = Non
     Args:
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     encoder = simplest_encoder(features)

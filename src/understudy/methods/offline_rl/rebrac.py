@@ -20,7 +20,6 @@ def rebrac(bc_weight: float = 0.4, critic_bc_weight: float = 0.1, features: Sche
     Args:
         bc_weight: Weight of the policy's mean squared distance to stored actions, relative to a score of 1.
         critic_bc_weight: Weight of the distance of target actions to stored ones, in units of the return.
-        features: The columns of the data, for encoders of their kinds.
     """
     encoder = simplest_encoder(features)
     critic = CriticConfig((256, 256, 256), encoder, layer_norm=True)

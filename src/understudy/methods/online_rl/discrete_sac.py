@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import field
 from typing import Annotated
 
 import torch
@@ -18,12 +17,11 @@ from ...improve.collection import CollectionRounds, RolloutCollector, Temperatur
 from ...improve.updates import PerNewStep
 from ...learn.action_values import check_classes, class_logits, class_scores
 from ...learn.critic import CriticConfig
-from ...learn.fit import LearnerConfig
+from ...learn.critic_learning import CriticLearningConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import Temperature
-from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import REWARD, TERMINATED, td_terms
+from ...learn.targets import td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy, PolicyConfig
@@ -32,12 +30,10 @@ from ..registry import method
 
 
 @part
-class DiscreteSAC(LearnerConfig):
+class DiscreteSAC(CriticLearningConfig):
     """Soft actor-critic whose critic scores each class.
 
     Args:
-        discount: Discount per step.
-        target_decay: Fraction of the target critic that each update keeps.
         temperature: First weight of the entropy, in units of the reward.
         target_entropy: Entropy to which the temperature is adjusted, as a fraction of that of equally likely classes.
 
@@ -45,18 +41,8 @@ class DiscreteSAC(LearnerConfig):
         Christodoulou (2019), Soft Actor-Critic for Discrete Action Settings, arXiv:1910.07207.
     """
 
-    steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
     temperature: Annotated[float, Above(0)] = 1.0
     target_entropy: Annotated[float, AtLeast(0), AtMost(1)] = 0.98
-
-    extra = (REWARD, TERMINATED)
-    next_obs = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DiscreteSACLearner:
         return DiscreteSACLearner(self, policy, seed, steps)
@@ -120,12 +106,9 @@ def discrete_sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: floa
     """Soft actor-critic for classes: maximizes rewards and the entropy of its actions.
 
     Args:
-        n_rounds: Number of collection rounds.
         n_steps: Number of steps in each round, at least. Its last episode is complete.
-        updates_per_step: Number of updates for each collected step.
         target_entropy: Entropy of the actions, as a fraction of that of equally likely classes. Where rewards are rare,
             use less, and a small --learner.temperature.
-        features: The columns of the data. Images are read as tokens.
     """
     encoder = simplest_encoder(features)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())

@@ -22,9 +22,7 @@ def dqn(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
     Args:
         n_rounds: Number of collection rounds. 0 to learn from stored episodes alone.
         n_steps: Number of steps in each round, at least. Its last episode is complete.
-        updates_per_step: Number of updates for each collected step.
         last_epsilon: Fraction of random actions after the first 4,000 updates.
-        features: The columns of the data. Images are read as tokens.
     """
     collector = RolloutCollector(n_steps=n_steps, exploration=EpsilonGreedy(last_epsilon))
     rounds = CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)) if n_rounds else None

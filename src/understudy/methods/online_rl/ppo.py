@@ -21,11 +21,8 @@ def ppo(n_rounds: int = 50, n_steps: int = 2048, n_epochs: int = 10, entropy_wei
     """Proximal policy optimization, on the newest episodes alone. Of the first ones it learns the scales of columns.
 
     Args:
-        n_rounds: Number of collection rounds.
         n_steps: Number of steps in each round, at least. Its last episode is complete.
         n_epochs: How often the updates of a round read each of its steps.
-        entropy_weight: Weight of the entropy of the policy.
-        features: The columns of the data. Classes get a categorical head. Images are read as tokens.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else SquashedGaussian("free")

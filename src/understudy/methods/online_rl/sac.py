@@ -19,11 +19,8 @@ def sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
     """Soft actor-critic: maximizes rewards and the entropy of its actions, which stay in the range of the first ones.
 
     Args:
-        n_rounds: Number of collection rounds.
         n_steps: Number of steps in each round, at least. Its last episode is complete.
-        updates_per_step: Number of updates for each collected step.
         target_entropy: Entropy of each component of the action to which its weight is adjusted, in coded units.
-        features: The columns of the data. Images are read as tokens.
     """
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=1.0, target_entropy=target_entropy)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())

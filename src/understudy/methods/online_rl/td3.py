@@ -19,11 +19,8 @@ def td3(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
     """TD3: a deterministic actor-critic with two critics, whose actions stay in the range of the first ones.
 
     Args:
-        n_rounds: Number of collection rounds.
         n_steps: Number of steps in each round, at least. Its last episode is complete.
-        updates_per_step: Number of updates for each collected step.
         noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-        features: The columns of the data. Images are read as tokens.
     """
     collector = RolloutCollector(n_steps=n_steps, exploration=GaussianExploration(noise))
     policy = PolicyConfig(SquashedGaussian("free"), FeedForward((256, 256)), simplest_encoder(features))

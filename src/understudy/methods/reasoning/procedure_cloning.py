@@ -140,9 +140,6 @@ class ProcedureEpisodes(Operation):
     Its observations stay as they were at that step, and the column `into` has the intermediate results in order. A
     policy with ``Window(action_offset=1)`` and the target `into` learns to compute each result from the one before.
     The last step repeats the end of the computation, so that the policy also learns that it changes nothing there.
-
-    Args:
-        into: Name of the column of intermediate results.
     """
 
     procedure: Procedure
@@ -175,9 +172,7 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
         cell: Column with the cell of the agent.
         n_steps: Largest number of steps of the search while acting.
         channels: Channels of each convolution of the network that predicts a step of the search from the one before.
-        n_layers: Number of convolutions.
         steps: Number of updates of that network.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
     step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),

@@ -23,9 +23,7 @@ def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Sche
     """Behavior cloning on a frozen encoder, which was trained to tell the action between two observations.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
         lookahead: Number of steps between the two observations.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()

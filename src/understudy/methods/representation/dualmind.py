@@ -46,7 +46,6 @@ class PromptedEncoder(Encoder):
     Args:
         prompt: Column that says what to do: a text, a class, or numbers such as a goal.
         encoder: Encoder of the observations, and of the prompt alone. Its width is that of the transformer.
-        depth: Number of blocks.
         heads: Number of attention heads. Must divide the width.
         feed_forward_ratio: Width of the hidden layer of each block, relative to the width of the tokens.
 
@@ -169,7 +168,6 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
         prompt: Column that says what to do. By default the words of the task.
         horizon: Number of actions in a chunk. The trunk compares observations that are as many steps apart.
         depth: Number of blocks of the trunk.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical() if discrete else Regression()

@@ -28,7 +28,6 @@ def dynamo(latent: int = 8, lookahead: int = 1, features: Schema | None = None) 
     Args:
         latent: Width of the hidden action, about that of the true state.
         lookahead: Number of steps between two observations.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and "action" in features and features["action"].kind == "discrete"
     policy = PolicyConfig(Categorical() if discrete else Regression(), FeedForward())

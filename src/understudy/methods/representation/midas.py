@@ -122,7 +122,6 @@ class MultimodalPromptEncoder(Encoder):
         prompt_objects: Column with the object at each position of the prompt, of shape (positions, features). The codec
             must leave it and `objects` as they are: ``Normalizer(unscaled=...)``.
         residual: Add the embedding of objects to the output of the transformer.
-        width: Width of the tokens.
         depth: Number of blocks of the transformer that reads the prompt.
         heads: Number of attention heads. Must divide `width`.
         feed_forward_ratio: Width of the hidden layer of each block, relative to `width`.
@@ -234,13 +233,10 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
         words: Column with the class of the word at each position of the prompt. 0 for no word.
         prompt_objects: Column with the object at each position of the prompt, of shape (positions, features).
         follow: The word before the frames of a motion.
-        n_frames: Number of frames of a motion.
-        width: Width of all tokens.
         depth: Number of blocks of the transformer that acts.
         steps: Number of updates of each of the two stages.
         keep_motions: In the second stage, train each episode also with the motion as its prompt. Without it, following
             motions is unlearned.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical(autoregressive=True) if discrete else Bins(50, temperature=0)

@@ -47,8 +47,6 @@ class ComponentTokenEncoder(Encoder):
     and columns that are marked as not observed (``"name?"``) are masked.
 
     Args:
-        width: Width of the tokens.
-        depth: Number of transformer blocks.
         heads: Number of attention heads. Must divide `width`.
         level: ``"component"``: a token for each number. ``"modality"``: a token for each column of `first` and one for
             all other columns together. Both have the same weights: the token of a modality is the sum over its
@@ -329,9 +327,6 @@ def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Lite
     """Pretrained action-state transformer: one token per number, hidden numbers are predicted, then the actions.
 
     Args:
-        n_obs_steps: Number of observations that the policy reads.
-        width: Width of the tokens.
-        depth: Number of transformer blocks.
         objective: Predict hidden numbers ("masked"), or each from those before it ("next").
         adapt: What of the transformer learns with the policy: all, its last block, or nothing (probing).
     """

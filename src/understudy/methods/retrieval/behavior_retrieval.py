@@ -43,13 +43,10 @@ class StateActionVAE(LearnerConfig):
     data of the stage.
 
     Args:
-        latent_dim: Number of components of the latent.
         beta: Weight of the KL divergence, which is a sum over the components.
         widths: Widths of the hidden layers of the encoder, and of the decoder.
         encoder: What is compared. It has no trained weights: cameras need ``ConcatEncoder(vision=...)``, whose
             features are reconstructed in place of the images.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         optimizer: Optimizer of both modules.
         ema: Decay of the averaged weights, which are stored.
 
@@ -122,8 +119,6 @@ class StateActionEmbeddingSpec:
     """Everything but the weights and the columns that determines an embedding.
 
     Attributes:
-        latent_dim: Number of components of the latent.
-        widths: Widths of the hidden layers.
         policy: The policy of the stage. The embedding has its codec and reads its windows.
     """
 
@@ -197,7 +192,6 @@ def behavior_retrieval(
         fraction: Fraction of the prior steps to learn from.
         latent_dim: Number of components of the embedding in which steps are compared.
         beta: Weight of the KL divergence of the embedding.
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk. All are executed before the next plan.
     """
     policy = PolicyConfig(GMM(), window=Window(n_obs_steps, horizon))

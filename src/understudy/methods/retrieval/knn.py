@@ -17,8 +17,6 @@ def knn(n_neighbors: int = 1, n_obs_steps: int = 1, horizon: int = 8, n_action_s
     Args:
         n_neighbors: Number of situations. With one, its chunk is replayed.
         n_obs_steps: Number of observations that are compared.
-        horizon: Number of actions in a chunk.
-        n_action_steps: Number of actions that are executed before the next plan.
     """
     policy = PolicyConfig(
         Neighbors(n_neighbors, weights="equal"), encoder=ConcatEncoder(), window=Window(n_obs_steps, horizon)

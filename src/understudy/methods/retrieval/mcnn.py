@@ -20,7 +20,6 @@ def mcnn(memory_fraction: float = 0.1, decay: float = 10.0, n_obs_steps: int = 1
     Args:
         memory_fraction: Number of stored examples, as a fraction of the steps of the data.
         decay: Inverse distance at which the weight of a stored example is 1 / e.
-        n_obs_steps: Number of observations that the policy reads.
         horizon: Number of actions in a chunk. All are executed before the next plan.
     """
     policy = PolicyConfig(MCNN(memory_fraction, decay), trunk=FeedForward(), encoder=ConcatEncoder(),

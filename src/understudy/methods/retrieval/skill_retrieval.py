@@ -25,7 +25,6 @@ def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8
     Args:
         fraction: Fraction of the prior pieces to learn from.
         period: Number of steps of a skill.
-        latent_dim: Number of components of a skill.
         beta: Weight of the KL divergence of the autoencoder.
     """
     low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))

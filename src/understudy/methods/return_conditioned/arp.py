@@ -136,7 +136,6 @@ class ScoredReturn(ColumnChange):
 
     Args:
         scorer: The stage that calibrated the scorer (see `ScorerCalibration`), or the module.
-        into: Name of the new column.
         target: Target return while acting. None: that of the scorer, a quantile of the training data.
 
     References:
@@ -189,11 +188,7 @@ class TaskContrast(LearnerConfig):
         task: Column of the words: a text or a class.
         encoder: Encoder of both. Each has its own.
         hidden: Widths of the hidden layers after the encoders.
-        size: Number of components of the embeddings.
-        temperature: Divides the similarity.
-        steps: Number of updates.
         batch_size: Observations per batch.
-        optimizer: Optimizer of the scorer.
 
     References:
         Radford et al. (2021), Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020.
@@ -251,8 +246,6 @@ class TaskSimilaritySpec:
     """Everything but the weights and the columns that determines a scorer.
 
     Attributes:
-        hidden: Widths of the hidden layers.
-        size: Number of components of the embeddings.
         policy: The policy of the stage. The scorer has its codec and its inputs.
     """
 
@@ -363,7 +356,6 @@ def arp(n_obs_steps: int = 4, target_return: float | None = None, quantile: floa
         n_obs_steps: Number of steps of the history.
         target_return: Desired return while acting. None: the quantile of the demonstrations.
         quantile: Quantile of the returns of the demonstrations. 1 is the highest.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1

@@ -26,7 +26,6 @@ def decision_transformer(n_obs_steps: int = 20, target_return: float | None = No
         n_obs_steps: Number of steps of the history.
         target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
         discount: Discount of the return to go.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1

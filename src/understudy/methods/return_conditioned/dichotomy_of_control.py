@@ -72,8 +72,6 @@ class DichotomyOfControl(LearnerConfig):
         energy_updates: Updates of the energy per update of the policy.
         column: Column in which the policy reads the latent.
         extra: The column of the rewards.
-        steps: Number of updates.
-        batch_size: Windows per batch.
         optimizer: Optimizer of all modules.
 
     References:
@@ -293,10 +291,8 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
 
     Args:
         lookahead: Number of steps that the latent describes.
-        latent_dim: Number of components of the latent.
         information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
         n: Number of latents that are compared while acting.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical(temperature=1.0) if discrete else Gaussian(temperature=1.0)

@@ -26,7 +26,6 @@ def udrl(target_return: float | None = None, target_length: int | None = None, t
         target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
         target_length: Number of steps in which it shall be reached. None: --condition time_left=NUMBER gives it.
         temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete = features is not None and features["action"].kind == "discrete"
     head = Categorical(temperature) if discrete else Gaussian(temperature=temperature)

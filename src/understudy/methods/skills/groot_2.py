@@ -194,7 +194,6 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
 
     Args:
         period: Number of steps of a piece, and while acting of a latent.
-        latent_dim: Number of components of a latent.
         beta: Weight of the KL divergence of the autoencoder.
         alignment: Weight of the likelihood of a piece's latent, given its words.
         max_bytes: Number of bytes of the words.

@@ -32,7 +32,6 @@ def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memo
         levels: Number of levels of each symbol of a code.
         memory: Number of periods whose observations and codes the high-level policy reads.
         max_bytes: Number of bytes of the words.
-        features: The columns of the data. Discrete actions get a categorical head.
     """
     discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
     low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)),

@@ -20,7 +20,6 @@ def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
 
     Args:
         period: Number of steps of a skill.
-        latent_dim: Number of components of a skill.
         beta: Weight of the KL divergence of the autoencoder.
     """
     low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))

@@ -24,7 +24,6 @@ def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: in
     Args:
         column: The column whose later values are goals.
         period: Number of steps of a plan.
-        latent_dim: Number of components of a plan.
         beta: Weight of the KL divergence of the autoencoder.
     """
     window = Window(goals=(Goal(column, max_steps=period),))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from ..core import DataError, Feature, role
+from ..core import DataError, DataWarning, Feature, role
 from .episode import Dataset, Episode, LabeledEpisodes
 from .operations import ConcatSource, Operation, SlicedSource
 
 NEXT_OBSERVATION_HINT = ("record one observation more than there are actions, or give a model that reads no next "
                          "observation")
+FEW_LABELS = 30  # steps with actions: with fewer, a model of actions can hardly be right
 
 
 class NoActions(DataError):
@@ -76,6 +78,11 @@ class LabeledSteps(Operation):
         if [stop - start for _, start, stop in runs] == data.lengths.tolist():
             return data
         numbers, start, stop = map(list, zip(*runs, strict=True))
+        if (n_labeled := sum(stop) - sum(start)) < FEW_LABELS:
+            warnings.warn(f"{data.metadata.get('path', 'data set')}: only {n_labeled} of {data.steps} steps have an "
+                          "action, from which the actions of all others are told. Record more episodes with actions "
+                          "(understudy record), or hold fewer episodes out (--val-fraction 0).", DataWarning,
+                          stacklevel=2)
         labeled = data.select(numbers)
         source = SlicedSource(ConcatSource([(labeled.source, list(labeled.indices))]), np.array(start), np.array(stop))
         return Dataset(source, data.metadata)

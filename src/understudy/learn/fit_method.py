@@ -225,7 +225,12 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     reward = learner.reward if isinstance(learner, RewardedConfig) else None
     kept = [episode.metadata for i, episode in enumerate(data) if i not in left_out]
     expert = [facts for facts in kept if facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]
-    if kept and not expert and (learner.compares or isinstance(reward, RewardModelConfig)):
+    imitates = learner.compares or isinstance(reward, RewardModelConfig)
+    if imitates and (failures := sum(not facts.get("success", True) for facts in expert)):
+        warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
+                      "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
+                      DataWarning, stacklevel=3)
+    if kept and not expert and imitates:
         raise DataError(f"none of the {len(data)} episodes is a demonstration of an expert", where=path,
                         hint="give demonstrations as DATA and the other episodes as --prior, and label no "
                              "demonstration expert=false")

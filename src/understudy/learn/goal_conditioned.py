@@ -25,6 +25,7 @@ from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .method import Method
 from .optimizer import OptimizerConfig
+from .targets import check_score
 
 VALUE_GOAL = "observation.value_goal"
 MAX_WEIGHT = 100.0  # of a step in weighted cloning
@@ -133,6 +134,12 @@ class GoalConditionedLearner(GradientLearner):
         return self.policy.training_windows(data, next_obs=self.config.next_obs, sampling_weights=sampling_weights,
                                             goals=self.drawn_goals)
 
+    def end_update(self, **metrics):
+        result = super().end_update(**metrics)
+        if isinstance(self.config, GoalValues) and self.config.discount < 1 and "value/score" in result:
+            check_score(result["value/score"], 1 / (1 - self.config.discount), self.n_updates)
+        return result
+
     def toward(self, obs: Observations, column: str) -> dict[str, Tensor]:
         """The observations, with the values of another column as the goal."""
         return {**obs, self.goal.into: obs[column]}
@@ -169,7 +176,9 @@ class ImplicitValueLearner(GoalConditionedLearner):
             target = self.values(self.target_value, batch.obs, VALUE_GOAL)
             next_target = self.values(self.target_value, batch.next, VALUE_GOAL)
         advantage = reward + discount * next_target.amin(0) - target.mean(0)
-        error = reward + discount * next_target - self.values(self.value, batch.obs, VALUE_GOAL)
+        score = self.values(self.value, batch.obs, VALUE_GOAL)
+        self.log(score=score.mT)
+        error = reward + discount * next_target - score
         weight = torch.where(advantage >= 0, self.expectile, 1 - self.expectile)
         return (weight * error.square()).sum(0)
 

@@ -15,9 +15,11 @@ from ..core import DataError, Schema, UserError
 from ..data.episode import Dataset
 from ..files import whole_folder, write_json
 from ..policy import Policy, find_checkpoint
+from .critic import Critic
 from .fit import Learner
 from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
+from .reward_models import RewardModel
 from .run import Run
 from .targets import TERMINATED, warn_of_time_limits
 
@@ -129,10 +131,12 @@ def is_finished(run: Run, method: Method) -> bool:
 
 def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
     """Refuses modules of stages that read columns which have other shapes in the data, before any transform."""
+    as_recorded = not method.transforms and method.wrapper is None
     for reference in find_references(method):
         module = modules[reference]
         features: Schema = getattr(module, "features", {})
-        for name in getattr(module, "inputs", ()):
+        scored = (module.about.target,) if as_recorded and isinstance(module, (Critic, RewardModel)) else ()
+        for name in (*getattr(module, "inputs", ()), *scored):
             trained, present = features[name].shape, schema.get(name, features[name]).shape
             if trained != present:
                 raise DataError(f"{name} has the shape {present} in these data, but {reference.module!r} of the stage "

@@ -120,9 +120,13 @@ class ReturnBound:
     def check(self, score: float, batch: Batch, update: int) -> None:
         """Raises UserError if a mean score is more than ten times the largest possible return."""
         self.largest_reward = max(self.largest_reward, batch.extra[REWARD].abs().max().item())
-        bound = self.n_steps * self.largest_reward
-        if abs(score) > 10 * bound > 0:
-            raise UserError(f"the scores of the critic diverge: their mean is {score:.3g}, but no return can exceed "
-                            f"{bound:.3g}", where=f"update {update}",
-                            hint="normalize the critic (--learner.critic.layer-norm True), or lower "
-                                 "--learner.discount or --learner.optimizer.lr")
+        check_score(score, self.n_steps * self.largest_reward, update)
+
+
+def check_score(score: float, bound: float, update: int) -> None:
+    """Raises UserError if a mean score is more than ten times the largest possible return, `bound`."""
+    if abs(score) > 10 * bound > 0:
+        raise UserError(f"the scores of the critic diverge: their mean is {score:.3g}, but no return can exceed "
+                        f"{bound:.3g}", where=f"update {update}",
+                        hint="normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
+                             "--learner.optimizer.lr")

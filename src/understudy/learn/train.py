@@ -37,7 +37,7 @@ from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, Episode, episode_fingerprints, interrupted_episodes
-from ..data.formats import open_dataset, write_dataset
+from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
@@ -276,8 +276,11 @@ class _Preparation:
     def build_learner(self, episodes: Dataset) -> Learner:
         """Builds the learner, with the statistics of these episodes if the policy has none."""
         method, seed = self.resolved, int(self.config.seed)
-        if {REWARD, TERMINATED} <= set(method.learner.extra) and method.collection is None:
-            check_rewards(episodes)
+        if {REWARD, TERMINATED} <= set(method.learner.extra):
+            if method.collection is None:
+                check_rewards(episodes)
+            else:  # equal rewards may differ in the rounds
+                check_finite(episodes, (REWARD,))
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)
@@ -633,7 +636,8 @@ def _missing_column_hint(missing: str, features: Schema, path: str) -> str:
             return f"if {name!r} is that column, a view renames it: {command}"
     ends = "It is True where the environment ended the episode, and False at a time limit. " \
         if missing == "next.terminated" else ""
-    numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1]
+    numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1
+               and not name.startswith("simulator.")]
     if numbers:
         command = command_line("view", "make", path, "--out", "VIEW", "--rename", f"{numbers[0]}={missing}")
         ends += f"If a column has it under another name ({', '.join(numbers[:5])}), a view renames it: {command}. "

@@ -1,9 +1,11 @@
 """VPT: few steps have actions, and an inverse dynamics model tells the others."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from understudy.core import DataError
+from understudy.core import DataError, DataWarning
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.missing_actions import LabeledSteps
@@ -61,6 +63,16 @@ def test_no_actions_at_all(tmp_path):
             fit_method(short_vpt(), data, 0)
         with pytest.raises(DataError, match="(?s)no episode has actions.*understudy record"):
             train(short_vpt(), data, tmp_path / "run", device="cpu", progress=False)
+
+
+def test_actions_at_a_few_steps_are_too_few(tmp_path):
+    action = np.where(np.arange(100)[:, None] < 1, 0.1, np.nan).astype("f").repeat(2, 1)
+    data = Dataset([walk(0, 100).replace({"action": action})])
+    with pytest.warns(DataWarning, match="only 1 of 100 steps have an action.*Record more"):
+        LabeledSteps().apply(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabeledSteps().apply(Dataset([walk(0, 30), walk(1, kept=False)]))
 
 
 def test_held_out_episodes_may_have_no_actions_and_may_have_all(tmp_path):

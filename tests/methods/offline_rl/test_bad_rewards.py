@@ -11,6 +11,7 @@ from fixtures.staged import call
 
 from understudy.core import Batch, UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset
 from understudy.learn.targets import ReturnBound
 
 
@@ -53,10 +54,38 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, changes, says):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_nan_is_refused_even_if_the_audit_is_ignored(tmp_path):
+@pytest.mark.parametrize(("name", "options"), [("iql", ()), ("sac", ("--env", "fork")), ("td3-bc", ("--env", "fork"))])
+def test_nan_is_refused_even_if_the_audit_is_ignored(tmp_path, name, options):
     rewards = np.where(np.arange(40) == 7, np.nan, 1).astype("f")
-    code, text = trained(tmp_path, "iql", 40, "--ignore", "not-finite", rewards=rewards)
+    code, text = trained(tmp_path, name, 40, "--ignore", "not-finite", *options, rewards=rewards,
+                         observations=np.zeros((40, 2), "f"))
     assert code and "episode 0, step 7, next.reward: the value is not finite" in text, text
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("options", [("reward=score",), ()])
+def test_rewards_in_another_column_train_as_the_message_says(tmp_path, options):
+    """By --columns, or by the view that the message offers."""
+    data = tmp_path / "data.npz"
+    np.savez(data, **columns(40, np.random.default_rng(0), rewards=None, score=np.arange(40, dtype="f")))
+    short = ("--out", tmp_path / "run", "--steps", 2, "--device", "cpu", "--learner.batch-size", 4)
+    if options:
+        assert call("train", "iql", data, *short, "--columns", *options)[0] == 0
+        return
+    code, text = call("train", "iql", data, *short)
+    command = re.search(r"understudy (view make \S+ --out VIEW --rename score=next.reward)", text)
+    assert code and command, text
+    assert call(*command[1].replace("VIEW", str(tmp_path / "view")).split())[0] == 0
+    assert call("train", "iql", tmp_path / "view", *short)[0] == 0
+
+
+def test_a_column_of_the_simulator_is_not_offered_as_rewards(tmp_path):
+    data = tmp_path / "data"
+    assert call("record", "particle", "--out", tmp_path / "recorded", "--episodes", 2)[0] == 0
+    assert "simulator.state" in open_dataset(tmp_path / "recorded").features()
+    assert call("view", "make", tmp_path / "recorded", "--drop", "next.reward", "--out", data)[0] == 0
+    code, text = call("train", "iql", data, "--out", tmp_path / "run", "--device", "cpu")
+    assert code and "there is no column next.reward" in text and "simulator.state=" not in text, text
 
 
 @pytest.mark.parametrize("name", ["awac", "idql", "cql", "rebrac", "fql"])
@@ -93,3 +122,26 @@ def test_scores_that_diverge_are_named():
 def test_a_learner_whose_scores_diverge_stops(tmp_path):
     code, text = trained(tmp_path, "awac", 40, "--learner.optimizer.lr", 30.0, "--learner.discount", 0.5)
     assert code and re.search("the scores of the critic diverge|is (nan|inf)", text), text
+
+
+@pytest.mark.parametrize("name", ["gcivl", "hiql", "gciql"])
+def test_values_of_goals_that_diverge_are_named(tmp_path, name):
+    """None is below -1 / (1 - discount), here -2."""
+    code, text = trained(tmp_path, name, 40, "--learner.optimizer.lr", 0.3, "--learner.discount", 0.5, "--steps", 50,
+                         "--learner.critic.layer-norm", False)
+    assert code and re.search(r"the scores of the critic diverge: .* can exceed 2\n.*--learner.optimizer.lr", text), text
+    assert trained(tmp_path, name, 40, "--out", tmp_path / "good")[0] == 0
+
+
+def test_a_critic_of_a_stage_that_scores_other_columns_is_refused(tmp_path):
+    for name in ("first", "observed", "acted"):
+        (tmp_path / name).mkdir()
+    assert trained(tmp_path / "first", "idql")[0] == 0
+    stage = ("--stage", f"critic={tmp_path / 'first' / 'run' / 'stages' / 'critic'}")
+    for folder, changes, says in (
+            ("observed", {"observations": np.zeros((40, 5), "f")}, r"observation.state has the shape \(5,\).*\(3,\)"),
+            ("acted", {"actions": np.linspace(-1, 1, 120, dtype="f").reshape(40, 3)},
+             r"action has the shape \(3,\).*\(2,\)")):
+        code, text = trained(tmp_path / folder, "idql", 40, *stage, **changes)
+        assert code and re.search(says + r"\n.*leave --stage out", text), text
+        assert not (tmp_path / folder / "run" / "checkpoints").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,12 +12,13 @@ from fixtures.reward_matching import CONSTANT, demonstrations, small, success, t
 
 from understudy import make
 from understudy.commands.train import _collection_env
-from understudy.core import DataError, UserError
+from understudy.core import DataError, DataWarning, UserError
+from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import evaluate, recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.fit_method import fit_method
+from understudy.learn.fit_method import check_demonstrations, fit_method
 from understudy.learn.method import Method
 from understudy.learn.train import train
 from understudy.methods import find_method
@@ -60,3 +62,15 @@ def test_demonstrations_of_another_environment_are_refused_before_anything_is_tr
         train(find_method("dac"), demonstrations(0), tmp_path / "run", env=env, progress=False)
     with pytest.raises(UserError, match=r"particle, column 'observation.state'(.|\n)*take demonstrations of this one"):
         _collection_env(find_method("dac"), demonstrations(0), SimpleNamespace(env="particle", trust=()))
+
+
+def test_demonstrations_that_failed_are_named_unless_they_are_no_experts():
+    def check(*metadata):
+        data = Dataset([Episode(e.steps, {**e.metadata, **facts})
+                        for e, facts in zip(demonstrations(0), metadata, strict=False)])
+        check_demonstrations(find_method("dac"), data)
+    with pytest.warns(DataWarning, match="1 of 2 demonstrations did not succeed.*--filter success=true"):
+        check({"success": False}, {"success": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check({"success": True}, {"success": False, "expert": False}, {"success": True})

@@ -69,8 +69,10 @@ class GCIQLLearner(ScoreMaximizingLearner):
         """Returns the expectile loss against the lowest score of the stored action, (B,)."""
         obs, expectile = self.toward(batch.obs, VALUE_GOAL), self.config.expectile
         with torch.no_grad():
-            score = self.target_critic(obs, batch.action)
-        error = score - self.value(obs, batch.action)
+            target = self.target_critic(obs, batch.action)
+        score = self.value(obs, batch.action)
+        self.log(score=score)
+        error = target - score
         return torch.where(error >= 0, expectile, 1 - expectile) * error.square()
 
     def score(self, obs, coded_action):

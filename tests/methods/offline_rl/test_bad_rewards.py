@@ -129,8 +129,7 @@ def test_values_of_goals_that_diverge_are_named(tmp_path, name):
     """None is below -1 / (1 - discount), here -2."""
     code, text = trained(tmp_path, name, 40, "--learner.optimizer.lr", 0.3, "--learner.discount", 0.5, "--steps", 50,
                          "--learner.critic.layer-norm", False)
-    assert code, text
-    assert re.search(r"the scores of the critic diverge: .* can exceed 2\n.*--learner.optimizer.lr", text), text
+    assert code and re.search(r"critic diverge: .* can exceed 2\n.*--learner.optimizer.lr", text), text
     assert trained(tmp_path, name, 40, "--out", tmp_path / "good")[0] == 0
 
 

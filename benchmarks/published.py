@@ -245,8 +245,8 @@ BLOCKS_STATEMENT = (
 
 AGENTS_STATEMENT = (
     "Mean returns of the last weights, without noise, in new episodes. SAC on Pendulum has the settings of "
-    "rl-baselines3-zoo and nearly its 20,000 steps, five training seeds and 100 episodes of each. Its published figure is "
-    "that of the episodes of one run. Equal or better was asked for: **reproduced**. `python "
+    "rl-baselines3-zoo and nearly its 20,000 steps, five training seeds and 100 episodes of each. Its published figure "
+    "is that of the episodes of one run. Equal or better was asked for: **reproduced**. `python "
     "benchmarks/published_agents.py` runs these cells, and has the protocols of those that have not run yet.")
 PARTICLE_DIFFERENCES = (
     "Implicit: 12,000 updates of 128 with 4 negatives from chains of 5 rounds, where the appendix has 50,000 updates "

@@ -33,10 +33,12 @@ layers in fp32 use oneDNN where MKL, PyTorch's default, does not use AVX-512 (AM
 core of the machine below."""),
     "offline_rl": ("Updates of small networks", """
 Updates of offline reinforcement learning and of cloning, with networks of 256 × 2 and batches of 256 (of 32 × 2 against
-imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. The
-processor of this table computes AVX-512 in halves, so oneDNN multiplies no faster than MKL. Forward and backward
+imitation). A batch is drawn for each update. The plain loop is PyTorch alone with the same networks and losses. Other
+programs kept both cores busy, which makes the ratios less exact.
+
+The processor of this table computes AVX-512 in halves, so oneDNN multiplies no faster than MKL. Forward and backward
 passes take about half of our time at 256 × 2. The rest is mostly Python: seeds of noise, masks, weights, logged values,
-gradient norms and normalization. Other programs kept both cores busy, which makes the ratios less exact."""),
+gradient norms and normalization."""),
     "bf16_success": ("Effect of bf16 on success", """
 Success in closed loop, paired by training seed and start."""),
     "latency": ("One chunk of actions", """

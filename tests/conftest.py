@@ -95,11 +95,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def forget_modules_of_the_test():
-    """Another test may write a module of the same name into its own folder."""
-    before = set(sys.modules)
+    """Another test may write a module of the same name into its own folder. The checkout may be a temporary one too."""
+    before, stay = set(sys.modules), (str(HERE.parent), sys.prefix)
     yield
     for name in sys.modules.keys() - before:
-        if str(getattr(sys.modules[name], "__file__", None)).startswith(tempfile.gettempdir()):
+        file = str(getattr(sys.modules[name], "__file__", None))
+        if file.startswith(tempfile.gettempdir()) and not file.startswith(stay):
             del sys.modules[name]
 
 

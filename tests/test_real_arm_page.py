@@ -21,8 +21,9 @@ ANSWERS = {"robot calibrate": CALIBRATING, "act": [("press enter (q", 0.5, "\n")
 
 
 def budget(command):
-    """The command for emulated arms. There are no cameras, as the page says of them, and 4 episodes instead of 20."""
-    for old, new in ((r" --robot\.cameras '[^']*'", ""), ("/dev/ttyACM0", "$FOLLOWER"), ("/dev/ttyACM1", "$LEADER"),
+    """The command for emulated arms and an emulated camera, with 4 episodes instead of 20."""
+    for old, new in (("type: opencv, index_or_path: 0", "type: emulated"),
+                     ("/dev/ttyACM0", "$FOLLOWER"), ("/dev/ttyACM1", "$LEADER"),
                      ("--episodes 20", "--episodes 4"), ("--delete 3 11", "--delete 3"),
                      ("--episodes 3", "--episodes 1"), ("--host 0.0.0.0", "--port 8124"),
                      ("ws://gpu:8000", "ws://127.0.0.1:8124")):

@@ -34,6 +34,17 @@ def test_video_is_near_and_the_last_frame_exact(name, tmp_path):
         np.testing.assert_array_equal(a.steps["observation.state"], b.steps["observation.state"])
 
 
+def test_times_that_are_nearly_regular_have_their_frames(tmp_path):
+    """Recorded times that differ from the regular ones by about the tolerance were read as regular, without a frame."""
+    times = np.arange(40) / 10
+    times[1:] += np.linspace(9e-5, 1.1e-4, 39)
+    images = np.repeat(lit((32, 48, 3)), 2, 0)[:40]
+    steps = {CAMERA: images, "action": np.zeros((40, 1), np.float32), "timestamp": times}
+    lerobot.write(Dataset([Episode(steps), Episode(steps)], {"fps": 10}), tmp_path / "out", images="h264")
+    for episode in open_dataset(tmp_path / "out"):
+        assert np.abs(episode.steps[CAMERA].astype(int) - images).mean(axis=(1, 2, 3)).max() < 3
+
+
 @pytest.mark.parametrize("kept", [0, video.MAX_CACHED_BYTES])
 @pytest.mark.parametrize("codec", ["libsvtav1", "libx264"])
 def test_windows_of_a_video_are_those_of_all_its_frames(codec, kept, tmp_path):

@@ -301,7 +301,8 @@ class LeRobotSource(MemmapSource):
         if "timestamp" not in self._maps:
             return regular
         stored = self._maps["timestamp"][first: first + length].astype(np.float64)
-        return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE, regular, stored)
+        # A frame lies at one of the two times: the other may be away by less than a reader tolerates, ticks included.
+        return np.where(np.abs(stored - regular) < video.TIMESTAMP_TOLERANCE / 2, regular, stored)
 
     def _stored_rows(self, name, episode) -> pa.ChunkedArray:
         """The values of one episode, read from its file."""

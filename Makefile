@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 help:
 	@echo "make demo         record, train, judge, report: the whole of it, in four minutes once it is installed"
-	@echo "make test         the fast tests (9 minutes on 2 cores)"
+	@echo "make test         the fast tests (9 to 11 minutes on 2 cores)"
 	@echo "make test-slow    what trains, kills or fuzzes at length (20 minutes more)"
 	@echo "make test-gpu     what must also hold on a GPU: contracts, bf16, resuming, a training (skipped without one)"
 	@echo "make test-newest  the fast tests with the newest of everything"

@@ -133,7 +133,8 @@ def test_what_the_encoder_has_not_encoded_waits_in_the_journal_up_to_a_limit(tmp
     for number in (2, 3, 4):
         record_episode(r, number)
     folder = tmp_path / "d" / journal.JOURNAL_FOLDER
-    wait_until(lambda: r.backlog().steps == 12)  # episodes 1 to 3; the running segment has the last one
+    wait_until(lambda: len(journal.segment_files(folder)) == 4)  # episodes 1 to 3, and the running segment
+    assert r.backlog().steps == 12
     assert r.backlog().bytes == sum(p.stat().st_size for p in journal.segment_files(folder)[:-1])
     r.max_backlog_bytes = r.backlog().bytes - 1
     thread = threading.Thread(target=record_episode, args=(r, 5))

@@ -90,9 +90,8 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
         return write(handle, data)
     monkeypatch.setattr(journal.os, "write", stuck)
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, min_free_bytes=60)  # 12 bytes a step
-    began = time.perf_counter()
-    kept = [r.step(*told(0, t)) for t in range(10)]
-    assert kept == [True] * 5 + [False] * 5 and time.perf_counter() - began < 1
+    kept = [r.step(*told(0, t)) for t in range(10)]  # a step that waited for the disk would wait for ever
+    assert kept == [True] * 5 + [False] * 5
     slow[0] = False
     r.end()
     r.close()

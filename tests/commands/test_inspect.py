@@ -93,9 +93,9 @@ def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
 
 def test_inspect_names_the_learners_for_what_the_episodes_have(call, tmp_path):
     def episode(value, has_actions):
-        columns = {"observation.state": np.full((5, 2), value, np.float32), "next.reward": np.full(4, value, np.float32)}
-        actions = {"action": np.ones((4, 2), np.float32) * value} if has_actions else {}
-        return Episode({**columns, **actions}, {"success": value > 1, "expert": value > 2})
+        full = {"observation.state": (5, 2), "next.reward": 4, **({"action": (4, 2)} if has_actions else {})}
+        columns = {name: np.full(shape, value, np.float32) for name, shape in full.items()}
+        return Episode(columns, {"success": value > 1, "expert": value > 2})
     for name, has_actions in (("all", True), ("watched", False)):
         write(Dataset([episode(value, has_actions) for value in range(4)], {"fps": 10}), tmp_path / name)
     status, out, _ = call("inspect", tmp_path / "all")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,6 +46,9 @@ class RewardModelConfig(ABC):
         Args:
             data: The training data before any are collected.
         """
+
+    def check(self, inputs: Iterable[str], features: Schema) -> None:
+        """Raises UserError if a policy with these inputs cannot have the reward. It is called before stages train."""
 
 
 @dataclass(frozen=True)

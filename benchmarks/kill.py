@@ -11,6 +11,9 @@ toy     `understudy record fork`, with four environments side by side
 
 An episode is lost if `saved N` was said of it and it cannot be read, value by value. Of the running episode it is how
 many seconds are lost. TRIALS is 1,000 if not given.
+
+Trainings, offline, with collection rounds and with a stage: python benchmarks/kill.py --training [KILLS]. Each is
+killed at random moments, 20 if not given, and resumed. All files must then be those of a run that nothing stopped.
 """
 
 from __future__ import annotations
@@ -241,8 +244,26 @@ def one_way(way: str, count: int) -> None:
                 print(f"{way}: {number} of {count}", file=sys.stderr, flush=True)
 
 
+def kill_trainings(n_kills: int) -> None:
+    from fixtures.killed_training import METHODS, killed_training
+
+    places, seconds = {}, {}
+    for name in METHODS:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            places[name] = killed_training(name, Path(folder), n_kills, seed=0)
+        seconds[name] = round(time.perf_counter() - began)
+        print(f"{name}: {n_kills} kills, all files are those of a run that nothing stopped", flush=True)
+    (measure.RESULTS / "kill_training.json").write_text(json.dumps({
+        "name": "kill_training", "command": f"python benchmarks/kill.py --training {n_kills}",
+        "date": time.strftime("%Y-%m-%d"), "machine": measure.machine(), "kills": n_kills, "differences": 0,
+        "seconds": seconds, "last_update_before_each_kill": places}, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
+    if sys.argv[1:2] == ["--training"]:
+        kill_trainings(int(sys.argv[2]) if sys.argv[2:] else 20)
+    elif sys.argv[1:2] == ["--serve"]:
         serve()
     elif sys.argv[1:2] == ["--way"]:
         one_way(sys.argv[2], int(sys.argv[3]))

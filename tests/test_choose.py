@@ -108,8 +108,8 @@ def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
     ({"fps": 50, "two_ways": 0.02}, set(), set(), "act", "long chunks for 50 steps a second"),
     ({"fps": None}, set(), set(), "act", read_info("act")[1].when),
     ({"cameras": 2, "two_ways": None}, set(), {"knn"}, "knn", "it cannot read images"),
-    ({"returns": (0.0, 1.0)}, {"iql"}, set(), "iql", "returns differ between episodes"),
-    ({"returns": (-10.5, -10.0)}, set(), set(), "bc", read_info("bc")[1].when),
+    ({"learners": {"iql": "Returns differ."}}, {"iql"}, set(), "iql", "returns differ between episodes"),
+    ({"learners": {"dac": "Experts."}}, set(), set(), "bc", read_info("bc")[1].when),
     ({"cameras": 1, "episodes": 12, "two_ways": None}, {"vinn-byol"}, {"knn"}, "vinn-byol", "12 episodes with images"),
 ])
 def test_each_rule_about_numbers(change, added, gone, name, reason):

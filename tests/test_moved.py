@@ -113,14 +113,18 @@ def test_a_run_that_was_stopped_before_is_continued_bit_by_bit_as_one_of_today(t
 
 
 def test_a_run_that_was_stopped_before_learns_what_it_would_have_learned_then(tmp_path):
-    """Of all weights together: where a gradient is nearly 0, Adam turns the rounding of a processor into a step."""
+    """Of all weights together: where a gradient is nearly 0, Adam turns the rounding of a processor into a step.
+
+    With and without vector instructions, the error is at most 0.05 % of the change, since few weights have such
+    gradients.
+    """
     shutil.copytree(BEFORE / "stopped", tmp_path / "run")
     weights, expected = continued(tmp_path / "run"), load_file(BEFORE / "whole.safetensors")
     stopped = load_file(BEFORE / "stopped" / STOPPED / "weights.safetensors")
     assert weights.keys() == expected.keys()
     error, change = (sum((a[name] - b[name]).square().sum() for name in expected).sqrt()
                      for a, b in ((weights, expected), (expected, stopped)))
-    assert error < 0.01 * change  # other random numbers change all of it
+    assert error < 1e-3 * change  # other random numbers change all of it
 
 
 PLANNER_DOCUMENTS = {  # as version 0.1 wrote them

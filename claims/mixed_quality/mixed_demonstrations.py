@@ -27,7 +27,13 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.sample_weights import ColumnWeights, SampleWeights, TrimmedWeights, WeightFunction, window_loss
+from understudy.learn.sample_weights import (
+    ColumnWeights,
+    SampleWeights,
+    TrimmedWeights,
+    WeightFunction,
+    loss_per_window,
+)
 from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, MedianOfMeansLearner, median_block
 from understudy.methods.offline_rl.iw_sft import (
     ImportanceWeightedCloning,
@@ -83,7 +89,7 @@ class MedianBlockWeights(SampleWeights, WeightFunction):
 
     def __call__(self, batch: Batch, policy: Policy):
         block = torch.arange(len(batch)) * self.n_blocks // len(batch)
-        sums = torch.zeros(self.n_blocks).index_add(0, block, window_loss(policy, batch))
+        sums = torch.zeros(self.n_blocks).index_add(0, block, loss_per_window(policy, batch))
         return (block == median_block(sums / block.bincount())).float()
 
 

@@ -64,9 +64,11 @@ class Practice:
     method: Method
 
     def for_probe(self):
+        """One round, from new weights: of a policy that equals its clone, rounding decides which one scores higher."""
         rounds = self.method.collection
         assert isinstance(rounds, CollectionRounds)
-        return Practice(replace(self.method, collection=replace(rounds, n_rounds=1))), [rounds.n_rounds]
+        method = replace(self.method, collection=replace(rounds, n_rounds=1), initialize_from=())
+        return Practice(method), [rounds.n_rounds, len(self.method.initialize_from)]
 
 
 def steps_to(level: float, curve: list[float], every: int) -> int:

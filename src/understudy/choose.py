@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ from .learn.targets import REWARD
 from .learn.train import train, validation_episodes
 from .learn.validation import Validation, target_scale
 from .methods import find_method, read_info
+from .methods.needs import suggest_learners
 from .policy import Policy
 
 MAX_ROUNDS = 5
@@ -56,7 +57,6 @@ LEAST_COMPARED = 10  # episodes: with fewer, chance looks like two ways
 MEASURED_STEPS = 20_000  # of large data, evenly spaced episodes are measured
 MANY = 0.01  # of the steps; toys with one way to act have at most 0.1 %
 MOST = 0.1  # of the steps, so that one answer is wrong at many of them
-LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
 TWO_WAYS = 0.25  # of `LocalUnimodality`: neighbors act in two clearly different ways
 
 Metric = Literal["success", "return", "error"]
@@ -71,6 +71,7 @@ class DataProperties:
         two_ways: Fraction of the steps at which the nearest steps of other episodes act in two clearly different ways
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
+        learners: What `suggest_learners` says of the data.
     """
 
     episodes: int
@@ -80,6 +81,7 @@ class DataProperties:
     actions: Literal["numbers", "classes"]
     two_ways: float | None
     returns: tuple[float, float] | None = None
+    learners: Mapping[str, str] = field(default_factory=dict)
 
     def sentences(self) -> list[str]:
         """The properties in words."""
@@ -92,15 +94,7 @@ class DataProperties:
                 "different ways"
                 + (": a method that predicts the mean may act in neither." if self.two_ways >= MANY else
                    f". {self.episodes} episodes may be too few to see them." if self.episodes < FEW else "."))
-        return sentences + mixed_quality(self.returns)
-
-
-def mixed_quality(returns: tuple[float, float] | None) -> list[str]:
-    """A sentence if the returns of `middle_returns` differ by more than a tenth of the larger one. Else none."""
-    if returns is None or returns[1] - returns[0] <= LEAST_SPREAD * max(map(abs, returns)):
-        return []
-    return [f"Returns differ: {returns[0]:.3g} to {returns[1]:.3g} in the middle 80 % of the episodes. A learner of "
-            "values, such as iql, tells the better steps from the others."]
+        return [*sentences, *self.learners.values()]
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,7 @@ CANDIDATE_RULES = (
     CandidateRule(_has_ways, ("bc-gmm", "flow-policy", "diffusion-policy"), "two ways at {two_ways:.1%} of the steps"),
     CandidateRule(_has_ways, ("bc-rnn-gmm",),
                   "two ways at {two_ways:.1%} of the steps, which earlier observations may tell apart"),
-    CandidateRule(lambda p: bool(mixed_quality(p.returns)), ("iql",), "returns differ between episodes"),
+    CandidateRule(lambda p: "iql" in p.learners, ("iql",), "returns differ between episodes"),
     CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
     CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
                   "at {fps:g} steps a second its ten observations tell little", adds=False),
@@ -382,7 +376,12 @@ def data_properties(data: Dataset) -> DataProperties:
         two_ways = float((-scores > TWO_WAYS).mean()) if len(scores) else None
     cameras = sum(f.kind == "image" and role(name) == "observation" for name, f in features.items())
     return DataProperties(len(data), data.steps, data.fps, cameras, "classes" if discrete else "numbers", two_ways,
-                          middle_returns(data))
+                          middle_returns(data), learners_for(data))
+
+
+def learners_for(data: Dataset) -> dict[str, str]:
+    """What `suggest_learners` says of a data set."""
+    return suggest_learners(data.features(), [e.metadata for e in data], middle_returns(data))
 
 
 def middle_returns(data: Dataset) -> tuple[float, float] | None:

@@ -21,5 +21,5 @@ def test_steps_whose_draw_is_small_have_wrong_actions():
 
 def test_the_block_with_the_median_loss_trains(monkeypatch):
     losses = torch.tensor([9.0, 9.0, 2.0, 4.0, 0.0, 0.0])  # of three blocks: 9, 3 and 0
-    monkeypatch.setattr(mixed_demonstrations, "window_loss", lambda policy, batch: batch)
+    monkeypatch.setattr(mixed_demonstrations, "loss_per_window", lambda policy, batch: batch)
     assert MedianBlockWeights(3)(losses, None).tolist() == pytest.approx([0, 0, 1, 1, 0, 0])

@@ -127,6 +127,16 @@ def test_flags_of_experts(name, tmp_path):
         assert result[0] == 0
 
 
+@pytest.mark.parametrize("name", ["sac", "ppo"])
+def test_rewards_that_are_not_finite_are_refused_before_the_first_round(name, tmp_path):
+    rewards = np.ones(N, "f")
+    rewards[7] = np.nan
+    refused(train(name, tmp_path, rewards=rewards), "not-finite: episode 1, step 2, next.reward", tmp_path)
+    ignored = train(name, tmp_path, "--ignore", "not-finite", rewards=rewards)
+    refused(ignored, "episode 1, step 2, next.reward: the value is not finite", tmp_path)
+    assert not (tmp_path / "run" / "collection").exists()
+
+
 @pytest.mark.parametrize("name", ["sac", "ppo", "gail", *MATCHING])
 def test_demonstrations_of_another_environment(name, tmp_path):
     result = train(name, tmp_path, "--env", "particle:3")

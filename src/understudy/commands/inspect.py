@@ -96,11 +96,14 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
 def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
                   ) -> None:
     """Prints how to train on the data, or what stands against it."""
+    from ..choose import learners_for
     from ..core import role
     from ..methods import recommend
     from .conditions import is_judged
 
+    learners = learners_for(data) if len(data) else {}
     if not len(data) or "action" not in data.features():
+        out.print(*[""] * bool(learners), *learners.values())
         if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
             out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
         return
@@ -114,11 +117,8 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
     if refusal := _training_error(data, report.findings, method):
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
-        from ..choose import middle_returns, mixed_quality
-
-        sentences = mixed_quality(middle_returns(data))
-        out.print(*[""] * bool(sentences), *sentences)
-        runs = {method: "run", **({"iql": "run-iql"} if sentences else {})}
+        out.print(*[""] * bool(learners), *learners.values())
+        runs = {method: "run", **({"iql": "run-iql"} if "iql" in learners else {})}
         out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
                                    "--out", unused_path(run),
                                    *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),

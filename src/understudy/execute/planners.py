@@ -20,7 +20,8 @@ from .base import check_samples, require_stepwise, sample_noise, sample_plans
 Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
 
 
-def _of_the_other_planner(name: str) -> Any:
+def _forwarded_property(name: str) -> Any:
+    """A property of a `PlannerWrapper` with the value that the changed planner has."""
     return property(lambda self: getattr(self.planner, name))
 
 
@@ -88,14 +89,14 @@ class PlannerWrapper(Planner):
             if value is not None or getattr(type(self), name, "required") is not None:
                 yield from ((name, kind, module) for module in (value if isinstance(value, tuple) else (value,)))
 
-    inputs = _of_the_other_planner("inputs")
-    features = _of_the_other_planner("features")
-    window = _of_the_other_planner("window")
-    action_dim = _of_the_other_planner("action_dim")
-    action_scale = _of_the_other_planner("action_scale")
-    device = _of_the_other_planner("device")
-    is_discrete = _of_the_other_planner("is_discrete")
-    is_deterministic = _of_the_other_planner("is_deterministic")
+    inputs = _forwarded_property("inputs")
+    features = _forwarded_property("features")
+    window = _forwarded_property("window")
+    action_dim = _forwarded_property("action_dim")
+    action_scale = _forwarded_property("action_scale")
+    device = _forwarded_property("device")
+    is_discrete = _forwarded_property("is_discrete")
+    is_deterministic = _forwarded_property("is_deterministic")
 
     def noise(self, key, count):
         return self.planner.noise(key, count)

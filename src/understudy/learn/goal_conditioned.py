@@ -25,7 +25,7 @@ from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .method import Method
 from .optimizer import OptimizerConfig
-from .targets import check_score
+from .targets import check_bounded
 
 VALUE_GOAL = "observation.value_goal"
 MAX_WEIGHT = 100.0  # of a step in weighted cloning
@@ -136,8 +136,9 @@ class GoalConditionedLearner(GradientLearner):
 
     def end_update(self, **metrics):
         result = super().end_update(**metrics)
-        if isinstance(self.config, GoalValues) and self.config.discount < 1 and "value/score" in result:
-            check_score(result["value/score"], 1 / (1 - self.config.discount), self.n_updates)
+        if isinstance(self.config, GoalValues) and self.config.discount < 1:
+            for name in {"value/score", "phi/score", "critic/score"} & result.keys():
+                check_bounded(result[name], 1 / (1 - self.config.discount), self.n_updates)
         return result
 
     def toward(self, obs: Observations, column: str) -> dict[str, Tensor]:

@@ -118,7 +118,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         if config.conservative_weight and policy.codec.bound in (None, math.inf):
             raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",
                               hint='use a codec that knows one, such as Normalizer(target="minmax")')
-        self.bound = ReturnBound(data, config.discount)
+        entropy = math.prod(policy.noise_shape)  # about 1 for each component of a plan
+        self.bound = ReturnBound(data, config.discount, entropy * (config.temperature or 0.0))
         self.target_critic = self.target_network("critic", config.target_decay)
         if self.temperature is None:
             self.target_policy = self.target_network("policy", config.target_decay)
@@ -139,8 +140,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         if self.n_updates % self.config.policy_delay == 0:
             self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
         metrics = self.end_update()
-        if self.temperature is None:  # an entropy has no bound
-            self.bound.check(metrics["critic/score"], batch, self.n_updates)
+        self.bound.check(metrics["critic/score"], batch, self.n_updates)
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
 from .targets import REWARD, TERMINATED
+
+METRICS_EVERY = 100  # updates: what is only logged may take as long as the rest of the update
 
 
 class RewardModelConfig(ABC):
@@ -43,6 +46,9 @@ class RewardModelConfig(ABC):
         Args:
             data: The training data before any are collected.
         """
+
+    def check(self, inputs: Iterable[str], features: Schema) -> None:
+        """Raises UserError if a policy with these inputs cannot have the reward. It is called before stages train."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class RewardModel(Scorer):
         """
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        """Returns what is logged of the rewards of a batch, beside their mean."""
+        """Returns what is logged of the rewards of a batch, beside their mean, in every hundredth update."""
         return {}
 
     def annotate(self, episodes: Dataset) -> Dataset:
@@ -185,9 +191,10 @@ class RewardedLearner(GradientLearner):
             self.minimize("reward", self.reward_loss, batch)
         with self.evaluation():
             reward = self.reward.reward(batch, self.policy)
-            with torch.enable_grad():
-                metrics = self.reward.metrics(batch)
-        self._record("reward", mean=float(reward.mean()), **metrics)
+            self._record("reward", mean=float(reward.mean()))
+            if (self.n_updates + 1) % METRICS_EVERY == 0:
+                with torch.enable_grad():
+                    self._record("reward", **self.reward.metrics(batch))
         return batch.replace(extra={**batch.extra, REWARD: reward})
 
     def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:

@@ -235,7 +235,7 @@ class CurriculumWeights(SampleWeights, WeightFunction):
         return self
 
     def __call__(self, batch, policy):
-        loss = window_loss(policy, batch)
+        loss = loss_per_window(policy, batch)
         return ((loss.min() - loss) / self.temperature).exp()
 
 
@@ -256,12 +256,12 @@ class TrimmedWeights(SampleWeights, WeightFunction):
         return self
 
     def __call__(self, batch, policy):
-        loss = window_loss(policy, batch)
+        loss = loss_per_window(policy, batch)
         n_kept = len(loss) - int(self.fraction * len(loss))
         return torch.zeros_like(loss).index_fill(0, loss.argsort(stable=True)[:n_kept], 1.0)
 
 
-def window_loss(policy: Policy, batch: Batch) -> Tensor:
+def loss_per_window(policy: Policy, batch: Batch) -> Tensor:
     """Returns the mean loss of each window, (B,), with the same draws of noise in every update."""
     loss = policy.loss(batch, torch.Generator(batch.action.device).manual_seed(0)).sum(1)
     return loss / batch.mask.sum(1).clamp(min=1)

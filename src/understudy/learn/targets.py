@@ -111,22 +111,32 @@ class ReturnBound:
     Args:
         data: The training data. Larger rewards may come later.
         discount: Discount per step.
+        bonus: Usual size of what is added to each reward, such as a weighted entropy.
     """
 
-    def __init__(self, data: Dataset, discount: float):
+    def __init__(self, data: Dataset, discount: float, bonus: float = 0.0):
         self.n_steps = 1 / (1 - discount) if discount < 1 else float(data.lengths.max()) if len(data) else float("inf")
-        self.largest_reward = 0.0
+        self.largest_reward, self.bonus = 0.0, bonus
 
     def check(self, score: float, batch: Batch, update: int) -> None:
         """Raises UserError if a mean score is more than ten times the largest possible return."""
         self.largest_reward = max(self.largest_reward, batch.extra[REWARD].abs().max().item())
-        check_score(score, self.n_steps * self.largest_reward, update)
+        check_bounded(score, self.n_steps * (self.largest_reward + self.bonus), update)
 
 
-def check_score(score: float, bound: float, update: int) -> None:
-    """Raises UserError if a mean score is more than ten times the largest possible return, `bound`."""
-    if abs(score) > 10 * bound > 0:
-        raise UserError(f"the scores of the critic diverge: their mean is {score:.3g}, but no return can exceed "
-                        f"{bound:.3g}", where=f"update {update}",
-                        hint="normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
-                             "--learner.optimizer.lr")
+def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",
+                  reason: str = "no return can exceed",
+                  hint: str = "normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
+                              "--learner.optimizer.lr") -> None:
+    """Raises UserError if a mean is more than ten times what it can be. It diverges then.
+
+    Args:
+        value: The mean.
+        bound: The largest possible size of each value. 0 is none.
+        name: What diverges, in the plural.
+        reason: Why `bound` is one. The number follows.
+        hint: The settings to change.
+    """
+    if abs(value) > 10 * bound > 0:
+        raise UserError(f"{name} diverge: their mean is {value:.3g}, but {reason} {bound:.3g}",
+                        where=f"update {update}", hint=hint)

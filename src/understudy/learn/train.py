@@ -78,6 +78,7 @@ from .method import (
 )
 from .model_card import write_model_card
 from .representation import RepresentationLearning
+from .reward_models import RewardedConfig, RewardModelConfig
 from .run import Run
 from .stages import (
     build_learner,
@@ -665,6 +666,8 @@ def check_method(method: Method, data: Dataset) -> None:
             where=path or "data set",
             hint=_missing_column_hint(missing[0], features, path or "DATA"),
         )
+    if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
+        method.learner.reward.check(inputs, features)
     drawn = {g.into: g.column for g in policy_config.window.goals}
     read = [drawn.get(name, name) for name in (*inputs, policy_config.target, *method.learner.extra)]
     check_columns(data, [name for name in read if name in features])

@@ -17,8 +17,17 @@ from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 COLUMN = "next.matching_reward"
 
 
+class EpisodeRewardConfig(RewardModelConfig):
+    """Base class of configs of an `EpisodeReward`."""
+
+    def check(self, inputs, features):
+        if other := [name for name in inputs if features[name].kind != "vector"]:
+            raise Unsupported(f"distances are between numbers, and {other[0]!r} is of kind {features[other[0]].kind!r}",
+                              where=type(self).__name__, hint="let the policy read other columns (policy.inputs)")
+
+
 @part
-class OptimalTransportReward(RewardModelConfig):
+class OptimalTransportReward(EpisodeRewardConfig):
     """Minus the cost of a step in the optimal transport of an episode onto a demonstration (ROT).
 
     Of several demonstrations, the one counts that gives an episode the highest return. Distances are Euclidean, in
@@ -47,7 +56,7 @@ class OptimalTransportReward(RewardModelConfig):
 
 
 @part
-class PWILReward(RewardModelConfig):
+class PWILReward(EpisodeRewardConfig):
     """``scale * exp(-rate * n * c / sqrt(d))`` for a step that costs c in a greedy transport onto all demonstrations.
 
     Each step moves 1 / n of the mass, in order and each part to the nearest step of a demonstration that has mass
@@ -89,11 +98,8 @@ class EpisodeReward(RewardModel):
     @classmethod
     def of(cls, config: RewardModelConfig, policy, data: Dataset):
         """The model with the demonstrations of a data set."""
-        features = policy.features
-        if other := [k for k in policy.inputs if features[k].kind != "vector"]:
-            raise Unsupported(f"distances are between numbers, and {other[0]!r} is of kind {features[other[0]].kind!r}",
-                              where=type(config).__name__, hint="let the policy read other columns (policy.inputs)")
-        model = cls(RewardSpec.of(config, policy), features, policy.codec).to(policy.device)
+        config.check(policy.inputs, policy.features)
+        model = cls(RewardSpec.of(config, policy), policy.features, policy.codec).to(policy.device)
         demonstrations = [model.read(data[i]) for i in expert_episodes(data)]
         model.points = torch.cat(demonstrations)
         model.lengths = torch.tensor([len(d) for d in demonstrations], device=model.points.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,42 @@ class Need:
     text: str
     example: Example
     check: Callable[[str, Schema, Mapping[str, Any], Others], None] | None = None
+
+
+LEAST_SPREAD = 0.1  # of the larger return, between the middle ones
+
+
+def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
+                     returns: tuple[float, float] | None = None) -> dict[str, str]:
+    """The learners for which data have more, or less, than observations and actions.
+
+    Args:
+        features: The columns of the data.
+        metadata: The metadata of the episodes, of which "success" and "expert" count.
+        returns: The 10th and the 90th percentile of the episodes' returns. None without rewards.
+
+    Returns:
+        A sentence by the name of each learner, in the order in which to try them. Empty if cloning is the plainest.
+    """
+    suggested = {}
+    success, expert = ([bool(m[key]) for m in metadata if key in m] for key in ("success", "expert"))
+    if "action" not in features:
+        suggested["bco"] = ("There are no actions. bco clones what they must have been, and practices for that in an "
+                            "environment.")
+    if returns is not None and returns[1] - returns[0] > LEAST_SPREAD * max(map(abs, returns)):
+        suggested["iql"] = (f"Returns differ: {returns[0]:.3g} to {returns[1]:.3g} in the middle 80 % of the episodes. "
+                            "A learner of values, such as iql, tells the better steps from the others.")
+    if 0 < sum(success) < len(success):
+        suggested["bc"] = (f"{len(success) - sum(success)} of {len(success)} episodes did not succeed. bc imitates "
+                           "them too, unless it is given those that did: understudy view make DATA --filter "
+                           "success=true --out VIEW")
+    if 0 < sum(expert) < len(expert):
+        suggested["dac"] = (f"{sum(expert)} of {len(expert)} episodes are of an expert. dac practices in an "
+                            "environment with a reward that tells them from the others.")
+    if goals := [name for name in features if name.startswith("observation.") and name.endswith("goal")]:
+        suggested["gcivl"] = (f"{goals[0]} looks like a goal. gcivl learns to reach whatever the episodes reach, from "
+                              "the poor ones too.")
+    return suggested
 
 
 def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:

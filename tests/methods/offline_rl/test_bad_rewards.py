@@ -124,12 +124,17 @@ def test_a_learner_whose_scores_diverge_stops(tmp_path):
     assert code and re.search("the scores of the critic diverge|is (nan|inf)", text), text
 
 
-@pytest.mark.parametrize("name", ["gcivl", "hiql", "gciql"])
-def test_values_of_goals_that_diverge_are_named(tmp_path, name):
-    """None is below -1 / (1 - discount), here -2."""
-    code, text = trained(tmp_path, name, 40, "--learner.optimizer.lr", 0.3, "--learner.discount", 0.5, "--steps", 50,
+@pytest.mark.parametrize(("name", "message"), [
+    *((name, "scores of the critic diverge: .* can exceed 2") for name in ("gcivl", "hiql", "gciql", "hilp")),
+    ("cql", r"scores of the critic diverge: .* can exceed 10.2"),  # 1 / (1 - discount) times rewards and entropy
+    ("qrl", r"distances to goals diverge: .* far beyond 500"),
+    ("crl", r"logits of the critic diverge: .* certain of a goal at 10"),
+    ("dwsl", r"losses of the distance diverge: .* guessing costs 4.61")])  # log 100
+def test_values_that_diverge_are_named_with_the_settings_to_change(tmp_path, name, message):
+    options = ("--learner.discount", 0.5) * (name != "dwsl")
+    code, text = trained(tmp_path, name, 40, "--learner.optimizer.lr", 1.0, *options, "--steps", 50,
                          "--learner.critic.layer-norm", False)
-    assert code and re.search(r"critic diverge: .* can exceed 2\n.*--learner.optimizer.lr", text), text
+    assert code and re.search(message + r"\n  -> .*--learner.optimizer.lr", text), text
     assert trained(tmp_path, name, 40, "--out", tmp_path / "good")[0] == 0
 
 

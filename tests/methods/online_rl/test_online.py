@@ -70,6 +70,17 @@ def test_demonstrations_are_in_the_replay_buffer(tmp_path):
     assert status == 0 and "3 updates, then 2 rounds" in text and not (tmp_path / "run" / "random").exists()
 
 
+def test_scores_of_sac_that_diverge_are_named():
+    """The bound is 2 / (1 - 0.5) for the entropy of two components, and 2 more once a batch has the reward 1."""
+    env = make("fork", 4)
+    demos = rollout(env.expert(), env, 4, recording_seed(0))
+    method = replace(find_method("sac", demos.features()), collection=None)
+    learner = method.learner
+    wild = replace(learner, steps=30, batch_size=8, discount=0.5, optimizer=replace(learner.optimizer, lr=1.0))
+    with pytest.raises(UserError, match=r"critic diverge: .* can exceed [46]\n  -> .*--learner.optimizer.lr"):
+        fit_method(replace(method, learner=wild), demos, 0)
+
+
 def test_demonstrations_without_rewards_and_of_classes_are_refused(tmp_path):
     env = make("particle", 2, limit=6)
     data = random_episodes(env, 20, 0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.collections import fork
 
-from understudy.core import Batch, Feature, Unsupported
+from understudy.core import Batch, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -131,6 +131,16 @@ def test_it_learns_with_and_without_an_environment():
     online = fit_method(method, demos, 0, env=fork(4))
     offline = fit_method(replace(method, collection=None), demos, 0)
     assert set(online.modules) == set(offline.modules) == {"policy", "critic"}
+
+
+def test_scores_that_diverge_are_named():
+    """No reward pays off beyond twice the weight of the divergence: (2 * 0.5 + 0.5 * 2 components) / (1 - 0.9)."""
+    demos = rollout(fork(4).expert(), fork(4), 4, recording_seed(0))
+    wild = replace(SMALL.optimizer, lr=30.0)
+    method = replace(find_method("iq-learn"), collection=None, learner=replace(
+        SMALL, steps=30, optimizer=wild, discount=DISCOUNT, temperature=TEMPERATURE))
+    with pytest.raises(UserError, match=r"critic diverge: .* can exceed 20\n  -> .*--learner.optimizer.lr"):
+        fit_method(method, demos, 0)
 
 
 def test_a_head_without_a_density_is_refused():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fixtures.collections import Stop, contents, fork
 
-from understudy.core import UserError
+from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -57,6 +58,16 @@ def build(demos, weight: float | None = None) -> tuple[ROTLearner, Policy, Polic
     config = ROT(bc_weight=1.5, batch_size=8, reward=OptimalTransportReward(),
                  **({"clone": clone.eval()} if weight is None else {"fixed_weight": weight}))
     return config.build(policy, 0, 10, demos), clone, policy
+
+
+def test_pictures_are_refused_before_the_clone_is_trained(demos, tmp_path):
+    def seen(episode):
+        return episode.replace({"observation.images.top": np.zeros((len(episode) + 1, 8, 8, 3), np.uint8)})
+    own = demos.map(lambda episode: replace(seen(episode), metadata={"expert": False}))
+    data, method = Dataset([*map(seen, demos), *own]), replace(small(), collection=None)
+    with pytest.raises(Unsupported, match=r"numbers, and 'observation.images.top' is of kind 'image'(.|\n)*inputs"):
+        train(method, data, tmp_path / "run", device="cpu", progress=False)
+    assert not (tmp_path / "run" / "stages").exists()
 
 
 def test_the_filter_counts_the_rows_at_which_the_clone_scores_higher(demos):

@@ -84,7 +84,7 @@ class MedianOfMeansLearner(GradientLearner):
         cuts = [len(batch) * k // self.config.n_blocks for k in range(self.config.n_blocks + 1)]
         blocks = [slice(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if low < high]
         with self.evaluation():
-            difference = self.window_loss(self.policy, batch) - self.window_loss(self.rival, batch)
+            difference = self.loss_per_window(self.policy, batch) - self.loss_per_window(self.rival, batch)
             chosen = blocks[self.choose_block(torch.stack([difference[rows].mean() for rows in blocks]))]
         self.minimize("policy", self.policy.loss, batch.select_rows(chosen))
         self.minimize("rival", self.rival.loss, batch.select_rows(chosen))
@@ -98,7 +98,7 @@ class MedianOfMeansLearner(GradientLearner):
     def modules(self):
         return {"policy": self.trained_policy}  # the rival does not act
 
-    def window_loss(self, policy: Policy, batch: Batch) -> Tensor:
+    def loss_per_window(self, policy: Policy, batch: Batch) -> Tensor:
         """Returns the mean loss of each window, (B,), with the same noise for every policy."""
         loss = policy.loss(batch, self.generator()).float()
         return loss.sum(1) / batch.mask.sum(1).clamp(min=1)

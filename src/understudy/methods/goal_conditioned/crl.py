@@ -17,9 +17,12 @@ from ...learn.goal_conditioned import (
     goal_conditioned_method,
 )
 from ...learn.method import Method
+from ...learn.targets import check_bounded
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
+
+CERTAIN = 10.0  # logit at which the probability of an error is 5e-5
 
 
 @part
@@ -67,13 +70,18 @@ class CRLLearner(ScoreMaximizingLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.policy_loss, batch)
         self.minimize("critic", self.critic_loss, batch)
-        return self.end_update()
+        metrics = self.end_update()
+        check_bounded(metrics["critic/logit"], CERTAIN, self.n_updates, name="the logits of the critic",
+                      reason="it is certain of a goal at", hint="lower --learner.optimizer.lr, or normalize the "
+                      "networks (--learner.critic.layer-norm True)")
+        return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the mean cross-entropy of a step with the goals of all steps in the batch, (B,)."""
         obs = self.toward(batch.obs, VALUE_GOAL)
         phi, psi = self.phi(obs, self.policy.encode_batch(batch)), self.psi(obs)
         logits = phi @ psi.mT / math.sqrt(self.config.latent_dim)  # (networks, steps, goals)
+        self.log(logit=logits.abs().mean((0, 2)))
         own_goal = torch.eye(len(batch), device=self.device).expand_as(logits)
         return binary_cross_entropy_with_logits(logits, own_goal, reduction="none").mean((0, 2))
 

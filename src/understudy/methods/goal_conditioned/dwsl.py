@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -15,6 +16,7 @@ from ...learn.goal_conditioned import (
     goal_conditioned_method,
 )
 from ...learn.method import Method
+from ...learn.targets import check_bounded
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES
 from ..registry import method
@@ -61,7 +63,11 @@ class DWSLLearner(GoalConditionedLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.policy_loss, batch)
         self.minimize("distance", self.distance_loss, batch)
-        return self.end_update()
+        metrics = self.end_update()
+        check_bounded(metrics["distance/loss"], math.log(self.config.n_bins), self.n_updates,
+                      name="the losses of the distance", reason="guessing costs", hint="lower --learner.optimizer.lr, "
+                      "or normalize the network (--learner.critic.layer-norm True)")
+        return metrics
 
     def distance_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the cross-entropy of the number of steps to the goal, (B,). A goal that is reached has none."""

@@ -113,7 +113,9 @@ class HILPLearner(ImplicitValueLearner):
         assert batch.next is not None
         with torch.no_grad():
             target = self.reward(batch) + self.config.discount * self.skill_value(batch.next, batch.action)
-        return (self.critic.scores(batch.obs, batch.action) - target).square().sum(0)
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mT)
+        return (scores - target).square().sum(0)
 
     def skill_value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss against the lowest score of the stored action, (B,)."""

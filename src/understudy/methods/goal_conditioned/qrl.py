@@ -16,10 +16,13 @@ from ...learn.goal_conditioned import (
     goal_conditioned_method,
 )
 from ...learn.method import Method
+from ...learn.targets import check_bounded
 from ...nets.feed_forward import feed_forward_layers
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
+
+FAR = 500.0  # steps: the loss hardly pushes observations farther apart
 
 
 @part
@@ -79,7 +82,11 @@ class QRLLearner(ScoreMaximizingLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.policy_loss, batch)
         self.minimize("value", self.value_loss, batch)
-        return self.end_update()
+        metrics = self.end_update()
+        check_bounded(metrics["value/distance"], FAR, self.n_updates, name="the distances to goals",
+                      reason="no loss pushes them far beyond", hint="lower --learner.optimizer.lr, or normalize the "
+                      "networks (--learner.critic.layer-norm True)")
+        return metrics
 
     def represent(self, obs, column: str) -> Tensor:
         """Representations of the values of a column, (B, D)."""
@@ -92,7 +99,9 @@ class QRLLearner(ScoreMaximizingLearner):
         """
         assert batch.next is not None
         now, later = (self.represent(obs, self.goal.column) for obs in (batch.obs, batch.next))
-        apart = 100 * softplus(5 - self.distance(now, self.represent(batch.obs, VALUE_GOAL)) / 100)
+        distance = self.distance(now, self.represent(batch.obs, VALUE_GOAL))
+        self.log(distance=distance)
+        apart = 100 * softplus((FAR - distance) / 100)
         excess = (self.distance(now, later) - 1).relu().square()
         multiplier = self.log_multiplier[0].exp()
         constraint = multiplier * (self.config.epsilon - excess.detach())

@@ -47,7 +47,7 @@ class ReturnStrata(Operation):
                            for i in np.flatnonzero(returns >= np.quantile(returns, 1 - fraction)))
 
 
-class EpisodeSampler(BatchSampler):
+class WholeEpisodeSampler(BatchSampler):
     """Batches of whole episodes, for weights that depend on all steps of an episode.
 
     Episodes are drawn, also repeatedly, until the batch is full. Of the last one there are as many steps as fit, from a
@@ -122,7 +122,7 @@ class ImportanceWeightedCloningLearner(GradientLearner):
         if sampling_weights is not None:
             raise Unsupported("episodes are drawn equally often, without the weights of a mixture",
                               where="ImportanceWeightedCloning", hint="give all episodes as DATA")
-        return EpisodeSampler(cast(Windows, super().batch_sampler(data)))
+        return WholeEpisodeSampler(cast(Windows, super().batch_sampler(data)))
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.targets import TERMINATED
+from ...learn.targets import TERMINATED, check_bounded
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy, PolicyConfig
 from ..needs import ENDS, NUMBERS
@@ -79,7 +80,11 @@ class IQLearner(GradientLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("critic", self.critic_loss, batch)
         self.minimize("policy", self.policy_loss, batch)
-        return self.end_update()
+        metrics = self.end_update()
+        if self.config.discount < 1:
+            largest = 2 * self.config.divergence_weight + self.config.temperature * math.prod(self.policy.noise_shape)
+            check_bounded(metrics["critic/score"], largest / (1 - self.config.discount), self.n_updates)
+        return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the critic for a row of the policy and one of a demonstration, (B,)."""
@@ -94,7 +99,9 @@ class IQLearner(GradientLearner):
         assert batch.next is not None
         goes_on = 1 - batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].float()
         after = self.config.discount * goes_on * self.value(batch.next, rng)
-        return self.critic.scores(batch.obs, batch.action) - after, self.value(batch.obs, rng) - after
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mT)
+        return scores - after, self.value(batch.obs, rng) - after
 
     def value(self, obs, rng: Generator) -> Tensor:
         """Returns the value of the policy, with its entropy, (B,)."""

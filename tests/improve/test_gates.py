@@ -132,8 +132,8 @@ def test_a_supervisor_takes_over_where_actions_differ(gate, steps):
 def test_a_supervisor_gives_back_only_where_actions_agree_more_closely():
     class Fading(Wrong):
         def act(self, obs, state):
-            return torch.where(state["step"] < 2, 0.0, 2.0 - 0.25 * state["step"]).clamp(0).unsqueeze(1).expand(-1, 2), {
-                "step": state["step"] + 1}
+            action = torch.where(state["step"] < 2, 0.0, 2.0 - 0.25 * state["step"]).clamp(0)
+            return action.unsqueeze(1).expand(-1, 2), {"step": state["step"] + 1}
     assert acted(DisagreementGate(1.0, release=1.0), Fading(0, 0)) == [2, 3]  # differences 1.5, 1.25, 1, 0.75, ...
     assert acted(DisagreementGate(1.0, release=0.5), Fading(0, 0)) == [2, 3, 4, 5]
 

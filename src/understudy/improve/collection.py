@@ -371,6 +371,19 @@ class SupervisorLabels:
 
 
 @dataclass(frozen=True)
+class DemonstrationsAsInterventions:
+    """A column change: demonstrations get the column `intervention`, true at every step, that collected episodes have.
+
+    A learner can then weigh or draw steps by it.
+    """
+
+    def __call__(self, episode: Episode) -> Episode:
+        if INTERVENTION in episode.steps:
+            return episode
+        return episode.replace({INTERVENTION: np.ones(len(episode), bool)})
+
+
+@dataclass(frozen=True)
 class TaskSequenceCollector(EpisodeCollector):
     """Gives the training data task by task, for continual learning. It needs no environment.
 
@@ -429,6 +442,7 @@ class CollectionRounds(DataCollection):
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
+        compare_rounds: Evaluate the checkpoint before the first round, and after each. Otherwise a tenth of them.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -447,6 +461,7 @@ class CollectionRounds(DataCollection):
     reset_learner: bool = False
     initial_updates: Annotated[int, AtLeast(0)] = 0
     sampling_weights: SamplingWeights | None = None
+    compare_rounds: bool = False
 
     def __post_init__(self):
         if len(self.mixture_weights) not in (0, 2):
@@ -470,7 +485,7 @@ class CollectionRounds(DataCollection):
 
     def run(self, training):
         rounds, batch_size = _StoredRounds(training.folder), training.learner.config.batch_size
-        every = max(self.n_rounds // EVALUATIONS, 1)
+        every = 1 if self.compare_rounds else max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
             training.restore()
         data = first = ReplayBuffer.of(training.annotated(self.initial_data(training.data).map(_forget_round)))
@@ -479,7 +494,7 @@ class CollectionRounds(DataCollection):
         training.processes.wait()
         end = self.initial_updates
         if training.n_updates <= end:
-            training.update(self._sampler(training.learner, data, first), end, evaluate=False)
+            training.update(self._sampler(training.learner, data, first), end, evaluate=self.compare_rounds)
         for number in range(self.n_rounds):
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))

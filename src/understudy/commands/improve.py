@@ -131,11 +131,13 @@ class _Command:
         o = self.o
         supervisor = {"scripted": "expert", "keyboard": "person"}.get(o.supervisor or "", o.supervisor)
         if supervisor not in (None, "expert", "person"):
-            if not Path(str(supervisor)).exists():
-                raise UserError(f"{supervisor!r} is no supervisor", where="--supervisor",
-                                hint="name scripted (the expert of the environment), keyboard (you, in a terminal), or "
-                                     "the run of another policy")
             supervisor = Path(str(supervisor))
+            try:
+                find_checkpoint(supervisor)
+            except UserError as error:
+                raise UserError(f"{o.supervisor!r} is no supervisor, and no run: {error.problem}", where="--supervisor",
+                                hint="name scripted (the expert of the environment), keyboard (you, in a terminal), or "
+                                     "the run of another policy") from None
         find_checkpoint(o.run)
         if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
             raise UserError("this is the run to improve, which stays as it is", where="--out",
@@ -157,7 +159,7 @@ class _Command:
         from ..learn.method import load_policy
 
         o, provenance = self.o, read_provenance(self.o.run)
-        path = o.data or _trained_on(str(provenance.get("command") or ""))
+        path = o.data or _trained_on(o.run)
         if path is None or not path.exists():
             raise UserError(("the data that it was trained on are not named" if path is None else
                              f"the data that it was trained on are gone: {path}"), where=o.run,
@@ -284,9 +286,15 @@ class _Command:
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {count} more demonstrations, the first rival of "
                            "every correction: record them, train on all with as many updates, and compare.")
-            more = unused_path("more")
+            more, path, words = unused_path("more"), o.data or _trained_on(o.run), shlex.split(
+                str(read_provenance(o.run).get("command") or ""))
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
                                       *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
+            if words[:2] == ["understudy", "train"]:
+                together, rival = unused_path("together.json"), unused_path("rival")
+                commands += [command_line("merge", path, more, "--out", together),
+                             command_line("train", words[2], together, "--out", rival),
+                             command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
         else:
             self.out.print("It cost no human steps.")
         self.out.suggest(*commands, command_line("plot", o.out))
@@ -296,24 +304,18 @@ def _unit(env: Env) -> str:
     return "success" if env.metadata.get("success") else "mean return"
 
 
-def _trained_on(command: str) -> Path | None:
-    """The DATA of a training command."""
-    from ..core import UserError
+def _trained_on(run: Path) -> Path | None:
+    """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
     from .train import TrainOptions
 
-    words = shlex.split(command)
+    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    if words[:2] == ["understudy", "improve"]:
+        o = parse(ImproveOptions, "improve", words[2:])
+        print(f"{run} was improved itself: the episodes that it collected are not learned again", file=sys.stderr)
+        return o.data or (_trained_on(o.run) if o.run.exists() else None)
     if words[:2] != ["understudy", "train"]:
-        if words[:2] == ["understudy", "improve"]:
-            try:
-                o = parse(ImproveOptions, "improve", words[2:])
-            except UserError:
-                return None
-            return o.data
         return None
-    try:
-        o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
-    except UserError:
-        return None
+    o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 

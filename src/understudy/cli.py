@@ -64,6 +64,8 @@ COMMANDS = {
     "replay": Command("DATA ENV|--robot TYPE [--episode I]", "repeat recorded actions: do they still succeed?"),
     "choose": Command("DATA [--env ENV] [--budget 30m]", "find the method that suits the data, by short trials", True),
     "train": Command("METHOD DATA --out RUN [--eval ENV --save-freq N]", "train a policy on demonstrations", True),
+    "improve": Command("RUN --with METHOD --supervisor WHO --out RUN2",
+                       "improve a trained policy by corrections, in rounds", True),
     "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "plot the curves of trainings, as a page"),
     "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "evaluate a policy, with the interval of its success",
                     resume_options=("--save", "--interactive"), module="evaluate"),

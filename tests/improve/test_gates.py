@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,13 +20,14 @@ from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor
 from understudy.heads.regression import Regression
 from understudy.improve.collection import (
     CollectionRounds,
     RolloutCollector,
     SupervisorLabels,
 )
-from understudy.improve.gates import GatedActor, HumanGate, RandomGate
+from understudy.improve.gates import DisagreementGate, GatedActor, HumanGate, RandomGate
 from understudy.improve.updates import PerNewStep
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
@@ -94,3 +95,52 @@ def test_labels_are_what_the_supervisor_advised():
     assert labeled.features()["action"] == env.features["action"]  # its names and unit too
     with pytest.raises(UserError, match="no column 'supervisor_action'"):
         labeled.map(SupervisorLabels())[0]
+
+
+@dataclass(frozen=True)
+class Wrong(Actor):
+    """Acts like `Constant(0.0)`, but by `by` from step `first` to before step `last`."""
+
+    first: int
+    last: int
+    by: float = 1.0
+
+    def start(self, obs, key):
+        return {"step": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        is_wrong = (state["step"] >= self.first) & (state["step"] < self.last)
+        return (self.by * is_wrong).float().unsqueeze(1).expand(-1, 2), {"step": state["step"] + 1}
+
+
+def acted(gate, actor, rows: int = 2):
+    data = rollout(GatedActor(actor, Constant(0.0), gate), fork(rows), 2)
+    schedules = [np.flatnonzero(e.steps["intervention"]).tolist() for e in data]
+    assert all(s == schedules[0] for s in schedules) or gate.slip
+    return schedules[0]
+
+
+@pytest.mark.parametrize(("gate", "steps"), [
+    (DisagreementGate(0.5), [2, 3]), (DisagreementGate(0.5, hold=4), [2, 3, 4, 5]),
+    (DisagreementGate(0.5, delay=3), [5]),  # who notices late still takes over, and sees that it is fine
+    (DisagreementGate(0.5, delay=1, hold=3), [3, 4, 5]), (DisagreementGate(1.0), []),
+    (DisagreementGate(0.5, scale=(2.5, 2.5)), []), (DisagreementGate(0.5, scale=(0.5, 100.0)), [2, 3])])
+def test_a_supervisor_takes_over_where_actions_differ(gate, steps):
+    assert acted(gate, Wrong(2, 4)) == steps
+
+
+def test_a_supervisor_gives_back_only_where_actions_agree_more_closely():
+    class Fading(Wrong):
+        def act(self, obs, state):
+            action = torch.where(state["step"] < 2, 0.0, 2.0 - 0.25 * state["step"]).clamp(0)
+            return action.unsqueeze(1).expand(-1, 2), {"step": state["step"] + 1}
+    assert acted(DisagreementGate(1.0, release=1.0), Fading(0, 0)) == [2, 3]  # differences 1.5, 1.25, 1, 0.75, ...
+    assert acted(DisagreementGate(1.0, release=0.5), Fading(0, 0)) == [2, 3, 4, 5]
+
+
+def test_slips_are_as_frequent_as_stated_and_do_not_depend_on_rows():
+    gate = DisagreementGate(0.5, slip=0.25)
+    rows = [rollout(GatedActor(Constant(0.0), Constant(0.0), gate), fork(n), 60) for n in (1, 4)]
+    assert rows[0].fingerprint() == rows[1].fingerprint()
+    share = np.concatenate([e.steps["intervention"] for e in rows[0]])
+    assert abs(share.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(share))  # takes over, and gives back, by slips

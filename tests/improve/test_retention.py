@@ -8,7 +8,14 @@ import pytest
 from understudy.core import UserError
 from understudy.data.episode import Episode
 from understudy.data.replay_buffer import ReplayBuffer
-from understudy.improve.retention import ROUND, AllEpisodes, BalancedSuccess, LastRounds, TopReturns
+from understudy.improve.retention import (
+    ROUND,
+    AllEpisodes,
+    BalancedSuccess,
+    LastRounds,
+    SuccessfulEpisodes,
+    TopReturns,
+)
 
 STATE = "observation.state"
 
@@ -65,3 +72,9 @@ def test_successes_displace_as_large_a_share_of_the_first_practice():
 def test_success_that_is_not_defined_is_named():
     with pytest.raises(UserError, match="(?s)episode 0.*AllEpisodes"):
         BalancedSuccess().keep(ReplayBuffer([practiced(0, 0)]))
+
+
+def test_successes_and_the_first_episodes_stay():
+    facts = [{}, {"success": False}, {ROUND: 0, "success": True}, {ROUND: 0, "success": False}, {ROUND: 1}]
+    data = ReplayBuffer([Episode({STATE: np.zeros((2, 1))}, dict(f)) for f in facts])
+    assert [dict(e.metadata) for e in SuccessfulEpisodes().keep(data)] == facts[:3]

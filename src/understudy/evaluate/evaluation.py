@@ -231,16 +231,25 @@ def compare(
                         hint='compare the return: metric="return"')
     if metric == "success":
         x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
-        if len(x) == 1:
-            return _compare_successes(x[0], y[0], level)
-        interval, p = stats.two_level_difference(x, y, level)
     else:
         x, y = np.array([r.episode_returns for r in first]), np.array([r.episode_returns for r in second])
-        if len(x) > 1:
-            interval, p = stats.two_level_difference(x, y, level, kind="real")
-        else:
-            interval, p = stats.bootstrap_mean((x - y)[0], level), sign_flip_p_value((x - y)[0])
+    if len(x) == 1:
+        return compare_outcomes(x[0], y[0], metric, level)
+    interval, p = stats.two_level_difference(x, y, level, kind="rate" if metric == "success" else "real")
     return PairedComparison(metric, interval.estimate, interval.low, interval.high, p, level, len(first))
+
+
+def compare_outcomes(x: np.ndarray, y: np.ndarray, metric: Literal["success", "return"], level: float = LEVEL
+                     ) -> PairedComparison:
+    """Compares two checkpoints by the outcomes of the same episodes, x minus y, as `compare` does.
+
+    Args:
+        x: Success, bool, or return of each episode, (episodes,).
+    """
+    if metric == "success":
+        return _compare_successes(x, y, level)
+    interval = stats.bootstrap_mean(x - y, level)
+    return PairedComparison(metric, interval.estimate, interval.low, interval.high, sign_flip_p_value(x - y), level, 1)
 
 
 def _compare_successes(x: np.ndarray, y: np.ndarray, level: float) -> PairedComparison:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,13 @@ from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import INTERVENTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .journal import EpisodeJournal
 from .retention import AllEpisodes, RetentionRule
 from .updates import PerNewStep, UpdateRule
 
+EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
+COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 SUPERVISOR_ROWS = 16  # rows that the network of a supervisor always sees, so that its actions do not depend on how many
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
@@ -263,12 +267,17 @@ class RolloutCollector(EpisodeCollector):
             actor = self.exploration.build(actor, env, training)
         if self.supervisor is not None:
             actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
-        seed = recording_seed(training.seed)
+        seed, run_episodes = recording_seed(training.seed), rollout
+        if self.supervisor is not None:  # whose time a kill must not cost
+            run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout
         if self.n_episodes is not None:
-            episodes = rollout(actor, env, self.n_episodes, seed, first=FIRST_EPISODE + number * self.n_episodes)
+            episodes = run_episodes(actor, env, self.n_episodes, seed, first=FIRST_EPISODE + number * self.n_episodes)
         else:
             assert self.n_steps is not None
-            episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps)
+            episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps,
+                                     run_episodes=run_episodes)
+        if self.supervisor is not None:
+            episodes = episodes.map(partial(_with_costs, self.gate is not None and self.gate.needs_attention))
         shape = training.data.features().get("action", env.features["action"]).shape
         return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
 
@@ -282,7 +291,21 @@ class RolloutCollector(EpisodeCollector):
         return expert_actor(env)
 
 
-def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0) -> Dataset:
+def _unfinished_round(folder: Path | None, number: int) -> Path | None:
+    """Where the episodes of a round are stored until all of them are collected."""
+    return None if folder is None else folder / f"unfinished-{number:06d}"
+
+
+def _with_costs(needs_attention: bool, episode: Episode) -> Episode:
+    """Adds how many steps the supervisor acted, labeled and watched. Each step counts once."""
+    acted = int(np.sum(episode.steps[INTERVENTION]))
+    others = len(episode) - acted
+    costs = (acted, 0, others) if needs_attention else (acted, others, 0)
+    return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
+
+
+def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int = 0,
+                  run_episodes: Callable[..., Dataset] = rollout) -> Dataset:
     """Runs complete episodes, from number `first` on, until they have at least `n_steps` steps together.
 
     The episodes do not depend on `env.rows`: no more run side by side than are needed if each reaches the time limit.
@@ -290,7 +313,7 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
     limit, episodes, steps = env.metadata.get("limit"), [], 0
     while steps < n_steps:
         count = 1 if limit is None else -(-(n_steps - steps) // limit)
-        data = rollout(actor, env, count, seed, first=first + len(episodes))
+        data = run_episodes(actor, env, count, seed, first=first + len(episodes))
         episodes, steps = [*episodes, *data], steps + data.steps
     return Dataset(episodes, data.metadata)
 
@@ -312,7 +335,7 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
         shape: That of the actions of the data, which may have no axis where the environment's have one number.
     """
     action, columns = features["action"], {}
-    for name in ("action", SUPERVISOR_ACTION):
+    for name in ("action", POLICY_ACTION, SUPERVISOR_ACTION):
         if name in episode.steps:
             column = np.asarray(episode.steps[name]).astype(action.dtype)
             columns[name] = column.reshape(len(column), *(shape if {shape, action.shape} == {(), (1,)} else
@@ -324,6 +347,8 @@ def _cast_actions(features: Schema, shape: tuple[int, ...], episode: Episode) ->
 @dataclass(frozen=True)
 class SupervisorLabels:
     """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
+
+    What was sent stays in the column `executed_action`.
 
     Args:
         into: The column that the policy learns.
@@ -340,7 +365,22 @@ class SupervisorLabels:
             raise UserError(f"there is no column {SUPERVISOR_ACTION!r}; there are {', '.join(sorted(episode.steps))}",
                             where="SupervisorLabels", hint='collect with RolloutCollector(supervisor="expert")')
         labels = np.asarray(episode.steps[SUPERVISOR_ACTION])
-        return replace(episode.replace({self.into: labels, SUPERVISOR_ACTION: None}), schema=episode.schema)
+        sent = np.asarray(episode.steps["action"])
+        return replace(episode.replace({self.into: labels, SUPERVISOR_ACTION: None, EXECUTED_ACTION: sent}),
+                       schema=episode.schema)
+
+
+@dataclass(frozen=True)
+class DemonstrationsAsInterventions:
+    """A column change: demonstrations get the column `intervention`, true at every step, that collected episodes have.
+
+    A learner can then weigh or draw steps by it.
+    """
+
+    def __call__(self, episode: Episode) -> Episode:
+        if INTERVENTION in episode.steps:
+            return episode
+        return episode.replace({INTERVENTION: np.ones(len(episode), bool)})
 
 
 @dataclass(frozen=True)
@@ -402,6 +442,7 @@ class CollectionRounds(DataCollection):
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
+        compare_rounds: Evaluate the checkpoint before the first round, and after each. Otherwise a tenth of them.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -420,6 +461,7 @@ class CollectionRounds(DataCollection):
     reset_learner: bool = False
     initial_updates: Annotated[int, AtLeast(0)] = 0
     sampling_weights: SamplingWeights | None = None
+    compare_rounds: bool = False
 
     def __post_init__(self):
         if len(self.mixture_weights) not in (0, 2):
@@ -443,7 +485,7 @@ class CollectionRounds(DataCollection):
 
     def run(self, training):
         rounds, batch_size = _StoredRounds(training.folder), training.learner.config.batch_size
-        every = max(self.n_rounds // EVALUATIONS, 1)
+        every = 1 if self.compare_rounds else max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
             training.restore()
         data = first = ReplayBuffer.of(training.annotated(self.initial_data(training.data).map(_forget_round)))
@@ -452,7 +494,7 @@ class CollectionRounds(DataCollection):
         training.processes.wait()
         end = self.initial_updates
         if training.n_updates <= end:
-            training.update(self._sampler(training.learner, data, first), end, evaluate=False)
+            training.update(self._sampler(training.learner, data, first), end, evaluate=self.compare_rounds)
         for number in range(self.n_rounds):
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))
@@ -542,6 +584,9 @@ def _summary(number: int, episodes: Dataset) -> dict[str, float]:
         metrics["round/return"] = float(np.mean([np.sum(e.steps["next.reward"][:len(e)]) for e in episodes]))
     if all("success" in e.metadata for e in episodes):
         metrics["round/success"] = float(np.mean([bool(e.metadata["success"]) for e in episodes]))
+    for name in COSTS:
+        if all(name in e.metadata for e in episodes):
+            metrics[f"round/{name}"] = sum(e.metadata[name] for e in episodes)
     return metrics
 
 
@@ -575,17 +620,18 @@ class _StoredRounds:
         with whole_folder(self.path(number)) as part:
             write_dataset(episodes, part / "episodes.npz", "npz")
             write_json(part / "round.json", {"round": number, "episodes": len(episodes), "steps": episodes.steps})
+        self._remove_unfinished(number)
+
+    def _remove_unfinished(self, number: int) -> None:
+        if (folder := _unfinished_round(self.folder, number)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the rounds that were collected after this many updates, so that they are collected again."""
         start, whole, stored = config.initial_updates, 0, Dataset(list(first))
         for number in self.numbers():
             if start > n_updates or number != whole:
-                if config.collector.uses_person:
-                    raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
-                                    f"checkpoint has {n_updates}", where=self.path(number),
-                                    hint="put the later checkpoints back, or move this folder away to collect the "
-                                         "round again")
+                self._refuse_person(config, number, self.path(number), start, n_updates)
                 part = self.path(number).with_name(f".{number:06d}.part")  # never half a round under its name
                 self.path(number).rename(part)
                 shutil.rmtree(part)
@@ -593,3 +639,18 @@ class _StoredRounds:
                 whole = number + 1
                 stored = config.retention.keep(Dataset([*stored, *self[number]]))
                 start += config.updates.number(self[number].steps, stored.steps, batch_size)
+        for folder in self.folder.glob("unfinished-*") if self.folder else ():
+            number = int(folder.name.rpartition("-")[2])
+            if number >= whole and start > n_updates:
+                self._refuse_person(config, number, folder, start, n_updates)
+            if number != whole or start > n_updates:
+                self._remove_unfinished(number)
+
+    @staticmethod
+    def _refuse_person(config: CollectionRounds, number: int, folder: Path, start: int, n_updates: int) -> None:
+        """Raises UserError if episodes that a person took part in would have to be collected again."""
+        if config.collector.uses_person:
+            raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
+                            f"checkpoint has {n_updates}", where=folder,
+                            hint="put the later checkpoints back, or move this folder away to collect the round again")
+

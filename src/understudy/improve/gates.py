@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..core import AtLeast, AtMost, State, UserError, part, uniform
 from ..execute.actor import Actor
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
+POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
 GATE_STREAM = 10  # stream of random numbers
 
@@ -21,11 +22,17 @@ GATE_STREAM = 10  # stream of random numbers
 class Gate(ABC):
     """A rule that decides at each step whether the policy or the supervisor acts. Subclasses are frozen dataclasses.
 
+    Attributes:
+        needs_attention: Whether the supervisor has to follow the steps at which the policy acts. Otherwise it may say
+            later what it would have done there.
+
     References:
         Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
         arXiv:1011.0686. Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts,
         arXiv:1810.02890.
     """
+
+    needs_attention: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor, number: int) -> State:
@@ -61,6 +68,8 @@ class RandomGate(Gate):
         probability: Probability that the supervisor acts at a step of round 0.
         decay: The probability is multiplied by this after each round.
     """
+
+    needs_attention = False
 
     probability: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     decay: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
@@ -105,11 +114,55 @@ class HumanGate(Gate):
         return control, state
 
 
+@part
+class DisagreementGate(Gate):
+    """The supervisor takes over where its action and that of the policy differ, and gives back where they agree.
+
+    SafeDAgger is one threshold, and LazyDAgger a lower one for giving back. Both predict the difference, which this
+    gate knows. With `delay`, `hold` and `slip` it stands for a person, who notices late and errs.
+
+    Args:
+        threshold: Difference above which the supervisor takes over: the root mean square over the components.
+        release: Difference up to which it gives back.
+        scale: A difference of 1 in each component, such as the standard deviation of demonstrated actions. Empty for 1.
+        delay: Steps between noticing a difference and taking over.
+        hold: Number of steps that it acts at least.
+        slip: Probability of taking a difference for none at a step, and the reverse.
+
+    References:
+        Zhang and Cho (2017), Query-Efficient Imitation Learning for End-to-End Autonomous Driving, arXiv:1605.06450.
+        Hoque et al. (2021), LazyDAgger: Reducing Context Switching in Interactive Imitation Learning, arXiv:2104.00053.
+    """
+
+    threshold: Annotated[float, AtLeast(0)] = 0.5
+    release: Annotated[float, AtLeast(0)] = 0.5
+    scale: tuple[float, ...] = ()
+    delay: Annotated[int, AtLeast(0)] = 0
+    hold: Annotated[int, AtLeast(1)] = 1
+    slip: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+
+    def start(self, obs, key, number):
+        zero = torch.zeros_like(key)
+        return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
+
+    def decide(self, obs, action, supervisor_action, state):
+        scale = torch.tensor(self.scale or (1.0,))
+        difference = ((action - supervisor_action.to(action.dtype)) / scale).square().mean(1).sqrt()
+        in_control = state["acted"] > 0
+        is_apart = difference > torch.where(in_control, self.release, self.threshold)
+        is_apart ^= uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < self.slip
+        wait = torch.where(~in_control & is_apart & (state["wait"] < 0), self.delay, state["wait"])
+        acts = torch.where(in_control, is_apart | (state["acted"] < self.hold), wait == 0)
+        return acts, {**state, "count": state["count"] + 1, "acted": torch.where(acts, state["acted"] + 1, 0),
+                      "wait": torch.where(acts, -1, torch.where(wait > 0, wait - 1, wait))}
+
+
 @dataclass(frozen=True)
 class GatedActor(Actor):
     """An actor with a supervisor that advises at every step and acts where a gate decides so.
 
-    The episode gets two columns: `intervention`, whether the supervisor acted, and `supervisor_action`, its action.
+    The episode gets three columns: `intervention`, whether the supervisor acted, `policy_action` and
+    `supervisor_action`, what the two did or would have done.
 
     Args:
         supervisor: An expert, a person or another policy.
@@ -134,6 +187,7 @@ class GatedActor(Actor):
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
             acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
-        record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, SUPERVISOR_ACTION: advice}
+        record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, POLICY_ACTION: action,
+                  SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
         return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "record": record}

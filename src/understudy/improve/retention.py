@@ -85,6 +85,15 @@ class TopReturns(RetentionRule):
 
 
 @dataclass(frozen=True)
+class SuccessfulEpisodes(RetentionRule):
+    """Collected episodes stay if they succeeded, and so do all that were there before the first round."""
+
+    def keep(self, data):
+        return data.select(i for i, episode in enumerate(data)
+                           if episode.metadata.get(ROUND) is None or episode.metadata.get("success", False))
+
+
+@dataclass(frozen=True)
 class BalancedSuccess(RetentionRule):
     """Collected episodes stay if they succeeded, and displace as large a share of the first practice.
 

@@ -92,7 +92,7 @@ from .stages import (
 from .targets import REWARD, TERMINATED, check_rewards
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
-Score = Callable[[Actor], float]  # higher is better
+Score = Callable[[Actor], float | Mapping[str, Any]]  # higher is better; or metrics, of which "score" is that number
 CURVE_POINTS = 500  # of a training curve
 MAX_UNSAVED_SECONDS = 10 * 60  # seconds of work that a power cut may cost
 MAX_DIFFERENCES = 3  # differences that are listed
@@ -450,8 +450,8 @@ class _RunTraining(Training):
         batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), device, until)
         every = self.save_freq
         while True:
-            if self.n_updates > 0 and (evaluate and self.n_updates == until if every is None else
-                                       self.n_updates % every == 0):
+            if (evaluate and self.n_updates == until if every is None else
+                    self.n_updates > 0 and self.n_updates % every == 0):
                 self.evaluate()
             if self.n_updates >= until:
                 return
@@ -513,7 +513,8 @@ class _CheckpointEvaluation:
                 errors = self.validation.evaluate(policy, self.test, self.scale, self.method.executor)
                 metrics = {f"validation/{k}": v for k, v in errors.items()}
             if self.score:
-                metrics["score"] = float(self.score(build_actor(self.method, modules, ROWS, features=self.recorded)))
+                score = self.score(build_actor(self.method, modules, ROWS, features=self.recorded))
+                metrics |= score if isinstance(score, Mapping) else {"score": float(score)}
             if metrics:
                 self.run.log_metrics(step=step, **metrics, seconds=loop.elapsed())
                 for callback in loop.watches:

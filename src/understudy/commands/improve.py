@@ -1,0 +1,397 @@
+"""The command understudy improve."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    Output,
+    command_line,
+    open_data,
+    parse,
+    plain_table,
+    read_provenance,
+    recorded_env_of,
+    split_arguments,
+    trust_options,
+    unused_path,
+)
+from .groups import (
+    ActingOptions,
+    DeviceOption,
+    JsonOption,
+    PositiveCount,
+    Seed,
+    StepCount,
+    TrustOption,
+    command_options,
+)
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
+    from ..envs.base import Env
+    from ..evaluate.evaluation import Evaluation, PairedComparison
+    from ..execute.actor import Actor
+    from ..improve.promotion import Promotion
+    from ..learn.method import Method
+    from ..learn.run import Run
+
+COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
+
+
+@command_options
+class ImproveOptions(DeviceOption, JsonOption, TrustOption):
+    """Improve a trained policy by what it does: it acts in rounds, somebody corrects it or says what would have been
+    right, and it trains on that.
+
+    After each round the policy is compared with the best so far on the same starts, and becomes the best if it does at
+    least as well. At the end the best one and RUN act on fresh starts. RUN stays as it is.
+
+    Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back), safe and lazy
+    (it acts where the two disagree) need a supervisor. filtered learns from the policy's own successes.
+
+    At the keyboard (--supervisor keyboard), t takes over and gives back, WASD or the arrows move, y and n mark the
+    episode as a success or a failure, x begins it again and q stops. Every finished episode is on the disk, and the
+    same command continues.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """the run to improve (its last checkpoint), or RUN/best"""
+    method: Annotated[str, arg(name="with", metavar="METHOD")]
+    """dagger, hg-dagger, safe, lazy or filtered"""
+    out: Annotated[Path, arg(metavar="RUN2")]
+    """the folder of the new run"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """environment to act in; by default the one in which RUN's data were recorded"""
+    supervisor: Annotated[str | None, arg(metavar="WHO")] = None
+    """scripted (the expert of the environment; with hg-dagger it notices late and errs at times), keyboard (you, in
+    this terminal), or the run of another policy"""
+    data: Annotated[Path | None, arg(metavar="DATA")] = None
+    """what RUN was trained on; by default the DATA of its command"""
+    rounds: PositiveCount = 5
+    """number of rounds"""
+    episodes: PositiveCount = 5
+    """number of episodes in each round"""
+    steps: StepCount = None
+    """number of updates after each round; by default as many in all as RUN had"""
+    compare: PositiveCount = 100
+    """number of starts on which rounds are compared, and of fresh starts at the end"""
+    seed: Seed = 0
+    """seed of the starts, the order of the data, and noise"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(ImproveOptions, "improve", args)
+    with Output(o.json) as out, ExitStack() as resources:
+        _Command(o, "understudy improve " + shlex.join(args), out, resources).run()
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One call of the command."""
+
+    o: ImproveOptions
+    command: str
+    out: Output
+    resources: ExitStack
+
+    def run(self) -> None:
+        from ..learn.devices import choose_device
+        from ..learn.run import Run
+        from ..learn.train import train
+
+        o, run = self.o, Run(self.o.out)
+        env_name, data, held_out, method, stages = self._prepare()
+        env = self._make(env_name, COMPARISON_ROWS)
+        base = self._actor(o.run, env)
+        collection_env, person = self._people(env_name, method, env)
+        promotion = self._compare_base(run, env, base)
+        self._print_plan(method, data, env_name, promotion)
+        train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
+              env=collection_env, person=person, val_fraction=held_out, command=self.command,
+              callbacks=(_RoundPrinter(o.rounds),), progress=False)
+        self._print_result(run, env_name, env, base, data)
+
+    # -- what is needed ------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
+        """The environment, the data and the held-out episodes, the method and the runs of its stages."""
+        from ..core import UserError
+        from ..improve.improvement import Improvement
+        from ..policy import find_checkpoint
+
+        o = self.o
+        supervisor = {"scripted": "expert", "keyboard": "person"}.get(o.supervisor or "", o.supervisor)
+        if supervisor not in (None, "expert", "person"):
+            supervisor = Path(str(supervisor))
+            try:
+                find_checkpoint(supervisor)
+            except UserError as error:
+                raise UserError(f"{o.supervisor!r} is no supervisor, and no run: {error.problem}", where="--supervisor",
+                                hint="name scripted (the expert of the environment), keyboard (you, in a terminal), or "
+                                     "the run of another policy") from None
+        find_checkpoint(o.run)
+        if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
+            raise UserError("this is the run to improve, which stays as it is", where="--out",
+                            hint="choose another folder")
+        env_name = o.env or recorded_env_of(o.run)
+        if env_name is None:
+            raise UserError(f"the data of {o.run} do not say in which environment they were recorded", where="--env",
+                            hint="name it: --env ENV")
+        if supervisor == "person" and not sys.stdin.isatty():
+            raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
+                            hint="run it in a terminal, without a pipe; or --supervisor scripted")
+        data, held_out = self._open_data()
+        improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust)
+        return env_name, data, held_out, *improvement.build(o.method)
+
+    def _open_data(self) -> tuple[Dataset, Any]:
+        """The episodes that the run was trained on, and those that it held out."""
+        from ..core import UserError
+        from ..learn.method import load_policy
+
+        o, provenance = self.o, read_provenance(self.o.run)
+        path = o.data or _trained_on(o.run)
+        if path is None or not path.exists():
+            raise UserError(("the data that it was trained on are not named" if path is None else
+                             f"the data that it was trained on are gone: {path}"), where=o.run,
+                            hint="name them, or other demonstrations of the task: --data DATA")
+        policy = load_policy(o.run, trust=o.trust)
+        data = open_data(path, next(iter(policy.image_sizes.values()), None), ignore=(), run=o.run)
+        recorded = provenance.get("data", {}).get("fingerprint")
+        if data.fingerprint() == recorded:
+            return data, provenance["held_out"]
+        if o.data is None:
+            raise UserError(f"the data have changed since it was trained: {path}", where=o.run,
+                            hint=f"train it again on them, or improve it with them as they are: --data {path}")
+        return data, 0.1
+
+    def _make(self, name: str, rows: int) -> Env:
+        from ..envs import make
+
+        env = make(name, rows, self.o.trust)
+        self.resources.callback(env.close)
+        return env
+
+    def _actor(self, run: Path, env: Env) -> Actor:
+        from .policies import load_actor
+
+        return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed))[0]
+
+    def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
+        """The environment of the collection, and the person if one takes part. Checks the supervisor."""
+        from ..core import UserError
+        from ..improve.improvement import IMPROVEMENTS
+
+        o, collection = self.o, method.collection
+        assert collection is not None
+        if o.supervisor is None and not env.metadata.get("success"):
+            raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
+                            "defines no success", where="--with",
+                            hint="choose a method with a supervisor, such as dagger, or an environment whose info has "
+                                 "\"success\"")
+        if o.supervisor not in (None, "scripted", "keyboard"):
+            self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
+        if o.supervisor != "keyboard":
+            collection.check(env, None)
+            return self._make(env_name, COLLECTION_ROWS), None
+        person_env = self._make(env_name, 1)
+        return person_env, _keyboard_person(person_env, self.resources)
+
+    def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
+        """The comparison of rounds, with the evaluation of the base if the run is new."""
+        from dataclasses import replace
+
+        from ..core import UserError
+        from ..improve.promotion import Promotion, compared_checkpoints
+
+        o = self.o
+        promotion = Promotion(env, o.compare, o.seed, run)
+        if compared_checkpoints(run):
+            return promotion
+        evaluation = promotion.evaluate(base)
+        if o.supervisor is None and evaluation.success is not None and not evaluation.success.estimate:
+            raise UserError(f"{o.run} succeeded in none of {o.compare} episodes, and {o.method} learns from successes",
+                            where="--with", hint="practice needs a first success: record more demonstrations, make the "
+                            "task easier, or choose a method with a supervisor, such as --with dagger")
+        return replace(promotion, base=evaluation)
+
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def _print_plan(self, method: Method, data: Dataset, env_name: str, promotion: Promotion) -> None:
+        from ..improve.improvement import IMPROVEMENTS
+        from ..improve.promotion import compared_checkpoints
+
+        o, collection, base = self.o, method.collection, promotion.base
+        assert collection is not None
+        if base is not None:
+            rate, unit = base.success or base.returns, _unit(promotion.env)
+            line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
+        else:
+            line, unit = compared_checkpoints(promotion.run)[0], _unit(promotion.env)
+        who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
+        plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
+                f"method: {o.method}: {IMPROVEMENTS[o.method].summary}{who}",
+                f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {len(data)} of RUN",
+                f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
+                f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
+                "the newest"]
+        if o.supervisor == "keyboard":
+            from ..improve.takeover import KEYS
+
+            plan.append(f"keys: {KEYS}")
+        print(*plan, sep="\n", file=sys.stderr)
+        for folder in sorted((o.out / "collection").glob("unfinished-*")):
+            count = sum(1 for path in folder.glob("[0-9]*"))
+            print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and "
+                  "not run again", file=sys.stderr)
+
+    def _print_result(self, run: Run, env_name: str, env: Env, base_actor: Actor, data: Dataset) -> None:
+        from ..evaluate.evaluation import compare, evaluate, verdict
+        from ..improve.promotion import best_checkpoint, compared_checkpoints
+
+        o, lines = self.o, compared_checkpoints(run)
+        rounds = [line for line in run.read_metrics() if "round" in line]
+        costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in ("acted", "labeled", "watched")}
+        self.out.print("", _table(lines, rounds, _unit(env)), "")
+        best = best_checkpoint(lines)
+        base, other = evaluate(base_actor, env, o.compare, o.seed), None
+        if best["step"]:
+            other = evaluate(self._actor(o.out / "best", env), env, o.compare, o.seed)
+            self.out.print(verdict(other, base, (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")))
+        else:
+            self.out.print(f"No round improved the policy, and {o.out / 'best'} is the policy of {o.run}. To try: more "
+                           "episodes in each round, more updates (--steps), another method, or more demonstrations.")
+        self._print_costs(costs, data, env_name, improved=other is not None)
+        self.out.print_json({
+            "run": str(o.out), "base": str(o.run), "method": o.method, "supervisor": o.supervisor, "env": env_name,
+            "human_steps": costs, "rounds": _rounds_json(lines, rounds), "best": str(run.checkpoint_path(best["step"])),
+            "fresh": _fresh_json(base, other, None if other is None else compare(other, base))})
+
+    def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, improved: bool) -> None:
+        """What it cost a person, and how many demonstrations would have cost as much."""
+        o, total, trust = self.o, sum(costs.values()), trust_options(self.o.trust, env_name)
+        commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,
+                                 "--seed", o.seed + 1, *trust)] if improved else []
+        if total:
+            count = max(round(total / float(data.lengths.mean())), 1)
+            self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
+                           f"{costs['watched']}. As many steps are {count} more demonstrations, the first rival of "
+                           "every correction: record them, train on all with as many updates, and compare.")
+            more, path, words = unused_path("more"), o.data or _trained_on(o.run), shlex.split(
+                str(read_provenance(o.run).get("command") or ""))
+            commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
+                                      *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
+            if words[:2] == ["understudy", "train"]:
+                together, rival = unused_path("together.json"), unused_path("rival")
+                commands += [command_line("merge", path, more, "--out", together),
+                             command_line("train", words[2], together, "--out", rival),
+                             command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
+        else:
+            self.out.print("It cost no human steps.")
+        self.out.suggest(*commands, command_line("plot", o.out))
+
+
+def _unit(env: Env) -> str:
+    return "success" if env.metadata.get("success") else "mean return"
+
+
+def _trained_on(run: Path) -> Path | None:
+    """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
+    from .train import TrainOptions
+
+    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    if words[:2] == ["understudy", "improve"]:
+        o = parse(ImproveOptions, "improve", words[2:])
+        print(f"{run} was improved itself: the episodes that it collected are not learned again", file=sys.stderr)
+        return o.data or (_trained_on(o.run) if o.run.exists() else None)
+    if words[:2] != ["understudy", "train"]:
+        return None
+    o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
+    return o.out / "random" / "episodes.npz" if o.data is None else o.data
+
+
+def _keyboard_person(env: Env, resources: ExitStack) -> Actor:
+    import numpy as np
+
+    from ..improve.takeover import KeyboardSupervisor, TakeoverKeyboard
+
+    size = env.features["action"].shape
+    low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
+    keyboard = resources.enter_context(TakeoverKeyboard(low, high).listening())
+
+    def show(text: str) -> None:
+        print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
+    return KeyboardSupervisor(env, keyboard, show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+
+
+class _RoundPrinter:
+    """A callback that prints two lines for each round: what was collected, and how the new policy compares."""
+
+    def __init__(self, n_rounds: int):
+        self.n_rounds, self.number = n_rounds, 0
+
+    def __call__(self, step, learner, seen) -> None:
+        if "round" in seen:
+            self.number = int(seen["round"]) + 1
+            costs = ", ".join(f"{name} {seen[f'round/{name}']}" for name in ("acted", "labeled", "watched")
+                              if f"round/{name}" in seen)
+            print(f"round {self.number} of {self.n_rounds}: {seen['round/episodes']} episodes, {seen['round/steps']} "
+                  f"steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
+        elif "gain" in seen:
+            unit = "success" if all(isinstance(value, bool) for value in seen["outcomes"]) else "mean return"
+            print(f"  {unit} {_rate(seen, unit)}, minus the best so far {_gain(seen, unit)}: "
+                  + ("promoted" if seen["promoted"] else "not promoted"), file=sys.stderr)
+
+
+def _rate(line: dict[str, Any], unit: str) -> str:
+    show = (lambda v: f"{v:.1%}") if unit == "success" else (lambda v: f"{v:.4g}")
+    return f"{show(line['score'])} [{show(line['score/low'])}, {show(line['score/high'])}]"
+
+
+def _gain(line: dict[str, Any], unit: str) -> str:
+    show = (lambda v: f"{100 * v:+.1f}") if unit == "success" else (lambda v: f"{v:+.4g}")
+    return f"{show(line['gain'])} [{show(line['gain/low'])}, {show(line['gain/high'])}]"
+
+
+def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str):
+    """One row for the base and each round."""
+    table = plain_table("", "acted", "labeled", "watched", unit, "95% interval", "minus best so far", "95% interval",
+                        "")
+    for line, row in zip(lines, [None, *rounds], strict=False):
+        costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in ("acted", "labeled", "watched")]
+        rate, _, interval = _rate(line, unit).partition(" ")
+        gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
+        table.add_row("base" if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
+                      gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
+                      "not promoted")
+    return table
+
+
+def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def interval(line, key):
+        return {"estimate": line[key], "low": line[f"{key}/low"], "high": line[f"{key}/high"]}
+    return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
+             "gain": interval(line, "gain") if "gain" in line else None,
+             "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
+             **{name: row and row.get(f"round/{name}", 0) for name in ("acted", "labeled", "watched")}}
+            for line, row in zip(lines, [None, *rounds], strict=False)]
+
+
+def _fresh_json(base: Evaluation, best: Evaluation | None, paired: PairedComparison | None) -> dict[str, Any]:
+    """The results on fresh starts."""
+    def summary(evaluation):
+        rate = evaluation.success or evaluation.returns
+        return {"estimate": rate.estimate, "low": rate.low, "high": rate.high}
+    return {"of": "return" if base.success is None else "success", "episodes": len(base.episodes),
+            "base": summary(base), "best": None if best is None else summary(best),
+            "paired": paired and {"difference": paired.difference, "low": paired.low, "high": paired.high,
+                                  "p": paired.p_value}}

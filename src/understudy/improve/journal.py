@@ -1,0 +1,77 @@
+"""The episodes of a round that is being collected, each on the disk as soon as it has ended."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..data.episode import Dataset, Episode
+from ..data.formats import open_dataset, write_dataset
+from ..envs.base import Env
+from ..evaluate.rollout import rollout, with_success_column
+from ..execute.actor import Actor
+from ..files import whole_folder
+
+MARK = "success_mark"  # column of an actor: 1 or -1 once a person has marked the episode a success or a failure
+
+
+class EpisodeDiscarded(Exception):
+    """A person has discarded the running episode. It starts again from the same start."""
+
+
+@dataclass(frozen=True)
+class EpisodeJournal:
+    """Rolls episodes out, and stores each when it ends. Episodes that are stored are not run again.
+
+    Args:
+        folder: Where the episodes are, each in a folder of its own that is complete or absent. None for memory.
+    """
+
+    folder: Path | None
+    in_memory: dict[int, Episode] = field(default_factory=dict)
+
+    def rollout(self, actor: Actor, env: Env, episodes: int, seed: int, *, first: int = 0) -> Dataset:
+        """Returns the same episodes as the function `rollout`, of which some may be stored already."""
+        numbers = range(first, first + episodes)
+        if self.folder is not None:
+            for part in self.folder.glob(".*.part"):
+                shutil.rmtree(part)
+        while missing := [n for n in numbers if n not in self]:
+            count = next((i for i, n in enumerate(missing) if n != missing[0] + i), len(missing))
+            with suppress(EpisodeDiscarded):
+                rollout(actor, env, count, seed, first=missing[0], watch=self.store)
+        stored = [self.episode(n) for n in numbers]
+        is_reported = any("next.success" in e.steps for e in stored)
+        return Dataset([with_success_column(e, is_reported) for e in stored],
+                       {name: env.metadata.get(name) for name in ("env", "fps", "version")})
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.in_memory if self.folder is None else (self.folder / str(number)).is_dir()
+
+    def episode(self, number: int) -> Episode:
+        if self.folder is None:
+            return self.in_memory[number]
+        return next(iter(open_dataset(self.folder / str(number) / "episodes.npz").iterate_once()))
+
+    def store(self, number: int, episode: Episode) -> None:
+        episode = _with_mark(episode)
+        if self.folder is None:
+            self.in_memory[number] = episode
+            return
+        with whole_folder(self.folder / str(number)) as part:
+            write_dataset(Dataset([episode]), part / "episodes.npz", "npz")
+
+
+def _with_mark(episode: Episode) -> Episode:
+    """The success of an episode is what a person says, if the person says something."""
+    if MARK not in episode.steps:
+        return episode
+    marks = np.asarray(episode.steps[MARK])
+    episode = episode.replace({MARK: None})
+    if not (given := marks[marks != 0]).size:
+        return episode
+    return replace(episode, metadata={**episode.metadata, "success": bool(given[-1] > 0)})

@@ -1,0 +1,65 @@
+"""Which round of a data collection gave the best policy: all are compared on the same starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..envs.base import Env
+from ..evaluate.evaluation import Evaluation, compare_outcomes, evaluate, validation_seed
+from ..execute.actor import Actor
+from ..learn.run import Run
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A score of checkpoints, for `train(..., score=...)`, that also compares each with the best before it.
+
+    A checkpoint is promoted, which makes it the best of the run, if it does at least as well as the best before it, so
+    that the interval of their difference does not lie below 0. Comparing with the best, and not with the last, stops a
+    slow decline. Every line of the metrics has all outcomes, so that nothing is evaluated again after a kill.
+
+    Args:
+        env: The environment of the comparison.
+        episodes: Number of starts. They are those of `validation_seed(seed)`, on which no policy trains.
+        run: The run whose metrics hold the comparisons so far.
+        base: The evaluation of the first checkpoint, if it is known.
+    """
+
+    env: Env
+    episodes: int
+    seed: int
+    run: Run
+    base: Evaluation | None = None
+
+    def __call__(self, actor: Actor) -> dict[str, Any]:
+        before = compared_checkpoints(self.run)
+        evaluation = self.base if self.base is not None and not before else self.evaluate(actor)
+        rate = evaluation.success or evaluation.returns
+        outcomes = evaluation.episode_returns if evaluation.successes is None else evaluation.successes
+        metrics = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high,
+                   "outcomes": outcomes.tolist()}
+        if not before:
+            return {**metrics, "promoted": True}
+        best = best_checkpoint(before)
+        metric = "return" if evaluation.success is None else "success"
+        gain = compare_outcomes(outcomes, np.array(best["outcomes"]), metric)
+        return {**metrics, "against": best["step"], "gain": gain.difference, "gain/low": gain.low,
+                "gain/high": gain.high, "promoted": rate.estimate >= best["score"]}
+
+    def evaluate(self, actor: Actor) -> Evaluation:
+        """Evaluates an actor on the starts of the comparison."""
+        return evaluate(actor, self.env, self.episodes, validation_seed(self.seed))
+
+
+def compared_checkpoints(run: Run) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics that `Promotion` wrote, in order."""
+    return [line for line in run.read_metrics() if "outcomes" in line]
+
+
+def best_checkpoint(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the line of the best checkpoint. Of equals it is the latest, as in `train`."""
+    return max(lines, key=lambda line: (line["score"], line["step"]))

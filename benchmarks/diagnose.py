@@ -240,10 +240,10 @@ def in_degrees(data: Dataset) -> Dataset:
 
 
 def noisy(data: Dataset) -> Dataset:
-    """Actions that are unsteady, within the range of the others."""
+    """Actions that are unsteady, within the usual range."""
     rng = np.random.default_rng(0)
     everything = np.concatenate([e.steps[ACTION] for e in data])
-    low, high, spread = everything.min(0), everything.max(0), everything.std(0)
+    (low, high), spread = np.quantile(everything, (0.05, 0.95), axis=0), everything.std(0)
     return Dataset([e.replace({ACTION: np.clip(e.steps[ACTION] + spread * rng.normal(size=e.steps[ACTION].shape), low,
                                                high).astype(np.float32)}) for e in data], data.metadata)
 
@@ -274,7 +274,8 @@ def absolute_statistics(data: Dataset) -> Callable[[TrainedRun], TrainedRun]:
 def faults(toy: Toy, cameras: Toy, positions: Toy, seed: int) -> dict[str, tuple[Case, str]]:
     """Each fault: the run, and the code of the finding that names it."""
     case, seen_by, placed = Case(toy, seed), Case(cameras, seed + 1), Case(positions, seed + 2)
-    degrees, limit = 57.29578, 0.4
+    degrees = 57.29578
+    offset = float(np.concatenate([e.steps[ACTION][:, toy.joint] for e in demonstrations(toy, 80, seed)]).std())
     return {
         "state in degrees": (replace(case, env=on_state(lambda x: degrees * x, toy)), "observation-units"),
         "swapped cameras": (replace(seen_by, env=on_images(lambda o: {TOP: o[SIDE], SIDE: o[TOP]})), "cameras-swapped"),
@@ -285,7 +286,7 @@ def faults(toy: Toy, cameras: Toy, positions: Toy, seed: int) -> dict[str, tuple
         "constant sensor": (replace(case, env=on_state(lambda x: torch.full_like(x, 0.3), toy)), "constant-sensor"),
         "delayed observations": (replace(case, env=DelayedObs), "latency"),
         "actions stored a step late": (replace(case, data=shifted_actions), "action-shift"),
-        "action offset": (replace(case, env=on_action(lambda a: a + limit, toy)), "calibration-drift"),
+        "action offset": (replace(case, env=on_action(lambda a: a + offset, toy)), "calibration-drift"),
         "clipped actions": (replace(case, env=tighter), "limits-bind"),
         "statistics of other units": (replace(case, run=other_statistics), "wrong-statistics"),
         "relative actions, absolute statistics": (replace(

@@ -1,8 +1,8 @@
 """The command line: the list of commands, and how errors are reported. Each command is a file in commands/.
 
-Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors, diagnose a
-fault, or robot check a difference, more steps of act than allowed were clipped, stale or late, or a claim that was due
-did not run; 130 interrupted and resumable.
+Exit status: 0 done, 1 a defect of understudy, 2 an error that the user can fix, 3 an audit found errors,
+robot check found a difference, more steps of act than allowed were clipped, stale or late, or a claim that was due did
+not run; 130 interrupted and resumable.
 """
 
 from __future__ import annotations

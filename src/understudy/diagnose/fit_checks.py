@@ -23,7 +23,7 @@ from .base import RunFinding
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
 UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
 GENERALIZES = 0.75  # the same on held-out episodes
-GAP = 3.0  # error on held-out episodes, as a multiple of that on trained ones
+GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
 SCALES = (1 / 3, 3.0)  # scale of the run, as a multiple of that of the data
 OFFSET = 1.0  # in scales of the data
 SKEW = 2.0  # error of the deployed actor, as a multiple of that of the plans
@@ -87,18 +87,20 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
         return
     least = min(held_out.values)
     best = held_out.steps[held_out.values.index(least)]
+    take = ("take the checkpoint with the least error", ("eval", f"RUN/{_checkpoint_name(curves, best)}", "ENV"))
+    if step < held_out.steps[0]:
+        yield RunFinding("wrong-checkpoint", "fault", f"the checkpoint after {step} updates is from before the first "
+                         f"validation, and the error on held-out episodes is least after {best}", step,
+                         (held_out.steps[0], None), *take)
+        return
     own = held_out.at(step)
-    if own is None:  # from before the first measurement
-        own = float("inf") if step < held_out.steps[0] else least
-    ratio = own / max(least, 1e-12)
+    ratio = 1.0 if own is None else own / max(least, 1e-12)
     if ratio > 1.05:
-        text = (f"after {step} updates the error on held-out episodes is {ratio:.2f} times that after {best}"
-                if np.isfinite(ratio) else f"the checkpoint after {step} updates is hardly trained")
-        yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", text, ratio, (1, WORSE),
-                         "take the checkpoint with the least error", ("eval", f"RUN/{_name(curves, best)}", "ENV"))
+        yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", f"after {step} updates the error on "
+                         f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, WORSE), *take)
 
 
-def _name(curves: TrainingCurves, step: int) -> str:
+def _checkpoint_name(curves: TrainingCurves, step: int) -> str:
     return "best" if curves.best == step else "last" if curves.last == step else f"checkpoints/{step:06d}"
 
 

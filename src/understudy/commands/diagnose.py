@@ -119,8 +119,8 @@ def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None,
 
     path = _data_path(o)
     if path is None or o.data is None and not path.exists():
-        gone = "the run does not say where its data are" if path is None else f"the data of the run are gone: {path}"
-        return None, f"{gone} (name them: --data DATA)"
+        problem = "the run does not say where its data are" if path is None else f"the data of the run are gone: {path}"
+        return None, f"{problem} (name them: --data DATA)"
     policy = trained.policy
     data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)

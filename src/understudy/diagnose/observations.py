@@ -38,7 +38,7 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
         sizes: Height and width of each camera in the recording.
     """
     for name, feature in inputs.items():
-        where = Location(feature=name)
+        location = Location(feature=name)
         if name not in observed:
             spare = [n for n in observed if observed[n].kind == feature.kind and n not in inputs]
             similar = next(iter(nearest_names(name, spare)), None)
@@ -46,18 +46,18 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
                 "missing-column", "fault", f"the policy reads {name}, which is not shown; "
                 f"{', '.join(n for n in observed if n != 'action')} are", 0, (1, 1),
                 f"give {similar} the name that it had in training, if it is the same" if similar
-                else "show it, or train without it", ("inspect", "DATA"), where)
+                else "show it, or train without it", ("inspect", "DATA"), location)
         elif feature.kind == "image" and name in sizes and tuple(sizes[name]) != observed[name].shape[:2]:
             (height, width), (own_height, own_width) = observed[name].shape[:2], sizes[name]
             yield RunFinding(
                 "camera-size", "fault", f"{name} has {height} x {width} pixels, and was recorded with {own_height} x "
                 f"{own_width}: the policy sees another part of the scene, or a distorted one", height / own_height,
-                (1, 1), "set the camera to the size of the recording", ("inspect", "DATA"), where)
+                (1, 1), "set the camera to the size of the recording", ("inspect", "DATA"), location)
         elif feature.kind != "image" and feature.shape != observed[name].shape:
             yield RunFinding(
                 "missing-column", "fault", f"the policy reads {name} with shape {feature.shape}, but it has "
                 f"{observed[name].shape}", observed[name].size, (feature.size, feature.size),
-                "show the components that were recorded", ("inspect", "DATA"), where)
+                "show the components that were recorded", ("inspect", "DATA"), location)
 
 
 def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:
@@ -114,30 +114,30 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         varies = spread[d] > VARIES * total[d] and len(begins) > 2
         ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
                  else 1.0)
-        unit, where = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
+        unit, location = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
         if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and (varies or abs(shift[d]) > 3 * total[d]):
             yield RunFinding(
-                "observation-units", "fault", f"{where}: the first observations are {abs(ratio):.3g} times as "
+                "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
                 f"{'wide' if varies else 'large'} as in the data" + (f", as between {unit}" if unit else ""),
-                float(ratio), SPREAD, "convert the observation to the unit of the data", ("inspect", "DATA"), where)
+                float(ratio), SPREAD, "convert the observation to the unit of the data", ("inspect", "DATA"), location)
         elif abs(2 * mean[d] + shift[d]) < 0.25 * abs(mean[d]) and abs(mean[d]) > 2 * max(spread[d], VARIES * total[d]):
-            yield RunFinding("sign-flip", "fault", f"{where} begins at {mean[d] + shift[d]:.3g}, and in the data at "
+            yield RunFinding("sign-flip", "fault", f"{location} begins at {mean[d] + shift[d]:.3g}, and in the data at "
                              f"{mean[d]:.3g}: its sign is turned around", float(ratio), SPREAD,
-                             "turn the sign of this joint around, where it is read", ("inspect", "DATA"), where)
+                             "turn the sign of this joint around, where it is read", ("inspect", "DATA"), location)
         elif abs(shift[d]) > max(SHIFT * max(spread[d], VARIES * total[d]), 5 * noise[d]):
             size = abs(shift[d]) / max(spread[d], VARIES * total[d])
             yield RunFinding(
-                "start-states", "fault", f"{where} begins at {mean[d] + shift[d]:.3g} on average, and in the data at "
-                f"{mean[d]:.3g}, {size:.2g} standard deviations apart: episodes start where none was recorded",
+                "start-states", "fault", f"{location} begins at {mean[d] + shift[d]:.3g} on average, and in the data "
+                f"at {mean[d]:.3g}, {size:.2g} standard deviations apart: episodes start where none was recorded",
                 float(size), (0, SHIFT), "start as in the data, or record episodes that start so",
-                ("record", "ENV", "--out", "more", "--episodes", "20"), where)
+                ("record", "ENV", "--out", "more", "--episodes", "20"), location)
     if constant.any():
         d = int(np.argmax(constant))
-        where = Location(feature=f"{name}[{parts[d]}]")
+        location = Location(feature=f"{name}[{parts[d]}]")
         yield RunFinding(
             "constant-sensor", "fault", f"{format_list(f'{name}[{parts[k]}]' for k in np.flatnonzero(constant))} never "
             "changes, and moves in the recorded episodes: the sensor hangs, or is not connected", 0, (MOVES, 1),
-            "look at the sensor and at what reads it", ("inspect", "DATA"), where)
+            "look at the sensor and at what reads it", ("inspect", "DATA"), location)
 
 
 def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> np.ndarray:

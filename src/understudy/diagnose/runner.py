@@ -194,9 +194,9 @@ def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed:
             f"recorded with {recorded.data.fps:g} steps a second", ratio + 1, (0.9, 1.1),
             "act at the rate of the data, or train on a view of the data at the other rate",
             ("view", "make", "DATA", "--fps", f"{observed.metadata['fps']:g}", "--out", "VIEW"))
-    shown = [*observed.episodes, *(observed.probes or ())]
-    if len(shown):
-        yield from _compare(trained, recorded, observed, shown)
+    episodes = [*observed.episodes, *(observed.probes or ())]
+    if episodes:
+        yield from _compare(trained, recorded, observed, episodes)
 
 
 def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence) -> Iterator[RunFinding]:

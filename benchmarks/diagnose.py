@@ -7,8 +7,8 @@ runs of several toys, methods and seeds must have no finding above a note. The a
 and none.
 
 The thresholds of `understudy.diagnose` were chosen with --develop: other toys (`DEVELOPED_ON`) and seeds from 100 on.
-Judged runs use the toys of `JUDGED_ON` and seeds below 100. The results are kept in results/diagnose.json, those of
---develop nowhere. All judged runs take about ten minutes of a core.
+Judged runs use the toys of `JUDGED_ON` and seeds below 100. The results are kept in results/diagnose.json: a run
+that was stopped continues. Those of --develop are kept nowhere. All judged runs take about ten minutes of a core.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile  # noqa: E402
 from collections import deque  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -367,39 +368,50 @@ def diagnose_case(case: Case, folder: Path) -> RunDiagnosis:
     return diagnose(run, TrainingCurves.load(out), int(checkpoint.name), recorded, observed)
 
 
-def line(diagnosis: RunDiagnosis) -> list[dict]:
+def listed(diagnosis: RunDiagnosis) -> list[dict]:
+    """The findings as they are stored."""
     return [{k: f[k] for k in ("code", "level", "value", "message")} for f in diagnosis.to_json()["findings"]]
 
 
+def run_fault(name: str, case: Case, code: str, folder: Path) -> dict:
+    """Whether the fault is named first."""
+    findings = listed(diagnose_case(case, folder))
+    first = findings[0] if findings else {"code": None, "level": None}
+    is_first = (first["code"], first["level"]) == (code, "fault")
+    print("first" if is_first else "MISSED", name, "|", code, "|", summary(findings), file=sys.stderr, flush=True)
+    return {"expected": code, "named_first": is_first, "findings": findings}
+
+
+def run_healthy(name: str, case: Case, folder: Path) -> dict:
+    """How many findings are above a note."""
+    findings = listed(diagnose_case(case, folder))
+    alarms = sum(f["level"] != "note" for f in findings)
+    print("ALARM" if alarms else "quiet", name, "|", summary(findings), file=sys.stderr, flush=True)
+    return {"alarms": alarms, "findings": findings}
+
+
+def summary(findings: list[dict]) -> str:
+    return ", ".join(f"{f['level']} {f['code']} ({f['value']:.3g})" for f in findings)
+
+
 def main(args: list[str]) -> None:
-    develop = "--develop" in args
+    develop, file = "--develop" in args, measure.RESULTS / "diagnose.json"
     names = [a for a in args if not a.startswith("--")]
-    results: dict = {"faults": {}, "healthy": {}}
+    results = read_json(file) if file.exists() and not develop else {"faults": {}, "healthy": {}}
+    cases = {("faults", name): partial(run_fault, name, *each) for name, each in faults(*FAULTS[develop]).items()}
+    for case in HEALTHY[develop]:
+        name = f"{case.toy.name} {case.name} {case.seed}"
+        cases["healthy", name] = partial(run_healthy, name, case)
     with tempfile.TemporaryDirectory() as folder:
-        for name, (case, code) in faults(*FAULTS[develop]).items():
-            if names and name not in names:
-                continue
-            found = line(diagnose_case(case, Path(folder)))
-            first = found[0] if found else {"code": None, "level": None}
-            is_first = (first["code"], first["level"]) == (code, "fault")
-            results["faults"][name] = {"expected": code, "named_first": is_first, "findings": found}
-            print("ok  " if is_first else "MISS", name, "|", code, "|",
-                  [(f["code"], f["level"], round(f["value"], 3)) for f in found if f["level"] != "note"], flush=True)
-        for case in HEALTHY[develop]:
-            name = f"{case.toy.name} {case.name} {case.seed}"
-            if names and name not in names and "healthy" not in names:
-                continue
-            found = line(diagnose_case(case, Path(folder)))
-            alarms = [f for f in found if f["level"] != "note"]
-            results["healthy"][name] = {"alarms": len(alarms), "findings": found}
-            print("ALARM" if alarms else "ok", name, [(f["code"], f["level"], round(f["value"], 3)) for f in found],
-                  flush=True)
-    results["named_first"] = sum(r["named_first"] for r in results["faults"].values())
-    results["healthy_without_alarm"] = sum(not r["alarms"] for r in results["healthy"].values())
-    print(f"{results['named_first']} of {len(results['faults'])} faults are named first; "
-          f"{results['healthy_without_alarm']} of {len(results['healthy'])} healthy runs have no finding above a note")
-    if not develop and not names:
-        write_json(measure.RESULTS / "diagnose.json", results)
+        for (kind, name), work in cases.items():
+            if name not in results[kind] and (not names or name in names):
+                results[kind][name] = work(Path(folder))
+                if not develop:
+                    write_json(file, results)
+    first = sum(r["named_first"] for r in results["faults"].values())
+    quiet = sum(not r["alarms"] for r in results["healthy"].values())
+    print(f"{first} of {len(results['faults'])} faults are named first; {quiet} of {len(results['healthy'])} healthy "
+          "runs have no finding above a note")
 
 
 if __name__ == "__main__":

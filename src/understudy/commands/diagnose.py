@@ -18,9 +18,10 @@ from .common import (
     parse,
     read_provenance,
     recorded_data_of,
+    recorded_env_of,
     reseeded_command,
-    robot_arguments,
     trained_rate,
+    trust_options,
 )
 from .groups import ActingOptions, ColumnsOption, JsonOption, PositiveCount, command_options
 from .policies import ROWS, load_actor, tell_checkpoint
@@ -179,10 +180,13 @@ def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
         return None
     if "METHOD" in finding.command and (again := reseeded_command(o.run)) is not None:
         return " ".join([again[0], *finding.command[finding.command.index("RUN-2") + 1:]])
-    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": o.env or "ENV", "RUN-2": f"{o.run}-2",
+    env = o.env or recorded_env_of(o.run)
+    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN-2": f"{o.run}-2",
              "RUN-dagger": f"{o.run}-dagger", "RUN": str(o.run)}
     words = [names.get(word, word) for word in finding.command]
     words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
-    if words[:2] == ["robot", "check"]:
-        words = ["robot", "check", *(o.robot_arguments() or robot_arguments(recorded_data_of(o.run), {})), *words[2:]]
-    return command_line(*words)
+    if words[0] == "robot":  # only where there is one
+        checks = words[1] == "check"
+        words = ([*words[:2], *(o.robot_arguments() if checks else ()), *words[2:]] if o.robot is not None
+                 else ["inspect", names["DATA"]] if env is None or not checks else ["replay", names["DATA"], env])
+    return command_line(*words, *(trust_options(o.trust, env, o.run) if env in words else ()))

@@ -69,9 +69,9 @@ def check_fit(errors: FitErrors, is_cloning: bool) -> Iterator[RunFinding]:
             ("plot", "RUN"), Location(feature="action"))
     elif errors.prediction is not None and errors.last_action is not None and errors.prediction > errors.last_action:
         yield RunFinding(
-            "underfit", "note", "on held-out episodes, repeating the last action is nearer to the recorded ones than "
-            "the policy. This is usual for slow motion at a high rate", errors.prediction / errors.last_action, (0, 1),
-            "compare with a longer training", ("plot", "RUN"), Location(feature="action"))
+            "last-action", "note", "on held-out episodes, repeating the last action is nearer to the recorded ones "
+            "than the policy. This is usual for slow motion at a high rate", errors.prediction / errors.last_action,
+            (0, 1), "compare with a longer training", ("plot", "RUN"), Location(feature="action"))
 
 
 def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:

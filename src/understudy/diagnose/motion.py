@@ -119,9 +119,8 @@ def _latency(steps: int, explained: float, at_once: float) -> RunFinding:
         "latency", "fault", f"the motion follows the action {abs(steps)} step{'s' * (abs(steps) > 1)} {later} than in "
         f"the data ({explained:.0%} of what the state leaves open is explained so, {at_once:.0%} with the delay of the "
         "data): observations arrive late, or actions are executed late", steps, (0, 0),
-        "remove the delay, or let the executor plan for it",
-        ("eval", "RUN", "ENV", "--executor", "real-time-chunking", "--executor.delay", str(max(steps, 1))),
-        Location(feature="action"))
+        "remove the delay, or act with an executor that plans for it, such as real-time-chunking",
+        ("replay", "DATA", "ENV"), Location(feature="action"))
 
 
 def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray, states: np.ndarray,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audit.text import format_list
 from ..core import Schema, role
 from ..data.episode import Dataset
 from ..data.video import resize
@@ -221,13 +222,16 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
-    """The strongest finding of each code: many components may have the same fault."""
-    strongest: dict[str, RunFinding] = {}
+    """One finding of each code, the strongest, which names the other components with the same fault."""
+    groups: dict[str, list[RunFinding]] = {}
     for finding in findings:
-        other = strongest.get(finding.code)
-        if other is None or abs(np.log(abs(finding.value) + 1e-9)) > abs(np.log(abs(other.value) + 1e-9)):
-            strongest[finding.code] = finding
-    return list(strongest.values())
+        groups.setdefault(finding.code, []).append(finding)
+    merged = []
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda f: -abs(np.log(abs(f.value) + 1e-9)))
+        names = format_list(f.where for f in others)
+        merged.append(replace(first, message=f"{first.message} (also {names})") if others else first)
+    return merged
 
 
 def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str]) -> Iterator[RunFinding]:

@@ -47,6 +47,11 @@ def test_shifted_starts_are_measured_in_standard_deviations():
     assert finding.code == "start-states" and finding.value == pytest.approx(1.5 / 0.51, rel=0.3)
 
 
+def test_narrow_starts_elsewhere_are_no_unit():
+    finding, = starts(lambda e: e * [1, 0.1] + [0, 1.5])
+    assert (finding.code, finding.where.feature) == ("start-states", "observation.state[lift]")
+
+
 def test_a_constant_sensor():
     finding, = starts(lambda e: np.column_stack([e[:, 0], np.full(len(e), 0.1)]))
     assert (finding.code, finding.where.feature) == ("constant-sensor", "observation.state[lift]")
@@ -57,19 +62,29 @@ def test_a_component_that_often_rests_is_no_broken_sensor():
     assert not list(check_starts("observation.state", PARTS, resting, resting[:30]))
 
 
-def image(seed):
-    return np.random.default_rng(seed).random((8, 8, 3))
+def images(seed, noise, n=20):
+    """The scene number `seed`, n times, with noise."""
+    scene = np.random.default_rng(seed).random((8, 8, 3))
+    return scene + noise * np.random.default_rng([seed, int(1000 * noise)]).normal(size=(n, 8, 8, 3))
 
 
 def cameras(**observed):
-    return list(check_cameras({"top": image(0), "side": image(1)}, observed))
+    return list(check_cameras({"top": images(0, 0.02), "side": images(1, 0.02)}, observed))
 
 
 def test_cameras():
-    assert not cameras(top=image(0), side=image(1) + 0.01)
-    assert cameras(top=image(1), side=image(0))[0].code == "cameras-swapped"
-    assert cameras(top=image(0)[..., ::-1], side=image(1)[..., ::-1])[0].code == "color-order"
-    assert [(f.code, f.level) for f in cameras(top=image(2), side=image(3))] == [("camera-differs", "warning")]
+    top, side = images(0, 0.01), images(1, 0.01)
+    assert not cameras(top=top, side=side)
+    assert cameras(top=side, side=top)[0].code == "cameras-swapped"
+    assert cameras(top=top[..., ::-1], side=side[..., ::-1])[0].code == "color-order"
+    assert [(f.code, f.level) for f in cameras(top=images(2, 0.01), side=images(3, 0.01))] == [
+        ("camera-differs", "warning")]
+
+
+def test_cameras_that_see_nearly_the_same():
+    """Where the views cannot be told apart, nothing is said."""
+    same = images(0, 0.02)
+    assert not list(check_cameras({"top": same, "side": same}, {"top": images(0, 0.01), "side": images(0, 0.03)}))
 
 
 VECTOR, CAMERA = Feature("float32", (2,)), Feature("uint8", (48, 64, 3), "image")

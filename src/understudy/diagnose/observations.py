@@ -7,6 +7,7 @@ from itertools import permutations
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 from ..audit.base import Location
 from ..audit.text import format_list
@@ -20,8 +21,8 @@ SHIFT = 1.0  # standard deviations of the data between the mean first observatio
 VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
-NEARER = 0.5  # distance of two cameras, if one is transformed, as a fraction of that as they are
-APART = 0.03  # brightness, from 0 to 1: smaller differences of cameras are none
+NEARER, SURE = 0.9, 5.0  # distance to the recorded images, as a fraction of that as they are, and standard errors
+APART = 0.15  # of the brightness, to the nearest recorded image
 NOVEL = 0.8  # fraction of the steps
 CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
 MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
@@ -61,37 +62,49 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
 
 
 def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:
-    """Finds swapped cameras and swapped color channels from mean images.
+    """Finds swapped cameras and swapped color channels, by the nearest recorded image of each observed one.
 
     Args:
-        recorded: Mean image of the first frames of each camera, (h, w, 3), from 0 to 1, at one size.
-        observed: The same where the policy acts.
+        recorded: Images of each camera, (N, h, w, 3), from 0 to 1, at one size.
+        observed: The same where the policy acts, (M, h, w, 3). Row i of all cameras is of one time.
     """
     names = [n for n in recorded if n in observed][:MOST_CAMERAS]
 
-    def apart(order, channels=slice(None)):
-        return float(np.mean([np.abs(recorded[a] - observed[b][..., channels]).mean()
-                              for a, b in zip(names, order, strict=True)]))
-    if not names or (plain := apart(names)) <= APART:
+    def nearest(order, channels=slice(None)):
+        """Distance of each observed time to the recorded images, (M,), if camera order[i] is really names[i]."""
+        return np.mean([_nearest_image(recorded[a], observed[b][..., channels])
+                        for a, b in zip(names, order, strict=True)], axis=0)
+    if not names:
         return
-    orders = {order: apart(order) for order in permutations(names) if order != tuple(names)}
-    best = min(orders, key=orders.__getitem__, default=None)
-    reversed_channels = apart(names, slice(None, None, -1))
-    if best is not None and orders[best] < min(NEARER * plain, reversed_channels):
-        pairs = [f"{a} shows what {b} showed" for a, b in zip(best, names, strict=True) if a != b]
-        yield RunFinding("cameras-swapped", "fault", "; ".join(pairs), plain / max(orders[best], 1e-9),
-                         (0, 1 / NEARER), "swap the cameras, or their indices", ("robot", "find-cameras"),
-                         Location(feature=names[0]))
-    elif reversed_channels < NEARER * plain:
+    plain, location = nearest(names), Location(feature=names[0])
+    orders = {order: nearest(order) for order in permutations(names) if order != tuple(names)}
+    best = min(orders, key=lambda order: orders[order].mean(), default=None)
+    exchanged = nearest(names, slice(None, None, -1))
+    if best is not None and orders[best].mean() < exchanged.mean() and _is_nearer(orders[best], plain):
+        pairs = [f"{b} shows what {a} showed" for a, b in zip(names, best, strict=True) if a != b]
+        yield RunFinding("cameras-swapped", "fault", "; ".join(pairs), float(plain.mean() / orders[best].mean()),
+                         (0, 1 / NEARER), "swap the cameras, or their indices", ("robot", "find-cameras"), location)
+    elif _is_nearer(exchanged, plain):
         yield RunFinding("color-order", "fault", f"{format_list(names)}: the images are nearer to the recorded ones "
-                         "with red and blue exchanged (BGR)", plain / max(reversed_channels, 1e-9), (0, 1 / NEARER),
+                         "with red and blue exchanged (BGR)", float(plain.mean() / exchanged.mean()), (0, 1 / NEARER),
                          "give the channels in the order red, green, blue", ("inspect", "DATA", "--html", "data.html"),
-                         Location(feature=names[0]))
-    elif plain > 5 * APART:
-        yield RunFinding("camera-differs", "warning", f"the mean first image differs from the recorded one by "
-                         f"{plain:.0%} of the brightness: another light, exposure, place or scene", plain,
-                         (0, 5 * APART), "compare the images", ("inspect", "DATA", "--html", "data.html"),
-                         Location(feature=names[0]))
+                         location)
+    elif plain.mean() > APART:
+        yield RunFinding("camera-differs", "warning", f"the nearest recorded images differ by {plain.mean():.0%} of "
+                         "the brightness: another light, exposure, place or scene", float(plain.mean()), (0, APART),
+                         "compare the images", ("inspect", "DATA", "--html", "data.html"), location)
+
+
+def _nearest_image(recorded: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Mean difference of brightness to the nearest recorded image, (M,)."""
+    flat = [images.reshape(len(images), -1) for images in (observed, recorded)]
+    return cdist(*flat, "cityblock").min(1) / flat[0].shape[1]
+
+
+def _is_nearer(changed: np.ndarray, plain: np.ndarray) -> bool:
+    """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
+    gain = plain - changed
+    return bool(changed.mean() < NEARER * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
 
 
 def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]
@@ -115,7 +128,9 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
                  else 1.0)
         unit, location = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
-        if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and (varies or abs(shift[d]) > 3 * total[d]):
+        scaled = (abs(mean[d] + shift[d] - ratio * mean[d]) < 2 * own_spread[d] if varies  # the mean too
+                  else abs(shift[d]) > 3 * total[d])
+        if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and scaled:
             yield RunFinding(
                 "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
                 f"{'wide' if varies else 'large'} as in the data" + (f", as between {unit}" if unit else ""),

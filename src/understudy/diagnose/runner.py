@@ -210,7 +210,8 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
     for name in names:
         parts = fit_checks.named_parts(data.features()[name])
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
-    findings += observations.check_cameras(*(_mean_images(part, data.features()) for part in (sample, episodes)))
+    findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
+                                           _images(episodes, data.features(), (0,)))
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
         findings += _motion_findings(recorded, observed, names)
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
@@ -298,9 +299,10 @@ def _columns(episodes: Iterable, name: str) -> list[np.ndarray]:
     return [np.asarray(e.steps[name], np.float64).reshape(len(e.steps[name]), -1) for e in episodes]
 
 
-def _mean_images(episodes: Iterable, features: Schema) -> dict[str, np.ndarray]:
-    """Mean first image of each camera, from 0 to 1."""
+def _images(episodes: Iterable, features: Schema, at: Sequence[float]) -> dict[str, np.ndarray]:
+    """Small images of each camera, from 0 to 1, at these fractions of each episode."""
     cameras = [n for n, f in features.items() if f.kind == "image" and f.shape[-1] == 3]
-    firsts = {n: [np.asarray(e.steps[n][0]) for e in episodes if n in e.steps] for n in cameras}
-    return {n: np.mean([resize(f[None], (THUMBNAIL, THUMBNAIL))[0] / 255 for f in frames], axis=0)
-            for n, frames in firsts.items() if frames}
+    frames = {n: [np.asarray(e.steps[n][round(part * (len(e.steps[n]) - 1))]) for e in episodes if n in e.steps
+                  for part in at] for n in cameras}
+    return {n: np.stack([resize(f[None], (THUMBNAIL, THUMBNAIL))[0] / 255 for f in images])
+            for n, images in frames.items() if images}

@@ -28,7 +28,7 @@ PAGES = {
     "envs": ("Environments", ("envs", "envs.toys", "envs.simulators")),
     "robots": ("Robots", ("robots",)),
     "evaluate": ("Evaluation", ("evaluate", "evaluate.behavior", "choose")),
-    "audit": ("Audit and scores", ("audit", "audit.scores")),
+    "audit": ("Audit and scores", ("audit", "audit.scores", "diagnose")),
     "improve": ("Improvement", ("improve",)),
     "deploy": ("Deployment", ("deploy", "studio.html_page")),
     "serve": ("Serving", ("serve",)),

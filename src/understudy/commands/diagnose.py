@@ -1,0 +1,192 @@
+"""The command understudy diagnose."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    Output,
+    command_line,
+    has_no_run,
+    open_data,
+    parse,
+    read_provenance,
+    recorded_data_of,
+    recorded_env_of,
+    reseeded_command,
+    trained_rate,
+    trust_options,
+)
+from .groups import ActingOptions, ColumnsOption, JsonOption, PositiveCount, command_options
+from .policies import ROWS, load_actor, tell_checkpoint
+from .robot_options import RobotOptions
+
+if TYPE_CHECKING:
+    from ..diagnose.base import RunFinding
+    from ..diagnose.runner import Observed, Recorded
+    from ..learn.method import TrainedRun
+
+_READINGS = 5  # of a robot that does not move
+
+
+@command_options
+class DiagnoseOptions(ActingOptions, ColumnsOption, JsonOption, RobotOptions):
+    """Say why a policy fails although its loss fell.
+
+    Without --env and --robot, the run and its data are checked: fit, statistics, the delay of the recorded actions, the
+    checkpoint. With --env, the policy acts in a few episodes, and some more repeat recorded actions. With --robot, only
+    observations are read: the robot does not move.
+
+    Nothing is changed. The exit status does not depend on what is found: `ok` of --json does.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run, or one of its checkpoints"""
+    data: Annotated[Path | None, arg(metavar="DATA")] = None
+    """the demonstrations; by default those that the run was trained on, if they are still there"""
+    env: Annotated[str | None, arg(metavar="ENV")] = None
+    """the environment in which the policy fails"""
+    episodes: PositiveCount = 20
+    """number of episodes of the policy in --env"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(DiagnoseOptions, "diagnose", args)
+    from ..core import ConfigError, UserError
+    from ..diagnose.runner import diagnose
+    from ..learn.devices import choose_device
+    from ..learn.method import TrainedRun
+    from ..learn.training_curves import TrainingCurves
+    from ..policy import find_checkpoint
+
+    if has_no_run(o.run):
+        raise UserError("is no run: an exported file does not say what it was trained on", where=o.run,
+                        hint="diagnose the run that it was exported from")
+    o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
+    if o.env is not None and o.robot is not None:
+        raise ConfigError("cannot be used with --robot", where="--env", hint="name the one in which the policy fails")
+    with Output(o.json) as out:
+        tell_checkpoint(o.run)
+        trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)
+        recorded, reason = _recorded(o, trained)
+        observed = _observed(o, recorded)
+        name = find_checkpoint(o.run).name
+        result = diagnose(trained, TrainingCurves.load(o.run), int(name) if name.isdigit() else None, recorded,
+                          observed)
+        if reason is not None:
+            result = replace(result, unchecked=(reason, *result.unchecked))
+        commands = [_command(o, finding) for finding in result.findings]
+        for finding, command in zip(result.findings, commands, strict=True):
+            out.print(f"{finding.level}  {finding.code}  ({finding.describe_range()})", f"  {finding.message}",
+                      f"  -> {finding.remedy}" + (f": {command}" if command else ""))
+        if result.findings:
+            out.print()
+        out.print(_headline(result.findings), *(f"not checked: {text}" for text in result.unchecked))
+        document = result.to_json()
+        document["findings"] = [{**finding, "command": command}
+                                for finding, command in zip(document["findings"], commands, strict=True)]
+        out.print_json(document)
+
+
+def _headline(findings) -> str:
+    faults = [f for f in findings if f.level == "fault"]
+    if faults:
+        others = f", and {len(faults) - 1} more that may follow from it" if len(faults) > 1 else ""
+        return f"Most important: {faults[0].code}{others}. Fix it first, and diagnose again."
+    if findings and findings[0].level == "warning":
+        return "No fault was found. Read the warnings."
+    return "No fault was found by these checks."
+
+
+def _data_path(o: DiagnoseOptions) -> Path | None:
+    """The data of --data, or those of the command that trained the run."""
+    if o.data is not None:
+        return o.data
+    words = shlex.split(str(read_provenance(o.run).get("command") or ""))
+    named = words[:2] == ["understudy", "train"] and len(words) > 3 and not words[3].startswith("-")
+    return Path(words[3]) if named else None
+
+
+def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None, str | None]:
+    """The data of the run, or why they are not there."""
+    from ..diagnose.runner import Recorded
+    from ..evaluate.action_prediction import episodes_to_evaluate
+
+    path = _data_path(o)
+    if path is None or o.data is None and not path.exists():
+        problem = "the run does not say where its data are" if path is None else f"the data of the run are gone: {path}"
+        return None, f"{problem} (name them: --data DATA)"
+    policy = trained.policy
+    data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
+                     columns=o.columns, run=o.run)
+    provenance, everything = read_provenance(o.run), range(len(data))
+    numbers, origin = episodes_to_evaluate(provenance, data)
+    left_out = set(provenance.get("left_out", ()))
+    held_out = numbers if origin == "held out" else []
+    learned = numbers if origin == "trained on" else [i for i in everything if i not in {*held_out, *left_out}]
+    reason = (f"{path} are not the data of the run, as far as is recorded: what is said of its fit is about them"
+              if origin == "other data" else None)
+    return Recorded(data, held_out, learned, recorded_data_of(o.run).get("camera_sizes") or {}), reason
+
+
+def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
+    if o.robot is not None:
+        return _observed_robot(o)
+    if o.env is None:
+        return None
+    from ..core import UserError
+    from ..diagnose.runner import observe_environment
+    from ..envs import make
+
+    env = make(o.env, min(ROWS, o.episodes), o.trust)
+    try:
+        try:
+            actor = load_actor(o.run, env, o)[0]
+        except UserError as error:  # it does not fit: the checks say why
+            if recorded is None:
+                raise
+            print(f"the policy cannot act in {o.env}: {error.problem}", file=sys.stderr)
+            actor = None
+        return observe_environment(env, actor, None if recorded is None else recorded.data, o.episodes, o.seed)
+    finally:
+        env.close()
+
+
+def _observed_robot(o: DiagnoseOptions) -> Observed:
+    """Reads a connected robot, which does not move."""
+    import numpy as np
+
+    from ..data.episode import Dataset, Episode
+    from ..diagnose.runner import Observed
+    from .arms import prepare_robot
+
+    robot = prepare_robot(o.robot_config(), o.trust, o.yes)
+    with robot:
+        readings = [robot.observe() for _ in range(_READINGS)]
+    columns = {name: np.stack([np.asarray(reading[name]) for reading in readings]) for name in readings[0]}
+    limits = {"low": robot.limits.low, "high": robot.limits.high}
+    return Observed(robot.schema, {"fps": trained_rate(o.run), **limits}, Dataset([Episode(columns)]), moves=False)
+
+
+def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
+    """The command of a finding, for this run, data and environment."""
+    if not finding.command:
+        return None
+    if "METHOD" in finding.command and (again := reseeded_command(o.run)) is not None:
+        return " ".join([again[0], *finding.command[finding.command.index("RUN-2") + 1:]])
+    env = o.env or recorded_env_of(o.run)
+    names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN-2": f"{o.run}-2",
+             "RUN-dagger": f"{o.run}-dagger", "RUN": str(o.run)}
+    words = [names.get(word, word) for word in finding.command]
+    words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
+    if words[0] == "robot":  # only where there is one
+        checks = words[1] == "check"
+        words = ([*words[:2], *(o.robot_arguments() if checks else ()), *words[2:]] if o.robot is not None
+                 else ["inspect", names["DATA"]] if env is None or not checks else ["replay", names["DATA"], env])
+    return command_line(*words, *(trust_options(o.trust, env, o.run) if env in words else ()))

@@ -1,0 +1,252 @@
+"""What a run alone and its data say: checkpoint, fit, statistics, and the actor that is deployed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..audit.base import Location
+from ..core import Feature, keys, role
+from ..data.codec import CodecModule, Normalizer
+from ..data.episode import Dataset
+from ..evaluate.stats import clopper_pearson
+from ..execute.actor import LAST_REWARD, Actor
+from ..learn.training_curves import HELD_OUT_ERROR, TrainingCurves
+from ..policy import Policy
+from .base import RunFinding
+
+WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
+UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
+GENERALIZES = 0.75  # the same on held-out episodes
+GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
+SCALES = (1 / 3, 3.0)  # scale of the run, as a multiple of that of the data
+OFFSET = 1.0  # in scales of the data
+SKEW = 2.0  # error of the deployed actor, as a multiple of that of the plans
+TINY = 1e-3  # scale of a component, as a fraction of the others of its column
+LARGE = 10.0  # coded observations
+WIDE = 0.3  # width of an interval of the success rate that still says something
+
+
+@dataclass(frozen=True)
+class FitErrors:
+    """Errors of predicted actions, as fractions of the error of always predicting the average action.
+
+    Attributes:
+        trained: On episodes that the policy was trained on.
+        held_out: On others. None if there are none.
+        last_action: Error of repeating the last action on these episodes, in the same unit. None if it is not defined.
+        prediction: Error of the predicted action, comparable to `last_action`.
+    """
+
+    trained: float
+    held_out: float | None
+    last_action: float | None = None
+    prediction: float | None = None
+
+
+def check_fit(errors: FitErrors, is_cloning: bool) -> Iterator[RunFinding]:
+    """Finds a policy that fits its data too little, or too closely.
+
+    Args:
+        is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
+    """
+    level = "fault" if is_cloning else "note"
+    if errors.trained > UNDERFIT:
+        yield RunFinding(
+            "underfit", level, f"on episodes that it was trained on, the error of the policy is {errors.trained:.0%} "
+            "of that of always predicting the average action", errors.trained, (0, UNDERFIT),
+            "train for more updates, or with a larger network", ("plot", "RUN"), Location(feature="action"))
+    elif errors.held_out is not None and errors.held_out > max(GENERALIZES, GAP * errors.trained):
+        yield RunFinding(
+            "overfit", level, f"the error of the policy is {errors.trained:.0%} of that of the average action on "
+            f"episodes that it was trained on, and {errors.held_out:.0%} on held-out ones: it knows them by heart",
+            errors.held_out, (0, GENERALIZES), "record more demonstrations, or take an earlier checkpoint",
+            ("plot", "RUN"), Location(feature="action"))
+    elif errors.prediction is not None and errors.last_action is not None and errors.prediction > errors.last_action:
+        yield RunFinding(
+            "last-action", "note", "on held-out episodes, repeating the last action is nearer to the recorded ones "
+            "than the policy. This is usual for slow motion at a high rate", errors.prediction / errors.last_action,
+            (0, 1), "compare with a longer training", ("plot", "RUN"), Location(feature="action"))
+
+
+def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
+    """Finds that another checkpoint has a much smaller held-out error.
+
+    Args:
+        step: Updates of the checkpoint that is diagnosed.
+    """
+    held_out = curves.curves.get(HELD_OUT_ERROR)
+    if held_out is None:
+        yield RunFinding("no-held-out", "note", "the run has no validation: nothing says whether it generalizes", 0,
+                         (1, None), "hold episodes out in the next training (--val-fraction 0.1)", ("plot", "RUN"))
+        return
+    least = min(held_out.values)
+    best = held_out.steps[held_out.values.index(least)]
+    take = ("take the checkpoint with the least error", ("eval", f"RUN/{_checkpoint_name(curves, best)}", "ENV"))
+    if step < held_out.steps[0]:
+        yield RunFinding("wrong-checkpoint", "fault", f"the checkpoint after {step} updates is from before the first "
+                         f"validation, and the error on held-out episodes is least after {best}", step,
+                         (held_out.steps[0], None), *take)
+        return
+    own = held_out.at(step)
+    ratio = 1.0 if own is None else own / max(least, 1e-12)
+    if ratio > 1.05:
+        yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", f"after {step} updates the error on "
+                         f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, WORSE), *take)
+
+
+def _checkpoint_name(curves: TrainingCurves, step: int) -> str:
+    return "best" if curves.best == step else "last" if curves.last == step else f"checkpoints/{step:06d}"
+
+
+def check_statistics(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
+    """Compares the statistics in a run with those of its training data, computed again.
+
+    Args:
+        training: The data that it was trained on, after the transforms of the method.
+    """
+    config = policy.config.codec
+    if not isinstance(config, Normalizer) or config.group_by is not None:
+        return
+    fresh = _fitted_codec(policy, config, training)
+    for name, scale, offset in _statistics_changes(policy.codec, fresh):
+        if name == "action" and config.relative is not None and not _is_near(scale, offset):
+            absolute = _fitted_codec(policy, replace(config, relative=None), training)
+            if _is_near(*next(c[1:] for c in _statistics_changes(policy.codec, absolute) if c[0] == "action")):
+                yield RunFinding(
+                    "relative-statistics", "fault", "the actions are learned relative to the position, and scaled by "
+                    f"the statistics of absolute ones: by {scale.min():.3g} to {scale.max():.3g} times the scale of "
+                    "the relative ones", float(scale[np.abs(np.log(scale)).argmax()]), (0.9, 1.1),
+                    "train again, with statistics of relative actions", ("train", "METHOD", "DATA", "--out", "RUN-2"),
+                    Location(feature="action"))
+                continue
+        outside = ~((scale >= SCALES[0]) & (scale <= SCALES[1])) | (np.abs(offset) > OFFSET)
+        if not outside.any():
+            continue
+        d = int(np.argmax(np.maximum(np.abs(np.log(np.maximum(scale, 1e-9))), np.abs(offset)) * outside))
+        yield RunFinding(
+            "wrong-statistics", "fault", f"{name}[{d}] is normalized with {scale[d]:.3g} times the scale of the data, "
+            f"and an offset {offset[d]:.3g} scales away: these are statistics of other data", float(scale[d]), SCALES,
+            "train again, or load only the weights and not the codec (--load encoder net)",
+            ("train", "METHOD", "DATA", "--out", "RUN-2"), Location(feature=name))
+
+
+def _is_near(scale: np.ndarray, offset: np.ndarray) -> bool:
+    """Whether two statistics are those of the same numbers, up to the episodes that were left out."""
+    return bool((np.abs(np.log(np.maximum(scale, 1e-9))) < 0.1).all() and (np.abs(offset) < 0.1).all())
+
+
+def _fitted_codec(policy: Policy, config: Normalizer, training: Dataset) -> CodecModule:
+    other = copy.copy(policy)
+    other.config = replace(policy.config, codec=config)
+    other._modules = {**policy._modules, "codec": config.build(policy.features, policy.inputs, policy.config.target)}
+    return other.fit_statistics(training, refit_head=False).codec
+
+
+def _statistics_changes(codec: Any, fresh: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(column, scale of the run / scale of the data, (offset of the run - offset of the data) / scale of the data)."""
+    pairs = [(name, codec.obs_transforms[k], fresh.obs_transforms[k]) for k, name in enumerate(codec.names)]
+    if codec.scales_target:
+        pairs.append(("action", codec.action_transform, fresh.action_transform))
+    for name, own, data in pairs:
+        scale, usual = own.scale.flatten().cpu().double().numpy(), data.scale.flatten().cpu().double().numpy()
+        offset = (own.offset - data.offset.to(own.offset)).flatten().cpu().double().numpy()
+        live = (usual > 0) | (scale > 0)
+        size = np.where(usual > 0, usual, np.where(scale > 0, scale, 1.0))
+        yield name, np.where(live, scale / size, 1.0), np.where(live, offset / size, 0.0)
+
+
+def check_tiny_spread(policy: Policy, observed: Dataset) -> Iterator[RunFinding]:
+    """Finds components with almost no spread in the data, whose codes are huge where the policy acts."""
+    codec = policy.codec
+    if not isinstance(policy.config.codec, Normalizer) or policy.config.codec.group_by is not None:
+        return
+    for name, transform in zip(getattr(codec, "names", ()), getattr(codec, "obs_transforms", ()), strict=True):
+        if name not in observed.features():
+            continue
+        scale = transform.scale.flatten().cpu().double().numpy()
+        live = scale > 0
+        tiny = live & (scale < TINY * np.median(scale[live])) if live.any() else live
+        values = np.concatenate([np.asarray(e.steps[name], np.float64).reshape(len(e.steps[name]), -1)
+                                 for e in observed])
+        offset = transform.offset.flatten().cpu().double().numpy()
+        coded = np.abs(values - offset).max(0) / np.where(live, scale, np.inf)
+        for d in np.flatnonzero(tiny & (coded > LARGE)):
+            yield RunFinding(
+                "tiny-spread", "fault", f"{name}[{d}] hardly changes in the data (scale {scale[d]:.2g}), and is up to "
+                f"{coded[d]:.3g} scales away where the policy acts: the network has never seen such numbers",
+                float(coded[d]), (0, LARGE), "leave the component out, or raise --policy.codec.min-scale",
+                ("train", "METHOD", "DATA", "--out", "RUN-2", "--policy.codec.min-scale", "0.01"),
+                Location(feature=name))
+
+
+@torch.no_grad()
+def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: int = 8) -> Iterator[RunFinding]:
+    """Shows recorded observations to the deployed actor, and compares its actions with those of the policy's windows.
+
+    Args:
+        recorded: Episodes before the transforms of the method, with the actions that the policy learned.
+    """
+    target = policy.config.target
+    if policy.target.kind != "vector" or role(target) != "action" or target not in recorded.features():
+        return
+    scale, off, planned, usual = 1e-9, [], [], []
+    everything = np.concatenate([np.asarray(e.steps[target], np.float64).reshape(len(e), -1) for e in recorded
+                                 if len(e.steps[target]) == len(e)])
+    scale = np.where(everything.std(0) > 1e-9, everything.std(0), np.inf)
+    for episode in list(recorded)[:n_episodes]:
+        actions = np.asarray(episode.steps[target], np.float64).reshape(-1, policy.action_dim)[:len(episode)]
+        off.append(np.abs(_act_along(actor, episode, len(actions)) - actions) / scale)
+        usual.append(np.abs(actions - everything.mean(0)) / scale)
+        batch = policy.windows(Dataset([episode])).gather(np.arange(len(actions)), np.random.default_rng(0))
+        batch = batch.to(policy.device)
+        plan = policy.plan(batch.obs, policy.noise(keys(0, range(len(actions))).to(policy.device),
+                                                   torch.zeros(len(actions), dtype=torch.int64, device=policy.device)))
+        error = (plan - batch.action).abs().cpu().double().numpy() / scale
+        planned.append(error[batch.mask.cpu().numpy()])
+    own, plans, average = (float(np.concatenate(errors).mean()) for errors in (off, planned, usual))
+    ratio = own / max(plans, 0.1 * average)
+    if ratio > SKEW:
+        yield RunFinding(
+            "serving-skew", "fault", f"shown recorded observations, the deployed actor is {ratio:.2g} times as far "
+            "from the recorded actions as the plans of the policy for the same windows: it sees or does something else "
+            "than in training", ratio, (0, SKEW),
+            "compare the history and the executor with those of training", ("eval", "RUN", "DATA"),
+            Location(feature="action"))
+
+
+def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
+    """Actions of an actor that is shown a recorded episode, (steps, A)."""
+    columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if role(k) in ("observation", "other")}
+    columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
+    state, actions = None, []
+    for t in range(steps):
+        obs = {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in columns.items()} | {LAST_REWARD: torch.zeros(1)}
+        if state is None:
+            state = actor.start(obs, keys(0, [0]))
+        action, state = actor.act(obs, state)
+        state = {k: v for k, v in state.items() if k != "record"}
+        actions.append(action[0].double().numpy())
+    return np.stack(actions)
+
+
+def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
+    """Says whether the trials permit a statement about the success rate."""
+    interval = clopper_pearson(sum(successes), len(successes))
+    width = interval.high - interval.low
+    if width > WIDE:
+        yield RunFinding(
+            "trials", "note", f"{sum(successes)} of {len(successes)} episodes succeeded, so the success rate is "
+            f"between {interval.low:.0%} and {interval.high:.0%}: another {len(successes)} may look very different",
+            width, (0, WIDE), "evaluate on more episodes before you compare",
+            ("eval", "RUN", "ENV", "--episodes", "100"))
+
+
+def named_parts(feature: Feature) -> list[str]:
+    """Names of the components of a column."""
+    return [str(part) for part in feature.names or range(feature.size)]

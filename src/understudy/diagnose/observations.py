@@ -1,0 +1,233 @@
+"""What a policy observes where it acts, against what was recorded: columns, cameras, units, sensors, starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+
+import numpy as np
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from ..audit.base import Location
+from ..audit.text import format_list
+from ..core import Schema
+from ..hints import nearest_names
+from .base import RunFinding
+from .motion import unit_of_ratio
+
+SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
+SHIFT = 1.0  # standard deviations of the data between the mean first observations
+VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
+MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
+SOON = 10  # steps within which it moves
+NEARER, SURE = 0.9, 5.0  # distance to the recorded images, as a fraction of that as they are, and standard errors
+APART = 0.15  # of the brightness, to the nearest recorded image
+NOVEL = 0.8  # fraction of the steps
+CLIPPED, EXCEEDS = 0.1, 0.5  # fractions of the recorded actions, and of those of the policy
+MARGIN = 0.1  # of the range of a component: experts and noisy policies exceed limits by less
+MOST_CAMERAS = 4  # whose orders are tried
+POINTS = 20_000  # recorded steps among which neighbors are looked for
+
+
+def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence[int]]) -> Iterator[RunFinding]:
+    """Finds columns that the policy reads and nobody shows, and those of another size.
+
+    Args:
+        inputs: Columns that the policy reads from what it acts in.
+        observed: Columns that it shows.
+        sizes: Height and width of each camera in the recording.
+    """
+    for name, feature in inputs.items():
+        location = Location(feature=name)
+        if name not in observed:
+            spare = [n for n in observed if observed[n].kind == feature.kind and n not in inputs]
+            similar = next(iter(nearest_names(name, spare)), None)
+            yield RunFinding(
+                "missing-column", "fault", f"the policy reads {name}, which is not shown; "
+                f"{', '.join(n for n in observed if n != 'action')} are", 0, (1, 1),
+                f"give {similar} the name that it had in training, if it is the same" if similar
+                else "show it, or train without it", ("inspect", "DATA"), location)
+        elif feature.kind == "image" and name in sizes and tuple(sizes[name]) != observed[name].shape[:2]:
+            (height, width), (own_height, own_width) = observed[name].shape[:2], sizes[name]
+            yield RunFinding(
+                "camera-size", "fault", f"{name} has {height} x {width} pixels, and was recorded with {own_height} x "
+                f"{own_width}: the policy sees another part of the scene, or a distorted one", height / own_height,
+                (1, 1), "set the camera to the size of the recording", ("inspect", "DATA"), location)
+        elif feature.kind != "image" and feature.shape != observed[name].shape:
+            yield RunFinding(
+                "missing-column", "fault", f"the policy reads {name} with shape {feature.shape}, but it has "
+                f"{observed[name].shape}", observed[name].size, (feature.size, feature.size),
+                "show the components that were recorded", ("inspect", "DATA"), location)
+
+
+def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:
+    """Finds swapped cameras and swapped color channels, by the nearest recorded image of each observed one.
+
+    Args:
+        recorded: Images of each camera, (N, h, w, 3), from 0 to 1, at one size.
+        observed: The same where the policy acts, (M, h, w, 3). Row i of all cameras is of one time.
+    """
+    names = [n for n in recorded if n in observed][:MOST_CAMERAS]
+
+    def nearest(order, channels=slice(None)):
+        """Distance of each observed time to the recorded images, (M,), if camera order[i] is really names[i]."""
+        return np.mean([_nearest_image(recorded[a], observed[b][..., channels])
+                        for a, b in zip(names, order, strict=True)], axis=0)
+    if not names:
+        return
+    plain, location = nearest(names), Location(feature=names[0])
+    orders = {order: nearest(order) for order in permutations(names) if order != tuple(names)}
+    best = min(orders, key=lambda order: orders[order].mean(), default=None)
+    exchanged = nearest(names, slice(None, None, -1))
+    if best is not None and orders[best].mean() < exchanged.mean() and _is_nearer(orders[best], plain):
+        pairs = [f"{b} shows what {a} showed" for a, b in zip(names, best, strict=True) if a != b]
+        yield RunFinding("cameras-swapped", "fault", "; ".join(pairs), float(plain.mean() / orders[best].mean()),
+                         (0, 1 / NEARER), "swap the cameras, or their indices", ("robot", "find-cameras"), location)
+    elif _is_nearer(exchanged, plain):
+        yield RunFinding("color-order", "fault", f"{format_list(names)}: the images are nearer to the recorded ones "
+                         "with red and blue exchanged (BGR)", float(plain.mean() / exchanged.mean()), (0, 1 / NEARER),
+                         "give the channels in the order red, green, blue", ("inspect", "DATA", "--html", "data.html"),
+                         location)
+    elif plain.mean() > APART:
+        yield RunFinding("camera-differs", "warning", f"the nearest recorded images differ by {plain.mean():.0%} of "
+                         "the brightness: another light, exposure, place or scene", float(plain.mean()), (0, APART),
+                         "compare the images", ("inspect", "DATA", "--html", "data.html"), location)
+
+
+def _nearest_image(recorded: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Mean difference of brightness to the nearest recorded image, (M,)."""
+    flat = [images.reshape(len(images), -1) for images in (observed, recorded)]
+    return cdist(*flat, "cityblock").min(1) / flat[0].shape[1]
+
+
+def _is_nearer(changed: np.ndarray, plain: np.ndarray) -> bool:
+    """Whether the distances are clearly smaller if the cameras are changed: on average, and beyond their noise."""
+    gain = plain - changed
+    return bool(changed.mean() < NEARER * plain.mean() and gain.mean() > SURE * gain.std() / np.sqrt(len(gain)))
+
+
+def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]
+                 ) -> Iterator[RunFinding]:
+    """Compares the first observations, which do not depend on what the policy does, with the recorded ones.
+
+    Args:
+        name: The column.
+        parts: Names of its components, (D,).
+        recorded: The column in recorded episodes, (T, D) each.
+        observed: The same where the policy acts.
+    """
+    first, begins = (np.array([e[0] for e in episodes], np.float64) for episodes in (recorded, observed))
+    total = np.concatenate(recorded).std(0)
+    mean, spread = first.mean(0), first.std(0)
+    shift, own_spread = begins.mean(0) - mean, begins.std(0)
+    noise = np.sqrt(spread**2 / len(first) + own_spread**2 / len(begins))
+    constant = _constant(recorded, observed)
+    for d in np.flatnonzero((total > 1e-9) & ~constant):
+        varies = spread[d] > VARIES * total[d] and len(begins) > 2
+        ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
+                 else 1.0)
+        unit, location = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
+        scaled = (abs(mean[d] + shift[d] - ratio * mean[d]) < 2 * own_spread[d] if varies  # the mean too
+                  else abs(shift[d]) > 3 * total[d])
+        if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and scaled:
+            yield RunFinding(
+                "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
+                f"{'wide' if varies else 'large'} as in the data" + (f", as between {unit}" if unit else ""),
+                float(ratio), SPREAD, "convert the observation to the unit of the data", ("inspect", "DATA"), location)
+        elif abs(2 * mean[d] + shift[d]) < 0.25 * abs(mean[d]) and abs(mean[d]) > 2 * max(spread[d], VARIES * total[d]):
+            yield RunFinding("sign-flip", "fault", f"{location} begins at {mean[d] + shift[d]:.3g}, and in the data at "
+                             f"{mean[d]:.3g}: its sign is turned around", float(ratio), SPREAD,
+                             "turn the sign of this joint around, where it is read", ("inspect", "DATA"), location)
+        elif abs(shift[d]) > max(SHIFT * max(spread[d], VARIES * total[d]), 5 * noise[d]):
+            size = abs(shift[d]) / max(spread[d], VARIES * total[d])
+            yield RunFinding(
+                "start-states", "fault", f"{location} begins at {mean[d] + shift[d]:.3g} on average, and in the data "
+                f"at {mean[d]:.3g}, {size:.2g} standard deviations apart: episodes start where none was recorded",
+                float(size), (0, SHIFT), "start as in the data, or record episodes that start so",
+                ("record", "ENV", "--out", "more", "--episodes", "20"), location)
+    if constant.any():
+        d = int(np.argmax(constant))
+        location = Location(feature=f"{name}[{parts[d]}]")
+        yield RunFinding(
+            "constant-sensor", "fault", f"{format_list(f'{name}[{parts[k]}]' for k in np.flatnonzero(constant))} never "
+            "changes, and moves in the recorded episodes: the sensor hangs, or is not connected", 0, (MOVES, 1),
+            "look at the sensor and at what reads it", ("inspect", "DATA"), location)
+
+
+def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> np.ndarray:
+    """(D,): components that move soon in the recorded episodes, and in none of the observed ones."""
+    def moves(episodes):
+        return np.mean([np.ptp(e[:SOON], axis=0) > 1e-6 * (1 + np.abs(e[:SOON]).max(0)) for e in episodes], axis=0)
+    judged = [e for e in observed if len(e) >= SOON]
+    return (moves(recorded) >= MOVES) & (moves(judged) == 0) if judged else np.zeros(recorded[0].shape[1], bool)
+
+
+def check_novelty(trained: Sequence[np.ndarray], held_out: Sequence[np.ndarray], observed: Sequence[np.ndarray]
+                  ) -> Iterator[RunFinding]:
+    """Finds that most observations are farther from the trained ones than those of held-out episodes are.
+
+    Args:
+        trained: Observations of each episode, (T, D).
+        held_out: The same of episodes that were not trained on.
+        observed: The same of episodes of the policy.
+    """
+    points = np.concatenate(trained)
+    points = points[::max(1, len(points) // POINTS)]
+    spread = points.std(0)
+    scale = np.where(spread > 1e-6 * (1 + np.abs(points).max(0)), spread, np.inf)
+    tree = cKDTree(points / scale)
+    usual = float(np.quantile(tree.query(np.concatenate(held_out) / scale)[0], 0.95))
+    novel = [tree.query(e / scale)[0] > usual for e in observed]
+    share = float(np.mean(np.concatenate(novel)))
+    if share > NOVEL:
+        when = [int(np.argmax(n)) for n in novel if n.any()]
+        yield RunFinding(
+            "novel-states", "warning", f"{share:.0%} of the observations are farther from the trained ones than 95 % "
+            f"of the held-out ones are, usually from step {int(np.median(when))} on: the policy leaves its data",
+            share, (0, NOVEL), "record demonstrations from where it goes, or correct it there",
+            ("train", "dagger", "DATA", "--out", "RUN-dagger", "--env", "ENV"), Location(feature="observation"))
+
+
+def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, high: np.ndarray,
+                 names: Sequence[str]) -> Iterator[RunFinding]:
+    """Finds limits that clip the actions.
+
+    Args:
+        recorded: Recorded actions, (N, A).
+        commanded: Actions of the policy, (M, A). Empty for none.
+        low: Lowest actions, (A,).
+        high: Highest actions, (A,).
+        names: (A,).
+    """
+    reach = float(np.median(np.abs(recorded - (low + high) / 2).max(0) / ((high - low) / 2)))
+    if reach > 5:
+        unit = unit_of_ratio(reach)
+        yield RunFinding(
+            "action-units", "fault", f"recorded actions go to {reach:.3g} times the limits of what acts"
+            + (f", as between {unit}" if unit else ""), reach, (0, 5),
+            "bring the actions of the data and of what acts to one unit", ("inspect", "DATA"),
+            Location(feature="action"))
+        return
+    share, clipped = clipped_share(recorded, low, high)
+    own_share, own_clipped = clipped_share(commanded, low, high) if len(commanded) else (0.0, clipped)
+    binds = share > CLIPPED
+    if binds or own_share > EXCEEDS:
+        yield RunFinding(
+            "limits-bind", "fault" if binds else "warning",
+            (f"{share:.0%} of the recorded actions" if binds else f"{own_share:.0%} of the actions of the policy, and "
+             f"{share:.0%} of the recorded ones,") + f" lie outside the limits by more than {MARGIN:.0%} of the range, "
+            f"and are clipped, most often {names[int(np.argmax(clipped if binds else own_clipped))]}",
+            share if binds else own_share, (0, CLIPPED if binds else EXCEEDS),
+            "widen the limits as far as is safe, or record within them" if binds else
+            "look at the other findings: the policy commands what was never recorded", ("inspect", "DATA"),
+            Location(feature="action"))
+
+
+
+
+def clipped_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
+    """The fraction of actions of which the limits change a component, and that of each component, (A,)."""
+    margin = MARGIN * (high - low)
+    outside = (actions < low - margin) | (actions > high + margin)
+    return float(outside.any(1).mean()), outside.mean(0)

@@ -1,0 +1,308 @@
+"""Runs all checks of a run that can be run with what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..audit.text import format_list
+from ..core import Schema, role
+from ..data.episode import Dataset
+from ..data.video import resize
+from ..envs.base import Env
+from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
+from ..evaluate.evaluation import tuning_seed
+from ..evaluate.rollout import rollout
+from ..execute.actor import Actor
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.method import TrainedRun, has_latent_actions, training_data
+from ..learn.training_curves import TrainingCurves
+from ..learn.validation import Validation
+from ..policy import camera_sizes
+from . import fit_checks, motion, observations
+from .base import RunDiagnosis, RunFinding, sort_findings
+
+EPISODES = 60  # trained episodes whose actions are predicted
+STARTS = 400  # recorded episodes that are compared with new ones
+PROBES = 10  # episodes that repeat recorded actions
+THUMBNAIL = 24  # pixels a side of the images that are compared
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The recorded episodes of a run, before the transforms of its method.
+
+    Args:
+        held_out: Numbers of the episodes that were not trained on.
+        trained: Numbers of those that were.
+        camera_sizes: Height and width of the cameras in the recording, if their frames were scaled since.
+    """
+
+    data: Dataset
+    held_out: Sequence[int]
+    trained: Sequence[int]
+    camera_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, Sequence[int]]:
+        """Height and width of each camera in the recording."""
+        return {**camera_sizes(self.data.features()), **self.camera_sizes}
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of where the policy acts.
+
+    Args:
+        features: Its columns.
+        metadata: "fps", and "low" and "high" where the actions are limited.
+        episodes: Episodes of the policy, or single observations of a robot that does not move.
+        probes: Episodes with recorded actions. None for none.
+        moves: Whether anything moves. A robot that is only read rests anywhere.
+    """
+
+    features: Schema
+    metadata: Mapping[str, Any]
+    episodes: Dataset
+    probes: Dataset | None = None
+    moves: bool = True
+
+
+def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, episodes: int, seed: int = 0) -> Observed:
+    """Rolls a policy out, and recorded actions from other starts.
+
+    Args:
+        actor: The policy. None if it cannot act there.
+        data: The recorded episodes. None if there are none.
+        episodes: Number of episodes of the policy.
+        seed: Seed of the starts. No evaluation uses these starts.
+    """
+    policy_episodes = Dataset([]) if actor is None else rollout(actor, env, episodes, tuning_seed(seed))
+    probes, feature = None, env.features["action"]
+    if data is not None and data.features()["action"].shape == feature.shape and feature.kind == "vector":
+        probes = rollout(RecordedActions.of(data), env, PROBES, tuning_seed(seed), first=episodes)
+    return Observed(env.features, env.metadata, policy_episodes, probes)
+
+
+@dataclass(frozen=True)
+class RecordedActions(Actor):
+    """Repeats recorded actions, beginning with those of an episode that the key chooses.
+
+    Args:
+        actions: Of all episodes, one after the other, (N, A).
+        starts: The row at which each episode begins, (E,).
+    """
+
+    actions: torch.Tensor
+    starts: torch.Tensor
+
+    @staticmethod
+    def of(data: Dataset, most: int = 100) -> RecordedActions:
+        """Repeats the actions of the first `most` episodes."""
+        columns = [np.asarray(e.steps["action"], np.float32)[:len(e)] for e in data.select(range(min(len(data), most)))]
+        ends = np.cumsum([len(c) for c in columns])
+        return RecordedActions(torch.from_numpy(np.concatenate(columns)), torch.from_numpy(np.r_[0, ends[:-1]]))
+
+    def start(self, obs, key):
+        return {"row": self.starts[key.remainder(len(self.starts))]}
+
+    def act(self, obs, state):
+        return self.actions[state["row"].remainder(len(self.actions))], {"row": state["row"] + 1}
+
+
+def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, recorded: Recorded | None,
+             observed: Observed | None = None, actor: Actor | None = None) -> RunDiagnosis:
+    """Finds reasons why a policy may fail.
+
+    Args:
+        trained: The run. Its transforms are needed too.
+        curves: Its measurements.
+        step: Updates of the checkpoint. None if it is not one of the run's.
+        recorded: The data of the run. None if they are not there.
+        observed: Where the policy acts. None to check the run and the data alone.
+        actor: The actor that is deployed. None for that of the method.
+    """
+    findings, checked, unchecked = [], ["checkpoint"], []
+    if step is not None:
+        findings += fit_checks.check_checkpoint(curves, step)
+    if recorded is None:
+        unchecked.append("fit, statistics and actions: the data of the run are not there")
+    else:
+        findings += _data_findings(trained, recorded, actor or trained.actor(features=recorded.data.features()))
+        checked += ["fit", "statistics", "recorded actions", "deployed actor"]
+    if observed is None:
+        unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
+    else:
+        findings += _observed_findings(trained, recorded, observed)
+        checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
+    return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked))
+
+
+# -- the run and its data ---------------------------------------------------------------------------------------------
+
+
+def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Iterator[RunFinding]:
+    policy, method, data = trained.policy, trained.method, recorded.data
+    some = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
+    learned = training_data(data.select(some), method)
+    held_out = training_data(data.select(recorded.held_out), method) if recorded.held_out else None
+    errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
+    if errors:
+        yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
+    yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
+    if not has_latent_actions(method) and method.wrapper is None and not method.transforms:
+        yield from fit_checks.check_serving(policy, actor, data.select(some))
+    if (model := _motion_model(data, data.features())) is not None:
+        yield from motion.check_recorded_lag(model)
+
+
+def _prediction(trained: TrainedRun, data: Dataset) -> ActionPrediction:
+    return evaluate_action_prediction(trained.policy, data, executor=trained.method.executor,
+                                      validation=Validation(n_windows=256, n_samples=8), n_examples=0)
+
+
+def _fit_errors(errors: Sequence[ActionPrediction]) -> fit_checks.FitErrors:
+    def fraction(prediction: ActionPrediction) -> float:
+        return prediction.energy_score.estimate / max(prediction.baseline_error, 1e-9)
+    last = errors[-1].prediction_error
+    return fit_checks.FitErrors(
+        fraction(errors[0]), fraction(errors[1]) if len(errors) > 1 else None,
+        None if last is None else last[0].last_action, None if last is None else last[0].policy)
+
+
+# -- where it acts ----------------------------------------------------------------------------------------------------
+
+
+def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed) -> Iterator[RunFinding]:
+    planner = trained.policy
+    read = {n: f for n, f in planner.features.items() if n in planner.inputs and not n.endswith("?")}
+    if recorded is not None:  # what transforms compute is not shown
+        read = {n: f for n, f in read.items() if n in recorded.data.features()}
+    yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
+    successes = [bool(e.metadata["success"]) for e in observed.episodes if "success" in e.metadata]
+    if successes:
+        yield from fit_checks.check_trials(successes)
+    if recorded is None:
+        return
+    if recorded.data.fps and observed.metadata.get("fps") and abs(
+            ratio := observed.metadata["fps"] / recorded.data.fps - 1) > 0.1:
+        yield RunFinding(
+            "rate-differs", "fault", f"the policy acts {observed.metadata['fps']:g} times a second, and the data were "
+            f"recorded with {recorded.data.fps:g} steps a second", ratio + 1, (0.9, 1.1),
+            "act at the rate of the data, or train on a view of the data at the other rate",
+            ("view", "make", "DATA", "--fps", f"{observed.metadata['fps']:g}", "--out", "VIEW"))
+    episodes = [*observed.episodes, *(observed.probes or ())]
+    if episodes:
+        yield from _compare(trained, recorded, observed, episodes)
+
+
+def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episodes: Sequence) -> Iterator[RunFinding]:
+    """Compares the observations and the motion with those of the data."""
+    data, features = recorded.data, observed.features
+    sample = data.select(np.linspace(0, len(data) - 1, min(len(data), STARTS)).astype(int).tolist())
+    names = [n for n in _numeric(data.features()) if n in features and features[n].shape == data.features()[n].shape
+             and all(n in e.steps for e in episodes)]
+    findings = []
+    for name in names:
+        parts = fit_checks.named_parts(data.features()[name])
+        findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
+    findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
+                                           _images(episodes, data.features(), (0,)))
+    if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
+        findings += _motion_findings(recorded, observed, names)
+        findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
+        findings += _novelty(trained, recorded, observed) if observed.moves else ()
+    if not observed.moves:
+        findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
+    yield from _merged(findings)
+    yield from _limits(recorded, observed)
+
+
+def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
+    """One finding of each code, the strongest, which names the other components with the same fault."""
+    groups: dict[str, list[RunFinding]] = {}
+    for finding in findings:
+        groups.setdefault(finding.code, []).append(finding)
+    merged = []
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda f: -abs(np.log(abs(f.value) + 1e-9)))
+        names = format_list(f.where for f in others)
+        merged.append(replace(first, message=f"{first.message} (also {names})") if others else first)
+    return merged
+
+
+def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str]) -> Iterator[RunFinding]:
+    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
+    if observed.probes is None or (model := _motion_model(recorded.data, features)) is None or model.lag:
+        return  # shifted actions have a finding of their own
+    parts = [f"{n.removeprefix('observation.')}[{part}]" for n in _numeric(features)
+             for part in fit_checks.named_parts(features[n])]
+    actions = fit_checks.named_parts(features["action"])
+    yield from motion.check_motion(model, _transitions(observed.probes, features), actions, parts)
+
+
+def _limits(recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
+    low, high = observed.metadata.get("low"), observed.metadata.get("high")
+    feature = recorded.data.features()["action"]
+    if low is None or high is None or feature.kind != "vector" or feature.shape != observed.features["action"].shape:
+        return
+    actions = [np.concatenate(_columns(part, "action") or [np.zeros((0, feature.size))])
+               for part in (recorded.data, observed.episodes if observed.moves else ())]
+    bounds = (np.broadcast_to(np.asarray(b, np.float64), (feature.size,)) for b in (low, high))
+    yield from observations.check_limits(*actions, *bounds, fit_checks.named_parts(feature))
+
+
+def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
+    data = recorded.data
+    names = [n for n in _numeric(data.features()) if n in trained.policy.inputs and n in observed.features]
+    if not names or not recorded.held_out or not len(observed.episodes):
+        return
+
+    def points(episodes):
+        return [np.concatenate([np.asarray(e.steps[n], np.float64)[:len(e)].reshape(len(e), -1) for n in names], 1)
+                for e in episodes]
+    yield from observations.check_novelty(points(data.select(recorded.trained)), points(data.select(recorded.held_out)),
+                                          points(observed.episodes))
+
+
+def _motion_model(data: Dataset, features: Schema) -> motion.MotionModel | None:
+    if "action" not in features or features["action"].kind != "vector" or not _numeric(features):
+        return None
+    episodes = _transitions(data, features)
+    return motion.fit_motion(episodes) if episodes else None
+
+
+def _transitions(data: Iterable, features: Schema) -> list[tuple[np.ndarray, np.ndarray]]:
+    """States (n + 1, D) and actions (n, A) of each episode."""
+    names, pairs = _numeric(features), []
+    for e in data:
+        columns = [np.asarray(e.steps[n], np.float64) for n in names]
+        rows = min(map(len, columns))
+        states = np.concatenate([c[:rows].reshape(rows, -1) for c in columns], 1)
+        actions = np.asarray(e.steps["action"], np.float64).reshape(len(e.steps["action"]), -1)
+        n = min(rows - 1, len(actions))
+        if n > 0 and np.isfinite(states).all() and np.isfinite(actions[:n]).all():
+            pairs.append((states[:n + 1], actions[:n]))
+    return pairs
+
+
+def _numeric(features: Schema) -> list[str]:
+    return [n for n, f in features.items() if role(n) == "observation" and f.kind == "vector" and f.dtype != "bool"
+            and f.size and len(f.shape) < 2]
+
+
+def _columns(episodes: Iterable, name: str) -> list[np.ndarray]:
+    return [np.asarray(e.steps[name], np.float64).reshape(len(e.steps[name]), -1) for e in episodes]
+
+
+def _images(episodes: Iterable, features: Schema, at: Sequence[float]) -> dict[str, np.ndarray]:
+    """Small images of each camera, from 0 to 1, at these fractions of each episode."""
+    cameras = [n for n, f in features.items() if f.kind == "image" and f.shape[-1] == 3]
+    frames = {n: [np.asarray(e.steps[n][round(part * (len(e.steps[n]) - 1))]) for e in episodes if n in e.steps
+                  for part in at] for n in cameras}
+    return {n: np.stack([resize(f[None], (THUMBNAIL, THUMBNAIL))[0] / 255 for f in images])
+            for n, images in frames.items() if images}

@@ -1,0 +1,137 @@
+"""understudy diagnose: what is printed, and input that does not fit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from understudy.data.formats import open_dataset
+from understudy.diagnose.base import LEVELS, ORDER
+
+FAULTY = '''
+from understudy.envs.base import EnvWrapper
+from understudy.envs.toys.fork import Fork
+
+
+class Renamed(EnvWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.features = self.names(env.features)
+
+    def names(self, columns):
+        return {n.replace("observation.state", "observation.position"): v for n, v in columns.items()}
+
+    def reset(self, which, key):
+        return self.names(super().reset(which, key))
+
+    def step(self, action):
+        result = super().step(action)
+        return type(result)(self.names(result.obs), result.reward, result.terminated, result.truncated, result.info)
+
+
+def renamed(rows):
+    return Renamed(Fork(rows))
+'''
+
+
+def findings(out):
+    document = json.loads(out)
+    assert set(document) == {"ok", "findings", "checked", "unchecked"}
+    levels = [LEVELS.index(f["level"]) for f in document["findings"]]
+    assert levels == sorted(levels) and {f["code"] for f in document["findings"]} <= set(ORDER)
+    for finding in document["findings"]:
+        assert isinstance(finding["value"], (int, float)) and len(finding["healthy"]) == 2
+        assert finding["message"] and finding["remedy"] and finding["command"].startswith("understudy ")
+        assert not {"RUN", "DATA", "METHOD"} & set(finding["command"].split())
+    return document
+
+
+def test_a_hardly_trained_run_is_named_in_text_and_json(place, call):
+    status, out, _ = call("diagnose", place / "a", "--env", "fork", "--episodes", 4, "--json")
+    document = findings(out)
+    assert status == 0 and not document["ok"] and document["findings"][0]["code"] == "underfit"
+    assert "motion" in document["checked"] and not document["unchecked"]
+    status, out, _ = call("diagnose", place / "a")
+    assert status == 0 and "fault  underfit  (" in out and "-> train for more updates" in out
+    assert "not checked: cameras, units, latency, limits and starts: no --env and no --robot is named" in out
+
+
+def test_an_environment_with_other_columns(place, call, tmp_path, monkeypatch):
+    (tmp_path / "their_world.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("diagnose", place / "a", "--env", "their_world:renamed", "--trust", "their_world", "--json")
+    first = findings(out)["findings"][0]
+    assert status == 0 and (first["code"], first["where"]["feature"]) == ("missing-column", "observation.state")
+    assert "give observation.position the name" in first["remedy"] and "cannot act in their_world:renamed" in err
+
+
+def test_a_run_that_does_not_exist(call, tmp_path):
+    status, _, err = call("diagnose", tmp_path / "no")
+    assert status == 2 and str(tmp_path / "no") in err
+
+
+def test_data_that_are_gone(place, call, tmp_path):
+    run = tmp_path / "moved"
+    shutil.copytree(place / "a", run)
+    for file in run.glob("checkpoints/*/provenance.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "command": "understudy train bc gone.npz --out r"}))
+    status, out, _ = call("diagnose", run, "--json")
+    document = findings(out)
+    assert status == 0 and document["unchecked"][0] == "the data of the run are gone: gone.npz (name them: --data DATA)"
+    status, _, err = call("diagnose", run, "--data", tmp_path / "missing.npz")
+    assert status == 2 and "missing.npz" in err
+    status, out, _ = call("diagnose", run, "--data", place / "demos", "--json")
+    assert status == 0 and "fit" in findings(out)["checked"]
+
+
+def test_other_data_are_told_apart(place, call, tmp_path):
+    data = open_dataset(place / "demos")
+    other = tmp_path / "other.npz"
+    np.savez(other, observations=np.concatenate([57.3 * e.steps["observation.state"][:len(e)] for e in data]),
+             actions=np.concatenate([e.steps["action"] for e in data]),
+             episode_ends=np.cumsum([len(e) for e in data]))
+    _, out, _ = call("diagnose", place / "a", "--data", other, "--json")
+    document = findings(out)
+    assert "are not the data of the run" in document["unchecked"][0]
+    assert document["findings"][0]["code"] == "wrong-statistics"
+
+
+def test_a_run_without_validation(place, call, tmp_path):
+    from fixtures.cli import TINY
+
+    assert call("train", "bc", place / "demos", "--out", tmp_path / "run", "--val-fraction", 0, *TINY)[0] == 0
+    status, out, _ = call("diagnose", tmp_path / "run", "--env", "fork", "--episodes", 2, "--json")
+    codes = {f["code"]: f["level"] for f in findings(out)["findings"]}
+    assert status == 0 and codes["no-held-out"] == "note"
+
+
+def test_a_robot_is_read_and_does_not_move(call, tmp_path, monkeypatch):
+    from understudy.robots.simulated import SimulatedArm
+
+    rng = np.random.default_rng(0)
+    states = [np.array([20.0, 40.0]) + rng.normal(size=(30, 2)).cumsum(0) for _ in range(8)]
+    np.savez(tmp_path / "arm.npz", observations=np.concatenate([s[:-1] for s in states]),
+             actions=np.concatenate([s[1:] for s in states]), episode_ends=np.cumsum([29] * 8))
+    assert call("train", "knn", tmp_path / "arm.npz", "--out", tmp_path / "run")[0] == 0
+    sent = []
+    monkeypatch.setattr(SimulatedArm, "send", lambda self, action: sent.append(action))
+    status, out, _ = call("diagnose", tmp_path / "run", "--robot", "simulated_arm", "--json")
+    document = findings(out)
+    assert status == 0 and not sent and {f["code"]: f["level"] for f in document["findings"]}["start-states"] == "note"
+    assert "columns" in document["checked"]
+
+
+@pytest.mark.parametrize(("options", "problem"), [
+    (["--env", "fork", "--robot", "simulated_arm"], "--env: cannot be used with --robot"),
+    (["--robot.port", "/dev/x"], "--robot.port: needs --robot TYPE"),
+    (["--env", "fork", "--episodes", "0"], "--episodes: must be 1 or more"),
+    (["--env", "frok"], "frok")])
+def test_options_that_do_not_fit(place, call, options, problem):
+    status, _, err = call("diagnose", place / "a", *options)
+    assert status == 2 and problem in err
+
+
+def test_an_exported_file_has_no_data(call, tmp_path):
+    status, _, err = call("diagnose", tmp_path / "policy.onnx")
+    assert status == 2 and "diagnose the run that it was exported from" in err

@@ -1,0 +1,126 @@
+"""Fit, checkpoint, statistics and trials, with constructed numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fixtures.runs import made_up, plain
+
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset
+from understudy.diagnose import fit_checks
+from understudy.diagnose.base import ORDER, RunFinding, sort_findings
+from understudy.diagnose.fit_checks import FitErrors
+from understudy.execute.actor import PolicyActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.learn.training_curves import HELD_OUT_ERROR, Curve, TrainingCurves
+from understudy.policy import Policy
+
+
+def codes(findings):
+    return [(f.code, f.level) for f in findings]
+
+
+@pytest.mark.parametrize(("errors", "expected"), [
+    (FitErrors(0.1, 0.3), []), (FitErrors(0.9, 0.95), [("underfit", "fault")]),
+    (FitErrors(0.05, 0.9), [("overfit", "fault")]), (FitErrors(0.5, 0.8), []),
+    (FitErrors(0.1, None, 1.0, 2.0), [("last-action", "note")]), (FitErrors(0.1, None, 2.0, 1.0), [])])
+def test_fit(errors, expected):
+    assert codes(fit_checks.check_fit(errors, True)) == expected
+    assert all(level == "note" for _, level in codes(fit_checks.check_fit(errors, False)))
+
+
+def curves(values):
+    found = {} if not values else {HELD_OUT_ERROR: Curve(tuple(100 * (i + 1) for i in range(len(values))), values)}
+    return TrainingCurves("run", found, 100 * len(values), 100 * (1 + int(np.argmin(values))) if values else None, 1.0,
+                          "")
+
+
+def test_checkpoint():
+    assert not list(fit_checks.check_checkpoint(curves((2.0, 1.0, 1.01)), 300))
+    finding, = fit_checks.check_checkpoint(curves((2.0, 1.0, 1.8)), 300)
+    assert (finding.code, finding.level, finding.value) == ("wrong-checkpoint", "fault", pytest.approx(1.8))
+    assert finding.command[1] == "RUN/best"
+    assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0, 1.2)), 300)) == [("wrong-checkpoint", "note")]
+    assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0)), 20)) == [("wrong-checkpoint", "fault")]
+    assert codes(fit_checks.check_checkpoint(curves(()), 20)) == [("no-held-out", "note")]
+
+
+def policy(data, codec=Normalizer()):  # noqa: B008
+    return Policy(replace(plain().policy, codec=codec), data.features()).fit_statistics(data)
+
+
+def test_statistics_of_the_data_and_of_others():
+    data = made_up()
+    trained = policy(data)
+    assert not list(fit_checks.check_statistics(trained, data))
+    transform = trained.codec.obs_transforms[0]
+    transform.set_statistics(transform.offset, transform.scale * torch.tensor([1.0, 57.3, 1.0]))
+    finding, = fit_checks.check_statistics(trained, data)
+    assert finding.code == "wrong-statistics" and finding.value == pytest.approx(57.3, rel=1e-4)
+    assert "observation.state[1]" in finding.message
+
+
+def test_relative_actions_with_absolute_statistics():
+    data = made_up()
+    relative = policy(data, Normalizer(relative="observation.state", components=((0, 0), (1, 1))))
+    assert not list(fit_checks.check_statistics(relative, data))
+    absolute = policy(data).codec.action_transform
+    relative.codec.action_transform.set_statistics(absolute.offset, absolute.scale)
+    finding, = fit_checks.check_statistics(relative, data)
+    assert (finding.code, finding.level) == ("relative-statistics", "fault")
+
+
+def test_a_component_with_almost_no_spread():
+    rng = np.random.default_rng(0)
+
+    def episodes(size):
+        return made_up().map(lambda e: e.replace({"observation.state": np.column_stack([
+            e.steps["observation.state"][:, :2], size * rng.normal(size=len(e) + 1)]).astype(np.float32)}))
+    trained = policy(episodes(2e-4))
+    assert not list(fit_checks.check_tiny_spread(trained, episodes(2e-4)))
+    finding, = fit_checks.check_tiny_spread(trained, episodes(1.0))
+    assert finding.code == "tiny-spread" and finding.value > 1000 and "observation.state[2]" in finding.message
+
+
+class Exact(Policy):
+    """A policy whose plan is what the data have: tanh of the first two components of the state."""
+
+    def plan(self, obs, noise, guides=()):
+        return torch.tanh(obs["observation.state"][:, -1:, :2]).expand(-1, self.window.horizon, -1)
+
+
+def test_an_actor_that_reads_something_else():
+    data = made_up(12)
+    config = plain().policy
+    exact = Exact(config, data.features()).fit_statistics(data)
+    actor = PolicyActor(exact, RecedingHorizon(1))
+    assert not list(fit_checks.check_serving(exact, actor, data))
+
+    class Scaled(PolicyActor):
+        def next_windows(self, obs, seen):
+            return super().next_windows({k: -v for k, v in obs.items()}, seen)
+    finding, = fit_checks.check_serving(exact, Scaled(exact, RecedingHorizon(1)), data)
+    assert (finding.code, finding.level) == ("serving-skew", "fault") and finding.value > 2
+
+
+def test_trials():
+    finding, = fit_checks.check_trials([True] * 10 + [False] * 10)
+    assert finding.level == "note" and "27% and 73%" in finding.message  # Clopper-Pearson of 10 in 20
+    assert not list(fit_checks.check_trials([True] * 100))
+
+
+def test_faults_come_first_and_causes_before_consequences():
+    def finding(code, level):
+        return RunFinding(code, level, "", 0, (0, 1), "")
+    mixed = [finding("trials", "note"), finding("underfit", "fault"), finding("novel-states", "warning"),
+             finding("observation-units", "fault")]
+    assert [f.code for f in sort_findings(mixed)] == ["observation-units", "underfit", "novel-states", "trials"]
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_a_data_set_without_numbers_has_no_model():
+    from understudy.diagnose.runner import _motion_model
+
+    assert _motion_model(Dataset([]), {}) is None

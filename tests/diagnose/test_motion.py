@@ -1,0 +1,115 @@
+"""Motion of a known linear arm, s' = s + 0.1 B a: what is changed is found, with the numbers of the change."""
+
+import numpy as np
+import pytest
+
+from understudy.diagnose.motion import (
+    check_motion,
+    check_recorded_lag,
+    fit_motion,
+    trimmed_least_squares,
+    unit_of_ratio,
+)
+
+B = np.array([[1.0, 0.2], [0.0, 0.5]])
+NAMES, STATES = ["pan", "lift"], ["state[pan]", "state[lift]"]
+
+
+def episodes(effect=lambda a, s: a, n=12, length=40, delay=0, seed=0, absolute=False):
+    """Episodes with smooth random actions. `effect` says what is executed."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        actions = rng.normal(size=(length, 2)).cumsum(0) * 0.2 + rng.normal(size=(length, 2))
+        states = [rng.normal(size=2)]
+        for t in range(length):
+            executed = effect(actions[max(t - delay, 0)], states[-1])
+            pull = executed - states[-1] if absolute else executed
+            states.append(states[-1] + 0.1 * B @ pull + 1e-4 * rng.normal(size=2))
+        out.append((np.array(states), actions))
+    return out
+
+
+def findings(**change):
+    absolute = change.get("absolute", False)
+    model = fit_motion(episodes(absolute=absolute))
+    return list(check_motion(model, episodes(seed=1, n=6, **change), NAMES, STATES))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_same_arm_has_no_finding(absolute):
+    model = fit_motion(episodes(absolute=absolute))
+    assert model.lag == 0 and model.driven == {0: 0, 1: 1}
+    np.testing.assert_allclose(np.diag(model.weights[3:]), 0.1 * np.diag(B), atol=1e-3)
+    assert not list(check_recorded_lag(model)) and not findings(absolute=absolute)
+
+
+def only(change, code):
+    finding, = findings(**change)
+    assert (finding.code, finding.level) == (code, "fault")
+    return finding
+
+
+def test_a_turned_sign():
+    finding = only({"effect": lambda a, s: a * [1, -1]}, "sign-flip")
+    assert finding.value == pytest.approx(-1, abs=0.05) and finding.where.feature == "lift"
+
+
+def test_a_scaled_component():
+    assert only({"effect": lambda a, s: a * [1, 0.3]}, "action-scale").value == pytest.approx(0.3, abs=0.02)
+
+
+def test_degrees_for_radians():
+    finding = only({"effect": lambda a, s: a / 57.29578}, "action-units")
+    assert finding.value == pytest.approx(1 / 57.3, rel=0.1) and "degrees" in finding.message
+
+
+def test_an_offset_is_in_standard_deviations_of_the_action():
+    finding = only({"effect": lambda a, s: a + [0.0, 0.9]}, "calibration-drift")
+    spread = np.concatenate([a for _, a in episodes()]).std(0)[1]
+    assert finding.value == pytest.approx(0.9 / spread, rel=0.05) and finding.where.feature == "lift"
+
+
+def test_an_offset_behind_limits():
+    finding = only({"effect": lambda a, s: np.clip(a + [0.0, 0.9], -1, 1)}, "calibration-drift")
+    assert finding.value > 0.25
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_a_delay_is_counted_in_steps(delay):
+    finding = only({"delay": delay}, "latency")
+    assert finding.value == delay and f" {delay} step" in finding.message
+
+
+def test_absolute_actions_taken_as_relative_ones():
+    finding = only({"absolute": True, "effect": lambda a, s: a + s}, "action-convention")
+    assert finding.value == pytest.approx(1, abs=0.05) and "as relative ones" in finding.message
+
+
+def test_relative_actions_taken_as_absolute_ones():
+    finding = only({"effect": lambda a, s: a - s}, "action-convention")
+    assert finding.value == pytest.approx(-1, abs=0.05) and "as absolute ones" in finding.message
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_actions_that_are_stored_late(steps):
+    late = [(s, np.concatenate([a[:1].repeat(steps, 0), a[:-steps]])) for s, a in episodes()]
+    finding, = check_recorded_lag(fit_motion(late))
+    assert (finding.code, finding.value) == ("action-shift", -steps)
+
+
+def test_too_few_steps_and_actions_without_effect_have_no_model():
+    assert fit_motion(episodes(n=1, length=12)) is None
+    assert fit_motion(episodes(effect=lambda a, s: 0 * a)) is None
+
+
+def test_contacts_are_trimmed():
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(300), rng.normal(size=300)])
+    y = x @ [0.5, 2.0]
+    y[::15] += 30
+    np.testing.assert_allclose(trimmed_least_squares(x, y)[0], [0.5, 2.0], atol=1e-9)
+
+
+def test_units_by_their_ratio():
+    assert unit_of_ratio(57.3) == unit_of_ratio(1 / 50) == "degrees and radians"
+    assert unit_of_ratio(-1000) == "millimeters and meters" and unit_of_ratio(3) is None

@@ -1,0 +1,137 @@
+"""Observations that are changed in a known way."""
+
+import numpy as np
+import pytest
+
+from understudy.core import Feature
+from understudy.diagnose.observations import (
+    check_cameras,
+    check_columns,
+    check_limits,
+    check_novelty,
+    check_starts,
+    clipped_share,
+)
+
+PARTS = ["pan", "lift"]
+
+
+def walks(n=60, length=20, seed=0):
+    """Episodes that begin around (2, 0) and move."""
+    rng = np.random.default_rng(seed)
+    return [np.array([2.0, 0.0]) + rng.normal(size=2) * 0.5 + rng.normal(size=(length, 2)).cumsum(0) * 0.1
+            for _ in range(n)]
+
+
+def starts(change):
+    return list(check_starts("observation.state", PARTS, walks(), [change(e) for e in walks(30, seed=1)]))
+
+
+def test_equal_starts_have_no_finding():
+    assert not starts(lambda e: e)
+
+
+def test_degrees_are_recognized_by_the_spread():
+    finding, = starts(lambda e: e * [1, 57.29578])
+    assert (finding.code, finding.where.feature) == ("observation-units", "observation.state[lift]")
+    assert finding.value == pytest.approx(57.3, rel=0.3) and "degrees and radians" in finding.message
+
+
+def test_a_turned_sign_is_recognized_by_the_mean():
+    finding, = starts(lambda e: e * [-1, 1])
+    assert (finding.code, finding.where.feature) == ("sign-flip", "observation.state[pan]")
+
+
+def test_shifted_starts_are_measured_in_standard_deviations():
+    finding, = starts(lambda e: e + [0, 1.5])
+    assert finding.code == "start-states" and finding.value == pytest.approx(1.5 / 0.51, rel=0.3)
+
+
+def test_narrow_starts_elsewhere_are_no_unit():
+    finding, = starts(lambda e: e * [1, 0.1] + [0, 1.5])
+    assert (finding.code, finding.where.feature) == ("start-states", "observation.state[lift]")
+
+
+def test_a_constant_sensor():
+    finding, = starts(lambda e: np.column_stack([e[:, 0], np.full(len(e), 0.1)]))
+    assert (finding.code, finding.where.feature) == ("constant-sensor", "observation.state[lift]")
+
+
+def test_a_component_that_often_rests_is_no_broken_sensor():
+    resting = [np.column_stack([e[:, 0], np.full(len(e), float(i % 2))]) for i, e in enumerate(walks())]
+    assert not list(check_starts("observation.state", PARTS, resting, resting[:30]))
+
+
+def images(seed, noise, n=20):
+    """The scene number `seed`, n times, with noise."""
+    scene = np.random.default_rng(seed).random((8, 8, 3))
+    return scene + noise * np.random.default_rng([seed, int(1000 * noise)]).normal(size=(n, 8, 8, 3))
+
+
+def cameras(**observed):
+    return list(check_cameras({"top": images(0, 0.02), "side": images(1, 0.02)}, observed))
+
+
+def test_cameras():
+    top, side = images(0, 0.01), images(1, 0.01)
+    assert not cameras(top=top, side=side)
+    assert cameras(top=side, side=top)[0].code == "cameras-swapped"
+    assert cameras(top=top[..., ::-1], side=side[..., ::-1])[0].code == "color-order"
+    assert [(f.code, f.level) for f in cameras(top=images(2, 0.01), side=images(3, 0.01))] == [
+        ("camera-differs", "warning")]
+
+
+def test_cameras_that_see_nearly_the_same():
+    """Where the views cannot be told apart, nothing is said."""
+    same = images(0, 0.02)
+    assert not list(check_cameras({"top": same, "side": same}, {"top": images(0, 0.01), "side": images(0, 0.03)}))
+
+
+VECTOR, CAMERA = Feature("float32", (2,)), Feature("uint8", (48, 64, 3), "image")
+
+
+def columns(observed):
+    return list(check_columns({"observation.state": VECTOR, "observation.images.top": CAMERA}, observed,
+                              {"observation.images.top": (48, 64)}))
+
+
+def test_columns():
+    good = {"observation.state": VECTOR, "observation.images.top": CAMERA}
+    assert not columns(good)
+    renamed, = columns({"observation.states": VECTOR, "observation.images.top": CAMERA})
+    assert renamed.code == "missing-column" and "give observation.states the name" in renamed.remedy
+    small, = columns({**good, "observation.images.top": Feature("uint8", (24, 64, 3), "image")})
+    assert (small.code, small.value) == ("camera-size", 0.5)
+    wider, = columns({**good, "observation.state": Feature("float32", (3,))})
+    assert (wider.code, wider.value, wider.healthy) == ("missing-column", 3, (2, 2))
+
+
+def test_novelty_is_the_share_beyond_held_out_distances():
+    rng = np.random.default_rng(0)
+    trained, held_out, same = ([rng.normal(size=(100, 2))] for _ in range(3))
+    assert not list(check_novelty(trained, held_out, same))
+    finding, = check_novelty(trained, held_out, [np.concatenate([trained[0][:10], same[0] + 20])])
+    assert (finding.code, finding.level) == ("novel-states", "warning")
+    assert finding.value == pytest.approx(100 / 110) and "from step 10 on" in finding.message
+
+
+LOW, HIGH = np.array([-1.0, -1.0]), np.array([1.0, 1.0])
+
+
+def limits(recorded, commanded=()):
+    return list(check_limits(np.array(recorded), np.array(commanded), LOW, HIGH, PARTS))
+
+
+def test_the_clipped_share_is_counted_beyond_a_tenth_of_the_range():
+    share, each = clipped_share(np.array([[0, 0], [1.19, 0], [1.21, 0], [0, -3]]), LOW, HIGH)
+    assert share == 0.5 and each.tolist() == [0.25, 0.25]
+
+
+def test_limits():
+    inside, outside = [[0.5, 0.5]] * 10, [[0.5, 2.0]] * 10
+    assert not limits(inside) and not limits(inside, inside)
+    finding, = limits(outside)
+    assert (finding.code, finding.level, finding.value) == ("limits-bind", "fault", 1) and "lift" in finding.message
+    assert [f.level for f in limits(inside, outside)] == ["warning"]
+    unit, = limits([[57.3, -57.3]] * 10)
+    assert unit.code == "action-units" and unit.value == pytest.approx(57.3) and "degrees" in unit.message

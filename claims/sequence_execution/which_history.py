@@ -63,9 +63,9 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     return flags(rollout(actor, make(experiment.env, rows=ROWS), episodes, seed=starts))
 
 
-def policy_of(head: Head, window: Window, encoder: Encoder | None = None, **columns) -> PolicyConfig:
-    return PolicyConfig(head, MLP(160, 1), encoder or ConcatEncoder(), window=window,
-                        **{"inputs": (STATE,), **columns})
+def policy_of(head: Head, window: Window, encoder: Encoder | None = None, inputs: tuple[str, ...] = (STATE,),
+              target: str = "action") -> PolicyConfig:
+    return PolicyConfig(head, MLP(160, 1), encoder or ConcatEncoder(), window=window, inputs=inputs, target=target)
 
 
 def method_of(policy: PolicyConfig, executor: Executor | None = None, **more) -> Method:

@@ -84,8 +84,9 @@ class TaskAndLog(DemonstrationSource):
         task, hidden = [], []
         for outline in range(OUTLINES):
             env = PegInsertion(14, tolerance=TOLERANCE, outlines=(outline,))
-            demonstrations = list(rollout(env.expert(), WristView(env), 12, recording_seed(seed), first=10_000 * outline)
-                                  .filter(lambda e: e.metadata["success"]))
+            demonstrations = list(rollout(
+                env.expert(), WristView(env), 12, recording_seed(seed), first=10_000 * outline
+            ).filter(lambda e: e.metadata["success"]))
             task += demonstrations[:self.n_task]
             hidden += demonstrations[self.n_task:self.n_task + self.n_hidden]
         starts = Crop(-LAST_STEPS, 1 - LAST_STEPS).apply(Dataset(task))
@@ -131,8 +132,8 @@ def behavior_retrieval() -> Method:
     learner = StateActionVAE(4, widths=(64, 64), steps=1000, batch_size=128)
     embedding = Stage("embedding", Method(policy_of(Regression()), learner=learner), dataset=PRIOR)
     return Method(policy_of(Regression()), RecedingHorizon(), BehaviorCloning(
-        1000, 128, FAST, sampling_column=SAMPLING_WEIGHT), (Retrieve(FromStage("embedding", "embedding"), fraction=0.1),),
-        (embedding,))
+        1000, 128, FAST, sampling_column=SAMPLING_WEIGHT),
+        (Retrieve(FromStage("embedding", "embedding"), fraction=0.1),), (embedding,))
 
 
 def skills(period: int = 5) -> Method:

@@ -5,7 +5,8 @@ import pytest
 from folders import REPOSITORY
 
 from understudy.claims import learner_guide
-from understudy.claims.learner_guide import BEGIN, END, ArmColumn, arm_table, write_guide
+from understudy.claims.arm_tables import ArmColumn, arm_table
+from understudy.claims.learner_guide import BEGIN, END, write_guide
 from understudy.core import UserError
 
 

@@ -234,6 +234,22 @@ def test_a_page_says_that_the_history_lacks_the_pilots_that_its_set_up_describes
         assert ("| pilots | The history has no entry" in section) == (name == "adaflow-steps")
 
 
+def test_a_comparison_of_several_rows_leads_its_page_and_leaves_their_verdicts(all_entries):
+    entries = {e.row.id: e for e in all_entries}
+    own = {e.row.id: [c for c in e.claims if len(c["rows"]) == 1] for e in all_entries}
+    compared = [c["name"] for c in entries["249"].claims if len(c["rows"]) > 1]
+    assert compared == ["retrieval-compared"] and [c["verdict"] for c in own["249"]] == [entries["249"].verdict]
+    worse = [replace(e, claims=tuple({**c, "verdict": "fails"} if c["name"] in compared else c for c in e.claims))
+             for e in all_entries]
+    assert ledger.verdict_counts(worse) == ledger.verdict_counts(all_entries)
+    pages = ledger.ledger_pages(all_entries)
+    sections = re.findall(r"^## (.+)$", pages["retrieval.md"], re.MULTILINE)
+    assert sections[0] == "retrieval-compared"
+    assert pages[ledger.SUMMARY].split("## Few demonstrations\n")[1].index("retrieval.md#retrieval-compared") < 1000
+    table = pages["retrieval.md"].split("## retrieval-compared\n")[1].split("\n## ")[0]
+    assert len(re.findall(r"^\| [^|]+ \| \d+\N{NO-BREAK SPACE}% \[.*\] [a-z]+ \|$", table, re.MULTILINE)) == 10
+
+
 def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeypatch):
     entry = next(e for e in all_entries if e.row.id == "047")
     stored = json.loads(records.record_path("checkpoint-selection").read_text())

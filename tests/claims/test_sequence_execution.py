@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from claims.sequence_execution import pooled_history, self_guidance
+from claims.sequence_execution import pooled_history, self_guidance, which_history
 from claims.worlds import sign_corridor
 from understudy.data.window import Window
 from understudy.execute.self_guidance import SelfGuided
@@ -67,3 +67,16 @@ def test_the_control_does_not_see_the_past_and_a_mean_of_the_signs_themselves_do
             net = encoder.build(features, 9)
             return (net(obs).flat() - net(other).flat()).abs().max().item() > 1e-4
     assert changes(pooled) and changes(without) and not changes(control) and not changes(at_once)
+
+
+# -- 038, 068, 304 and 344 in one world ---------------------------------------------------------------------------
+
+
+def test_the_recorded_computation_says_to_which_goal_the_expert_goes():
+    for episode in which_history.ExplainedDemonstrations(6).load(1):
+        at_first, at_second = episode.steps[which_history.STATE][:-1, 4:6], episode.steps[which_history.STATE][:-1, 6:8]
+        onward = episode.steps[which_history.RESULT]
+        assert np.array_equal(episode.steps["action"], np.where(onward, at_second, at_first))
+        assert np.array_equal(episode.steps[which_history.READ][:-1], onward) and 0 < onward.mean() < 1
+        silent = which_history.first_goal_always(episode).steps
+        assert not silent[which_history.READ].any() and not silent[which_history.RESULT].any()

@@ -117,7 +117,7 @@ def family(file: str, table: Table, rows: Mapping[str, Row]) -> tuple[Claim, ...
 
     Args:
         file: `__file__` of the module. The texts are in the Markdown file beside it.
-        rows: By their ids in the ledger.
+        rows: By their ids in the ledger. A comparison of several systems has their ids, with spaces between them.
 
     Raises:
         ValueError: A row names an arm or an ablation that the table lacks, or has no text.
@@ -138,5 +138,5 @@ def _claim(table: Table, number: str, row: Row) -> Claim:
     change = ReplaceArms(tuple(Arm(ablations[name].of, (ablations[name].option,)) for name in names))
     part = ClaimPart(table.experiment.env, table.restrict((*rule.arms, *row.reported)), rule)
     removes = row.removes or (rules if len(rules) > 1 else ())
-    return Claim(row.name, (number,), (part,), NegativeControl(change, part.name, removes))
+    return Claim(row.name, tuple(number.split()), (part,), NegativeControl(change, part.name, removes))
 

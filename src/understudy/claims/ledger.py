@@ -18,6 +18,7 @@ from ..evaluate.planning import plan
 from ..evaluate.plots import COLORS, STYLE
 from ..evaluate.stats import seeds_caveat
 from ..files import read_json, write_text
+from .arm_tables import arm_tables
 from .base import Claim, Condition, format_number
 from .folder import claims_folder
 from .records import all_claims, all_texts, is_redesigned, list_claims, record_path
@@ -165,9 +166,19 @@ class LedgerEntry:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of the row's claims, or "no claim"."""
-        verdicts = {c["verdict"] for c in self.claims}
+        """The worst verdict of the row's own claims, or "no claim". A comparison of several rows does not count."""
+        verdicts = {c["verdict"] for c in self.claims if not _is_comparison(c)}
         return next((v for v in _VERDICT_ORDER if v in verdicts), "no claim")
+
+
+def _is_comparison(claim: dict) -> bool:
+    """Whether the claim compares the systems of several rows."""
+    return len(claim["rows"]) > 1
+
+
+def _page_of(claim: dict) -> str:
+    """The page with the section of a claim: that of the family of its first row."""
+    return f"{find_row(claim['rows'][0], claim['name']).family}.md"
 
 
 def ledger_entries() -> list[LedgerEntry]:
@@ -264,11 +275,12 @@ _COMPARED_RATES = ((0.7, 0.8), (0.7, 0.9), (0.5, 0.9))
 
 
 def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
-    """For each decision, the advice of its claims: first of those that hold, then of the others."""
+    """For each decision, the advice of its claims: first of comparisons, then of those that hold, then of the others.
+    """
     texts = all_texts()
-    claims = {c["name"]: (e.row.family, c) for e in entries for c in e.claims}
+    claims = {c["name"]: c for e in entries for c in e.claims}
     order = ("holds", "undecided", "fails", "not run")
-    names = sorted(claims, key=lambda name: order.index(claims[name][1]["verdict"]))
+    names = sorted(claims, key=lambda name: (not _is_comparison(claims[name]), order.index(claims[name]["verdict"])))
     decisions = [d for d in DECISIONS if any(texts[name].decision == d for name in names)]
     lines = [" · ".join(f"[{d.capitalize()}](#{d.replace(' ', '-')})" for d in decisions), ""]
     for decision in decisions:
@@ -277,11 +289,11 @@ def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
             lines += [_rollouts_needed(), ""]
         lines += ['<div class="advice" markdown>', "", "| advice | claim and verdict |", "|---|---|"]
         for name in (n for n in names if texts[n].decision == decision):
-            family, claim = claims[name]
+            claim = claims[name]
             condition = _decisive_of_claim(name)
             picture = "" if condition is None else f"<br>![{_markdown_cell(str(condition))}](images/claims/{name}.svg)"
-            lines.append(f"| {texts[name].advice.replace('|', chr(92) + '|')} | [{name}](ledger/{family}.md#{name}) "
-                         f"{_verdict_words(claim)}{picture} |")
+            lines.append(f"| {texts[name].advice.replace('|', chr(92) + '|')} | "
+                         f"[{name}](ledger/{_page_of(claim)}#{name}) {_verdict_words(claim)}{picture} |")
         lines += ["", "</div>", ""]
     return lines
 
@@ -312,7 +324,7 @@ def _family_table(entries: Sequence[LedgerEntry]) -> list[str]:
 def _row_table(entries: Sequence[LedgerEntry]) -> list[str]:
     lines = ["| row | system | family | claim |", "|---|---|---|---|"]
     for e in entries:
-        claims = "<br>".join(f"[{c['name']}](ledger/{e.row.family}.md#{c['name']}) {c['verdict']}" for c in e.claims)
+        claims = "<br>".join(f"[{c['name']}](ledger/{_page_of(c)}#{c['name']}) {c['verdict']}" for c in e.claims)
         lines.append(f"| {e.row.id} | {_markdown_cell(e.row.name)} | {e.row.family} | {claims} |")
     return [*lines, ""]
 
@@ -357,8 +369,8 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
     if with_claims:
         lines += ['<div class="rows" markdown>', "", "| row | system | claim | verdict here |", "|---|---|---|---|"]
         for e in with_claims:
-            lines += [f"| {e.row.id} | {_system(e.row)} | [{c['name']}](#{c['name']}) | {_verdict_words(c)} |"
-                      for c in e.claims]
+            lines += [f"| {e.row.id} | {_system(e.row)} | [{c['name']}]({_page_of(c)}#{c['name']}) | "
+                      f"{'compared with others' if _is_comparison(c) else _verdict_words(c)} |" for c in e.claims]
         lines += ["", "</div>", ""]
     if without:
         lines += ["<details markdown>", f"<summary>{len(without)} systems without a claim yet</summary>", "",
@@ -366,7 +378,8 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
                   "</details>", ""]
     claims, texts = (all_claims(), all_texts()) if with_claims else ({}, {})
     sections: dict[str, list[str]] = {}
-    for c in (c for e in with_claims for c in e.claims):
+    on_page = [c for e in with_claims for c in e.claims if _page_of(c) == f"{family}.md"]
+    for c in sorted(on_page, key=lambda c: not _is_comparison(c)):
         sections.setdefault(c["name"], _claim_section(claims[c["name"]], texts[c["name"]], c))
     return "\n\n".join("\n".join(part).rstrip() for part in (lines, *sections.values())) + "\n"
 
@@ -415,8 +428,10 @@ def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
                        f"commit {record['commit'][:8]}{record['commit'][40:]}"), command]
     if any("pilot" in p.lower() for p in text.setup) and all(step["kind"] != "pilot" for step in record["log"]):
         design.append(("pilots", "The history has no entry of the pilots that are described below."))
-    lines += [*_design_table(design), "", *_summary_tables(record), *paragraphs,
-              "| date | | what changed | verdict |", "|---|---|---|---|"]
+    design_lines = [*_design_table(design), ""]
+    lines += ([*arm_tables(claim.name, record), *design_lines] if _is_comparison(entry)
+              else [*design_lines, *_summary_tables(record)])
+    lines += [*paragraphs, "| date | | what changed | verdict |", "|---|---|---|---|"]
     for step in record["log"]:
         reason = f" ({step['reason']})" if step["reason"] else ""
         cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)

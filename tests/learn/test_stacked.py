@@ -1,0 +1,151 @@
+"""Several seeds as one batched network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
+from understudy.heads.consistency import Consistency
+from understudy.heads.flow import Flow
+from understudy.heads.gmm import GMM
+from understudy.heads.neighbors import Neighbors
+from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.learn import stacked
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import FromStage, InitializeFrom, Method, Stage
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.sample_weights import ColumnWeights
+from understudy.learn.stacked import fit_seeds
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+
+SEEDS = 3, 7
+
+
+def demonstrations(seed: int) -> Dataset:
+    rng = np.random.default_rng(seed)
+
+    def episode(n):
+        state = rng.normal(size=(n + 1, 3)).astype(np.float32)
+        return Episode({"observation.state": state, "action": np.tanh(state[:-1, :2]),
+                        "next.reward": -np.abs(state[1:, 0]), "next.terminated": np.arange(n) == n - 1,
+                        "good": (state[:-1, :1] > 0).astype(np.float32)})
+    return Dataset([episode(n) for n in (17, 9, 23, 12)])
+
+
+DATA = tuple(map(demonstrations, SEEDS))
+CLONING = BehaviorCloning(200, 16, optimizer=OptimizerConfig(weight_decay=0.1, warmup_steps=5, grad_clip_norm=0.3))
+
+
+def method(head, learner=CLONING, **mlp) -> Method:
+    return Method(PolicyConfig(head, trunk=MLP(16, 1, **mlp), window=Window(2, 3)), learner=learner)
+
+
+def largest_difference(result, other) -> float:
+    assert result.modules.keys() == other.modules.keys()
+    pairs = [(tensor, other.modules[name].state_dict()[key]) for name, module in result.modules.items()
+             for key, tensor in module.state_dict().items()]
+    return max((one - two).abs().max().item() for one, two in pairs if one.numel())
+
+
+TD3 = OffPolicyActorCritic(200, 16, bc_weight=0.4, critic=CriticConfig(hidden=(16, 16)))
+SAC = replace(TD3, steps=40, temperature=0.1, target_entropy=-1.0)
+
+
+SHORT = replace(CLONING, steps=40)
+
+
+@pytest.mark.parametrize("trained", [
+    method(Regression()), method(Flow()), method(GMM()), method(SquashedGaussian(), SHORT),
+    method(Consistency(), SHORT), method(Regression(), replace(SHORT, sample_weights=ColumnWeights("good", 3.0))),
+    method(Regression(), TD3), method(SquashedGaussian(), SAC)],
+    ids=["regression", "flow", "gmm", "gaussian", "target-network", "weights", "td3-bc", "sac"])
+def test_stacked_seeds_equal_separate_ones(trained):
+    sentences = []
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert not sentences
+    for result, data, seed in zip(results, DATA, SEEDS, strict=True):
+        separate = fit_method(trained, data, seed)
+        assert largest_difference(result, separate) < 1e-5
+        untrained = fit_method(replace(trained, learner=replace(trained.learner, steps=0)), data, seed)
+        assert largest_difference(result, untrained) > 0.005
+        assert not result.policy.training
+
+
+def test_one_data_set_and_stages_of_each_seed():
+    base = method(Regression(), replace(CLONING, steps=30))
+    staged = replace(method(Regression(), replace(CLONING, steps=20)), stages=(Stage("base", base),),
+                     initialize_from=(InitializeFrom(FromStage("base")),))
+    sentences = []
+    results = fit_seeds(staged, DATA[0], SEEDS, log=sentences.append)
+    assert not sentences
+    assert max(largest_difference(r, fit_method(staged, DATA[0], s)) for r, s in zip(results, SEEDS, strict=True)) < 1e-5
+
+
+@dataclass(frozen=True)
+class PythonScale(Regression):
+    """Its network keeps a number of the data where no tensor is."""
+
+    def fit(self, net, pairs):
+        net.scale = float(sum(action.abs().sum() for _, action, _ in pairs()))
+
+    def loss(self, net, context, action, mask, rng):
+        return net.scale * super().loss(net, context, action, mask, rng)
+
+
+@dataclass(frozen=True)
+class ReadsNumbers(Regression):
+    """Its loss needs the value of a weight in Python."""
+
+    def loss(self, net, context, action, mask, rng):
+        return super().loss(net, context, action, mask, rng) * max(float(net.output_layer[2].weight.detach().sum()), 1.0)
+
+
+@pytest.mark.parametrize("trained, reason", [
+    (method(Neighbors()), "keeps its training data"), (method(Regression(), dropout=0.1), "random"),
+    (method(PythonScale()), "instead of"), (method(ReadsNumbers()), "cannot batch")],
+    ids=["memory", "dropout", "number", "item"])
+def test_what_cannot_be_stacked_is_trained_separately(trained, reason):
+    trained = replace(trained, learner=replace(CLONING, steps=5))
+    sentences = []
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert len(sentences) == 1 and reason in sentences[0]
+    for result, data, seed in zip(results, DATA, SEEDS, strict=True):
+        assert largest_difference(result, fit_method(trained, data, seed)) == 0
+
+
+def test_large_networks_are_trained_separately(monkeypatch):
+    monkeypatch.setattr(stacked, "MAX_WEIGHTS", 500)
+    sentences, trained = [], method(Flow(), replace(CLONING, steps=5))
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert "weights are hardly faster" in sentences[0]
+    assert largest_difference(results[1], fit_method(trained, DATA[1], SEEDS[1])) == 0
+
+
+def test_a_loss_that_is_not_finite_names_the_update():
+    data = demonstrations(3)
+    broken = Dataset([e.replace({"action": np.where(np.arange(len(e))[:, None] == 4, np.nan, e.steps["action"])})
+                      for e in data])
+    with pytest.raises(UserError, match="NaN|nan"):
+        fit_seeds(method(Regression()), (data, broken), (3, 4))
+
+
+def test_there_is_a_data_set_for_each_seed():
+    with pytest.raises(UserError, match="2 seeds, but 1 data sets"):
+        fit_seeds(method(Regression()), DATA[:1], SEEDS)
+
+
+def test_the_global_generator_stays_as_it_is():
+    before = torch.get_rng_state()
+    fit_seeds(method(Flow(), replace(CLONING, steps=3)), DATA, SEEDS)
+    assert torch.equal(before, torch.get_rng_state())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -17,11 +18,13 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..learn.fit_method import FitResult, fit_method
 from ..learn.method import Method
+from ..learn.stacked import fit_seeds
 from ..policy import Policy
 from .base import TRUSTED
 from .memo import Memo
 
 ROWS = 25  # environments side by side; results do not depend on it
+STACKED_SEEDS = 10  # most seeds that are trained at once: their results are kept until they are measured
 
 
 def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
@@ -70,6 +73,44 @@ def closed_loop(experiment, method: Method, data: Dataset, seed: int, episodes: 
     measures = {"return": [float(e.steps["next.reward"].sum()) for e in rollouts],
                 "log_jerk": [log_jerk(e) for e in rollouts]}
     return {**measures, **flags(rollouts)}
+
+
+@dataclass(frozen=True)
+class StackedSeeds:
+    """A measure that trains all seeds of an experiment at once, where `fit_seeds` can.
+
+    Values are those of the measure, except for rounding. Each arm must be a `Method` that the measure trains with
+    `train_policy` or `train_once` on the demonstrations as they are. Where a run continues, the seeds that are left are
+    trained at once. Tuning and probes train one seed.
+    """
+
+    measure: Callable[..., dict[str, list[float]]] = closed_loop
+
+    def __call__(self, experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
+                 ) -> dict[str, list[float]]:
+        if seed in experiment.seeds:
+            seeds = experiment.seeds[experiment.seeds.index(seed):][:STACKED_SEEDS]
+            _keep_stacked(experiment, method, seeds, lambda s: data if s == seed else experiment.source.load(s))
+        return self.measure(experiment, method, data, seed, episodes, starts)
+
+
+def _keep_stacked(experiment, method: Method, seeds: tuple[int, ...], load: Callable[[int], Dataset]) -> None:
+    """Trains a method and its stages with several seeds at once, and keeps the results for `train_once`."""
+    data_sets = cache(load)
+
+    @cache
+    def results() -> dict[int, FitResult]:
+        for stage in method.stages:
+            _keep_stacked(experiment, stage.method, seeds, data_sets)
+        stages = [{s.name: train_once(experiment, s.method, data_sets(seed), seed) for s in method.stages}
+                  for seed in seeds]
+        return dict(zip(seeds, fit_seeds(method, [data_sets(seed) for seed in seeds], seeds, stages=stages),
+                        strict=True))
+    for seed in seeds:
+        # The key of `train_once`, which fingerprints of records cover.
+        key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()),
+                                      "source": experiment.source, "seed": seed}))
+        _trained.get(key, lambda seed=seed: results()[seed])
 
 
 def flags(rollouts: Dataset) -> dict[str, list[float]]:

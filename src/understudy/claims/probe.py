@@ -113,7 +113,7 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _smaller(experiment.source)
-            experiment = replace(experiment, source=source)
+            experiment = replace(experiment, source=source, seeds=experiment.seeds[:1], looks=())
             for arm, method in arms:
                 key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
                                               experiment.measure]))

@@ -616,17 +616,17 @@ class ProgressPrinter:
         self.losses: list[float] = []
         self.stage = stage
 
-    def __call__(self, step, learner, seen) -> None:
-        if "round" in seen:
-            self._print_round(step, seen)
+    def __call__(self, step, learner, metrics) -> None:
+        if "round" in metrics:
+            self._print_round(step, metrics)
             return
-        if self.stage is not None and "loss" not in seen:
+        if self.stage is not None and "loss" not in metrics:
             return
-        if "loss" in seen:
-            self.losses.append(seen["loss"])
+        if "loss" in metrics:
+            self.losses.append(metrics["loss"])
             if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
-        measurements = [f"{name} {seen[key]:.4g}" for key, name in self.names.items() if key in seen]
+        measurements = [f"{name} {metrics[key]:.4g}" for key, name in self.names.items() if key in metrics]
         losses = self.losses or self._logged_losses(step)
         if losses:
             measurements.append(f"loss {sum(losses) / len(losses):.4g}")
@@ -636,14 +636,14 @@ class ProgressPrinter:
             print(f"stage {self.stage}: update {step} of {self.steps}, {', '.join(measurements)}", file=sys.stderr)
         self.losses.clear()
 
-    def _print_round(self, step, seen) -> None:
+    def _print_round(self, step, metrics) -> None:
         names = {"round/success": "success", "round/return": "return", "score": "score of the policy alone"}
-        measurements = [f"{name} {seen[key]:.4g}" for key, name in names.items() if key in seen]
+        measurements = [f"{name} {metrics[key]:.4g}" for key, name in names.items() if key in metrics]
         if self.losses:
             measurements.append(f"loss {sum(self.losses) / len(self.losses):.4g}")
         prefix = "" if self.stage is None else f"stage {self.stage}: "
-        print(f"{prefix}update {step}: round {seen['round']} has {seen['round/episodes']} episodes, "
-              f"{seen['round/steps']} steps" + "".join(f", {part}" for part in measurements), file=sys.stderr)
+        print(f"{prefix}update {step}: round {metrics['round']} has {metrics['round/episodes']} episodes, "
+              f"{metrics['round/steps']} steps" + "".join(f", {part}" for part in measurements), file=sys.stderr)
         self.losses.clear()
 
     def _logged_losses(self, step: int) -> list[float]:

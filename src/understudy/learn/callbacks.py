@@ -30,9 +30,9 @@ class LossCurve:
         self.every, self.write = every, write
         self.state = {"count": {}, "sum": {}} if state is None else state
 
-    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
+    def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
         count, total = self.state["count"], self.state["sum"]
-        for name, value in seen.items():  # some learners update some networks only occasionally
+        for name, value in metrics.items():  # some learners update some networks only occasionally
             count[name] = count.get(name, 0) + 1
             total[name] = total.get(name, 0.0) + value
         if step % self.every == 0:
@@ -75,8 +75,8 @@ class ProgressBar:
     def __exit__(self, *error):
         self.bar.stop()
 
-    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
-        if "loss" not in seen:
+    def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
+        if "loss" not in metrics:
             return
         now, n_made = time.perf_counter(), step - self.start
         if n_made == 1:  # the first update compiles and allocates, so its time is not representative
@@ -89,7 +89,7 @@ class ProgressBar:
                 "continues.",
                 highlight=False,
             )
-        self.bar.update(self.task, completed=step, loss=seen["loss"], speed=speed)
+        self.bar.update(self.task, completed=step, loss=metrics["loss"], speed=speed)
 
 
 def format_duration(seconds: float) -> str:
@@ -115,11 +115,11 @@ class TensorBoard:
                             hint="pip install 'understudy[tensorboard]'; metrics.jsonl has the same numbers") from None
         self.start, self.folder, self.every, self.writer = SummaryWriter, str(folder), every, None
 
-    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
-        if step % self.every == 0 or "loss" not in seen:
+    def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
+        if step % self.every == 0 or "loss" not in metrics:
             if self.writer is None:  # only the process that logs writes; what was logged after `step` is dropped
                 self.writer = self.start(self.folder, purge_step=step)
-            for name, value in seen.items():
+            for name, value in metrics.items():
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
 
@@ -154,14 +154,14 @@ class Wandb:
         """Adds JSON data to the configuration that the run shows."""
         self.options["config"] = {**self.options.get("config", {}), **config}
 
-    def __call__(self, step: int, learner: Learner, seen: dict[str, float]) -> None:
-        if step % self.every == 0 or "loss" not in seen:
+    def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
+        if step % self.every == 0 or "loss" not in metrics:
             if self.run is None:  # only the process that logs begins a run
                 self.run = self.start(**self.options)
                 self.run.define_metric("*", step_metric="step")
                 if self.folder is not None:
                     write_json(self.folder / WANDB_FILE, {k: self.options.get(k) for k in ("project", "name", "id")})
-            self.run.log({**seen, "step": step})
+            self.run.log({**metrics, "step": step})
 
     def close(self) -> None:
         """Ends the run and uploads what is left."""

@@ -37,11 +37,12 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
     """Train a method with several seeds on the CPU, at once where that is faster.
 
     The result of each seed is that of `fit_method` with that seed, except for rounding, which long trainings magnify:
-    initial weights, order of the
-    data, noise, gradient clipping and averaged weights are those of the seed. Networks of up to 100,000 weights train
-    as one batched network, about 1.7 times as fast with five seeds of width 64. Larger ones train one after the other,
-    and so do methods that cannot be stacked (see `reason_against_stacking`), networks with dropout, and all whose first
-    two updates do not give the same losses and gradient norms both ways.
+    initial weights, order of the data, noise, gradient clipping and averaged weights are those of the seed.
+
+    Networks of up to 100,000 weights train as one batched network. Five seeds take about two thirds of the time at
+    width 64. Larger networks train one after the other, and so do methods that cannot be stacked (see
+    `reason_against_stacking`), networks with dropout, and all whose first two updates do not give the same losses and
+    gradient norms both ways.
 
     Args:
         method: The method. Its stages are trained first, with the same seeds.
@@ -63,14 +64,14 @@ def fit_seeds(method: Method, data: Dataset | Sequence[Dataset], seeds: Sequence
         raise UserError(f"there are {len(seeds)} seeds, but {len(data_sets)} data sets and "
                         f"{len(seeds) if stages is None else len(stages)} sets of stages", where="fit_seeds",
                         hint="give one data set for all seeds, or one for each")
-    stages_of_seeds = [dict(given) for given in stages or [{}] * len(seeds)]
+    stages_of_seeds = [dict(trained) for trained in stages or [{}] * len(seeds)]
     for stage in method.stages:
-        if all(stage.name in given for given in stages_of_seeds):
+        if all(stage.name in trained for trained in stages_of_seeds):
             continue
         parts = [episodes.select(part_of(episodes, stage.dataset)) for episodes in data_sets]
         results = fit_seeds(stage.method, parts, seeds, stages=stages_of_seeds, env=env, log=log)
-        for given, result in zip(stages_of_seeds, results, strict=True):
-            given.setdefault(stage.name, result)
+        for trained, result in zip(stages_of_seeds, results, strict=True):
+            trained.setdefault(stage.name, result)
     trainings = list(zip(data_sets, seeds, stages_of_seeds, strict=True))
     reason = reason_against_stacking(method) if len(seeds) > 1 else "there is one seed"
     if reason is None:

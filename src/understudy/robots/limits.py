@@ -134,17 +134,17 @@ class SafetyLimits:
         """
         return SafetyState(np.array(position, np.float64), now, now)
 
-    def step(self, state: SafetyState, wanted: np.ndarray, position: np.ndarray, now: float,
+    def step(self, state: SafetyState, command: np.ndarray, position: np.ndarray, now: float,
              load: np.ndarray | None = None) -> tuple[np.ndarray, SafetyState]:
         """Limits one command.
 
         Between two commands no component changes by more than ``max_velocity`` times the time between them, whatever
         was wanted or measured. The result is within `low` and `high` (outside, it only comes nearer), its tip is not
         farther outside the workspace than before, and it is at most `max_relative_target` from the measured position
-        (beyond, it only comes nearer). If `wanted` is not finite, or there is a fault, it is the last goal.
+        (beyond, it only comes nearer). If `command` is not finite, or there is a fault, it is the last goal.
 
         Args:
-            wanted: The commanded goal, (A,).
+            command: The commanded goal, (A,).
             position: The measured position, (A,). It may be late or wrong.
             now: Current time (s).
             load: Measured load of each joint, as a fraction, (A,). None if unknown.
@@ -156,7 +156,7 @@ class SafetyLimits:
         elapsed = max(now - state.sent, 0.0)
         if elapsed > self.timeout:  # the robot has been holding
             elapsed, state = 0.0, replace(state, began=now)
-        target = np.asarray(wanted, np.float64)
+        target = np.asarray(command, np.float64)
         if state.fault is not None or target.shape != state.goal.shape or not np.isfinite(target).all():
             return state.goal, replace(state, sent=max(now, state.sent))
         if self.max_relative_target is not None and np.isfinite(position).all():
@@ -170,14 +170,14 @@ class SafetyLimits:
             goal = _inside(self.workspace, state.goal, goal)
         return goal, replace(state, goal=goal, sent=max(now, state.sent))
 
-    def hold(self, state: SafetyState, held: np.ndarray, now: float) -> SafetyState:
+    def hold(self, state: SafetyState, pose: np.ndarray, now: float) -> SafetyState:
         """The state after a stop.
 
         Args:
-            held: The pose that the robot holds now, (A,).
+            pose: The pose that the robot holds now, (A,).
             now: Current time (s).
         """
-        return replace(state, goal=np.array(held, np.float64), sent=now, began=now)
+        return replace(state, goal=np.array(pose, np.float64), sent=now, began=now)
 
     def _with_load(self, state: SafetyState, load: np.ndarray | None, now: float) -> SafetyState:
         if self.max_load is None or load is None or not (np.abs(load) > self.max_load).any():

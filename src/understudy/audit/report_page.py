@@ -68,8 +68,8 @@ def _headline(kinds, rankings: Sequence[Ranking]) -> str:
 
 def _findings_section(kind, findings) -> Section:
     lead = {"error": "The files contradict themselves, or a reader would return what was never recorded.",
-            "warning": "What deserves a second look before anything is learned from it.",
-            "note": "What is good to know."}[kind]
+            "warning": "Look at these before you train on the data.",
+            "note": "These need no change, but may explain a result."}[kind]
     items = tuple((f.message, f"What to do: {f.remedy}", ", ".join(filter(None, (str(f.where), f.code))))
                   for f in findings[:_MAX_FINDINGS])
     more = (
@@ -99,8 +99,8 @@ def _scores_section(data, report) -> Section:
     words = (Paragraph(f"The same for all episodes: {', '.join(equal)}."),) if equal else ()
     table = Table(("score", "a high score means", "lowest", "highest"), tuple(rows))
     return Section("Scores", (lengths, table, *words, Details("Show the scores of all episodes", (
-        Figures(tuple(figures)),))), "A score rates each episode in one respect; the table has the episodes with the "
-        "lowest and the highest ones. No score is the truth: look at these episodes before you leave any out.")
+        Figures(tuple(figures)),))), "A score rates each episode in one respect. The table has the episodes with the "
+        "lowest and the highest scores. Look at them before you leave any out: a low score is not always a fault.")
 
 
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:

@@ -198,7 +198,7 @@ def measure_behavior(
     metrics = _episode_metrics(episodes, demonstrations, env, view, index, fps, level)
     ways = _behavior_modes(episodes, demonstrations, repeated, env, view, level)
     if ways is None:
-        missing.append("several ways: none are told of, and the trajectories fall into no clear groups")
+        missing.append("several ways: the environment names none, and the trajectories form no clear groups")
     elif ways.conditional_entropy is None:
         missing.append("several ways from one and the same start: not rolled out (--repeats 8)")
     alike = apart = None

@@ -137,12 +137,14 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
             if role(name) not in ("action", "observation"):
                 continue
             if (line := _line_figure(episode, name)) is not None:
-                items.append((f"Episode {e}" if film is None else "", line, f"{name}; {caption}"))
+                figure, column_caption = line
+                items.append((f"Episode {e}" if film is None else "", figure, f"{column_caption}; {caption}"))
                 break
     return (Figures(tuple(items)),) if items else ()
 
 
-def _line_figure(episode: Episode, name: str) -> Figure | None:
+def _line_figure(episode: Episode, name: str) -> tuple[Figure, str] | None:
+    """The first components of a column over the steps, and what the caption says of it."""
     try:
         values = np.asarray(episode.steps[name])
     except (KeyError, UserError):
@@ -151,5 +153,7 @@ def _line_figure(episode: Episode, name: str) -> Figure | None:
         return None
     values = values.reshape(len(values), -1)[:len(episode)].astype(float)
     names = episode.features()[name].names or range(values.shape[1])
-    return curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
-                   zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, Axis("step"), Axis(name))
+    figure = curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
+                     zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, Axis("step"), Axis(name))
+    n_missing = int((~np.isfinite(values[:, :_COMPONENTS])).sum())
+    return figure, f"{name}, without {pluralize(n_missing, 'NaN or infinite value')}" if n_missing else name

@@ -17,18 +17,18 @@ LEROBOT := benchmarks/peers/lerobot.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 help:
-	@echo "make demo         record, train, judge, report: the whole of it, in four minutes once it is installed"
+	@echo "make demo         record, train, evaluate and report on a toy task (4 minutes after the installation)"
 	@echo "make test         the fast tests (9 to 11 minutes on 2 cores)"
-	@echo "make test-slow    what trains, kills or fuzzes at length (20 minutes more)"
-	@echo "make test-gpu     what must also hold on a GPU: contracts, bf16, resuming, a training (skipped without one)"
-	@echo "make test-newest  the fast tests with the newest of everything"
+	@echo "make test-slow    long trainings, killed processes and fuzzing (20 minutes more)"
+	@echo "make test-gpu     contracts, bf16, resuming and a training on a GPU (skipped without one)"
+	@echo "make test-newest  the fast tests with the newest version of every package"
 	@echo "make lint         ruff, and the types of the package (ty)"
 	@echo "make docs         the site, into site/"
-	@echo "make bench        every benchmark beside its peers, and docs/benchmarks.md"
+	@echo "make bench        all benchmarks with their peers, and docs/benchmarks.md"
 	@echo "make openpi       openpi-client in an environment of its own, as a client of the server in the tests"
 	@echo "make claims       run the claims that have no valid record, and write docs/ledger.md (ARGS='--budget 2h')"
 	@echo "make probes       compare the probes of all claims with the stored ones, with three sets of instructions"
-	@echo "make same         what a move of code must not change, compared with a commit (BASE=COMMIT)"
+	@echo "make same         test that moved code computes the same as at a commit (BASE=COMMIT)"
 	@echo "make clean        remove .venv and what was built"
 
 demo: .venv/core

@@ -69,9 +69,13 @@ METHODS = """# Methods
 A named method is a policy, an executor that runs it, and a learner that trains it. Begin with this table. If you are
 not sure, `understudy choose DATA` [tries several](choosing.md) and says which is best.
 
+<div class="rows choices" markdown>
+
 | If your data ... | choose | know first |
 |---|---|---|
 {choices}
+
+</div>
 
 `understudy methods NAME` prints the parts of a method, and `understudy train NAME --help` lists every field with its
 default.

@@ -1,6 +1,6 @@
-"""Row 185: is it the variety of states that makes demonstrations good, or that the same is done in the same place?
+"""Row 185: are demonstrations good if their states vary, or if actions in the same state are the same?
 
-A person's unsteadiness and gusts of wind spread the visited states alike; only the first is in what was recorded.
+A person's unsteadiness and gusts of wind spread the visited states equally. Only unsteadiness is in recorded actions.
 """
 
 from dataclasses import dataclass, replace

@@ -117,7 +117,7 @@ class PlayEpisodes(DemonstrationSource):
 def success_and_sides(
     experiment, option: SampledMethod, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """Trains a method, rolls each start out `N_REPEATS` times and measures as `few_steps.measure_sides` does."""
+    """Trains a method, rolls each start out `N_REPEATS` times and measures as `measure_sides` does."""
     actor = PolicyActor(FixedBatch(train_sampled(experiment, option, data, seed), ROWS), option.method.executor)
     return measure_sides(
         rollout_repeated_starts(actor, TwoEnds(ROWS), max(1, episodes // N_REPEATS), N_REPEATS, seed=starts))

@@ -46,7 +46,7 @@ class CentersOnly(BeT):
 def success_and_sides(
     experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int
 ) -> dict[str, list[float]]:
-    """Trains a method and measures its rollouts as `few_steps.measure_sides` does."""
+    """Trains a method and measures its rollouts as `measure_sides` does."""
     policy = train_policy(experiment, method, data, seed)
     return measure_sides(rollout_starts(policy, method.executor, experiment.env, episodes, starts))
 

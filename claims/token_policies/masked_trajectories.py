@@ -129,7 +129,7 @@ def reach_goals(experiment, option: GoalReacher, data: Dataset, seed: int, episo
 
     Returns:
         For each start, whether the goals of each task of `N_GOALS` are reached in time, and "tasks", the fraction of
-        tasks in which they are. One "explained" of masked policies: see `explained`.
+        tasks in which they are. One "explained" of masked policies: see `explained_fraction`.
     """
     policy = train_policy(experiment, option.method, data, seed).eval()
     path, last = _paths(episodes, starts)

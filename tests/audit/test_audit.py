@@ -210,6 +210,14 @@ def test_actions_of_several_columns_are_scored(name, shared, tmp_path, capsys):
     assert run(capsys, "curate", path, "--score", "novelty", "--keep", "1", "--out", tmp_path / "c.json")[0] == 0
 
 
+def test_the_page_says_which_values_a_curve_leaves_out(fork, tmp_path, capsys):
+    write_dataset(defects.put(fork, 3, defects.ACTION, (5, 1), np.nan), tmp_path / "d.npz", "npz")
+    run(capsys, "audit", tmp_path / "d.npz", "--html", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert f"action, without 1 NaN or infinite value; {len(fork[3])} steps" in text
+    assert text.count("NaN or infinite value") == text.count("<h3>Episode 3</h3>")  # the other episodes lack nothing
+
+
 def test_guard_names_all_codes_and_lets_despite_by(fork):
     broken = defects.end_inside(np.random.default_rng(0), defects.put(fork, 3, defects.ACTION, (5, 1), np.nan))
     check_usable(fork)

@@ -160,12 +160,12 @@ def _robomimic(file, name, h5py):
             {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
         )
         for k in arrays:
-            if k.startswith("next_obs/") and (was := k.removeprefix("next_")) in arrays and rows > 1 \
-                    and arrays[k].ndim < 3 and arrays[k].shape == arrays[was].shape:
-                off = arrays[k][:-1] != arrays[was][1:]
-                if off.any() and not np.allclose(arrays[k][:-1], arrays[was][1:], equal_nan=True):
-                    t = int(np.argwhere(off)[0][0])
-                    yield Finding("next-disagrees", "error", f"the value is not the next row of {was}", "leave "
+            if k.startswith("next_obs/") and (obs_name := k.removeprefix("next_")) in arrays and rows > 1 \
+                    and arrays[k].ndim < 3 and arrays[k].shape == arrays[obs_name].shape:
+                differs = arrays[k][:-1] != arrays[obs_name][1:]
+                if differs.any() and not np.allclose(arrays[k][:-1], arrays[obs_name][1:], equal_nan=True):
+                    t = int(np.argwhere(differs)[0][0])
+                    yield Finding("next-disagrees", "error", f"the value is not the next row of {obs_name}", "leave "
                                   "next_obs out, or take the file from a copy", Location(name, e, t, k))
     if "total" in data.attrs and int(data.attrs["total"]) != steps:
         yield Finding(

@@ -46,15 +46,15 @@ def find_leakage(parts: Mapping[str, Dataset]) -> list[Finding]:
         twice = {j: i for i, j in same if owner[i] == a and owner[j] == b}
         close = {j: (i, d) for (i, j), d in near_distances.items()
                  if owner[i] == a and owner[j] == b and j not in twice}
-        for code, those, what in (
+        for code, copies, what in (
                 ("same-episode", twice, "the same steps as"),
                 ("near-duplicate", close, f"a trajectory less than {NEAR_DISTANCE:g} standard deviations from")):
-            if those:
-                j, i = next((j, i[0] if isinstance(i, tuple) else i) for j, i in sorted(those.items()))
+            if copies:
+                j, i = next((j, i[0] if isinstance(i, tuple) else i) for j, i in sorted(copies.items()))
                 distance_text = f" (distance {close[j][1]:.2g})" if code == "near-duplicate" else ""
                 findings.append(Finding(
                     code, "warning",
-                    f"{len(those)} of {len(sets[b])} episodes of {names[b]} have {what} an episode of {names[a]}; the "
+                    f"{len(copies)} of {len(sets[b])} episodes of {names[b]} have {what} an episode of {names[a]}; the "
                     f"first is episode {number[j]}, as episode {number[i]} there{distance_text}",
                     "leave them out of one part (understudy view make DATA --delete N), or split by what they have in "
                     "common", Location(names[b], int(number[j]))))

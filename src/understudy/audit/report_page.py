@@ -68,8 +68,8 @@ def _headline(kinds, rankings: Sequence[Ranking]) -> str:
 
 def _findings_section(kind, findings) -> Section:
     lead = {"error": "The files contradict themselves, or a reader would return what was never recorded.",
-            "warning": "What deserves a second look before anything is learned from it.",
-            "note": "What is good to know."}[kind]
+            "warning": "Look at these before you train on the data.",
+            "note": "These need no change, but may explain a result."}[kind]
     items = tuple((f.message, f"What to do: {f.remedy}", ", ".join(filter(None, (str(f.where), f.code))))
                   for f in findings[:_MAX_FINDINGS])
     more = (
@@ -99,8 +99,8 @@ def _scores_section(data, report) -> Section:
     words = (Paragraph(f"The same for all episodes: {', '.join(equal)}."),) if equal else ()
     table = Table(("score", "a high score means", "lowest", "highest"), tuple(rows))
     return Section("Scores", (lengths, table, *words, Details("Show the scores of all episodes", (
-        Figures(tuple(figures)),))), "A score rates each episode in one respect; the table has the episodes with the "
-        "lowest and the highest ones. No score is the truth: look at these episodes before you leave any out.")
+        Figures(tuple(figures)),))), "A score rates each episode in one respect. The table has the episodes with the "
+        "lowest and the highest scores. Look at them before you leave any out: a low score is not always a fault.")
 
 
 def _ranking_section(data: Dataset, ranking: Ranking) -> Section:
@@ -137,12 +137,14 @@ def _episode_figures(data, numbers) -> tuple[Content, ...]:
             if role(name) not in ("action", "observation"):
                 continue
             if (line := _line_figure(episode, name)) is not None:
-                items.append((f"Episode {e}" if film is None else "", line, f"{name}; {caption}"))
+                figure, column_caption = line
+                items.append((f"Episode {e}" if film is None else "", figure, f"{column_caption}; {caption}"))
                 break
     return (Figures(tuple(items)),) if items else ()
 
 
-def _line_figure(episode: Episode, name: str) -> Figure | None:
+def _line_figure(episode: Episode, name: str) -> tuple[Figure, str] | None:
+    """The first components of a column over the steps, and what the caption says of it."""
     try:
         values = np.asarray(episode.steps[name])
     except (KeyError, UserError):
@@ -151,5 +153,7 @@ def _line_figure(episode: Episode, name: str) -> Figure | None:
         return None
     values = values.reshape(len(values), -1)[:len(episode)].astype(float)
     names = episode.features()[name].names or range(values.shape[1])
-    return curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
-                   zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, Axis("step"), Axis(name))
+    figure = curves({str(n): (np.arange(len(values)), values[:, i]) for i, n in
+                     zip(range(min(_COMPONENTS, values.shape[1])), names, strict=False)}, Axis("step"), Axis(name))
+    n_missing = int((~np.isfinite(values[:, :_COMPONENTS])).sum())
+    return figure, f"{name}, without {pluralize(n_missing, 'NaN or infinite value')}" if n_missing else name

@@ -28,7 +28,7 @@ class CurateOptions(TrustOption, JsonOption):
     """a score (higher is better), a number in the metadata of the episodes (success, length), or module:function, which
     takes a data set and returns one number for each episode"""
     keep: Annotated[float, arg(metavar="FRACTION")]
-    """fraction of the episodes to keep; of equal ones the first are kept"""
+    """fraction of the episodes to keep; among equal scores, earlier episodes are kept"""
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
     lowest: bool = False

@@ -206,7 +206,7 @@ class _RandomObservation(EnvWrapper):
         return replace(out, obs=self._observe(out.obs, torch.arange(self.rows)))
 
     def _observe(self, obs: Obs, which: Tensor) -> Obs:
-        """`reset` shows all rows, of which only some began anew."""
+        """Adds new noise to the rows `which` alone, because `reset` also returns rows that it did not start."""
         noise = torch.zeros(self.rows, self.size)
         noise[which] = normal(self.key[which], self.clock[which], (self.size,), stream=NOISE_STREAM)
         return self.add(obs, which, noise)

@@ -160,8 +160,8 @@ class ActionPrediction:
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the sampled chunks. NaN and infinite numbers become null."""
-        def parts(some: Sequence[ErrorBreakdown]):
-            return [vars(p) for p in some]
+        def parts(breakdowns: Sequence[ErrorBreakdown]):
+            return [vars(p) for p in breakdowns]
         return replace_nonfinite(
             {
                 "data": self.name,

@@ -198,7 +198,7 @@ def measure_behavior(
     metrics = _episode_metrics(episodes, demonstrations, env, view, index, fps, level)
     ways = _behavior_modes(episodes, demonstrations, repeated, env, view, level)
     if ways is None:
-        missing.append("several ways: none are told of, and the trajectories fall into no clear groups")
+        missing.append("several ways: the environment names none, and the trajectories form no clear groups")
     elif ways.conditional_entropy is None:
         missing.append("several ways from one and the same start: not rolled out (--repeats 8)")
     alike = apart = None
@@ -215,20 +215,21 @@ def measure_behavior(
 def _episode_metrics(
     episodes, demonstrations, env, view, demonstration_index, fps, level
 ) -> tuple[BehaviorMetric, ...]:
-    some = [] if demonstrations is None else evenly_spaced(demonstrations)
+    demos = [] if demonstrations is None else evenly_spaced(demonstrations)
     second, rate = ("s", fps) if fps else ("steps", 1.0)
     out: list[BehaviorMetric] = []
 
-    def put(key: str, name: str, unit: str, better: str, own: Iterable, demonstrated: Iterable = ()) -> None:
-        values, others = ([v for v in samples if v is not None and math.isfinite(v)] for samples in (own, demonstrated))
+    def put(key: str, name: str, unit: str, better: str, of_rollouts: Iterable, of_demos: Iterable = ()) -> None:
+        values, demo_values = ([v for v in samples if v is not None and math.isfinite(v)]
+                               for samples in (of_rollouts, of_demos))
         if values:
             out.append(BehaviorMetric(key, name, unit, better, stats.bootstrap_mean(values, level), len(values),
-                                      stats.bootstrap_mean(others, level) if others else None))
+                                      stats.bootstrap_mean(demo_values, level) if demo_values else None))
 
     def each(value: Callable[[Episode], float | None], of: Iterable[Episode] = episodes):
-        return map(value, of), map(value, some)
+        return map(value, of), map(value, demos)
 
-    def apart(e, without=None):
+    def mean_distances(e, without=None):
         """Means over the steps of an episode: of the distances from states, and of the distances from actions."""
         return [
             float(np.nanmean(a)) if np.isfinite(a).any() else math.nan
@@ -249,11 +250,12 @@ def _episode_metrics(
         put("action_jerk", "jerk of actions", "deviations", "less", *each(lambda e: motion.action_jerk(
             view.actions(e))))
     if demonstration_index is not None:
-        among = np.unique(np.linspace(0, len(some) - 1, min(20, len(some))).round().astype(int))
-        distances, demonstrated_distances = [apart(e) for e in episodes], [apart(some[i], int(i)) for i in among]
+        sampled_indices = np.unique(np.linspace(0, len(demos) - 1, min(20, len(demos))).round().astype(int))
+        distances = [mean_distances(e) for e in episodes]
+        demo_distances = [mean_distances(demos[i], int(i)) for i in sampled_indices]
         for i, (key, name) in enumerate((("state_distance", "states from demonstrated ones"),
                                          ("action_distance", "actions from those done there"))):
-            put(key, name, "deviations", "less", (v[i] for v in distances), (v[i] for v in demonstrated_distances))
+            put(key, name, "deviations", "less", (v[i] for v in distances), (v[i] for v in demo_distances))
     put("failures_margin", "failures: how near they came", clearance.distance_unit(env), "less",
         (clearance.success_margin(e, env) for e in failures))
     put("clearance", f"{whole}clear of obstacles by", clearance.distance_unit(env), "more",

@@ -142,7 +142,7 @@ class Comparison:
             if p.better is None:
                 who = f"{self.names[p.a]} and {self.names[p.b]}"
                 out.append(
-                    f"{who}: no number of {unit} would tell apart what does not differ"
+                    f"{who}: no difference was measured, so no number of {unit} would show one"
                     if p.episodes_needed is None
                     else f"{who}: about {p.episodes_needed} {unit} if they differ as they do here "
                     f"({_format_difference(p.comparison.difference, self.metric)}), {p.episodes_needed - have} more"

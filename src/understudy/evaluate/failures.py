@@ -69,8 +69,8 @@ class FailureGroup:
 
     def remedy(self, seed: int) -> str:
         """What to record next, in words."""
-        some = ", ".join(map(str, self.episode_indices[:5])) + (", ..." if len(self) > 5 else "")
-        which = f"{'episode' if len(self) == 1 else 'episodes'} {some} of seed {seed}"
+        indices = ", ".join(map(str, self.episode_indices[:5])) + (", ..." if len(self) > 5 else "")
+        which = f"{'episode' if len(self) == 1 else 'episodes'} {indices} of seed {seed}"
         begin, leave = ("It begins", "It leaves") if len(self) == 1 else ("They begin", "They leave")
         if self.start_distance is not None and self.start_distance > 1.5:
             return (
@@ -226,10 +226,10 @@ def failure_figures(groups: Sequence[FailureGroup], episodes: Dataset, env: Env 
     chosen = [[*(at[n] for n in g.episode_indices[:MAX_STRIPS]),
                *([similar_success] if similar_success is not None else [])]
               for g, similar_success in zip(groups, nearest, strict=True)]
-    strips = iter(_strips([e for some in chosen for e in some], env))
+    strips = iter(_strips([e for shown_episodes in chosen for e in shown_episodes], env))
     out = []
-    for figure, some, similar_success in zip(ways, chosen, nearest, strict=True):
-        drawn = [(int(e.metadata["number"]), strip) for e in some if (strip := next(strips)) is not None]
+    for figure, shown_episodes, similar_success in zip(ways, chosen, nearest, strict=True):
+        drawn = [(int(e.metadata["number"]), strip) for e in shown_episodes if (strip := next(strips)) is not None]
         success = drawn.pop() if similar_success is not None and drawn else None
         out.append(FailurePictures(figure, tuple(drawn), success))
     return out
@@ -248,9 +248,9 @@ def _trajectory_figures(groups, at, won, env, view) -> list[plots.Figure | None]
         failures = [at[n] for n in g.episode_indices]
         i, _ = _distinct_component(failures, won, view)
 
-        def values(some, i=i):
-            return [view.states(e)[:, i] * view.scale[i] + view.center[i] for e in some]
-        failure_curves, success_curves = values(failures), values(drawn_successes)
+        def component_values(of, i=i):
+            return [view.states(e)[:, i] * view.scale[i] + view.center[i] for e in of]
+        failure_curves, success_curves = component_values(failures), component_values(drawn_successes)
         both = np.concatenate([*failure_curves, *success_curves])
         ends = (max(map(len, (*failure_curves, *success_curves))) - 1, float(np.nanmin(both)), float(np.nanmax(both)))
         out.append(plots.component_curves(failure_curves, view.names[i], *ends, context=success_curves))

@@ -443,22 +443,22 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
     """
     styles = {name: _series_style(i) for i, name in enumerate(names or series)}
     bands, smooth, marks = bands or {}, smooth or {}, marks or {}
-    drawn, ends = {}, []
+    curve_points, plotted_values = {}, []
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not y.log)) & ((xs > 0) | (not x.log))
         at = np.flatnonzero(keep)[_evenly_spaced(int(keep.sum()), 400)]
-        drawn[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
-        ends += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
-    values = np.concatenate(ends)
+        curve_points[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
+        plotted_values += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
+    values = np.concatenate(plotted_values)
     values = values[np.isfinite(values)]
     if not len(values):
         return _empty_figure(y.name)
-    steps = np.concatenate([xs for xs, _, _ in drawn.values()])
-    legend, rows = _legend({name: styles[name] for name in drawn})
+    steps = np.concatenate([xs for xs, _, _ in curve_points.values()])
+    legend, rows = _legend({name: styles[name] for name in curve_points})
     axes = _Axes(x.limits(steps), y.limits(values), x.name, 20 * rows + 14, 20 * rows + 230, y.log, log_x=x.log)
-    parts, over, descriptions = [*legend, *axes.grid()], [], []
-    for name, (xs, ys, band) in drawn.items():
+    parts, front, descriptions = [*legend, *axes.grid()], [], []
+    for name, (xs, ys, band) in curve_points.items():
         color, dash = styles[name]
         if band and len(xs):
             ring = axes.points([*xs, *xs[::-1]], [*band[1], *band[0][::-1]])
@@ -468,7 +468,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
         if name in smooth:
             parts.append(_path(points, stroke=color, stroke_width=1, stroke_opacity=0.3))
             points = axes.points(*smooth[name])
-            over.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
+            front.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
         else:
             parts.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
         if dots or len(points) == 1:
@@ -477,9 +477,9 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
             descriptions.append(f"{name} from {_format_number(ys[0])} to {_format_number(ys[-1])}")
         if len(ringed := np.flatnonzero(xs == marks[name]) if name in marks else ()):
             value = ys[ringed[0]]
-            over.append(_circle((axes.x(marks[name]), axes.y(value)), 5, fill="none", stroke=color, stroke_width=2))
+            front.append(_circle((axes.x(marks[name]), axes.y(value)), 5, fill="none", stroke=color, stroke_width=2))
             descriptions[-1] += f", {_format_number(value)} at the ring"
-    return _figure(parts + over + axes.axis_lines(), axes.height,
+    return _figure(parts + front + axes.axis_lines(), axes.height,
                    f"{y.name} over {x.name}{' (logarithmic)' if y.log else ''}: {'; '.join(descriptions)}.")
 
 

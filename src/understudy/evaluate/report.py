@@ -64,7 +64,8 @@ th{white-space:nowrap} td.n{white-space:nowrap}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);max-width:38vw;white-space:normal;
  overflow-wrap:break-word}
 th{font-weight:600;color:var(--soft)} td.n,th.n{text-align:right}
-.findings{list-style:none;margin:0 0 26px;padding:0} .findings li{padding:14px 0;border-bottom:1px solid var(--line)}
+.findings{list-style:none;margin:0 0 26px;padding:0} .findings li{padding:14px 0}
+.findings li+li{border-top:1px solid var(--line)}
 .findings p{margin:0 0 4px;overflow-wrap:anywhere} .findings .what{font-weight:600} .findings .soft{font-size:14px}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:26px 44px}
 .columns>div{min-width:0} .columns>div>h3{font-size:16px;padding-bottom:8px;border-bottom:1px solid var(--line);

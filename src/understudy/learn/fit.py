@@ -26,8 +26,9 @@ class LearnerConfig(ABC):
         extra: Further columns that batches need in `Batch.extra`.
         next_obs: Whether batches need `Batch.next`, the observation window after the lookahead.
         lookahead: Number of rows that `extra` covers, and after which `next` is taken. 0 means the horizon.
-        compares: Whether batches are of episodes that are no demonstrations, and have demonstrations beside them, as
-            `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both are.
+        compares: Whether each batch of collected episodes comes with a batch of demonstrations,
+            `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both batches
+            are of them.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses

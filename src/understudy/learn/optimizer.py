@@ -96,7 +96,7 @@ class OptimizerState:
             )
         self.config, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        # The optimizer holds the numbers in the order of memory, because it copies others. Most are so already.
+        # AdamW copies parameters whose axes are not in memory order, so it gets permuted views of these few.
         self.axes = [sorted(range(p.ndim), key=p.stride, reverse=True) for p in self.parameters]
         self.memory_order_parameters = [
             p if axes == sorted(axes) else p.detach().permute(axes)

@@ -1,4 +1,4 @@
-"""Actions of episodes that were recorded without them, as a trained policy tells them from what was observed."""
+"""Pseudo-labels: a trained policy predicts the actions of episodes that were recorded without them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..policy import Policy, check_features
 
 @part
 class PseudoLabel(Operation):
-    """Tells actions of episodes that were recorded without them. Such episodes may lack the column "action".
+    """Predicts the actions of episodes that were recorded without them. Such episodes may lack the column "action".
 
     The label of a step depends on the observations of its episode alone. If a labeler reads the next observation, a
     last step without one is left out.
 
     Args:
-        labeler: The policy that tells actions, or the stage that trained it. With ``Window(2, obs_offset=1)`` it is an
-            inverse dynamics model, which also reads the next observation. It plans one action, without noise.
-        part: Name of the part of a mixture whose actions are told, as in `Stage.dataset`. None for all episodes.
-        only_missing: Keep the actions that were recorded, and tell those that are NaN or absent. Otherwise all actions
-            are told, whatever was recorded.
+        labeler: The policy that predicts actions, or the stage that trained it. With ``Window(2, obs_offset=1)`` it is
+            an inverse dynamics model, which also reads the next observation. It plans one action, without noise.
+        part: Name of the part of a mixture whose actions are predicted, as in `Stage.dataset`. None for all episodes.
+        only_missing: Keep the actions that were recorded, and predict those that are NaN or absent. Otherwise all
+            actions are predicted, whatever was recorded.
         offset: Each step gets the label of the step that is this many later, of the same episode. -1 is one step late.
 
     References:
@@ -69,7 +69,7 @@ class PseudoLabel(Operation):
 
     @torch.no_grad()
     def _labels(self, policy: Policy, data: Dataset) -> np.ndarray:
-        """The action that the policy tells for each step, of all episodes end to end."""
+        """The predicted action of each step, of all episodes end to end, (T, ...)."""
         none = torch.zeros(1, dtype=torch.int64, device=policy.device)
         plans = []
         for batch in policy.window.windows(data, policy.inputs).scan():

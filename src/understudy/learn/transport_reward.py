@@ -30,10 +30,10 @@ class EpisodeRewardConfig(RewardModelConfig):
 class OptimalTransportReward(EpisodeRewardConfig):
     """Minus the cost of a step in the optimal transport of an episode onto a demonstration (ROT).
 
-    Of several demonstrations, the one counts that gives an episode the highest return. Distances are Euclidean, in
-    coded units. They are scaled so that an episode whose steps lie as far from those of a demonstration as two steps of
-    demonstrations, on average, has the return -`scale`. Episodes and demonstrations may have different lengths: each
-    step has an equal part of the mass.
+    If there are several demonstrations, the one that gives an episode the highest return counts. Distances are
+    Euclidean, in coded units. They are scaled so that an episode whose steps lie as far from those of a demonstration
+    as two steps of demonstrations, on average, has the return -`scale`. Episodes and demonstrations may have different
+    lengths: each step has an equal part of the mass.
 
     Args:
         plan: "uniform" spreads each step over all steps of the demonstration, as a control.

@@ -488,26 +488,29 @@ class EmulatedDynamixelBus(EmulatedBus):
             if instruction == PING:
                 yield self._status(servo, 0, bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")]))
                 continue
-            error, reply = 0, b""
-            if instruction == READ and len(data) == 4 and number != BROADCAST:
-                address, size = struct.unpack("<HH", data)
-                reply = bytes(servo.memory[address:address + size])
-            elif instruction == WRITE and len(data) > 2:
-                error = servo.write(int.from_bytes(data[:2], "little"), data[2:])
-            elif instruction == REG_WRITE and len(data) > 2:
-                servo.registered = int.from_bytes(data[:2], "little"), data[2:]
-            elif instruction == ACTION:
-                if servo.registered is not None:
-                    error = servo.write(*servo.registered)
-                    servo.registered = None
-            elif instruction == REBOOT:
-                servo.reboot()
-            else:
-                error = self.LENGTH_ERROR
+            error, reply = self._execute_alone(servo, number, instruction, data)
             if answers and (instruction == READ or servo.get("Status_Return_Level") == 2):
                 now, servo.number = servo.number, before
                 yield self._status(servo, error, reply)
                 servo.number = now
+
+    def _execute_alone(self, servo, number, instruction, data) -> tuple[int, bytes]:
+        """Executes an instruction of one servo. Returns the error code and what was read."""
+        if instruction == READ and len(data) == 4 and number != BROADCAST:
+            address, size = struct.unpack("<HH", data)
+            return 0, bytes(servo.memory[address:address + size])
+        if instruction == WRITE and len(data) > 2:
+            return servo.write(int.from_bytes(data[:2], "little"), data[2:]), b""
+        if instruction == REG_WRITE and len(data) > 2:
+            servo.registered = int.from_bytes(data[:2], "little"), data[2:]
+            return 0, b""
+        if instruction == ACTION:
+            registered, servo.registered = servo.registered, None
+            return 0 if registered is None else servo.write(*registered), b""
+        if instruction == REBOOT:
+            servo.reboot()
+            return 0, b""
+        return self.LENGTH_ERROR, b""
 
     def _read(self, number: int, address: int, size: int) -> Iterator[bytes]:
         for servo in (s for s in self.servos if s.number == number):

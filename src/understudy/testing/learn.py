@@ -220,32 +220,32 @@ def check_reward_model(config: RewardModelConfig) -> None:
         model = config.build(policy, data)
     extra = (*config.extra, *model.annotations, "next.reward")
     parts = (model.annotate(data.select(range(first, 6, 2))) for first in (0, 1))
-    expert, own = (policy.windows(episodes, extra=extra, next_obs=True).batch(5, 0) for episodes in parts)
-    own, expert = (b.replace(extra={**b.extra, "log_prob": torch.zeros(5, 1)}) for b in (own, expert))
+    expert, collected = (policy.windows(episodes, extra=extra, next_obs=True).batch(5, 0) for episodes in parts)
+    collected, expert = (b.replace(extra={**b.extra, "log_prob": torch.zeros(5, 1)}) for b in (collected, expert))
     if config.optimizer is not None:
-        _check_reward_loss(model, own, expert)
+        _check_reward_loss(model, collected, expert)
     model.eval()
     with torch.no_grad():
-        reward, state = model.reward(own, policy), torch.random.get_rng_state()
+        reward, state = model.reward(collected, policy), torch.random.get_rng_state()
         require_finite(reward, (5, 1), "a reward", "(B, H)")
-        require_equal(model.reward(own, policy), reward, "the same batch must have the same reward")
+        require_equal(model.reward(collected, policy), reward, "the same batch must have the same reward")
         require(torch.equal(torch.random.get_rng_state(), state), "a reward must not be random")
-        require_equal(model.reward(own.select_rows(slice(1, 3)), policy), reward[1:3],
+        require_equal(model.reward(collected.select_rows(slice(1, 3)), policy), reward[1:3],
                       "a row's reward must not depend on the other rows", 1e-4)
-        require_equal(_saved_and_loaded(model).reward(own, policy), reward,
+        require_equal(_saved_and_loaded(model).reward(collected, policy), reward,
                       "what was loaded must give the same reward")
     with contextlib.suppress(Unsupported):
-        check_scorer(model, own.obs, own.action)
+        check_scorer(model, collected.obs, collected.action)
 
 
-def _check_reward_loss(model: RewardModel, own: Batch, expert: Batch) -> None:
+def _check_reward_loss(model: RewardModel, collected: Batch, expert: Batch) -> None:
     model.train()
     state = torch.random.get_rng_state()
-    losses = [copy.deepcopy(model).loss(own, expert, _rng(0)) for _ in range(2)]
-    require_finite(losses[0], (len(own),), "a loss of a reward model", "(B,)")
+    losses = [copy.deepcopy(model).loss(collected, expert, _rng(0)) for _ in range(2)]
+    require_finite(losses[0], (len(collected),), "a loss of a reward model", "(B,)")
     require_equal(losses[1], losses[0], "a loss must depend on the batches and the generator alone")
     require(torch.equal(torch.random.get_rng_state(), state), "a loss must draw from its generator alone")
-    model.loss(own, expert, _rng(0)).sum().backward()
+    model.loss(collected, expert, _rng(0)).sum().backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     require(bool(trained) and any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained),
             "the gradient of the loss must reach the parameters")

@@ -131,7 +131,7 @@ class Report:
 
 
 def yield_processor(pid: int) -> None:
-    """Lets a process, which leads a session and has one thread, have only time that hardly anybody else wants.
+    """Gives a process the lowest priority: other programs go first. It must lead a session and have one thread.
 
     Linux divides the processor between autogroups, one for each session, before it compares the priorities of
     processes inside. So the priority of the autogroup is lowered too. SCHED_IDLE alone, in the session of the recorder,

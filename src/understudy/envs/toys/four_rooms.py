@@ -114,7 +114,7 @@ _BEST = torch.from_numpy(_TO_GO.min(1, keepdims=True) == _TO_GO)
 
 @dataclass(frozen=True)
 class FourRoomsExpert(Actor):
-    """Walks by shortest ways from cell to cell; of equally short ones it prefers one by its key.
+    """Walks by shortest ways from cell to cell. Its key decides between equally short ones.
 
     Args:
         noise: Standard deviation of its unsteadiness, m/s.

@@ -112,7 +112,7 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TabularExpert(CountingActor):
-    """Takes an action of the largest expected return; of equally good ones, one by its key.
+    """Takes an action of the largest expected return. Its key decides between equally good ones.
 
     Args:
         best: Which actions are best, (steps to go less 1, states, actions) bool.

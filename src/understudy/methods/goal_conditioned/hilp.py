@@ -47,8 +47,8 @@ class HILP(GoalValues):
         alpha: Inverse temperature of the weights of cloning.
 
     References:
-        Park et al. (2024), Foundation Policies with Hilbert Representations, arXiv:2402.15567. The directions are drawn
-        anew in each update. The published figures come from code that draws them once.
+        Park et al. (2024), Foundation Policies with Hilbert Representations, arXiv:2402.15567. New directions are
+        drawn in each update. The published figures come from code that draws them once.
     """
 
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995

@@ -7,12 +7,17 @@ the same outputs as ours. That of d3rlpy has a standard deviation that does not 
 Cloning with squared errors is compared with d3rlpy's. Cloning with likelihoods, with networks of 32 x 2 and batches of
 32 and 256, is compared with imitation's, whose standard deviation does not depend on the observation. Ours also keeps
 the average of the weights, and predicts the standard deviation.
+
+Goal-conditioned IQL, IVL and HIQL, with networks of 256 x 3 and batches of 256, are compared with OGBench's JAX agents
+after compilation, if OGBENCH_IMPLS names the folder `impls` of its repository. The note has the time of compilation.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import os
+import sys
 from collections.abc import Callable
 
 import measure
@@ -192,7 +197,68 @@ def lines_of_imitation() -> list[measure.Line]:
     return lines
 
 
+def goal_conditioned(name: str) -> Callable[[], object]:
+    import torch
+
+    from understudy.data.episode import Dataset, Episode
+    from understudy.learn.method import training_data
+    from understudy.methods import find_method
+    from understudy.policy import Policy
+
+    recorded = Dataset([Episode(columns) for columns in episodes()])
+    method = find_method(name, recorded.features())
+    data = training_data(recorded, method)
+    torch.manual_seed(0)
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner = method.learner.build(policy, 0, 10_000, data)
+    sampler, number = learner.batch_sampler(data), itertools.count()
+    return lambda: [learner.update(sampler.batch(BATCH, next(number), 0)) for _ in range(UPDATES)]
+
+
+def jax_agent(name: str) -> Callable[[], object]:
+    """OGBench's agent, with its own sampler of batches."""
+    import importlib
+
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    import jax
+    import numpy as np
+
+    module, datasets = importlib.import_module(f"agents.{name}"), importlib.import_module("utils.datasets")
+    config, flat = module.get_config(), transitions()
+    config.update({"batch_size": BATCH, "value_hidden_dims": (256,) * 3, "actor_hidden_dims": (256,) * 3})
+    following = np.concatenate([e["observation.state"][1:] for e in episodes()])
+    data = datasets.Dataset.create(observations=flat["observation.state"], actions=flat["action"],
+                                   next_observations=following, terminals=flat["next.terminated"].astype("f"))
+    sampler = getattr(datasets, config["dataset_class"])(data, config)
+    example = sampler.sample(1)
+    (agent_class,) = [value for key, value in vars(module).items() if key.endswith("Agent")]
+    agents = [agent_class.create(0, example["observations"], example["actions"], config)]
+
+    def updates():
+        for _ in range(UPDATES):
+            agents[0], _ = agents[0].update(sampler.sample(BATCH))
+        jax.block_until_ready(agents[0].network.params)
+    return updates
+
+
+def lines_of_ogbench() -> list[measure.Line]:
+    if "OGBENCH_IMPLS" not in os.environ:
+        raise measure.NotInstalled("OGBENCH_IMPLS names no folder")
+    sys.path.insert(0, os.environ["OGBENCH_IMPLS"])
+    lines = []
+    for name in ("gciql", "gcivl", "hiql"):
+        peer = jax_agent(name)
+        first = measure.cpu(peer)
+        seconds = measure.interleaved({"ours": goal_conditioned(name), "OGBench": peer}, repeats=7)
+        compilation = first - seconds["OGBench"][0]
+        lines.append(measure.compared(f"{name}, updates, against OGBench's JAX agent", seconds, "ours", "OGBench",
+                                      amount=UPDATES, unit="1/s", goal=1.0,
+                                      note=f"OGBench's compilation: {compilation:.1f} s"))
+    return lines
+
+
 if __name__ == "__main__":
-    found, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation},
-                                     ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3"))
+    found, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation,
+                                      "ogbench": lines_of_ogbench},
+                                     ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
     measure.save("offline_rl", found, packages=(), more={"versions": versions})

@@ -75,8 +75,10 @@ def test_it_says_what_it_will_do_compares_each_round_and_leaves_the_run_alone(fo
 
 
 def test_the_last_comparison_is_on_fresh_starts(folder, improve, tmp_path):
-    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT, "--json"]
-    document = json.loads(improve(*args)[1])
+    page = tmp_path / "page.html"
+    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT]
+    document = json.loads(improve(*args, "--json", "--html", page)[1])
+    assert "Success against steps of the supervisor" in page.read_text() and "round 2" in page.read_text()
     env, run = make("fork", 16), tmp_path / "run"
     base = evaluate(load_actor(folder / "a", rows=16), env, 6, 0)
     assert document["fresh"]["base"]["estimate"] == base.success.estimate

@@ -294,8 +294,8 @@ class _Command:
         limits = (0.0, 1.0) if unit == "success" else (None, None)
         curve = plots.curves({o.method: (spent, column["at"])}, plots.Axis("steps acted, labeled or watched"),
                              plots.Axis(unit, *limits), dots=True, bands={o.method: (column["low"], column["high"])})
-        figures = [(f"{unit.capitalize()} against steps of the supervisor", curve, f"On the {o.compare} starts that all "
-                    "rounds share. The band is the 95% interval.")] if any(costs) else []
+        note = f"On the {o.compare} starts that all rounds share. The band is the 95% interval."
+        figures = [(f"{unit.capitalize()} against steps of the supervisor", curve, note)] if any(costs) else []
         gains = [(f"round {i}", line["gain"], line["gain/low"], line["gain/high"], bool(line["gain/low"] > 0))
                  for i, line in enumerate(lines) if "gain" in line]
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),

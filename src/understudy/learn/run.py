@@ -198,7 +198,7 @@ class Run:
             if not _try_lock(lock):
                 raise UserError("another process is training into this folder", where=self.folder,
                                 hint="wait for it, or choose another --out")
-            for part in (*self.folder.glob(".*.part"), *self.folder.glob("c*/.*.part")):  # checkpoints, collection
+            for part in (*self.folder.glob(".*.part"), *self.folder.glob("[cs]*/.*.part")):  # checkpoints, stages, ...
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             try:
                 yield self

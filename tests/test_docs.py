@@ -33,7 +33,7 @@ NOT_CODE = {"text", "js", "json", "jsonl", "toml", "mermaid", "bibtex", ""}
 def cut(text: str) -> str:
     """The same with budgets of a test."""
     text = re.sub(r"(--(?:[\w.]+\.)?(?:steps|every)[ =])\d+", r"\g<1>2", text)
-    text = re.sub(r"(--episodes[ =])\d+", r"\g<1>4", text)
+    text = re.sub(r"(--(?:episodes|compare)[ =])\d+", r"\g<1>4", text)
     text = re.sub(r"--budget \w+", "--budget 9s --methods knn vinn", text)
     text = re.sub(r"\b(steps=)[\d_]+", r"\g<1>1", text)
     return re.sub(r"\b(episodes=)[\d_]+", r"\g<1>4", text)

@@ -75,8 +75,10 @@ def test_it_says_what_it_will_do_compares_each_round_and_leaves_the_run_alone(fo
 
 
 def test_the_last_comparison_is_on_fresh_starts(folder, improve, tmp_path):
-    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT, "--json"]
-    document = json.loads(improve(*args)[1])
+    page = tmp_path / "page.html"
+    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT]
+    document = json.loads(improve(*args, "--json", "--html", page)[1])
+    assert "Success against steps of the supervisor" in page.read_text() and "round 2" in page.read_text()
     env, run = make("fork", 16), tmp_path / "run"
     base = evaluate(load_actor(folder / "a", rows=16), env, 6, 0)
     assert document["fresh"]["base"]["estimate"] == base.success.estimate
@@ -213,7 +215,7 @@ KILLED = """
 
 @pytest.mark.slow
 def test_killed_at_any_time_it_is_the_same_run(folder, tmp_path, monkeypatch):
-    """kill -9 at 20 random moments: before, in and between rounds."""
+    """kill -9 at random moments: before, in and between rounds."""
     args = ["improve", str(folder / "a"), "--with", "hg-dagger", "--supervisor", "scripted", "--out", "run", "--rounds",
             "4", "--episodes", "6", "--steps", "40", "--compare", "30", "--device", "cpu"]
     (tmp_path / "whole").mkdir()
@@ -227,11 +229,11 @@ def test_killed_at_any_time_it_is_the_same_run(folder, tmp_path, monkeypatch):
                               env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             assert process.stdout.readline() == "ready\n"
             try:
-                _, err = process.communicate(timeout=rng.uniform(0.05, wait) if kills < 20 else None)
+                _, err = process.communicate(timeout=rng.uniform(0.05, wait) if kills < 8 else None)
                 assert process.returncode == 0, err
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                kills, wait = kills + 1, wait * 1.15
-    assert kills >= 5 and contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
+                kills, wait = kills + 1, wait * 1.4
+    assert kills >= 3 and contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")

@@ -9,6 +9,7 @@ import pytest
 from folders import REPOSITORY
 
 from understudy.cli import main
+from understudy.improve.promotion import Promotion
 from understudy.learn.training_curves import Curve, TrainingCurves
 
 PAGE = (REPOSITORY / "docs/json.md").read_text(encoding="utf-8")
@@ -115,6 +116,22 @@ def test_eval_in_an_environment(call, place):
 
 def test_eval_on_data(call, place):
     check("understudy eval RUN DATA", call("eval", place / "a", place / "demos", "--json"))
+
+
+def test_improve(call, place, tmp_path, monkeypatch):
+    score, documents = Promotion.__call__, []
+    for sign in (1, -1):  # the round is better than the base, or worse
+        def judged(self, actor, sign=sign):
+            metrics = score(self, actor)
+            return {**metrics, "score": sign * float("gain" in metrics), "promoted": "gain" not in metrics or sign > 0}
+        monkeypatch.setattr(Promotion, "__call__", judged)
+        documents.append(call("improve", place / "a", "--with", "dagger", "--supervisor", "scripted", "--out",
+                              tmp_path / str(sign), "--rounds", 1, "--episodes", 2, "--steps", 2, "--compare", 4,
+                              "--device", "cpu", "--json"))
+    check("understudy improve", *documents)
+    better, worse = documents
+    assert better["best"].endswith("000002") and worse["best"].endswith("000000")
+    assert better["fresh"]["paired"] is not None and worse["fresh"]["best"] is worse["fresh"]["paired"] is None
 
 
 def test_plot(call, place, tmp_path, monkeypatch):

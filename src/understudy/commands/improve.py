@@ -27,6 +27,7 @@ from .common import (
 from .groups import (
     ActingOptions,
     DeviceOption,
+    HtmlOption,
     JsonOption,
     PositiveCount,
     Seed,
@@ -44,11 +45,12 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from ..learn.run import Run
 
+COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
 
 
 @command_options
-class ImproveOptions(DeviceOption, JsonOption, TrustOption):
+class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """Improve a trained policy by what it does: it acts in rounds, somebody corrects it or says what would have been
     right, and it trains on that.
 
@@ -260,7 +262,7 @@ class _Command:
 
         o, lines = self.o, compared_checkpoints(run)
         rounds = [line for line in run.read_metrics() if "round" in line]
-        costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in ("acted", "labeled", "watched")}
+        costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in COSTS}
         self.out.print("", _table(lines, rounds, _unit(env)), "")
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
@@ -270,14 +272,49 @@ class _Command:
         else:
             self.out.print(f"No round improved the policy, and {o.out / 'best'} is the policy of {o.run}. To try: more "
                            "episodes in each round, more updates (--steps), another method, or more demonstrations.")
-        self._print_costs(costs, data, env_name, improved=other is not None)
+        self._print_costs(costs, data, env_name, lines[-1]["step"], improved=other is not None)
+        if o.html is not None:
+            self._write_page(lines, rounds, env, base, other)
         self.out.print_json({
             "run": str(o.out), "base": str(o.run), "method": o.method, "supervisor": o.supervisor, "env": env_name,
             "human_steps": costs, "rounds": _rounds_json(lines, rounds), "best": str(run.checkpoint_path(best["step"])),
             "fresh": _fresh_json(base, other, None if other is None else compare(other, base))})
 
-    def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, improved: bool) -> None:
+    def _write_page(self, lines, rounds, env: Env, base: Evaluation, best: Evaluation | None) -> None:
+        """Writes the page: the outcome of each round against what it cost the supervisor."""
+        from ..evaluate import plots
+        from ..evaluate.evaluation import verdict_parts
+        from ..evaluate.report import Figures, Section, Table, write_page
+
+        o, unit = self.o, _unit(env)
+        costs = [sum(row.get(f"round/{name}", 0) for name in COSTS) for row in rounds]
+        spent = [sum(costs[:i]) for i in range(len(lines))]
+        column = {name: [line[key] for line in lines] for name, key in (
+            ("at", "score"), ("low", "score/low"), ("high", "score/high"))}
+        limits = (0.0, 1.0) if unit == "success" else (None, None)
+        curve = plots.curves({o.method: (spent, column["at"])}, plots.Axis("steps acted, labeled or watched"),
+                             plots.Axis(unit, *limits), dots=True, bands={o.method: (column["low"], column["high"])})
+        note = f"On the {o.compare} starts that all rounds share. The band is the 95% interval."
+        figures = [(f"{unit.capitalize()} against steps of the supervisor", curve, note)] if any(costs) else []
+        gains = [(f"round {i}", line["gain"], line["gain/low"], line["gain/high"], bool(line["gain/low"] > 0))
+                 for i, line in enumerate(lines) if "gain" in line]
+        figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
+                        "95% intervals on the same starts. A full dot: the interval lies above 0."))
+        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *(row.get(f"round/{name}", 0) for name in COSTS),
+                      line["score"], "promoted" if line["promoted"] else "not promoted")
+                     for line, row in zip(lines[1:], rounds, strict=True))
+        table = Table(("", "steps", *COSTS, unit, ""), rows)
+        names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
+        verdict = ("No round improved the policy.",) if best is None else verdict_parts(best, base, names)
+        assert o.html is not None
+        write_page(o.html, f"{o.run} improved with {o.method}", [Section("Rounds", (Figures(tuple(figures)), table))],
+                   verdict=verdict)
+        self.out.print(f"Page written to {o.html}")
+
+    def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
         """What it cost a person, and how many demonstrations would have cost as much."""
+        from ..policy import find_checkpoint
+
         o, total, trust = self.o, sum(costs.values()), trust_options(self.o.trust, env_name)
         commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,
                                  "--seed", o.seed + 1, *trust)] if improved else []
@@ -293,7 +330,8 @@ class _Command:
             if words[:2] == ["understudy", "train"]:
                 together, rival = unused_path("together.json"), unused_path("rival")
                 commands += [command_line("merge", path, more, "--out", together),
-                             command_line("train", words[2], together, "--out", rival),
+                             command_line("train", words[2], together, "--out", rival, "--steps",
+                                          int(find_checkpoint(o.run).name) + n_updates),
                              command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
         else:
             self.out.print("It cost no human steps.")
@@ -339,17 +377,17 @@ class _RoundPrinter:
     def __init__(self, n_rounds: int):
         self.n_rounds, self.number = n_rounds, 0
 
-    def __call__(self, step, learner, seen) -> None:
-        if "round" in seen:
-            self.number = int(seen["round"]) + 1
-            costs = ", ".join(f"{name} {seen[f'round/{name}']}" for name in ("acted", "labeled", "watched")
-                              if f"round/{name}" in seen)
-            print(f"round {self.number} of {self.n_rounds}: {seen['round/episodes']} episodes, {seen['round/steps']} "
-                  f"steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
-        elif "gain" in seen:
-            unit = "success" if all(isinstance(value, bool) for value in seen["outcomes"]) else "mean return"
-            print(f"  {unit} {_rate(seen, unit)}, minus the best so far {_gain(seen, unit)}: "
-                  + ("promoted" if seen["promoted"] else "not promoted"), file=sys.stderr)
+    def __call__(self, step, learner, metrics) -> None:
+        if "round" in metrics:
+            self.number = int(metrics["round"]) + 1
+            costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
+            print(f"round {self.number} of {self.n_rounds}: {metrics['round/episodes']} episodes, "
+                  f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""),
+                  file=sys.stderr)
+        elif "gain" in metrics:
+            unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
+            print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
+                  + ("promoted" if metrics["promoted"] else "not promoted"), file=sys.stderr)
 
 
 def _rate(line: dict[str, Any], unit: str) -> str:
@@ -367,7 +405,7 @@ def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str)
     table = plain_table("", "acted", "labeled", "watched", unit, "95% interval", "minus best so far", "95% interval",
                         "")
     for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in ("acted", "labeled", "watched")]
+        costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in COSTS]
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
         table.add_row("base" if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
@@ -382,7 +420,7 @@ def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> l
     return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
              "gain": interval(line, "gain") if "gain" in line else None,
              "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
-             **{name: row and row.get(f"round/{name}", 0) for name in ("acted", "labeled", "watched")}}
+             **{name: row and row.get(f"round/{name}", 0) for name in COSTS}}
             for line, row in zip(lines, [None, *rounds], strict=False)]
 
 

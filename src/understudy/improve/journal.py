@@ -72,6 +72,5 @@ def _with_mark(episode: Episode) -> Episode:
         return episode
     marks = np.asarray(episode.steps[MARK])
     episode = episode.replace({MARK: None})
-    if not (given := marks[marks != 0]).size:
-        return episode
-    return replace(episode, metadata={**episode.metadata, "success": bool(given[-1] > 0)})
+    marks = marks[marks != 0]
+    return replace(episode, metadata={**episode.metadata, "success": bool(marks[-1] > 0)}) if marks.size else episode

@@ -7,6 +7,7 @@ RUN/checkpoints/NNNNNN/    policy.json features.json weights.safetensors checksu
                            train/learner.safetensors train/checksums.json train/state.json
 RUN/stages/NAME/           a run of each stage of the method
 RUN/collection/NNNNNN/     the episodes of each collection round: episodes.npz, round.json
+RUN/collection/unfinished-NNNNNN/  those of a supervised round that is not complete yet, each in its folder
 RUN/metrics.jsonl          one line per measurement; CARD.md is the model card
 """
 
@@ -197,7 +198,7 @@ class Run:
             if not _try_lock(lock):
                 raise UserError("another process is training into this folder", where=self.folder,
                                 hint="wait for it, or choose another --out")
-            for part in (*self.folder.glob(".*.part"), *self.folder.glob("c*/.*.part")):  # checkpoints, collection
+            for part in (*self.folder.glob(".*.part"), *self.folder.glob("[cs]*/.*.part")):  # checkpoints, stages, ...
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             try:
                 yield self

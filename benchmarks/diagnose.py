@@ -2,7 +2,7 @@
 benchmarks/diagnose.py [--develop] [NAME ...]
 
 Each of 20 faults is a small change of the demonstrations, the training, the environment or the deployed policy of a
-short run on a toy. It counts as found if the first finding has the code that `FAULTS` names, and is a fault. 20 healthy
+short run on a toy. It counts as found if the first finding has the code that `faults` names, and is a fault. 20 healthy
 runs of several toys, methods and seeds must have no finding above a note. The aim, set before any judged run: 18 of 20,
 and none.
 
@@ -11,8 +11,9 @@ Judged runs use the toys of `JUDGED_ON` and seeds below 100.
 
 A first judgment, with another arm and seeds from 10 on, named 17 of 20 faults first (results/diagnose-first.json).
 Swapped cameras with similar views, red and blue exchanged in dark images, and starts that are also narrower were
-missed. The checks of cameras and starts were changed. This is the second judgment, with other seeds. The results are kept in results/diagnose.json: a run
-that was stopped continues. Those of --develop are kept nowhere. All judged runs take about ten minutes of a core.
+missed. The checks of cameras and starts were changed. This is the second judgment, with other seeds. The results are
+kept in results/diagnose.json, so that a run that was stopped continues. Those of --develop are kept nowhere. All judged
+runs take about ten minutes of a core.
 """
 
 from __future__ import annotations

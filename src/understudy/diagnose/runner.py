@@ -29,6 +29,8 @@ from .base import RunDiagnosis, RunFinding, sort_findings
 EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
+MOTION_CODES = {"sign-flip", "action-convention", "latency", "action-scale", "calibration-drift", "action-units",
+                "observation-units", "constant-sensor"}
 THUMBNAIL = 24  # pixels a side of the images that are compared
 
 
@@ -218,8 +220,14 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
+    limits = list(_limits(recorded, observed))
+    comparable = {n: data.features()[n] for n in (*names, "action")}
+    is_same_motion = (observed.probes is not None and _motion_model(data, comparable) is not None
+                      and not {f.code for f in findings} & MOTION_CODES)
+    for f in limits:  # clipped actions that move it as in the data were clipped there, too
+        findings.append(replace(f, level="note") if is_same_motion and (f.code, f.level) == ("limits-bind", "fault")
+                        else f)
     yield from _merged(findings)
-    yield from _limits(recorded, observed)
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:

@@ -11,14 +11,14 @@ Judged runs use the toys of `JUDGED_ON` and seeds below 100.
 
 A first judgment, with another arm and seeds from 10 on, named 17 of 20 faults first (results/diagnose-first.json).
 Swapped cameras with similar views, red and blue exchanged in dark images, and starts that are also narrower were
-missed. The checks of cameras and starts were changed. The second, with other seeds, named all faults first. One of the
-four healthy runs that were run had a fault, `overfit` (results/diagnose-second.json). Two more judgments of healthy runs
-found faults in a toy whose demonstrator exceeds the limits.
+missed. The checks of cameras and starts were changed. The second, with other seeds, named all faults first. One of
+the four healthy runs that were run had a fault, `overfit` (results/diagnose-second.json). Two more judgments of
+healthy runs found faults in a toy whose demonstrator exceeds the limits.
 
-The checks of overfitting and limits were changed each time. Five faults whose check of the motion changed were run again
-as they were, and healthy runs are judged on seeds that were not used before. The results are kept in
-results/diagnose.json, so that a run that was stopped continues. Those of --develop are kept nowhere. All judged runs take
-about ten minutes of a core.
+The checks of overfitting and limits were changed each time. Five faults whose check of the motion changed were run
+again as they were, and healthy runs are judged on seeds that were not used before. The results are kept in
+results/diagnose.json, so that a run that was stopped continues. Those of --develop are kept nowhere. All judged runs
+take about ten minutes of a core.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def codes(findings):
 
 @pytest.mark.parametrize(("errors", "expected"), [
     (FitErrors(0.1, 0.3), []), (FitErrors(0.9, 0.95), [("underfit", "fault")]),
-    (FitErrors(0.05, 0.9), [("overfit", "fault")]), (FitErrors(0.5, 0.8), []),
+    (FitErrors(0.05, 1.1), [("overfit", "fault")]), (FitErrors(0.05, 0.9), [("overfit", "note")]),
+    (FitErrors(0.5, 0.8), []),
     (FitErrors(0.1, None, 1.0, 2.0), [("last-action", "note")]), (FitErrors(0.1, None, 2.0, 1.0), [])])
 def test_fit(errors, expected):
     assert codes(fit_checks.check_fit(errors, True)) == expected

@@ -52,6 +52,12 @@ def test_narrow_starts_elsewhere_are_no_unit():
     assert (finding.code, finding.where.feature) == ("start-states", "observation.state[lift]")
 
 
+def test_one_observation_of_a_robot_in_degrees():
+    finding, = check_starts("observation.state", PARTS, walks(), [57.29578 * walks(1, seed=1)[0][:5]])
+    assert (finding.code, finding.where.feature) == ("observation-units", "observation.state")
+    assert 20 < finding.value < 100
+
+
 def test_a_constant_sensor():
     finding, = starts(lambda e: np.column_stack([e[:, 0], np.full(len(e), 0.1)]))
     assert (finding.code, finding.where.feature) == ("constant-sensor", "observation.state[lift]")

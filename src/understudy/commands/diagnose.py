@@ -183,7 +183,12 @@ def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
     env = o.env or recorded_env_of(o.run)
     names = {"DATA": str(_data_path(o) or "DATA"), "ENV": env or "ENV", "RUN-2": f"{o.run}-2",
              "RUN-dagger": f"{o.run}-dagger", "RUN": str(o.run)}
-    words = [names.get(word, word) for word in finding.command]
+    words = list(finding.command)
+    if o.robot is not None and "ENV" in words:
+        at = words.index("ENV")
+        words[at:at + 1] = o.robot_arguments()
+        words[0] = {"eval": "act"}.get(words[0], words[0])
+    words = [names.get(word, word) for word in words]
     words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
     if words[0] == "robot":  # only where there is one
         checks = words[1] == "check"

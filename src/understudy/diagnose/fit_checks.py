@@ -22,7 +22,7 @@ from .base import RunFinding
 
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
 UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
-GENERALIZES = 0.75  # the same on held-out episodes
+GENERALIZES = 0.75  # the same on held-out episodes, above which it is worth a note; from 1 on the average is as good
 GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
 SCALES = (1 / 3, 3.0)  # scale of the run, as a multiple of that of the data
 OFFSET = 1.0  # in scales of the data
@@ -63,9 +63,10 @@ def check_fit(errors: FitErrors, is_cloning: bool) -> Iterator[RunFinding]:
             "train for more updates, or with a larger network", ("plot", "RUN"), Location(feature="action"))
     elif errors.held_out is not None and errors.held_out > max(GENERALIZES, GAP * errors.trained):
         yield RunFinding(
-            "overfit", level, f"the error of the policy is {errors.trained:.0%} of that of the average action on "
-            f"episodes that it was trained on, and {errors.held_out:.0%} on held-out ones: it knows them by heart",
-            errors.held_out, (0, GENERALIZES), "record more demonstrations, or take an earlier checkpoint",
+            "overfit", level if errors.held_out >= 1 else "note", f"the error of the policy is {errors.trained:.0%} of "
+            "that of the average action on episodes that it was trained on, and "
+            f"{errors.held_out:.0%} on held-out ones: it knows them by heart",
+            errors.held_out, (0, 1), "record more demonstrations, or take an earlier checkpoint",
             ("plot", "RUN"), Location(feature="action"))
     elif errors.prediction is not None and errors.last_action is not None and errors.prediction > errors.last_action:
         yield RunFinding(

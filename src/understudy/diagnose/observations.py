@@ -19,6 +19,7 @@ from .motion import unit_of_ratio
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
 SHIFT = 1.0  # standard deviations of the data between the mean first observations
 VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
+RESTING = 10.0  # size of a single observation, as a multiple of those in the data
 MOVES = 0.95  # fraction of the recorded episodes in which a component moves, if its sensor may be judged
 SOON = 10  # steps within which it moves
 NEARER, SURE = 0.9, 5.0  # distance to the recorded images, as a fraction of that as they are, and standard errors
@@ -123,6 +124,14 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
     shift, own_spread = begins.mean(0) - mean, begins.std(0)
     noise = np.sqrt(spread**2 / len(first) + own_spread**2 / len(begins))
     constant = _constant(recorded, observed)
+    size = float(np.sqrt(np.mean(begins**2) / max(np.mean(np.concatenate(recorded)**2), 1e-18)))
+    if len(begins) == 1 and size > RESTING:  # a robot that rests anywhere
+        unit = unit_of_ratio(size)
+        yield RunFinding(
+            "observation-units", "fault", f"{name} is {size:.3g} times as large as in the data"
+            + (f", as between {unit}" if unit else ""), size, (0, RESTING),
+            "convert the observation to the unit of the data", ("inspect", "DATA"), Location(feature=name))
+        return
     for d in np.flatnonzero((total > 1e-9) & ~constant):
         varies = spread[d] > VARIES * total[d] and len(begins) > 2
         ratio = (own_spread[d] / spread[d] if varies else (mean[d] + shift[d]) / mean[d] if abs(mean[d]) > total[d]
@@ -217,7 +226,7 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
             "limits-bind", "fault" if binds else "warning",
             (f"{share:.0%} of the recorded actions" if binds else f"{own_share:.0%} of the actions of the policy, and "
              f"{share:.0%} of the recorded ones,") + f" lie outside the limits by more than {MARGIN:.0%} of the range, "
-            f"and are clipped, most often {names[int(np.argmax(clipped if binds else own_clipped))]}",
+            f"and are clipped, most often component {names[int(np.argmax(clipped if binds else own_clipped))]}",
             share if binds else own_share, (0, CLIPPED if binds else EXCEEDS),
             "widen the limits as far as is safe, or record within them" if binds else
             "look at the other findings: the policy commands what was never recorded", ("inspect", "DATA"),

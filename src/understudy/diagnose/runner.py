@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..audit.text import format_list
-from ..core import Schema, role
+from ..core import Feature, Schema, role
 from ..data.episode import Dataset
 from ..data.video import resize
 from ..envs.base import Env
@@ -29,6 +29,7 @@ from .base import RunDiagnosis, RunFinding, sort_findings
 EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
+CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
 THUMBNAIL = 24  # pixels a side of the images that are compared
 
 
@@ -218,8 +219,10 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
+    is_clipped = _clipping_model(recorded, observed, names) is not None
+    for f in _limits(recorded, observed):
+        findings.append(replace(f, level="note") if is_clipped and (f.code, f.level) == ("limits-bind", "fault") else f)
     yield from _merged(findings)
-    yield from _limits(recorded, observed)
 
 
 def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
@@ -237,22 +240,47 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
 
 def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str]) -> Iterator[RunFinding]:
     features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
-    if observed.probes is None or (model := _motion_model(recorded.data, features)) is None or model.lag:
+    clipping = _clipping_model(recorded, observed, names)
+    model = _motion_model(recorded.data, features) if clipping is None else clipping
+    if observed.probes is None or model is None or model.lag:
         return  # shifted actions have a finding of their own
+    bounds = None if clipping is None else _bounds(observed, features["action"])
     parts = [f"{n.removeprefix('observation.')}[{part}]" for n in _numeric(features)
              for part in fit_checks.named_parts(features[n])]
     actions = fit_checks.named_parts(features["action"])
-    yield from motion.check_motion(model, _transitions(observed.probes, features), actions, parts)
+    yield from motion.check_motion(model, _transitions(observed.probes, features, bounds), actions, parts)
+
+
+def _clipping_model(recorded: Recorded, observed: Observed, names: Sequence[str]) -> motion.MotionModel | None:
+    """The model of the motion with actions that the limits of what acts clip. None if it explains the data no better.
+
+    If it does, the recorded actions were clipped by the same limits.
+    """
+    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
+    bounds = _bounds(observed, features["action"])
+    plain = _motion_model(recorded.data, features)
+    model = None if bounds is None else _motion_model(recorded.data, features, bounds)
+    if model is None or plain is not None and (
+            model.unexplained[model.lag] > CLIPPED * plain.unexplained[plain.lag]):
+        return None
+    return model
+
+
+def _bounds(observed: Observed, feature: Feature) -> tuple[np.ndarray, np.ndarray] | None:
+    """The lowest and the highest action of what acts, (A,) each."""
+    low, high = observed.metadata.get("low"), observed.metadata.get("high")
+    if low is None or high is None or feature.kind != "vector" or feature.shape != observed.features["action"].shape:
+        return None
+    return (np.broadcast_to(np.asarray(low, np.float64), (feature.size,)),
+            np.broadcast_to(np.asarray(high, np.float64), (feature.size,)))
 
 
 def _limits(recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
-    low, high = observed.metadata.get("low"), observed.metadata.get("high")
     feature = recorded.data.features()["action"]
-    if low is None or high is None or feature.kind != "vector" or feature.shape != observed.features["action"].shape:
+    if (bounds := _bounds(observed, feature)) is None:
         return
     actions = [np.concatenate(_columns(part, "action") or [np.zeros((0, feature.size))])
                for part in (recorded.data, observed.episodes if observed.moves else ())]
-    bounds = (np.broadcast_to(np.asarray(b, np.float64), (feature.size,)) for b in (low, high))
     yield from observations.check_limits(*actions, *bounds, fit_checks.named_parts(feature))
 
 
@@ -269,15 +297,17 @@ def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Ite
                                           points(observed.episodes))
 
 
-def _motion_model(data: Dataset, features: Schema) -> motion.MotionModel | None:
+def _motion_model(data: Dataset, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
+                  ) -> motion.MotionModel | None:
     if "action" not in features or features["action"].kind != "vector" or not _numeric(features):
         return None
-    episodes = _transitions(data, features)
+    episodes = _transitions(data, features, bounds)
     return motion.fit_motion(episodes) if episodes else None
 
 
-def _transitions(data: Iterable, features: Schema) -> list[tuple[np.ndarray, np.ndarray]]:
-    """States (n + 1, D) and actions (n, A) of each episode."""
+def _transitions(data: Iterable, features: Schema, bounds: tuple[np.ndarray, np.ndarray] | None = None
+                 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """States (n + 1, D) and actions (n, A) of each episode, clipped to `bounds`."""
     names, pairs = _numeric(features), []
     for e in data:
         columns = [np.asarray(e.steps[n], np.float64) for n in names]
@@ -286,7 +316,7 @@ def _transitions(data: Iterable, features: Schema) -> list[tuple[np.ndarray, np.
         actions = np.asarray(e.steps["action"], np.float64).reshape(len(e.steps["action"]), -1)
         n = min(rows - 1, len(actions))
         if n > 0 and np.isfinite(states).all() and np.isfinite(actions[:n]).all():
-            pairs.append((states[:n + 1], actions[:n]))
+            pairs.append((states[:n + 1], actions[:n] if bounds is None else np.clip(actions[:n], *bounds)))
     return pairs
 
 

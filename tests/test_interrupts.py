@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -47,3 +48,19 @@ def test_an_interrupt_leaves_nothing_behind_that_fires_later(tmp_path: Path):
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.stdout.split() == ["130", "on"], done.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="needs a terminal of its own")
+def test_an_error_of_a_closed_terminal_that_comes_earlier_than_its_signal_is_an_interrupt(tmp_path: Path):
+    (tmp_path / "prints.py").write_text("def env(rows):\n    while True:\n        print('.', flush=True)\n")
+    program = ("import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP]); "
+               "from understudy.cli import main; "
+               "sys.exit(main(['record', 'prints:env', '--trust', 'prints', '--out', 'd', '--episodes', '1']))")
+    outer, inner = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, preexec_fn=lambda: os.login_tty(inner),
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}) as process:
+        os.close(inner)
+        while b"." not in os.read(outer, 4096):
+            pass
+        os.close(outer)
+        assert process.wait(60) == 130

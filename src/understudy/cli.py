@@ -25,7 +25,7 @@ from typing import Any
 
 from . import __version__
 from .hints import nearest_names
-from .interrupts import INTERRUPTS, leave_closed_terminal
+from .interrupts import INTERRUPTS, is_of_closed_terminal, leave_closed_terminal
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,10 @@ def main(args: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _report_interrupt(name, args)
         except Exception as error:
+            if is_of_closed_terminal(error):
+                interrupts.raised = time.monotonic()  # so that SIGHUP, which is on its way, changes nothing
+                leave_closed_terminal(signal.SIGHUP)
+                return _report_interrupt(name, args)
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
                 return _report_interrupt(name, args)
             return _report_failure(error, debug, _trusted_packages(args))

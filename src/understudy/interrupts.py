@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import stat
 
@@ -18,3 +20,16 @@ def leave_closed_terminal(number: int) -> None:
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(null, descriptor)
     os.close(null)
+
+
+def is_of_closed_terminal(error: BaseException | None) -> bool:
+    """Whether an error comes from a terminal that has been closed. It may come earlier than SIGHUP."""
+    if not hasattr(select, "poll"):
+        return False
+    while error is not None and error.args[:1] != (errno.EIO,):
+        error = error.__cause__ or error.__context__
+    poll = select.poll()
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            poll.register(descriptor, 0)
+    return error is not None and any(events & select.POLLHUP for _, events in poll.poll(0))

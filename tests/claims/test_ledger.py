@@ -276,7 +276,7 @@ def test_a_page_shows_the_history_and_says_what_came_before(all_entries, monkeyp
 
 def test_of_several_claims_the_worst_stands_for_the_row():
     def of(*verdicts):
-        return LedgerEntry(ledger_rows()["003"], tuple({"verdict": v} for v in verdicts)).verdict
+        return LedgerEntry(ledger_rows()["003"], tuple({"verdict": v, "rows": ("003",)} for v in verdicts)).verdict
     assert of() == "no claim" and of("holds", "holds") == "holds" and of("holds", "not run") == "not run"
     assert of("holds", "undecided") == "undecided" and of("undecided", "fails", "holds") == "fails"
 

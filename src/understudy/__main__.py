@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from .cli import main
 
@@ -9,7 +10,8 @@ status = main()
 if status == 130:
     # Python remembers an interrupt that comes during exec, which makes dataclasses, even after it was handled. Then
     # `python -m` would end by the signal instead of with this status.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal may be closed
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 sys.exit(status)

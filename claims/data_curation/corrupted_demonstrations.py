@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from claims.worlds.any_block import AnyBlock
 from claims.worlds.curation import cached_load
 from understudy.claims.base import (
     Arm,
@@ -31,7 +32,7 @@ from understudy.learn.fit import LearnerConfig
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, MedianOfMeansLearner
+from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
@@ -65,21 +66,6 @@ class CorruptedDemonstrations(DemonstrationSource):
             action[is_wrong] = WRONG
             changed.append(episode.replace({"action": action, CLEAN: (~is_wrong).astype(np.float32)}))
         return Dataset(changed)
-
-
-@dataclass(frozen=True)
-class AnyBlock(MedianOfMeans):
-    """`MedianOfMeans` in which the first block trains, which is as good as drawn by lot."""
-
-    def build(self, policy, seed, steps, data):
-        return AnyBlockLearner(self, policy, seed, steps)
-
-
-class AnyBlockLearner(MedianOfMeansLearner):
-    """Learner of `AnyBlock`."""
-
-    def choose_block(self, differences):
-        return 0
 
 
 def learner_arm(name: str, learner: LearnerConfig, loss: Literal["l1", "l2"] = "l2") -> Arm:

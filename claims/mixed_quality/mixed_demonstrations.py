@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from claims.worlds.any_block import AnyBlock
 from understudy.checkpoint import FromStage
 from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
@@ -34,7 +35,7 @@ from understudy.learn.sample_weights import (
     WeightFunction,
     loss_per_window,
 )
-from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, MedianOfMeansLearner, median_block
+from understudy.methods.behavior_cloning.robust_bc import MedianOfMeans, median_block
 from understudy.methods.offline_rl.iw_sft import (
     ImportanceWeightedCloning,
     ImportanceWeightedCloningLearner,
@@ -91,20 +92,6 @@ class MedianBlockWeights(SampleWeights, WeightFunction):
         block = torch.arange(len(batch)) * self.n_blocks // len(batch)
         sums = torch.zeros(self.n_blocks).index_add(0, block, loss_per_window(policy, batch))
         return (block == median_block(sums / block.bincount())).float()
-
-
-class AnyBlock(MedianOfMeans):
-    """`MedianOfMeans` in which the first block trains, which is as good as drawn by lot."""
-
-    def build(self, policy, seed, steps, data):
-        return AnyBlockLearner(self, policy, seed, steps)
-
-
-class AnyBlockLearner(MedianOfMeansLearner):
-    """Learner of `AnyBlock`."""
-
-    def choose_block(self, differences):
-        return 0
 
 
 def robust(percent: int, learner: LearnerConfig, norm: Literal["l1", "l2", "huber"] = "l2") -> Method:

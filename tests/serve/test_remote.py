@@ -38,7 +38,7 @@ def test_slow_inference_blocks_neither_health_checks_nor_handshakes():
     with BackgroundServer(service) as server, Client(server.url) as client:
         asking = threading.Thread(target=client.infer, args=(state(0),))
         asking.start()
-        assert slow.asked.wait(60)
+        wait_until(lambda: slow.is_waiting)
         assert http(server.url + "/healthz") == (200, "OK\n") and http(server.url + "/metrics")[0] == 200
         with Client(server.url) as other:
             other.request({"understudy": {"op": "hello", "schema": {"fps": 10}}})
@@ -86,17 +86,19 @@ def test_the_first_plan_has_no_fallback_and_a_client_may_ask_for_an_earlier_dead
 def test_the_runner_measures_delays_and_never_waits():
     service = policy_service(RealTimeChunking(4))
     slow = Slow(service, 0)
-    with BackgroundServer(service) as server, Client(server.url) as client, RemoteRunner(client) as runner:
+    with (BackgroundServer(service) as server, Client(server.url, timeout=60) as client,
+          RemoteRunner(client, patience=60) as runner):
         actions = [runner.act(state(0))]
-        for n_plans in (2, 3):
-            slow.asked.clear()
+
+        def hold_a_plan():
             slow.may_plan.clear()
-            while not slow.asked.is_set():
-                actions.append(runner.act(state(0.01)))
-            actions += [runner.act(state(0.02)) for _ in range(5)]  # while the server waits
+            wait_until(lambda: runner.act(state(0.01)) is not None and slow.is_waiting)
+            actions.extend(runner.act(state(0.02)) for _ in range(5))
+            n_plans = len(slow.rows)
             slow.may_plan.set()
-            wait_until(lambda n_plans=n_plans: runner.act(state(0.03)) is not None and len(slow.rows) >= n_plans)
-        wait_until(lambda: runner.act(state(0.04)) is not None and max(runner.delays) >= 5)
+            wait_until(lambda: runner.act(state(0.03)) is not None and len(slow.rows) > n_plans)
+            return max(runner.delays, default=0) >= 5
+        wait_until(hold_a_plan)
         assert {np.shape(action) for action in actions} == {(2,)}
         assert "understudy_client_delay_steps_count" in http(server.url + "/metrics")[1]
 

@@ -24,12 +24,12 @@ def leave_closed_terminal(number: int) -> None:
 
 def is_of_closed_terminal(error: BaseException | None) -> bool:
     """Whether an error comes from a terminal that has been closed. It may come earlier than SIGHUP."""
-    if not hasattr(select, "poll"):
-        return False
     while error is not None and error.args[:1] != (errno.EIO,):
         error = error.__cause__ or error.__context__
+    if error is None or not hasattr(select, "poll"):
+        return False
     poll = select.poll()
     for descriptor in (1, 2):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             poll.register(descriptor, 0)
-    return error is not None and any(events & select.POLLHUP for _, events in poll.poll(0))
+    return any(events & select.POLLHUP for _, events in poll.poll(0))

@@ -48,6 +48,14 @@ def improve(folder, capsys):
     return run
 
 
+def test_it_says_if_another_learner_takes_the_place_of_that_of_the_run(folder, improve, tmp_path):
+    assert main(["train", "iql", str(folder / "fork"), "--out", str(folder / "iql"), *TINY]) == 0
+    args = ["--with", "dagger", "--supervisor", "scripted", *SHORT]
+    status, _, progress = improve("--out", tmp_path / "cloned", *args, base="iql")
+    assert status == 0 and "learner: cloning with its usual settings, in place of IQL of" in progress
+    assert "learner:" not in improve("--out", tmp_path / "same", *args)[2]
+
+
 def test_it_says_what_it_will_do_compares_each_round_and_leaves_the_run_alone(folder, improve, tmp_path):
     before, out = contents(folder / "a"), tmp_path / "better"
     args = ["--with", "dagger", "--supervisor", "scripted", "--out", out, *SHORT]

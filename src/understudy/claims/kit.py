@@ -139,4 +139,3 @@ def _claim(table: Table, number: str, row: Row) -> Claim:
     part = ClaimPart(table.experiment.env, table.restrict((*rule.arms, *row.reported)), rule)
     removes = row.removes or (rules if len(rules) > 1 else ())
     return Claim(row.name, tuple(number.split()), (part,), NegativeControl(change, part.name, removes))
-

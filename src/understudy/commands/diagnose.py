@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,11 +105,9 @@ def _headline(findings) -> str:
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
     """The data of --data, or those of the command that trained the run."""
-    if o.data is not None:
-        return o.data
-    words = shlex.split(str(read_provenance(o.run).get("command") or ""))
-    named = words[:2] == ["understudy", "train"] and len(words) > 3 and not words[3].startswith("-")
-    return Path(words[3]) if named else None
+    from .improve import trained_on
+
+    return o.data or trained_on(o.run)
 
 
 def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None, str | None]:

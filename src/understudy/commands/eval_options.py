@@ -46,8 +46,7 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """the columns of recorded episodes with other names, as for `understudy train`; by default those of the run"""
     fitted_q: bool = False
     """on recorded episodes with rewards: also estimate the discounted return of the policy from them alone, by fitted
-    Q evaluation. This is no measurement: the effect of actions
-    that are not in the episodes stays unknown"""
+    Q evaluation. This is no measurement: the effect of actions that are not in the episodes stays unknown"""
     discount: Annotated[float | None, arg(metavar="FACTOR")] = None
     """with --fitted-q: discount per step, by default that of the run, or 0.99"""
     updates: PositiveCount = 10_000

@@ -161,7 +161,7 @@ class _Command:
         from ..learn.method import load_policy
 
         o, provenance = self.o, read_provenance(self.o.run)
-        path = o.data or _trained_on(o.run)
+        path = o.data or trained_on(o.run)
         if path is None or not path.exists():
             raise UserError(("the data that it was trained on are not named" if path is None else
                              f"the data that it was trained on are gone: {path}"), where=o.run,
@@ -169,6 +169,8 @@ class _Command:
         policy = load_policy(o.run, trust=o.trust)
         data = open_data(path, next(iter(policy.image_sizes.values()), None), ignore=(), run=o.run)
         recorded = provenance.get("data", {}).get("fingerprint")
+        if str(provenance.get("command")).startswith("understudy improve "):
+            print(f"{o.run} was improved itself: the episodes that it collected are not learned again", file=sys.stderr)
         if data.fingerprint() == recorded:
             return data, provenance["held_out"]
         if o.data is None:
@@ -231,6 +233,8 @@ class _Command:
     def _print_plan(self, method: Method, data: Dataset, env_name: str, promotion: Promotion) -> None:
         from ..improve.improvement import IMPROVEMENTS
         from ..improve.promotion import compared_checkpoints
+        from ..learn.behavior_cloning import BehaviorCloning
+        from ..learn.method import Method
 
         o, collection, base = self.o, method.collection, promotion.base
         assert collection is not None
@@ -246,6 +250,9 @@ class _Command:
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
+        learner = Method.load(o.run, o.trust).learner
+        if not isinstance(learner, BehaviorCloning):
+            plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
         if o.supervisor == "keyboard":
             from ..improve.takeover import KEYS
 
@@ -323,7 +330,7 @@ class _Command:
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {count} more demonstrations, the first rival of "
                            "every correction: record them, train on all with as many updates, and compare.")
-            more, path, words = unused_path("more"), o.data or _trained_on(o.run), shlex.split(
+            more, path, words = unused_path("more"), o.data or trained_on(o.run), shlex.split(
                 str(read_provenance(o.run).get("command") or ""))
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
                                       *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
@@ -342,15 +349,14 @@ def _unit(env: Env) -> str:
     return "success" if env.metadata.get("success") else "mean return"
 
 
-def _trained_on(run: Path) -> Path | None:
+def trained_on(run: Path) -> Path | None:
     """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
     from .train import TrainOptions
 
     words = shlex.split(str(read_provenance(run).get("command") or ""))
     if words[:2] == ["understudy", "improve"]:
         o = parse(ImproveOptions, "improve", words[2:])
-        print(f"{run} was improved itself: the episodes that it collected are not learned again", file=sys.stderr)
-        return o.data or (_trained_on(o.run) if o.run.exists() else None)
+        return o.data or (trained_on(o.run) if o.run.exists() else None)
     if words[:2] != ["understudy", "train"]:
         return None
     o = parse(TrainOptions, "train", split_arguments(words[2:])[0])

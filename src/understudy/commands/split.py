@@ -109,11 +109,11 @@ def _random_parts(o: SplitOptions, values: list) -> dict[str, tuple[list[int], l
         raise UserError(f"{len(names)} parts need at least {len(names)} values of {o.by}, and there are "
                         f"{len(groups)}", where=o.data, hint="ask for fewer parts, or split by another field")
     order = [list(groups)[i] for i in permutation(len(groups), o.seed)]
-    part_groups: list[list] = [[] for _ in names]
+    values_of_parts: list[list] = [[] for _ in names]
     for value, p in zip(order, assign_groups([len(groups[v]) for v in order], o.fractions), strict=True):
-        part_groups[p].append(value)
-    return {name: (sorted(i for v in values for i in groups[v]), sorted(values, key=_numbers_first))
-            for name, values in zip(names, part_groups, strict=True)}
+        values_of_parts[p].append(value)
+    return {name: (sorted(i for v in part_values for i in groups[v]), sorted(part_values, key=_numbers_first))
+            for name, part_values in zip(names, values_of_parts, strict=True)}
 
 
 def _numbers_first(value) -> tuple:

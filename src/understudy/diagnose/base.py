@@ -14,7 +14,7 @@ LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 
 # What explains the others comes first: a policy that reads a wrong unit also leaves its data.
 ORDER = (
-    "data-missing", "no-held-out", "missing-column", "camera-size", "cameras-swapped", "color-order", "camera-differs",
+    "no-held-out", "missing-column", "camera-size", "cameras-swapped", "color-order", "camera-differs",
     "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread", "action-shift",
     "rate-differs", "action-units", "limits-bind", "sign-flip", "action-convention", "latency", "action-scale",
     "calibration-drift", "wrong-checkpoint", "serving-skew", "underfit", "overfit", "start-states", "novel-states",

@@ -196,13 +196,13 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
     target = policy.config.target
     if policy.target.kind != "vector" or role(target) != "action" or target not in recorded.features():
         return
-    scale, off, planned, usual = 1e-9, [], [], []
+    acted, planned, usual = [], [], []
     everything = np.concatenate([np.asarray(e.steps[target], np.float64).reshape(len(e), -1) for e in recorded
                                  if len(e.steps[target]) == len(e)])
     scale = np.where(everything.std(0) > 1e-9, everything.std(0), np.inf)
     for episode in list(recorded)[:n_episodes]:
         actions = np.asarray(episode.steps[target], np.float64).reshape(-1, policy.action_dim)[:len(episode)]
-        off.append(np.abs(_act_along(actor, episode, len(actions)) - actions) / scale)
+        acted.append(np.abs(_act_along(actor, episode, len(actions)) - actions) / scale)
         usual.append(np.abs(actions - everything.mean(0)) / scale)
         batch = policy.windows(Dataset([episode])).gather(np.arange(len(actions)), np.random.default_rng(0))
         batch = batch.to(policy.device)
@@ -210,7 +210,7 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
                                                    torch.zeros(len(actions), dtype=torch.int64, device=policy.device)))
         error = (plan - batch.action).abs().cpu().double().numpy() / scale
         planned.append(error[batch.mask.cpu().numpy()])
-    own, plans, average = (float(np.concatenate(errors).mean()) for errors in (off, planned, usual))
+    own, plans, average = (float(np.concatenate(errors).mean()) for errors in (acted, planned, usual))
     ratio = own / max(plans, 0.1 * average)
     if ratio > SKEW:
         yield RunFinding(

@@ -233,10 +233,8 @@ def check_limits(recorded: np.ndarray, commanded: np.ndarray, low: np.ndarray, h
             Location(feature="action"))
 
 
-
-
 def clipped_share(actions: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, np.ndarray]:
-    """The fraction of actions of which the limits change a component, and that of each component, (A,)."""
+    """The fraction of actions that the limits change, and the fraction for each component, (A,)."""
     margin = MARGIN * (high - low)
     outside = (actions < low - margin) | (actions > high + margin)
     return float(outside.any(1).mean()), outside.mean(0)

@@ -148,15 +148,15 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
 def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
-    some = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
-    learned = training_data(data.select(some), method)
+    sampled = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
+    learned = training_data(data.select(sampled), method)
     held_out = training_data(data.select(recorded.held_out), method) if recorded.held_out else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
     if errors:
         yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
     if not has_latent_actions(method) and method.wrapper is None and not method.transforms:
-        yield from fit_checks.check_serving(policy, actor, data.select(some))
+        yield from fit_checks.check_serving(policy, actor, data.select(sampled))
     if (model := _motion_model(data, data.features())) is not None:
         yield from motion.check_recorded_lag(model)
 
@@ -179,8 +179,8 @@ def _fit_errors(errors: Sequence[ActionPrediction]) -> fit_checks.FitErrors:
 
 
 def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed) -> Iterator[RunFinding]:
-    planner = trained.policy
-    read = {n: f for n, f in planner.features.items() if n in planner.inputs and not n.endswith("?")}
+    policy = trained.policy
+    read = {n: f for n, f in policy.features.items() if n in policy.inputs and not n.endswith("?")}
     if recorded is not None:  # what transforms compute is not shown
         read = {n: f for n, f in read.items() if n in recorded.data.features()}
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
@@ -213,15 +213,16 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
     findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
                                            _images(episodes, data.features(), (0,)))
+    clipping = _clipping_model(recorded, observed, names)
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
-        findings += _motion_findings(recorded, observed, names)
+        findings += _motion_findings(recorded, observed, names, clipping)
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
         findings = [replace(f, level="note") if f.code == "start-states" else f for f in findings]
-    is_clipped = _clipping_model(recorded, observed, names) is not None
     for f in _limits(recorded, observed):
-        findings.append(replace(f, level="note") if is_clipped and (f.code, f.level) == ("limits-bind", "fault") else f)
+        alike = clipping is not None and (f.code, f.level) == ("limits-bind", "fault")  # as in the data
+        findings.append(replace(f, level="note") if alike else f)
     yield from _merged(findings)
 
 
@@ -238,9 +239,9 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
     return merged
 
 
-def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str]) -> Iterator[RunFinding]:
+def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str],
+                     clipping: motion.MotionModel | None) -> Iterator[RunFinding]:
     features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
-    clipping = _clipping_model(recorded, observed, names)
     model = _motion_model(recorded.data, features) if clipping is None else clipping
     if observed.probes is None or model is None or model.lag:
         return  # shifted actions have a finding of their own

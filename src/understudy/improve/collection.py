@@ -442,7 +442,7 @@ class CollectionRounds(DataCollection):
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
-        compare_rounds: Evaluate the checkpoint before the first round, and after each. Otherwise a tenth of them.
+        compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -653,4 +653,3 @@ class _StoredRounds:
             raise UserError(f"round {number} was collected with a person after {start} updates, and the last "
                             f"checkpoint has {n_updates}", where=folder,
                             hint="put the later checkpoints back, or move this folder away to collect the round again")
-

@@ -28,14 +28,14 @@ class EpisodeJournal:
     """Rolls episodes out, and stores each when it ends. Episodes that are stored are not run again.
 
     Args:
-        folder: Where the episodes are, each in a folder of its own that is complete or absent. None for memory.
+        folder: Where the episodes are, each in its own folder, which is complete or absent. None for memory.
     """
 
     folder: Path | None
     in_memory: dict[int, Episode] = field(default_factory=dict)
 
     def rollout(self, actor: Actor, env: Env, episodes: int, seed: int, *, first: int = 0) -> Dataset:
-        """Returns the same episodes as the function `rollout`, of which some may be stored already."""
+        """Returns the same episodes as the function `rollout`. Those that are stored are read."""
         numbers = range(first, first + episodes)
         if self.folder is not None:
             for part in self.folder.glob(".*.part"):

@@ -34,7 +34,7 @@ class TakeoverKeyboard(Keyboard):
 class KeyboardSupervisor(Actor):
     """A person who watches one environment, in real time.
 
-    An episode begins with enter. Taking over and giving back count from the next step on. `q` raises
+    Enter starts an episode. Taking over and giving back count from the next step on. `q` raises
     KeyboardInterrupt: the episodes that have ended are stored.
 
     Args:

@@ -91,7 +91,7 @@ class MixtureSampler(BatchSampler):
             part = self.samplers[0].batch(1, step, seeds[0], slice(0, 0))
             index = torch.zeros((0, 1), dtype=torch.int64, device=part.action.device)
             return part.replace(extra={**part.extra, "dataset_index": index})
-        return _join(parts)
+        return join_batches(parts)
 
 
 class SourcesSampler(BatchSampler):
@@ -108,8 +108,8 @@ class SourcesSampler(BatchSampler):
             for (name, other), key in zip(self.others.items(), seeds, strict=True)})
 
 
-def _join(parts: Sequence[Batch]) -> Batch:
-    """The rows of all parts, one part after the other."""
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Returns the rows of all parts, one part after the other, without their `others`."""
     if len(parts) == 1:
         return parts[0]
     nexts = [p.next for p in parts if p.next is not None]

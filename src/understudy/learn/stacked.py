@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..core import Batch, UserError, keys, replaced
+from ..data.batch_sampler import join_batches
 from ..data.episode import Dataset
 from ..heads.base import MemoryHead
 from .behavior_cloning import BehaviorCloning
@@ -217,7 +218,7 @@ class _StackedLearner:
     def update(self, batches: Sequence[Batch]) -> dict[str, list[float]]:
         """Make one update. Returns loss and gradient norm of each network, for each seed."""
         self.metrics = {}
-        self.first.update(_concatenate(batches))
+        self.first.update(join_batches(batches))
         for learner in self.learners[1:]:
             learner.n_updates, learner._n_calls = self.first.n_updates, 0
         return self.metrics
@@ -284,17 +285,6 @@ def _clip_each(optimizer: OptimizerState, n_seeds: int) -> list[float]:
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))
     return norms.tolist()
-
-
-def _concatenate(batches: Sequence[Batch]) -> Batch:
-    """The rows of all batches, one batch after the other."""
-    first = batches[0]
-
-    def join(name: str) -> dict[str, Tensor]:
-        columns = [getattr(batch, name) for batch in batches]
-        return {k: torch.cat([c[k] for c in columns]) for k in columns[0]}
-    return Batch(join("obs"), torch.cat([b.action for b in batches]), torch.cat([b.mask for b in batches]),
-                 join("extra"), None if first.next is None else join("next"))
 
 
 def _columns_of(batch: Batch, n_seeds: int) -> dict[str, Any]:

@@ -72,8 +72,12 @@ class IQLLearner(GradientLearner):
             weights = (self.config.beta * self.advantage(batch)).exp().clamp(max=self.config.max_weight)
         self.minimize("policy", self.policy.loss, batch, weights, normalize="rows")
         metrics = self.end_update(weight=weights.mean().item())
-        self.bound.check(metrics["critic/score"], batch, self.n_updates)
+        self.check(metrics["critic/score"], batch)
         return metrics
+
+    def check(self, score: float, batch: Batch) -> None:
+        """Raises UserError if the mean score of the critic is beyond what a return can be."""
+        self.bound.check(score, batch, self.n_updates)
 
     def scored(self, batch: Batch) -> Batch:
         """Returns the batch with the target critic's score of the stored actions, (B,), as the column "score"."""
@@ -89,13 +93,17 @@ class IQLLearner(GradientLearner):
         return expectile_loss(self.advantage(batch), self.config.expectile)
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against rewards and the value that follows, summed over the networks, (B,)."""
-        reward, bootstrap = td_terms(batch, self.config.discount)
+        """Returns the squared error against `target`, summed over the networks, (B,)."""
         with torch.no_grad():
-            target = reward + bootstrap * self.value(batch.next)
+            target = self.target(batch)
         scores = self.critic.scores(batch.obs, batch.action)
         self.log(score=scores.mean(0))
         return (scores - target).square().sum(0)
+
+    def target(self, batch: Batch) -> Tensor:
+        """Returns the rewards and the value that follows, which the critic learns, (B,)."""
+        reward, bootstrap = td_terms(batch, self.config.discount)
+        return reward + bootstrap * self.value(batch.next)
 
 
 @method("Kostrikov et al. 2022 (IQL), arXiv 2110.06169", needs=(NUMBERS_OR_CLASSES, STEP_REWARDS),

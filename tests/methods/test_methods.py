@@ -19,6 +19,7 @@ from understudy.commands.train import _check_policy_fits
 from understudy.config import UntrustedCode
 from understudy.core import ConfigError, DataError, Feature, UserError, keys
 from understudy.data.episode import Dataset, Episode
+from understudy.data.mixture import EXPERT
 from understudy.data.shown_demonstration import DEMONSTRATION
 from understudy.data.text_columns import TaskText
 from understudy.evaluate.evaluation import recording_seed, tuning_seed
@@ -354,6 +355,7 @@ WITHOUT = {
     needs.AN_ENVIRONMENT_FOR_ROUNDS: (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "an environment that tells success": (STATES, "no environment to collect them in"),
+    needs.OTHER_EPISODES: (STATES, "all 3 episodes are demonstrations"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     needs.SOME_ACTIONS: (
         {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
@@ -375,6 +377,8 @@ def test_what_a_method_needs_is_refused_where_it_is_missing(name, need, tmp_path
     if needs.CLASSES.text in describe_method(name)["needs"] and need != needs.CLASSES.text:
         features = {**features, "action": CHOICES["action"]}
     data = random_dataset(features, episodes=3, steps=12)
+    if need != needs.OTHER_EPISODES in describe_method(name)["needs"]:
+        data = Dataset([*data[:2], replace(data[2], metadata={EXPERT: False})])
     with pytest.raises(UserError, match=words):
         method = find_method(name, data.features())
         env = None if need.startswith("an environment") or method.collection is None else make("fork", 1)

@@ -161,8 +161,8 @@ class GrowsWithoutOverlap(Rule):
 
 
 TABLE = experiment(
-    DemonstrationsAndWalks(), env="four_rooms", env_options=(("goal", GOAL), ("walls", "end")), first_seed=820, episodes=300,
-    sanity={"50 demonstrations": 0.8}, arms={
+    DemonstrationsAndWalks(), env="four_rooms", env_options=(("goal", GOAL), ("walls", "end")), first_seed=820,
+    episodes=300, sanity={"50 demonstrations": 0.8}, arms={
         "demonstrations": offline(0, CLONING, ONLY_EXPERT),
         "50 demonstrations": offline(200, CLONING, ONLY_EXPERT),
         "all steps, 0 %": offline(0, CLONING),

@@ -224,7 +224,7 @@ class _ModuleSource:
     def digest(self, name: str) -> tuple[str, list[tuple[str, str]]]:
         """The digest of a definition, and the names that it refers to."""
         if name not in self._digests:
-            nodes = self.definitions[name]
+            nodes, self.definitions[name] = self.definitions[name], []  # trees are large, and are read once
             text = "".join(map(ast.dump, nodes))
             self._digests[name] = (hashlib.sha256(text.encode()).hexdigest(),
                                    [other for node in nodes for other in self.references(node)])

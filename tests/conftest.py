@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("fixtures")
 
-from understudy.envs.headless import prefer_offscreen  # noqa: E402
+from understudy.headless import prefer_offscreen  # noqa: E402
 
 prefer_offscreen()  # before a test imports MuJoCo
 HERE = Path(__file__).parent
@@ -91,6 +92,18 @@ def pytest_collection_modifyitems(items):
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """The garbage collector skips what is imported and collected: else each of its full passes takes half a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

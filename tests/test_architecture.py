@@ -38,19 +38,23 @@ def nodes(tree):
     return list(ast.walk(tree))
 
 
+@cache
 def parts(path):
     return path.relative_to(ROOT).with_suffix("").parts
 
 
+@cache
 def imported(path, tree):
     """(line, absolute module parts) of every import, those inside functions too; ours begin with "understudy"."""
+    names = []
     for node in nodes(tree):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, tuple(a.name.split("."))) for a in node.names)
+            names += [(node.lineno, tuple(a.name.split("."))) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = ("understudy", *parts(path))[:-node.level] if node.level else ()
             module = (*base, *(node.module.split(".") if node.module else ()))
-            yield from ((node.lineno, (*module, a.name)) for a in node.names)
+            names += [(node.lineno, (*module, a.name)) for a in node.names]
+    return names
 
 
 @cache
@@ -62,6 +66,7 @@ def places_of_folders():
     return {name: i for i, name in enumerate(chain.from_iterable(names))}
 
 
+@cache
 def position(module):
     """The place of a module, such as ("data", "formats", "npz"): that of the longest name in the table."""
     folder, *inside = module
@@ -115,12 +120,14 @@ def test_rooms_of_environments():
     assert not violations, violations
 
 
+MODULES = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}
+
+
 def files_imported(path, tree):
     """The files of the package that a file imports, those inside functions too."""
-    modules = {parts(p)[:-1] if p.stem == "__init__" else parts(p): p for p in FILES}
     for _, name in imported(path, tree):
         if name[0] == "understudy":
-            imported_file = modules.get(name[1:]) or modules.get(name[1:-1])
+            imported_file = MODULES.get(name[1:]) or MODULES.get(name[1:-1])
             if imported_file is not None and imported_file != path:
                 yield imported_file
 

@@ -103,6 +103,7 @@ understudy COMMAND --help says more; --version prints the version; --debug shows
 
 def main(args: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status."""
+    _open_closed_streams()
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
@@ -140,6 +141,13 @@ def main(args: list[str] | None = None) -> int:
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
                 return _report_interrupt(name, args)
             return _report_failure(error, debug, _trusted_packages(args))
+
+
+def _open_closed_streams() -> None:
+    """Standard streams that the shell has closed lead nowhere, rather than into the next file that is opened."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each gets the lowest free descriptor
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (it stays open)
 
 
 def _show_warning(otherwise, message, category, *where) -> None:

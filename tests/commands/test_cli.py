@@ -89,6 +89,24 @@ def test_claims(call, tmp_path):
     refused(call("claims", "run"), "name")
 
 
+def test_closed_standard_streams_lead_nowhere(tmp_path):
+    """No file gets the number of a closed stream, and with it what is printed."""
+    args = ["record", "fork", "--episodes", "2", "--out"]
+    assert main([*args, str(tmp_path / "open")]) == 0
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "understudy", *args]
+    assert subprocess.run([*command, tmp_path / "closed"]).returncode == 0
+    assert open_dataset(tmp_path / "closed").fingerprint() == open_dataset(tmp_path / "open").fingerprint()
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_commands_run_with_a_closed_stream(stream, monkeypatch):
+    monkeypatch.setattr(sys, stream, None)
+    for args in (["methods"], ["methods", "--json"], ["--help"]):
+        assert main(args) == 0
+    assert main(["methods", "no-such-method"]) == 2
+    assert getattr(sys, stream).name == os.devnull
+
+
 def test_what_takes_long_says_so_first(capsys, monkeypatch):
     """16 of 100 in 200 s leave 84 of 12.5 s each: 17.5 minutes, which is more than the 15 that need no notice."""
     monkeypatch.setattr(common.time, "perf_counter", lambda: next(clock))

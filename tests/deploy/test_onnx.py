@@ -223,7 +223,7 @@ def test_statistics_per_group(tmp_path):
     assert loaded.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = {"resnet", "frozen", "recurrent", "text", "act", "diffusion_policy"}
+SLOW = INPUTS.keys() - {"image", "points", "flat", "objects"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])

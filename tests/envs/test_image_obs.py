@@ -1,8 +1,5 @@
 """Images as observations in environments that show numbers."""
 
-import ctypes
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,7 @@ from understudy import envs
 from understudy.cli import main
 from understudy.core import UserError, keys
 from understudy.data.video import resize
-from understudy.envs import headless, registry
+from understudy.envs import registry
 from understudy.envs.base import HasExpert, HasProprioception, Renderable, Restorable
 from understudy.envs.image_obs import check_images, with_images
 from understudy.envs.toys.push import Push
@@ -193,26 +190,3 @@ def test_meta_world_shows_hand_and_gripper_beside_the_image():
     images = episode.steps["observation.images.corner2"].astype(int)
     assert np.abs(images[-1] - images[0]).max() > 50  # the arm moved
     env.close()
-
-
-# -- machines without a display ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("variables", "devices", "chosen"), [
-    ({}, 1, "egl"), ({}, 0, None), ({"DISPLAY": ":0"}, 1, None), ({"MUJOCO_GL": "osmesa"}, 1, "osmesa")])
-def test_without_a_display_mujoco_draws_offscreen_where_it_can(variables, devices, chosen, monkeypatch):
-    import os
-
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(os, "environ", dict(variables))
-    monkeypatch.setattr(headless, "_egl_devices", lambda: devices)
-    headless.prefer_offscreen.__wrapped__()
-    assert os.environ.get("MUJOCO_GL") == chosen
-
-
-def test_no_library_is_no_device(monkeypatch):
-    def missing(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert headless._egl_devices() == 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.terminals import Terminal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -370,73 +369,36 @@ def test_bad_input_at_the_table(call, place, tmp_path):
     )
 
 
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, place, *args):
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(place)
-            os.environ["TERM"] = "dumb"
-            os.execv(sys.executable, [sys.executable, "-m", "understudy", "eval", *map(str, args)])
-        self.text = ""
-
-    def until(self, words, seconds=100):
-        end = time.monotonic() + seconds
-        while words not in self.text:
-            assert time.monotonic() < end, self.text
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.text += os.read(self.fd, 4096).decode()
-                except OSError:
-                    assert words in self.text, self.text
-        self.text = self.text.partition(words)[2]
-
-    def type(self, line):
-        os.write(self.fd, f"{line}\n".encode())
-
-    def end(self):
-        while True:
-            try:
-                if not os.read(self.fd, 4096):
-                    break
-            except OSError:
-                break
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
 def test_a_person_at_a_terminal_whose_machine_dies(place, tmp_path):
     args = ["bad", "robot_of_a_test:long", "--trust", "robot_of_a_test", "--interactive", "--against", "good", "--save",
             tmp_path / "t.jsonl"]
-    t = Terminal(place, *args)
+    t = Terminal("eval", *args, cwd=place)
     t.until("enter: begin | end | quit >")
-    t.type("")
+    t.type("\n")
     t.until("moving")
-    t.type("\n\n")  # fingers on the keyboard while the robot moves
-    os.kill(t.pid, signal.SIGINT)  # Ctrl-C stops the trial, and the question is asked
+    t.type("\n\n\n")  # fingers on the keyboard while the robot moves
+    t.process.send_signal(signal.SIGINT)  # Ctrl-C stops the trial, and the question is asked
     t.until("stopped by you")
     t.until("again | round | quit >")
     time.sleep(0.5)
-    t.type("partial")
+    t.type("partial\n")
     t.until("enter: begin | correct (it was partial) | end | quit >")
     time.sleep(0.5)
-    t.type("")
+    t.type("\n")
     t.until("moving")
-    os.kill(t.pid, signal.SIGKILL)
-    assert t.end() == -signal.SIGKILL
-    t = Terminal(place, *args)
+    t.process.kill()
+    assert t.end()[0] == -signal.SIGKILL
+    t = Terminal("eval", *args, cwd=place)
     t.until("trials begun 2")
     t.until("How did trial 2 go?")  # it was under way
     t.until("quit >")
-    t.type("again")
+    t.type("again\n")
     t.until("Round 1, second of two trials")
     t.until("quit >")
-    t.type("quit")
-    assert t.end() == 130
+    t.type("quit\n")
+    assert t.end()[0] == 130
     events = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[1:]]
     assert [(e["event"], e.get("label")) for e in events] == [
         ("begin", None), ("label", "partial"), ("begin", None), ("spoilt", None)]

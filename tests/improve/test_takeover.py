@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
-import time
 
 import numpy as np
 import pytest
 from fixtures.cli import TINY
 from fixtures.collections import Constant
+from fixtures.terminals import Terminal
 
 from understudy import make
 from understudy.cli import main
@@ -86,49 +85,6 @@ def test_what_cannot_be_watched_is_refused():
         KeyboardSupervisor(EnvWrapper(make("fork", 1)), TakeoverKeyboard((-1,), (1,)), print)
 
 
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, place, *args):
-        import pty
-
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(place)
-            os.environ["TERM"] = "dumb"
-            os.execv(sys.executable, [sys.executable, "-m", "understudy", "improve", *map(str, args)])
-        self.text = ""
-
-    def until(self, words, seconds=200):
-        """Reads what is printed up to these words."""
-        end = time.monotonic() + seconds
-        while words not in self.text:
-            assert time.monotonic() < end, self.text
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.text += os.read(self.fd, 65536).decode(errors="replace")
-                except OSError:
-                    raise AssertionError(self.text) from None
-        before, _, self.text = self.text.partition(words)
-        return before
-
-    def type(self, keys):
-        os.write(self.fd, keys.encode())
-
-    def end(self):
-        """Reads to the end. Returns the exit status and the text."""
-        while True:
-            try:
-                if not (chunk := os.read(self.fd, 65536)):
-                    break
-            except OSError:
-                break
-            self.text += chunk.decode(errors="replace")
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status), self.text
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
 def test_a_person_at_a_terminal_quits_and_goes_on(tmp_path):
@@ -136,7 +92,7 @@ def test_a_person_at_a_terminal_quits_and_goes_on(tmp_path):
     assert main(["train", "bc", str(tmp_path / "demos"), "--out", str(tmp_path / "run"), *TINY]) == 0
     args = ["run", "--with", "hg-dagger", "--supervisor", "keyboard", "--out", "better", "--data", "demos",
             "--rounds", "1", "--episodes", "2", "--steps", "3", "--compare", "4", "--device", "cpu"]
-    person = Terminal(tmp_path, *args)
+    person = Terminal("improve", *args, cwd=tmp_path)
     assert "keys: t: take over" in person.until("enter: begin the episode")
     person.type("\r")
     person.until("the policy acts")
@@ -149,7 +105,7 @@ def test_a_person_at_a_terminal_quits_and_goes_on(tmp_path):
     stored = list((tmp_path / "better" / "collection" / "unfinished-000000").glob("[0-9]*"))
     assert len(stored) == 1
     first = open_dataset(stored[0] / "episodes.npz")
-    person = Terminal(tmp_path, *args)
+    person = Terminal("improve", *args, cwd=tmp_path)
     person.until("1 of 2 episodes are stored and not run again")
     person.until("enter: begin the episode")
     person.type("\r")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +9,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from fixtures.terminals import Terminal
 
 from understudy.cli import main
 from understudy.core import ConfigError, Feature, UserError
@@ -142,43 +141,15 @@ def test_left_and_right_arms_that_are_swapped_are_refused(folder, capsys):
         assert not had_torque(left_arm) and not had_torque(right)
 
 
-class Person:
-    """A command in a terminal of its own."""
-
-    def __init__(self, *args):
-        self.terminal, inner = pty.openpty()
-        self.process = subprocess.Popen([sys.executable, "-m", "understudy", *args], stdin=inner, stdout=inner,
-                                        stderr=inner, start_new_session=True)
-        os.close(inner)
-        self.text = ""
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self):
-        while True:
-            try:
-                self.text += os.read(self.terminal, 4096).decode(errors="replace")
-            except OSError:
-                return
-
-    def wait_for(self, text, seconds=30):
-        ends = time.monotonic() + seconds
-        while text not in self.text:
-            assert time.monotonic() < ends and self.process.poll() is None, self.text
-            time.sleep(0.02)
-
-    def answer(self, text):
-        os.write(self.terminal, text.encode())
-
-
 @pytest.mark.parametrize("answer", ["y", "n"])
 def test_a_person_is_shown_both_calibrations_and_asked(arms, answer):
     follower, leader = arms
     hold(follower, calibration(77))
-    person = Person("robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2")
-    person.wait_for("Is this the right arm? Then its servos get the calibration of the file. [y/N]")
-    assert "joint" in person.text and "offset 78, 1077 to 3077" in person.text
-    person.answer(f"{answer}\n")
-    assert person.process.wait(30) == (0 if answer == "y" else 2)
+    person = Terminal("robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2")
+    printed = person.until("Is this the right arm? Then its servos get the calibration of the file. [y/N]")
+    assert "joint" in printed and "offset 78, 1077 to 3077" in printed
+    person.type(f"{answer}\n")
+    assert person.end()[0] == (0 if answer == "y" else 2)
     assert held(follower)[0] == ((11, 1010, 3010) if answer == "y" else (78, 1077, 3077))
 
 

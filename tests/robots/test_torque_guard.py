@@ -1,7 +1,6 @@
 """Arms let go when the program that moves them ends, however it ends: real processes, killed and hung up."""
 
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import psutil
 import pytest
+from fixtures.terminals import Terminal
 from fixtures.waiting import wait_until
 
 from understudy.cli import main
@@ -75,13 +75,14 @@ class Fork(Still):
     return tmp_path
 
 
-def command(*args, teleop="Still"):
-    return [sys.executable, "-m", "understudy", *args, "--teleop", f"still:{teleop}", "--trust", "still"]
+def teleoperated(*args, teleop="Still"):
+    return [*args, "--teleop", f"still:{teleop}", "--trust", "still"]
 
 
 @contextmanager
 def running(*args, teleop="Still", **options):
-    with subprocess.Popen(command(*args, teleop=teleop), stdin=subprocess.DEVNULL, **options) as process:
+    with subprocess.Popen([sys.executable, "-m", "understudy", *teleoperated(*args, teleop=teleop)],
+                          stdin=subprocess.DEVNULL, **options) as process:
         yield process
         process.kill()
 
@@ -232,29 +233,6 @@ def test_an_interrupt_while_the_guard_starts_leaves_no_second_user_of_the_port(f
 # -- SIGHUP and SIGTERM ------------------------------------------------------------------------------------------------
 
 
-class Terminal:
-    """A command in a terminal of its own, which can be closed."""
-
-    def __init__(self, *args):
-        self.handle, inner = pty.openpty()
-        self.process = subprocess.Popen(command(*args), preexec_fn=lambda: os.login_tty(inner))
-        os.close(inner)
-        self.text, self.is_closed = "", False
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self):
-        while not self.is_closed:
-            try:
-                self.text += os.read(self.handle, 4096).decode(errors="replace")
-            except OSError:
-                return
-
-    def close(self):
-        self.is_closed = True
-        os.close(self.handle)
-
-
 def n_goals(bus):
     """Number of goals that the first servo got."""
     return sum(address == FEETECH["Goal_Position"].address for _, address, _ in list(bus.servos[0].writes))
@@ -284,7 +262,7 @@ def test_a_signal_stops_the_robot_and_keeps_the_episode(signals, folder):
 
 def test_a_closed_terminal_stops_the_robot_and_keeps_the_episode(folder):
     with emulate_arm(ARM_TYPES["so101_follower"]) as bus:
-        terminal = Terminal(*recording(bus))
+        terminal = Terminal(*teleoperated(*recording(bus)))
         wait_until(lambda: re.search(r"step 1[5-9]", terminal.text))  # "step 15, 1 late" too
         (guard,) = guards(terminal.process)
         terminal.close()

@@ -224,7 +224,7 @@ class _ModuleSource:
     def digest(self, name: str) -> tuple[str, list[tuple[str, str]]]:
         """The digest of a definition, and the names that it refers to."""
         if name not in self._digests:
-            nodes = self.definitions[name]
+            nodes, self.definitions[name] = self.definitions[name], []  # trees are large, and are read once
             text = "".join(map(ast.dump, nodes))
             self._digests[name] = (hashlib.sha256(text.encode()).hexdigest(),
                                    [other for node in nodes for other in self.references(node)])
@@ -233,7 +233,7 @@ class _ModuleSource:
     @staticmethod
     def load(name: str) -> _ModuleSource | None:
         file = _module_file(name)
-        return None if file is None else _ModuleSource(name, file)
+        return None if file is None else _parse_module(name, file, file.stat().st_mtime_ns)
 
     def _imports(self, tree: ast.AST) -> dict[str, tuple[str, str]]:
         package = self.name.split(".") if self.file.name == "__init__.py" else self.name.split(".")[:-1]
@@ -269,6 +269,11 @@ class _ModuleSource:
             ):
                 used.append(home)
         return used
+
+
+@lru_cache(None)
+def _parse_module(name: str, file: Path, changed: int) -> _ModuleSource:
+    return _ModuleSource(name, file)
 
 
 def _assigned_names(node: ast.stmt) -> list[str]:

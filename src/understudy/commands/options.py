@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -46,7 +47,8 @@ class Option:
     metavar: str
 
 
-def options_of(owner: Any) -> list[Option]:
+@cache
+def options_of(owner: Any) -> tuple[Option, ...]:
     """The options that a dataclass declares, in order."""
     options, hints, annotated = [], get_type_hints(owner), get_type_hints(owner, include_extras=True)
     for f in fields(owner):
@@ -58,7 +60,7 @@ def options_of(owner: Any) -> list[Option]:
         is_required = f.default is MISSING and f.default_factory is MISSING
         options.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
                               is_required, config.metavar or ""))
-    return options
+    return tuple(options)
 
 
 def find_field(flag: str, names: Sequence[str]) -> str | None:
@@ -169,13 +171,16 @@ def _part_choice(kind: Any) -> PartChoice | None:
     return PartChoice(tuple(parts)) if len(parts) > 1 else None
 
 
+_field_types = cache(get_type_hints)
+
+
 def settable_fields(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Lists every field of a nested dataclass that the command line can change, in order.
 
     Yields:
         The path of the field, its type, and its value.
     """
-    hints = get_type_hints(type(value))
+    hints = _field_types(type(value))
     for f in fields(value):
         path, now = f"{prefix}{f.name}", getattr(value, f.name)
         if is_dataclass(now) and not fields(now) and (choice := _part_choice(hints[f.name])) is not None:

@@ -30,6 +30,7 @@ _LAYOUT = 1  # a new layout makes all old entries stale
 _STALE_SECONDS = 24 * 3600  # s; an incomplete entry of this age was left by a killed process
 FREE_SPACE = "free some space, or set UNDERSTUDY_CACHE to a folder on another disk"  # a hint
 _held: set[Path] = set()  # entries that this process has mapped and must not remove
+_sizes: dict[str, int] = {}  # path of a complete entry: its bytes, which do not change
 
 
 def folder() -> Path:
@@ -175,21 +176,27 @@ def disk_errors(where: Path, fix: str = "free some space, and run the same again
 
 def _evict(max_bytes: int, making: Path) -> None:
     """Removes entries of killed processes, then the least recently used ones until the rest fits the limit."""
-    for part in making.parent.glob(".*.part"):
+    names = os.listdir(making.parent)
+    for part in (making.parent / name for name in names if name.startswith(".") and name.endswith(".part")):
         # we hold the lock of `making`
         if part.name.startswith(f".{making.name}.") or _seconds_since_use(part) > _STALE_SECONDS:
             shutil.rmtree(part, ignore_errors=True)
     sizes = {}
-    for entry in making.parent.iterdir():
-        if entry.is_dir() and not entry.name.startswith("."):
+    for path in (os.path.join(making.parent, name) for name in names if not name.startswith(".")):
+        if path not in _sizes and os.path.isdir(path):
             with suppress(FileNotFoundError):  # another process evicts too
-                sizes[entry] = sum(f.stat().st_size for f in entry.glob("*"))
+                _sizes[path] = sum(f.stat().st_size for f in os.scandir(path))
+        if path in _sizes:
+            sizes[path] = _sizes[path]
     total = sum(sizes.values())
-    for entry in sorted((e for e in sizes if e not in _held), key=_seconds_since_use, reverse=True):
+    if total <= max_bytes:
+        return
+    removable = {entry: size for path, size in sizes.items() if (entry := Path(path)) not in _held}
+    for entry in sorted(removable, key=_seconds_since_use, reverse=True):
         if total <= max_bytes:
             return
         _remove(entry)
-        total -= sizes[entry]
+        total -= removable[entry]
 
 
 def _seconds_since_use(path: Path) -> float:

@@ -11,10 +11,10 @@ from types import ModuleType
 
 from ..config import UntrustedCode
 from ..core import UserError, unknown_name
+from ..headless import prefer_offscreen
 from ..plugins import find_plugins, load_plugin
 from ..user_code import import_module
 from .base import Env
-from .headless import prefer_offscreen
 from .physics import simulator_version
 
 IMAGES = "@images"  # behind a name: what cameras see is observed

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from ..core import UserError
 from ..files import replace_nonfinite
@@ -206,8 +206,8 @@ def _episodes_needed(a, b, p: PairedComparison, alpha: float) -> int | None:
         return None
 
     def enough(n):  # the power of Student's t follows from the noncentral t distribution
-        edge = scipy_stats.t.isf(alpha / 2, n - 1)
-        return scipy_stats.nct.sf(edge, n - 1, min(reach * math.sqrt(n), 1e3)) >= TARGET_POWER
+        edge = scipy.stats.t.isf(alpha / 2, n - 1)
+        return scipy.stats.nct.sf(edge, n - 1, min(reach * math.sqrt(n), 1e3)) >= TARGET_POWER
     flips = math.floor(math.log2(2 / alpha))  # with fewer returns, no combination of signs gives such a small p
     return _smallest_sufficient(enough, max(have, flips) if p.n_seeds == 1 else have)
 

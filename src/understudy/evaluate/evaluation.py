@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from ..core import UserError, as_seed
 from ..data.episode import Dataset, Episode
@@ -446,6 +446,6 @@ def sign_flip_p_value(d: np.ndarray) -> float:
         return math.nan
     if not d.any() or len(d) == 1:  # a single difference has the same size with either sign
         return 1.0
-    return float(scipy_stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
+    return float(scipy.stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
                                               permutation_type="samples", n_resamples=9_999,
                                               rng=np.random.default_rng(0)).pvalue)

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import t as student
 
 from ..core import DataError, Unsupported
 from ..data.episode import Dataset
@@ -93,7 +93,7 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     before = learner.values(data)[0]
     fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, start=tenth)
     estimate, *resampled = learner.values(data)
-    half = student.ppf((1 + LEVEL) / 2, len(resampled) - 1) * np.std(resampled, ddof=1)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(resampled) - 1) * np.std(resampled, ddof=1)
     value = Interval(float(estimate), float(estimate - half), float(estimate + half))
     recorded = bootstrap_mean(discounted_returns(data, config.discount))
     return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, float(estimate - before))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize, stats
+import scipy
 
 from .stats import LEVEL, Interval, _check_counts, wilson
 
@@ -21,7 +21,7 @@ def fisher_exact(k1: int, n1: int, k2: int, n2: int) -> float:
     References:
         Fisher (1935), The Design of Experiments.
     """
-    return float(stats.fisher_exact(_contingency_table(k1, n1, k2, n2)).pvalue)
+    return float(scipy.stats.fisher_exact(_contingency_table(k1, n1, k2, n2)).pvalue)
 
 
 def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
@@ -34,7 +34,7 @@ def barnard_exact(k1: int, n1: int, k2: int, n2: int) -> float:
     """
     if k1 + k2 in (0, n1 + n2):
         return 1.0
-    return float(min(stats.barnard_exact(_contingency_table(k1, n1, k2, n2)).pvalue, 1.0))
+    return float(min(scipy.stats.barnard_exact(_contingency_table(k1, n1, k2, n2)).pvalue, 1.0))
 
 
 def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> float:
@@ -71,11 +71,11 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
         Miettinen and Nurminen (1985), Comparative Analysis of Two Rates.
     """
     _check_trials(k1, n1, k2, n2)
-    z, estimate = stats.norm.isf((1 - level) / 2), k1 / n1 - k2 / n2
+    z, estimate = scipy.stats.norm.isf((1 - level) / 2), k1 / n1 - k2 / n2
     first, last = -1 + 1e-12, 1 - 1e-12
     middle = min(max(estimate, first), last)
-    low = -1.0 if estimate <= -1 else optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) - z, first, middle)
-    high = 1.0 if estimate >= 1 else optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) + z, middle, last)
+    low = -1.0 if estimate <= -1 else scipy.optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) - z, first, middle)
+    high = 1.0 if estimate >= 1 else scipy.optimize.brentq(lambda d: score_z(k1, n1, k2, n2, d) + z, middle, last)
     return Interval(estimate, float(low), float(high), level)
 
 

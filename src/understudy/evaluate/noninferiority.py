@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from ..core import UserError
 from . import stats
@@ -54,10 +54,10 @@ def _one_sided_p_value(first, second, null_difference: float, paired: bool) -> f
         if x.ndim != 1 or y.ndim != 1:
             raise ValueError("unpaired tests need one list of outcomes of each: methods are compared on the same "
                              "starts")
-        return float(scipy_stats.norm.sf(score_z(x.sum(), len(x), y.sum(), len(y), null_difference)))
+        return float(scipy.stats.norm.sf(score_z(x.sum(), len(x), y.sum(), len(y), null_difference)))
     stats._check_paired(x, y)
     if x.ndim == 1:
-        return float(scipy_stats.norm.sf(stats.tango_z((x > y).sum(), (y > x).sum(), len(x), null_difference)))
+        return float(scipy.stats.norm.sf(stats.tango_z((x > y).sum(), (y > x).sum(), len(x), null_difference)))
     return stats.difference_p(stats._check_table(x, "rate") - stats._check_table(y, "rate"), null_difference)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from ..core import UserError
 from .sequential import SequentialDifferenceTest, SequentialRateTest
@@ -121,10 +121,10 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
     """
     only, other = _discordant_probabilities(first, second, correlation)
     m = _likely_counts(pairs, only + other)
-    need = np.maximum(stats.binom.isf(alpha / 2 * (1 - 1e-9), m, 0.5) + 1,
-                      np.floor((m + stats.norm.isf(alpha / 2) * np.sqrt(m)) / 2 + 1e-9) + 1)
-    return float(stats.binom.pmf(m, pairs, only + other)
-                 @ stats.binom.sf(need - 1, m, max(only, other) / (only + other)))
+    need = np.maximum(scipy.stats.binom.isf(alpha / 2 * (1 - 1e-9), m, 0.5) + 1,
+                      np.floor((m + scipy.stats.norm.isf(alpha / 2) * np.sqrt(m)) / 2 + 1e-9) + 1)
+    return float(scipy.stats.binom.pmf(m, pairs, only + other)
+                 @ scipy.stats.binom.sf(need - 1, m, max(only, other) / (only + other)))
 
 
 def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
@@ -141,14 +141,14 @@ def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LE
     at = (total[:, None] + 1) // 2 + away
 
     def ways(n, k):
-        return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+        return scipy.special.gammaln(n + 1) - scipy.special.gammaln(k + 1) - scipy.special.gammaln(n - k + 1)
     fits = (at <= each) & (at <= total[:, None])
     one, two = np.where(fits, at, 0), np.where(fits, total[:, None] - at, 0)
     chance = np.where(fits, np.exp(ways(each, one) + ways(each, two) - ways(2 * each, total)[:, None]), 0.0)
     tail = np.cumsum(chance[:, ::-1], 1)[:, ::-1]
     need = at[:, 0] + (tail >= alpha / 2 * (1 - 1e-9)).sum(1)
     wins = k[:, None] >= need[k[:, None] + j - total[0]]
-    return float(stats.binom.pmf(k, each, better) @ wins @ stats.binom.pmf(j, each, worse))
+    return float(scipy.stats.binom.pmf(k, each, better) @ wins @ scipy.stats.binom.pmf(j, each, worse))
 
 
 def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LEVEL) -> float:
@@ -160,8 +160,8 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
     """
     if rate < threshold:
         rate, threshold = 1 - rate, 1 - threshold
-    need = stats.binom.isf(alpha / 2, trials, threshold) + 1
-    return float(stats.binom.sf(need - 1, trials, rate))
+    need = scipy.stats.binom.isf(alpha / 2, trials, threshold) + 1
+    return float(scipy.stats.binom.sf(need - 1, trials, rate))
 
 
 def smallest_detectable_effect(
@@ -185,7 +185,7 @@ def smallest_detectable_effect(
     if isinstance(test, SequentialDifferenceTest):
         # numbers of differing pairs that suffice if one policy wins them all
         sure = np.flatnonzero(test.wins_needed(n) <= np.arange(n + 1))
-        d = float(stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
+        d = float(scipy.stats.beta.ppf(power, sure[0], n - sure[0] + 1)) if len(sure) else math.nan
         return -d, d
 
     def excess_power(rate: float) -> float:
@@ -198,7 +198,7 @@ def smallest_detectable_effect(
         return float(outcome[0][n]) - power
 
     t = test.threshold
-    lowest, highest = (float(optimize.brentq(excess_power, end, t + (end - t) * 1e-9, xtol=1e-6))
+    lowest, highest = (float(scipy.optimize.brentq(excess_power, end, t + (end - t) * 1e-9, xtol=1e-6))
                        if excess_power(end) > 0 else math.nan for end in (0.0, 1.0))
     return lowest, highest
 
@@ -222,7 +222,7 @@ def _discordant_probabilities(first: float, second: float, correlation: float) -
 
 def _likely_counts(n: int, p: float) -> np.ndarray:
     """All counts except the most improbable ones, with total probability 1e-15."""
-    low, high = stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
+    low, high = scipy.stats.binom.ppf([5e-16, 1 - 5e-16], n, p)
     return np.arange(int(low), int(high) + 1)
 
 
@@ -258,7 +258,7 @@ def _sequential_sample_size(
     """(expected, maximum) rollouts if only a fraction of them is informative for the test."""
     def mean(values, n):
         m = _likely_counts(n, informative_fraction)
-        return float(stats.binom.pmf(m, n, informative_fraction) @ values[np.minimum(m, len(values) - 1)])
+        return float(scipy.stats.binom.pmf(m, n, informative_fraction) @ values[np.minimum(m, len(values) - 1)])
     maximum = _smallest_sufficient(lambda n: mean(wins, n), power, guess)
     looks = np.unique(np.linspace(0, maximum - 1, 500).astype(int))
     expected = np.interp(np.arange(maximum), looks, [mean(is_undecided, n) for n in looks]).sum()
@@ -280,8 +280,8 @@ def _smallest_sufficient(power: Callable[[int], float], required_power: float, g
 def _normal_sample_size(first: float, second: float, alpha: float, power: float) -> int:
     """Normal approximation for two independent rates (Fleiss, Levin and Paik 2003, section 4.2)."""
     middle, gap = (first + second) / 2, abs(first - second)
-    z = (stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
-         + stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
+    z = (scipy.stats.norm.isf(alpha / 2) * math.sqrt(2 * middle * (1 - middle))
+         + scipy.stats.norm.ppf(power) * math.sqrt(first * (1 - first) + second * (1 - second)))
     n_rollouts = max(int((z / gap) ** 2), 1)
     if n_rollouts > MAX_ROLLOUTS:
         raise UserError(f"{first:g} and {second:g} are too close: telling them apart takes about {n_rollouts:,} "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from .stats import LEVEL, Interval
 
@@ -27,7 +27,7 @@ def interquartile_mean(values, axis: int | None = None):
     References:
         Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264.
     """
-    return stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
+    return scipy.stats.trim_mean(np.asarray(values, float), 0.25, axis=axis)
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.mean, level: float = LEVEL,
@@ -57,7 +57,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         return Interval(estimate, math.nan, math.nan, level)
     if x.min() == x.max():  # all draws would be equal
         return Interval(estimate, estimate, estimate, level)
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (x,),
         statistic,
         n_resamples=N_BOOTSTRAP,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import optimize
 from torch import Tensor
 
 from ..core import UserError, role
@@ -123,7 +123,7 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
 
 def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, float]:
     """Where the half is crossed, and the two neighboring severities."""
-    fitted = optimize.isotonic_regression(means, increasing=False).x
+    fitted = scipy.optimize.isotonic_regression(means, increasing=False).x
     half = means[0] / 2
     if not half > 0:
         return math.nan, 0.0, math.inf

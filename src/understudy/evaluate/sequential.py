@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.polynomial.legendre import leggauss
-from scipy import optimize, special, stats
 
 from ..core import UserError
 from .stats import LEVEL, Interval
@@ -87,7 +87,8 @@ class SequentialRateTest:
         end = max(self.max_rollouts, n)
         low, high = self.decision_bounds(end)
         rates, n_remaining = _beta_quantiles(1 + k, 1 + n - k), end - n
-        hope = stats.binom.sf(high - k - 1, n_remaining, rates) + stats.binom.cdf(low - k, n_remaining, rates)
+        hope = (scipy.stats.binom.sf(high - k - 1, n_remaining, rates)
+                + scipy.stats.binom.cdf(low - k, n_remaining, rates))
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
 
     def decision_bounds(self, trials):
@@ -106,8 +107,8 @@ class SequentialRateTest:
     def _log_e_value(self, k, n, p):
         """Logarithm of the capital of bets against a rate of p."""
         a, b = PRIOR_WEIGHT * self.threshold, PRIOR_WEIGHT * (1 - self.threshold)
-        mixed = special.betaln(a + k, b + n - k) - special.betaln(a, b)
-        return mixed - special.xlogy(k, p) - special.xlog1py(n - k, -p)
+        mixed = scipy.special.betaln(a + k, b + n - k) - scipy.special.betaln(a, b)
+        return mixed - scipy.special.xlogy(k, p) - scipy.special.xlog1py(n - k, -p)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class SequentialDifferenceTest:
         # pairs that may still differ
         more = np.rint(n_remaining * _beta_quantiles(1 + m, 1 + n - m)).astype(int)[:, None]
         need, wins = self.wins_needed(max(self.max_rollouts, n))[m + more], _beta_quantiles(1 + b, 1 + c)
-        hope = stats.binom.sf(need - b - 1, more, wins) + stats.binom.sf(need - c - 1, more, 1 - wins)
+        hope = scipy.stats.binom.sf(need - b - 1, more, wins) + scipy.stats.binom.sf(need - c - 1, more, 1 - wins)
         return "futile" if hope.mean() < FUTILITY_PROBABILITY else None
 
     def wins_needed(self, max_rollouts: int) -> np.ndarray:
@@ -184,7 +185,7 @@ class SequentialDifferenceTest:
 def _log_e_value_coin(b, c):
     """Logarithm of the capital after b wins and c losses of bets on a coin that may be fair."""
     a = PRIOR_WEIGHT / 2
-    return special.betaln(a + b, a + c) - special.betaln(a, a) + (b + c) * math.log(2)
+    return scipy.special.betaln(a + b, a + c) - scipy.special.betaln(a, a) + (b + c) * math.log(2)
 
 
 _NODES, _WEIGHTS = leggauss(128)
@@ -202,14 +203,15 @@ def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
 
     def slope(u):
         return up / u - down / (1 - u) - ties * 2 * d / (1 + d - 2 * u * d)
-    mode = optimize.brentq(slope, 1e-15, 1 - 1e-15)
+    mode = scipy.optimize.brentq(slope, 1e-15, 1 - 1e-15)
     bend = up / mode**2 + down / (1 - mode)**2 + ties * (2 * d / (1 + d - 2 * mode * d))**2
     low, high = max(mode - 20 / math.sqrt(bend), 0.0), min(mode + 20 / math.sqrt(bend), 1.0)
     u = low + (high - low) * (1 + _NODES) / 2
     logs = (up * np.log(u) + down * np.log1p(-u) + ties * np.log((1 + d - 2 * u * d) / (1 - d * d))
             + b * math.log(2 / (1 + d)) + c * math.log(2 / (1 - d)))
     return float(
-        special.logsumexp(logs, b=_WEIGHTS * (high - low) / 2) - special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2)
+        scipy.special.logsumexp(logs, b=_WEIGHTS * (high - low) / 2)
+        - scipy.special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2)
     )
 
 
@@ -219,8 +221,8 @@ def _confidence_sequence(log_e_value, estimate: float, least: float, most: float
         return log_e_value(value) - _log_threshold(level)
     first, last = least + 1e-12, most - 1e-12
     middle = min(max(estimate, first), last)
-    low = least if gap(first) < 0 else optimize.brentq(gap, first, middle)
-    high = most if gap(last) < 0 else optimize.brentq(gap, middle, last)
+    low = least if gap(first) < 0 else scipy.optimize.brentq(gap, first, middle)
+    high = most if gap(last) < 0 else scipy.optimize.brentq(gap, middle, last)
     return Interval(estimate, float(low), float(high), level)
 
 
@@ -246,7 +248,7 @@ def _smallest_sufficient(enough, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 def _beta_quantiles(a: float, b: float, number: int = 64) -> np.ndarray:
     """Quantiles of a Beta distribution, equally likely."""
-    return special.betaincinv(a, b, (np.arange(number) + 0.5) / number)
+    return scipy.special.betaincinv(a, b, (np.arange(number) + 0.5) / number)
 
 
 def _log_threshold(level: float) -> float:

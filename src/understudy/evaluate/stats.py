@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 LEVEL = 0.95
 
@@ -49,8 +49,8 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
     """
     _check_counts(successes, trials)
     tail = (1 - level) / 2
-    low = stats.beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
-    high = stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
+    low = scipy.stats.beta.ppf(tail, successes, trials - successes + 1) if successes > 0 else 0.0
+    high = scipy.stats.beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
     return Interval(successes / trials if trials else math.nan, float(low), float(high), level)
 
 
@@ -70,7 +70,7 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     _check_counts(successes, trials)
     if trials == 0:
         return Interval(math.nan, 0.0, 1.0, level)
-    z2 = stats.norm.isf((1 - level) / 2) ** 2
+    z2 = scipy.stats.norm.isf((1 - level) / 2) ** 2
     middle = (successes + z2 / 2) / (trials + z2)
     half = math.sqrt(z2 * (successes * (trials - successes) / trials + z2 / 4)) / (trials + z2)
     # At the ends the two terms are equal, except for rounding.
@@ -124,10 +124,10 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     _check_counts(b + c, n)
     if n == 0:
         return Interval(math.nan, -1.0, 1.0, level)
-    z, estimate = stats.norm.isf((1 - level) / 2), (b - c) / n
+    z, estimate = scipy.stats.norm.isf((1 - level) / 2), (b - c) / n
     # z falls as the hypothetical difference grows, from above +z to below -z unless the estimate is at that end.
-    low = -1.0 if estimate <= -1 else optimize.brentq(lambda d: tango_z(b, c, n, d) - z, -1 + 1e-12, estimate)
-    high = 1.0 if estimate >= 1 else optimize.brentq(lambda d: tango_z(b, c, n, d) + z, estimate, 1 - 1e-12)
+    low = -1.0 if estimate <= -1 else scipy.optimize.brentq(lambda d: tango_z(b, c, n, d) - z, -1 + 1e-12, estimate)
+    high = 1.0 if estimate >= 1 else scipy.optimize.brentq(lambda d: tango_z(b, c, n, d) + z, estimate, 1 - 1e-12)
     return Interval(estimate, float(low), float(high), level)
 
 
@@ -176,7 +176,7 @@ def mcnemar(b: int, c: int) -> float:
     References:
         McNemar (1947), Note on the Sampling Error of the Difference between Correlated Proportions or Percentages.
     """
-    return float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    return float(scipy.stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
@@ -208,10 +208,11 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
         return Interval(centre, math.nan, math.nan, level)
     if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
-    wider = 1 - 2 * stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * stats.t.isf((1 - level) / 2, len(x) - 1))
-    limits = stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True, vectorized=True,
-                             confidence_level=float(wider), method="BCa", rng=np.random.default_rng(0)
-                             ).confidence_interval
+    quantile = scipy.stats.t.isf((1 - level) / 2, len(x) - 1)
+    wider = 1 - 2 * scipy.stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * quantile)
+    limits = scipy.stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True,
+                                   vectorized=True, confidence_level=float(wider), method="BCa",
+                                   rng=np.random.default_rng(0)).confidence_interval
     return Interval(centre, float(limits.low), float(limits.high), level)
 
 
@@ -250,7 +251,7 @@ def two_level_rate(
     x = _check_table(values, kind)
     mean, variance = float(x.mean()), _two_level_variance(x)
     if kind == "real" or kind == "bounded" and x.min() == x.max():
-        half = float(stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
+        half = float(scipy.stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
         return Interval(mean, mean - half, mean + half, level)
     if kind == "bounded":
         n = mean * (1 - mean) / variance
@@ -318,7 +319,7 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
     """
     if kind == "rate" and d.min() == d.max():
         b, c, n = _ties(d)
-        return float(stats.t.sf(tango_z(b * n, c * n, n, supposed), len(d) - 1))
+        return float(scipy.stats.t.sf(tango_z(b * n, c * n, n, supposed), len(d) - 1))
     gap, (seeds, starts) = float(d.mean()) - supposed, crossed_errors(d, kind)
     if gap == 0 or math.isnan(gap):
         return 0.5 if gap == 0 else math.nan
@@ -328,7 +329,7 @@ def difference_p(d: np.ndarray, supposed: float, kind: Kind = "rate") -> float:
     def excess(log: float) -> float:
         return float(_margin(d.shape, seeds, starts, math.exp(log))) - abs(gap)
     least = -500.0  # SciPy has no quantile of exp(-600) for 3 degrees of freedom
-    tail = math.exp(optimize.brentq(excess, least, math.log(0.5))) if excess(least) > 0 else 0.0
+    tail = math.exp(scipy.optimize.brentq(excess, least, math.log(0.5))) if excess(least) > 0 else 0.0
     return tail if gap > 0 else 1 - tail
 
 
@@ -365,7 +366,7 @@ def crossed_errors(d: np.ndarray, kind: Kind = "real") -> tuple[np.ndarray, np.n
 
 
 def _margin(shape: tuple[int, ...], of_seeds: np.ndarray, of_starts: np.ndarray, tail: float) -> np.ndarray:
-    seeds, starts = (-special.stdtrit(max(n - 1, 1), tail) for n in shape[-2:])  # Student's t
+    seeds, starts = (-scipy.special.stdtrit(max(n - 1, 1), tail) for n in shape[-2:])  # Student's t
     return np.hypot(seeds * of_seeds, starts * of_starts)
 
 
@@ -420,7 +421,7 @@ def _two_level_variance(x: np.ndarray) -> float:
 
 def _tail_adjustment(seeds: int, level: float) -> float:
     tail = (1 - level) / 2
-    return float((stats.norm.isf(tail) / stats.t.isf(tail, seeds - 1)) ** 2)
+    return float((scipy.stats.norm.isf(tail) / scipy.stats.t.isf(tail, seeds - 1)) ** 2)
 
 
 def _check_table(values, kind: Kind = "real") -> np.ndarray:
@@ -515,10 +516,10 @@ def permutation_p_value(first, second) -> float:
         return mcnemar(int((x > y).sum()), int((y > x).sum()))
     rng = np.random.default_rng(0)
     if x.ndim == 1:
-        return float(stats.permutation_test((x - y,), lambda d, axis: np.mean(d, axis), permutation_type="samples",
-                                            vectorized=True, n_resamples=9_999, rng=rng).pvalue)
-    return float(stats.permutation_test((x.mean(1), y.mean(1)), lambda a, b, axis: a.mean(axis) - b.mean(axis),
-                                        vectorized=True, n_resamples=9_999, rng=rng).pvalue)
+        return float(scipy.stats.permutation_test((x - y,), lambda d, axis: np.mean(d, axis), vectorized=True,
+                                                  permutation_type="samples", n_resamples=9_999, rng=rng).pvalue)
+    return float(scipy.stats.permutation_test((x.mean(1), y.mean(1)), lambda a, b, axis: a.mean(axis) - b.mean(axis),
+                                              vectorized=True, n_resamples=9_999, rng=rng).pvalue)
 
 
 def pairing_gain(first, second) -> float:
@@ -546,4 +547,4 @@ def _beta_parameters(successes: float, trials: float, prior: tuple[float, float]
     _check_counts(successes, trials)
     if not min(prior) > 0:
         raise ValueError(f"the prior must be two positive numbers, not {prior}")
-    return stats.beta(prior[0] + successes, prior[1] + trials - successes)
+    return scipy.stats.beta(prior[0] + successes, prior[1] + trials - successes)

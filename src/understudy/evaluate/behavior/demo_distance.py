@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
-from scipy.stats import wasserstein_distance
+import scipy
 
 from ...data.episode import Dataset, Episode
 from ..stats import LEVEL, Interval, clopper_pearson
@@ -29,7 +27,7 @@ class DemonstrationIndex:
     """
 
     scaling: TrajectoryScaling
-    tree: cKDTree
+    tree: scipy.spatial.cKDTree
     axes: np.ndarray  # (S, d)
     actions: np.ndarray | None  # (N, A)
     episode: np.ndarray  # (N,)
@@ -61,8 +59,9 @@ class DemonstrationIndex:
         states, axes = states[at], np.eye(states.shape[1])
         if view.n_components > MAX_COMPONENTS:
             axes = np.linalg.eigh(states.T @ states)[1][:, ::-1][:, :MAX_COMPONENTS]
-        return DemonstrationIndex(view, cKDTree(states @ axes), axes, np.concatenate(actions)[at] if actions else None,
-                                  whose[at], min(view.n_components, axes.shape[1]))
+        return DemonstrationIndex(view, scipy.spatial.cKDTree(states @ axes), axes,
+                                  np.concatenate(actions)[at] if actions else None, whose[at],
+                                  min(view.n_components, axes.shape[1]))
 
     def distances(self, episode: Episode, count: int = 10, exclude: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Distances of every step of an episode from the demonstrations.
@@ -160,7 +159,7 @@ def _wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     a, b = (x[np.isfinite(x).all(1)] for x in (a, b))
     if not len(a) or not len(b) or not a.shape[1]:
         return math.nan
-    return float(np.mean([wasserstein_distance(x, y) for x, y in zip(a.T, b.T, strict=True)]))
+    return float(np.mean([scipy.stats.wasserstein_distance(x, y) for x, y in zip(a.T, b.T, strict=True)]))
 
 
 def discriminator_accuracy(
@@ -195,7 +194,7 @@ def discriminator_accuracy(
     kind = np.arange(len(both)) >= len(both) // 2
     spread = x.std(0)
     x = (x - x.mean(0)) / np.where(spread > 1e-9, spread, np.inf)
-    apart = cdist(x, x)
+    apart = scipy.spatial.distance.cdist(x, x)
     np.fill_diagonal(apart, np.inf)
     # Equally near neighbors share the vote: two equal ones of both kinds say nothing.
     nearest = apart <= apart.min(1, keepdims=True) * (1 + 1e-9)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as scipy_stats
+import scipy
 
 from ...core import UserError, keys
 from ...data.episode import Dataset, Episode
@@ -151,7 +151,7 @@ def expected_entropy(n_modes: int, repeats: int) -> float:
         repeats: Number of rollouts.
     """
     k = np.arange(1, repeats + 1)
-    p = scipy_stats.binom.pmf(k, repeats, 1 / n_modes)
+    p = scipy.stats.binom.pmf(k, repeats, 1 / n_modes)
     return float(-n_modes * (p * (k / repeats) * np.log(k / repeats)).sum() / math.log(n_modes)) + 0.0
 
 

@@ -43,7 +43,7 @@ from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
 from .journal import EpisodeJournal
 from .retention import AllEpisodes, RetentionRule
 from .updates import PerNewStep, UpdateRule
@@ -266,7 +266,8 @@ class RolloutCollector(EpisodeCollector):
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
         if self.supervisor is not None:
-            actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
+            gate = None if self.gate is None else self.gate.build(training, number)
+            actor = GatedActor(actor, self._supervising_actor(env, training.person), gate, number)
         seed, run_episodes = recording_seed(training.seed), rollout
         if self.supervisor is not None:  # whose time a kill must not cost
             run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout
@@ -299,8 +300,8 @@ def _unfinished_round(folder: Path | None, number: int) -> Path | None:
 def _with_costs(needs_attention: bool, episode: Episode) -> Episode:
     """Adds how many steps the supervisor acted, labeled and watched. Each step counts once."""
     acted = int(np.sum(episode.steps[INTERVENTION]))
-    others = len(episode) - acted
-    costs = (acted, 0, others) if needs_attention else (acted, others, 0)
+    asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
+    costs = (acted, 0, len(episode) - acted) if needs_attention else (acted, asked - acted, 0)
     return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
 
 
@@ -496,6 +497,7 @@ class CollectionRounds(DataCollection):
         if training.n_updates <= end:
             training.update(self._sampler(training.learner, data, first), end, evaluate=self.compare_rounds)
         for number in range(self.n_rounds):
+            training.stored = data
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))
             training.processes.wait()

@@ -96,7 +96,7 @@ class Improvement:
             actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
                                       for e in self.data])
             scale = tuple(np.maximum(actions.std(0), 1e-6).tolist())
-        return DisagreementGate(THRESHOLD, release, scale, **fields)
+        return DisagreementGate(THRESHOLD, release, scale=scale, **fields)
 
 
 @dataclass(frozen=True)

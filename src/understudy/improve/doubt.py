@@ -27,6 +27,7 @@ from .gates import INTERVENTION, BuiltGate, Gate
 DOUBT = "doubt"  # column: the number that a gate compares with its threshold
 SUCCESS = "next.success"
 FIXED_ROWS = 16  # rows that networks always see, so that doubt does not depend on how many there are
+HOLD_OUT_EVERY = 5  # episodes
 SEED_STRIDE = 1000  # between the seeds of two rounds
 
 
@@ -58,8 +59,8 @@ class DoubtGate(Gate):
     """Base class of gates that ask for help by themselves, so that nobody has to watch.
 
     The supervisor takes over where the doubt exceeds a threshold, and gives back where it does not exceed a lower one.
-    Both are quantiles of the doubt at the steps at which the policy acted in earlier rounds. Before the first round
-    these are the steps of the demonstrations.
+    Both are quantiles of the doubt at the steps at which the policy acted in earlier rounds. Until there are any, they
+    are those of every fifth episode, on which the networks behind the doubt are not trained then.
 
     Args:
         budget: Fraction of those steps above the threshold. More steps are acted, because the supervisor continues
@@ -79,12 +80,23 @@ class DoubtGate(Gate):
                             hint="use a release of at least the budget")
 
     @abstractmethod
-    def build_doubt(self, training, number: int) -> Doubt:
-        """Returns the doubt of a round. Arguments as in `Gate.build`."""
+    def build_doubt(self, training, number: int, data: Dataset) -> Doubt:
+        """Returns the doubt of a round.
+
+        Args:
+            training: As in `Gate.build`.
+            data: The episodes on which its networks are trained.
+        """
 
     def build(self, training, number):
-        doubt = self.build_doubt(training, number)
-        values = doubt_along(doubt, _own_steps(training.stored))
+        data, steps = training.stored, own_steps(training.stored)
+        if not steps:
+            held_out = range(0, len(data), HOLD_OUT_EVERY)
+            steps = [(e, np.ones(len(e), bool)) for e in data.select(held_out)]
+            if len(data) > 1:
+                data = data.select(i for i in range(len(data)) if i not in held_out)
+        doubt = self.build_doubt(training, number, data)
+        values = doubt_along(doubt, steps)
         return BuiltDoubtGate(doubt, quantile_threshold(values, self.budget), quantile_threshold(values, self.release))
 
 
@@ -172,17 +184,17 @@ class EnsembleGate(DoubtGate):
     """
 
     n_members: Annotated[int, AtLeast(2)] = 5
-    steps: Annotated[int, AtLeast(1)] = 1000
+    steps: Annotated[int, AtLeast(1)] = 500
 
-    def build_doubt(self, training, number):
+    def build_doubt(self, training, number, data):
         config, policy = training.learner.config, training.learner.policy
         if policy.target.kind == "discrete":
             raise Unsupported("the spread of an ensemble is that of numbers, and the actions are classes",
                               where="EnsembleGate", hint="choose a gate that compares actions, such as --with safe")
         assert isinstance(config, BehaviorCloning)
         seeds = [training.seed + SEED_STRIDE * (number + 1) + i for i in range(self.n_members)]
-        trained = fit_seeds(Method(policy.config, learner=replace(config, steps=self.steps)), training.stored, seeds)
-        scale = np.concatenate([_actions(e) for e in training.stored]).std(0)
+        trained = fit_seeds(Method(policy.config, learner=replace(config, steps=self.steps)), data, seeds)
+        scale = np.concatenate([_actions(e) for e in data]).std(0)
         return EnsembleSpread(tuple(training.actor(result.policy) for result in trained),
                               torch.from_numpy(np.maximum(scale, 1e-6)).float())
 
@@ -228,8 +240,8 @@ class RiskGate(DoubtGate):
 
     critic: FittedQ = field(default_factory=lambda: FittedQ(steps=2000, n_resamples=2))
 
-    def build_doubt(self, training, number):
-        policy, data = training.learner.trained_policy, training.stored.map(success_as_reward)
+    def build_doubt(self, training, number, data):
+        policy, data = training.learner.trained_policy, data.map(success_as_reward)
         if missing := [name for name in policy.inputs if name not in training.env.features]:
             raise Unsupported(f"the policy reads {missing[0]!r}, which the environment does not show and a critic of "
                               "single steps does not have", where="RiskGate", hint="use --with ensemble")
@@ -307,10 +319,8 @@ def _actions(episode: Episode) -> np.ndarray:
     return np.asarray(episode.steps["action"][:len(episode)], float).reshape(len(episode), -1)
 
 
-def _own_steps(data: Dataset) -> list[tuple[Episode, np.ndarray]]:
-    """The episodes of earlier rounds with the steps at which the policy acted; all steps of all if there are none."""
+def own_steps(data: Dataset) -> list[tuple[Episode, np.ndarray]]:
+    """Returns the episodes of earlier rounds in which the policy acted, and at which steps it did, (T,) bool."""
     collected = [(e, ~np.asarray(e.steps[INTERVENTION][:len(e)], bool).reshape(-1)) for e in data
                  if ROUND in e.metadata and INTERVENTION in e.steps]
-    if any(counts.any() for _, counts in collected):
-        return collected
-    return [(e, np.ones(len(e), bool)) for e in data]
+    return [(episode, counts) for episode, counts in collected if counts.any()]

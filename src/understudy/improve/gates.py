@@ -240,8 +240,8 @@ class ValueGate(SupervisorThresholdGate):
                             hint="give FromStage(STAGE, \"critic\") of a stage that trains one, as td3 does")
         window = self.critic.about.window
         if (window.n_obs_steps, window.horizon) != (1, 1):
-            raise Unsupported(f"the critic reads {window.n_obs_steps} observations and scores {window.horizon} actions, "
-                              "but a gate sees one of each", where="ValueGate.critic",
+            raise Unsupported(f"the critic reads {window.n_obs_steps} observations and scores {window.horizon} "
+                              "actions, but a gate sees one of each", where="ValueGate.critic",
                               hint="train the critic with Window(n_obs_steps=1, horizon=1)")
         windows = {k: torch.as_tensor(obs[k]).unsqueeze(1) for k in self.critic.inputs}
         with torch.no_grad():  # row by row, so that a score does not depend on how many rows there are

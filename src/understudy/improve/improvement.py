@@ -171,10 +171,13 @@ def _ensemble(improvement: Improvement, method: Method) -> Method:
 
 def _thrifty(improvement: Improvement, method: Method) -> Method:
     half = improvement.intervention_rate / 2
-    return _intervention_steps(improvement, method, EitherGate((_ensemble_gate(half, method), RiskGate(half))))
+    critic = replace(RiskGate().critic, steps=max(min(method.learner.steps, RiskGate().critic.steps), 1))
+    gates = (_ensemble_gate(half, method), RiskGate(half, critic=critic))
+    return _intervention_steps(improvement, method, EitherGate(gates))
 
 
 def _ensemble_gate(rate: float, method: Method) -> EnsembleGate:
+    """A short training of a policy has short trainings of the ensemble."""
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 
 

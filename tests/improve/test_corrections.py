@@ -63,7 +63,7 @@ def test_weights_follow_the_data_that_batches_are_drawn_from():
                     for n in range(3)]).map(PreInterventionLabel(1))
     config = PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 2))
     policy = Policy(config, data.features()).fit_statistics(data)
-    learner = BehaviorCloning(10, 4, sample_weights=ClassBalancedWeights((None, None, 0.5, 0.1), rest=1)).build(
+    learner = BehaviorCloning(10, 4, sample_weights=ClassBalancedWeights((None, None, 0.5, 0.1), remainder=1)).build(
         policy, 0, 10, data)
     for stored, expected in ((data, [0.4 / 0.375, 1, 0.1 / 0.125]),
                              (Dataset([*data, *data.map(lambda e: e.replace({"intervention_class": np.ones(8, int)}))]),

@@ -170,15 +170,15 @@ class _Command:
         data, is_unchanged = self._trained_episodes(o.run, o.data)
         return data, read_provenance(o.run)["held_out"] if is_unchanged else 0.1
 
-    def _trained_episodes(self, run: Path, given: Path | None) -> tuple[Dataset, bool]:
-        """The episodes that a run was trained on, and whether these are they: `given` may be others."""
+    def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
+        """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
         from ..core import UserError
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
-        if command is not None and command.data is None and given is None and command.run.exists():
+        if command is not None and command.data is None and replacement is None and command.run.exists():
             improved = self._trained_episodes(command.run, None)[0]
-        path = given or trained_on(run)
+        path = replacement or trained_on(run)
         if path is None or not path.exists():
             raise UserError(("the data that it was trained on are not named" if path is None else
                              f"the data that it was trained on are gone: {path}"), where=run,
@@ -188,12 +188,12 @@ class _Command:
             improved = open_data(path, size, ignore=(), run=run)
         if improved.fingerprint() == read_provenance(run).get("data", {}).get("fingerprint"):
             return self._with_rounds(improved, run), True
-        if given is None:
+        if replacement is None:
             raise UserError(f"the data have changed since it was trained: {path}", where=run,
                             hint=f"train it again on them, or improve it with them as they are: --data {path}")
         if command is not None:
-            print(f"the episodes that {run} collected are not learned again, because {given} is not what it began with",
-                  file=sys.stderr)
+            print(f"the episodes that {run} collected are not learned again, because {replacement} is not what it "
+                  "began with", file=sys.stderr)
         return improved, False
 
     def _with_rounds(self, data: Dataset, run: Path) -> Dataset:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 
-from ..core import AtLeast, Unsupported, part
+from ..core import AtLeast, Feature, Unsupported, part
 from ..data.episode import Episode
 from ..data.relabel import InterventionPenalty
 from ..learn.behavior_cloning import BehaviorCloning
@@ -16,15 +16,11 @@ from ..learn.method import Method
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformWeights
 from ..learn.targets import TERMINATED
-from .collection import DemonstrationsAsInterventions
+from .collection import CollectionRounds, DemonstrationsAsInterventions
 from .gates import INTERVENTION
 
-if TYPE_CHECKING:
-    from .gates import Gate
-    from .improvement import Improvement
-
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
-SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), rest=ROBOT)  # as published
+SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
 RLIF_BATCH_SIZE = 256
 RLIF_BC_WEIGHT = 2.0  # that of the stored actions, against a score of mean size 1
 
@@ -105,35 +101,31 @@ def without_added_parts(method: Method) -> Method:
 # -- methods ----------------------------------------------------------------------------------------------------------
 
 
-def iwr(improvement: Improvement, method: Method, gate: Gate) -> Method:
+def iwr(method: Method, rounds: CollectionRounds) -> Method:
     """Intervention-weighted regression: all steps are learned, and half of each batch is of the supervisor's."""
     return replace(method, transforms=(*method.transforms, DemonstrationsWithoutInterventions()),
-                   collection=improvement.rounds(method, gate, half_where=INTERVENTION))
+                   collection=replace(rounds, half_where=INTERVENTION))
 
 
-def sirius(improvement: Improvement, method: Method, gate: Gate) -> Method:
+def sirius(method: Method, rounds: CollectionRounds) -> Method:
     """Sirius: a weight for each class of steps, which is nearly 0 before a takeover."""
     assert isinstance(method.learner, BehaviorCloning)
     return replace(method, transforms=(*method.transforms, PreInterventionLabel()),
-                   learner=replace(method.learner, sample_weights=SIRIUS_WEIGHTS),
-                   collection=improvement.rounds(method, gate))
+                   learner=replace(method.learner, sample_weights=SIRIUS_WEIGHTS), collection=rounds)
 
 
-def rlif(improvement: Improvement, method: Method, gate: Gate) -> Method:
+def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
     """RLIF: reinforcement learning in which the step before a takeover has the reward -1, and all others 0."""
-    if improvement.data.features()["action"].kind == "discrete":
+    if action.kind == "discrete":
         raise Unsupported("the critic of rlif scores numbers, and the actions of this run are classes", where="--with",
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
     if method.policy.window.action_offset:
         raise Unsupported(f"the critic of rlif scores plans from the current step on, and those of this run begin at "
                           f"step {method.policy.window.action_offset:+}", where="--with",
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
-    steps, transforms = method.learner.steps, (DemonstrationsAsInterventions(), InterventionPenalty(), EndAtSuccess())
-    warmup = (improvement.n_updates or max(steps // improvement.n_rounds, 1)) // 2
+    transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), EndAtSuccess())
+    first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
     learner = OffPolicyActorCritic(
-        steps, RLIF_BATCH_SIZE, critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2),
-        bc_weight=RLIF_BC_WEIGHT, critic_warmup_updates=warmup)
-    return replace(method, transforms=(*method.transforms, *transforms), learner=learner,
-                   collection=improvement.rounds(method, gate))
-
-
+        method.learner.steps, RLIF_BATCH_SIZE, bc_weight=RLIF_BC_WEIGHT, critic_warmup_updates=first // 2,
+        critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))
+    return replace(method, transforms=(*method.transforms, *transforms), learner=learner, collection=rounds)

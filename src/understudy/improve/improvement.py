@@ -154,15 +154,16 @@ def _hg_dagger(improvement: Improvement, method: Method) -> Method:
 
 
 def _iwr(improvement: Improvement, method: Method) -> Method:
-    return iwr(improvement, method, improvement.takeover_gate())
+    return iwr(method, improvement.rounds(method, improvement.takeover_gate()))
 
 
 def _sirius(improvement: Improvement, method: Method) -> Method:
-    return sirius(improvement, method, improvement.takeover_gate())
+    return sirius(method, improvement.rounds(method, improvement.takeover_gate()))
 
 
 def _rlif(improvement: Improvement, method: Method) -> Method:
-    return rlif(improvement, method, improvement.takeover_gate())
+    rounds = improvement.rounds(method, improvement.takeover_gate())
+    return rlif(method, rounds, improvement.data.features()["action"])
 
 
 def _ensemble(improvement: Improvement, method: Method) -> Method:

@@ -142,7 +142,7 @@ class ClassBalancedWeights(SampleWeights):
 
     Args:
         targets: Target share of class 0, 1, and so on. None keeps its share of the steps, so that its weight is 1.
-        rest: The class that gets what the targets of the others leave. Its own target does not count.
+        remainder: The class that gets what the targets of the others leave. Its own target does not count.
         column: The number of the class of each step.
 
     References:
@@ -151,7 +151,7 @@ class ClassBalancedWeights(SampleWeights):
     """
 
     targets: tuple[float | None, ...]
-    rest: int
+    remainder: Annotated[int, AtLeast(0)]
     column: str = "intervention_class"
 
     @property
@@ -166,7 +166,7 @@ class ClassBalancedWeights(SampleWeights):
         shares = counts / counts.sum()
         targets = np.array([share if target is None else target
                             for target, share in zip(self.targets, shares, strict=True)])
-        targets[self.rest] = max(1 - np.delete(targets, self.rest).sum(), 0)
+        targets[self.remainder] = max(1 - np.delete(targets, self.remainder).sum(), 0)
         targets = np.where(counts > 0, targets, 0)
         if not targets.sum():  # there are only steps of classes that count nothing
             return np.ones(len(counts))

@@ -48,7 +48,7 @@ OTHERS = {  # need other parts, or are written by code only
 }
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
     "skip", "delay", "max_delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps",
-    "n_extra_steps", "fit_steps", "start", "layer", "head",
+    "n_extra_steps", "fit_steps", "start", "layer", "head", "critic_warmup_updates",
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
@@ -56,7 +56,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
              ("ROT", "n_step"), ("TrajectoryPerturbation", "offset"), ("TrajectoryPerturbation", "heading"),
-             ("TrajectoryPerturbation", "past")}
+             ("TrajectoryPerturbation", "past"), ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}
 
 

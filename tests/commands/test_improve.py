@@ -13,18 +13,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fixtures.cli import TINY, refused
 from fixtures.collections import collected, contents
 
 from understudy import make
 from understudy.cli import main
+from understudy.core import keys
 from understudy.data.formats import open_dataset
+from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import compare, evaluate, evaluation_of, validation_seed
+from understudy.execute.chunking import RecedingHorizon
+from understudy.improve.earlier_rounds import with_earlier_rounds
 from understudy.improve.promotion import Promotion
 from understudy.improve.retention import SuccessfulEpisodes
 from understudy.learn.method import Method, load_actor
 from understudy.learn.run import Run
+from understudy.learn.train import train
+from understudy.policy import find_checkpoint
 
 SHORT = ["--rounds", "2", "--episodes", "2", "--steps", "3", "--compare", "6", "--device", "cpu"]
 
@@ -97,7 +104,8 @@ def test_the_last_comparison_is_on_fresh_starts(folder, improve, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "who"), [
-    ("dagger", "scripted"), ("hg-dagger", "scripted"), ("safe", "scripted"), ("lazy", "b"), ("dagger", "b")])
+    ("dagger", "scripted"), ("hg-dagger", "scripted"), ("safe", "scripted"), ("lazy", "b"), ("dagger", "b"),
+    ("ensemble", "scripted"), ("thrifty", "b"), ("iwr", "scripted"), ("sirius", "b"), ("rlif", "scripted")])
 def test_what_a_supervisor_did_is_counted_and_only_that_is_learned(name, who, folder, improve, tmp_path):
     supervisor = who if who == "scripted" else folder / who
     status, text, err = improve("--with", name, "--supervisor", supervisor, "--out", tmp_path / "run", *SHORT, "--json")
@@ -105,14 +113,20 @@ def test_what_a_supervisor_did_is_counted_and_only_that_is_learned(name, who, fo
     document, rounds = json.loads(text), collected(tmp_path / "run")
     acted = sum(int(e.steps["intervention"].sum()) for data in rounds for e in data)
     others = sum(data.steps for data in rounds) - acted
+    asked = name in ("ensemble", "thrifty")
     labeled = others if name == "dagger" else 0
-    assert document["human_steps"] == {"acted": acted, "labeled": labeled, "watched": others - labeled}
+    watched = 0 if asked else others - labeled
+    assert document["human_steps"] == {"acted": acted, "labeled": labeled, "watched": watched}
     learner = Method.load(tmp_path / "run").learner
     for e in (e for data in rounds for e in data):
         wanted = e.steps["supervisor_action" if name != "dagger" else "action"]
         sent = e.steps["action" if name != "dagger" else "executed_action"]
         assert np.array_equal(sent, np.where(e.steps["intervention"][:, None], wanted, e.steps["policy_action"]))
-    assert (learner.sampling_column == "intervention") == (name != "dagger")
+        assert not asked or np.array_equal(e.steps["advised"], e.steps["intervention"]) and "doubt" in e.steps
+        penalized = np.flatnonzero(e.steps["next.reward"] == -1) if name == "rlif" else []
+        assert all(e.steps["intervention"][t + 1] and not e.steps["intervention"][t] for t in penalized)
+    column = getattr(learner, "sampling_column", None)
+    assert (column == "intervention") == (name in ("hg-dagger", "safe", "lazy", "ensemble", "thrifty"))
 
 
 def test_filtered_learns_from_successes_alone_and_needs_one(folder, improve, tmp_path, monkeypatch):
@@ -149,15 +163,61 @@ def test_a_round_that_improves_nothing_says_so(folder, improve, tmp_path, monkey
     assert np.array_equal(evaluate(best, env, 6).episode_returns, evaluate(base, env, 6).episode_returns)
 
 
-def test_a_run_that_was_improved_can_be_improved(folder, improve, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [("dagger", "hg-dagger"), ("sirius", "dagger"), ("rlif", "hg-dagger")])
+def test_a_run_that_was_improved_learns_all_that_it_was_trained_on(first, second, folder, improve, tmp_path):
+    args = ["--supervisor", "scripted", *SHORT]
+    assert improve(*args, "--with", first, "--out", tmp_path / "one")[0] == 0
+    base = tmp_path / "one"
+    status, _, err = improve(*args, "--with", second, "--out", tmp_path / "two", base=base)
+    assert status == 0 and "beside the 10 of RUN" in err  # 6 demonstrations, and two rounds of 2 episodes
+    stored = open_dataset(folder / "fork")
+    [one, two] = [json.loads((find_checkpoint(tmp_path / name) / "provenance.json").read_text())
+                  for name in ("one", "two")]
+    assert one["data"]["fingerprint"] == stored.fingerprint() and one["held_out"] == two["held_out"]
+    assert two["data"]["episodes"] == 10 and two["data"]["steps"] == stored.steps + sum(
+        data.steps for data in collected(tmp_path / "one"))
+    learner = Method.load(tmp_path / "two").learner
+    assert learner.sampling_column == "intervention"  # what the policy did in between is not imitated
+    best = improve(*args, "--with", "dagger", "--out", tmp_path / "early", base=base / "best")
+    n_seen = int(find_checkpoint(base / "best").name) // 3  # rounds of 3 updates
+    assert f"beside the {6 + 2 * n_seen} of RUN" in best[2], best[2]
+    third = improve(*args, "--with", "iwr", "--out", tmp_path / "three", base=tmp_path / "two")
+    assert third[0] == 0 and "beside the 14 of RUN" in third[2], third[2]
+
+
+def test_labels_of_an_earlier_round_are_learned_at_every_step(folder, improve, tmp_path):
     args = ["--with", "dagger", "--supervisor", "scripted", *SHORT]
     assert improve(*args, "--out", tmp_path / "one")[0] == 0
-    status, _, err = improve(*args, "--out", tmp_path / "two", base=tmp_path / "one" / "best")
-    assert status == 0 and "episodes that it collected are not learned again" in err
+    data, n_unlearned = with_earlier_rounds(open_dataset(folder / "fork"), tmp_path / "one")
+    assert n_unlearned == 0 and len(data) == 10
+    assert all("intervention" not in e.steps for e in data[:6])
+    assert all(e.steps["intervention"].all() and "executed_action" in e.steps for e in data[6:])
+
+
+def test_a_supervisor_acts_with_its_own_executor(folder, improve, tmp_path):
+    """A policy that plans 8 steps and executes 2 of them is no policy that executes all 8."""
+    method = Method.load(folder / "a")
+    chunks = replace(method, policy=replace(method.policy, window=Window(1, 8)), executor=RecedingHorizon(2))
+    train(chunks, open_dataset(folder / "fork"), tmp_path / "chunks", device="cpu", progress=False)
+    args = ["--with", "dagger", "--supervisor", tmp_path / "chunks", "--out", tmp_path / "run", *SHORT]
+    status, _, err = improve(*args)
+    assert status == 0, err
+    supervisor = Method.load(tmp_path / "run").collection.collector.supervisor
+    assert supervisor.method.executor == Method.load(tmp_path / "chunks").executor == RecedingHorizon(2)
+    actor, [first, *_] = load_actor(tmp_path / "chunks", rows=16), collected(tmp_path / "run")
+    episode = first[0]
+    key = keys(int(episode.metadata["seed"]), [int(episode.metadata["number"])])
+    obs = {k: torch.from_numpy(np.array(v)) for k, v in episode.steps.items() if k.startswith("observation.")}
+    state = actor.start({k: v[:1] for k, v in obs.items()}, key)
+    for t in range(len(episode)):
+        action, state = actor.act({k: v[t:t + 1] for k, v in obs.items()}, state)
+        assert np.array_equal(action[0].numpy(), episode.steps["action"][t])
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--with", "magic"], ["'magic'", "dagger, hg-dagger, safe, lazy, filtered"]),
+    (["--with", "magic"], ["'magic'", "dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif, filtered"]),
+    (["--with", "ensemble", "--supervisor", "scripted", "--intervention-rate", "0.9"], ["up to 0.5", "such as 0.1"]),
     (["--with", "dagger"], ["dagger needs a supervisor", "scripted", "keyboard"]),
     (["--with", "filtered", "--supervisor", "scripted"], ["filtered has no supervisor", "hg-dagger"]),
     (["--with", "dagger", "--supervisor", "nobody"], ["'nobody' is no supervisor", "scripted"]),
@@ -222,9 +282,10 @@ KILLED = """
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_it_is_the_same_run(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif"])
+def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
     """kill -9 at random moments: before, in and between rounds."""
-    args = ["improve", str(folder / "a"), "--with", "hg-dagger", "--supervisor", "scripted", "--out", "run", "--rounds",
+    args = ["improve", str(folder / "a"), "--with", name, "--supervisor", "scripted", "--out", "run", "--rounds",
             "4", "--episodes", "6", "--steps", "40", "--compare", "30", "--device", "cpu"]
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")

@@ -213,3 +213,17 @@ def test_what_it_cannot_learn_is_refused():
                            ({"policy_delay": 0}, "at least 1")):
         with pytest.raises(UserError, match=words):
             replace(SMALL, **options)
+
+
+def test_the_critic_may_learn_alone_at_first():
+    """The policy waits for it, and then both learn."""
+    data = rollout(UniformRandomActor(Follow(10)), Follow(10), 40)
+    policy = Policy(policy_config(), data.features()).fit_statistics(data)
+    first = {k: v.clone() for k, v in policy.state_dict().items()}
+    learner = replace(SMALL, critic_warmup_updates=3, policy_delay=1).build(policy, 0, 10, data)
+    sampler, critic = learner.batch_sampler(data), learner.critic.layers[0][0].weight
+    for n in range(4):
+        before = critic.detach().clone()
+        learner.update(sampler.batch(64, n))
+        assert not torch.equal(before, critic)
+        assert all(torch.equal(v, first[k]) for k, v in policy.state_dict().items()) == (n < 3)

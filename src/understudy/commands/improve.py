@@ -21,6 +21,7 @@ from .common import (
     read_provenance,
     recorded_env_of,
     split_arguments,
+    trained_rate,
     trust_options,
     unused_path,
 )
@@ -57,8 +58,11 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     After each round the policy is compared with the best so far on the same starts, and becomes the best if it does at
     least as well. At the end the best one and RUN act on fresh starts. RUN stays as it is.
 
-    Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back), safe and lazy
-    (it acts where the two disagree) need a supervisor. filtered learns from the policy's own successes.
+    Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back, and these
+    steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
+    steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
+    ensemble and thrifty (the policy asks for help, so that nobody has to watch) need a supervisor. filtered learns from
+    the policy's own successes.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, WASD or the arrows move, y and n mark the
     episode as a success or a failure, x begins it again and q stops. Every finished episode is on the disk, and the
@@ -68,13 +72,13 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy or filtered"""
+    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif or filtered"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """environment to act in; by default the one in which RUN's data were recorded"""
     supervisor: Annotated[str | None, arg(metavar="WHO")] = None
-    """scripted (the expert of the environment; with hg-dagger it notices late and errs at times), keyboard (you, in
+    """scripted (the expert of the environment; where it watches, it notices late and errs at times), keyboard (you, in
     this terminal), or the run of another policy"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
@@ -84,6 +88,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """number of episodes in each round"""
     steps: StepCount = None
     """number of updates after each round; by default as many in all as RUN had"""
+    intervention_rate: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    """with ensemble and thrifty: fraction of the policy's steps so far that are in greater doubt than where it asks"""
     compare: PositiveCount = 100
     """number of starts on which rounds are compared, and of fresh starts at the end"""
     seed: Seed = 0
@@ -152,31 +158,57 @@ class _Command:
             raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
                             hint="run it in a terminal, without a pipe; or --supervisor scripted")
         data, held_out = self._open_data()
-        improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust)
+        if not 0 < o.intervention_rate <= 0.5:
+            raise UserError(f"{o.intervention_rate:g} is no fraction above 0 and up to 0.5",
+                            where="--intervention-rate", hint="such as 0.1")
+        improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate)
         return env_name, data, held_out, *improvement.build(o.method)
 
     def _open_data(self) -> tuple[Dataset, Any]:
-        """The episodes that the run was trained on, and those that it held out."""
+        """The episodes that the run was trained on, those of its rounds included, and those that it held out."""
+        o = self.o
+        data, is_unchanged = self._trained_episodes(o.run, o.data)
+        return data, read_provenance(o.run)["held_out"] if is_unchanged else 0.1
+
+    def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
+        """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
         from ..core import UserError
         from ..learn.method import load_policy
 
-        o, provenance = self.o, read_provenance(self.o.run)
-        path = o.data or trained_on(o.run)
+        command, improved = improve_options_of(run), None
+        if command is not None and command.data is None and replacement is None and command.run.exists():
+            improved = self._trained_episodes(command.run, None)[0]
+        path = replacement or trained_on(run)
         if path is None or not path.exists():
             raise UserError(("the data that it was trained on are not named" if path is None else
-                             f"the data that it was trained on are gone: {path}"), where=o.run,
+                             f"the data that it was trained on are gone: {path}"), where=run,
                             hint="name them, or other demonstrations of the task: --data DATA")
-        policy = load_policy(o.run, trust=o.trust)
-        data = open_data(path, next(iter(policy.image_sizes.values()), None), ignore=(), run=o.run)
-        recorded = provenance.get("data", {}).get("fingerprint")
-        if str(provenance.get("command")).startswith("understudy improve "):
-            print(f"{o.run} was improved itself: the episodes that it collected are not learned again", file=sys.stderr)
-        if data.fingerprint() == recorded:
-            return data, provenance["held_out"]
-        if o.data is None:
-            raise UserError(f"the data have changed since it was trained: {path}", where=o.run,
+        if improved is None:
+            size = next(iter(load_policy(run, trust=self.o.trust).image_sizes.values()), None)
+            improved = open_data(path, size, ignore=(), run=run)
+        if improved.fingerprint() == read_provenance(run).get("data", {}).get("fingerprint"):
+            return self._with_rounds(improved, run), True
+        if replacement is None:
+            raise UserError(f"the data have changed since it was trained: {path}", where=run,
                             hint=f"train it again on them, or improve it with them as they are: --data {path}")
-        return data, 0.1
+        if command is not None:
+            print(f"the episodes that {run} collected are not learned again, because {replacement} is not what it "
+                  "began with", file=sys.stderr)
+        return improved, False
+
+    def _with_rounds(self, data: Dataset, run: Path) -> Dataset:
+        """Adds the episodes that a run has collected and learned."""
+        from ..improve.collection import CollectionRounds
+        from ..improve.earlier_rounds import with_earlier_rounds
+        from ..learn.method import Method
+
+        if not isinstance(Method.load(run, self.o.trust).collection, CollectionRounds):
+            return data
+        data, count = with_earlier_rounds(data, run, self.o.trust)
+        if count:
+            print(f"{count} episodes that {run} collected are not learned again, because its transforms would change "
+                  "them once more", file=sys.stderr)
+        return data
 
     def _make(self, name: str, rows: int) -> Env:
         from ..envs import make
@@ -194,6 +226,8 @@ class _Command:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..core import UserError
         from ..improve.improvement import IMPROVEMENTS
+        from ..improve.supervisors import check_units
+        from ..learn.method import load_policy
 
         o, collection = self.o, method.collection
         assert collection is not None
@@ -204,6 +238,8 @@ class _Command:
                                  "\"success\"")
         if o.supervisor not in (None, "scripted", "keyboard"):
             self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
+            check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
+                        env.features, env.metadata.get("fps"))
         if o.supervisor != "keyboard":
             collection.check(env, None)
             return self._make(env_name, COLLECTION_ROWS), None
@@ -251,7 +287,7 @@ class _Command:
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
         learner = Method.load(o.run, o.trust).learner
-        if not isinstance(learner, BehaviorCloning):
+        if not isinstance(learner, BehaviorCloning) and isinstance(method.learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
         if o.supervisor == "keyboard":
             from ..improve.takeover import KEYS
@@ -349,14 +385,20 @@ def _unit(env: Env) -> str:
     return "success" if env.metadata.get("success") else "mean return"
 
 
+def improve_options_of(run: Path) -> ImproveOptions | None:
+    """The options of the command improve that made a run. None if another command did."""
+    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    return parse(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+
+
 def trained_on(run: Path) -> Path | None:
     """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
     from .train import TrainOptions
 
+    improve = improve_options_of(run)
+    if improve is not None:
+        return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
     words = shlex.split(str(read_provenance(run).get("command") or ""))
-    if words[:2] == ["understudy", "improve"]:
-        o = parse(ImproveOptions, "improve", words[2:])
-        return o.data or (trained_on(o.run) if o.run.exists() else None)
     if words[:2] != ["understudy", "train"]:
         return None
     o = parse(TrainOptions, "train", split_arguments(words[2:])[0])

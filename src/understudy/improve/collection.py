@@ -36,22 +36,22 @@ from ..evaluate.recording import UniformRandomActor, expert_actor
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
 from ..execute.planners import FixedBatch
-from ..execute.wrappers import WrappedActor
+from ..execute.wrappers import ActionWrapper, WrappedActor, wrapped_env_name
 from ..files import whole_folder, write_json
 from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
 from .journal import EpisodeJournal
 from .retention import AllEpisodes, RetentionRule
+from .supervisors import SUPERVISOR_ROWS, PolicySupervisor
 from .updates import PerNewStep, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
 COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
-SUPERVISOR_ROWS = 16  # rows that the network of a supervisor always sees, so that its actions do not depend on how many
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
 
 
@@ -210,14 +210,15 @@ class RolloutCollector(EpisodeCollector):
         n_steps: Number of steps in each round, in place of n_episodes. The last episode is complete, so that there may
             be more.
         exploration: How the policy explores. None to act as it would be deployed.
-        supervisor: Who advises at every step: "expert" (the environment's own), "person", or a policy that a stage
-            trained. Its actions are the column `supervisor_action`. None for nobody.
+        supervisor: Who advises at every step: "expert" (the environment's own), "person", a policy that a stage
+            trained, or a `PolicySupervisor`, which acts with its own executor. Its actions are the column
+            `supervisor_action`. None for nobody. It acts in the environment, outside of a wrapper.
         gate: At which steps the supervisor acts in place of the policy. None for never.
     """
 
     n_episodes: Annotated[int | None, AtLeast(1)] = None
     exploration: Exploration | None = None
-    supervisor: str | FromStage | None = None
+    supervisor: str | FromStage | PolicySupervisor | None = None
     gate: Gate | None = None
     n_steps: Annotated[int | None, AtLeast(1)] = None
 
@@ -256,17 +257,20 @@ class RolloutCollector(EpisodeCollector):
                             hint="give the actor through which the person acts: train(..., person=actor)")
 
     def collect(self, actor, number, training):
-        env = training.env
+        env, wrapper = training.env, None
         if isinstance(actor, WrappedActor):
-            if self.supervisor is not None:
-                raise Unsupported("a supervisor acts in the environment, and the policy behind "
-                                  f"{type(actor.wrapper).__name__}", where="RolloutCollector.supervisor",
-                                  hint="leave the supervisor out, or train without the wrapper")
-            env, actor = WrappedEnv(env, actor.wrapper), actor.actor
+            env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
-        if self.supervisor is not None:
-            actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
+        if self.supervisor is not None:  # which acts outside of the wrapper
+            if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
+                raise Unsupported("a supervisor acts in the environment, and no actions behind "
+                                  f"{type(wrapper).__name__} are known that would have led to what it does",
+                                  where="RolloutCollector.supervisor",
+                                  hint="leave the supervisor out, or train without the wrapper")
+            env, actor = training.env, actor if wrapper is None else WrappedActor(actor, wrapper)
+            gate = None if self.gate is None else self.gate.build(training, number)
+            actor = GatedActor(actor, self._supervising_actor(env, training.person), gate, number)
         seed, run_episodes = recording_seed(training.seed), rollout
         if self.supervisor is not None:  # whose time a kill must not cost
             run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout
@@ -278,10 +282,15 @@ class RolloutCollector(EpisodeCollector):
                                      run_episodes=run_episodes)
         if self.supervisor is not None:
             episodes = episodes.map(partial(_with_costs, self.gate is not None and self.gate.needs_attention))
+        if wrapper is not None and self.supervisor is not None:
+            return _wrapped_episodes(episodes.map(partial(_cast_actions, env.features, env.features["action"].shape)),
+                                     training, wrapper)
         shape = training.data.features().get("action", env.features["action"]).shape
         return training.transform(episodes.map(partial(_cast_actions, env.features, shape)))
 
     def _supervising_actor(self, env: Env, person: Actor | None) -> Actor:
+        if isinstance(self.supervisor, PolicySupervisor):
+            return self.supervisor.actor(env.features)
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
             return PolicyActor(FixedBatch(self.supervisor, SUPERVISOR_ROWS),
                                image_sizes=camera_sizes(self.supervisor.features))
@@ -289,6 +298,17 @@ class RolloutCollector(EpisodeCollector):
             assert person is not None  # `check` has refused it
             return person
         return expert_actor(env)
+
+
+def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrapper) -> Dataset:
+    """Episodes of the environment as the policy behind a wrapper would have recorded them, the wanted actions too."""
+    def converted(episode: Episode) -> Episode:
+        columns = {name: training.transform(Dataset([episode.replace({"action": episode.steps[name]})]))[0]
+                   .steps["action"] for name in (POLICY_ACTION, SUPERVISOR_ACTION)}
+        executed = training.transform(Dataset([episode]))[0]
+        env = wrapped_env_name(str(episode.metadata.get("env", "")), wrapper)
+        return replace(executed.replace(columns), metadata={**executed.metadata, "env": env})
+    return Dataset([converted(episode) for episode in episodes], episodes.metadata)
 
 
 def _unfinished_round(folder: Path | None, number: int) -> Path | None:
@@ -299,8 +319,8 @@ def _unfinished_round(folder: Path | None, number: int) -> Path | None:
 def _with_costs(needs_attention: bool, episode: Episode) -> Episode:
     """Adds how many steps the supervisor acted, labeled and watched. Each step counts once."""
     acted = int(np.sum(episode.steps[INTERVENTION]))
-    others = len(episode) - acted
-    costs = (acted, 0, others) if needs_attention else (acted, others, 0)
+    asked = int(np.sum(episode.steps[ADVISED])) if ADVISED in episode.steps else len(episode)
+    costs = (acted, 0, len(episode) - acted) if needs_attention else (acted, asked - acted, 0)
     return replace(episode, metadata={**episode.metadata, **dict(zip(COSTS, costs, strict=True))})
 
 
@@ -442,6 +462,8 @@ class CollectionRounds(DataCollection):
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
         sampling_weights: Relative rate at which each step starts a window. None draws all steps equally often.
+        half_where: Column of flags. Half of each batch begins at steps where it is true, and half at the others. Empty
+            to draw all steps equally often.
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
 
     References:
@@ -462,6 +484,7 @@ class CollectionRounds(DataCollection):
     initial_updates: Annotated[int, AtLeast(0)] = 0
     sampling_weights: SamplingWeights | None = None
     compare_rounds: bool = False
+    half_where: str = ""
 
     def __post_init__(self):
         if len(self.mixture_weights) not in (0, 2):
@@ -496,6 +519,7 @@ class CollectionRounds(DataCollection):
         if training.n_updates <= end:
             training.update(self._sampler(training.learner, data, first), end, evaluate=self.compare_rounds)
         for number in range(self.n_rounds):
+            training.stored = data
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))
             training.processes.wait()
@@ -536,6 +560,8 @@ class CollectionRounds(DataCollection):
                                 "learns from collected episodes", where="CollectionRounds.mixture_weights",
                                 hint="leave them out")
             return learner.batch_sampler(first.union(data), self.sampling_weights)
+        if self.half_where:
+            return _halves(learner, data, self.half_where)
         collected = [ROUND in episode.metadata for episode in data]
         if not self.mixture_weights or all(collected) or not any(collected):
             return learner.batch_sampler(data, self.sampling_weights)
@@ -557,6 +583,27 @@ class CollectionRounds(DataCollection):
             return {"score": float(np.mean(alone))}
         returns = _summary(0, episodes).get("round/return")
         return {} if returns is None or any(aided) else {"score": returns}
+
+
+def _halves(learner: Learner, data: Dataset, column: str) -> BatchSampler:
+    """Draws as many windows from where a flag is true as from elsewhere. From all steps if it has one value."""
+    flags = np.concatenate([np.asarray(e.steps[column][:len(e)], bool).reshape(-1) for e in data])
+    if flags.all() or not flags.any():
+        return learner.batch_sampler(data)
+    samplers = [learner.batch_sampler(data, FlagSamplingWeights(column, value)) for value in (True, False)]
+    return MixtureSampler(samplers, (0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class FlagSamplingWeights:
+    """Draws windows from the steps at which a column of flags has a value, all equally often."""
+
+    column: str
+    value: bool
+
+    def __call__(self, episode: Episode) -> np.ndarray:
+        flags = np.asarray(episode.steps[self.column][:len(episode)], bool).reshape(-1)
+        return (flags == self.value).astype(float)
 
 
 def _check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:

@@ -10,29 +10,30 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, AtMost, State, UserError, part, uniform
+from ..checkpoint import FromStage
+from ..core import AtLeast, AtMost, State, Unsupported, UserError, part, uniform
 from ..execute.actor import Actor
+from ..learn.critic import QFunction
+from ..learn.data_collection import Training
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
 POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
+ADVISED = "advised"  # column of gates that do not always ask: True where the supervisor was asked
 GATE_STREAM = 10  # stream of random numbers
 
 
-class Gate(ABC):
-    """A rule that decides at each step whether the policy or the supervisor acts. Subclasses are frozen dataclasses.
+class BuiltGate(ABC):
+    """A rule that decides at each step whether the policy or the supervisor acts.
 
     Attributes:
         needs_attention: Whether the supervisor has to follow the steps at which the policy acts. Otherwise it may say
             later what it would have done there.
-
-    References:
-        Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
-        arXiv:1011.0686. Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts,
-        arXiv:1810.02890.
+        asks_always: Whether the supervisor is asked at every step.
     """
 
     needs_attention: ClassVar[bool] = True
+    asks_always: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, obs: Mapping[str, Tensor], key: Tensor, number: int) -> State:
@@ -44,6 +45,20 @@ class Gate(ABC):
             number: Number of the collection round.
         """
 
+    def wants_advice(self, obs: Mapping[str, Tensor], action: Tensor, state: State) -> tuple[Tensor, State]:
+        """Decides whether the supervisor is asked at this step, (B,) bool. By default it is.
+
+        Args:
+            obs: The observation of each row, (B, ...).
+            action: Action of the policy, (B, A).
+            state: The state that `start` or the last `decide` returned.
+
+        Returns:
+            Whether the supervisor is asked, and the state for `decide`. Its entry "record", if there is one, has
+            columns that are written into the episode.
+        """
+        return torch.ones(len(action), dtype=torch.bool), state
+
     @abstractmethod
     def decide(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor,
                state: State) -> tuple[Tensor, State]:
@@ -52,16 +67,44 @@ class Gate(ABC):
         Args:
             obs: The observation of each row, (B, ...), and the columns that the supervisor records at this step.
             action: Action of the policy, (B, A).
-            supervisor_action: Action of the supervisor, (B, A).
-            state: The state that `start` or the last `decide` returned.
+            supervisor_action: Action of the supervisor, (B, A). That of the policy where the supervisor is not asked.
+            state: The state that `wants_advice` returned.
 
         Returns:
-            Whether the supervisor acts, (B,) bool, and the next state.
+            Whether the supervisor acts, (B,) bool, and the next state. It acts only where it is asked.
         """
 
 
+class Gate(ABC):
+    """Config of a rule that decides at each step who acts. Subclasses are frozen dataclasses.
+
+    References:
+        Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
+        arXiv:1011.0686. Kelly et al. (2019), HG-DAgger: Interactive Imitation Learning with Human Experts,
+        arXiv:1810.02890.
+    """
+
+    needs_attention: ClassVar[bool] = True
+
+    @abstractmethod
+    def build(self, training: Training, number: int) -> BuiltGate:
+        """Returns the rule of a round. It depends on the arguments alone.
+
+        Args:
+            training: What has been trained so far, and the episodes that are stored.
+            number: Number of the collection round.
+        """
+
+
+class FixedGate(Gate, BuiltGate):
+    """A gate that needs neither networks nor data. The config is the rule."""
+
+    def build(self, training, number):
+        return self
+
+
 @part
-class RandomGate(Gate):
+class RandomGate(FixedGate):
     """The supervisor acts at random steps: the mixture policy of DAgger.
 
     Args:
@@ -84,7 +127,7 @@ class RandomGate(Gate):
 
 
 @dataclass(frozen=True)
-class HumanGate(Gate):
+class HumanGate(FixedGate):
     """A person decides: takes over, acts for as long as necessary, and gives back (HG-DAgger).
 
     The person is an actor whose state holds, after each `act`, ``state["record"]["intervention"]``, (B,) bool: whether
@@ -115,39 +158,35 @@ class HumanGate(Gate):
 
 
 @part
-class DisagreementGate(Gate):
-    """The supervisor takes over where its action and that of the policy differ, and gives back where they agree.
+class SupervisorThresholdGate(FixedGate):
+    """Base class of gates at which the supervisor acts while a number that it can see is above a threshold.
 
-    SafeDAgger is one threshold, and LazyDAgger a lower one for giving back. Both predict the difference, which this
-    gate knows. With `delay`, `hold` and `slip` it stands for a person, who notices late and errs.
+    With `delay`, `hold` and `slip` it stands for a person, who notices late and errs.
 
     Args:
-        threshold: Difference above which the supervisor takes over: the root mean square over the components.
-        release: Difference up to which it gives back.
-        scale: A difference of 1 in each component, such as the standard deviation of demonstrated actions. Empty for 1.
-        delay: Steps between noticing a difference and taking over.
+        threshold: Number above which the supervisor takes over.
+        release: Number up to which it gives back.
+        delay: Steps between noticing and taking over.
         hold: Number of steps that it acts at least.
-        slip: Probability of taking a difference for none at a step, and the reverse.
-
-    References:
-        Zhang and Cho (2017), Query-Efficient Imitation Learning for End-to-End Autonomous Driving, arXiv:1605.06450.
-        Hoque et al. (2021), LazyDAgger: Reducing Context Switching in Interactive Imitation Learning, arXiv:2104.00053.
+        slip: Probability of noticing nothing at a step where there is something, and the reverse.
     """
 
     threshold: Annotated[float, AtLeast(0)] = 0.5
     release: Annotated[float, AtLeast(0)] = 0.5
-    scale: tuple[float, ...] = ()
     delay: Annotated[int, AtLeast(0)] = 0
     hold: Annotated[int, AtLeast(1)] = 1
     slip: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+
+    @abstractmethod
+    def difference(self, obs: Mapping[str, Tensor], action: Tensor, supervisor_action: Tensor) -> Tensor:
+        """Returns the number of each row, (B,)."""
 
     def start(self, obs, key, number):
         zero = torch.zeros_like(key)
         return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
 
     def decide(self, obs, action, supervisor_action, state):
-        scale = torch.tensor(self.scale or (1.0,))
-        difference = ((action - supervisor_action.to(action.dtype)) / scale).square().mean(1).sqrt()
+        difference = self.difference(obs, action, supervisor_action)
         in_control = state["acted"] > 0
         is_apart = difference > torch.where(in_control, self.release, self.threshold)
         is_apart ^= uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < self.slip
@@ -157,12 +196,68 @@ class DisagreementGate(Gate):
                       "wait": torch.where(acts, -1, torch.where(wait > 0, wait - 1, wait))}
 
 
+@part
+class DisagreementGate(SupervisorThresholdGate):
+    """The supervisor takes over where its action and that of the policy differ, and gives back where they agree.
+
+    SafeDAgger is one threshold, and LazyDAgger a lower one for giving back. Both predict the difference, which this
+    gate knows. A difference is the root mean square over the components.
+
+    Args:
+        scale: A difference of 1 in each component, such as the standard deviation of demonstrated actions. Empty for 1.
+
+    References:
+        Zhang and Cho (2017), Query-Efficient Imitation Learning for End-to-End Autonomous Driving, arXiv:1605.06450.
+        Hoque et al. (2021), LazyDAgger: Reducing Context Switching in Interactive Imitation Learning, arXiv:2104.00053.
+    """
+
+    scale: tuple[float, ...] = ()
+
+    def difference(self, obs, action, supervisor_action):
+        scale = torch.tensor(self.scale or (1.0,))
+        return ((action - supervisor_action.to(action.dtype)) / scale).square().mean(1).sqrt()
+
+
+@part
+class ValueGate(SupervisorThresholdGate):
+    """The supervisor takes over where its action is worth more than that of the policy, by a critic.
+
+    The number is the score of the supervisor's action minus that of the policy's. Its thresholds are in units of the
+    return. RLIF compares the one with a fraction of the other, which means the opposite where scores are negative.
+
+    Args:
+        critic: Scores one action after one observation, such as the critic of a supervisor.
+
+    References:
+        Luo et al. (2024), RLIF: Interactive Imitation Learning as Reinforcement Learning, arXiv:2311.12996.
+    """
+
+    critic: FromStage | QFunction | None = None
+
+    def difference(self, obs, action, supervisor_action):
+        if not isinstance(self.critic, QFunction):
+            raise UserError(f"{type(self.critic).__name__} scores no actions", where="ValueGate.critic",
+                            hint="give FromStage(STAGE, \"critic\") of a stage that trains one, as td3 does")
+        window = self.critic.about.window
+        if (window.n_obs_steps, window.horizon) != (1, 1):
+            raise Unsupported(f"the critic reads {window.n_obs_steps} observations and scores {window.horizon} "
+                              "actions, but a gate sees one of each", where="ValueGate.critic",
+                              hint="train the critic with Window(n_obs_steps=1, horizon=1)")
+        windows = {k: torch.as_tensor(obs[k]).unsqueeze(1) for k in self.critic.inputs}
+        with torch.no_grad():  # row by row, so that a score does not depend on how many rows there are
+            scores = [self.critic.score_plans({k: v[i:i + 1] for k, v in windows.items()}, torch.stack(
+                [supervisor_action[i:i + 1].float(), action[i:i + 1].float()], 1).unsqueeze(2))[0]
+                for i in range(len(action))]
+        return torch.stack([score[0] - score[1] for score in scores])
+
+
 @dataclass(frozen=True)
 class GatedActor(Actor):
     """An actor with a supervisor that advises at every step and acts where a gate decides so.
 
     The episode gets three columns: `intervention`, whether the supervisor acted, `policy_action` and
-    `supervisor_action`, what the two did or would have done.
+    `supervisor_action`, what the two did or would have done. A gate that does not always ask adds `advised`: where it
+    is false, `supervisor_action` is the action of the policy.
 
     Args:
         supervisor: An expert, a person or another policy.
@@ -172,7 +267,7 @@ class GatedActor(Actor):
 
     actor: Actor
     supervisor: Actor
-    gate: Gate | None = None
+    gate: BuiltGate | None = None
     number: int = 0
 
     def start(self, obs, key):
@@ -186,7 +281,13 @@ class GatedActor(Actor):
         advised = supervisor_state.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
+            asked, gate = self.gate.wants_advice(obs, action, gate)
+            if not self.gate.asks_always:
+                advised = {**advised, ADVISED: asked}
+                advice = torch.where(asked.unsqueeze(1), advice.to(action.dtype), action)
             acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
+            acts, gate = acts & asked, dict(gate)
+            advised = {**advised, **gate.pop("record", {})}
         record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, POLICY_ACTION: action,
                   SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)

@@ -17,12 +17,17 @@ from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
 from ..policy import find_checkpoint
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
-from .gates import INTERVENTION, DisagreementGate, HumanGate
+from .corrections import iwr, rlif, sirius, without_added_parts
+from .doubt import EitherGate, EnsembleGate, RiskGate
+from .earlier_rounds import LabelsAsInterventions
+from .gates import INTERVENTION, DisagreementGate, Gate, HumanGate
 from .retention import SuccessfulEpisodes
+from .supervisors import PolicySupervisor, acting_method
 from .updates import PerRound
 
 SUPERVISOR = "supervisor"  # the stage of a policy that supervises
 THRESHOLD = 0.5  # of a gate, in standard deviations of the demonstrated actions
+TAKEN_OVER = ("hg-dagger", "iwr", "sirius", "rlif")  # methods with a supervisor that watches, and may be a person
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Improvement:
         data: The episodes that it was trained on.
         supervisor: "expert", "person", or the run of a policy. None for nobody.
         n_updates: Updates after each round. None for as many in all as the run had.
+        intervention_rate: Fraction of the policy's steps at which it asks for help, for methods in which it asks.
     """
 
     run: Path
@@ -43,6 +49,7 @@ class Improvement:
     n_episodes: int = 5
     n_updates: int | None = None
     trust: tuple[str, ...] = ()
+    intervention_rate: float = 0.1
 
     def build(self, name: str) -> tuple[Method, dict[str, Path]]:
         """Returns the method called `name`, and the runs of its stages.
@@ -54,7 +61,7 @@ class Improvement:
             raise unknown_name("method", name, list(IMPROVEMENTS), "--with")
         about = IMPROVEMENTS[name]
         self._check_supervisor(name, about)
-        base = Method.load(self.run, self.trust)
+        base = without_added_parts(Method.load(self.run, self.trust))
         method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)
@@ -78,16 +85,30 @@ class Improvement:
             supervised = ", ".join(n for n, m in IMPROVEMENTS.items() if m.is_supervised)
             raise UserError(f"{name} has no supervisor: {about.summary}", where="--supervisor",
                             hint=f"leave it out, or choose a method with one: {supervised}")
-        if self.supervisor == "person" and name != "hg-dagger":
+        if self.supervisor == "person" and name not in TAKEN_OVER:
             raise UserError(f"a person at the keyboard takes over and gives back, and with {name} "
                             + ("says what to do at every step" if name == "dagger" else "a rule decides who acts"),
-                            where="--supervisor keyboard", hint="use --with hg-dagger, or another supervisor")
+                            where="--supervisor keyboard",
+                            hint=f"use --with {', '.join(TAKEN_OVER[:-1])} or {TAKEN_OVER[-1]}, or another supervisor")
 
     def rounds(self, method: Method, gate=None, **fields) -> CollectionRounds:
-        supervisor = FromStage(SUPERVISOR) if isinstance(self.supervisor, Path) else self.supervisor
+        supervisor = self.supervisor
+        if isinstance(supervisor, Path):
+            supervisor = PolicySupervisor(FromStage(SUPERVISOR), acting_method(Method.load(supervisor, self.trust)))
         n_updates = self.n_updates or max(method.learner.steps // self.n_rounds, 1)
         return CollectionRounds(self.n_rounds, RolloutCollector(self.n_episodes, supervisor=supervisor, gate=gate),
                                 updates=PerRound(n_updates), compare_rounds=True, **fields)
+
+    @property
+    def has_interventions(self) -> bool:
+        """Whether some of the episodes were collected with a supervisor."""
+        return any(INTERVENTION in episode.steps for episode in self.data)
+
+    def takeover_gate(self) -> Gate:
+        """The gate of a supervisor that watches: a person, or what stands for one."""
+        if self.supervisor == "person":
+            return HumanGate()
+        return self.gate(THRESHOLD / 2, delay=3, hold=5, slip=0.05)
 
     def gate(self, release: float = THRESHOLD, **fields) -> DisagreementGate:
         """A gate that compares actions in standard deviations of the demonstrated ones."""
@@ -96,7 +117,7 @@ class Improvement:
             actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
                                       for e in self.data])
             scale = tuple(np.maximum(actions.std(0), 1e-6).tolist())
-        return DisagreementGate(THRESHOLD, release, scale, **fields)
+        return DisagreementGate(THRESHOLD, release, scale=scale, **fields)
 
 
 @dataclass(frozen=True)
@@ -114,22 +135,51 @@ class ImprovementMethod:
 
 
 def _dagger(improvement: Improvement, method: Method) -> Method:
-    return replace(method, collection=improvement.rounds(method, relabel=(SupervisorLabels(),)))
+    if not improvement.has_interventions:
+        return replace(method, collection=improvement.rounds(method, relabel=(SupervisorLabels(),)))
+    return _intervention_steps(improvement, method, None, relabel=(SupervisorLabels(), LabelsAsInterventions()))
 
 
-def _intervention_steps(improvement: Improvement, method: Method, gate) -> Method:
+def _intervention_steps(improvement: Improvement, method: Method, gate: Gate | None, **fields) -> Method:
     """Learns the demonstrations, and the steps at which the supervisor acted."""
     assert isinstance(method.learner, BehaviorCloning)
     learner = replace(method.learner, sample_weights=ColumnWeights(INTERVENTION, 1.0, 0.0),
                       sampling_column=INTERVENTION)
     return replace(method, transforms=(*method.transforms, DemonstrationsAsInterventions()), learner=learner,
-                   collection=improvement.rounds(method, gate))
+                   collection=improvement.rounds(method, gate, **fields))
 
 
 def _hg_dagger(improvement: Improvement, method: Method) -> Method:
-    person = improvement.supervisor == "person"
-    gate = HumanGate() if person else improvement.gate(THRESHOLD / 2, delay=3, hold=5, slip=0.05)
-    return _intervention_steps(improvement, method, gate)
+    return _intervention_steps(improvement, method, improvement.takeover_gate())
+
+
+def _iwr(improvement: Improvement, method: Method) -> Method:
+    return iwr(method, improvement.rounds(method, improvement.takeover_gate()))
+
+
+def _sirius(improvement: Improvement, method: Method) -> Method:
+    return sirius(method, improvement.rounds(method, improvement.takeover_gate()))
+
+
+def _rlif(improvement: Improvement, method: Method) -> Method:
+    rounds = improvement.rounds(method, improvement.takeover_gate())
+    return rlif(method, rounds, improvement.data.features()["action"])
+
+
+def _ensemble(improvement: Improvement, method: Method) -> Method:
+    return _intervention_steps(improvement, method, _ensemble_gate(improvement.intervention_rate, method))
+
+
+def _thrifty(improvement: Improvement, method: Method) -> Method:
+    half = improvement.intervention_rate / 2
+    critic = replace(RiskGate().critic, steps=max(min(method.learner.steps, RiskGate().critic.steps), 1))
+    gates = (_ensemble_gate(half, method), RiskGate(half, critic=critic))
+    return _intervention_steps(improvement, method, EitherGate(gates))
+
+
+def _ensemble_gate(rate: float, method: Method) -> EnsembleGate:
+    """A short training of a policy has short trainings of the ensemble."""
+    return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 
 
 def _safe(improvement: Improvement, method: Method) -> Method:
@@ -141,7 +191,9 @@ def _lazy(improvement: Improvement, method: Method) -> Method:
 
 
 def _filtered(improvement: Improvement, method: Method) -> Method:
-    return replace(method, collection=improvement.rounds(method, retention=SuccessfulEpisodes()))
+    if not improvement.has_interventions:
+        return replace(method, collection=improvement.rounds(method, retention=SuccessfulEpisodes()))
+    return _intervention_steps(improvement, method, None, retention=SuccessfulEpisodes())
 
 
 IMPROVEMENTS = {
@@ -150,5 +202,14 @@ IMPROVEMENTS = {
                                    "steps", True, _hg_dagger),
     "safe": ImprovementMethod("the supervisor acts where its action and the policy's differ (SafeDAgger)", True, _safe),
     "lazy": ImprovementMethod("as safe, and gives back only once they agree closely (LazyDAgger)", True, _lazy),
+    "ensemble": ImprovementMethod("the policy asks where an ensemble disagrees, and the supervisor acts there "
+                                  "(EnsembleDAgger)", True, _ensemble),
+    "thrifty": ImprovementMethod("the policy asks where an ensemble disagrees or a critic predicts failure "
+                                 "(ThriftyDAgger)", True, _thrifty),
+    "iwr": ImprovementMethod("as hg-dagger, and the policy learns all steps, half of them the supervisor's (IWR)", True,
+                             _iwr),
+    "sirius": ImprovementMethod("as hg-dagger, and the policy learns all steps but those before a takeover (Sirius)",
+                                True, _sirius),
+    "rlif": ImprovementMethod("as hg-dagger, and a takeover is a negative reward (RLIF)", True, _rlif),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),
 }

@@ -127,6 +127,7 @@ class BehaviorCloningLearner(GradientLearner):
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
         column = self.config.sampling_column
+        self.sample_weights.fit(data)
         return super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
 
     def update(self, batch: Batch) -> dict[str, float]:

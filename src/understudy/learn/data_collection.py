@@ -22,6 +22,7 @@ class Training(ABC):
 
     Attributes:
         data: The training episodes that are there before any is collected, after the method's transforms.
+        stored: The episodes that stay in the replay buffer. A `DataCollection` sets it before it collects.
         env: The environment to collect in, an `understudy.envs.Env`. None if there is none.
         person: The actor through which a person acts. None if there is none.
         folder: Where collected episodes are stored. None to keep them in memory.
@@ -30,6 +31,7 @@ class Training(ABC):
     """
 
     data: Dataset
+    stored: Dataset
     seed: int
     env: Any
     person: Actor | None

@@ -35,6 +35,8 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     Args:
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan.
         policy_delay: Updates of the critic per update of the policy.
+        critic_warmup_updates: Updates at the beginning in which only the critic learns, such as one of a policy that
+            has been trained before.
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.
         bc_weight: Weight of the squared distance to the stored actions. It is relative to a score of mean absolute
@@ -73,6 +75,7 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     critic_bc_weight: Annotated[float, AtLeast(0)] = 0.0
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
     n_conservative_samples: Annotated[int, AtLeast(1)] = 10
+    critic_warmup_updates: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self):
         if self.n_step and self.reward is not None:
@@ -137,7 +140,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
-        if self.n_updates % self.config.policy_delay == 0:
+        if self.n_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
             self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
         metrics = self.end_update()
         self.bound.check(metrics["critic/score"], batch, self.n_updates)

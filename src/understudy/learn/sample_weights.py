@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -37,6 +38,10 @@ class WeightFunction(ABC):
         Returns:
             Weight of each window, (B,) or (B, 1), or of each step, (B, H). At least 0. Padded steps never count.
         """
+
+    def fit(self, data: Dataset) -> None:
+        """Computes what depends on the episodes that batches are drawn from. Called before the first update on them,
+        also if a training resumes. Does nothing by default."""
 
     def after_update(self, policy: Policy) -> None:
         """Called after each update, for copies that follow the policy with a lag. Does nothing by default."""
@@ -126,6 +131,62 @@ class ColumnWeights(FixedWeights):
             raise UserError(f"the column has {value.shape[-1]} numbers per step, but a weight needs one",
                             where=f"column {self.column!r}", hint="name a column with one number per step")
         return torch.where(value[..., 0] > 0, self.weight, self.other_weight)
+
+
+@part
+class ClassBalancedWeights(SampleWeights):
+    """Weights that give each class of steps a share of the total weight. The mean weight of all steps is 1.
+
+    The weight of a class is its target share divided by its share of the steps. Shares that would be negative are 0,
+    and classes without steps get none; the other targets are then scaled to a sum of 1.
+
+    Args:
+        targets: Target share of class 0, 1, and so on. None keeps its share of the steps, so that its weight is 1.
+        remainder: The class that gets what the targets of the others leave. Its own target does not count.
+        column: The number of the class of each step.
+
+    References:
+        Liu et al. (2023), Robot Learning on the Job: Human-in-the-Loop Autonomy and Learning During Deployment,
+        arXiv:2211.08416.
+    """
+
+    targets: tuple[float | None, ...]
+    remainder: Annotated[int, AtLeast(0)]
+    column: str = "intervention_class"
+
+    @property
+    def columns(self):
+        return (self.column,)
+
+    def build(self, policy, data):
+        return ClassBalancedWeightFunction(self)
+
+    def of_classes(self, counts: np.ndarray) -> np.ndarray:
+        """Returns the weight of each class, given its number of steps."""
+        shares = counts / counts.sum()
+        targets = np.array([share if target is None else target
+                            for target, share in zip(self.targets, shares, strict=True)])
+        targets[self.remainder] = max(1 - np.delete(targets, self.remainder).sum(), 0)
+        targets = np.where(counts > 0, targets, 0)
+        if not targets.sum():  # there are only steps of classes that count nothing
+            return np.ones(len(counts))
+        return np.divide(targets / targets.sum(), shares, out=np.zeros(len(counts)), where=counts > 0)
+
+
+class ClassBalancedWeightFunction(WeightFunction):
+    """Weight function of `ClassBalancedWeights`."""
+
+    def __init__(self, config: ClassBalancedWeights):
+        self.config, self.weights = config, torch.ones(len(config.targets))
+
+    def fit(self, data):
+        classes = [np.asarray(e.steps[self.config.column][:len(e)], np.int64).reshape(-1) for e in data]
+        counts = np.bincount(np.concatenate(classes), minlength=len(self.config.targets))
+        self.weights = torch.from_numpy(self.config.of_classes(counts)).float()
+
+    def __call__(self, batch, policy):
+        classes = batch.extra[self.config.column].reshape(batch.mask.shape).long()
+        return self.weights.to(classes.device)[classes]
 
 
 @part

@@ -1,0 +1,131 @@
+"""What is learned from takeovers: half of each batch, weights for classes of steps, or rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+
+from ..core import AtLeast, Feature, Unsupported, part
+from ..data.episode import Episode
+from ..data.relabel import InterventionPenalty
+from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.critic import CriticConfig
+from ..learn.method import Method
+from ..learn.off_policy_actor_critic import OffPolicyActorCritic
+from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformWeights
+from ..learn.targets import TERMINATED
+from .collection import CollectionRounds, DemonstrationsAsInterventions
+from .gates import INTERVENTION
+
+DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
+SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
+RLIF_BATCH_SIZE = 256
+RLIF_BC_WEIGHT = 2.0  # that of the stored actions, against a score of mean size 1
+
+
+# -- changes of episodes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DemonstrationsWithoutInterventions:
+    """A column change: demonstrations get the column `intervention`, false at every step."""
+
+    def __call__(self, episode: Episode) -> Episode:
+        if INTERVENTION in episode.steps:
+            return episode
+        return episode.replace({INTERVENTION: np.zeros(len(episode), bool)})
+
+
+@part
+class PreInterventionLabel:
+    """A column change: the class of each step, as a number.
+
+    0: a step of a demonstration, which is an episode without the column `intervention`. 1: the policy acted. 2: the
+    supervisor acted. 3: the policy acted, and the supervisor took over within the next steps.
+
+    Args:
+        n_steps: Number of steps before a takeover that are of class 3.
+
+    References:
+        Liu et al. (2023), Robot Learning on the Job: Human-in-the-Loop Autonomy and Learning During Deployment,
+        arXiv:2211.08416.
+    """
+
+    n_steps: Annotated[int, AtLeast(0)] = 15
+    into: str = "intervention_class"
+
+    def __call__(self, episode: Episode) -> Episode:
+        if INTERVENTION not in episode.steps:
+            return episode.replace({self.into: np.full(len(episode), DEMONSTRATION, np.int64)})
+        acts = np.asarray(episode.steps[INTERVENTION][:len(episode)], bool).reshape(-1)
+        classes = np.where(acts, SUPERVISOR, ROBOT)
+        for first in np.flatnonzero(acts[1:] & ~acts[:-1]) + 1:
+            before = slice(max(first - self.n_steps, 0), first)
+            classes[before] = np.where(acts[before], SUPERVISOR, BEFORE_TAKEOVER)
+        return episode.replace({self.into: classes.astype(np.int64)})
+
+
+@dataclass(frozen=True)
+class EndAtSuccess:
+    """A column change: an episode terminates only by success, and is cut off otherwise.
+
+    Where rewards are 0 or less, ending early would be worth more than going on, and so would failing.
+    """
+
+    def __call__(self, episode: Episode) -> Episode:
+        ends = np.zeros(len(episode), bool)
+        ends[-1] = bool(episode.metadata.get("success", False))
+        return episode.replace({TERMINATED: ends})
+
+
+ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterventions, PreInterventionLabel,
+                    EndAtSuccess, InterventionPenalty)  # by methods of `understudy improve`
+
+
+def without_added_parts(method: Method) -> Method:
+    """Returns a method without what an earlier improvement has added to its transforms and its learner."""
+    transforms = tuple(t for t in method.transforms if not isinstance(t, ADDED_TRANSFORMS))
+    learner = method.learner
+    if isinstance(learner, BehaviorCloning):
+        weights = learner.sample_weights
+        if isinstance(weights, ClassBalancedWeights) or isinstance(weights, ColumnWeights) and (
+                weights.column == INTERVENTION):
+            weights = UniformWeights()
+        column = None if learner.sampling_column == INTERVENTION else learner.sampling_column
+        learner = replace(learner, sample_weights=weights, sampling_column=column)
+    return replace(method, transforms=transforms, learner=learner)
+
+
+# -- methods ----------------------------------------------------------------------------------------------------------
+
+
+def iwr(method: Method, rounds: CollectionRounds) -> Method:
+    """Intervention-weighted regression: all steps are learned, and half of each batch is of the supervisor's."""
+    return replace(method, transforms=(*method.transforms, DemonstrationsWithoutInterventions()),
+                   collection=replace(rounds, half_where=INTERVENTION))
+
+
+def sirius(method: Method, rounds: CollectionRounds) -> Method:
+    """Sirius: a weight for each class of steps, which is nearly 0 before a takeover."""
+    assert isinstance(method.learner, BehaviorCloning)
+    return replace(method, transforms=(*method.transforms, PreInterventionLabel()),
+                   learner=replace(method.learner, sample_weights=SIRIUS_WEIGHTS), collection=rounds)
+
+
+def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
+    """RLIF: reinforcement learning in which the step before a takeover has the reward -1, and all others 0."""
+    if action.kind == "discrete":
+        raise Unsupported("the critic of rlif scores numbers, and the actions of this run are classes", where="--with",
+                          hint="choose a method that clones, such as --with hg-dagger or sirius")
+    if method.policy.window.action_offset:
+        raise Unsupported(f"the critic of rlif scores plans from the current step on, and those of this run begin at "
+                          f"step {method.policy.window.action_offset:+}", where="--with",
+                          hint="choose a method that clones, such as --with hg-dagger or sirius")
+    transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), EndAtSuccess())
+    first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
+    learner = OffPolicyActorCritic(
+        method.learner.steps, RLIF_BATCH_SIZE, bc_weight=RLIF_BC_WEIGHT, critic_warmup_updates=first // 2,
+        critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))
+    return replace(method, transforms=(*method.transforms, *transforms), learner=learner, collection=rounds)

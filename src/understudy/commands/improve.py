@@ -60,9 +60,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back), safe and lazy
     (it acts where the two disagree) need a supervisor. filtered learns from the policy's own successes.
 
-    At the keyboard (--supervisor keyboard), t takes over and gives back, WASD or the arrows move, y and n mark the
-    episode as a success or a failure, x begins it again and q stops. Every finished episode is on the disk, and the
-    same command continues.
+    At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
+    move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
+    begins the episode again and q stops. Every finished episode is on the disk, and the same command continues.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -207,8 +207,7 @@ class _Command:
         if o.supervisor != "keyboard":
             collection.check(env, None)
             return self._make(env_name, COLLECTION_ROWS), None
-        person_env = self._make(env_name, 1)
-        return person_env, _keyboard_person(person_env, self.resources)
+        return _watched_toy(self._make(env_name, 1), self.resources)
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """The comparison of rounds, with the evaluation of the base if the run is new."""
@@ -256,7 +255,7 @@ class _Command:
         if o.supervisor == "keyboard":
             from ..improve.takeover import KEYS
 
-            plan.append(f"keys: {KEYS}")
+            plan.append(f"keys: {KEYS}; WASD or the arrows move, space stops")
         print(*plan, sep="\n", file=sys.stderr)
         for folder in sorted((o.out / "collection").glob("unfinished-*")):
             count = sum(1 for path in folder.glob("[0-9]*"))
@@ -363,18 +362,20 @@ def trained_on(run: Path) -> Path | None:
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 
-def _keyboard_person(env: Env, resources: ExitStack) -> Actor:
+def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
+    """A toy that a person at the keyboard watches, and the person."""
     import numpy as np
 
-    from ..improve.takeover import KeyboardSupervisor, TakeoverKeyboard
+    from ..improve.takeover import Screen, SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-    keyboard = resources.enter_context(TakeoverKeyboard(low, high).listening())
+    keyboard, takeover = resources.enter_context(TakeoverKeyboard(low, high).listening()), Takeover()
 
     def show(text: str) -> None:
         print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
-    return KeyboardSupervisor(env, keyboard, show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    screen = Screen(show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 
 class _RoundPrinter:

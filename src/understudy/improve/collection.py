@@ -44,7 +44,7 @@ from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
-from .journal import EpisodeJournal
+from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, RetentionRule
 from .updates import PerNewStep, UpdateRule
 
@@ -265,6 +265,8 @@ class RolloutCollector(EpisodeCollector):
             env, actor = WrappedEnv(env, actor.wrapper), actor.actor
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
+        if isinstance(env, WatchedEnv):
+            actor = env.watched(actor)
         if self.supervisor is not None:
             actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
         seed, run_episodes = recording_seed(training.seed), rollout

@@ -1,7 +1,7 @@
 """Records a takeover at the keyboard: python docs/takeover_session.py (1 minute)
 
-The command of a person in a pseudo-terminal, and the keys that the person presses. Its screens, with a character in place
-of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, and docs/takeover-session.md.
+The command of a person in a pseudo-terminal, and the keys that the person presses. Its screens, with a character in
+place of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, and docs/takeover-session.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CAST, PAGE = HERE / "casts" / "takeover.cast", HERE / "takeover-session.md"
 SIZE = {"COLUMNS": 160, "LINES": 18}
 PREPARE = ("understudy record fork --out demos --episodes 6 2> /dev/null > /dev/null",
            "understudy train bc demos --out runs/fork --steps 300 2> /dev/null > /dev/null")
-IMPROVE = ("understudy improve runs/fork --with hg-dagger --supervisor keyboard --out runs/mine --rounds 1 --episodes 2 "
-           "--compare 50")
+IMPROVE = ("understudy improve runs/fork --with hg-dagger --supervisor keyboard --out runs/mine --rounds 1 "
+           "--episodes 2 --compare 50")
 PRESSED = (  # (what the screen says, keys, what the person does)
     ("enter: begin the episode", "\n", "begins the first episode, and watches"),
     ("step 2: the policy acts", "t", "takes over"),
@@ -76,8 +76,8 @@ def page(plan: str, moments: list[tuple[str, str]], result: str) -> str:
 <!-- made by docs/takeover_session.py: run it instead of editing this page -->
 
 A person watches a policy in the toy `fork`, takes over, gives back, holds it, and says what is to be learned
-([Improving](improving.md)). Each screen is the one at which the person pressed the key below it: `o` is the agent, `#` the
-obstacle, and `+` the goals. `asciinema play` plays [the recording](casts/takeover.cast).
+([Improving](improving.md)). Each screen is the one at which the person pressed the key below it: `o` is the agent, `#`
+the obstacle, and `+` the goals. `asciinema play` plays [the recording](casts/takeover.cast).
 
 ```text
 {plan}

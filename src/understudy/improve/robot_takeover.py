@@ -70,7 +70,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._command = self._goal = np.zeros(len(robot.limits.low))
         self._obs: dict[str, torch.Tensor] = {}
         self._is_handover, self._acting = False, "nobody"  # "policy", "person" or "nobody", while the robot holds
-        self._lost: _DeviceLost | None = None
+        self._lost_device: _DeviceLost | None = None
         self._keys = ExitStack()
 
     def read(self) -> np.ndarray:
@@ -99,8 +99,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             self.takeover.count_step(self._is_handover and self.takeover.is_person)
             try:
                 self._goal = self._ask(self.robot, lambda: self.robot.send(action[0].double().cpu().numpy()))
-            except _DeviceLost as lost:
-                self._lost = lost
+            except _DeviceLost as failure:
+                self._lost_device = failure
             self.pace.wait()
             self._n_steps += 1
             obs, success = self._next_obs(), self.takeover.success
@@ -118,7 +118,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self.takeover.begin()
         while True:
             commands = self.person.keys.commands()
-            if "enter" in commands and self._lost is None:
+            if "enter" in commands and self._lost_device is None:
                 self._stop()
                 return
             self.takeover.obey([c for c in commands if c in ("quit", "takeover")])
@@ -129,8 +129,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                     self._move()
                 else:
                     self._stop()
-            except _DeviceLost as lost:
-                self._lost = lost
+            except _DeviceLost as failure:
+                self._lost_device = failure
                 self._stop()
             moves = "you move the robot | t: let it hold" if self.takeover.is_person else "t: move the robot"
             self.person.show(self._problem() or f"arrange the scene | {moves} | enter: begin the episode | q: quit")
@@ -165,8 +165,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                     self._read_person()
                 self.person.show(f"{takeover.status()} | {STATUS_KEYS}")
                 return self._obs
-            except _DeviceLost as lost:
-                self._lost = lost
+            except _DeviceLost as failure:
+                self._lost_device = failure
                 if takeover.success is not None:  # the last observation is the end
                     return self._obs
                 takeover.is_held = True
@@ -233,23 +233,23 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def _connect_again(self, commands: list[str]) -> None:
         """Connects the lost device again if the person says so. Raises _DeviceLost while there is one."""
-        if self._lost is None:
+        if self._lost_device is None:
             return
         if {"enter", "hold", "takeover"} & {*commands}:
-            device, self._lost = self._lost.device, None
+            device, self._lost_device = self._lost_device.device, None
             with suppress(UserError):
                 device.disconnect()
             self._ask(device, device.connect)
             self._acting, self.takeover.is_held = "nobody", True
             return
-        raise self._lost
+        raise self._lost_device
 
     def _problem(self) -> str:
         """What is shown while a device is lost. Empty if there is none."""
-        if self._lost is None:
+        if self._lost_device is None:
             return ""
-        what = "the robot" if self._lost.device is self.robot else "your device"
-        return (f"{what} is lost ({self._lost.error.problem}) | enter: connect again | y n end | x discard | q quit")
+        what = "the robot" if self._lost_device.device is self.robot else "your device"
+        return (f"{what} is lost ({self._lost_device.error.problem}) | enter: connect again | y n end | x discard | q quit")
 
     @contextmanager
     def _at_rest_if_it_fails(self) -> Iterator[None]:

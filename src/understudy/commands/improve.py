@@ -6,9 +6,9 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -35,6 +35,8 @@ from .groups import (
     TrustOption,
     command_options,
 )
+from .improve_robot import DEVICES, check_robot_options, improve_on_robot
+from .robot_options import RobotOptions, TeleopOptions
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -50,7 +52,7 @@ COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results d
 
 
 @command_options
-class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
+class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
     """Improve a trained policy by what it does: it acts in rounds, somebody corrects it or says what would have been
     right, and it trains on that.
 
@@ -63,6 +65,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
     begins the episode again and q stops. Every finished episode is on the disk, and the same command continues.
+
+    With --robot you supervise with --supervisor keyboard, gamepad or leader (--teleop TYPE). Nothing moves before you
+    press enter. Rounds are compared in blind trials that you judge (--compare N); without it none is promoted.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -75,7 +80,7 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """environment to act in; by default the one in which RUN's data were recorded"""
     supervisor: Annotated[str | None, arg(metavar="WHO")] = None
     """scripted (the expert of the environment; with hg-dagger it notices late and errs at times), keyboard (you, in
-    this terminal), or the run of another policy"""
+    this terminal), or the run of another policy; on a robot keyboard, gamepad or leader"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5
@@ -84,14 +89,27 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """number of episodes in each round"""
     steps: StepCount = None
     """number of updates after each round; by default as many in all as RUN had"""
-    compare: PositiveCount = 100
-    """number of starts on which rounds are compared, and of fresh starts at the end"""
+    compare: PositiveCount = 0
+    """number of starts on which rounds are compared, and of fresh starts at the end (100); on a robot the largest
+    number of pairs of blind trials after each round, and by default nothing is compared or promoted"""
     seed: Seed = 0
     """seed of the starts, the order of the data, and noise"""
+    fps: Annotated[float | None, arg(metavar="N")] = None
+    """steps per second of a robot; by default those of the training data, or 30"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """longest duration of an episode on a robot"""
+    handover: Literal["leader", "robot", "nobody"] = "leader"
+    """who moves when you take over with a leader: it is driven to the pose of the robot, if it has motors; the robot
+    goes to its pose; or nobody does, and the difference stays"""
+    handover_seconds: Annotated[float, arg(metavar="SECONDS")] = 1.0
+    """time in which the robot goes to the pose of a leader, at least"""
 
 
 def main(args: list[str]) -> None:
     o = parse(ImproveOptions, "improve", args)
+    check_robot_options(o)
+    if o.robot is None and not o.compare:
+        o = replace(o, compare=100)
     with Output(o.json) as out, ExitStack() as resources:
         _Command(o, "understudy improve " + shlex.join(args), out, resources).run()
 
@@ -112,6 +130,9 @@ class _Command:
 
         o, run = self.o, Run(self.o.out)
         env_name, data, held_out, method, stages = self._prepare()
+        if o.robot is not None:
+            improve_on_robot(o, self.command, self.out, self.resources, data, held_out, method, stages)
+            return
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
         collection_env, person = self._people(env_name, method, env)
@@ -131,7 +152,8 @@ class _Command:
         from ..policy import find_checkpoint
 
         o = self.o
-        supervisor = {"scripted": "expert", "keyboard": "person"}.get(o.supervisor or "", o.supervisor)
+        people = dict.fromkeys(DEVICES if o.robot is not None else ("keyboard",), "person")
+        supervisor = {"scripted": "expert", **people}.get(o.supervisor or "", o.supervisor)
         if supervisor not in (None, "expert", "person"):
             supervisor = Path(str(supervisor))
             try:
@@ -144,7 +166,7 @@ class _Command:
         if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
             raise UserError("this is the run to improve, which stays as it is", where="--out",
                             hint="choose another folder")
-        env_name = o.env or recorded_env_of(o.run)
+        env_name = o.robot or o.env or recorded_env_of(o.run)
         if env_name is None:
             raise UserError(f"the data of {o.run} do not say in which environment they were recorded", where="--env",
                             hint="name it: --env ENV")
@@ -211,8 +233,6 @@ class _Command:
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """The comparison of rounds, with the evaluation of the base if the run is new."""
-        from dataclasses import replace
-
         from ..core import UserError
         from ..improve.promotion import Promotion, compared_checkpoints
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ..core import UserError
 from ..envs.base import StepResult
+from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
+from ..execute.planners import FixedBatch
+from ..robots.acting import plan_in_background
 from ..robots.base import Robot, RobotError, Teleoperator
 from ..robots.env import RobotEnv
 from ..robots.handover import Handover
@@ -21,6 +24,15 @@ from .journal import WatchedEnv
 from .takeover import ReplanningActor, Takeover
 
 STATUS_KEYS = "p hold | t take over, give back | y n end | x discard | u unlearn | q quit"
+
+
+def single_row(actor: Actor) -> Actor:
+    """The same actor, whose networks see the observation of one robot and no copies of it."""
+    if isinstance(actor, (ObservationWrapper, TransformedActor)):
+        return replace(actor, actor=single_row(actor.actor))
+    if isinstance(actor, PolicyActor) and isinstance(actor.planner, FixedBatch):
+        return replace(actor, planner=actor.planner.planner)
+    return actor
 
 
 @dataclass
@@ -71,17 +83,26 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         self._obs: dict[str, torch.Tensor] = {}
         self._is_handover, self._acting = False, "nobody"  # "policy", "person" or "nobody", while the robot holds
         self._lost_device: _DeviceLost | None = None
-        self._keys = ExitStack()
+        self._keys, self._planning = ExitStack(), ExitStack()
+        self._sent: list[np.ndarray] = []  # of the episode, by step
 
     def read(self) -> np.ndarray:
         """The present action of the person, (A,) float32. While the policy acts, the measured pose."""
         return self._command.astype(np.float32)
 
     def watched(self, actor):
+        """The policy plans chunks in another thread, so that the robot keeps moving meanwhile."""
+        self._planning.close()
+        actor = plan_in_background(single_row(actor), self._planning, [], patience=0.5 * self.pace.period)
         return ReplanningActor(actor, self.takeover)
 
     def annotate(self, episode):
-        return self.takeover.annotate(episode)
+        """The action of each step is what was sent, within the limits."""
+        return self.takeover.annotate(episode.replace({"action": np.stack(self._sent[:len(episode)])}))
+
+    def close(self):
+        self._planning.close()
+        super().close()
 
     def reset(self, which, key):
         with self._at_rest_if_it_fails():
@@ -90,7 +111,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
             self.person.keys.commands()  # what was pressed before
             self._prepare()
             self.takeover.begin()
-            self._n_steps, self._acting = 0, "policy"
+            self._n_steps, self._acting, self._sent = 0, "policy", []
             self.pace.restart()
             return self._next_obs()
 
@@ -101,6 +122,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 self._goal = self._ask(self.robot, lambda: self.robot.send(action[0].double().cpu().numpy()))
             except _DeviceLost as failure:
                 self._lost_device = failure
+            self._sent.append(np.asarray(self._goal, np.float32))
             self.pace.wait()
             self._n_steps += 1
             obs, success = self._next_obs(), self.takeover.success
@@ -249,7 +271,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
         if self._lost_device is None:
             return ""
         what = "the robot" if self._lost_device.device is self.robot else "your device"
-        return (f"{what} is lost ({self._lost_device.error.problem}) | enter: connect again | y n end | x discard | q quit")
+        problem = self._lost_device.error.problem
+        return f"{what} is lost ({problem}) | enter: connect again | y n end | x discard | q quit"
 
     @contextmanager
     def _at_rest_if_it_fails(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fixtures.collections import Constant
 from fixtures.servo_arms import CALIBRATION, feetech, patient
+from fixtures.takeovers import Clock, Hand, Keys
 
 from understudy.core import UserError
 from understudy.envs.devices import Gamepad
@@ -18,7 +19,7 @@ from understudy.improve.gates import GatedActor, HumanGate
 from understudy.improve.journal import EpisodeJournal
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
 from understudy.improve.takeover import TakeoverSupervisor
-from understudy.robots.base import ConnectionLost, DrivenTeleoperator, Teleoperator
+from understudy.robots.base import DrivenTeleoperator
 from understudy.robots.emulator import DynamixelServo, EmulatedDynamixelBus
 from understudy.robots.handover import Handover
 from understudy.robots.limits import SafetyLimits
@@ -29,17 +30,6 @@ from understudy.robots.teleoperators import VelocityTeleoperator
 
 FPS, VELOCITY = 20, 60.0  # deg/s
 LIMITS = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (VELOCITY,) * 2, slow_start=0.5)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 class Arm(SimulatedArm):
@@ -70,23 +60,6 @@ class Arm(SimulatedArm):
         return max(float(np.abs(b - a).max()) / (t - s) for (s, a), (t, b) in pairwise(self.path))
 
 
-class Hand(Teleoperator):
-    """A leader without motors that a person has moved to a place."""
-
-    def __init__(self, clock):
-        self.place, self.clock, self.connections, self.is_lost = np.zeros(2), clock, 0, False
-
-    def connect(self):
-        if self.is_lost == "for ever":
-            raise ConnectionLost("no leader", where="hand", hint="check the cable")
-        self.connections, self.is_lost = self.connections + 1, False
-
-    def read(self):
-        if self.is_lost:
-            raise ConnectionLost("the leader does not answer", where="hand", hint="check the cable")
-        return self.place.astype(np.float32)
-
-
 class DrivenHand(Hand, DrivenTeleoperator):
     """A leader with motors. Without torque a person can move it."""
 
@@ -109,28 +82,6 @@ class Device:
 
     def read(self):
         return self.axes
-
-
-class Keys:
-    """Commands at steps, and those that `press` gives next. Enter begins every episode."""
-
-    def __init__(self, **at):
-        self.at = {int(name[1:]): list(names) for name, names in at.items()}
-        self.env, self.pressed, self.calls = None, [], 0
-
-    def press(self, *commands):
-        self.pressed += commands
-
-    def commands(self):
-        self.calls += 1
-        assert self.calls < 5000, "it waits for a key for ever"
-        if self.pressed:
-            pressed, self.pressed = self.pressed, []
-            return pressed
-        pending = self.at.get(self.env.takeover.n_steps, [])
-        if pending:
-            return [pending.pop(0)]
-        return ["enter"] if self.env.takeover.n_steps == 0 else []
 
 
 class World:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from fixtures.cli import TINY
 from fixtures.collections import Constant
+from fixtures.takeovers import Terminal
 
 from understudy import make
 from understudy.cli import main
@@ -186,49 +185,6 @@ def test_the_keys_exist_where_a_keyboard_moves_joints_and_beside_another_device(
     os.write(write, b" \tpTux\r")
     assert other.commands() == ["hold", "takeover", "hold", "takeover", "undo", "discard", "enter"]
     os.close(read), os.close(write)
-
-
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, place, *args):
-        import pty
-
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(place)
-            os.environ["TERM"] = "dumb"
-            os.execv(sys.executable, [sys.executable, "-m", "understudy", "improve", *map(str, args)])
-        self.text = ""
-
-    def until(self, words, seconds=200):
-        """Reads what is printed up to these words."""
-        end = time.monotonic() + seconds
-        while words not in self.text:
-            assert time.monotonic() < end, self.text
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    self.text += os.read(self.fd, 65536).decode(errors="replace")
-                except OSError:
-                    raise AssertionError(self.text) from None
-        before, _, self.text = self.text.partition(words)
-        return before
-
-    def type(self, keys):
-        os.write(self.fd, keys.encode())
-
-    def end(self):
-        """Reads to the end. Returns the exit status and the text."""
-        while True:
-            try:
-                if not (chunk := os.read(self.fd, 65536)):
-                    break
-            except OSError:
-                break
-            self.text += chunk.decode(errors="replace")
-        status = os.waitpid(self.pid, 0)[1]
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status), self.text
 
 
 @pytest.mark.slow

@@ -106,6 +106,7 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def reset(self, which, key):
         with self._at_rest_if_it_fails():
+            self.takeover.begin()
             self._keys.close()
             self._keys.enter_context(self.person.listening())
             self.person.keys.commands()  # what was pressed before
@@ -137,7 +138,6 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
 
     def _prepare(self) -> None:
         """Waits for enter. Meanwhile the robot holds, or the person moves it."""
-        self.takeover.begin()
         while True:
             commands = self.person.keys.commands()
             if "enter" in commands and self._lost_device is None:

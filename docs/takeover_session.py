@@ -1,7 +1,7 @@
 """Records a takeover at the keyboard: python docs/takeover_session.py (1 minute)
 
 The command of a person in a pseudo-terminal, and the keys that the person presses. Its screens, with a character in
-place of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, and docs/takeover-session.md.
+place of each colored block, become docs/casts/takeover.cast, which `asciinema play` plays, and a page.
 """
 
 from __future__ import annotations
@@ -69,8 +69,15 @@ def lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in re.sub("\x1b\\[\\d*[Km]|\r", "", text).splitlines()).strip("\n")
 
 
-def page(plan: str, moments: list[tuple[str, str]], result: str) -> str:
-    """The page: the plan, the screen at which each key was pressed, and what was printed in the end."""
+def page(drawn: list[str]) -> str:
+    """The page, from the screens: the plan, the one at which each key was pressed, and what was printed in the end."""
+    final, _, result = drawn[-1].partition("round 1 of 1")
+    texts = [lines(text) for text in (*drawn[:-1], final)]
+    moments, position = [], 1
+    for words, keys, action in PRESSED:
+        position = next(i for i in range(position, len(texts)) if words in texts[i])
+        moments.append((texts[position], f"presses {key_name(keys)}: {action}"))
+    plan, result = texts[0], lines("round 1 of 1" + result).removesuffix("$").rstrip()
     parts = [f"""# A takeover at the keyboard
 
 <!-- made by docs/takeover_session.py: run it instead of editing this page -->
@@ -106,19 +113,12 @@ def main() -> None:
         terminal.close()
         shutil.rmtree(folder, ignore_errors=True)
     drawn = frames(events)
-    final, _, result = drawn[-1][1].partition("round 1 of 1")
-    shown = [lines(text) for _, text in (*drawn[:-1], (0.0, final))]
-    moments, position = [], 1
-    for words, keys, action in PRESSED:
-        position = next(i for i in range(position, len(shown)) if words in shown[i])
-        moments.append((shown[position], f"presses {key_name(keys)}: {action}"))
     began = events[0][0]
     head = {"version": 2, "width": SIZE["COLUMNS"], "height": SIZE["LINES"], "title": "A takeover at the keyboard"}
     CAST.write_text("".join(json.dumps(line) + "\n" for line in (
         head, *([round(at - began, 2), "o", CLEAR * bool(i) + text] for i, (at, text) in enumerate(drawn)))),
         encoding="utf-8")
-    PAGE.write_text(page(shown[0], moments, lines("round 1 of 1" + result).removesuffix("$").rstrip()),
-                    encoding="utf-8")
+    PAGE.write_text(page([text for _, text in drawn]), encoding="utf-8")
 
 
 if __name__ == "__main__":

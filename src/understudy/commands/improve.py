@@ -7,6 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ from .groups import (
     command_options,
 )
 from .improve_robot import DEVICES, check_robot_options, improve_on_robot
+from .improve_success import load_classifier
 from .robot_options import RobotOptions, TeleopOptions
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation, PairedComparison
     from ..execute.actor import Actor
     from ..improve.promotion import Promotion
+    from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
     from ..learn.run import Run
 
@@ -81,6 +84,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     supervisor: Annotated[str | None, arg(metavar="WHO")] = None
     """scripted (the expert of the environment; with hg-dagger it notices late and errs at times), keyboard (you, in
     this terminal), or the run of another policy; on a robot keyboard, gamepad or leader"""
+    success: Annotated[Path | None, arg(metavar="RUN3")] = None
+    """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
+    on held-out frames are printed"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5
@@ -202,10 +208,19 @@ class _Command:
 
     def _make(self, name: str, rows: int) -> Env:
         from ..envs import make
+        from ..improve.success import ClassifiedSuccess
 
         env = make(name, rows, self.o.trust)
         self.resources.callback(env.close)
-        return env
+        if self.o.success is None:
+            return env
+        return ClassifiedSuccess(env, self.classifier[0])
+
+    @cached_property
+    def classifier(self) -> tuple[SuccessClassifier, FrameRates]:
+        """The classifier of --success, and how often it is wrong."""
+        assert self.o.success is not None
+        return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _actor(self, run: Path, env: Env) -> Actor:
         from .policies import load_actor
@@ -222,8 +237,8 @@ class _Command:
         if o.supervisor is None and not env.metadata.get("success"):
             raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
                             "defines no success", where="--with",
-                            hint="choose a method with a supervisor, such as dagger, or an environment whose info has "
-                                 "\"success\"")
+                            hint="choose a method with a supervisor, such as dagger, an environment whose info has "
+                                 "\"success\", or a classifier: --success RUN")
         if o.supervisor not in (None, "scripted", "keyboard"):
             self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
         if o.supervisor != "keyboard":
@@ -269,6 +284,8 @@ class _Command:
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
+        if o.success is not None:
+            plan.append(f"success: as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
         if not isinstance(learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from ..learn.method import Method
     from ..robots.base import Teleoperator
     from ..robots.safety import SafeRobot
-    from .improve import ImproveOptions
 
 DEVICES = ("keyboard", "gamepad", "leader")
+ImproveOptions = Any  # the class of improve.py, which imports this module
 
 
 def check_robot_options(o: ImproveOptions) -> None:
@@ -43,6 +43,8 @@ def check_robot_options(o: ImproveOptions) -> None:
         return
     if o.env is not None:
         raise ConfigError("an environment and a robot are both named", where="--robot", hint="leave one of them out")
+    if o.success is not None:
+        raise ConfigError("on a robot you say what success is, with y and n", where="--success", hint="leave it out")
     if o.supervisor not in DEVICES:
         raise ConfigError("on a robot a person supervises" + (f", not {o.supervisor}" if o.supervisor else ""),
                           where="--supervisor", hint=f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}")

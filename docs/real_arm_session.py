@@ -6,6 +6,7 @@ docs/casts/real-arm.cast, which `asciinema play` plays (asciicast v2), and docs/
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
@@ -82,6 +83,7 @@ class Terminal:
         (folder / "inputrc").write_text("set enable-bracketed-paste off\n")
         (folder / "work").mkdir()
         self.statuses, self.events, self.began = folder / "statuses", [], time.monotonic()
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a character
         self.screen, other = pty.openpty()
         subprocess.run(["stty", "rows", str(LINES), "cols", str(COLUMNS)], stdin=other, check=True)
         self.shell = subprocess.Popen(["bash", "--norc", "--noprofile", "-i"], stdin=other, stdout=other, stderr=other,
@@ -104,7 +106,7 @@ class Terminal:
             if time.monotonic() > until:
                 raise SystemExit(f"waited too long:\n{self.text()[-2000:]}")
             if select.select([self.screen], [], [], 0.1)[0]:
-                text = os.read(self.screen, 65536).decode(errors="replace")
+                text = self.decoder.decode(os.read(self.screen, 65536))
                 self.events.append((time.monotonic() - self.began, text))
 
     def run(self, command: str, answers: list[tuple[str, float, str]]) -> str:

@@ -229,6 +229,17 @@ def test_the_recorded_session_is_the_page(monkeypatch):
     assert "is served at ws://127.0.0.1:8123" in recorded and '"event": "stopped"' in recorded
 
 
+def test_the_recorded_takeover_is_the_page(monkeypatch):
+    """Each screen of the page is one of the recording, and shows when its key was pressed."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    import takeover_session as session
+    _, *events = (json.loads(line) for line in session.CAST.read_text(encoding="utf-8").splitlines())
+    assert [at for at, _, _ in events] == sorted(at for at, _, _ in events)
+    drawn = [text.removeprefix(session.CLEAR) for _, _, text in events]
+    page = session.PAGE.read_text(encoding="utf-8")
+    assert session.page(drawn) == page and session.IMPROVE in page and "round 1 of 1: 2 episodes" in page
+
+
 def test_what_a_terminal_shows_in_the_end(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     import real_arm_session as session

@@ -5,36 +5,56 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 from fixtures.cli import TINY
 from fixtures.collections import Constant
 from fixtures.terminals import Terminal
 
 from understudy import make
 from understudy.cli import main
-from understudy.core import UserError
+from understudy.core import Batch, UserError
 from understudy.data.formats import open_dataset
 from understudy.envs.base import EnvWrapper
+from understudy.execute.actor import Actor
 from understudy.improve.gates import GatedActor, HumanGate
 from understudy.improve.journal import EpisodeJournal
-from understudy.improve.takeover import KeyboardSupervisor, TakeoverKeyboard
+from understudy.improve.takeover import (
+    Screen,
+    SupervisedEnv,
+    Takeover,
+    TakeoverJointKeyboard,
+    TakeoverKeyboard,
+    TakeoverKeys,
+    TakeoverSupervisor,
+)
+from understudy.improve.unlearned_steps import LearnedStepWeights
+from understudy.learn.sample_weights import ColumnWeights, UniformWeights
 
 
 class Hand:
     """A person who presses keys while the episode sleeps: `keys` by the number of the sleep."""
 
-    def __init__(self, keys, limit=8):
+    def __init__(self, keys, limit=8, actor=None, cost=0.0):
         self.read_end, self.write_end = os.pipe()
         self.keys, self.sleeps, self.now, self.screens, self.waits = keys, 0, 0.0, [], []
-        self.env = make("fork", 1, limit=limit)
-        size = self.env.features["action"].size
+        self.cost = cost  # of a look at the clock (s)
+        toy = make("fork", 1, limit=limit)
+        size, takeover = toy.features["action"].size, Takeover(lambda: self.now)
         keyboard = TakeoverKeyboard((-1,) * size, (1,) * size, self.read_end, lambda: self.now)
-        self.actor = GatedActor(Constant(0.0), KeyboardSupervisor(
-            self.env, keyboard, self.screens.append, 4, lambda: self.now, self.sleep), HumanGate())
+        self.env = SupervisedEnv(toy, keyboard, takeover, Screen(self.screens.append, 4, self.look, self.sleep))
+        self.actor = GatedActor(self.env.watched(actor or Constant(0.0)), TakeoverSupervisor(takeover, keyboard.read),
+                                HumanGate())
+
+    def look(self):
+        self.now += self.cost
+        return self.now
 
     def sleep(self, seconds):
+        assert seconds >= 0
         self.waits.append(seconds)
         self.now += seconds
         if (keys := self.keys.get(self.sleeps)) is not None:
@@ -50,8 +70,8 @@ class Hand:
 def hand():
     hands = []
 
-    def make_hand(keys):
-        hands.append(Hand(keys))
+    def make_hand(keys, **options):
+        hands.append(Hand(keys, **options))
         return hands[-1]
     yield make_hand
     for used in hands:
@@ -70,19 +90,101 @@ def test_keys_take_over_and_give_back_from_the_next_step_on(hand):
     assert used.waits[2:] == pytest.approx([1 / used.env.metadata["fps"]] * len(used.waits[2:]))  # in real time
 
 
-def test_an_episode_is_marked_begun_again_and_left(hand):
-    used = hand({0: "\r", 3: "n", 4: "x", 5: "\r", 8: "y"})
-    episode, = used.episodes(1)
-    assert episode.metadata["success"] is True and len(episode) == 8 and used.sleeps == 5 + 9
+def test_an_episode_is_ended_begun_again_and_left(hand):
+    used = hand({0: "\r", 4: "x", 5: "\r", 8: "y", 9: "\r", 11: "n"})
+    first, second = used.episodes(2)
+    assert (first.metadata["success"], len(first)) == (True, 3) and used.sleeps == 12  # n counts from the step after it
+    assert (second.metadata["success"], len(second)) == (False, 2)
+    assert [e.steps["next.terminated"].tolist() for e in (first, second)] == [[False, False, True], [False, True]]
+    assert first.steps["next.success"].tolist() == [False, False, True] and not second.steps["next.success"].any()
     with pytest.raises(KeyboardInterrupt):
         hand({0: "\r", 4: "q"}).episodes(1)
     with pytest.raises(KeyboardInterrupt):
         hand({0: "q"}).episodes(1)
 
 
+def test_while_it_is_held_no_step_follows_and_who_acted_continues(hand):
+    """Sleeps 3 to 5 and 7 to 8 are holds: the first in place of the policy, the second in place of the person."""
+    used = hand({0: "\r", 2: "p", 5: "t", 6: "p", 8: "p"})
+    episode, = used.episodes(1)
+    assert len(episode) == 8 and used.sleeps == 1 + 8 + 3 + 2
+    assert np.flatnonzero(episode.steps["intervention"]).tolist() == [2, 3, 4, 5, 6, 7]
+    status = [text.splitlines()[-2] for text in used.screens]  # two screens are before the first step
+    assert status[4:7] == ["step 2: hold"] * 3 and status[7] == "step 3: you act" and "p: hold" in used.screens[4]
+    period = 1 / used.env.metadata["fps"]
+    assert episode.metadata["seconds_watched"] == pytest.approx(5 * period, abs=1e-3)
+    assert episode.metadata["seconds_acted"] == pytest.approx(8 * period, abs=1e-3)
+
+
+def test_a_slow_machine_makes_up_for_nothing(hand):
+    used = hand({0: "\r"}, cost=0.25)
+    assert len(used.episodes(1)[0]) == 8 and used.waits[1:] == [0.0] * 8  # a period is 0.1 s
+
+
+def test_what_a_person_takes_back_is_stored_and_not_learned(hand):
+    """Two takeovers; the first is taken back while the policy acts, the second after its last step."""
+    keys = {0: "\r", 1: "t", 3: "t", 4: "u", 5: "t"}
+    episode, = hand(keys).episodes(1)
+    assert np.flatnonzero(episode.steps["intervention"]).tolist() == [1, 2, 5, 6, 7]
+    assert np.flatnonzero(episode.steps["undone"]).tolist() == [1, 2] and not episode.steps["handover"].any()
+    both = hand({**keys, 8: "u"})
+    episode, = both.episodes(1)
+    assert np.flatnonzero(episode.steps["undone"]).tolist() == [1, 2, 5, 6, 7]
+    assert "takeover 1 is not learned" in both.screens[6] and not hand({0: "\r", 2: "u"}).episodes(1)[0].steps[
+        "undone"].any()
+
+
+def test_steps_of_a_handover_and_those_taken_back_have_no_weight_and_no_other_step_loses_its_own():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    extra = {name: torch.tensor(rows, dtype=torch.bool)[..., None] for name, rows in {
+        "intervention": [[1, 1, 1], [0, 1, 0]], "handover": [[1, 0, 0], [0, 0, 0]],
+        "undone": [[0, 0, 1], [0, 0, 0]]}.items()}
+    batch = Batch({}, torch.zeros(2, 3, 1), mask, extra=extra)
+    weights = LearnedStepWeights(ColumnWeights("intervention", 1.0, 0.25))
+    assert weights.columns == ("intervention", "handover", "undone")
+    assert weights.build(None, None)(batch, None).tolist() == [[0, 1, 0], [0.25, 1, 0.25]]
+    assert LearnedStepWeights(UniformWeights()).build(None, None)(batch, None).tolist() == [[0, 1, 0], [1, 1, 1]]
+
+
+@dataclass(frozen=True)
+class Counting(Actor):
+    """Acts with the number of steps since `start`, and remembers the keys."""
+
+    keys: list = field(default_factory=list)
+
+    def start(self, obs, key):
+        self.keys.append(int(key[0]))
+        return {"n": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        return (state["n"] * 0.01)[:, None].expand(-1, 2).float(), {"n": state["n"] + 1}
+
+
+def test_the_policy_plans_anew_when_it_gets_the_control_back(hand):
+    """Steps 2 and 3 are of the person, and the last plan of the policy is from before them."""
+    policy = Counting()
+    episode, = hand({0: "\r", 2: "t", 4: "t"}, actor=policy).episodes(1)
+    assert episode.steps["policy_action"][:, 0] == pytest.approx([0, 0.01, 0.02, 0.03, 0, 0.01, 0.02, 0.03])
+    assert len(set(policy.keys)) == 2  # with other random numbers
+    held = Counting()
+    hand({0: "\r", 2: "p", 4: "p"}, actor=held).episodes(1)
+    assert len(held.keys) == 1
+
+
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(UserError, match="cannot be rendered"):
-        KeyboardSupervisor(EnvWrapper(make("fork", 1)), TakeoverKeyboard((-1,), (1,)), print)
+        SupervisedEnv(EnvWrapper(make("fork", 1)), TakeoverKeyboard((-1,), (1,)), Takeover(), Screen(print))
+
+
+def test_the_keys_exist_where_a_keyboard_moves_joints_and_beside_another_device():
+    read, write = os.pipe()
+    keys = TakeoverJointKeyboard(handle=read, clock=lambda: 0.0, n_joints=3)
+    os.write(write, b"ptu2w\tyq")
+    assert keys.commands() == ["hold", "takeover", "undo", "success", "quit"] and keys.selected == 2
+    other = TakeoverKeys(handle=read, clock=lambda: 0.0)
+    os.write(write, b" \tpTux\r")
+    assert other.commands() == ["hold", "takeover", "hold", "takeover", "undo", "discard", "enter"]
+    os.close(read), os.close(write)
 
 
 @pytest.mark.slow
@@ -93,7 +195,7 @@ def test_a_person_at_a_terminal_quits_and_goes_on(tmp_path):
     args = ["run", "--with", "hg-dagger", "--supervisor", "keyboard", "--out", "better", "--data", "demos",
             "--rounds", "1", "--episodes", "2", "--steps", "3", "--compare", "4", "--device", "cpu"]
     person = Terminal("improve", *args, cwd=tmp_path)
-    assert "keys: t: take over" in person.until("enter: begin the episode")
+    assert "keys: p: hold" in person.until("enter: begin the episode")
     person.type("\r")
     person.until("the policy acts")
     person.type("t")

@@ -6,9 +6,10 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -36,6 +37,9 @@ from .groups import (
     TrustOption,
     command_options,
 )
+from .improve_robot import DEVICES, check_robot_options, improve_on_robot
+from .improve_success import load_classifier
+from .robot_options import RobotOptions, TeleopOptions
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation, PairedComparison
     from ..execute.actor import Actor
     from ..improve.promotion import Promotion
+    from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
     from ..learn.run import Run
 
@@ -51,7 +56,7 @@ COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results d
 
 
 @command_options
-class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
+class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOptions, RobotOptions):
     """Improve a trained policy by what it does: it acts in rounds, somebody corrects it or says what would have been
     right, and it trains on that.
 
@@ -64,9 +69,12 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     ensemble and thrifty (the policy asks for help, so that nobody has to watch) need a supervisor. filtered learns from
     the policy's own successes.
 
-    At the keyboard (--supervisor keyboard), t takes over and gives back, WASD or the arrows move, y and n mark the
-    episode as a success or a failure, x begins it again and q stops. Every finished episode is on the disk, and the
-    same command continues.
+    At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
+    move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
+    begins the episode again and q stops. Every finished episode is on the disk, and the same command continues.
+
+    With --robot you supervise with --supervisor keyboard, gamepad or leader (--teleop TYPE). Nothing moves before you
+    press enter. Rounds are compared in blind trials that you judge (--compare N); without it none is promoted.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
@@ -79,7 +87,10 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """environment to act in; by default the one in which RUN's data were recorded"""
     supervisor: Annotated[str | None, arg(metavar="WHO")] = None
     """scripted (the expert of the environment; where it watches, it notices late and errs at times), keyboard (you, in
-    this terminal), or the run of another policy"""
+    this terminal), or the run of another policy; on a robot keyboard, gamepad or leader"""
+    success: Annotated[Path | None, arg(metavar="RUN3")] = None
+    """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
+    on held-out frames are printed"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5
@@ -90,14 +101,27 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     """number of updates after each round; by default as many in all as RUN had"""
     intervention_rate: Annotated[float, arg(metavar="FRACTION")] = 0.1
     """with ensemble and thrifty: fraction of the policy's steps so far that are in greater doubt than where it asks"""
-    compare: PositiveCount = 100
-    """number of starts on which rounds are compared, and of fresh starts at the end"""
+    compare: PositiveCount = 0
+    """number of starts on which rounds are compared, and of fresh starts at the end (100); on a robot the largest
+    number of pairs of blind trials after each round, and by default nothing is compared or promoted"""
     seed: Seed = 0
     """seed of the starts, the order of the data, and noise"""
+    fps: Annotated[float | None, arg(metavar="N")] = None
+    """steps per second of a robot; by default those of the training data, or 30"""
+    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    """longest duration of an episode on a robot"""
+    handover: Literal["leader", "robot", "nobody"] = "leader"
+    """who moves when you take over with a leader: it is driven to the pose of the robot, if it has motors; the robot
+    goes to its pose; or nobody does, and the difference stays"""
+    handover_seconds: Annotated[float, arg(metavar="SECONDS")] = 1.0
+    """time in which the robot goes to the pose of a leader, at least"""
 
 
 def main(args: list[str]) -> None:
     o = parse(ImproveOptions, "improve", args)
+    check_robot_options(o)
+    if o.robot is None and not o.compare:
+        o = replace(o, compare=100)
     with Output(o.json) as out, ExitStack() as resources:
         _Command(o, "understudy improve " + shlex.join(args), out, resources).run()
 
@@ -118,6 +142,9 @@ class _Command:
 
         o, run = self.o, Run(self.o.out)
         env_name, data, held_out, method, stages = self._prepare()
+        if o.robot is not None:
+            improve_on_robot(o, self.command, self.out, self.resources, data, held_out, method, stages)
+            return
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
         collection_env, person = self._people(env_name, method, env)
@@ -137,7 +164,8 @@ class _Command:
         from ..policy import find_checkpoint
 
         o = self.o
-        supervisor = {"scripted": "expert", "keyboard": "person"}.get(o.supervisor or "", o.supervisor)
+        people = dict.fromkeys(DEVICES if o.robot is not None else ("keyboard",), "person")
+        supervisor = {"scripted": "expert", **people}.get(o.supervisor or "", o.supervisor)
         if supervisor not in (None, "expert", "person"):
             supervisor = Path(str(supervisor))
             try:
@@ -150,7 +178,7 @@ class _Command:
         if o.out.resolve() in (o.run.resolve(), *o.run.resolve().parents):
             raise UserError("this is the run to improve, which stays as it is", where="--out",
                             hint="choose another folder")
-        env_name = o.env or recorded_env_of(o.run)
+        env_name = o.robot or o.env or recorded_env_of(o.run)
         if env_name is None:
             raise UserError(f"the data of {o.run} do not say in which environment they were recorded", where="--env",
                             hint="name it: --env ENV")
@@ -212,10 +240,19 @@ class _Command:
 
     def _make(self, name: str, rows: int) -> Env:
         from ..envs import make
+        from ..improve.success import ClassifiedSuccess
 
         env = make(name, rows, self.o.trust)
         self.resources.callback(env.close)
-        return env
+        if self.o.success is None:
+            return env
+        return ClassifiedSuccess(env, self.classifier[0])
+
+    @cached_property
+    def classifier(self) -> tuple[SuccessClassifier, FrameRates]:
+        """The classifier of --success, and how often it is wrong."""
+        assert self.o.success is not None
+        return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _actor(self, run: Path, env: Env) -> Actor:
         from .policies import load_actor
@@ -234,8 +271,8 @@ class _Command:
         if o.supervisor is None and not env.metadata.get("success"):
             raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
                             "defines no success", where="--with",
-                            hint="choose a method with a supervisor, such as dagger, or an environment whose info has "
-                                 "\"success\"")
+                            hint="choose a method with a supervisor, such as dagger, an environment whose info has "
+                                 "\"success\", or a classifier: --success RUN")
         if o.supervisor not in (None, "scripted", "keyboard"):
             self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
@@ -243,13 +280,10 @@ class _Command:
         if o.supervisor != "keyboard":
             collection.check(env, None)
             return self._make(env_name, COLLECTION_ROWS), None
-        person_env = self._make(env_name, 1)
-        return person_env, _keyboard_person(person_env, self.resources)
+        return _watched_toy(self._make(env_name, 1), self.resources)
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """The comparison of rounds, with the evaluation of the base if the run is new."""
-        from dataclasses import replace
-
         from ..core import UserError
         from ..improve.promotion import Promotion, compared_checkpoints
 
@@ -286,13 +320,15 @@ class _Command:
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
+        if o.success is not None:
+            plan.append(f"success: as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
         if not isinstance(learner, BehaviorCloning) and isinstance(method.learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
         if o.supervisor == "keyboard":
             from ..improve.takeover import KEYS
 
-            plan.append(f"keys: {KEYS}")
+            plan.append(f"keys: {KEYS}; WASD or the arrows move, space stops")
         print(*plan, sep="\n", file=sys.stderr)
         for folder in sorted((o.out / "collection").glob("unfinished-*")):
             count = sum(1 for path in folder.glob("[0-9]*"))
@@ -405,18 +441,20 @@ def trained_on(run: Path) -> Path | None:
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 
-def _keyboard_person(env: Env, resources: ExitStack) -> Actor:
+def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
+    """A toy that a person at the keyboard watches, and the person."""
     import numpy as np
 
-    from ..improve.takeover import KeyboardSupervisor, TakeoverKeyboard
+    from ..improve.takeover import Screen, SupervisedEnv, Takeover, TakeoverKeyboard, TakeoverSupervisor
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-    keyboard = resources.enter_context(TakeoverKeyboard(low, high).listening())
+    keyboard, takeover = resources.enter_context(TakeoverKeyboard(low, high).listening()), Takeover()
 
     def show(text: str) -> None:
         print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
-    return KeyboardSupervisor(env, keyboard, show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    screen = Screen(show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 
 class _RoundPrinter:

@@ -74,17 +74,43 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
-        session = design.start()
-        for number, event in enumerate(journal.events, 2):
-            try:
-                session = design.update(session, event)
-            except UserError as error:
-                raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
-                                hint="take the file from a copy, or start again with another --save") from None
+        session = _stored_session(design, journal)
         if robot is not None and not session.is_over:
             stack.enter_context(robot.robot)
         session = table.run(session)
         _print_result(o, design, session, journal.path, out)
+
+
+def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], env: RobotEnv, path: Path,
+                out: Output) -> dict[str, Any]:
+    """Lets a person judge blind trials of two policies on a connected robot, or the rest of them.
+
+    Args:
+        o: The number of pairs (`episodes`), the duration of a trial and the type of the robot.
+        path: The file of the answers.
+
+    Returns:
+        The result of the design.
+    """
+    from ..evaluate.interactive import TrialLog
+
+    with TrialLog.open(path, {**design.to_json(), "loop": f"--robot {o.robot}"}) as journal:
+        console = _TrialConsole(o, out, design, journal, _robot_loop(o, env), actors)
+        return design.result(console.run(_stored_session(design, journal)))
+
+
+def _stored_session(design: TrialDesign, journal: TrialLog) -> Session:
+    """The session that a journal holds."""
+    from ..core import UserError
+
+    session = design.start()
+    for number, event in enumerate(journal.events, 2):
+        try:
+            session = design.update(session, event)
+        except UserError as error:
+            raise UserError(f"line {number} makes no sense: {error.problem}", where=journal.path,
+                            hint="take the file from a copy, or start again with another --save") from None
+    return session
 
 
 # -- the person -----------------------------------------------------------------------------------------------------

@@ -221,18 +221,27 @@ class Gamepad:
     _at: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self):
+        self._open()
+
+    def _open(self) -> BinaryIO:
+        """The stream of events. After the gamepad was unplugged it is opened again."""
         if self.source is None:
             try:
                 self.source = open(self.path, "rb", buffering=0)  # noqa: SIM115 as long as the gamepad is used
             except OSError as error:
                 raise UserError(f"expected a gamepad ({error.strerror})", where=self.path,
                                 hint="plug it in, and make sure that you may read it (group input)") from None
+        return self.source
 
     def read(self) -> np.ndarray:
-        assert self.source is not None
-        while select.select([self.source], [], [], 0)[0]:
-            event = self.source.read(_EVENT.size)
+        source = self._open()
+        while select.select([source], [], [], 0)[0]:
+            try:
+                event = source.read(_EVENT.size)
+            except OSError:
+                event = b""
             if not event or len(event) < _EVENT.size:
+                self.source = None
                 raise UserError("the gamepad is gone", where=self.path, hint="plug it in again")
             _, value, kind, number = _EVENT.unpack(event)
             if kind & _AXIS:

@@ -44,7 +44,7 @@ from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
-from .journal import EpisodeJournal
+from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, RetentionRule
 from .supervisors import SUPERVISOR_ROWS, PolicySupervisor
 from .updates import PerNewStep, UpdateRule
@@ -262,6 +262,8 @@ class RolloutCollector(EpisodeCollector):
             env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
+        if isinstance(env, WatchedEnv):
+            actor = env.watched(actor)
         if self.supervisor is not None:  # which acts outside of the wrapper
             if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
                 raise Unsupported("a supervisor acts in the environment, and no actions behind "

@@ -23,6 +23,7 @@ from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, Gate, HumanGate
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
+from .unlearned_steps import without_unlearned_steps
 from .updates import PerRound
 
 SUPERVISOR = "supervisor"  # the stage of a policy that supervises
@@ -74,7 +75,8 @@ class Improvement:
         if not isinstance(learner, BehaviorCloning):
             learner = BehaviorCloning(learner.steps, learner.batch_size)
         learner = replace(learner, optimizer=replace(learner.optimizer, lr_schedule="constant"))
-        return about.build(self, replace(method, learner=learner)), stages
+        method = about.build(self, replace(method, learner=learner))
+        return without_unlearned_steps(method) if self.supervisor == "person" else method, stages
 
     def _check_supervisor(self, name: str, about: ImprovementMethod) -> None:
         if self.supervisor is None and about.is_supervised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,18 @@ class EpisodeDiscarded(Exception):
     """A person has discarded the running episode. It starts again from the same start."""
 
 
+class WatchedEnv(Env):
+    """An environment with one row in which a person watches the policy and says something about whole episodes."""
+
+    @abstractmethod
+    def watched(self, actor: Actor) -> Actor:
+        """Returns the actor of the policy as it acts when a person can take over."""
+
+    @abstractmethod
+    def annotate(self, episode: Episode) -> Episode:
+        """Returns the episode that has just ended, with what the person has said."""
+
+
 @dataclass(frozen=True)
 class EpisodeJournal:
     """Rolls episodes out, and stores each when it ends. Episodes that are stored are not run again.
@@ -36,6 +49,8 @@ class EpisodeJournal:
 
     def rollout(self, actor: Actor, env: Env, episodes: int, seed: int, *, first: int = 0) -> Dataset:
         """Returns the same episodes as the function `rollout`. Those that are stored are read."""
+        def store(number: int, episode: Episode) -> None:
+            self.store(number, env.annotate(episode) if isinstance(env, WatchedEnv) else episode)
         numbers = range(first, first + episodes)
         if self.folder is not None:
             for part in self.folder.glob(".*.part"):
@@ -43,7 +58,7 @@ class EpisodeJournal:
         while missing := [n for n in numbers if n not in self]:
             count = next((i for i, n in enumerate(missing) if n != missing[0] + i), len(missing))
             with suppress(EpisodeDiscarded):
-                rollout(actor, env, count, seed, first=missing[0], watch=self.store)
+                rollout(actor, env, count, seed, first=missing[0], watch=store)
         stored = [self.episode(n) for n in numbers]
         is_reported = any("next.success" in e.steps for e in stored)
         return Dataset([with_success_column(e, is_reported) for e in stored],

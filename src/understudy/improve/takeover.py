@@ -1,100 +1,280 @@
-"""A person at the keyboard who watches a policy in a toy, takes over, and gives back."""
+"""A person who watches a policy, holds it, takes over, and gives back."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
-from ..core import UserError
-from ..envs.base import Env, Renderable
-from ..envs.devices import Keyboard
+from ..core import UserError, keys
+from ..data.episode import Episode
+from ..envs.base import Env, EnvWrapper, Renderable, StepResult
+from ..envs.devices import JointKeyboard, Keyboard, RecordingKeys
 from ..evaluate.teleoperate import render_ansi
 from ..execute.actor import Actor
 from .gates import INTERVENTION
-from .journal import MARK, EpisodeDiscarded
+from .journal import EpisodeDiscarded, WatchedEnv
+from .unlearned_steps import HANDOVER, UNDONE
 
-KEYS = "t: take over, give back | WASD or arrows move, space stops | y, n: success, failure | x: once more | q: quit"
+KEYS = ("p: hold, continue | t: take over, give back | y, n: end as a success, a failure | x: discard | "
+        "u: do not learn the last takeover | q: quit")
+_COMMANDS = {"p": "hold", "t": "takeover", "u": "undo"}
 
 
-@dataclass
-class TakeoverKeyboard(Keyboard):
-    """The keys of `Keyboard`, and t (takeover)."""
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+class _TakeoverCommands(Keyboard):
+    """The keys of a takeover: p (hold), t (takeover) and u (undo)."""
 
     def _press(self, key: str, now: float) -> None:
-        if key.lower() == "t":
-            self._commands.append("takeover")
+        if key.lower() in _COMMANDS:
+            self._commands.append(_COMMANDS[key.lower()])
         else:
             super()._press(key, now)
 
 
-@dataclass(frozen=True)
-class KeyboardSupervisor(Actor):
-    """A person who watches one environment, in real time.
+class TakeoverKeyboard(_TakeoverCommands):
+    """The keys of `Keyboard`, and p (hold), t (takeover) and u (undo)."""
 
-    Enter starts an episode. Taking over and giving back count from the next step on. `q` raises
-    KeyboardInterrupt: the episodes that have ended are stored.
 
-    Args:
-        env: The environment in which the episodes run, with one row.
-        show: Draws a text: the image of the environment and the keys.
-        lines: Height of the image in lines.
-        clock: Current time, in seconds.
-        sleep: Sleeps for some seconds.
+class TakeoverJointKeyboard(_TakeoverCommands, JointKeyboard):
+    """The keys of `JointKeyboard`, which move joints, and those of a takeover."""
+
+
+class TakeoverKeys(_TakeoverCommands, RecordingKeys):
+    """The keys of a takeover while another device moves the robot. Space also holds and tab also takes over, as in
+    LeRobot.
     """
 
-    env: Env
-    keyboard: Keyboard
-    show: Callable[[str], None]
-    lines: int = 24
+    def _press(self, key: str, now: float) -> None:
+        super()._press({" ": "p", "\t": "t"}.get(key, key), now)
+
+
+# -- who acts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Takeover:
+    """Who acts in the running episode, and what the person has said about it.
+
+    The policy acts, or the person does. Either can be held: then no step follows until the person continues, takes
+    over, gives back, or ends the episode.
+
+    Args:
+        clock: Current time (s).
+
+    Attributes:
+        is_person: Whether the person acts, or did before the hold.
+        is_held: Whether nobody acts.
+        success: What the person says of the episode, which ends it. None while the person has not said anything.
+        n_takeovers: Number of takeovers of this episode.
+        n_returns: How often the policy has begun to act again. It then needs a new plan.
+        seconds: Time in which the person acted, and watched.
+    """
+
     clock: Callable[[], float] = time.perf_counter
-    sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self):
-        if not isinstance(self.env, Renderable):
-            raise UserError("the environment cannot be rendered, so that nobody can watch it",
-                            where=self.env.metadata["env"], hint="use another supervisor, such as scripted")
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins an episode. The policy acts."""
+        self.is_person = self.is_held = False
+        self.success: bool | None = None
+        self.n_takeovers, self.n_returns, self.undone = 0, 0, set[int]()
+        self.seconds = {"acted": 0.0, "watched": 0.0}
+        self._numbers, self._handovers = list[int](), list[bool]()  # by step: number of the takeover, or 0
+        self._counted = self.clock()
 
     @property
-    def period(self) -> float:
-        return 1 / float(self.env.metadata.get("fps") or 10)
+    def n_steps(self) -> int:
+        return len(self._numbers)
 
-    def start(self, obs, key):
-        commands: list[str] = []
-        while "enter" not in commands:
-            self._draw("enter: begin the episode | q: quit")
-            commands = self.keyboard.commands()
-            if "quit" in commands:
-                raise KeyboardInterrupt
-            if "enter" not in commands:
-                self.sleep(self.period)
-        zero = torch.zeros_like(key)
-        return {"control": zero.bool(), MARK: zero.to(torch.int8), "step": zero,
-                "due": torch.full(key.shape, self.clock(), dtype=torch.float64)}
+    def obey(self, commands: Sequence[str]) -> None:
+        """Does what the person says. Other commands mean nothing.
 
-    def act(self, obs, state):
-        control, mark = bool(state["control"][0]), int(state[MARK][0])
-        for command in self.keyboard.commands():
+        Raises:
+            KeyboardInterrupt: quit.
+            EpisodeDiscarded: discard.
+        """
+        self.count_time()
+        for command in commands:
             if command == "quit":
                 raise KeyboardInterrupt
             if command == "discard":
                 raise EpisodeDiscarded
-            if command == "takeover":
-                control = not control
-            if command in ("success", "failure"):
-                mark = 1 if command == "success" else -1
-        marked = {0: "", 1: ", marked a success", -1: ", marked a failure"}[mark]
-        self._draw(f"step {int(state['step'][0])}: {'you act' if control else 'the policy acts'}{marked}\n{KEYS}")
+            if command == "hold":
+                self.is_held = not self.is_held
+            elif command == "takeover":
+                self.is_person, self.is_held = not self.is_person, False
+                self.n_takeovers += self.is_person
+                self.n_returns += not self.is_person
+            elif command == "undo" and self.n_takeovers:
+                self.undone.add(self.n_takeovers)
+            elif command in ("success", "failure"):
+                self.success = command == "success"
+
+    def count_step(self, is_handover: bool = False) -> None:
+        """A step of who acts now.
+
+        Args:
+            is_handover: Whether the robot and the device of the person are still on their way to the same pose.
+        """
+        self._numbers.append(self.n_takeovers if self.is_person else 0)
+        self._handovers.append(is_handover)
+
+    def count_time(self) -> None:
+        """Counts the time since the last call for who acts."""
         now = self.clock()
-        self.sleep(max(0.0, float(state["due"][0]) - now))
-        record = {INTERVENTION: torch.full_like(state["control"], control), MARK: torch.full_like(state[MARK], mark)}
-        action = torch.as_tensor(self.keyboard.read())[None].expand(len(record[MARK]), -1)
-        return action, {"control": record[INTERVENTION], MARK: record[MARK], "step": state["step"] + 1,
-                        "due": torch.full_like(state["due"], max(float(state["due"][0]), now) + self.period),
-                        "record": record}
+        self.seconds["acted" if self.is_person else "watched"] += now - self._counted
+        self._counted = now
+
+    def status(self) -> str:
+        """One line: the step, who acts, and whether the last takeover is learned."""
+        who = "hold" if self.is_held else "you act" if self.is_person else "the policy acts"
+        undone = f", takeover {self.n_takeovers} is not learned" if self.n_takeovers in self.undone else ""
+        return f"step {self.n_steps}: {who}{undone}"
+
+    def ended(self, result: StepResult) -> StepResult:
+        """The result of the last step, if the person has ended the episode with it."""
+        if self.success is None:
+            return result
+        success = torch.full_like(result.terminated, self.success)
+        return replace(result, terminated=torch.ones_like(success), info={**result.info, "success": success})
+
+    def annotate(self, episode: Episode) -> Episode:
+        """Adds what is known when an episode has ended: its steps that are not learned, its success and the times."""
+        numbers = np.array(self._numbers, np.int64)
+        columns = {HANDOVER: np.array(self._handovers, bool), UNDONE: np.isin(numbers, list(self.undone))}
+        metadata = {**episode.metadata, **{f"seconds_{k}": round(v, 3) for k, v in self.seconds.items()}}
+        if self.success is not None:
+            metadata["success"] = self.success
+        return replace(episode.replace(columns), metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ReplanningActor(Actor):
+    """A policy that makes a new plan from the present observation whenever it begins to act again."""
+
+    actor: Actor
+    takeover: Takeover
+
+    def start(self, obs, key):
+        return {"actor": self.actor.start(obs, key), "key": key,
+                "returns": torch.full_like(key, self.takeover.n_returns)}
+
+    def act(self, obs, state):
+        key, inner = state["key"], state["actor"]
+        if int(state["returns"][0]) != self.takeover.n_returns:  # with other random numbers than at the start
+            inner = self.actor.start(obs, keys(int(key[0]), [self.takeover.n_returns]).expand(len(key)))
+        action, inner = self.actor.act(obs, inner)
+        inner = dict(inner)
+        record = {"record": inner.pop("record")} if "record" in inner else {}
+        return action, {"actor": inner, "key": key, **record,
+                        "returns": torch.full_like(key, self.takeover.n_returns)}
+
+
+@dataclass(frozen=True)
+class TakeoverSupervisor(Actor):
+    """A person, who controls one environment while `takeover` says so.
+
+    Args:
+        read: Returns the present action of the device, (A,).
+    """
+
+    takeover: Takeover
+    read: Callable[[], np.ndarray | None]
+
+    def start(self, obs, key):
+        return {}
+
+    def act(self, obs, state):
+        rows = len(next(iter(obs.values())))
+        control = torch.full((rows,), self.takeover.is_person)
+        action = self.read()
+        assert action is not None  # a keyboard of classes waits for a key, and controls no toy here
+        return torch.as_tensor(action)[None].expand(rows, -1), {"record": {INTERVENTION: control}}
+
+
+# -- toys -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Screen:
+    """What a person sees, and the time in which the person sees it.
+
+    Args:
+        show: Draws a text: the image of the environment and the keys.
+        lines: Height of the image in lines.
+        clock: Current time (s).
+        sleep: Sleeps for some seconds.
+    """
+
+    show: Callable[[str], None]
+    lines: int = 24
+    clock: Callable[[], float] = field(default=time.perf_counter)
+    sleep: Callable[[float], None] = field(default=time.sleep)
+
+
+class SupervisedEnv(EnvWrapper, WatchedEnv):
+    """A toy with one row that a person watches in real time.
+
+    Enter starts an episode. Keys count from the next step on. The person ends an episode with y or n.
+
+    Args:
+        env: The toy.
+        keyboard: Gives the commands.
+        takeover: Who acts, with the same clock as the screen.
+    """
+
+    def __init__(self, env: Env, keyboard: Keyboard, takeover: Takeover, screen: Screen):
+        if not isinstance(env, Renderable):
+            raise UserError("the environment cannot be rendered, so that nobody can watch it",
+                            where=env.metadata["env"], hint="use another supervisor, such as scripted")
+        super().__init__(env)
+        self.metadata, self.toy = env.metadata, env
+        self.keyboard, self.takeover, self.screen = keyboard, takeover, screen
+        self.period, self._due = 1 / float(env.metadata.get("fps") or 10), 0.0
+
+    def reset(self, which, key):
+        obs = self.env.reset(which, key)
+        while True:
+            self._draw("enter: begin the episode | q: quit")
+            commands = self.keyboard.commands()
+            if "quit" in commands:
+                raise KeyboardInterrupt
+            if "enter" in commands:
+                break
+            self.screen.sleep(self.period)
+        self.takeover.begin()
+        self._due = self.screen.clock()
+        return obs
+
+    def step(self, action):
+        self.takeover.count_step()
+        result = self.env.step(action)
+        self._wait()
+        while self.takeover.is_held and self.takeover.success is None:
+            self._wait()
+        return self.takeover.ended(result)
+
+    def watched(self, actor):
+        return ReplanningActor(actor, self.takeover)
+
+    def annotate(self, episode):
+        return self.takeover.annotate(episode)
+
+    def _wait(self) -> None:
+        """Shows the environment for one period, and then does what the person has said."""
+        self._draw(f"{self.takeover.status()}\n{KEYS}")
+        now = self.screen.clock()
+        self._due = max(self._due + self.period, now)
+        self.screen.sleep(self._due - now)
+        self.takeover.obey(self.keyboard.commands())
 
     def _draw(self, text: str) -> None:
-        assert isinstance(self.env, Renderable)
-        self.show(f"{render_ansi(self.env.frame(0), self.lines)}\n{text}")
+        self.screen.show(f"{render_ansi(self.toy.frame(0), self.screen.lines)}\n{text}")

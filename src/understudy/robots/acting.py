@@ -128,7 +128,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
     ended, runners = None, []
     with ExitStack() as stack:
         obs, rows = observe()
-        actor = _planning_in_background(actor, stack, runners, patience=0.5 / fps)
+        actor = plan_in_background(actor, stack, runners, patience=0.5 / fps)
         stack.callback(robot.stop)  # before the thread is waited for
         state = actor.start(rows, key)
         keys.commands()  # what was pressed before
@@ -157,11 +157,11 @@ def _note_steps(error: BaseException | None, steps: int) -> None:
         error.add_note(f"{steps} steps of the episode were done")
 
 
-def _planning_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
+def plan_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
                             patience: float) -> Actor:
     """The actor, whose chunks are planned in another thread until `stack` ends. Its runner is added to `runners`."""
     if isinstance(actor, (ObservationWrapper, TransformedActor)):
-        return replace(actor, actor=_planning_in_background(actor.actor, stack, runners, patience))
+        return replace(actor, actor=plan_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
         runners.append(stack.enter_context(AsynchronousRunner(actor, patience=patience)))
         return _BackgroundActor(runners[-1])

@@ -137,3 +137,29 @@ class Teleoperator(ABC):
 
     def __exit__(self, *error) -> None:
         self.disconnect()
+
+
+class DrivenTeleoperator(Teleoperator):
+    """A teleoperator with motors of its own. It goes to the pose of a robot before a person takes it."""
+
+    @abstractmethod
+    def follow(self, position: np.ndarray) -> bool:
+        """Drives the device towards a pose of the robot, slowly, and returns immediately. Call it at a fixed rate.
+
+        Args:
+            position: Measured positions of the robot, (A,).
+
+        Returns:
+            Whether it is there.
+
+        Raises:
+            ConnectionLost: The device does not answer.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Switches its motors off, so that a person can move it.
+
+        Raises:
+            ConnectionLost: The device does not answer.
+        """

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import ConfigError, Feature
-from .base import ConnectionLost, Robot, RobotError, Teleoperator
+from .base import ConnectionLost, DrivenTeleoperator, Robot, RobotError
 from .calibration import Calibration, MotorCalibration, known_calibrations, same_values
 from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
@@ -31,6 +31,8 @@ MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
 _NO_ID = 255
 _MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
+_FOLLOW_TORQUE = 0.3  # of a leader that goes to the pose of its follower
+_FOLLOWED = 2.0  # units of the action: a leader that is as near has arrived
 
 
 @dataclass(frozen=True)
@@ -434,8 +436,10 @@ class ServoFollower(Robot):
                              hint="connect again while the arm rests")
 
 
-class ServoLeader(Teleoperator):
-    """An arm of servos without torque that a person moves. Its joints are the action of a follower.
+class ServoLeader(DrivenTeleoperator):
+    """An arm of servos that a person moves. Its joints are the action of a follower.
+
+    It has no torque, except while it follows: then it moves with at most 30 deg/s and 30 % of its torque.
 
     Args:
         use_degrees: False for joints from -100 to 100 over their calibrated range.
@@ -443,16 +447,50 @@ class ServoLeader(Teleoperator):
 
     def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None, use_degrees: bool = True):
         self.name, self.arm = kind.name, ServoArm(kind, port, calibration, use_degrees)
+        self._guard: TorqueGuard | None = None
+        self._follows = False
 
     def connect(self):
+        if self._guard is not None:  # of a connection that was lost
+            self._guard.abandon()
+            self._guard = None
         self.arm.connect()
         self.arm.release()
+        self._follows = False
 
     def read(self):
         return self.arm.positions().astype(np.float32)
 
+    def follow(self, position):
+        bus = self.arm.bus
+        if not self._follows:
+            if self._guard is None:
+                self._guard = TorqueGuard(bus, self.arm.place)
+            for name in self.arm.kind.motors:
+                if self.arm.kind.manufacturer == "feetech":
+                    bus.write("Goal_Velocity", name, _CONNECT_STEPS)
+                    bus.write("Torque_Limit", name, round(1000 * _FOLLOW_TORQUE))
+                else:
+                    bus.write("Profile_Velocity", name, round(_CONNECT_STEPS / bus.resolution * 60 / 0.229))
+                    bus.write("Goal_PWM", name, round(_PWM_FULL * _FOLLOW_TORQUE))
+            bus.sync_write("Goal_Position", self.arm.read_positions())
+            self._follows = True  # from here on `disconnect` has to release it
+            self.arm.set_torque(True)
+        bus.sync_write("Goal_Position", self.arm._to_steps(position))
+        return bool((np.abs(self.arm.positions() - position) <= _FOLLOWED).all())
+
+    def release(self):
+        self.arm.set_torque(False)
+        self._follows = False
+
     def disconnect(self):
+        if self._follows:
+            with suppress(RobotError):
+                self.release()
         self.arm.bus.disconnect()
+        if self._guard is not None:
+            self._guard.end(released=not self._follows)
+            self._guard = None
 
 
 def release_arm(kind: ServoArmType, port: str) -> list[str]:

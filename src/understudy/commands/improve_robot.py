@@ -1,0 +1,260 @@
+"""understudy improve --robot: a person at a robot takes over from the policy."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arms import confirm_calibrations, prepare_robot
+from .common import Output, command_line, given_options, plain_table, trained_rate
+from .groups import ActingOptions
+from .robot_options import command_keys, flush_input, show_session
+
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
+    from ..envs.devices import JointKeyboard, RecordingKeys
+    from ..execute.actor import Actor
+    from ..improve.robot_takeover import RobotTakeoverEnv
+    from ..learn.method import Method
+    from ..robots.base import Teleoperator
+    from ..robots.safety import SafeRobot
+
+DEVICES = ("keyboard", "gamepad", "leader")
+ImproveOptions = Any  # the class of improve.py, which imports this module
+
+
+def check_robot_options(o: ImproveOptions) -> None:
+    """Refuses options that say nothing with a robot, or need one."""
+    from ..core import ConfigError
+
+    if o.robot is None:
+        o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
+                               "you")
+        for name in ("fps", "episode_time_s", "handover", "handover_seconds"):
+            if getattr(o, name) != type(o).__dataclass_fields__[name].default:
+                raise ConfigError("needs --robot TYPE", where=f"--{name.replace('_', '-')}", hint="leave it out")
+        if o.supervisor in ("gamepad", "leader"):
+            raise ConfigError(f"a {o.supervisor} moves a robot, and none is named", where="--supervisor",
+                              hint="--robot TYPE; in an environment: scripted, keyboard, or the run of another policy")
+        return
+    if o.env is not None:
+        raise ConfigError("an environment and a robot are both named", where="--robot", hint="leave one of them out")
+    if o.success is not None:
+        raise ConfigError("on a robot you say what success is, with y and n", where="--success", hint="leave it out")
+    if o.supervisor not in DEVICES:
+        raise ConfigError("on a robot a person supervises" + (f", not {o.supervisor}" if o.supervisor else ""),
+                          where="--supervisor", hint=f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    if (o.teleop is not None) != (o.supervisor == "leader"):
+        raise ConfigError("is missing" if o.supervisor == "leader" else f"says nothing with --supervisor "
+                          f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
+                          "--teleop.port PORT; keyboard and gamepad need none")
+    if o.handover_seconds < 0:
+        raise ConfigError(f"must be 0 or more, but is {o.handover_seconds:g}", where="--handover-seconds",
+                          hint="0 lets the robot go as fast as its limits allow")
+    if not sys.stdin.isatty():
+        raise ConfigError("there is no terminal to read keys from", where=f"--supervisor {o.supervisor}",
+                          hint="run it in a terminal, without a pipe")
+
+
+def improve_on_robot(o: ImproveOptions, command: str, out: Output, resources: ExitStack, data: Dataset, held_out: Any,
+                     method: Method, stages: dict[str, Path]) -> None:
+    """Improves a policy on a robot.
+
+    Args:
+        held_out: The episodes of `data` that the run held out.
+        stages: The runs of the stages of the method.
+    """
+    _Improvement(o, command, out, resources).run(data, held_out, method, stages)
+
+
+@dataclass(frozen=True)
+class _Improvement:
+    """One call of the command."""
+
+    o: ImproveOptions
+    command: str
+    out: Output
+    resources: ExitStack
+
+    def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path]) -> None:
+        from ..improve.blind_promotion import BlindPromotion
+        from ..improve.takeover import TakeoverSupervisor
+        from ..learn.devices import choose_device
+        from ..learn.run import Run
+        from ..learn.train import train
+
+        o, run = self.o, Run(self.o.out)
+        robot = prepare_robot(o.robot_config(), o.trust, o.yes)
+        env = self._env(robot, *self._device(robot))
+        self._actor(o.run, env)  # refuses other columns and other actions
+        self._check_pairs()
+        self._print_plan(method, data)
+        self._ask_once()
+        self.resources.callback(env.close)
+        self.resources.enter_context(env.person.teleop)
+        self.resources.enter_context(robot)
+        promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
+        train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
+              person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, command=self.command,
+              callbacks=(_RobotRoundPrinter(o.rounds),), progress=False)
+        self._print_result(run)
+
+    # -- what is needed ---------------------------------------------------------------------------------------------
+
+    def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
+        """The device of the person, the keys, and the keyboard if it moves the robot."""
+        from dataclasses import replace
+
+        from ..improve.takeover import TakeoverJointKeyboard, TakeoverKeys
+        from ..robots.registry import make_teleoperator
+        from ..robots.teleoperators import VelocityTeleoperator
+
+        o = self.o
+        config = (o if o.supervisor == "leader" else replace(o, teleop=o.supervisor)).teleop_config(
+            o.robot_use_degrees == "true")
+        teleop, keyboard = make_teleoperator(config, robot, o.trust)
+        confirm_calibrations(o.yes, robot, teleop)
+        if keyboard is None:
+            return teleop, TakeoverKeys(), None
+        assert isinstance(teleop, VelocityTeleoperator)
+        teleop.device = keys = TakeoverJointKeyboard(n_joints=keyboard.n_joints)
+        return teleop, keys, keys
+
+    def _env(self, robot: SafeRobot, teleop: Teleoperator, keys: RecordingKeys, keyboard: JointKeyboard | None
+             ) -> RobotTakeoverEnv:
+        from ..improve.robot_takeover import RobotPerson, RobotTakeoverEnv
+        from ..robots.handover import Handover
+
+        o = self.o
+        handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
+        person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
+        fps = o.fps or trained_rate(o.run) or 30.0
+        return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1))
+
+    def _actor(self, run: Path, env: RobotTakeoverEnv) -> Actor:
+        from .policies import load_actor
+
+        return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed),
+                          rows=None)[0]
+
+    def _ask_once(self) -> None:
+        """Waits for enter. Before it, nothing moves and no motor has torque."""
+        flush_input()
+        print("press enter to connect: the motors hold the present pose, and nothing moves before you begin an episode "
+              "(Ctrl-C: stop) ", end="", file=sys.stderr, flush=True)
+        if not sys.stdin.readline():
+            raise KeyboardInterrupt
+
+    # -- the comparison ---------------------------------------------------------------------------------------------
+
+    def _check_pairs(self) -> None:
+        from ..core import UserError
+        from ..evaluate.sequential import SequentialDifferenceTest
+
+        if not self.o.compare:
+            return
+
+        def is_futile(n: int) -> bool:
+            test = SequentialDifferenceTest(max_rollouts=n)
+            return test.verdict(test.start()) == "futile"
+        if is_futile(self.o.compare):
+            enough = next(n for n in range(self.o.compare, 1000) if not is_futile(n))
+            raise UserError(f"{self.o.compare} pairs of trials are too few for any verdict", where="--compare",
+                            hint=f"at least {enough}; without --compare nothing is promoted")
+
+    def _compare(self, env: RobotTakeoverEnv, newest: Path, best: Path, number: int) -> dict[str, Any]:
+        """Lets the person judge blind trials of the policy after a round and of the best before it."""
+        from ..evaluate.interactive import TrialDesign
+        from ..evaluate.sequential import SequentialDifferenceTest
+        from .eval_options import EvalOptions
+        from .interactive import judge_pairs
+
+        o = self.o
+        design = TrialDesign((f"the policy of round {number}", f"{best.name}, the best so far"),
+                             SequentialDifferenceTest(max_rollouts=o.compare), seed=o.seed)
+        options = EvalOptions(run=newest, against=best, interactive=True, episodes=o.compare, robot=o.robot,
+                              episode_time_s=o.episode_time_s, seed=o.seed)
+        actors = [self._actor(path, env) for path in (newest, best)]
+        return judge_pairs(options, design, actors, env, o.out / "trials" / f"round-{number}.jsonl", self.out)
+
+    # -- what is said -----------------------------------------------------------------------------------------------
+
+    def _print_plan(self, method: Method, data: Dataset) -> None:
+        from ..improve.improvement import IMPROVEMENTS
+        from ..improve.takeover import KEYS
+
+        o, collection = self.o, method.collection
+        assert collection is not None
+        compared = ("with nothing: without --compare N no round is promoted" if not o.compare else
+                    f"each round with the best before it, in up to {o.compare} pairs of blind trials that you judge")
+        also = {"keyboard": "", "gamepad": "; space: hold, tab: take over", "leader": "; space: hold, tab: take over"}
+        plan = [f"method: {o.method}: {IMPROVEMENTS[o.method].summary}; supervisor: you, with a {o.supervisor}",
+                f"robot: {o.robot}, {o.episode_time_s:g} s in an episode at most; between rounds it holds its pose",
+                f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {len(data)} of RUN",
+                f"compared: {compared}",
+                f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
+                "the newest",
+                f"keys: {KEYS}{also[str(o.supervisor)]}"]
+        print(*plan, sep="\n", file=sys.stderr)
+        for folder in sorted((o.out / "collection").glob("unfinished-*")):
+            count = sum(1 for path in folder.glob("[0-9]*"))
+            print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and "
+                  "not run again", file=sys.stderr)
+
+    def _print_result(self, run) -> None:
+        from ..improve.blind_promotion import judged_checkpoints
+
+        o, lines = self.o, judged_checkpoints(run)
+        rounds = [line for line in run.read_metrics() if "round" in line]
+        table = plain_table("", "episodes", "successes", "acted", "watched", "pairs", "gain",
+                            "95% interval", "")
+        for line, row in zip(lines[1:], rounds, strict=True):
+            table.add_row(f"round {row['round'] + 1}", str(row["round/episodes"]),
+                          str(round(row["round/success"] * row["round/episodes"])), str(row["round/acted"]),
+                          str(row["round/watched"]), str(line.get("pairs", 0)), *_difference(line),
+                          "promoted" if line["promoted"] else "not promoted")
+        best = max(lines, key=lambda line: line["score"])
+        self.out.print("", table, "")
+        if best["step"]:
+            self.out.print(f"{o.out / 'best'} is the policy of round {lines.index(best)}.")
+        elif not o.compare:
+            self.out.print(f"Nothing was promoted, because nothing was compared: {o.out / 'best'} is the policy of "
+                           f"{o.run}, and {o.out / 'last'} the newest. The command below compares them.")
+        else:
+            self.out.print(f"No round improved the policy, and {o.out / 'best'} is the policy of {o.run}. To try: more "
+                           "episodes in each round, more updates (--steps), or more demonstrations.")
+        self.out.suggest(
+            command_line("eval", o.out / "last", "--against", o.run, "--interactive", *o.robot_arguments(),
+                         *given_options(o, "trust")),
+            command_line("inspect", o.out / "collection" / "000000" / "episodes.npz"))
+        self.out.print_json({
+            "run": str(o.out), "base": str(o.run), "method": o.method, "supervisor": o.supervisor, "robot": o.robot,
+            "rounds": [{k: v for k, v in {**row, **line}.items() if k != "seconds"}
+                       for line, row in zip(lines[1:], rounds, strict=True)],
+            "best": str(run.checkpoint_path(best["step"]))})
+
+
+def _difference(line: dict[str, Any]) -> tuple[str, str]:
+    if "difference" not in line:
+        return "", ""
+    return (f"{100 * line['difference']:+.0f}",
+            f"{100 * line['difference/low']:+.0f}, {100 * line['difference/high']:+.0f}")
+
+
+class _RobotRoundPrinter:
+    """A callback that prints what was collected in each round, and how the new policy compares."""
+
+    def __init__(self, n_rounds: int):
+        self.n_rounds = n_rounds
+
+    def __call__(self, step, learner, metrics) -> None:
+        if "round" in metrics:
+            print(f"round {int(metrics['round']) + 1} of {self.n_rounds}: {metrics['round/episodes']} episodes, "
+                  f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "
+                  f"{metrics['round/watched']}); now it trains", file=sys.stderr)
+        elif "promoted" in metrics and step:
+            print("  " + ("promoted" if metrics["promoted"] else "not promoted"), file=sys.stderr)

@@ -1,0 +1,39 @@
+"""understudy improve --success: a classifier says what success is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import open_data, read_provenance
+
+if TYPE_CHECKING:
+    from ..improve.success import FrameRates, SuccessClassifier
+
+
+def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tuple[SuccessClassifier, FrameRates]:
+    """Loads a classifier of success, and counts its errors on the frames that its training held out.
+
+    Args:
+        data: What it was trained on. None if its command does not name them.
+    """
+    from ..core import UserError
+    from ..improve.success import SuccessClassifier, held_out_rates
+    from ..learn.method import Method, load_policy, training_data
+
+    policy = load_policy(run, trust=trust)
+    classifier = SuccessClassifier(policy)
+    provenance = read_provenance(run)
+    if data is None or not data.exists():
+        raise UserError("the data that it was trained on are gone" + (f": {data}" if data else ""), where=run,
+                        hint="train it again: its false positives are counted on the episodes that were held out")
+    episodes = open_data(data, next(iter(policy.image_sizes.values()), None), ignore=(), run=run)
+    if not (held_out := provenance["held_out"]):
+        raise UserError("no episode was held out when it was trained, so that nobody knows how often it is wrong",
+                        where=run, hint="train it on at least 5 episodes")
+    rates = held_out_rates(classifier, training_data(episodes.select(held_out), Method.load(run, trust)))
+    if not rates.n_successes or not rates.n_failures:
+        missing = "without success" if rates.n_successes else "with success"
+        raise UserError(f"its held-out episodes have no frame {missing}", where=run,
+                        hint="train it on more labeled episodes, of which some succeed and some fail")
+    return classifier, rates

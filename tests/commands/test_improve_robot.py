@@ -1,0 +1,212 @@
+"""The command improve --robot: a person takes over on a simulated arm."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import sys
+from itertools import cycle
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from fixtures.cli import TINY, refused
+from fixtures.takeovers import Clock, Hand, Keys
+from fixtures.terminals import Terminal
+
+from understudy.cli import main
+from understudy.commands.improve_robot import _Improvement
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
+from understudy.improve import robot_takeover
+from understudy.improve.blind_promotion import judged_checkpoints
+from understudy.learn.run import Run
+
+OPTIONS = ["--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--steps", "3", "--device",
+           "cpu", "--rounds", "1", "--episodes", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A policy that was trained on motions of the arm, at 20 steps per second."""
+    folder, rng = tmp_path_factory.mktemp("arm"), np.random.default_rng(0)
+    episodes = []
+    for number in range(6):
+        action = np.cumsum(rng.uniform(0, 2, (30, 2)), 0).astype(np.float32)
+        state = np.concatenate([np.zeros((1, 2), np.float32), action])
+        episodes.append(Episode({"observation.state": state, "action": action}, {"number": number}))
+    write_dataset(Dataset(episodes, {"fps": 20}), folder / "demos.npz", "npz")
+    assert main(["train", "bc", str(folder / "demos.npz"), "--out", str(folder / "run"), *TINY]) == 0
+    return folder / "run"
+
+
+class TypedLines(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Session:
+    """Calls of the command by a person who presses keys at steps."""
+
+    def __init__(self, run, monkeypatch, capsys):
+        self.run, self.capsys, self.clock, self.envs, self.keys = run, capsys, Clock(), [], None
+        self.patch, build = monkeypatch, robot_takeover.RobotTakeoverEnv
+
+        def build_env(*args):
+            env = build(*args, self.clock, self.clock.sleep)
+            self.envs.append(env)
+            self.keys.env = env
+            return env
+        monkeypatch.setattr(robot_takeover, "RobotTakeoverEnv", build_env)
+        monkeypatch.setattr(_Improvement, "_device", lambda command, robot: (Hand(self.clock), self.keys, None))
+
+    def __call__(self, out, *args, answer="\n", **at):
+        self.keys = Keys(**at)
+        self.patch.setattr("sys.stdin", TypedLines(answer))
+        self.capsys.readouterr()
+        return main(["improve", str(self.run), *OPTIONS, "--out", str(out), *map(str, args)]), *self.capsys.readouterr()
+
+
+@pytest.fixture
+def session(run, monkeypatch, capsys):
+    return Session(run, monkeypatch, capsys)
+
+
+def test_a_person_takes_over_on_a_robot_and_without_blind_trials_nothing_is_promoted(session, tmp_path):
+    out = tmp_path / "run"
+    status, text, progress = session(out, _4=["takeover"], _9=["takeover"], _12=["undo", "success"], _13=["success"])
+    assert status == 0, progress
+    plan = progress.splitlines()
+    assert "supervisor: you, with a keyboard" in plan[0] and "without --compare N no round is promoted" in plan[3]
+    assert progress.index("press enter to connect") < progress.index("round 1 of 1: 2 episodes")
+    assert "Nothing was promoted" in text and "--interactive --robot simulated_arm" in text
+    assert Run(out).named_checkpoints() == {"best": "checkpoints/000000", "last": "checkpoints/000003"}
+    first, second = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert np.flatnonzero(first.steps["intervention"]).tolist() == [4, 5, 6, 7, 8] and len(first) == 13
+    assert np.array_equal(first.steps["undone"], first.steps["intervention"]) and first.metadata["success"] is True
+    assert first.metadata["acted"] == 5 and first.metadata["watched"] == 8
+    assert {"policy_action", "supervisor_action", "handover"} <= set(first.steps)
+    assert first.metadata["seconds_acted"] == pytest.approx(5 / 20, abs=1e-3)
+    sent, limit = np.asarray(first.steps["action"], float), 120.0  # deg/s; the arm itself has a clock of its own
+    assert np.isfinite(sent).all() and np.abs(sent).max() <= 90 and limit > 0
+    assert not np.array_equal(sent[:4], first.steps["policy_action"][:4])  # what was sent, within the limits
+    before = len(session.envs)
+    assert session(out)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1  # nothing is asked
+
+
+def test_no_episode_is_asked_for_twice(session, tmp_path):
+    out = tmp_path / "run"
+    status, _, err = session(out, _3=["success", "quit"])  # the second episode reaches step 3 with quit
+    assert status == 130 and "the same command continues" in err
+    assert [p.name for p in (out / "collection" / "unfinished-000000").iterdir()] == ["1000000"]
+    env = session.envs[-1]
+    assert not env.robot.robot.is_connected and env.robot.state is None
+    first = open_dataset(out / "collection" / "unfinished-000000" / "1000000" / "episodes.npz")
+    status, _, err = session(out, _5=["failure"])
+    assert status == 0 and "1 of 2 episodes are stored and not run again" in err
+    data = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert [e.metadata["success"] for e in data] == [True, False]
+    assert np.array_equal(data[0].steps["action"], first[0].steps["action"])
+
+
+def test_nothing_is_connected_before_enter(session, tmp_path):
+    status, _, err = session(tmp_path / "run", answer="")  # the terminal is closed instead
+    assert status == 130 and session.keys.calls == 0
+    assert not session.envs[0].robot.robot.is_connected and not (tmp_path / "run" / "collection").exists()
+
+
+def test_a_full_disk_ends_the_command_with_the_motors_at_rest(session, tmp_path, monkeypatch):
+    out, full = tmp_path / "run", OSError(errno.ENOSPC, "No space left on device", "disk")
+    write = mock.Mock(wraps=write_dataset, side_effect=[mock.DEFAULT, full])
+    monkeypatch.setattr("understudy.improve.journal.write_dataset", write)
+    status, _, err = session(out, _3=["success", "success"])
+    assert status == 2 and "no space is left" in err and "make room" in err
+    assert write.call_count == 2 and session.envs[-1].robot._is_holding
+    assert not session.envs[-1].robot.robot.is_connected
+    monkeypatch.setattr("understudy.improve.journal.write_dataset", write_dataset)
+    status, _, err = session(out, _5=["failure"])
+    assert status == 0 and "1 of 2 episodes are stored" in err
+
+
+@pytest.mark.parametrize(("estimate", "low", "high", "is_best"), [
+    (0.2, -0.1, 0.5, True), (0.0, -0.3, 0.3, True), (-0.1, -0.4, 0.2, False), (-0.5, -0.8, -0.1, False)])
+def test_a_round_is_promoted_by_blind_pairs(estimate, low, high, is_best, session, tmp_path, monkeypatch):
+    asked = []
+
+    def judge(options, design, actors, env, path, out):
+        asked.append((design.policies, design.test.max_rollouts, len(actors), path.name, env.robot._is_holding))
+        return {"rounds": 10, "policies": [{"successes": 5}, {"successes": 3}],
+                "difference": {"estimate": estimate, "low": low, "high": high}}
+    monkeypatch.setattr("understudy.commands.interactive.judge_pairs", judge)
+    out = tmp_path / "run"
+    status, text, err = session(out, "--compare", 10, _3=["success", "success"])
+    assert status == 0, err
+    assert asked == [(("the policy of round 1", "000000, the best so far"), 10, 2, "round-1.jsonl", True)]
+    assert Run(out).named_checkpoints()["best"] == f"checkpoints/{3 if is_best else 0:06d}"
+    assert ("is the policy of round 1" if is_best else "No round improved the policy") in text
+    assert judged_checkpoints(Run(out))[1]["promoted"] is is_best
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--supervisor", "scripted"], ["on a robot a person supervises, not scripted", "keyboard, gamepad or leader"]),
+    (["--supervisor", "leader"], ["--teleop: is missing", "so101_leader"]),
+    (["--teleop", "so101_leader"], ["--teleop: says nothing with --supervisor keyboard"]),
+    (["--env", "fork"], ["an environment and a robot are both named"]),
+    (["--compare", "4"], ["4 pairs of trials are too few", "at least 9"]),
+    (["--with", "dagger"], ["takes over and gives back", "hg-dagger"]),
+    (["--episode-time-s", "0"], ["--episode-time-s: must be above 0"]),
+    (["--handover-seconds", "-1"], ["--handover-seconds: must be 0 or more"])])
+def test_bad_input(args, words, session, tmp_path):
+    refused(session(tmp_path / "run", *args), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_robot_without_a_terminal_and_devices_without_a_robot(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    def call(*args):
+        capsys.readouterr()
+        return main(["improve", str(run), *args, "--out", str(tmp_path / "run")]), *capsys.readouterr()
+    refused(call(*OPTIONS), "no terminal to read keys from")
+    for args, word in ((["--supervisor", "leader"], "a leader moves a robot"), (["--fps", "3"], "--fps: needs --robot"),
+                       (["--supervisor", "keyboard", "--teleop", "gamepad"], "--teleop: needs --robot")):
+        refused(call("--with", "hg-dagger", "--env", "fork", *args), word)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
+def test_a_person_at_a_terminal_moves_a_joint_and_judges_blind_trials(run, tmp_path):
+    """Up to nine pairs of trials. The person calls the first of each pair a success, and the second a failure."""
+    args = [run, *OPTIONS, "--out", "better", "--compare", "9", "--fps", "40"]
+    args[args.index("--episodes") + 1] = "1"
+    person = Terminal("improve", *args, cwd=tmp_path)
+    assert "keys: p: hold" in person.until("press enter to connect")
+    person.type("\n")
+    person.until("enter: begin the episode")
+    person.type("\n")
+    person.until("the policy acts")
+    person.type("2t")
+    assert "elbow | step" in person.until("you act") or person.text
+    for _ in range(20):
+        person.type("w")
+        person.until("you act")
+    person.type("y")
+    answers = cycle("yn")
+    while "enter: show" not in person.until(" > "):  # it is settled, or nine pairs cannot settle it any more
+        person.type("\n")
+        person.until("enter: end | y, n")
+        person.type(next(answers))
+    person.type("\n")
+    status, text = person.end()
+    assert status == 0, text
+    episode = open_dataset(tmp_path / "better" / "collection" / "000000" / "episodes.npz")[0]
+    acted, state = episode.steps["intervention"], episode.steps["observation.state"]
+    assert acted.sum() >= 10 and episode.metadata["success"] is True
+    assert np.ptp(episode.steps["supervisor_action"][acted], axis=0)[1] > 1  # the elbow was moved
+    assert np.abs(np.diff(state[:, 1])).max() <= 10
+    line = judged_checkpoints(Run(tmp_path / "better"))[1]
+    result = json.loads((tmp_path / "better" / "trials" / "round-1.jsonl").read_text().splitlines()[-1])["result"]
+    successes = [policy["successes"] for policy in result["policies"]]
+    assert line["successes"] == successes and sum(successes) == line["pairs"] > 1
+    assert line["promoted"] == (line["difference"] >= 0 and line["difference/high"] >= 0)

@@ -1,0 +1,339 @@
+"""A person who watches a policy on a robot: handovers without a jump, keys, and lost devices. Time is simulated."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from fixtures.collections import Constant
+from fixtures.servo_arms import CALIBRATION, feetech, patient
+from fixtures.takeovers import Clock, Hand, Keys
+
+from understudy.core import UserError
+from understudy.envs.devices import Gamepad
+from understudy.execute.actor import NonFiniteAction
+from understudy.improve.gates import GatedActor, HumanGate
+from understudy.improve.journal import EpisodeJournal
+from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
+from understudy.improve.takeover import TakeoverSupervisor
+from understudy.robots.base import DrivenTeleoperator
+from understudy.robots.emulator import DynamixelServo, EmulatedDynamixelBus
+from understudy.robots.handover import Handover
+from understudy.robots.limits import SafetyLimits
+from understudy.robots.safety import SafeRobot
+from understudy.robots.servo_arm import ARM_TYPES, ServoFollower, ServoLeader
+from understudy.robots.simulated import SimulatedArm
+from understudy.robots.teleoperators import VelocityTeleoperator
+
+FPS, VELOCITY = 20, 60.0  # deg/s
+LIMITS = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (VELOCITY,) * 2, slow_start=0.5)
+
+
+class Arm(SimulatedArm):
+    """An arm whose joints are where they are sent at once, so that every jump of a goal is one of the joints."""
+
+    def __init__(self, clock):
+        super().__init__(clock=clock, servo_velocity=1e9)
+        self.path, self.stops, self.breaks_at = [(0.0, self.joints.copy())], 0, None
+
+    def apply_limits(self, limits):
+        pass
+
+    def send(self, action):
+        if self.breaks_at is not None and len(self.path) >= self.breaks_at:
+            self.is_broken, self.breaks_at = True, None
+        sent = super().send(action)
+        self.clock.sleep(1e-6)  # the time of a message
+        self.advance()
+        self.path.append((self.clock(), self.joints.copy()))
+        return sent
+
+    def stop(self):
+        self.stops += 1
+        return super().stop()
+
+    def fastest(self):
+        """The largest velocity of a joint between two commands."""
+        return max(float(np.abs(b - a).max()) / (t - s) for (s, a), (t, b) in pairwise(self.path))
+
+
+class DrivenHand(Hand, DrivenTeleoperator):
+    """A leader with motors. Without torque a person can move it."""
+
+    follows = 0
+
+    def follow(self, position):
+        self.follows += 1
+        self.place = self.place + np.clip(position - self.place, -1.5, 1.5)
+        return bool(np.allclose(self.place, position))
+
+    def release(self):
+        self.released_at = self.place.copy()
+
+
+class Device:
+    """A gamepad."""
+
+    def __init__(self):
+        self.axes = np.zeros(2, np.float32)
+
+    def read(self):
+        return self.axes
+
+
+class World:
+    """An arm, a device and a person, on one clock."""
+
+    def __init__(self, teleop=None, mover="leader", limit=40, velocity=False, seconds=1.0, **at):
+        self.clock = Clock()
+        self.arm = Arm(self.clock)
+        self.robot = SafeRobot(self.arm, LIMITS, self.clock, watchdog=False)
+        self.teleop = (teleop or Hand)(self.clock) if not velocity else VelocityTeleoperator(
+            Device(), (VELOCITY / 2,) * 2, LIMITS.low, LIMITS.high, self.clock)
+        self.keys, self.lines = Keys(**at), []
+        handover = Handover(self.teleop, LIMITS.max_velocity, mover, seconds, clock=self.clock, sleep=self.clock.sleep)
+        person = RobotPerson(handover, self.keys, self.lines.append)
+        self.robot.connect()
+        self.env = RobotTakeoverEnv(self.robot, person, FPS, limit, self.clock, self.clock.sleep)
+        self.keys.env = self.env
+
+    def episode(self, policy):
+        actor = GatedActor(self.env.watched(policy), TakeoverSupervisor(self.env.takeover, self.env.read), HumanGate())
+        return EpisodeJournal(None).rollout(actor, self.env, 1, 0)[0]
+
+
+@pytest.mark.parametrize("mover", ["leader", "robot", "nobody"])
+def test_a_person_takes_over_without_a_jump_and_gives_back(mover):
+    """The policy goes to 20 degrees, and the leader lies at 50."""
+    world = World(DrivenHand if mover == "leader" else Hand, mover, _25=["takeover"], _60=["takeover"], _70=["success"],
+                  limit=100)
+    world.teleop.place = np.full(2, 50.0)
+    episode = world.episode(Constant(20.0))
+    acted, handover = episode.steps["intervention"], episode.steps["handover"]
+    assert np.flatnonzero(acted).tolist() == list(range(25, 60)) and len(episode) == 70
+    assert episode.metadata["success"] is True and episode.steps["next.reward"].tolist() == [0.0] * 69 + [1.0]
+    assert world.arm.fastest() <= VELOCITY * 1.001
+    state = episode.steps["observation.state"][:70, 0]
+    assert state[25] == pytest.approx(20, abs=1e-3)
+    if mover == "leader":  # the leader came to the robot, which does not move
+        assert world.teleop.released_at == pytest.approx([20, 20]) and world.teleop.follows >= 20
+        assert not handover[27:].any() and state[25:60] == pytest.approx([20] * 35, abs=1e-3)
+    elif mover == "robot":  # in a second, and a little longer because limits slow it down
+        ends = int(np.flatnonzero(handover)[-1])
+        assert np.flatnonzero(handover).tolist() == list(range(25, ends + 1)) and 43 <= ends <= 47
+        assert np.abs(np.diff(state[25:ends])).max() <= 30 / FPS * 1.1  # 30 degrees in a second
+        assert state[ends + 2] == pytest.approx(50, abs=0.1) and not handover[60:].any()
+    else:  # the difference stays
+        assert not handover.any() and state[25:60] == pytest.approx([20] * 35, abs=1e-3)
+    assert episode.steps["action"][acted & ~handover] == pytest.approx(
+        episode.steps["supervisor_action"][acted & ~handover])
+
+
+def test_a_device_of_velocities_begins_at_the_present_pose():
+    world = World(velocity=True, _25=["takeover"], _45=["failure"], limit=100)
+    world.teleop.device.axes = np.array([1.0, 0.0])
+    episode = world.episode(Constant(20.0))
+    state = episode.steps["observation.state"][25:45]
+    assert state[0] == pytest.approx([20, 20], abs=1e-3) and state[:, 1] == pytest.approx([20] * 20, abs=1e-3)
+    assert np.diff(state[1:, 0]) == pytest.approx([VELOCITY / 2 / FPS] * 18, rel=1e-3)
+    assert not episode.steps["handover"].any() and episode.metadata["success"] is False
+
+
+def test_while_it_is_held_the_robot_rests_and_starts_slowly():
+    world = World(_15=["hold", *[""] * 30, "hold"], _30=["success"], limit=100)
+    episode = world.episode(Constant(80.0))
+    state = episode.steps["observation.state"][:, 0]
+    assert len(episode) == 30 and world.arm.stops >= 2 and world.arm.fastest() <= VELOCITY * 1.001
+    step = VELOCITY / FPS  # whose limit grows from 0 in 10 steps, after a first command that does not move
+    assert np.diff(state[14:20]) == pytest.approx([step, 0, 0.1 * step, 0.2 * step, 0.3 * step], rel=0.01, abs=1e-4)
+    assert episode.metadata["seconds_watched"] == pytest.approx(30 / FPS + 31 / FPS, abs=0.01)
+
+
+def test_the_person_says_how_an_episode_ends_when_the_time_is_over():
+    world = World(limit=5, _5=["", "hold", "", "success"])
+    episode = world.episode(Constant(10.0))
+    assert len(episode) == 5 and episode.metadata["success"] is True and any("time is over" in x for x in world.lines)
+
+
+def test_between_episodes_the_person_can_move_the_robot_and_nothing_of_it_is_recorded():
+    world = World(_0=["", "", "takeover", *[""] * 60, "enter"], _3=["success"])
+    world.teleop.place = np.full(2, 30.0)
+    episode = world.episode(Constant(30.0))
+    assert len(episode) == 3 and not episode.steps["intervention"].any()
+    assert episode.steps["observation.state"][0] == pytest.approx([30, 30], abs=0.1)
+    assert world.arm.fastest() <= VELOCITY * 1.001 and "t: move the robot" in world.lines[0]
+    assert any("you move the robot" in text for text in world.lines)
+
+
+@pytest.mark.parametrize("device", ["leader", "robot"])
+def test_a_lost_device_costs_no_step(device):
+    """At step 12 the cable is pulled. The person waits, plugs it in, continues, and all steps are kept."""
+    world = World(_5=["takeover"], _12=["", "", "enter", "", "hold"], _30=["success"], limit=100)
+    if device == "robot":
+        world.arm.breaks_at = 13  # its path begins with the pose at the start
+
+    def pull_cable():
+        if world.env.takeover.n_steps == 12 and not world.teleop.connections:
+            world.teleop.is_lost = True
+    world.arm.breaks_at = 12 if device == "robot" else None
+    read = world.teleop.read
+
+    def read_if_there_is_a_cable():
+        if device == "leader":
+            pull_cable()
+        return read()
+    world.teleop.read = read_if_there_is_a_cable
+    episode = world.episode(Constant(0.0))
+    assert len(episode) == 30 and episode.metadata["success"] is True
+    assert any(("your device" if device == "leader" else "the robot") + " is lost" in text for text in world.lines)
+    assert world.teleop.connections == (device == "leader") and world.arm.fastest() <= VELOCITY * 1.001
+    assert world.robot._error is None
+
+
+def test_a_device_that_stays_lost_ends_an_episode_that_is_kept():
+    world = World(_5=["takeover"], _12=["", "enter", "", "failure"], limit=100)
+    read = world.teleop.read
+
+    def read_until_it_breaks():
+        if world.env.takeover.n_steps == 12:
+            world.teleop.is_lost = "for ever"
+        return read()
+    world.teleop.read = read_until_it_breaks
+    episode = world.episode(Constant(0.0))
+    assert len(episode) == 12 and episode.metadata["success"] is False and world.arm.stops
+
+
+def test_an_action_that_is_not_finite_is_no_lost_device():
+    world = World()
+    world.keys.press("enter")
+    world.env.reset(torch.tensor([0]), torch.tensor([0]))
+    with pytest.raises(NonFiniteAction, match="nan was commanded"):
+        world.env.step(torch.tensor([[np.nan, 0.0]]))
+    assert world.robot._is_holding
+
+
+def random_handovers(env, keys, teleops, rng, n_handovers, target):
+    """Drives the environment as a policy with random goals, with random takeovers, holds and leaders."""
+    n_handovers_so_far = 0
+    env.reset(torch.tensor([0]), torch.tensor([0]))
+    while n_handovers_so_far < n_handovers:
+        env.person.handover.teleop = teleops[rng.integers(len(teleops))]
+        env.person.handover.mover = rng.choice(["leader", "robot", "nobody"])
+        env.person.handover.seconds = rng.choice([0.0, 0.3, 1.0])
+        for command in (["takeover"], ["hold"], [], ["takeover"], ["hold"]):
+            if rng.random() < 0.7 or command == ["takeover"]:
+                keys.press(*command)
+                if command == ["hold"]:
+                    keys.press(*[""] * int(rng.integers(0, 3)))
+                    keys.press("hold")
+            for _ in range(rng.integers(1, 4)):
+                wanted = env.read() if env.takeover.is_person else target(rng)
+                env.step(torch.as_tensor(wanted, dtype=torch.float32)[None])
+        n_handovers_so_far += 2  # to the person and back
+    return n_handovers_so_far
+
+
+def test_no_step_of_200_handovers_is_above_the_velocity_limit():
+    world, rng = World(limit=10**6), np.random.default_rng(0)
+    world.keys.press("enter")
+
+    class Restless(DrivenHand):
+        def read(self):  # somebody moves it fast
+            self.place = np.clip(self.place + rng.uniform(-30, 30, 2), -90, 90)
+            return super().read()
+    sticks = Device()
+    sticks.axes = np.array([1.0, -1.0], np.float32)
+    stick = VelocityTeleoperator(sticks, (VELOCITY / 2,) * 2, LIMITS.low, LIMITS.high, world.clock)
+    world.keys.calls = -10**6
+    n_handovers = random_handovers(world.env, world.keys, (Restless(world.clock), Hand(world.clock), stick), rng, 200,
+                                   lambda rng: rng.uniform(-90, 90, 2))
+    assert n_handovers == 200 and world.env.takeover.n_takeovers == 100
+    assert world.arm.fastest() <= VELOCITY * 1.001 and len(world.arm.path) > 500
+    assert np.ptp([joints for _, joints in world.arm.path], axis=0).min() > 20  # it moved
+
+
+@pytest.mark.parametrize("name", ["so101_leader", "koch_leader"])
+def test_a_leader_of_servos_is_driven_slowly_and_released(name):
+    pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+    pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
+    clock = Clock()
+    bus = feetech() if name == "so101_leader" else EmulatedDynamixelBus(
+        *(DynamixelServo(i, "xl330-m077", 2000) for i in range(1, 7)))
+    for servo in bus.servos:
+        servo.clock, servo._at = clock, clock()
+    with bus:
+        leader = patient(ServoLeader(ARM_TYPES[name], bus.port, CALIBRATION))
+        with leader:
+            start = leader.read().astype(float)
+            goal = start + [10, -10, 20, 5, -20, 5]
+            poses = [start]
+            while not leader.follow(goal):
+                clock.sleep(0.05)
+                poses.append(leader.read())
+                assert len(poses) < 100, "it does not arrive"
+            speed = np.abs(np.diff(poses, axis=0)).max(0) / 0.05
+            assert (speed[:5] <= 30 + 360 / 4096 / 0.05).all() and speed.max() > 15  # deg/s, and a step of the encoder
+            assert poses[-1] == pytest.approx(goal, abs=2.1) and all(s.get("Torque_Enable") for s in bus.servos)
+            leader.release()
+            assert not any(s.get("Torque_Enable") for s in bus.servos)
+            assert leader.follow(start) is False and all(s.get("Torque_Enable") for s in bus.servos)
+        assert not any(s.get("Torque_Enable") for s in bus.servos)  # also if it ends on its way
+
+
+@pytest.mark.slow
+def test_no_step_of_200_handovers_of_emulated_servos_is_above_the_velocity_limit():
+    """A follower and a leader of six emulated servos each. The leader is driven, or the robot goes to it."""
+    pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
+    clock, rng, keys = Clock(), np.random.default_rng(1), Keys()
+    with ExitStack() as stack:
+        buses = [stack.enter_context(feetech()) for _ in range(2)]
+        for bus in buses:
+            for servo in bus.servos:
+                servo.clock, servo._at = clock, clock()
+        follower, leader = (kind(ARM_TYPES[name], bus.port, CALIBRATION) for kind, name, bus in zip(
+            (ServoFollower, ServoLeader), ("so101_follower", "so101_leader"), buses, strict=True))
+        limits = follower.default_limits(slow_start=0.5)
+        robot = SafeRobot(patient(follower), limits, clock, watchdog=False)
+        stack.enter_context(patient(leader))
+        stack.enter_context(robot)
+        velocity, path = np.array(limits.max_velocity), []  # of what is sent: (time, pose)
+        stop = robot.stop
+
+        def stop_and_note():
+            path.append((clock(), stop(), True))
+            return path[-1][1]  # a pose that is held is where the robot is
+        robot.stop = stop_and_note
+        robot.on_step = lambda obs, action, sent: path.append((clock(), np.array(sent)))
+        handover = Handover(leader, limits.max_velocity, clock=clock, sleep=clock.sleep)
+        env = RobotTakeoverEnv(robot, RobotPerson(handover, keys), FPS, 10**6, clock, clock.sleep)
+        keys.env, keys.calls = env, -10**6
+        keys.press("enter")
+
+        def target(rng):  # and a hand moves the leader, as far as it has no torque
+            for servo in buses[1].servos:
+                if not servo.get("Torque_Enable"):
+                    servo.push(servo.position + rng.uniform(-100, 100))
+            return rng.uniform(limits.low, limits.high)
+        assert random_handovers(env, keys, (leader,), rng, 200, target) == 200
+        assert not any(servo.get("Torque_Enable") for servo in buses[1].servos)
+    assert len(path) > 500
+    for (before, pose, *_), (now, goal, *stopped) in pairwise(path):
+        assert stopped or (np.abs(goal - pose) <= velocity * (now - before) + 1e-3).all()
+
+
+def test_a_gamepad_that_is_plugged_in_again_is_read_again(tmp_path):
+    device = tmp_path / "js0"
+    device.write_bytes(b"")
+    pad = Gamepad(path=device)
+    with pytest.raises(UserError, match="the gamepad is gone"):
+        pad.read()
+    device.unlink()
+    with pytest.raises(UserError, match="expected a gamepad"):
+        pad.read()
+    device.write_bytes(b"\0\0\0\0\xff\x7f\x02\x00")  # axis 0 at its end
+    with pytest.raises(UserError, match="the gamepad is gone"):  # after this event the file ends
+        pad.read()
+    assert pad._at == {0: 1.0}

@@ -51,6 +51,8 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
             ones. Above 0 in CQL, with a temperature.
         n_conservative_samples: Number of actions from which the soft maximum is estimated, of each of three kinds: of
             the policy here, of the policy after the plan, and uniform in the range of the data.
+        critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
+            already does not follow a critic that knows nothing.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -73,6 +75,7 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     critic_bc_weight: Annotated[float, AtLeast(0)] = 0.0
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
     n_conservative_samples: Annotated[int, AtLeast(1)] = 10
+    critic_warmup_updates: Annotated[int, AtLeast(0)] = 0
 
     def __post_init__(self):
         if self.n_step and self.reward is not None:
@@ -137,7 +140,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
-        if self.n_updates % self.config.policy_delay == 0:
+        warmup, delay = self.config.critic_warmup_updates, self.config.policy_delay
+        if self.n_updates >= warmup and self.n_updates % delay == 0:
             self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
         metrics = self.end_update()
         self.bound.check(metrics["critic/score"], batch, self.n_updates)

@@ -12,6 +12,7 @@ from understudy.core import Context, HeadSpec, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
+from understudy.heads.correction import Correction
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
 from understudy.heads.regression import Regression
@@ -96,7 +97,8 @@ def policy_with(head, horizon=8, **fields):
                         target=CHOICE if isinstance(head, Categorical) else None)
 
 
-@pytest.mark.parametrize("head", [SquashedGaussian(), Gaussian(), Gaussian(std=0.3), GMM(), Categorical()])
+@pytest.mark.parametrize("head", [
+    SquashedGaussian(), Gaussian(), Gaussian(std=0.3), Correction(0.3), GMM(), Categorical()])
 def test_padded_steps_do_not_count(head):
     policy, batch = policy_with(head)
     assert not batch.mask.all()
@@ -110,8 +112,8 @@ def test_padded_steps_do_not_count(head):
     torch.testing.assert_close(log_prob[complete].sum(1), head.log_prob(policy.net, context, coded)[complete])
 
 
-@pytest.mark.parametrize("head", [SquashedGaussian(), Gaussian(), Gaussian(std=0.3), GMM(joint=False), Categorical(),
-                                  Categorical(autoregressive=True, width=8)])
+@pytest.mark.parametrize("head", [SquashedGaussian(), Gaussian(), Gaussian(std=0.3), Correction(0.3),
+                                  GMM(joint=False), Categorical(), Categorical(autoregressive=True, width=8)])
 def test_entropy_is_the_mean_negative_log_density_of_samples(head):
     policy, batch = policy_with(head, 1)
     one = {k: v[:1].expand(20_000, *v.shape[1:]) for k, v in batch.obs.items()}

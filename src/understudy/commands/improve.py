@@ -67,7 +67,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
     ensemble and thrifty (the policy asks for help, so that nobody has to watch) need a supervisor. filtered learns from
-    the policy's own successes.
+    the policy's own successes. residual, rlpd, dsrl and residual-ppo learn from success as a reward, and need many
+    episodes (--rounds, --episodes, --steps).
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
@@ -80,7 +81,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif or filtered"""
+    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif, filtered, residual, rlpd, dsrl or
+    residual-ppo"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
@@ -136,6 +138,9 @@ class _Command:
     resources: ExitStack
 
     def run(self) -> None:
+        from dataclasses import replace
+
+        from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
         from ..learn.run import Run
         from ..learn.train import train
@@ -150,6 +155,10 @@ class _Command:
         collection_env, person = self._people(env_name, method, env)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
+        if not self._starts_as_run:  # the first checkpoint is compared as it is
+            promotion = replace(promotion, base=None)
+        if isinstance(method.wrapper, NoiseSteeringWrapper):
+            data, held_out = self._steered_data(method, collection_env), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
               callbacks=(_RoundPrinter(o.rounds),), progress=False)
@@ -289,7 +298,7 @@ class _Command:
 
         o = self.o
         promotion = Promotion(env, o.compare, o.seed, run)
-        if compared_checkpoints(run):
+        if compared_checkpoints(run) and self._starts_as_run:
             return promotion
         evaluation = promotion.evaluate(base)
         if o.supervisor is None and evaluation.success is not None and not evaluation.success.estimate:
@@ -297,6 +306,26 @@ class _Command:
                             where="--with", hint="practice needs a first success: record more demonstrations, make the "
                             "task easier, or choose a method with a supervisor, such as --with dagger")
         return replace(promotion, base=evaluation)
+
+    @property
+    def _starts_as_run(self) -> bool:
+        from ..improve.improvement import IMPROVEMENTS
+
+        return IMPROVEMENTS[self.o.method].starts_as_run
+
+    def _steered_data(self, method: Method, env: Env) -> Dataset:
+        """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
+        from ..data.formats import open_dataset, write_dataset
+        from ..files import whole_folder
+        from ..improve.practice import steered_episodes
+        from ..learn.method import load_policy
+
+        o, folder = self.o, self.o.out / "random"
+        if not folder.is_dir():
+            episodes = steered_episodes(method, load_policy(o.run, trust=o.trust), env, o.seed)
+            with whole_folder(folder) as part:
+                write_dataset(episodes, part / "episodes.npz", "npz")
+        return open_dataset(folder / "episodes.npz")
 
     # -- what is said --------------------------------------------------------------------------------------------
 
@@ -323,7 +352,9 @@ class _Command:
         if o.success is not None:
             plan.append(f"success: as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
-        if not isinstance(learner, BehaviorCloning) and isinstance(method.learner, BehaviorCloning):
+        if not self._starts_as_run:
+            plan.append(f"start: untrained, so {o.out / 'best'} may be worse than {o.run}; the last lines say whether")
+        if isinstance(method.learner, BehaviorCloning) and not isinstance(learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
         if o.supervisor == "keyboard":
             from ..improve.takeover import KEYS
@@ -342,15 +373,17 @@ class _Command:
         o, lines = self.o, compared_checkpoints(run)
         rounds = [line for line in run.read_metrics() if "round" in line]
         costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in COSTS}
-        self.out.print("", _table(lines, rounds, _unit(env)), "")
+        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._starts_as_run else "untrained"), "")
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
         if best["step"]:
             other = evaluate(self._actor(o.out / "best", env), env, o.compare, o.seed)
             self.out.print(verdict(other, base, (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")))
         else:
-            self.out.print(f"No round improved the policy, and {o.out / 'best'} is the policy of {o.run}. To try: more "
-                           "episodes in each round, more updates (--steps), another method, or more demonstrations.")
+            same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._starts_as_run else
+                                              f"untrained: keep {o.run}")
+            self.out.print(f"No round improved the policy, and {same}. To try: more episodes in each round, more "
+                           "updates (--steps), another method, or more demonstrations.")
         self._print_costs(costs, data, env_name, lines[-1]["step"], improved=other is not None)
         if o.html is not None:
             self._write_page(lines, rounds, env, base, other)
@@ -486,7 +519,7 @@ def _gain(line: dict[str, Any], unit: str) -> str:
     return f"{show(line['gain'])} [{show(line['gain/low'])}, {show(line['gain/high'])}]"
 
 
-def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str):
+def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str, first: str):
     """One row for the base and each round."""
     table = plain_table("", "acted", "labeled", "watched", unit, "95% interval", "minus best so far", "95% interval",
                         "")
@@ -494,7 +527,7 @@ def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str)
         costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in COSTS]
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
-        table.add_row("base" if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
+        table.add_row(first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
                       gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
                       "not promoted")
     return table

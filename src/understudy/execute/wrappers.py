@@ -179,7 +179,7 @@ class ResidualWrapper(ActionWrapper):
 
     Args:
         base: The base policy: a planner, a stage that trained one, or an actor.
-        scale: Factor of the corrections.
+        scale: Factor of the corrections: one number, or one for each component of the action, in its units.
         period: Number of environment steps per correction. The base policy acts at every step.
         executor: Executes the plans of a base policy that is a planner.
 
@@ -190,12 +190,15 @@ class ResidualWrapper(ActionWrapper):
     """
 
     base: Planner | Actor | FromStage
-    scale: Annotated[float, AtLeast(0)] = 0.1
+    scale: Annotated[float | tuple[float, ...], AtLeast(0)] = 0.1
     period: Annotated[int, AtLeast(1)] = 1
     executor: Executor = field(default_factory=RecedingHorizon)
 
     def features(self, features):
         action = _vector_action(features, "ResidualWrapper")
+        if isinstance(self.scale, tuple) and len(self.scale) != action.size:
+            raise UserError(f"there are {len(self.scale)} factors, but an action has {action.size} components",
+                            where="ResidualWrapper.scale", hint="give one for each, or one number for all")
         return {**features, BASE_ACTION: replace(action, dtype="float32")}
 
     def action_limits(self):
@@ -212,7 +215,8 @@ class ResidualWrapper(ActionWrapper):
         return {**obs, BASE_ACTION: action.clone()}, {"base": _without_record(base), "action": action}
 
     def transform_action(self, obs, action, state):
-        return state["action"] + self.scale * action, state
+        scale = torch.tensor(self.scale) if isinstance(self.scale, tuple) else self.scale
+        return state["action"] + scale * action, state
 
     def transform_episode(self, episode):
         """Adds the base actions and replaces the actions by corrections.
@@ -229,7 +233,7 @@ class ResidualWrapper(ActionWrapper):
         action = np.asarray(episode.steps["action"][: len(episode)], np.float32)
         base = _actions_along(self._actor, episode)
         feature = _vector_action(episode.features(), "ResidualWrapper")
-        columns = {BASE_ACTION: base, "action": (action - base[: len(episode)]) / np.float32(self.scale)}
+        columns = {BASE_ACTION: base, "action": (action - base[: len(episode)]) / np.asarray(self.scale, np.float32)}
         return replace(episode.replace(columns), schema={
             **episode.schema, "action": replace(feature, dtype="float32", unit=None),
             BASE_ACTION: replace(feature, dtype="float32")})

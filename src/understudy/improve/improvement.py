@@ -16,6 +16,7 @@ from ..learn.method import Method, Stage, find_references, stage_folder
 from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
 from ..policy import find_checkpoint
+from . import practice
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
 from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
@@ -129,11 +130,13 @@ class ImprovementMethod:
     Args:
         summary: What it does, in a line.
         build: Returns the method, given the improvement and the method that continues the run.
+        starts_as_run: Whether the untrained policy is that of the run. Otherwise it may be worse.
     """
 
     summary: str
     is_supervised: bool
     build: Callable[[Improvement, Method], Method]
+    starts_as_run: bool = True
 
 
 def _dagger(improvement: Improvement, method: Method) -> Method:
@@ -214,4 +217,12 @@ IMPROVEMENTS = {
                                 True, _sirius),
     "rlif": ImprovementMethod("as hg-dagger, and a takeover is a negative reward (RLIF)", True, _rlif),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),
+    "residual": ImprovementMethod("the policy stays as it is, and TD3 learns corrections of its actions (ResFiT); "
+                                  "round 1 trains the critic alone", False, practice.residual),
+    "rlpd": ImprovementMethod("SAC learns a new policy, with demonstrations as half of each batch (RLPD)", False,
+                              practice.rlpd, starts_as_run=False),
+    "dsrl": ImprovementMethod("the policy stays as it is, and SAC chooses the noise that it samples from (DSRL)", False,
+                              practice.dsrl, starts_as_run=False),
+    "residual-ppo": ImprovementMethod("the policy stays as it is, and PPO learns corrections of its actions (ResiP)",
+                                      False, practice.residual_ppo),
 }

@@ -1,0 +1,134 @@
+"""Methods of `understudy improve` in which a policy practises alone, and an environment says whether it succeeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..checkpoint import FromStage
+from ..core import Unsupported, UserError
+from ..data.codec import Normalizer
+from ..data.episode import Dataset, Episode
+from ..envs.base import Env
+from ..envs.wrappers import WrappedEnv
+from ..execute.chunking import ChunkedExecutor, RecedingHorizon
+from ..execute.wrappers import NoiseSteeringWrapper, ResidualWrapper
+from ..heads.correction import Correction
+from ..heads.squashed_gaussian import SquashedGaussian
+from ..learn.critic import CriticConfig
+from ..learn.fit import LearnerConfig
+from ..learn.method import Method, online_changes
+from ..learn.off_policy_actor_critic import OffPolicyActorCritic
+from ..learn.ppo import PPO
+from ..learn.targets import REWARD
+from ..nets.encoders import simplest_encoder
+from ..nets.feed_forward import FeedForward
+from ..policy import Policy, PolicyConfig
+from .collection import CollectionRounds, RolloutCollector, TemperatureExploration, random_episodes
+from .retention import LastRounds
+from .updates import Epochs, PerRound
+
+if TYPE_CHECKING:
+    from .improvement import Improvement
+
+BASE = FromStage("from")  # the run that is improved
+FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
+CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
+
+
+@dataclass(frozen=True)
+class SuccessReward:
+    """A change of episodes: the reward is 1 in the first step that succeeds, and 0 in all others."""
+
+    def __call__(self, episode: Episode) -> Episode:
+        if "next.success" not in episode.steps:
+            raise UserError("the episode has no column 'next.success', from which practice takes its rewards",
+                            where="SuccessReward", hint="record demonstrations in an environment that defines success "
+                            "(understudy record ENV), and name them: --data DATA")
+        success = np.asarray(episode.steps["next.success"]).reshape(-1).astype(bool)
+        return episode.replace({REWARD: (success & (np.cumsum(success) == 1)).astype(np.float32)})
+
+
+def residual(improvement: Improvement, method: Method) -> Method:
+    """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
+    updates = _updates(improvement, method)
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS,
+                                   critic_warmup_updates=updates)
+    return _corrected(improvement, method, learner, Correction(0.25), 0.2, mixture_weights=(0.5, 0.5))
+
+
+def residual_ppo(improvement: Improvement, method: Method) -> Method:
+    """PPO that learns corrections of the frozen policy, from its newest episodes (ResiP)."""
+    updates = Epochs(10) if improvement.n_updates is None else PerRound(improvement.n_updates)
+    return _corrected(improvement, method, PPO(max_kl=0.1, discount=0.999), Correction(0.37), 0.1,
+                      retention=LastRounds(1), updates=updates)
+
+
+def rlpd(improvement: Improvement, method: Method) -> Method:
+    """SAC from scratch, with demonstrations as half of each batch."""
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
+    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(improvement.data.features()))
+    return _practice(improvement, method, policy, learner, mixture_weights=(0.5, 0.5))
+
+
+def dsrl(improvement: Improvement, method: Method) -> Method:
+    """SAC whose action is the noise from which the frozen policy samples its chunk."""
+    _check_plain(method, "dsrl")
+    executor = method.executor
+    if not isinstance(executor, ChunkedExecutor):
+        raise Unsupported(f"noise is steered once for each executed chunk, and {type(executor).__name__} overlaps them",
+                          where="--with dsrl", hint="train the policy with RecedingHorizon, or use --with residual")
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=0.1, target_entropy=0.0,
+                                   critic=CriticConfig(layer_norm=True))
+    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(improvement.data.features()))
+    return replace(_practice(improvement, method, policy, learner),
+                   wrapper=NoiseSteeringWrapper(BASE, executor.n_action_steps))
+
+
+def steered_episodes(method: Method, policy: Policy, env: Env, seed: int) -> Dataset:
+    """Episodes of a policy with random noise, in which the noise is the action. Demonstrations do not have it."""
+    wrapper = method.wrapper
+    assert isinstance(wrapper, NoiseSteeringWrapper)
+    return random_episodes(WrappedEnv(env, replace(wrapper, policy=policy)), FIRST_STEPS // wrapper.period, seed)
+
+
+def _corrected(improvement: Improvement, method: Method, learner: LearnerConfig, head: Correction, share: float,
+               **fields) -> Method:
+    """Learns corrections of at most a share of half the range of the demonstrated actions."""
+    name = "residual" if isinstance(learner, OffPolicyActorCritic) else "residual-ppo"
+    _check_plain(method, name)
+    if improvement.data.features()["action"].kind == "discrete":
+        raise Unsupported("a correction is added to an action, and these actions are classes", where=f"--with {name}",
+                          hint="use --with filtered, or a method with a supervisor, such as --with dagger")
+    actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
+                              for e in improvement.data])
+    scale = tuple((share * np.maximum(np.ptp(actions, 0) / 2, 1e-6)).round(6).tolist())
+    policy = PolicyConfig(head, FeedForward(), simplest_encoder(improvement.data.features()),
+                          codec=Normalizer(target="identity"))
+    return replace(_practice(improvement, method, policy, learner, **fields),
+                   wrapper=ResidualWrapper(BASE, scale, executor=method.executor))
+
+
+def _practice(improvement: Improvement, method: Method, policy: PolicyConfig, learner: LearnerConfig,
+              **fields) -> Method:
+    """A method that trains another policy than that of the run, on successes as rewards."""
+    collector = RolloutCollector(improvement.n_episodes, exploration=TemperatureExploration())
+    rounds = CollectionRounds(improvement.n_rounds, collector, updates=PerRound(_updates(improvement, method)),
+                              compare_rounds=True)
+    return Method(policy, RecedingHorizon(), learner, (SuccessReward(),), method.stages,
+                  collection=replace(rounds, **fields))
+
+
+def _updates(improvement: Improvement, method: Method) -> int:
+    return improvement.n_updates or max(method.learner.steps // improvement.n_rounds, 1)
+
+
+def _check_plain(method: Method, name: str) -> None:
+    """Refuses a run whose policy does not act by itself."""
+    around = [*method.inference, *online_changes(method), *([] if method.wrapper is None else [method.wrapper])]
+    if around:
+        raise Unsupported(f"the policy of RUN acts with {', '.join(type(p).__name__ for p in around)}, and a frozen "
+                          "policy here acts by itself", where=f"--with {name}",
+                          hint="improve the run that it was made of, or use a method with a supervisor")

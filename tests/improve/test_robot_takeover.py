@@ -150,6 +150,8 @@ def test_while_it_is_held_the_robot_rests_and_starts_slowly():
     step = VELOCITY / FPS  # whose limit grows from 0 in 10 steps, after a first command that does not move
     assert np.diff(state[14:20]) == pytest.approx([step, 0, 0.1 * step, 0.2 * step, 0.3 * step], rel=0.01, abs=1e-4)
     assert episode.metadata["seconds_watched"] == pytest.approx(30 / FPS + 31 / FPS, abs=0.01)
+    assert (episode.steps["policy_action"] == 80).all()  # and what is stored as the action was sent, within the limits
+    assert np.abs(np.diff(episode.steps["action"], axis=0)).max() <= VELOCITY / FPS * 1.001
 
 
 def test_the_person_says_how_an_episode_ends_when_the_time_is_over():

@@ -1,11 +1,7 @@
-"""Practice with the command improve: what is deployed, what is stored, what is refused, and what a kill changes."""
+"""Practice with the command improve: what is deployed and stored, and what is refused."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +15,7 @@ from understudy.cli import main
 from understudy.data.formats import open_dataset
 from understudy.evaluate.evaluation import evaluate, validation_seed
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, WrappedActor
-from understudy.learn.method import load_actor, load_modules
+from understudy.learn.method import load_actor
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCriticLearner
 from understudy.learn.run import Run
 
@@ -55,8 +51,7 @@ def _without_check(command, run, env, base):
     return Promotion(env, command.o.compare, command.o.seed, run, promotion.evaluate(base))
 
 
-@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("residual-ppo", "flow"), ("rlpd", "bc"),
-                                            ("dsrl", "flow")])
+@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("dsrl", "flow")])
 def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, improve, tmp_path, capsys):
     before, out = contents(folder / base), tmp_path / "better"
     status, text, progress = improve(name, "--out", out, *SHORT, base=base)
@@ -68,8 +63,7 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     assert lines[-1]["outcomes"] == evaluate(actor, env, 6, validation_seed(0)).successes.tolist()
     if name.startswith("residual"):
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, ResidualWrapper)
-        first = evaluate(load_actor(out / "checkpoints" / "000000", rows=16), env, 6)
-        assert np.array_equal(first.episode_returns, evaluate(base_actor, env, 6).episode_returns)
+        assert lines[0]["outcomes"] == evaluate(base_actor, env, 6, validation_seed(0)).successes.tolist()
     if name == "dsrl":
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, NoiseSteeringWrapper)
         data = open_dataset(out / "random" / "episodes.npz")
@@ -86,88 +80,9 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
 
 
-def test_the_first_round_trains_the_critic_alone(improve, tmp_path):
-    assert improve("residual", "--out", tmp_path / "run", *SHORT)[0] == 0
-    policies, critics = ([torch.cat([p.flatten() for p in load_modules(tmp_path / "run" / "checkpoints" / f"{step:06d}")
-                                     [name].parameters()]) for step in (0, 2)] for name in ("policy", "critic"))
-    assert torch.equal(*policies) and not torch.equal(*critics)
-
-
-def test_what_starts_untrained_says_so(improve, tmp_path):
-    status, text, progress = improve("rlpd", "--out", tmp_path / "run", *SHORT)
-    assert status == 0 and "start: untrained, so" in progress and "untrained" in text
-
-
-@pytest.mark.parametrize(("name", "base", "words"), [
-    ("dsrl", "bc", ["uses no noise", "Flow"]),
-    ("residual", "corrected", ["acts with ResidualWrapper", "improve the run that it was made of"])])
-def test_runs_that_a_method_cannot_improve(name, base, words, folder, improve, tmp_path):
-    if base == "corrected":
-        assert improve("residual", "--out", folder / base, *SHORT)[0] == 0
-    refused(improve(name, "--out", tmp_path / "run", *SHORT, "--data", folder / "fork", base=base), *words)
-
-
-def test_classes_cannot_be_corrected(folder, improve, tmp_path):
-    assert main(["record", "words", "--out", str(tmp_path / "words"), "--episodes", "4"]) == 0
-    assert main(["train", "bc", str(tmp_path / "words"), "--out", str(tmp_path / "classes"), *TINY]) == 0
-    for name in ("residual", "residual-ppo"):
-        refused(improve(name, "--out", tmp_path / "run", *SHORT, base=tmp_path / "classes"), "actions are classes",
-                "--with filtered")
-
-
 def test_a_critic_that_is_not_finite_is_named_with_the_update(improve, tmp_path, monkeypatch):
     value = OffPolicyActorCriticLearner.target_value
     monkeypatch.setattr(OffPolicyActorCriticLearner, "target_value",
                         lambda self, batch, rng: value(self, batch, rng) * (torch.nan if self.n_updates == 2 else 1))
     refused(improve("residual", "--out", tmp_path / "run", *SHORT), "update 3", "the loss of 'critic' is nan",
             "lower the learning rate")
-
-
-KILLED = """
-    import os, sys
-    os.chdir({folder!r})
-    from understudy.cli import main
-    import understudy.commands.improve, understudy.learn.train, understudy.envs, understudy.improve.improvement
-    from understudy.improve.promotion import Promotion
-    from understudy.learn.run import Run
-    def compare_base(command, run, env, base):
-        promotion = Promotion(env, command.o.compare, command.o.seed, run)
-        return Promotion(env, command.o.compare, command.o.seed, run, promotion.evaluate(base))
-    understudy.commands.improve._Command._compare_base = compare_base
-    save = Run.save
-    def save_or_die(self, *args, **kwargs):
-        save(self, *args, **kwargs)
-        if len(list((self.folder / "checkpoints").glob("[0-9]*"))) == {checkpoints}: os._exit(9)
-    collect = understudy.improve.improvement.RolloutCollector.collect
-    def collect_or_die(self, actor, number, training):
-        episodes = collect(self, actor, number, training)
-        if number == {round}: os._exit(9)
-        return episodes
-    Run.save = save_or_die
-    understudy.improve.improvement.RolloutCollector.collect = collect_or_die
-    sys.exit(main({args!r}))
-    """
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("residual-ppo", "flow"), ("rlpd", "bc"),
-                                            ("dsrl", "flow")])
-def test_killed_in_and_between_rounds_it_is_the_same_run(name, base, folder, improve, tmp_path, monkeypatch):
-    """The process ends after a checkpoint, and within a round, each at the places that the two numbers say."""
-    args = ["improve", str(folder / base), "--with", name, "--out", "run", "--rounds", "3", "--episodes", "3",
-            "--steps", "3", "--compare", "6", "--device", "cpu"]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    monkeypatch.chdir(tmp_path / "whole")
-    assert improve(name, *args[4:], base=base)[0] == 0
-    places = [(-1, 0), (1, -1), (-1, 1), (2, -1), (-1, 2), (3, -1), (-1, -1)]
-    codes = []
-    for checkpoints, number in places:
-        code = textwrap.dedent(KILLED).format(folder=str(tmp_path / "killed"), args=args, checkpoints=checkpoints,
-                                              round=number)
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-        codes.append(result.returncode)
-    assert codes[-1] == 0, result.stderr
-    assert codes.count(9) >= 4
-    assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")

@@ -97,8 +97,8 @@ def policy_with(head, horizon=8, **fields):
                         target=CHOICE if isinstance(head, Categorical) else None)
 
 
-@pytest.mark.parametrize("head", [
-    SquashedGaussian(), Gaussian(), Gaussian(std=0.3), Correction(0.3), GMM(), Categorical()])
+@pytest.mark.parametrize("head", [SquashedGaussian(), Gaussian(), Gaussian(std=0.3), Correction(0.3), GMM(),
+                                  Categorical()])
 def test_padded_steps_do_not_count(head):
     policy, batch = policy_with(head)
     assert not batch.mask.all()

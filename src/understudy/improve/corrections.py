@@ -18,6 +18,7 @@ from ..learn.sample_weights import ClassBalancedWeights, ColumnWeights, UniformW
 from ..learn.targets import TERMINATED
 from .collection import CollectionRounds, DemonstrationsAsInterventions
 from .gates import INTERVENTION
+from .unlearned_steps import LearnedStepWeights, UnlearnedColumns
 
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
 SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
@@ -86,10 +87,12 @@ ADDED_TRANSFORMS = (DemonstrationsAsInterventions, DemonstrationsWithoutInterven
 
 def without_added_parts(method: Method) -> Method:
     """Returns a method without what an earlier improvement has added to its transforms and its learner."""
-    transforms = tuple(t for t in method.transforms if not isinstance(t, ADDED_TRANSFORMS))
+    transforms = tuple(t for t in method.transforms if not isinstance(t, (*ADDED_TRANSFORMS, UnlearnedColumns)))
     learner = method.learner
     if isinstance(learner, BehaviorCloning):
         weights = learner.sample_weights
+        if isinstance(weights, LearnedStepWeights):
+            weights = weights.weights
         if isinstance(weights, ClassBalancedWeights) or isinstance(weights, ColumnWeights) and (
                 weights.column == INTERVENTION):
             weights = UniformWeights()

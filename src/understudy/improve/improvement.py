@@ -29,7 +29,7 @@ from .updates import PerRound
 
 SUPERVISOR = "supervisor"  # the stage of a policy that supervises
 THRESHOLD = 0.5  # of a gate, in standard deviations of the demonstrated actions
-TAKEN_OVER = ("hg-dagger", "iwr", "sirius", "rlif")  # methods with a supervisor that watches, and may be a person
+TAKEN_OVER = ("hg-dagger", "iwr", "sirius")  # methods whose supervisor may be a person, who watches
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..learn.critic import CriticConfig
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
+from ..learn.optimizer import OptimizerConfig
 from ..learn.ppo import PPO
 from ..learn.targets import REWARD
 from ..nets.encoders import simplest_encoder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
+SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
 
 
@@ -55,7 +57,7 @@ def residual(improvement: Improvement, method: Method) -> Method:
     """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
     updates = _updates(improvement, method)
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS,
-                                   critic_warmup_updates=updates)
+                                   critic_warmup_updates=updates, policy_optimizer=SLOW)
     return _corrected(improvement, method, learner, Correction(0.25), 0.2, mixture_weights=(0.5, 0.5))
 
 

@@ -51,7 +51,7 @@ class LearnedStepWeights(SampleWeights):
 
 class _LearnedSteps(WeightFunction):
     def __init__(self, function: WeightFunction):
-        self.function, self.after_update = function, function.after_update
+        self.function, self.fit, self.after_update = function, function.fit, function.after_update
 
     def __call__(self, batch, policy):
         weights = self.function(batch, policy)

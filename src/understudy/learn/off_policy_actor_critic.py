@@ -15,6 +15,7 @@ from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..policy import Policy
 from .critic_learning import CriticLearningConfig
+from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from .targets import ReturnBound, td_terms
 
@@ -53,6 +54,7 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
             the policy here, of the policy after the plan, and uniform in the range of the data.
         critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
             already does not follow a critic that knows nothing.
+        policy_optimizer: Optimizer of the policy. None for that of the critic.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -76,6 +78,7 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
     n_conservative_samples: Annotated[int, AtLeast(1)] = 10
     critic_warmup_updates: Annotated[int, AtLeast(0)] = 0
+    policy_optimizer: OptimizerConfig | None = None
 
     def __post_init__(self):
         if self.n_step and self.reward is not None:
@@ -116,7 +119,8 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         if config.temperature is not None:
             policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
             self.temperature = Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
-        self.register("policy", policy, config.optimizer, auxiliary=[self.temperature] if self.temperature else [])
+        self.register("policy", policy, config.policy_optimizer or config.optimizer,
+                      auxiliary=[self.temperature] if self.temperature else [])
         self.register_reward(data)
         if config.conservative_weight and policy.codec.bound in (None, math.inf):
             raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",

@@ -21,6 +21,7 @@ from ..execute.base import check_numeric_actions, check_samples, sample_noise, s
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import WrappedActor
 from ..files import read_json, write_json
+from ..heads.base import LikelihoodHead
 from ..policy import Planner, Policy
 from . import stats
 from .behavior.demo_distance import DemonstrationIndex
@@ -95,10 +96,10 @@ class ObservationNovelty(DoubtScore):
 
 @part
 class PolicyLoss(DoubtScore):
-    """Training loss of the policy at its own plan. The loss uses the same noise at every step.
+    """Training loss of the policy at its own plan, with the same noise at every step.
 
     Args:
-        n_noise_samples: Number of noise draws, over which the loss is averaged.
+        n_noise_samples: Number of noise draws, over which the loss is averaged. A `LikelihoodHead` needs none.
 
     References:
         Lee and Kuo (2024), Diff-DAgger: Uncertainty Estimation with Diffusion Policy for Robotic Manipulation,
@@ -114,16 +115,21 @@ class PolicyLoss(DoubtScore):
             raise Unsupported(f"{type(policy).__name__} has no loss of its own", where="PolicyLoss",
                               hint="use another score: spread or novelty")
 
+        def loss(context, obs, plan):
+            batch = Batch(obs, plan, torch.ones(plan.shape[:2], dtype=torch.bool, device=plan.device))
+            rng = Generator(plan.device).manual_seed(0)
+            return policy.loss_given_context(context, batch, rng, n_noise_samples=n_noise_samples).mean(1)
+
+        is_exact = isinstance(policy.config.head, LikelihoodHead)  # its loss has no noise
+        n_noise_samples = 1 if is_exact else self.n_noise_samples
+
         def measure(obs, key, count):
             plan, context = planner.plan(obs, planner.noise(key, count)), planner.context(obs)
-            mask = torch.ones(plan.shape[:2], dtype=torch.bool, device=plan.device)
-            losses = []
-            for row in torch.arange(len(plan), device=plan.device).unsqueeze(1):  # equal for any number of rows
-                batch = Batch(take(obs, row), plan[row], mask[row])
-                rng = Generator(plan.device).manual_seed(0)
-                losses.append(policy.loss_given_context(take(context, row), batch, rng,
-                                                        n_noise_samples=self.n_noise_samples).mean())
-            return torch.stack(losses)
+            if is_exact:
+                group = planner.in_groups if isinstance(planner, FixedBatch) else lambda f, n, *trees: f(*trees)
+                return group(loss, len(plan), context, obs, plan)
+            rows = torch.arange(len(plan), device=plan.device).unsqueeze(1)  # one by one: all have the same noise
+            return torch.cat([loss(take(context, row), take(obs, row), plan[row]) for row in rows])
         return measure
 
 

@@ -2,8 +2,8 @@
 benchmarks/failure_detector.py
 
 A policy of `fork` that was trained for few updates, so that it often fails, acts until there are 1,500 failures and
-1,500 successes, which calibrate a threshold for each score and each kind of error, at a rate of 10 %. On other starts it
-acts until there are 1,000 failures and 1,000 successes. The aim, set before any judged run: every rate on them is
+1,500 successes, which calibrate a threshold for each score and each kind of error, at a rate of 10 %. On other starts
+it acts until there are 1,000 failures and 1,000 successes. The aim, set before any judged run: every rate on them is
 within 3 points of 10 %. The same thresholds are then used in 500 rollouts under each shift, where nothing is
 guaranteed. Results are written to results/failure_detector.json. It takes about five minutes of a core.
 """

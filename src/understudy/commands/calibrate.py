@@ -89,13 +89,11 @@ def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
     from ..core import UserError
     from ..evaluate.failure_detection import FailureDetector
 
-    detector = FailureDetector.load(run_folder(run), o.trust)
-    again = command_line("calibrate", run, detector.env, *_acting_options(o))
-    if detector.checkpoint != weights_digest(weights_path(run)):
-        raise UserError("the failure detector was calibrated for another checkpoint", where=run, hint=again)
+    detector = FailureDetector.load(run, o.trust)
     if detector.options != _acting_options(o):
         raise UserError("the failure detector was calibrated with "
-                        + (" ".join(detector.options) or "no option of acting"), where=run, hint=again)
+                        + (" ".join(detector.options) or "no option of acting"), where=run,
+                        hint=command_line("calibrate", run, detector.env, *_acting_options(o)))
     return detector
 
 

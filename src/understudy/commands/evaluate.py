@@ -196,7 +196,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     commands = _next_commands(o, evaluation, other)
     _write_report(o, env, evaluation, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**evaluation.to_json(other, str(o.against)), "detection": detection, "checkpoint": str(weights_path(o.run)), "behavior": {
+    out.print_json({**evaluation.to_json(other, str(o.against)), "detection": detection,
+                    "checkpoint": str(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 

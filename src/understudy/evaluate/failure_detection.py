@@ -22,7 +22,9 @@ from ..execute.planners import FixedBatch
 from ..execute.wrappers import WrappedActor
 from ..files import read_json, write_json
 from ..heads.base import LikelihoodHead
-from ..policy import Planner, Policy
+from ..hints import command_line
+from ..learn.run import Run
+from ..policy import Planner, Policy, find_checkpoint
 from . import stats
 from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
@@ -179,8 +181,9 @@ def conformal_quantile(scores: Sequence[float] | np.ndarray, rate: float) -> flo
     n = len(scores)
     k = math.ceil(round((n + 1) * (1 - rate), 9))
     if k > n:
-        raise UserError(f"a rate of {rate:g} needs at least {needed_scores(rate)} rollouts of the kind that it is about, "
-                        f"and there are {n}", where="conformal threshold", hint="give more rollouts, or a larger rate")
+        raise UserError(f"a rate of {rate:g} needs at least {needed_scores(rate)} rollouts of the kind that it is "
+                        f"about, and there are {n}", where="conformal threshold",
+                        hint="give more rollouts, or a larger rate")
     return float(np.sort(np.asarray(scores, float))[k - 1])
 
 
@@ -237,7 +240,8 @@ class ConformalThreshold:
     def _more_episodes(self, n_chosen: int, n_episodes: int) -> str:
         if not n_chosen:
             return "calibrate where both happen, or choose the other --error"
-        return f"such as --episodes {2 * math.ceil(needed_scores(self.rate) * n_episodes / n_chosen)}, or a larger --rate"
+        enough = 2 * math.ceil(needed_scores(self.rate) * n_episodes / n_chosen)
+        return f"such as --episodes {enough}, or a larger --rate"
 
 
 @dataclass(frozen=True)
@@ -265,11 +269,26 @@ class FailureDetector:
         return folder / DETECTOR_FILE
 
     @staticmethod
-    def load(folder: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
-        """Reads the detector of the folder of a run."""
+    def load(run: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
+        """Reads the detector of a run, or of one of its checkpoints.
+
+        Raises:
+            UserError: There is none, or it was calibrated for another checkpoint.
+        """
+        checkpoint = find_checkpoint(run)
+        folder = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
+        detector = FailureDetector.read(folder, trust)
+        if detector.checkpoint != Run.fingerprint(checkpoint):
+            raise UserError("the failure detector was calibrated for another checkpoint", where=run,
+                            hint=command_line("calibrate", run, detector.env, *detector.options))
+        return detector
+
+    @staticmethod
+    def read(folder: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
+        """Reads the detector that `save` wrote."""
         if not (file := folder / DETECTOR_FILE).exists():
             raise UserError("the run has no failure detector", where=file,
-                            hint=f"calibrate one: understudy calibrate {folder} ENV")
+                            hint=f"calibrate one: {command_line('calibrate', folder, 'ENV')}")
         detector = config.load(read_json(file), ("understudy", *trust), str(file))
         if not isinstance(detector, FailureDetector):
             raise UserError("is no failure detector", where=file, hint="calibrate one again")

@@ -32,6 +32,7 @@ from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
+from ..evaluate.failure_detection import with_doubt
 from ..evaluate.recording import UniformRandomActor, expert_actor
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
@@ -43,7 +44,7 @@ from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
 from .journal import EpisodeJournal
 from .retention import AllEpisodes, RetentionRule
 from .updates import PerNewStep, UpdateRule
@@ -265,6 +266,8 @@ class RolloutCollector(EpisodeCollector):
             env, actor = WrappedEnv(env, actor.wrapper), actor.actor
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
+        if isinstance(self.gate, DoubtGate):
+            actor = with_doubt(actor, self.gate.score, training.data)
         if self.supervisor is not None:
             actor = GatedActor(actor, self._supervising_actor(env, training.person), self.gate, number)
         seed, run_episodes = recording_seed(training.seed), rollout

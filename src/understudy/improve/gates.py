@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, AtMost, State, UserError, part, uniform
+from ..evaluate.failure_detection import DOUBT, DoubtScore
 from ..execute.actor import Actor
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
@@ -50,7 +51,8 @@ class Gate(ABC):
         """Decides one step.
 
         Args:
-            obs: The observation of each row, (B, ...), and the columns that the supervisor records at this step.
+            obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
+                this step.
             action: Action of the policy, (B, A).
             supervisor_action: Action of the supervisor, (B, A).
             state: The state that `start` or the last `decide` returned.
@@ -157,6 +159,29 @@ class DisagreementGate(Gate):
                       "wait": torch.where(acts, -1, torch.where(wait > 0, wait - 1, wait))}
 
 
+@part
+class DoubtGate(Gate):
+    """The policy asks for help where its doubt reaches a threshold: from then on the supervisor acts in the episode.
+
+    Args:
+        score: What is measured at each step.
+        threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
+            The rate is that of the calibrated policy, so that it holds before the policy is trained further.
+    """
+
+    needs_attention = False
+
+    score: DoubtScore
+    threshold: float
+
+    def start(self, obs, key, number):
+        return {"asked": torch.zeros(key.shape, dtype=torch.bool)}
+
+    def decide(self, obs, action, supervisor_action, state):
+        asked = state["asked"] | (obs[DOUBT] >= self.threshold)
+        return asked, {"asked": asked}
+
+
 @dataclass(frozen=True)
 class GatedActor(Actor):
     """An actor with a supervisor that advises at every step and acts where a gate decides so.
@@ -183,11 +208,11 @@ class GatedActor(Actor):
         action, actor_state = self.actor.act(obs, state["actor"])
         advice, supervisor_state = self.supervisor.act(obs, state["supervisor"])
         actor_state, supervisor_state, gate = dict(actor_state), dict(supervisor_state), state["gate"]
-        advised = supervisor_state.pop("record", {})
+        advised, own = supervisor_state.pop("record", {}), actor_state.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
-            acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
-        record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, POLICY_ACTION: action,
+            acts, gate = self.gate.decide({**obs, **own, **advised}, action, advice, gate)
+        record = {**own, **advised, INTERVENTION: acts, POLICY_ACTION: action,
                   SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
         return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "record": record}

@@ -11,13 +11,15 @@ import numpy as np
 from ..checkpoint import FromStage
 from ..core import UserError, unknown_name
 from ..data.episode import Dataset
+from ..evaluate.failure_detection import FailureDetector
+from ..hints import command_line
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method, Stage, find_references, stage_folder
 from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
 from ..policy import find_checkpoint
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
-from .gates import INTERVENTION, DisagreementGate, HumanGate
+from .gates import INTERVENTION, DisagreementGate, DoubtGate, HumanGate
 from .retention import SuccessfulEpisodes
 from .updates import PerRound
 
@@ -140,6 +142,15 @@ def _lazy(improvement: Improvement, method: Method) -> Method:
     return _intervention_steps(improvement, method, improvement.gate(THRESHOLD / 5))
 
 
+def _doubt(improvement: Improvement, method: Method) -> Method:
+    detector = FailureDetector.load(improvement.run, improvement.trust)
+    if detector.method.error != "missed-failures":
+        raise UserError("the failure detector states a rate of false alarms, and asking for help needs one of missed "
+                        "failures", where=improvement.run,
+                        hint=command_line("calibrate", improvement.run, detector.env, "--rate", detector.method.rate))
+    return _intervention_steps(improvement, method, DoubtGate(detector.method.score, detector.threshold))
+
+
 def _filtered(improvement: Improvement, method: Method) -> Method:
     return replace(method, collection=improvement.rounds(method, retention=SuccessfulEpisodes()))
 
@@ -150,5 +161,7 @@ IMPROVEMENTS = {
                                    "steps", True, _hg_dagger),
     "safe": ImprovementMethod("the supervisor acts where its action and the policy's differ (SafeDAgger)", True, _safe),
     "lazy": ImprovementMethod("as safe, and gives back only once they agree closely (LazyDAgger)", True, _lazy),
+    "doubt": ImprovementMethod("the policy asks where its failure detector raises an alarm, and the supervisor acts "
+                               "from there", True, _doubt),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),
 }

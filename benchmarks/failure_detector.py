@@ -36,6 +36,7 @@ from understudy.evaluate.failure_detection import (  # noqa: E402
     failures,
 )
 from understudy.evaluate.rollout import rollout  # noqa: E402
+from understudy.evaluate.stats import clopper_pearson  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
 from understudy.files import write_json  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
@@ -106,6 +107,28 @@ def main(seed: int = 0) -> dict:
     return {"rate": RATE, "margin": MARGIN, "episodes": N_SHIFTED, "nominal": nominal, "shifted": shifted}
 
 
+def tables(result: dict) -> list[str]:
+    """The lines of the two tables of docs/detect.md."""
+    lines = ["| score | stated: missed failures | false alarms then | stated: false alarms | missed failures then |",
+             "|---|--:|--:|--:|--:|"]
+    cells = {(c["score"], c["error"]): c for c in result["nominal"]}
+    for score in SCORES:
+        numbers = [cells[score, error][key] / cells[score, error]["of"] for error in ERRORS
+                   for key in ("errors", "other_errors")]
+        lines.append(f"| `{score}` | " + " | ".join(f"{x:.1%}" for x in numbers) + " |")
+    lines += [f"| shift | success | {' | '.join(f'missed, `{s}`' for s in SCORES)} | "
+              f"{' | '.join(f'false alarms, `{s}`' for s in SCORES)} |", "|---|--:|" + "--:|" * 6]
+    for name, shift in result["shifted"].items():
+        failed, rates = shift["failures"], []
+        for error, total in zip(ERRORS, (failed, result["episodes"] - failed), strict=True):
+            for score in SCORES:
+                rate = clopper_pearson(shift["errors"][f"{score} {error}"], total)
+                mark = "**" if rate.low > result["rate"] else ""
+                rates.append(f"{mark}{rate.estimate:.0%}{mark}")
+        lines.append(f"| `{name}` {shift['severity']} | {1 - failed / result['episodes']:.0%} | {' | '.join(rates)} |")
+    return lines
+
+
 if __name__ == "__main__":
     write_json(RESULTS, result := main(*map(int, sys.argv[1:])))
-    print(result)
+    print(*tables(result), sep="\n")

@@ -13,15 +13,26 @@ from .common import (
     Output,
     command_line,
     given_options,
+    has_no_run,
     parse,
     progress_bar,
     trust_options,
 )
 from .groups import ActingOptions, JsonOption, PositiveCount, command_options
-from .policies import ROWS, load_actor, record_doubt, run_folder, tell_checkpoint, weights_digest, weights_path
+from .improve import trained_on
+from .policies import (
+    ROWS,
+    DoubtSource,
+    load_actor,
+    record_doubt,
+    run_folder,
+    tell_checkpoint,
+    weights_digest,
+    weights_path,
+)
 
 if TYPE_CHECKING:
-    from ..evaluate.failure_detection import FailureDetector
+    from ..evaluate.failure_detection import DoubtScore, FailureDetector
 
 
 @command_options
@@ -60,9 +71,10 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)
+        source = doubt_source(o.run, method.score)
         env = make(o.env, min(ROWS, o.episodes), o.trust)
         try:
-            actor = record_doubt(load_actor(o.run, env, o)[0], o.run, o, method.score)
+            actor = record_doubt(load_actor(o.run, env, o)[0], o.run, o, source)
             with progress_bar(f"{o.run.name} in {o.env}", o.episodes) as progress:
                 episodes = rollout(actor, env, o.episodes, tuning_seed(o.seed), watch=lambda number, e: progress())
         finally:
@@ -78,6 +90,24 @@ def main(args: list[str]) -> None:
                                  *trust_options(o.trust, o.env, o.run)))
         out.print_json({"detector": str(file), "n_calibration": detector.n_calibration,
                         **detection.to_json(detector)})
+
+
+def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
+    """The score with the data that the run was trained on.
+
+    Raises:
+        UserError: It is no run, or its data are gone.
+    """
+    from ..core import UserError
+
+    if has_no_run(run):
+        raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
+                        hint="name the run itself")
+    path = trained_on(run)
+    if path is None or not path.exists():
+        raise UserError("the data that it was trained on are " + ("not named" if path is None else f"gone: {path}"),
+                        where=run, hint="put them back, or train the run again")
+    return DoubtSource(score, path)
 
 
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:

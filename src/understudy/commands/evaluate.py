@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import behavior_metrics
-from .calibrate import load_detector
+from .calibrate import doubt_source, load_detector
 from .common import (
     Output,
     command_line,
@@ -157,7 +157,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     try:
         evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
-                                  doubt=None if detector is None else detector.method.score)
+                                  doubt=None if detector is None else doubt_source(o.run, detector.method.score))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]

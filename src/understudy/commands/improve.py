@@ -58,7 +58,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     least as well. At the end the best one and RUN act on fresh starts. RUN stays as it is.
 
     Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back), safe and lazy
-    (it acts where the two disagree) need a supervisor. filtered learns from the policy's own successes.
+    (it acts where the two disagree), doubt (it acts once the policy's failure detector raises an alarm, see `understudy
+    calibrate`) need a supervisor. filtered learns from the policy's own successes.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, WASD or the arrows move, y and n mark the
     episode as a success or a failure, x begins it again and q stops. Every finished episode is on the disk, and the
@@ -68,7 +69,7 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption):
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy or filtered"""
+    """dagger, hg-dagger, safe, lazy, doubt or filtered"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None

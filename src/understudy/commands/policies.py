@@ -33,9 +33,17 @@ if TYPE_CHECKING:
 ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
 
 
+@dataclass(frozen=True)
+class DoubtSource:
+    """What a policy records as its doubt, and the data that it was trained on."""
+
+    score: DoubtScore
+    data: Path
+
+
 def evaluate_run(
     run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1,
-    doubt: DoubtScore | None = None,
+    doubt: DoubtSource | None = None,
 ) -> Evaluation:
     """Evaluates a run in an environment on numbered starts.
 
@@ -71,7 +79,7 @@ def evaluate_run(
         return evaluation_of(data, time.perf_counter() - began)
 
 
-def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtScore | None) -> tuple[Actor, Env]:
+def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
     """Makes the actor and the environment of a worker."""
     from ..envs import make
 
@@ -80,25 +88,16 @@ def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: Doub
     return actor if doubt is None else record_doubt(actor, run, o, doubt), env
 
 
-def record_doubt(actor: Actor, run: Path, o: ActingOptions, score: DoubtScore) -> Actor:
-    """Returns the actor of a run so that it records its doubt, compared with the data that the run was trained on."""
-    from ..core import UserError
+def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
+    """Returns the actor of a run so that it records its doubt."""
     from ..evaluate.failure_detection import with_doubt
     from ..learn.method import TrainedRun, training_data
     from .common import open_data
-    from .improve import trained_on
 
-    if has_no_run(run):
-        raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
-                        hint="name the run itself")
-    path = trained_on(run)
-    if path is None or not path.exists():
-        raise UserError("the data that it was trained on are " + ("not named" if path is None else f"gone: {path}"),
-                        where=run, hint="put them back, or train the run again")
     trained = TrainedRun.load(run, o.trust, transforms=True)
     sizes = trained.policy.image_sizes
-    data = open_data(path, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
-    return with_doubt(actor, score, training_data(data, trained.method))
+    data = open_data(doubt.data, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
+    return with_doubt(actor, doubt.score, training_data(data, trained.method))
 
 
 def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,

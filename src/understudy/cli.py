@@ -74,6 +74,8 @@ COMMANDS = {
     "plan": Command("RATE RATE [--power P] [--episodes N]", "calculate how many rollouts a comparison needs"),
     "robustness": Command("RUN ENV [--shifts ...] [--html FILE]",
                           "measure success as the environment changes", True),
+    "calibrate": Command("RUN ENV [--score SCORE] [--rate RATE]",
+                         "calibrate a failure detector at a stated rate of errors"),
     "diagnose": Command("RUN [--data DATA] [--env ENV|--robot TYPE]",
                         "say why a policy fails although its loss fell"),
     "export": Command("RUN --out FILE|FOLDER", "write a trained policy as one file, or for LeRobot"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import unescape
 
 import numpy as np
 import pytest
@@ -55,6 +56,17 @@ def test_a_hardly_trained_run_is_named_in_text_and_json(place, call):
     status, out, _ = call("diagnose", place / "a")
     assert status == 0 and "fault  underfit  (" in out and "-> train for more updates" in out
     assert "not checked: cameras, units, latency, limits and starts: no --env and no --robot is named" in out
+
+
+def test_the_page_has_every_finding_with_its_number_and_its_command(place, call, tmp_path):
+    page = tmp_path / "page.html"
+    status, out, _ = call("diagnose", place / "a", "--json", "--html", page)
+    text = unescape(page.read_text())
+    assert status == 0 and "Diagnosis of a<" in text and "Not checked: cameras" in text
+    for finding in findings(out)["findings"]:
+        message, value = finding["message"], f"{finding['value']:.3g}"
+        assert message[0].upper() + message[1:] in text and f"What to do: {finding['remedy']}." in text
+        assert f"{finding['code']}: {value}, healthy: " in text and f"<pre>{finding['command']}</pre>" in text
 
 
 def test_an_environment_with_other_columns(place, call, tmp_path, monkeypatch):

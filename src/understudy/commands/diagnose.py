@@ -22,12 +22,12 @@ from .common import (
     trained_rate,
     trust_options,
 )
-from .groups import ActingOptions, ColumnsOption, JsonOption, PositiveCount, command_options
+from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
 from .policies import ROWS, load_actor, tell_checkpoint
 from .robot_options import RobotOptions
 
 if TYPE_CHECKING:
-    from ..diagnose.base import RunFinding
+    from ..diagnose.base import RunDiagnosis, RunFinding
     from ..diagnose.runner import Observed, Recorded
     from ..learn.method import TrainedRun
 
@@ -35,7 +35,7 @@ _READINGS = 5  # of a robot that does not move
 
 
 @command_options
-class DiagnoseOptions(ActingOptions, ColumnsOption, JsonOption, RobotOptions):
+class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, RobotOptions):
     """Say why a policy fails although its loss fell.
 
     Without --env and --robot, the run and its data are checked: fit, statistics, the delay of the recorded actions, the
@@ -87,10 +87,35 @@ def main(args: list[str]) -> None:
         if result.findings:
             out.print()
         out.print(_headline(result.findings), *(f"not checked: {text}" for text in result.unchecked))
+        if o.html is not None:
+            _write_page(o.html, o, result, commands)
+            out.print(f"Report written to {o.html}")
         document = result.to_json()
         document["findings"] = [{**finding, "command": command}
                                 for finding, command in zip(document["findings"], commands, strict=True)]
         out.print_json(document)
+
+
+def _write_page(path: Path, o: DiagnoseOptions, result: RunDiagnosis, commands: list[str | None]) -> None:
+    """Writes the page of --html: the findings of each level, with their commands, and what was checked."""
+    from ..evaluate.report import Commands, Content, Paragraph, Remedies, Section, capitalize_first, write_page
+
+    leads = {"fault": "Each of these explains failures. Fix the first one, and diagnose again.",
+             "warning": "These may explain some failures.", "note": "These are good to know."}
+    sections = []
+    for level, lead in leads.items():
+        pairs = [(f, command) for f, command in zip(result.findings, commands, strict=True) if f.level == level]
+        remedies = tuple((capitalize_first(f.message), f"What to do: {f.remedy}.", f"{f.code}: {f.describe_range()}")
+                         for f, _ in pairs)
+        to_run = tuple((command, f"{f.code}:") for f, command in pairs if command)
+        contents: list[Content] = [Remedies(remedies), *((Commands(to_run),) if to_run else ())]
+        if pairs:
+            sections.append(Section(f"{level.capitalize()}s", tuple(contents), lead))
+    unchecked = [Paragraph(f"Not checked: {text}.") for text in result.unchecked]
+    sections.append(Section("What was checked", (Paragraph(", ".join(result.checked) + "."), *unchecked)))
+    acting_in = o.env or o.robot
+    write_page(path, f"Diagnosis of {o.run.name}" + (f" in {acting_in}" if acting_in else ""), sections,
+               verdict=(_headline(result.findings),))
 
 
 def _headline(findings) -> str:

@@ -58,6 +58,9 @@ class EvalOptions(RolloutOptions, RobotOptions):
     """demonstrations with which behavior is compared; by default the training data, if they are available and have no
     camera. Their standard deviations are also the units of smoothness and jerk, so these numbers change with the
     data"""
+    detect: bool = False
+    """raise alarms by the failure detector of the run (understudy calibrate), and report failures that it missed and
+    false alarms"""
     repeats: PositiveCount = 0
     """roll out each of the first 16 starts this many times, to count the different ways that the policy takes from one
     start"""

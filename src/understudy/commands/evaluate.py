@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import behavior_metrics
+from .calibrate import doubt_source, load_detector
 from .common import (
     Output,
     command_line,
@@ -128,6 +129,9 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
         raise UserError("estimates a value from recorded episodes, and there are none here",
                         where="--fitted-q" if o.fitted_q else "--discount",
                         hint="leave it out: in an environment the return is measured")
+    if o.detect and (o.interactive or o.sequential or _is_recorded(o.target)):
+        raise UserError("needs an environment, and a fixed number of episodes", where="--detect",
+                        hint=command_line("eval", o.run, "ENV", "--detect"))
     if o.discount is not None and not o.fitted_q:
         raise UserError("is the discount of --fitted-q", where="--discount", hint="add --fitted-q, or leave it out")
     if o.updates < 1:
@@ -149,9 +153,11 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
+    detector = load_detector(o.run, o) if o.detect else None
     env = make(o.target, min(o.rows, o.episodes), o.trust)
     try:
-        evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers)
+        evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
+                                  doubt=None if detector is None else doubt_source(o.run, detector.method.score))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
@@ -163,6 +169,11 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     out.print(verdict(evaluation, other, names))
     if evaluation.success is not None and env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
+    detection = None
+    if detector is not None:
+        result = detector.evaluate(evaluation.episodes)
+        out.print(result.describe(detector))
+        detection = result.to_json(detector)
     asked = [text for text in o.condition if "return" in text.partition("=")[0]]
     if evaluation.success is not None and asked:
         out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
@@ -185,7 +196,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     commands = _next_commands(o, evaluation, other)
     _write_report(o, env, evaluation, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**evaluation.to_json(other, str(o.against)), "checkpoint": str(weights_path(o.run)), "behavior": {
+    out.print_json({**evaluation.to_json(other, str(o.against)), "detection": detection,
+                    "checkpoint": str(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 

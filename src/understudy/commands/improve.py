@@ -66,7 +66,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     Methods: dagger (the supervisor labels every step), hg-dagger (it watches, takes over and gives back, and these
     steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
-    ensemble and thrifty (the policy asks for help, so that nobody has to watch) need a supervisor. filtered learns from
+    ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
+    `understudy calibrate`) need a supervisor. filtered learns from
     the policy's own successes. residual, rlpd, dsrl and residual-ppo learn from success as a reward, and need many
     episodes (--rounds, --episodes, --steps).
 
@@ -81,7 +82,7 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif, filtered, residual, rlpd, dsrl or
+    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, dsrl or
     residual-ppo"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""

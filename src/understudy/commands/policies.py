@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..data.text_columns import TaskText
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation
+    from ..evaluate.failure_detection import DoubtScore
     from ..execute.actor import Actor
     from ..policy import Planner
     from .eval_options import EvalOptions
@@ -32,8 +33,17 @@ if TYPE_CHECKING:
 ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
 
 
+@dataclass(frozen=True)
+class DoubtSource:
+    """What a policy records as its doubt, and the data that it was trained on."""
+
+    score: DoubtScore
+    data: Path
+
+
 def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1
+    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1,
+    doubt: DoubtSource | None = None,
 ) -> Evaluation:
     """Evaluates a run in an environment on numbered starts.
 
@@ -42,6 +52,7 @@ def evaluate_run(
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
         workers: Number of workers, or "ray".
+        doubt: What the policy also records as its doubt at each step, or None.
     """
     from ..evaluate.evaluation import evaluation_of
     from ..evaluate.recording import record_episodes
@@ -50,8 +61,9 @@ def evaluate_run(
 
     assert o.episodes is not None  # the command has filled it in
     plays, by = load_actor(run, env, o, tell=True)
+    plays = plays if doubt is None else record_doubt(plays, run, o, doubt)
     warn_simulator_mismatch(env, run)
-    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers))
+    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers), doubt)
     began = time.perf_counter()
     with (progress_bar(f"{run.name} in {env.metadata['env']}", o.episodes) as progress,
           WorkerPool(seat, workers, local=(plays, env)) as crew):
@@ -67,12 +79,25 @@ def evaluate_run(
         return evaluation_of(data, time.perf_counter() - began)
 
 
-def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int) -> tuple[Actor, Env]:
+def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
     """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     env = make(name, rows, o.trust)
-    return load_actor(run, env, o)[0], env
+    actor = load_actor(run, env, o)[0]
+    return actor if doubt is None else record_doubt(actor, run, o, doubt), env
+
+
+def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
+    """Returns the actor of a run so that it records its doubt."""
+    from ..evaluate.failure_detection import with_doubt
+    from ..learn.method import TrainedRun, training_data
+    from .common import open_data
+
+    trained = TrainedRun.load(run, o.trust, transforms=True)
+    sizes = trained.policy.image_sizes
+    data = open_data(doubt.data, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
+    return with_doubt(actor, doubt.score, training_data(data, trained.method))
 
 
 def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,

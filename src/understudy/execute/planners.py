@@ -145,22 +145,22 @@ class FixedBatch(PlannerWrapper, StepwisePlanner):
         return require_stepwise(self.planner, "FixedBatch").head
 
     def plan(self, obs, noise, guides=()):
-        return self._in_groups(self.planner.plan, _n_rows(obs), obs, noise, guides)
+        return self.in_groups(self.planner.plan, _n_rows(obs), obs, noise, guides)
 
     def context(self, obs):
-        return self._in_groups(self.planner.context, _n_rows(obs), obs)
+        return self.in_groups(self.planner.context, _n_rows(obs), obs)
 
     def encode(self, action, obs):
-        return self._in_groups(self.planner.encode, action.shape[0], action, obs)
+        return self.in_groups(self.planner.encode, action.shape[0], action, obs)
 
     def decode(self, coded, obs):
-        return self._in_groups(self.planner.decode, coded.shape[0], coded, obs)
+        return self.in_groups(self.planner.decode, coded.shape[0], coded, obs)
 
     def denoise_step(self, context, x, t, t_next):
         inner = require_stepwise(self.planner, "FixedBatch")
-        return self._in_groups(inner.denoise_step, x.shape[0], context, x, t, t_next)
+        return self.in_groups(inner.denoise_step, x.shape[0], context, x, t, t_next)
 
-    def _in_groups(self, function, n, *arguments):
+    def in_groups(self, function, n, *arguments):
         """Calls `function` on groups of rows and joins the results.
 
         Arguments are trees of tensors with n rows, or tuples of guides.

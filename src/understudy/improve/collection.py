@@ -32,6 +32,7 @@ from ..data.window import SamplingWeights
 from ..envs.base import Env, HasExpert
 from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
+from ..evaluate.failure_detection import with_doubt
 from ..evaluate.recording import UniformRandomActor, expert_actor
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
@@ -43,7 +44,7 @@ from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
-from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, Gate, GatedActor
+from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, RetentionRule
 from .supervisors import SUPERVISOR_ROWS, PolicySupervisor
@@ -271,6 +272,8 @@ class RolloutCollector(EpisodeCollector):
                                   where="RolloutCollector.supervisor",
                                   hint="leave the supervisor out, or train without the wrapper")
             env, actor = training.env, actor if wrapper is None else WrappedActor(actor, wrapper)
+            if isinstance(self.gate, DoubtGate):
+                actor = with_doubt(actor, self.gate.score, training.data)
             gate = None if self.gate is None else self.gate.build(training, number)
             actor = GatedActor(actor, self._supervising_actor(env, training.person), gate, number)
         seed, run_episodes = recording_seed(training.seed), rollout

@@ -10,10 +10,9 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from ..checkpoint import FromStage
-from ..core import AtLeast, AtMost, State, Unsupported, UserError, part, uniform
+from ..core import AtLeast, AtMost, State, UserError, part, uniform
+from ..evaluate.failure_detection import DOUBT, DoubtScore
 from ..execute.actor import Actor
-from ..learn.critic import QFunction
 from ..learn.data_collection import Training
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted
@@ -49,7 +48,7 @@ class BuiltGate(ABC):
         """Decides whether the supervisor is asked at this step, (B,) bool. By default it is.
 
         Args:
-            obs: The observation of each row, (B, ...).
+            obs: The observation of each row, (B, ...), and the columns that the policy records at this step.
             action: Action of the policy, (B, A).
             state: The state that `start` or the last `decide` returned.
 
@@ -65,7 +64,8 @@ class BuiltGate(ABC):
         """Decides one step.
 
         Args:
-            obs: The observation of each row, (B, ...), and the columns that the supervisor records at this step.
+            obs: The observation of each row, (B, ...), and the columns that the policy and the supervisor record at
+                this step.
             action: Action of the policy, (B, A).
             supervisor_action: Action of the supervisor, (B, A). That of the policy where the supervisor is not asked.
             state: The state that `wants_advice` returned.
@@ -219,36 +219,29 @@ class DisagreementGate(SupervisorThresholdGate):
 
 
 @part
-class ValueGate(SupervisorThresholdGate):
-    """The supervisor takes over where its action is worth more than that of the policy, by a critic.
-
-    The number is the score of the supervisor's action minus that of the policy's. Its thresholds are in units of the
-    return. RLIF compares the one with a fraction of the other, which means the opposite where scores are negative.
+class DoubtGate(FixedGate):
+    """The policy asks for help where its doubt reaches a threshold: from then on the supervisor acts in the episode.
 
     Args:
-        critic: Scores one action after one observation, such as the critic of a supervisor.
-
-    References:
-        Luo et al. (2024), RLIF: Interactive Imitation Learning as Reinforcement Learning, arXiv:2311.12996.
+        score: What is measured at each step.
+        threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
+            The rate is that of the calibrated policy, so that it holds before the policy is trained further.
     """
 
-    critic: FromStage | QFunction | None = None
+    needs_attention, asks_always = False, False
 
-    def difference(self, obs, action, supervisor_action):
-        if not isinstance(self.critic, QFunction):
-            raise UserError(f"{type(self.critic).__name__} scores no actions", where="ValueGate.critic",
-                            hint="give FromStage(STAGE, \"critic\") of a stage that trains one, as td3 does")
-        window = self.critic.about.window
-        if (window.n_obs_steps, window.horizon) != (1, 1):
-            raise Unsupported(f"the critic reads {window.n_obs_steps} observations and scores {window.horizon} "
-                              "actions, but a gate sees one of each", where="ValueGate.critic",
-                              hint="train the critic with Window(n_obs_steps=1, horizon=1)")
-        windows = {k: torch.as_tensor(obs[k]).unsqueeze(1) for k in self.critic.inputs}
-        with torch.no_grad():  # row by row, so that a score does not depend on how many rows there are
-            scores = [self.critic.score_plans({k: v[i:i + 1] for k, v in windows.items()}, torch.stack(
-                [supervisor_action[i:i + 1].float(), action[i:i + 1].float()], 1).unsqueeze(2))[0]
-                for i in range(len(action))]
-        return torch.stack([score[0] - score[1] for score in scores])
+    score: DoubtScore
+    threshold: float
+
+    def start(self, obs, key, number):
+        return {"asked": torch.zeros(key.shape, dtype=torch.bool)}
+
+    def wants_advice(self, obs, action, state):
+        asked = state["asked"] | (obs[DOUBT] >= self.threshold)
+        return asked, {"asked": asked}
+
+    def decide(self, obs, action, supervisor_action, state):
+        return state["asked"], state
 
 
 @dataclass(frozen=True)
@@ -278,17 +271,17 @@ class GatedActor(Actor):
         action, actor_state = self.actor.act(obs, state["actor"])
         advice, supervisor_state = self.supervisor.act(obs, state["supervisor"])
         actor_state, supervisor_state, gate = dict(actor_state), dict(supervisor_state), state["gate"]
-        advised = supervisor_state.pop("record", {})
+        advised, own = supervisor_state.pop("record", {}), actor_state.pop("record", {})
         acts = torch.zeros(len(action), dtype=torch.bool)
         if self.gate is not None:
-            asked, gate = self.gate.wants_advice(obs, action, gate)
+            asked, gate = self.gate.wants_advice({**obs, **own}, action, gate)
             if not self.gate.asks_always:
                 advised = {**advised, ADVISED: asked}
                 advice = torch.where(asked.unsqueeze(1), advice.to(action.dtype), action)
-            acts, gate = self.gate.decide({**obs, **advised}, action, advice, gate)
+            acts, gate = self.gate.decide({**obs, **own, **advised}, action, advice, gate)
             acts, gate = acts & asked, dict(gate)
             advised = {**advised, **gate.pop("record", {})}
-        record = {**actor_state.pop("record", {}), **advised, INTERVENTION: acts, POLICY_ACTION: action,
+        record = {**own, **advised, INTERVENTION: acts, POLICY_ACTION: action,
                   SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
         return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "record": record}

@@ -11,6 +11,8 @@ import numpy as np
 from ..checkpoint import FromStage
 from ..core import UserError, unknown_name
 from ..data.episode import Dataset
+from ..evaluate.failure_detection import FailureDetector
+from ..hints import command_line
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import Method, Stage, find_references, stage_folder
 from ..learn.sample_weights import ColumnWeights
@@ -21,7 +23,7 @@ from .collection import CollectionRounds, DemonstrationsAsInterventions, Rollout
 from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
-from .gates import INTERVENTION, DisagreementGate, Gate, HumanGate
+from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
 from .unlearned_steps import without_unlearned_steps
@@ -195,6 +197,15 @@ def _lazy(improvement: Improvement, method: Method) -> Method:
     return _intervention_steps(improvement, method, improvement.gate(THRESHOLD / 5))
 
 
+def _doubt(improvement: Improvement, method: Method) -> Method:
+    detector = FailureDetector.load(improvement.run, improvement.trust)
+    if detector.method.error != "missed-failures":
+        raise UserError("the failure detector states a rate of false alarms, and asking for help needs one of missed "
+                        "failures", where=improvement.run,
+                        hint=command_line("calibrate", improvement.run, detector.env, "--rate", detector.method.rate))
+    return _intervention_steps(improvement, method, DoubtGate(detector.method.score, detector.threshold))
+
+
 def _filtered(improvement: Improvement, method: Method) -> Method:
     if not improvement.has_interventions:
         return replace(method, collection=improvement.rounds(method, retention=SuccessfulEpisodes()))
@@ -216,6 +227,8 @@ IMPROVEMENTS = {
     "sirius": ImprovementMethod("as hg-dagger, and the policy learns all steps but those before a takeover (Sirius)",
                                 True, _sirius),
     "rlif": ImprovementMethod("as hg-dagger, and a takeover is a negative reward (RLIF)", True, _rlif),
+    "doubt": ImprovementMethod("the policy asks where its failure detector raises an alarm, and the supervisor acts "
+                               "from there", True, _doubt),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),
     "residual": ImprovementMethod("the policy stays as it is, and TD3 learns corrections of its actions (ResFiT); "
                                   "round 1 trains the critic alone", False, practice.residual),

@@ -1,0 +1,132 @@
+"""The command understudy calibrate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from .common import (
+    EnvName,
+    Output,
+    command_line,
+    given_options,
+    has_no_run,
+    parse,
+    progress_bar,
+    trust_options,
+)
+from .groups import ActingOptions, JsonOption, PositiveCount, command_options
+from .improve import trained_on
+from .policies import (
+    ROWS,
+    DoubtSource,
+    load_actor,
+    record_doubt,
+    run_folder,
+    tell_checkpoint,
+    weights_digest,
+    weights_path,
+)
+
+if TYPE_CHECKING:
+    from ..evaluate.failure_detection import DoubtScore, FailureDetector
+
+
+@command_options
+class CalibrateOptions(ActingOptions, JsonOption):
+    """Calibrate a failure detector: a threshold of the policy's doubt that keeps a stated rate of errors.
+
+    The policy acts in ENV, on starts that no evaluation uses. The threshold is written into the folder of the run, and
+    `understudy eval RUN ENV --detect` uses it. An alarm is raised at the first step whose doubt reaches it.
+    """
+
+    run: Annotated[Path, Positional, arg(metavar="RUN")]
+    """a run (its last checkpoint), RUN/best, or a checkpoint"""
+    env: EnvName
+    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory, in which success is defined"""
+    score: Literal["spread", "novelty", "loss"] = "spread"
+    """what is measured at each step: the spread of sampled plans, the distance of the observation from the
+    demonstrations, or the policy's loss at its own plan"""
+    rate: float = 0.1
+    """largest rate of the error"""
+    error: Literal["missed-failures", "false-alarms"] = "missed-failures"
+    """what the rate is about: failed episodes without an alarm, or successful ones with an alarm"""
+    episodes: PositiveCount = 500
+    """number of rollouts"""
+
+
+def main(args: list[str]) -> None:
+    o = parse(CalibrateOptions, "calibrate", args)
+    from ..core import ConfigError
+    from ..envs import make
+    from ..evaluate.evaluation import tuning_seed
+    from ..evaluate.failure_detection import SCORES, ConformalThreshold
+    from ..evaluate.rollout import rollout
+
+    if not 0 < o.rate < 1:
+        raise ConfigError(f"must be above 0 and below 1, but is {o.rate:g}", where="--rate", hint="such as 0.1")
+    with Output(o.json) as out:
+        tell_checkpoint(o.run)
+        method = ConformalThreshold(SCORES[o.score], o.rate, o.error)
+        source = doubt_source(o.run, method.score)
+        env = make(o.env, min(ROWS, o.episodes), o.trust)
+        try:
+            actor = record_doubt(load_actor(o.run, env, o)[0], o.run, o, source)
+            with progress_bar(f"{o.run.name} in {o.env}", o.episodes) as progress:
+                episodes = rollout(actor, env, o.episodes, tuning_seed(o.seed), watch=lambda number, e: progress())
+        finally:
+            env.close()
+        detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o))
+        file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
+        kind = "failures" if o.error == "missed-failures" else "successes"
+        out.print(f"An alarm is raised where the {o.score} reaches {detector.threshold:.4g}: at most {o.rate:.1%} "
+                  f"{o.error.replace('-', ' ')}, from {detector.n_calibration} {kind}.",
+                  "In the rollouts of the calibration, whose own rate is met by choice:",
+                  detection.describe(detector), f"Written to {file}")
+        out.suggest(command_line("eval", o.run, o.env, "--detect", *_acting_options(o),
+                                 *trust_options(o.trust, o.env, o.run)))
+        out.print_json({"detector": str(file), "n_calibration": detector.n_calibration,
+                        **detection.to_json(detector)})
+
+
+def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
+    """The score with the data that the run was trained on.
+
+    Raises:
+        UserError: It is no run, or its data are gone.
+    """
+    from ..core import UserError
+
+    if has_no_run(run):
+        raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
+                        hint="name the run itself")
+    path = trained_on(run)
+    if path is None or not path.exists():
+        raise UserError("the data that it was trained on are " + ("not named" if path is None else f"gone: {path}"),
+                        where=run, hint="put them back, or train the run again")
+    return DoubtSource(score, path)
+
+
+def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
+    """The detector of a run.
+
+    Raises:
+        UserError: There is none, or it was calibrated for another checkpoint or another way of acting.
+    """
+    from ..core import UserError
+    from ..evaluate.failure_detection import FailureDetector
+
+    detector = FailureDetector.load(run, o.trust)
+    if detector.options != _acting_options(o):
+        raise UserError("the failure detector was calibrated with "
+                        + (" ".join(detector.options) or "no option of acting"), where=run,
+                        hint=command_line("calibrate", run, detector.env, *_acting_options(o)))
+    return detector
+
+
+def _acting_options(o: ActingOptions) -> tuple[str, ...]:
+    return tuple(map(str, given_options(o, "executor", "task", "condition")))
+

@@ -71,8 +71,8 @@ class InstructedTable(ZoneTable):
     def __init__(self, rows: int = 1):
         super().__init__(rows, 40 * N_NAMED, N_NAMED)
         words = self.features[GOAL]
-        self.features |= {MISSION: words, MISSION + "?": Feature("bool", ()), WORDS: words,
-                          OBJECTS: Feature("float32", (N_BLOCKS, 2 + 2 * N_BLOCKS))}
+        self.features = {**self.features, MISSION: words, MISSION + "?": Feature("bool", ()), WORDS: words,
+                         OBJECTS: Feature("float32", (N_BLOCKS, 2 + 2 * N_BLOCKS))}
 
     def observe(self):
         obs = super().observe()

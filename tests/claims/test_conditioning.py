@@ -14,6 +14,7 @@ from claims.conditioning import (
     memory_pairs,
     thought_cloning,
     weakly_labeled_skills,
+    which_instruction,
 )
 from claims.worlds import named_places, sign_corridor
 from understudy.data.episode import Dataset, Episode
@@ -348,3 +349,42 @@ def test_arms_learn_from_the_episodes_that_they_name(monkeypatch):
         "GROOT-2": {*words, "demonstration success"}, "labeled": words, "all words": words, "nearest latents": words,
         "pseudo-labels": {*words, "right words"}, "GROOT-2, labeled": {*words, "demonstration success"},
         "GROOT-2, beta 1": {*words, "demonstration success"}}
+
+
+# -- 113, 272 and 280 in one world --------------------------------------------------------------------------------
+
+
+def test_the_instructed_table_says_the_whole_goal_and_the_block_that_a_watching_speaker_names():
+    check_env(which_instruction.InstructedTable)
+    env = which_instruction.InstructedTable(20)
+    episodes = rollout(interactive_language.PlayExpert(noise=0.0, wander=0), env, 20, seed=2)
+    assert all(e.metadata["success"] for e in episodes)
+    for episode in episodes:
+        mission, words = (episode.steps[k][:-1] for k in (which_instruction.MISSION, which_instruction.WORDS))
+        assert ((mission > 0).sum(1) == 2).all() and ((words > 0).sum(1) == 1).all()
+        assert np.array_equal(words, np.where(words > 0, mission, 0)) and len(np.unique(words, axis=0)) == 2
+
+
+def test_labels_of_runs_say_which_block_the_hand_holds_and_where_the_blocks_lie_at_the_end():
+    for run in which_instruction.AnnotatedRuns(2, 12).load(1):
+        state, blocks = (np.asarray(run.steps[k]) for k in (which_instruction.STATE, which_instruction.BLOCKS))
+        at, number, words = blocks.reshape(len(blocks), 3, 2), run.steps["block"][:, 0], run.steps["event"]
+        mission = run.steps[which_instruction.MISSION]
+        end = interactive_language.zones_of_blocks(at[-1])
+        assert (mission == mission[0]).all() and np.array_equal(mission[0], np.where(mission[0] > 0, end, 0))
+        holds = state[:-1, 2] > 0.5
+        assert holds.any() and np.array_equal(np.linalg.norm(at - state[:, None, :2], axis=2)[:-1][holds].argmin(1),
+                                              number[holds])
+        assert np.array_equal(words, mission[:-1] * np.eye(3, dtype=int)[number]) and len(set(number)) == 2
+        nearby = run.steps[which_instruction.OBJECTS]
+        assert np.allclose(nearby[..., :2] + state[:, None, :2], at, atol=1e-6)
+
+
+def test_exchanged_labels_are_those_of_the_next_run_and_nothing_else_changes():
+    data = which_instruction.AnnotatedRuns(2, 5).load(1)
+    for i, (one, other) in enumerate(zip(data, which_instruction.ExchangedBlocks().apply(data), strict=True)):
+        assert {k for k in one.steps if not np.array_equal(one.steps[k], other.steps[k])} == {"block"}
+        following = data[(i + 1) % 5].steps["block"]
+        last = (len(one) - 1) * len(following) // len(one)
+        assert np.array_equal(other.steps["block"][[0, -1]], following[[0, last]])
+        assert len(other.steps["block"]) == len(one)

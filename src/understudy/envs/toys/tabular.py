@@ -42,7 +42,7 @@ class Tabular(Toy):
         self.mdp = TASKS[task](**options) if isinstance(task, str) else task
         self.discount = discount
         self.features = {
-            "observation.state": named_vector(*(f"seen.{i}" for i in range(self.mdp.seen.shape[1]))),
+            "observation.state": named_vector(*(f"seen.{i}" for i in range(self.mdp.visible_numbers.shape[1]))),
             "simulator.state": named_vector("number", "x", "y", "chance", "clock"),
             "action": Feature("int64", (1,), "discrete", num_classes=(self.mdp.actions,))}
         ends = self.mdp.success.any()
@@ -61,7 +61,8 @@ class Tabular(Toy):
         s, number = self.state, self.state["number"]
         simulator_state = np.concatenate(
             [number[:, None], self.mdp.places[number], s["chance"][:, None], s["clock"][:, None]], 1)
-        return {"observation.state": self.mdp.seen[number], "simulator.state": simulator_state.astype(np.float32)}
+        return {"observation.state": self.mdp.visible_numbers[number],
+                "simulator.state": simulator_state.astype(np.float32)}
 
     def state_from_columns(self, steps):
         number = np.rint(steps["simulator.state"][:, 0]).astype(np.int64)

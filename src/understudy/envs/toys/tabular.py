@@ -107,8 +107,8 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """(n,) int64: by inverting the cumulative probabilities p (n, states) at the numbers drawn (n, 1)."""
     total = p.cumsum(1)
     total[:, -1] = np.inf
-    number = (total <= drawn).sum(1)
-    return np.where(np.take_along_axis(p, number[:, None], 1)[:, 0] > 0, number, p.argmax(1))
+    outcome = (total <= drawn).sum(1)
+    return np.where(np.take_along_axis(p, outcome[:, None], 1)[:, 0] > 0, outcome, p.argmax(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +124,8 @@ class TabularExpert(CountingActor):
     noise: float = 0.05
 
     def act(self, obs, state):
-        number = obs["simulator.state"][:, 0].round().long()
+        mdp_state = obs["simulator.state"][:, 0].round().long()
         drawn = uniform(state["key"], state["count"], (1 + self.best.shape[2],), stream=2)
         to_go = (len(self.best) - 1 - state["count"]).clamp(min=0)
-        liked = drawn[:, 1:] * (self.best[to_go, number] | (drawn[:, :1] < self.noise))
-        return liked.argmax(1, keepdim=True), {**state, "count": state["count"] + 1}
+        scores = drawn[:, 1:] * (self.best[to_go, mdp_state] | (drawn[:, :1] < self.noise))
+        return scores.argmax(1, keepdim=True), {**state, "count": state["count"] + 1}

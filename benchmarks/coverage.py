@@ -220,9 +220,9 @@ def satterthwaite(by_seed, by_start, residual, seeds: int, episodes: int) -> tup
 
 
 def _effective(alone: np.ndarray, variance: np.ndarray, x: np.ndarray) -> np.ndarray:
-    seen = (alone > 1e-12) & (variance > 0)
-    n = np.divide(alone, variance, out=np.zeros_like(variance), where=seen)
-    return np.where(seen, np.minimum(n, x[0].size), x.shape[2])
+    is_random = (alone > 1e-12) & (variance > 0)
+    n = np.divide(alone, variance, out=np.zeros_like(variance), where=is_random)
+    return np.where(is_random, np.minimum(n, x[0].size), x.shape[2])
 
 
 def _binomial(mean: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -269,23 +269,23 @@ def check() -> None:
     for cell in (Cell(5, 20, 1.0, 0.8), Cell(3, 20, 0.3, 0.99)):
         x = next(tables(cell, 20))
         for row, low, high in zip(x, *single(x)["two-level"], strict=True):
-            found = stats.two_level_rate(row)
-            assert np.allclose((found.low, found.high), (low, high), atol=1e-6)
+            interval = stats.two_level_rate(row)
+            assert np.allclose((interval.low, interval.high), (low, high), atol=1e-6)
     scores = np.random.default_rng(0).random((5, 1))
-    found, mean = stats.two_level_rate(scores, kind="bounded"), scores.mean()
+    interval, mean = stats.two_level_rate(scores, kind="bounded"), scores.mean()
     n = mean * (1 - mean) / (scores.var(ddof=1) / 5) * (
         scipy_stats.norm.isf(TAIL) / scipy_stats.t.isf(TAIL, 4)) ** 2
-    assert np.allclose((found.low, found.high), _binomial(mean, n))
+    assert np.allclose((interval.low, interval.high), _binomial(mean, n))
     for cell in (Cell(5, 20, 1.0, 0.9, 0.6), Cell(3, 20, 0.3, 0.99, 0.99)):
         d = next(tables(cell, 20))
         for row, low, high in zip(d, *difference(d)[ADOPTED], strict=True):
-            found, _ = stats.two_level_difference(row > 0, row < 0)
-            assert np.allclose((found.low, found.high), (low, high), atol=1e-6)
+            interval, _ = stats.two_level_difference(row > 0, row < 0)
+            assert np.allclose((interval.low, interval.high), (low, high), atol=1e-6)
         n = np.full(20, 30.0)
         b, c = (d > 0).mean((1, 2)), (d < 0).mean((1, 2))
         for x, y, low, high in zip(b, c, *_tango(b, c, n), strict=True):
-            found = stats.tango(30 * x, 30 * y, 30)
-            assert np.allclose((found.low, found.high), (low, high), atol=1e-6)
+            interval = stats.tango(30 * x, 30 * y, 30)
+            assert np.allclose((interval.low, interval.high), (low, high), atol=1e-6)
 
 
 # -- the grid -----------------------------------------------------------------------------------------------------
@@ -363,9 +363,9 @@ def _range(values: list[float]) -> str:
 def by_condition(rows: Rows, method: str, conditions: dict) -> list[str]:
     lines = [f"| training seeds | {' | '.join(conditions)} |", "|--:|" + "--:|" * len(conditions)]
     for n in SEEDS:
-        shown = [_range([r[2] for r in rows if r[1] == method and r[0].seeds == n and asked(r[0])])
+        cells = [_range([r[2] for r in rows if r[1] == method and r[0].seeds == n and asked(r[0])])
                  for asked in conditions.values()]
-        lines.append(f"| {n} | {' | '.join(shown)} |")
+        lines.append(f"| {n} | {' | '.join(cells)} |")
     return lines
 
 
@@ -411,13 +411,13 @@ def score_differences(found: dict) -> list[str]:
 
 def power(found: dict) -> list[str]:
     """Power and false-positive rates of the adopted interval and of the one before it, 100 episodes per seed."""
-    shown = [(0.8, 0.8), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85)]
-    lines = ["| training seeds | seed spread | " + " | ".join(f"{p:g} against {q:g}" for p, q in shown) + " |",
-             "|--:|--:|" + "--:|" * len(shown)]
+    rate_pairs = [(0.8, 0.8), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85)]
+    lines = ["| training seeds | seed spread | " + " | ".join(f"{p:g} against {q:g}" for p, q in rate_pairs) + " |",
+             "|--:|--:|" + "--:|" * len(rate_pairs)]
     at = {(r[0], r[1]): r[4] for r in rows_of(found)}
     for n, s in product(SEEDS, (0.0, 0.3, 1.0)):
         each = [f"{at[cell, ADOPTED]:.2f} ({at[cell, 'Tango, two-level']:.2f})"
-                for p, q in shown if (cell := Cell(n, 100, s, p, q)) and (cell, ADOPTED) in at]
+                for p, q in rate_pairs if (cell := Cell(n, 100, s, p, q)) and (cell, ADOPTED) in at]
         lines.append(f"| {n} | {s:g} | {' | '.join(each)} |")
     return lines
 
@@ -428,12 +428,12 @@ def candidates(found: dict) -> list[str]:
     for title, asked in (("rate: ", lambda c: c.q is None), ("difference: ", lambda c: c.q is not None)):
         some = [r for r in rows_of(found) if asked(r[0])]
         for method in dict.fromkeys(r[1] for r in some):
-            mine = [r for r in some if r[1] == method]
-            at = [_range([r[2] for r in mine if when(r[0])]) for when in (
+            method_rows = [r for r in some if r[1] == method]
+            at = [_range([r[2] for r in method_rows if when(r[0])]) for when in (
                 CONDITIONS["spread up to 1"], lambda c: c.spread > 1 and not c.collapse, CONDITIONS["10 % collapse"])]
-            false = [r[4] for r in mine if r[0].p == r[0].q]
+            false = [r[4] for r in method_rows if r[0].p == r[0].q]
             worst = f"{max(false):.1%}" if false else "–"
-            width = np.mean([r[3] for r in mine if r[0].seeds > 3 and CONDITIONS["spread up to 1"](r[0])])
+            width = np.mean([r[3] for r in method_rows if r[0].seeds > 3 and CONDITIONS["spread up to 1"](r[0])])
             lines.append(f"| {title}{method} | {' | '.join(at)} | {width:.3f} | {worst} |")
     return lines
 
@@ -454,15 +454,15 @@ def page(found: dict) -> None:
 def main() -> None:
     check()
     quick = "--quick" in sys.argv
-    found = json.loads(FILE.read_text()) if FILE.exists() and not quick and "--again" not in sys.argv else {}
+    results = json.loads(FILE.read_text()) if FILE.exists() and not quick and "--again" not in sys.argv else {}
     if "--page" not in sys.argv:
-        found = run(0.1 if quick else 1.0, found)
+        results = run(0.1 if quick else 1.0, results)
     for title, table in TABLES.items():
-        print(f"\n{title}", *table(found), sep="\n")
-    for cell, method, *values in (*flat(found["stated rates"]), *flat(found["stated differences"])):
+        print(f"\n{title}", *table(results), sep="\n")
+    for cell, method, *values in (*flat(results["stated rates"]), *flat(results["stated differences"])):
         print(f"{Cell(*cell)} {method}: coverage {values[0]:.3f}, excludes 0 {values[2]:.3f}")
     if not quick:
-        page(found)
+        page(results)
 
 
 if __name__ == "__main__":

@@ -220,8 +220,8 @@ def copied(rng, data):
 
 def leaked(rng, data):
     def change(e):
-        seen = np.array(e.steps[STATE])[:len(e)]
-        return replace(e, steps={**e.steps, STATE: np.concatenate([seen, e.steps[ACTION][:len(e)]], 1)})
+        states = np.array(e.steps[STATE])[:len(e)]
+        return replace(e, steps={**e.steps, STATE: np.concatenate([states, e.steps[ACTION][:len(e)]], 1)})
     return Dataset([change(e) for e in data], data.metadata)
 
 
@@ -315,9 +315,9 @@ def label_and_column(rng, data):
         return None
     data = sparse(data)
     e = int(rng.choice([i for i, x in enumerate(data) if x.metadata["success"]]))
-    wrong = but(data, e, next__success=np.zeros(len(data[e]), bool))
+    mislabeled = but(data, e, next__success=np.zeros(len(data[e]), bool))
     return Dataset(
-        [replace(x, metadata={**x.metadata, "success": False}) if i == e else x for i, x in enumerate(wrong)],
+        [replace(x, metadata={**x.metadata, "success": False}) if i == e else x for i, x in enumerate(mislabeled)],
         data.metadata,
     )
 
@@ -434,7 +434,7 @@ def trials(sources: dict[str, Dataset], seeds: int) -> dict[str, tuple[int, int,
     before: dict[tuple[int, str], set[str]] = {}
     out = {}
     for kind in VALUES:
-        found, of, missed = 0, 0, []
+        n_reported, of, missed = 0, 0, []
         for name, source in sources.items():
             clean = kind.of(source)
             for seed in range(seeds):
@@ -446,9 +446,9 @@ def trials(sources: dict[str, Dataset], seeds: int) -> dict[str, tuple[int, int,
                     before[key] = codes(clean)
                 of += 1
                 hit = bool((codes(spoilt) - before[key]) & set(kind.codes))
-                found += hit
+                n_reported += hit
                 missed += [] if hit else [name]
-        out[kind.name] = found, of, missed
+        out[kind.name] = n_reported, of, missed
     return out
 
 
@@ -626,26 +626,26 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--fixtures", type=Path, default=Path(__file__).parents[2] / "shared/fixtures")
     options.add_argument("--seeds", type=int, default=3)
-    given = options.parse_args()
+    arguments = options.parse_args()
     warnings.simplefilter("ignore")
     sources = {**{name: toy(name) for name in ("fork", "particle", "push")}, **dict(recorded())}
     print(f"Values, in {', '.join(sources)}:\n\n| defect | found |\n|---|---|")
-    tried = trials(sources, given.seeds)
+    tried = trials(sources, arguments.seeds)
     for name, (found, of, missed) in tried.items():
-        where = f", missed in {', '.join(sorted(set(missed)))}" if missed else ""
-        print(f"| {name} | {found} of {of}{where} |")
+        missed_note = f", missed in {', '.join(sorted(set(missed)))}" if missed else ""
+        print(f"| {name} | {found} of {of}{missed_note} |")
     print(f"\nIn all {sum(f for f, _, _ in tried.values())} of {sum(n for _, n, _ in tried.values())}.")
-    if not given.fixtures.is_dir():
+    if not arguments.fixtures.is_dir():
         return
     print("\nFiles:\n\n| defect | found |\n|---|---|")
-    hits = [(name, hit) for name, hit in files(given.fixtures) if hit is not None]
+    hits = [(name, hit) for name, hit in files(arguments.fixtures) if hit is not None]
     print(*(f"| {name} | {'yes' if hit else 'no'} |" for name, hit in hits), sep="\n")
     print(f"\nIn all {sum(hit for _, hit in hits)} of {len(hits)}.")
     print("\nClean:\n\n| format | data sets | episodes | errors | warnings | notes | the warnings |\n"
           + "|---" * 7 + "|")
     with tempfile.TemporaryDirectory() as place:
         table: dict[str, list] = {}
-        for format, name, path in clean_files(given.fixtures, Path(place)):
+        for format, name, path in clean_files(arguments.fixtures, Path(place)):
             row = table.setdefault(format, [0, 0, 0, 0, 0, []])
             try:
                 report, episodes = audit(path, scores=False), len(preview_dataset(path))

@@ -90,9 +90,9 @@ TASKS = {"fork": Task("fork", 100, (("gust", 0.2),)), "push": Task("push", 200),
 
 def method(size: Size) -> Method:
     """The policy of all schemes."""
-    made = flow_policy(n_action_steps=4)
-    optimizer = replace(made.learner.optimizer, warmup_steps=min(100, size.updates // 10))
-    return replace(made, learner=replace(made.learner, steps=size.updates, optimizer=optimizer))
+    flow_method = flow_policy(n_action_steps=4)
+    optimizer = replace(flow_method.learner.optimizer, warmup_steps=min(100, size.updates // 10))
+    return replace(flow_method, learner=replace(flow_method.learner, steps=size.updates, optimizer=optimizer))
 
 
 def demonstrations(task: Task) -> Dataset:
@@ -118,18 +118,18 @@ def cell_path(size: Size, name: str, seed: int, scheme: str) -> Path:
 
 def run_cells(size: Size, name: str, seed: int, until: float = float("inf")) -> None:
     """Runs the cells of a task and a training seed that are missing. None begins after `until`."""
-    task, made, policy = TASKS[name], method(size), None
+    task, trained_method, policy = TASKS[name], method(size), None
     episodes = min(size.episodes, task.most_episodes)
     for scheme in SCHEMES:
         path = cell_path(size, name, seed, scheme)
         if path.exists() or time.monotonic() > until:
             continue
         if policy is None:
-            policy = fit_method(made, demonstrations(task), seed).policy
+            policy = fit_method(trained_method, demonstrations(task), seed).policy
         found = {}
         for delay in size.delays:
             env = make(task.env, rows=episodes, **dict(task.options))
-            ran = rollout(late_actor(policy, made, scheme, delay, episodes), env, episodes, seed=0)
+            ran = rollout(late_actor(policy, trained_method, scheme, delay, episodes), env, episodes, seed=0)
             found[str(delay)] = [int(e.metadata["success"]) for e in ran]
         write_json(path, {"task": name, "seed": seed, "scheme": scheme, "updates": size.updates, "success": found})
         rates = ", ".join(f"{d}: {sum(s) / len(s):.2f}" for d, s in found.items())
@@ -138,8 +138,8 @@ def run_cells(size: Size, name: str, seed: int, until: float = float("inf")) -> 
 
 def finished_seeds(size: Size, name: str) -> list[int]:
     """The training seeds for which every scheme has run. Empty if there is only one, which has no interval."""
-    found = [s for s in size.seeds if all(cell_path(size, name, s, scheme).exists() for scheme in SCHEMES)]
-    return found if len(found) > 1 else []
+    finished_seeds = [s for s in size.seeds if all(cell_path(size, name, s, scheme).exists() for scheme in SCHEMES)]
+    return finished_seeds if len(finished_seeds) > 1 else []
 
 
 def outcomes(size: Size, name: str) -> dict[str, np.ndarray]:
@@ -177,7 +177,7 @@ def page_text(size: Size) -> str:
     for name in TASKS:
         if not (won := outcomes(size, name)):
             continue
-        found = intervals(won)
+        success_intervals = intervals(won)
         seeds, episodes = len(finished_seeds(size, name)), min(size.episodes, TASKS[name].most_episodes)
         options = "".join(f", {k}={v:g}" for k, v in TASKS[name].options)
         parts += [f"{name}{options}: {seeds} training seeds, {episodes} starts each, {size.updates:,} updates. "
@@ -185,7 +185,7 @@ def page_text(size: Size) -> str:
                   "| delay in steps | " + " | ".join(map(str, size.delays)) + " |",
                   "|---|" + "---|" * len(size.delays)]
         parts += [f"| {scheme} | " + " | ".join(f"{100 * r.estimate:.0f} [{100 * r.low:.0f}, {100 * r.high:.0f}]"
-                                                for r in rates) + " |" for scheme, rates in found.items()]
+                                                for r in rates) + " |" for scheme, rates in success_intervals.items()]
         late = [d for d in size.delays if d]
         parts += ["", f"Compared with {REFERENCE}: difference in points, paired by seed and start, with its 95% "
                   "interval. Bold: the interval excludes 0.", "",
@@ -194,7 +194,7 @@ def page_text(size: Size) -> str:
                   for scheme, pair in differences(won, size.delays).items()]
         parts += ["", f"![Success on {name} against inference delay](images/delay-{name}.svg)", ""]
         delays = [float(d) for d in size.delays]
-        figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in found.items()},
+        figure = curves({scheme: (delays, [r.estimate for r in rates]) for scheme, rates in success_intervals.items()},
                         Axis("delay in steps"), Axis(f"success on {name}", 0, 1), dots=True)
         write_text(PICTURES / f"delay-{name}.svg", figure.standalone_svg())
     if size == TINY and parts:

@@ -176,8 +176,8 @@ def read(path: Path) -> tuple[dict, list[str], object]:
         values[name] = digest.hexdigest()
     steps = [len(e) for e in data]
     facts = json.dumps([dict(e.metadata) for e in data], sort_keys=True, default=str)
-    shown = {n: (f.dtype, f.shape, f.kind, f.names, f.unit, f.num_classes) for n, f in features.items()}
-    return ({"steps": steps, "columns": repr(shown), "values": values, "facts": facts, "fps": data.fps},
+    feature_tuples = {n: (f.dtype, f.shape, f.kind, f.names, f.unit, f.num_classes) for n, f in features.items()}
+    return ({"steps": steps, "columns": repr(feature_tuples), "values": values, "facts": facts, "fps": data.fps},
             list(data.metadata["warnings"]), data)
 
 
@@ -185,8 +185,8 @@ def audited(data, path: Path) -> tuple[list[str], list[str]]:
     """(the errors that the audit finds, in words; the codes of its warnings)."""
     from understudy.audit import find_problems
 
-    found = find_problems(data, path)
-    return [f.message for f in found if f.severity == "error"], [f.code for f in found if f.severity == "warning"]
+    problems = find_problems(data, path)
+    return [f.message for f in problems if f.severity == "error"], [f.code for f in problems if f.severity == "warning"]
 
 
 def judged(path: Path, was: dict, warned: list[str], checked: bool) -> tuple[str, str]:
@@ -200,9 +200,9 @@ def judged(path: Path, was: dict, warned: list[str], checked: bool) -> tuple[str
     except MemoryError:
         return "traceback", "MemoryError"
     except Exception as error:  # whatever is no UserError is a defect
-        where = traceback.extract_tb(error.__traceback__)[-6:]
+        frames = traceback.extract_tb(error.__traceback__)[-6:]
         return "traceback", f"{type(error).__name__}: {str(error)[:200]} at " + " < ".join(
-            f"{Path(f.filename).name}:{f.lineno}" for f in reversed(where))
+            f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames))
     differs = [k for k in was if now[k] != was[k]]
     if not differs:
         return "right", ""
@@ -221,17 +221,17 @@ def work(fixtures: Path, folder: Path) -> None:
     """Reads jobs (number, format, which, seed) from standard input, and answers each with a line."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.environ["UNDERSTUDY_CACHE"] = str(folder / "cache")
-    known: dict[str, tuple] = {}
+    first_errors: dict[str, tuple] = {}
     for line in sys.stdin:
         name, source, seed = json.loads(line)
-        if source not in known:
+        if source not in first_errors:
             was, warned, data = read(Path(source))
-            known[source] = was, [*warned, *audited(data, Path(source))[1]]
+            first_errors[source] = was, [*warned, *audited(data, Path(source))[1]]
         place = folder / f"{seed}" / "data"
         place.parent.mkdir()
         did = broken(Path(source), place, random.Random(seed))
         path = next(place.parent.iterdir())
-        became, why = judged(path, *known[source], name in CHECKED)
+        became, why = judged(path, *first_errors[source], name in CHECKED)
         if became == "wrong" and (did.endswith("left out") and name in UNCOUNTED or name in FLAGGED):
             became = "other"
         if became not in BAD:
@@ -267,14 +267,14 @@ class Worker:
 
 def run(fixtures: Path, count: int, seed: int, only: str | None = None, say=print) -> dict:
     """{format: {what became of it: how many}}, and "defects": [format, source, seed, what, did, why]."""
-    found = {n: s for n, s in sources(fixtures).items() if only in (None, n)}
-    tally, defects = {name: Counter() for name in found}, []
+    chosen_sources = {n: s for n, s in sources(fixtures).items() if only in (None, n)}
+    tally, defects = {name: Counter() for name in chosen_sources}, []
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         worker, number = None, 0
         for i in range(count):
-            name = list(found)[i % len(found)]
-            source = found[name][(i // len(found)) % len(found[name])]
+            name = list(chosen_sources)[i % len(chosen_sources)]
+            source = chosen_sources[name][(i // len(chosen_sources)) % len(chosen_sources[name])]
             if worker is None or i % 500 == 499:
                 if worker:
                     worker.close()
@@ -296,15 +296,15 @@ def run(fixtures: Path, count: int, seed: int, only: str | None = None, say=prin
 
 
 def table(result: dict) -> str:
-    shown = [k for k in (*GOOD, *BAD)]
-    lines = [f"| format | files | {' | '.join(shown)} |", "|---|" + "--:|" * (len(shown) + 1)]
-    lines += [f"| {n} | {sum(t.values()):,} | " + " | ".join(f"{t.get(k, 0):,}" for k in shown) + " |"
+    labels = [k for k in (*GOOD, *BAD)]
+    lines = [f"| format | files | {' | '.join(labels)} |", "|---|" + "--:|" * (len(labels) + 1)]
+    lines += [f"| {n} | {sum(t.values()):,} | " + " | ".join(f"{t.get(k, 0):,}" for k in labels) + " |"
               for n, t in result["formats"].items()]
     total = Counter()
     for t in result["formats"].values():
         total.update(t)
     return "\n".join([*lines, f"| **all** | {sum(total.values()):,} | "
-                      + " | ".join(f"{total[k]:,}" for k in shown) + " |"])
+                      + " | ".join(f"{total[k]:,}" for k in labels) + " |"])
 
 
 def main() -> int:

@@ -77,14 +77,14 @@ def write(folder: Path, count: int) -> None:
 
 def training(data: Dataset):
     """(a batch, an update) to be called."""
-    shown = data.select(i for i in range(len(data)) if i % 10)
-    method = find_method("bc", shown.features())
+    selected = data.select(i for i in range(len(data)) if i % 10)
+    method = find_method("bc", selected.features())
     torch.manual_seed(0)
-    policy = Policy(method.policy, shown.features())
+    policy = Policy(method.policy, selected.features())
     # one pass over all of it is timed by scan.py
-    policy.codec.fit_statistics(lambda: iter([next(policy.windows(shown).scan())]))
-    learner = method.learner.build(policy, 0, 10**6, shown)
-    windows, ours = Window(2, 16).windows(shown, ("observation.state",), "action"), policy.windows(shown)
+    policy.codec.fit_statistics(lambda: iter([next(policy.windows(selected).scan())]))
+    learner = method.learner.build(policy, 0, 10**6, selected)
+    windows, ours = Window(2, 16).windows(selected, ("observation.state",), "action"), policy.windows(selected)
     number = itertools.count()
 
     def batch():
@@ -117,12 +117,12 @@ class Watch:
 
 def use(folder: Path) -> dict:
     """Opens, prepares and trains; what that took."""
-    watch, found = Watch(), {}
-    found["opened"] = measure.cpu(lambda: found.update(data=open_dataset(folder)))
-    found["made"] = measure.cpu(lambda: found["data"][0].steps["action"])
-    batch, update = training(found.pop("data"))
+    watch, sizes = Watch(), {}
+    sizes["opened"] = measure.cpu(lambda: sizes.update(data=open_dataset(folder)))
+    sizes["made"] = measure.cpu(lambda: sizes["data"][0].steps["action"])
+    batch, update = training(sizes.pop("data"))
     batch(), update()
-    return {**found, "memory": watch.see()}
+    return {**sizes, "memory": watch.see()}
 
 
 def main() -> None:
@@ -131,9 +131,9 @@ def main() -> None:
         used, lines = {}, []
         for size in SIZES:
             write(Path(place) / str(size), size)
-            told = subprocess.run([sys.executable, __file__, "--use", Path(place) / str(size)], check=True,
+            process = subprocess.run([sys.executable, __file__, "--use", Path(place) / str(size)], check=True,
                                   stdout=subprocess.PIPE, text=True)
-            used[size] = json.loads(told.stdout)
+            used[size] = json.loads(process.stdout)
         work = {size: training(open_dataset(Path(place) / str(size))) for size in SIZES}
         for which, what in enumerate((f"a batch of {SIZE} windows", "a training step of bc, batch and all")):
             timed = measure.interleaved({str(size): work[size][which] for size in SIZES})
@@ -143,11 +143,11 @@ def main() -> None:
 
     def seconds(value):
         return measure.Figure(value, value, value, "s")
-    for size, told in used.items():
-        lines.append(measure.Line(f"opening {size:,} episodes", seconds(told["opened"]),
+    for size, process in used.items():
+        lines.append(measure.Line(f"opening {size:,} episodes", seconds(process["opened"]),
                                   bound=OPENING if size == 10_000 else None))
-        lines.append(measure.Line(f"mapping {size:,} episodes for the first time", seconds(told["made"])))
-        memory = measure.Figure(told["memory"], told["memory"], told["memory"], "MB")
+        lines.append(measure.Line(f"mapping {size:,} episodes for the first time", seconds(process["made"])))
+        memory = measure.Figure(process["memory"], process["memory"], process["memory"], "MB")
         lines.append(measure.Line(f"anonymous memory, {size:,} episodes opened, mapped and trained on", memory,
                                   bound=MEMORY))
     measure.save("growth", lines, packages=("torch", "numpy", "pyarrow"))

@@ -62,13 +62,13 @@ def prepare(folder: Path, parts: Sequence[str]) -> tuple[dict[str, dict[str, Wor
             batch = sampler.batch(chosen.method.learner.batch_size, 0, 0)
             if "training" in parts and name != "neighbors":  # nothing is trained
                 work["training"][name] = lambda learner=learner, batch=batch: learner.update(batch)
-        made, policy = benchmark.acting(chosen, results[chosen.weights or name])
-        obs = policy.windows(training_data(data, made)).batch(1, 0, 0).obs
+        acting_method, policy = benchmark.acting(chosen, results[chosen.weights or name])
+        obs = policy.windows(training_data(data, acting_method)).batch(1, 0, 0).obs
         if "plans" in parts:
             work["plans"][name] = planning(policy, obs)
         if "files" in parts:
             try:
-                export(policy, folder / f"{name}.onnx", made.executor)
+                export(policy, folder / f"{name}.onnx", acting_method.executor)
                 work["files"][name] = planning(load(folder / f"{name}.onnx"), obs)
             except (Unsupported, UserError) as error:
                 refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -92,15 +92,15 @@ def main(wanted: list[str]) -> None:
     parts, path = wanted or list(PARTS), measure.RESULTS / "head_speed.json"
     with tempfile.TemporaryDirectory() as folder:
         work, refused = prepare(Path(folder), parts)
-        found = {part: lines(part, measure.interleaved(work[part], least=0.15)) for part in parts}
+        new_lines = {part: lines(part, measure.interleaved(work[part], least=0.15)) for part in parts}
     if "files" in parts:
-        found["files"] += [measure.Line(f"{name}: {REFUSED}", note=told) for name, told in refused.items()]
-    known = [measure.restored({k: v for k, v in line.items() if k != "met"})
+        new_lines["files"] += [measure.Line(f"{name}: {REFUSED}", note=told) for name, told in refused.items()]
+    stored_lines = [measure.restored({k: v for k, v in line.items() if k != "met"})
              for line in (json.loads(path.read_text())["lines"] if path.exists() else ())]
     for part in PARTS:
         ends = (f": {PARTS[part]}", *([f": {REFUSED}"] if part == "files" else []))
-        found.setdefault(part, [line for line in known if line.what.endswith(ends)])
-    measure.save("head_speed", [line for part in PARTS for line in found[part]], packages=("torch", "onnxruntime"))
+        new_lines.setdefault(part, [line for line in stored_lines if line.what.endswith(ends)])
+    measure.save("head_speed", [line for part in PARTS for line in new_lines[part]], packages=("torch", "onnxruntime"))
 
 
 if __name__ == "__main__":

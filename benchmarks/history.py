@@ -133,9 +133,9 @@ def run_cell(size: Size, seed: int, name: str) -> dict:
     data, began = demonstrations(seed, size.shown), time.process_time()
     result = fit_method(methods(size.updates)[name], data, seed)
     trained, env = time.process_time() - began, environment(min(size.starts, 50))
-    ran = rollout(build_actor(result.method, result.modules, features=env.features), env, size.starts, seed=0)
+    episodes = rollout(build_actor(result.method, result.modules, features=env.features), env, size.starts, seed=0)
     return {"seed": seed, "policy": name, "updates": size.updates, "demonstrations": len(data),
-            "success": [int(e.metadata["success"]) for e in ran], "seconds": {"training": round(trained, 1)}}
+            "success": [int(e.metadata["success"]) for e in episodes], "seconds": {"training": round(trained, 1)}}
 
 
 def run(size: Size, until: float) -> None:

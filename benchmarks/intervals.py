@@ -34,8 +34,8 @@ GRID = np.linspace(0.005, 0.995, 199)  # of true rates
 def one_rate(interval):
     """199 rates from 0.5 to 99.5 %, each at 5, 10, 20, 50, 100 and 500 trials."""
     for n in (5, 10, 20, 50, 100, 500):
-        found = [interval(k, n) for k in range(n + 1)]
-        low, high = np.array([i.low for i in found]), np.array([i.high for i in found])
+        limits = [interval(k, n) for k in range(n + 1)]
+        low, high = np.array([i.low for i in limits]), np.array([i.high for i in limits])
         mass = scipy_stats.binom.pmf(np.arange(n + 1), n, GRID[:, None])
         yield from (mass * ((low <= GRID[:, None]) & (GRID[:, None] <= high))).sum(1)
 
@@ -44,8 +44,8 @@ def two_rates(interval):
     """Two rates from 5 to 95 %, 10, 20 and 40 trials of each."""
     for n in (10, 20, 40):
         k = np.arange(n + 1)
-        found = [[interval(a, n, b, n) for b in k] for a in k]
-        low, high = (np.array([[getattr(i, end) for i in row] for row in found]) for end in ("low", "high"))
+        limits = [[interval(a, n, b, n) for b in k] for a in k]
+        low, high = (np.array([[getattr(i, end) for i in row] for row in limits]) for end in ("low", "high"))
         rates = np.array([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
         mass = scipy_stats.binom.pmf(k, n, rates[:, None])
         for p, first in zip(rates, mass, strict=True):
@@ -60,8 +60,8 @@ PAIRS = [(a, b, r) for a, b in ((0.5, 0.5), (0.7, 0.8), (0.9, 0.95), (0.95, 0.95
 def cells(p: float, q: float, r: float) -> tuple[float, float, float, float] | None:
     """(both, only first, only second, neither) of rates p and q correlated r, where there are such."""
     both = p * q + r * math.sqrt(p * (1 - p) * q * (1 - q))
-    found = (both, p - both, q - both, 1 - p - q + both)
-    return found if min(found) >= 0 else None
+    table_rates = (both, p - both, q - both, 1 - p - q + both)
+    return table_rates if min(table_rates) >= 0 else None
 
 
 def paired(interval, sizes=(10, 20, 40)):
@@ -71,8 +71,8 @@ def paired(interval, sizes=(10, 20, 40)):
     for n in sizes:
         tables = np.array([(a, b, c, n - a - b - c) for b in range(n + 1) for c in range(n + 1 - b)
                            for a in range(n + 1 - b - c)])
-        found = [interval(*map(int, t)) for t in tables]
-        low, high = np.array([i.low for i in found]), np.array([i.high for i in found])
+        limits = [interval(*map(int, t)) for t in tables]
+        low, high = np.array([i.low for i in limits]), np.array([i.high for i in limits])
         for p, q, r in PAIRS:
             if at := cells(p, q, r):
                 mass = scipy_stats.multinomial.pmf(tables, n, np.array(at) / sum(at))
@@ -225,9 +225,9 @@ def band(runs):
     def run(rng, draws=200):
         levels, at = np.array([0.0, 0.3, 0.6, 1.0]), np.array([0.0, 0.4, 0.8])
         truth = scipy_stats.norm.sf(at[:, None], levels, 0.5).mean(1)
-        found = [performance_profile(levels + 0.5 * rng.normal(size=(runs, 4)), at) for _ in range(draws)]
+        profiles = [performance_profile(levels + 0.5 * rng.normal(size=(runs, 4)), at) for _ in range(draws)]
         for k in range(3):
-            yield [bool(p.low[k] <= truth[k] <= p.high[k]) for p in found]
+            yield [bool(p.low[k] <= truth[k] <= p.high[k]) for p in profiles]
     run.__doc__ = f"Four tasks, {runs} runs of each, at three thresholds."
     return run
 
@@ -346,14 +346,14 @@ def kept(found: dict) -> bool:
 
 
 def main() -> int:
-    found = {f["name"]: f for f in json.loads(FILE.read_text())["lines"]} if FILE.exists() else {}
+    stored_lines = {f["name"]: f for f in json.loads(FILE.read_text())["lines"]} if FILE.exists() else {}
     for name, what in {**TESTS, **INTERVALS}.items():
-        if "--page" not in sys.argv and name not in found:
-            found[name] = line(name, *what)
-            FILE.write_text(json.dumps({"lines": list(found.values())}, indent=1, ensure_ascii=False) + "\n")
-            print(json.dumps(found[name], ensure_ascii=False), flush=True)
-    page(found)
-    broken = [f["name"] for f in found.values() if not kept(f)]
+        if "--page" not in sys.argv and name not in stored_lines:
+            stored_lines[name] = line(name, *what)
+            FILE.write_text(json.dumps({"lines": list(stored_lines.values())}, indent=1, ensure_ascii=False) + "\n")
+            print(json.dumps(stored_lines[name], ensure_ascii=False), flush=True)
+    page(stored_lines)
+    broken = [f["name"] for f in stored_lines.values() if not kept(f)]
     print(f"promises not kept: {', '.join(broken)}" if broken else "every promise is kept")
     return len(broken)
 

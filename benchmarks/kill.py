@@ -82,11 +82,11 @@ def row(number: int, step: int) -> np.ndarray:
 def write(folder: Path, way: str, cut: bool) -> None:
     if cut:
         power.watch(folder / "d", folder / "synced")
-    said = os.open(folder / "saved", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    saved_file = os.open(folder / "saved", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     at = os.open(folder / "at", os.O_CREAT | os.O_RDWR)
 
     def saved(number: int) -> None:
-        os.write(said, f"{number}\n".encode())
+        os.write(saved_file, f"{number}\n".encode())
     if way == "toy":
         env = make("fork", 4)
         record_episodes(env, env.expert(), 10_000, folder / "d", 1, actor_name="scripted", on_saved=saved)
@@ -160,13 +160,13 @@ def judged(folder: Path, way: str, cut: bool) -> Trial:
     assert len(before) >= len(saved), "what was saved can be read before it is repaired, too"
     repair(data)
     after = open_dataset(data)
-    wrong = _toys(after, len(saved)) if way == "toy" else _steps(after, len(saved))
-    lost = 0.0
+    problem = _toys(after, len(saved)) if way == "toy" else _steps(after, len(saved))
+    lost_seconds = 0.0
     if way != "toy" and (text := (folder / "at").read_bytes()):
         number, step, _ = _AT.unpack(text)
         there = len(after[number]) if len(after) > number else 0
-        lost = (step - there) / RATE
-    return Trial(way, cut, len(saved), len(after), wrong, lost)
+        lost_seconds = (step - there) / RATE
+    return Trial(way, cut, len(saved), len(after), problem, lost_seconds)
 
 
 def _steps(data: Dataset, saved: int) -> int:
@@ -219,20 +219,20 @@ def main(count: int) -> None:
     share["steps"] = count - sum(share.values())
     work = {way: subprocess.Popen([sys.executable, __file__, "--way", way, str(share[way])], stdout=subprocess.PIPE,
                                   text=True) for way in WAYS}
-    found = [Trial(**json.loads(line)) for process in work.values() for line in process.stdout]
+    trials = [Trial(**json.loads(line)) for process in work.values() for line in process.stdout]
     assert all(process.wait() == 0 for process in work.values()), "a trial failed: see above"
-    lines = list(table(found))
+    lines = list(table(trials))
     print("\n".join(lines))
-    lost = sum(t.finished_lost for t in found)
-    print(f"\n{count} trials, {sum(t.saved for t in found):,} episodes saved, {lost} lost")
+    n_lost = sum(t.finished_lost for t in trials)
+    print(f"\n{count} trials, {sum(t.saved for t in trials):,} episodes saved, {n_lost} lost")
     measure.RESULTS.mkdir(exist_ok=True)
     (measure.RESULTS / "kill.json").write_text(json.dumps({
         "name": "kill", "command": f"python benchmarks/kill.py {count}", "date": time.strftime("%Y-%m-%d"),
-        "machine": measure.machine(), "trials": count, "saved": sum(t.saved for t in found), "lost": lost,
-        "most_lost_of_the_running": max(t.running_lost for t in found), "table": lines}, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + rest.partition(END)[2]]))
-    sys.exit(bool(lost))
+        "machine": measure.machine(), "trials": count, "saved": sum(t.saved for t in trials), "lost": n_lost,
+        "most_lost_of_the_running": max(t.running_lost for t in trials), "table": lines}, indent=1) + "\n")
+    before, _, page_end = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + page_end.partition(END)[2]]))
+    sys.exit(bool(n_lost))
 
 
 def one_way(way: str, count: int) -> None:

@@ -39,19 +39,19 @@ def labeled_points(rows: Sequence[tuple[str, float, Interval, str]], x_name: str
     if guides is not None:
         x, y = axes.x(guides[0]), axes.y(min(max(guides[1], 0.0), 1.0))
         parts += [_path([(x, axes.top), (x, axes.bottom)], "bad"), _path([(axes.x_start, y), (axes.x_end, y)], "bad")]
-    dots, over, told = [], [], []
+    dots, over, captions = [], [], []
     for name, x, rate, kind in rows:
         here = at[name]
         parts.append(_path([(here[0], axes.y(rate.low)), (here[0], axes.y(rate.high))], "context"))
         dots.append(_shape(here, kinds.index(kind)))
-        told.append(f"{name}: {_format_number(x)}, {rate.estimate:.0%}, interval {rate.low:.0%} to {rate.high:.0%}")
+        captions.append(f"{name}: {_format_number(x)}, {rate.estimate:.0%}, interval {rate.low:.0%} to {rate.high:.0%}")
     frame = axes.x_start + 2, axes.top - 40, axes.x_end, axes.bottom - 2  # two rows of labels are above 100 %
     for name, (box, line) in _place_labels(at, frame).items():
         if line is not None:
             over.insert(0, _path(line, stroke="var(--soft)", stroke_width=0.8))
         ends = box[2] < at[name][0]  # at its right, next to the dot, also where the font is narrow
         over.append(_text((box[2] - 2 if ends else box[0] + 2, box[3] - 4), name, "over", "end" if ends else "start"))
-    words = f"{y_name} over {x_name} (logarithmic). {'; '.join(told)}."
+    words = f"{y_name} over {x_name} (logarithmic). {'; '.join(captions)}."
     size = f"0 0 {LABELED_WIDTH} {math.ceil(axes.height)}"
     inside = "".join(parts + axes.axis_lines() + over + dots)
     return Figure(_tag("svg", inside, **{"class": "plot", "viewBox": size}, role="img", aria_label=words), words)
@@ -107,18 +107,18 @@ def _place_labels(dots: Mapping[str, Point], frame: Box) -> dict[str, tuple[Box,
 def _label_places(here: Point, width: float, frame: Box) -> Iterator[tuple[float, Box, Line | None]]:
     """Distance, box and line of the places for a label, from near to far. One above or below has no line, because it
     would be on the interval of the dot, so it must be near."""
-    half, found = 8.0, False
+    half, is_placed = 8.0, False
     for distance in range(8, 400, 6):
         for angle in (*_LABEL_ANGLES, *((90, -90) if distance == 14 else ())):
             x = here[0] + distance * math.cos(math.radians(angle))
             y = here[1] + distance * math.sin(math.radians(angle))
-            left = x - (0 if abs(angle) < 90 else width if abs(angle) > 90 else width / 2)
-            box = left, y - half, left + width, y + half
+            label_start = x - (0 if abs(angle) < 90 else width if abs(angle) > 90 else width / 2)
+            box = label_start, y - half, label_start + width, y + half
             if frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]:
                 end = min(max(here[0], box[0]), box[2]), min(max(here[1], box[1]), box[3])
                 yield distance, box, (here, end) if math.dist(here, end) > 10 else None
-                found = True
-    if not found:
+                is_placed = True
+    if not is_placed:
         yield 0.0, (here[0] + 8, here[1] - half, here[0] + 8 + width, here[1] + half), None
 
 

@@ -120,7 +120,7 @@ def row_unet(name: str) -> list[measure.Line]:
         planner = load(Path(folder) / "policy.onnx")
     gaps = {"plain": gap(peer, policy), "onnx": gap(peer, planner)}
     assert max(gaps.values()) < NEAR, f"{name}: the same noise gives other chunks, {gaps}"
-    half = pack_weights(policy, "bf16", near=1.0)
+    half = pack_weights(policy, "bf16", max_error=1.0)
     seen = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
             torch.rand(1, train_step.STATE)}
 

@@ -75,25 +75,25 @@ def use(source: Path, path: Path, to: str) -> dict:
     write_dataset(open_dataset(small), path.with_name(f"small-{path.name}"), to)
     windows(open_dataset(path.with_name(f"small-{path.name}")))
     assert to in WRITERS
-    before, found = anonymous(), {}
+    before, peaks = anonymous(), {}
     data = open_dataset(source)
     with Watch() as watch:
         conversion_losses(data, to)
         write_dataset(data, path, to)
-    found["converting"] = watch.most - before
+    peaks["converting"] = watch.most - before
     with Watch() as watch:
         windows(open_dataset(path))
-    return {**found, "windowing": watch.most - before, "before": before}
+    return {**peaks, "windowing": watch.most - before, "before": before}
 
 
 def measured(source: Path, place: Path, to: str) -> dict:
     """`use` in a process of its own."""
-    told = subprocess.run([sys.executable, __file__, "--use", source, place, to], check=True, stdout=subprocess.PIPE,
+    process = subprocess.run([sys.executable, __file__, "--use", source, place, to], check=True, stdout=subprocess.PIPE,
                           env={**os.environ, "UNDERSTUDY_CACHE": str(place.parent / "cache"),
                                "UNDERSTUDY_CACHE_GB": "100"})
     for left in (place, *place.parent.glob("small*"), *place.parent.glob(f"{place.name}.*"), place.parent / "cache"):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    return json.loads(told.stdout)
+    return json.loads(process.stdout)
 
 
 def main() -> None:
@@ -110,8 +110,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             made(source := Path(folder) / "data.npz", size)
             for to in o.to:
-                took[to][size] = found = measured(source, Path(folder) / "written", to)
-                print(f"{to}, {size:,} MB: converting {found['converting']:.0f} MB, windowing {found['windowing']:.0f}",
+                took[to][size] = peak = measured(source, Path(folder) / "written", to)
+                print(f"{to}, {size:,} MB: converting {peak['converting']:.0f} MB, windowing {peak['windowing']:.0f}",
                       flush=True)
     measure.save("memory", [line(to, of) for to, of in took.items()], packages=("numpy", "pyarrow", "h5py", "zarr"))
 

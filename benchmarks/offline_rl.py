@@ -258,7 +258,7 @@ def lines_of_ogbench() -> list[measure.Line]:
 
 
 if __name__ == "__main__":
-    found, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation,
+    peer_lines, versions = measure.beside({"d3rlpy": lines_of_d3rlpy, "imitation": lines_of_imitation,
                                       "ogbench": lines_of_ogbench},
                                      ("torch", "numpy", "d3rlpy", "imitation", "stable-baselines3", "jax", "flax"))
-    measure.save("offline_rl", found, packages=(), more={"versions": versions})
+    measure.save("offline_rl", peer_lines, packages=(), more={"versions": versions})

@@ -164,13 +164,13 @@ def main() -> int:
 
 
 def write() -> None:
-    found = {name: json.loads(file.read_text()) for name in ROWS
+    results = {name: json.loads(file.read_text()) for name in ROWS
              if (file := measure.RESULTS / f"{name}.json").exists()}
-    parts = [HEAD, _overview(found)]
+    parts = [HEAD, _overview(results)]
     for name, (title, says) in ROWS.items():
         parts.append(f"## {title}\n\n{says.strip()}")
-        if name in found:
-            parts.append(_table(found[name]))
+        if name in results:
+            parts.append(_table(results[name]))
         elif (measure.HERE / f"{name}.py").exists():
             parts.append(f"`python benchmarks/{name}.py` has not been run.")
     PAGE.write_text("\n\n".join(p.strip() for p in parts) + "\n")
@@ -188,12 +188,12 @@ def _table(result: dict) -> str:
     machine, versions = result["machine"], result["versions"]
     lines = ["| | ours | peer | ratio | goal | |", "|---|--:|--:|--:|--:|---|"]
     lines += [_row(line) for line in result["lines"]]
-    made = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
+    origin = (f"`{result['command']}` · {result['date']}, {machine['cpu']}, {machine['cores']} cores "
             f"({machine['has'] or 'no AVX2'}) · " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     pictures = "".join(f"\n\n{words}:\n\n![{words}](images/{name})"
                        for name, words in result.get("pictures", {}).items())
-    said = f"\n\n{result['says']}" if "says" in result else ""
-    return "\n".join(lines) + said + pictures + f"\n\n<small>{made}</small>"
+    remark = f"\n\n{result['says']}" if "says" in result else ""
+    return "\n".join(lines) + remark + pictures + f"\n\n<small>{origin}</small>"
 
 
 def _row(line: dict) -> str:

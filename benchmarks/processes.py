@@ -67,12 +67,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder, "one.json"), Path(folder, "two.json")
-        found = [(run(1, one), run(2, two)) for _ in range(TURNS)]
-        assert [(a["processes"], b["processes"]) for a, b in found] == [(1, 2)] * TURNS
+        time_pairs = [(run(1, one), run(2, two)) for _ in range(TURNS)]
+        assert [(a["processes"], b["processes"]) for a, b in time_pairs] == [(1, 2)] * TURNS
         a, b = (torch.load(f.with_suffix(".pt"), weights_only=True) for f in (one, two))
     gap = float((a - b).abs().max())
     assert gap < NEAR, f"weights differ by {gap} after {STEPS} updates"
-    seconds = {"one": [a["seconds"] for a, _ in found], "two": [b["seconds"] for _, b in found]}
+    seconds = {"one": [a["seconds"] for a, _ in time_pairs], "two": [b["seconds"] for _, b in time_pairs]}
     line = measure.compared(f"two processes; one, batches of {BATCH}", seconds, "two", "one", amount=BATCH,
                             unit="samples/s (wall)", note=f"after {STEPS} updates weights differ by {gap:.1e} at most")
     measure.save("processes", [line])

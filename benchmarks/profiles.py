@@ -125,7 +125,7 @@ def training() -> tuple[measure.Line, str]:
 
 def chunk() -> tuple[measure.Line, str]:
     policy = learner("conv", "fp32")[0].policy.eval()
-    fast = pack_weights(policy, near=1.0)
+    fast = pack_weights(policy, max_error=1.0)
     obs = {"observation.state": torch.rand(1, 2, train_step.STATE)}
     noise = policy.noise(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
     head, grid = policy.config.head, torch.linspace(0, 1, policy.config.head.steps + 1)

@@ -231,7 +231,7 @@ def trained(name: str, cell: str, seed: int, folder: Path, tiny: bool) -> Actor:
 
 
 def best_clone(data: Dataset, seed: int, env, looks: tuple[int, ...]) -> Actor:
-    method, found = cloning((128, 128), 1e-3, 256, looks[-1]), []
+    method, scores = cloning((128, 128), 1e-3, 256, looks[-1]), []
 
     def look(n_updates, learner, metrics):
         if n_updates not in looks or "loss" not in metrics:
@@ -239,10 +239,10 @@ def best_clone(data: Dataset, seed: int, env, looks: tuple[int, ...]) -> Actor:
         policy = Policy(learner.policy.config, learner.policy.features)
         policy.load_state_dict(learner.trained_policy.state_dict())
         actor = PolicyActor(FixedBatch(policy.eval(), ROWS), method.executor)
-        found.append((evaluate(actor, env, 10, validation_seed(seed)).returns.estimate, n_updates, actor))
-        print(f"bc, seed {seed}, {n_updates} updates: {found[-1][0]:.0f}", flush=True)
+        scores.append((evaluate(actor, env, 10, validation_seed(seed)).returns.estimate, n_updates, actor))
+        print(f"bc, seed {seed}, {n_updates} updates: {scores[-1][0]:.0f}", flush=True)
     fit_method(method, data, seed, callbacks=(look,))
-    return max(found, key=lambda entry: entry[0])[2]
+    return max(scores, key=lambda entry: entry[0])[2]
 
 
 def run(name: str, cell: str, seed: int, runs: Path, results: Path, tiny: bool) -> None:
@@ -263,8 +263,8 @@ def agent_returns(name: str, results: Path, episodes: int) -> list[float]:
     """The returns of the trained agent in the episodes of a table."""
     file, table = results / f"{name}-agent.json", TABLES[name]
     if not file.exists():
-        found = evaluate(Agent.load(table.agent), make(table.env, ROWS), episodes, seed=0).episodes
-        write_json(file, {"returns": [float(np.sum(e.steps["next.reward"])) for e in found]})
+        episodes_ = evaluate(Agent.load(table.agent), make(table.env, ROWS), episodes, seed=0).episodes
+        write_json(file, {"returns": [float(np.sum(e.steps["next.reward"])) for e in episodes_]})
     return read_json(file)["returns"]
 
 

@@ -97,13 +97,13 @@ def run(cell: str) -> None:
     env = make(t.env, rows=t.rows)
     try:
         began = time.process_time()
-        found = evaluate(load_actor(RUNS / cell, rows=ROWS), env, EPISODES, seed=0)
+        evaluation = evaluate(load_actor(RUNS / cell, rows=ROWS), env, EPISODES, seed=0)
     finally:
         env.close()
     write_json(RESULTS / f"{cell.replace('/', '-')}.json", {
         "cell": cell, "train_cpu_seconds": round(spent, 1) if whole else None,
         "eval_cpu_seconds": round(time.process_time() - began, 1),
-        "steps": STEPS[method], **found.to_json(), **extra(task, found)})
+        "steps": STEPS[method], **evaluation.to_json(), **extra(task, evaluation)})
 
 
 def extra(task: str, found) -> dict:
@@ -158,10 +158,10 @@ def page() -> str:
              "`python benchmarks/real_input.py` runs all missing cells and writes this page. DATA is the folder of "
              "recorded demonstrations, `UNDERSTUDY_DATA`."]
     for task, t in TASKS.items():
-        said = dict.fromkeys(c for r in (*t.methods, FLOOR) for c in commands(f"{task}/{r}"))
+        all_commands = dict.fromkeys(c for r in (*t.methods, FLOOR) for c in commands(f"{task}/{r}"))
         lines += ["", f"## {t.title}", "", *_notes(task), *_table(task), "", "<!-- not run: hours of training -->",
                   "```console",
-                  *(f"$ {c}" for c in said), "```"]
+                  *(f"$ {c}" for c in all_commands), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -211,12 +211,12 @@ def _range(i, times: float = 1, unit: str = "") -> str:
 
 
 def main() -> int:
-    wanted = [a for a in sys.argv[1:] if a != "--page"]
-    if unknown := [c for c in wanted if c not in CELLS]:
+    names = [a for a in sys.argv[1:] if a != "--page"]
+    if unknown := [c for c in names if c not in CELLS]:
         print(f"no cell {unknown[0]!r}; there are {', '.join(CELLS)}", file=sys.stderr)
         return 2
     status = 0
-    for cell in () if "--page" in sys.argv else (wanted or CELLS):
+    for cell in () if "--page" in sys.argv else (names or CELLS):
         if (RESULTS / f"{cell.replace('/', '-')}.json").exists():
             continue
         try:

@@ -60,7 +60,7 @@ def run_own(method: str, seed: int) -> dict:
     began, excluded = time.process_time(), 0.0
     first = random_episodes(env, 1000, seed)
     options = {} if method == "ppo" else {"n_steps": 200}
-    made = find_method(method, first.features(), n_rounds=10_000, **options)
+    chosen_method = find_method(method, first.features(), n_rounds=10_000, **options)
     counted = 0 if method == "ppo" else first.steps  # PPO learns nothing but scales from random steps
     curve: dict[str, list[float]] = {"steps": [], "returns": [], "cpu_seconds": []}
 
@@ -73,7 +73,7 @@ def run_own(method: str, seed: int) -> dict:
             return
         if counted >= every * (len(curve["steps"]) + 1) or counted >= n_steps:
             now = time.process_time()
-            actor = PolicyActor(copy.deepcopy(learner.trained_policy).eval(), made.executor)
+            actor = PolicyActor(copy.deepcopy(learner.trained_policy).eval(), chosen_method.executor)
             curve["steps"].append(counted)
             curve["returns"].append(evaluate(actor, judged, EPISODES).returns.estimate)
             curve["cpu_seconds"].append(round(now - began - excluded, 2))
@@ -82,7 +82,7 @@ def run_own(method: str, seed: int) -> dict:
             raise Finished
         counted += int(metrics["round/steps"])
     try:
-        fit_method(made, first, seed, env=env, callbacks=[watch])
+        fit_method(chosen_method, first, seed, env=env, callbacks=[watch])
     except Finished:
         return curve
     raise AssertionError("there are more rounds than steps")

@@ -37,14 +37,14 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
     for number in range(episodes):
         key = keys(0, [number])
         obs, done, plans = env.reset(row, key), False, torch.zeros_like(key)
-        seen = {k: obs[k].float().unsqueeze(1).expand(-1, policy.window.n_obs_steps, *obs[k].shape[1:])
+        windows = {k: obs[k].float().unsqueeze(1).expand(-1, policy.window.n_obs_steps, *obs[k].shape[1:])
                 for k in policy.inputs}
         while not done:
-            chunk = policy.plan(seen, policy.noise(key, plans))
+            chunk = policy.plan(windows, policy.noise(key, plans))
             plans = plans + 1
             for i in range(method.executor.skip, method.executor.skip + method.executor.n_action_steps):
                 out = env.step(chunk[:, i])
-                seen = {k: torch.cat([v[:, 1:], out.obs[k].float().unsqueeze(1)], 1) for k, v in seen.items()}
+                windows = {k: torch.cat([v[:, 1:], out.obs[k].float().unsqueeze(1)], 1) for k, v in windows.items()}
                 steps, done = steps + 1, bool(out.terminated | out.truncated)
                 if done:
                     break
@@ -53,10 +53,10 @@ def plain(policy: Policy, method, env, episodes: int) -> int:
 
 def lines(chosen: str, toy: str, goal: float | None, episodes: int, alone: int, repeats: int) -> list[measure.Line]:
     """`episodes` of our side, `alone` of the plain loop's."""
-    shown = rollout(UniformRandomActor(envs.make(toy, 16)), envs.make(toy, 16), 16)
-    method = find_method(chosen, shown.features())
+    demonstrations = rollout(UniformRandomActor(envs.make(toy, 16)), envs.make(toy, 16), 16)
+    method = find_method(chosen, demonstrations.features())
     torch.manual_seed(0)
-    policy = Policy(method.policy, shown.features()).fit_statistics(shown).eval()
+    policy = Policy(method.policy, demonstrations.features()).fit_statistics(demonstrations).eval()
     with tempfile.TemporaryDirectory() as place:
         error = onnx.export(policy, Path(place) / "policy.onnx", method.executor)
         file = onnx.load(Path(place) / "policy.onnx")
@@ -84,8 +84,8 @@ def lines(chosen: str, toy: str, goal: float | None, episodes: int, alone: int, 
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = [line for toy in ("fork", "particle", "push") for line in lines("bc", toy, GOAL, 512, 4, measure.REPEATS)]
-    measure.save("rollouts", found + lines("diffusion-policy", "fork", None, 256, 1, 3), packages=(
+    lines_ = [line for toy in ("fork", "particle", "push") for line in lines("bc", toy, GOAL, 512, 4, measure.REPEATS)]
+    measure.save("rollouts", lines_ + lines("diffusion-policy", "fork", None, 256, 1, 3), packages=(
         "torch", "numpy", "onnxruntime"))
 
 

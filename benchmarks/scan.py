@@ -81,18 +81,18 @@ def minari():
         from minari.data_collector import EpisodeBuffer
 
         whole = columns()
-        shown = []
+        printed = []
         for number, s in enumerate(spans()):
             observed = whole["observation.state"][s]
             over = np.zeros(STEPS, bool)
             over[-1] = True
-            shown.append(EpisodeBuffer(
+            printed.append(EpisodeBuffer(
                 id=number, observations=np.concatenate([observed, np.zeros_like(observed[:1])]),
                 actions=whole["action"][s], rewards=whole["next.reward"][s], terminations=over,
                 truncations=np.zeros(STEPS, bool)))
         box = gymnasium.spaces.Box
         stored = minari.create_dataset_from_buffers(
-            "benchmark/scan-v0", shown, observation_space=box(-np.inf, np.inf, (STATE,), np.float32),
+            "benchmark/scan-v0", printed, observation_space=box(-np.inf, np.inf, (STATE,), np.float32),
             action_space=box(-1, 1, (ACTION,), np.float32), requirements=[])
 
         yield line("Minari", whole, lambda: ((e.observations, e.actions, np.asarray(e.episode_returns))

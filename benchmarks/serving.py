@@ -331,9 +331,9 @@ def malformed(frames: int) -> list[measure.Line]:
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
 
-    rng, wrong, right, answered, refused = random.Random(0), 0, 0, 0, 0
+    rng, n_wrong, right, answered, refused = random.Random(0), 0, 0, 0, 0
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server, Client(server.url) as checked:
-        known, sent, bad = Known.load(server.answers), 0, bad_frames(rng)
+        known_answers, sent, bad = Known.load(server.answers), 0, bad_frames(rng)
         while sent < frames:
             with connect(server.url, compression=None, max_size=None) as connection:
                 connection.recv()
@@ -346,24 +346,24 @@ def malformed(frames: int) -> list[measure.Line]:
                             break
                         answered += 1  # damage that left a valid request
             if sent % 10 == 0:
-                good = known.ask(checked, rng.randrange(N_ANSWERS))
-                right, wrong = right + good, wrong + (not good)
+                good = known_answers.ask(checked, rng.randrange(N_ANSWERS))
+                right, n_wrong = right + good, n_wrong + (not good)
         for _ in range(100):  # no websocket at all
             with socket.create_connection(("127.0.0.1", server.port)) as raw:
                 raw.sendall(rng.randbytes(300))
-        wrong += not known.ask(checked, 0)
+        n_wrong += not known_answers.ask(checked, 0)
         alive = server.process.poll() is None
     assert alive, "the server has ended"
     return [measure.Line(f"{frames:,} malformed frames, wrong replies to another client", measure.Figure(
-        wrong, wrong, wrong, "wrong"), bound=0, note=f"{refused:,} refused, {answered:,} still a valid request; "
+        n_wrong, n_wrong, n_wrong, "wrong"), bound=0, note=f"{refused:,} refused, {answered:,} still a valid request; "
         f"{right:,} replies checked; the server went on")]
 
 
 def half_open(seconds: float, n: int = 200, descriptors: int = 128) -> list[measure.Line]:
     """Connections that are opened again whenever the server drops them."""
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder), None, descriptors) as server:
-        known, rng = Known.load(server.answers), random.Random(0)
-        answered, failed, right, wrong = [], 0, 0, 0
+        known_answers, rng = Known.load(server.answers), random.Random(0)
+        answered, failed, right, n_wrong = [], 0, 0, 0
         with Client(server.url) as checked, contextlib.ExitStack() as stack:
             for _ in range(n):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -376,8 +376,8 @@ def half_open(seconds: float, n: int = 200, descriptors: int = 128) -> list[meas
                     answered.append(1000 * (time.perf_counter() - began))
                 except (urllib.error.URLError, TimeoutError, ConnectionError):
                     failed += 1
-                good = known.ask(checked, rng.randrange(N_ANSWERS))
-                right, wrong = right + good, wrong + (not good)
+                good = known_answers.ask(checked, rng.randrange(N_ANSWERS))
+                right, n_wrong = right + good, n_wrong + (not good)
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))  # and one more
                 time.sleep(0.05)
         lines = server.log.read_text(encoding="utf-8").splitlines()
@@ -385,20 +385,20 @@ def half_open(seconds: float, n: int = 200, descriptors: int = 128) -> list[meas
     return [measure.Line(f"{n} half-open connections, {descriptors} descriptors: /healthz without an answer",
                          measure.Figure(failed, failed, failed, "missed"), bound=0,
                          note=f"of {len(answered) + failed:,}, the slowest after {max(answered, default=0):.0f} ms; "
-                              f"{right:,} right and {wrong:,} wrong replies to a client; the log has "
+                              f"{right:,} right and {n_wrong:,} wrong replies to a client; the log has "
                               f"{sum(map(len, lines)) / 1000:.1f} kB, {tracebacks:,} of {len(lines):,} lines are not "
                               "JSON")]
 
 
 def checked_client(url: str, answers: Path, out: Path, seed: int) -> None:
     """Asks until it is killed, and writes down what became of each request."""
-    known, rng = Known.load(answers), random.Random(seed)
+    known_answers, rng = Known.load(answers), random.Random(seed)
     client = None
     with open(out, "a", buffering=1) as told:
         while True:
             try:
                 client = client or Client(url, timeout=5)
-                told.write("right\n" if known.ask(client, rng.randrange(N_ANSWERS)) else "WRONG\n")
+                told.write("right\n" if known_answers.ask(client, rng.randrange(N_ANSWERS)) else "WRONG\n")
             except ServeError:
                 told.write("lost\n")
                 time.sleep(0.05)
@@ -436,8 +436,8 @@ def kills(seconds: float) -> list[measure.Line]:
             for process in (*clients, server.process):
                 process.kill()
                 process.wait()
-        said = [line for file in folder.glob("*.txt") for line in file.read_text().split()]
-    counts = {word: said.count(word) for word in ("right", "WRONG", "lost")}
+        printed_lines = [line for file in folder.glob("*.txt") for line in file.read_text().split()]
+    counts = {word: printed_lines.count(word) for word in ("right", "WRONG", "lost")}
     assert counts["right"], "no client got a reply"
     return [measure.Line("kills, wrong replies", measure.Figure(
         counts["WRONG"], counts["WRONG"], counts["WRONG"], "wrong"), bound=0,

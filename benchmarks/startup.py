@@ -44,7 +44,7 @@ def starts() -> list[measure.Line]:
 
 
 def installed() -> measure.Line:
-    wanted = os.environ.get("TORCH") or re.search(r"^torch==.*", (ROOT / "constraints.txt").read_text(), re.M)[0]
+    torch_version = os.environ.get("TORCH") or re.search(r"^torch==.*", (ROOT / "constraints.txt").read_text(), re.M)[0]
     with tempfile.TemporaryDirectory() as place:
         source, environment = Path(place) / "source", Path(place) / "environment"
         source.mkdir()  # pip would leave what it builds in the checkout
@@ -53,7 +53,7 @@ def installed() -> measure.Line:
             shutil.copy(ROOT / name, source)
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         pip = [environment / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, *wanted.split()], check=True)
+        subprocess.run([*pip, *torch_version.split()], check=True)
         subprocess.run([*pip, source], check=True)
         site = next((environment / "lib").glob("python*/site-packages"))
         size = sum(f.stat().st_size for f in site.rglob("*") if f.is_file()) / 1e9

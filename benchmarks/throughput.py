@@ -39,10 +39,10 @@ TOYS, MUJOCO = 5.0, 1.7  # what is aimed at, on 2 cores
 def untrained(chosen: str, name: str):
     """(method, policy), the same in every process."""
     env = envs.make(name, 4)
-    shown = rollout(UniformRandomActor(env), env, 4)
-    method = find_method(chosen, shown.features())
+    episodes = rollout(UniformRandomActor(env), env, 4)
+    method = find_method(chosen, episodes.features())
     torch.manual_seed(0)
-    return method, Policy(method.policy, shown.features()).fit_statistics(shown).eval()
+    return method, Policy(method.policy, episodes.features()).fit_statistics(episodes).eval()
 
 
 def seat(chosen: str, name: str, rows: int):

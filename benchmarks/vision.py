@@ -169,8 +169,8 @@ def run_cell(size: Size, task: str, seed: int, name: str) -> None:
     trained = time.process_time()
     starts = size.starts or TASKS[task].starts
     env = environment(task, min(starts, 10))
-    ran = rollout(build_actor(result.method, result.modules, features=env.features), env, starts, seed=0)
-    won = [int(e.metadata["success"]) for e in ran]
+    episodes = rollout(build_actor(result.method, result.modules, features=env.features), env, starts, seed=0)
+    won = [int(e.metadata["success"]) for e in episodes]
     seconds = {"training": trained - began, "acting": time.process_time() - trained}
     write_json(cell_path(size, task, seed, name), {
         "task": task, "seed": seed, "encoder": name, "updates": result.method.learner.steps,

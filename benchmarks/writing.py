@@ -148,10 +148,10 @@ def compared():
             yield measure.compared(f"{codec}; lerobot's writer", seconds, "ours", "lerobot", amount=EPISODES * STEPS,
                                    unit="frames/s", goal=goal, note=note)
             assert readable_by_lerobot(folder / "theirs") == readable_by_lerobot(folder / "ours") == EPISODES
-    left = {side: killed(side) for side in ("ours", "lerobot")}
-    figures = {side: measure.Figure(n, n, n, f"of {EPISODES} episodes") for side, n in left.items()}
+    survivors = {side: killed(side) for side in ("ours", "lerobot")}
+    figures = {side: measure.Figure(n, n, n, f"of {EPISODES} episodes") for side, n in survivors.items()}
     yield measure.Line("readable after SIGKILL before closing", figures["ours"], figures["lerobot"],
-                       goal=None, note="" if left["ours"] == EPISODES else "expected all of ours")
+                       goal=None, note="" if survivors["ours"] == EPISODES else "expected all of ours")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from understudy.policy import PolicyConfig
 
 STATE, GOAL = "observation.state", "observation.goal"
 ENDS = np.array([(1.35, 0.25), (1.35, -0.25)], np.float32)  # m; either can be reached on either side of the pillar
-SHOWN = 200  # demonstrations
+N_DEMONSTRATIONS = 200  # demonstrations
 
 
 class TwoEnds(Fork):
@@ -137,11 +137,11 @@ def goal_sampler_arm(name: str, trained: Head, acting: Head) -> Arm:
 
 
 def only_left(experiment: Experiment) -> Experiment:
-    return replace(experiment, source=PlayEpisodes(2 * SHOWN, ("left",)))
+    return replace(experiment, source=PlayEpisodes(2 * N_DEMONSTRATIONS, ("left",)))
 
 
 PLAY = Experiment(
-    PlayEpisodes(SHOWN),
+    PlayEpisodes(N_DEMONSTRATIONS),
     "fork",
     (
         goal_sampler_arm("3 steps", edm(3), edm(3)),

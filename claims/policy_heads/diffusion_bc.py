@@ -26,7 +26,7 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
-SHOWN = 100  # demonstrations
+N_DEMONSTRATIONS = 100  # demonstrations
 
 
 def head_arm(name: str, head: Head) -> Arm:
@@ -47,11 +47,11 @@ def passes_left(episode) -> bool:
 
 def only_left(experiment: Experiment) -> Experiment:
     """Twice as many demonstrations are made, so that about as many pass on the left as there are otherwise in all."""
-    return replace(experiment, source=ExpertDemonstrations("fork", 2 * SHOWN, passes_left))
+    return replace(experiment, source=ExpertDemonstrations("fork", 2 * N_DEMONSTRATIONS, passes_left))
 
 
 FORK = Experiment(
-    ExpertDemonstrations("fork", SHOWN),
+    ExpertDemonstrations("fork", N_DEMONSTRATIONS),
     "fork",
     (
         head_arm("regression", Regression()),

@@ -37,7 +37,7 @@ from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
 ROWS = 100  # environments side by side; results do not depend on it
-SHOWN = 100  # demonstrations
+N_DEMONSTRATIONS = 100  # demonstrations
 TEMPERATURE = 0.03
 N_WINDOWS, UNDECIDED = 512, 0.2  # for the specialization: windows, and the x (m) up to which both ways are open
 
@@ -91,7 +91,7 @@ def with_exchanged_weights(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(
-    ExpertDemonstrations("fork", SHOWN),
+    ExpertDemonstrations("fork", N_DEMONSTRATIONS),
     "fork",
     (weighted_arm("curriculum", CurriculumWeights(TEMPERATURE)), weighted_arm("likelihood", UniformWeights())),
     success_and_specialization,
@@ -100,7 +100,7 @@ FORK = Experiment(
     measures=(("specialization", SCORE),),
     starts_seed=530,
 )
-ONE_WAY = replace(FORK, source=ExpertDemonstrations("fork", 2 * SHOWN, passes_left),
+ONE_WAY = replace(FORK, source=ExpertDemonstrations("fork", 2 * N_DEMONSTRATIONS, passes_left),
                   sanity=(("likelihood", "success", 0.8),))
 OVER_LIKELIHOOD = GreaterThan("success", "curriculum", "likelihood", 0.3)
 IGNORES = AboveBound("specialization", "curriculum", 0.5)

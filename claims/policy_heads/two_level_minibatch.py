@@ -49,7 +49,7 @@ from understudy.policy import Policy, PolicyConfig
 ROWS = 100  # environments side by side; results do not depend on it
 IMAGE, SIZE = "observation.images.top", 40  # pixels
 AGENT_RADIUS = 0.05  # m, as painted
-SHOWN, HELD_OUT = 100, 100  # demonstrations
+N_DEMONSTRATIONS, HELD_OUT = 100, 100  # demonstrations
 N_DRAWS, UPDATES, BATCH = 8, 1400, 32  # UPDATES: of the arm with one draw, whose work all arms get
 EVERY, N_WINDOWS, N_LOSS_DRAWS = 50, 512, 16  # of the validation loss: updates in between, windows, draws for each
 LIMIT = 0.7  # of the work of one draw
@@ -217,7 +217,7 @@ def with_same_draw(experiment: Experiment) -> Experiment:
 
 
 IMAGES = Experiment(
-    ForkDemonstrations(SHOWN),
+    ForkDemonstrations(N_DEMONSTRATIONS),
     "fork",
     (Arm("1 draw", (repeated_draws_method(1, True),)), Arm("8 draws", (repeated_draws_method(N_DRAWS, True),))),
     success_and_work,

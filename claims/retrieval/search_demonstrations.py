@@ -40,7 +40,7 @@ from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
-GUST, SHOWN = 0.3, 20
+GUST, N_DEMONSTRATIONS = 0.3, 20
 RIGHT, LEFT = -1, 1  # sides of the pillar
 
 
@@ -84,7 +84,7 @@ def success_and_way(experiment, option: DeployedMethod, data: Dataset, seed: int
     method, policy = option.method, train_policy(experiment, option.method, data, seed)
     if option.changed:
         policy = copy.deepcopy(policy)
-        policy.fit_statistics(one_sided_demonstrations(seed, SHOWN, LEFT), refit_codec=False)
+        policy.fit_statistics(one_sided_demonstrations(seed, N_DEMONSTRATIONS, LEFT), refit_codec=False)
     env = make("fork", rows=ROWS, **dict(experiment.env_options))
     rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), env, episodes, seed=starts)
     success = [float(e.metadata["success"]) for e in rollouts]
@@ -124,7 +124,7 @@ def with_exchanged_actions(experiment: Experiment) -> Experiment:
 
 
 FORK = Experiment(
-    RightWayEpisodes(SHOWN),
+    RightWayEpisodes(N_DEMONSTRATIONS),
     "fork",
     (
         *make_search_arms(Neighbors(1, weights="equal")),

@@ -117,11 +117,17 @@ def _collection_rounds(fields: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _joined_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The column of what is known has another name."""
+    return {"known_column" if name == "known" else name: field for name, field in fields.items()}
+
+
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
     "understudy.improve.collection:CollectionRounds": _collection_rounds,
+    "understudy.data.relabel:ConcatColumns": _joined_columns,
 }
 
 

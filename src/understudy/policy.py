@@ -275,7 +275,7 @@ class Clamp(NetworkGuidance):
 
     Args:
         action: Actions in world units, (B, H, A). Values that are not given do not matter.
-        given: True where an entry is given, (B, H, A), or (B, H, 1) for whole steps.
+        is_given: True where an entry is given, (B, H, A), or (B, H, 1) for whole steps.
         clean_times: Whether the network reads the time 1, that of clean actions, at steps that are given as a whole.
             None if the head was trained with times that differ from step to step.
 
@@ -286,15 +286,15 @@ class Clamp(NetworkGuidance):
     """
 
     action: Tensor
-    given: Tensor
+    is_given: Tensor
     clean_times: bool | None = None
 
     def select_rows(self, rows):
-        return replace(self, action=self.action[rows], given=self.given[rows])
+        return replace(self, action=self.action[rows], is_given=self.is_given[rows])
 
     def select_components(self, components):
-        mask = self.given if self.given.shape[-1] == 1 else self.given[..., components]
-        return replace(self, action=self.action[..., components], given=mask)
+        mask = self.is_given if self.is_given.shape[-1] == 1 else self.is_given[..., components]
+        return replace(self, action=self.action[..., components], is_given=mask)
 
     def for_head(self, head):
         if isinstance(head, PreconditionedHead):
@@ -304,21 +304,21 @@ class Clamp(NetworkGuidance):
         return self if self.clean_times is not None else replace(self, clean_times=head.times != "shared")
 
     def guided_net(self, net, without, encode):
-        coded, clean = self._coded(encode), self.given.all(-1, keepdim=True)
+        coded, clean = self._coded(encode), self.is_given.all(-1, keepdim=True)
 
         def clamped(x, t, context):
             time = torch.where(clean, 1.0, t) if self.clean_times else t
-            return net(torch.where(self.given, coded, x), time, context)
+            return net(torch.where(self.is_given, coded, x), time, context)
         return clamped
 
     def fixed(self, coded_action, encode):
-        return torch.where(self.given, self._coded(encode), coded_action)
+        return torch.where(self.is_given, self._coded(encode), coded_action)
 
     def _coded(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
         coded = encode(self.action)
-        if self.given.shape[-1] not in (1, coded.shape[-1]):
-            raise Unsupported(f"some of {self.given.shape[-1]} components are given, but the codec turns them into "
-                              f"{coded.shape[-1]} others", where="Clamp.given",
+        if self.is_given.shape[-1] not in (1, coded.shape[-1]):
+            raise Unsupported(f"some of {self.is_given.shape[-1]} components are given, but the codec turns them into "
+                              f"{coded.shape[-1]} others", where="Clamp.is_given",
                               hint="give whole steps, (B, H, 1), or use a codec that keeps the components apart")
         return coded
 

@@ -2,19 +2,15 @@
 
 import subprocess
 
-import numpy as np
 import pytest
 
 from understudy import config
 from understudy.claims import records
 from understudy.claims.base import (
-    MissingRequirement,
-    RecordedDemonstrations,
     summarize,
 )
 from understudy.claims.runner import judge_again, judge_figures
 from understudy.core import UserError
-from understudy.data.formats import open_dataset
 from understudy.files import read_json
 
 
@@ -81,28 +77,6 @@ def test_a_fingerprint_sees_code_and_not_comments(tmp_path, monkeypatch):
     assert "understudy.data.episode" in modules and "understudy.data.formats.detection" not in modules
     # What it names by a string is followed, and no other environment.
     assert "understudy.envs.toys.particle" not in modules
-
-
-def test_recorded_data_is_looked_for_where_the_variable_says_and_nowhere_else(tmp_path, monkeypatch):
-    (tmp_path / "shared" / "data").mkdir(parents=True)
-    np.savez(tmp_path / "shared/data/shown.npz", observations=np.zeros((6, 1)), actions=np.zeros((6, 1)),
-             episode_ends=[2, 4, 6])
-    (tmp_path / "checkout").mkdir()
-    monkeypatch.chdir(tmp_path / "checkout")
-    for folder in (None, "", str(tmp_path)):
-        monkeypatch.delenv("UNDERSTUDY_DATA", raising=False)
-        if folder is not None:
-            monkeypatch.setenv("UNDERSTUDY_DATA", folder)
-        with pytest.raises(MissingRequirement, match="shown.npz: The recorded .*\n  -> set UNDERSTUDY_DATA"):
-            RecordedDemonstrations("shown.npz", "").load(0)
-    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path / "shared/data"))
-    values = open_dataset(tmp_path / "shared/data/shown.npz").fingerprint()
-    assert (
-        len(RecordedDemonstrations("shown.npz", values).load(0)) == 3
-        and len(RecordedDemonstrations("shown.npz", values, 2).load(0)) == 2
-    )
-    with pytest.raises(UserError, match=f"shown.npz: The data differ .*fingerprint {values}, not 0000"):
-        RecordedDemonstrations("shown.npz", "0" * 16).load(0)
 
 
 def test_a_commit_says_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):

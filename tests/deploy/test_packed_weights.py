@@ -60,7 +60,7 @@ def test_bf16_is_as_near_as_it_says(name):
     error, _ = plan_difference(policy, pack_weights(policy, "bf16"))
     assert 1e-5 < error < 0.02  # rounded, and no more than that
     with pytest.raises(UserError, match="in bf16 the error"):
-        pack_weights(policy, "bf16", near=error / 2)
+        pack_weights(policy, "bf16", max_error=error / 2)
 
 
 def test_a_product_of_bf16_rounds_its_weights_and_inputs_and_nothing_else():
@@ -86,7 +86,7 @@ def test_auto_leaves_small_networks_as_they_are():
 def test_auto_takes_bf16_for_a_large_network_only_where_it_is_near_enough():
     policy, _ = random_batch(PolicyConfig(Regression(), MLP(1400, 1), window=Window(2, 4)))
     assert sum(p.numel() for p in policy.net.parameters()) >= 4_000_000
-    exact, difference = (plan_difference(policy, pack_weights(policy, near=allowed))[0] for allowed in (0.0, 0.02))
+    exact, difference = (plan_difference(policy, pack_weights(policy, max_error=allowed))[0] for allowed in (0.0, 0.02))
     assert exact < 1e-5
     assert 1e-5 < difference < 0.02 if FAST else difference < 1e-5
 

@@ -100,8 +100,8 @@ def test_an_actor_that_reads_something_else():
     assert not list(fit_checks.check_serving(exact, actor, data))
 
     class Scaled(PolicyActor):
-        def next_windows(self, obs, seen):
-            return super().next_windows({k: -v for k, v in obs.items()}, seen)
+        def next_windows(self, obs, history):
+            return super().next_windows({k: -v for k, v in obs.items()}, history)
     finding, = fit_checks.check_serving(exact, Scaled(exact, RecedingHorizon(1)), data)
     assert (finding.code, finding.level) == ("serving-skew", "fault") and finding.value > 2
 

@@ -2,21 +2,18 @@
 
 import base64
 import io
-import re
 import xml.etree.ElementTree as xml
 
 import av
 import numpy as np
 import pytest
-import torch
 from fixtures.reports import checked, of, svg
 
-from understudy.core import UserError
 from understudy.data.episode import Episode
 from understudy.envs.toys.fork import Fork
 from understudy.envs.toys.push import Push
 from understudy.evaluate import plots
-from understudy.evaluate.episode_video import film_strip, write_video
+from understudy.evaluate.episode_video import film_strip
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.report import (
     write_report,
@@ -24,31 +21,10 @@ from understudy.evaluate.report import (
 from understudy.execute.actor import NoisyActor
 
 
-def frames(path):
-    with av.open(str(path)) as file:
-        return [f.to_ndarray(format="rgb24") for f in file.decode(video=0)], file.streams.video[0].average_rate
-
-
-def test_a_film_shows_every_step(runs, tmp_path):
-    e, env = runs["steady"].episodes[0], Fork(1)
-    film, rate = frames(write_video(e, tmp_path / "a.mp4", env))
-    assert len(film) == len(e) + 1 and rate == 10  # and what was seen last
-    fifth = torch.from_numpy(e.steps["observation.state"][5:6].copy())
-    env.restore(torch.zeros(1, dtype=torch.int64), {"observation.state": fifth})
-    assert np.abs(film[5].astype(int) - env.frame(0)).mean() < 4 < np.abs(film[5].astype(int) - film[9]).max()
-    film, _ = frames(write_video(e, tmp_path / "a.gif", env, fps=5))
-    assert len(film) == len(e) + 1
-    root = xml.fromstring(write_video(e, tmp_path / "a.svg", env).read_text())
+def test_a_figure_stands_alone_with_the_colors_of_the_page(runs):
+    figure = plots.trajectories([runs["steady"].episodes[0]], Fork(1).map())
+    root = xml.fromstring(figure.standalone_svg())
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and "prefers-color-scheme" in root[0].text
-
-
-def test_a_film_of_a_camera_needs_no_environment(tmp_path):
-    picture = np.zeros((6, 33, 47, 3), np.uint8)  # odd sizes
-    picture[:, :, :, 0] = (40 * np.arange(6))[:, None, None]
-    e = Episode({"observation.images.front": picture, "action": np.zeros((6, 1), np.float32)})
-    film, _ = frames(write_video(e, tmp_path / "a.mp4"))
-    assert len(film) == 6 and film[0].shape == (34, 48, 3)
-    assert [f[..., 0].mean() for f in film] == pytest.approx([40 * i for i in range(6)], abs=6)
 
 
 def pixels(image):
@@ -93,11 +69,3 @@ def test_the_report_shows_what_the_camera_saw(tmp_path):
         "saw"
         not in checked(write_report(tmp_path / "s.html", runs={"a": evaluate(Fork().expert(), Fork(2), 2, 0)})).text
     )
-
-
-def test_what_cannot_be_filmed_says_so(tmp_path):
-    e = Episode({"action": np.zeros((3, 1), np.float32)})
-    for name, env in (("a.mp4", None), ("a.svg", None), ("a.avi", Fork())):
-        with pytest.raises(UserError, match=re.escape(name)):
-            write_video(e, tmp_path / name, env)
-    assert not list(tmp_path.iterdir())

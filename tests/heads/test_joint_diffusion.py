@@ -129,7 +129,7 @@ def test_columns_are_joined(offset, later):
 
 def test_unknown_actions_are_marked():
     action_known = np.array([1, 0, 1, 0])
-    joined = ConcatColumns(("action", "observation.state"), known="action_known", into="both")(
+    joined = ConcatColumns(("action", "observation.state"), known_column="action_known", into="both")(
         episode(action_known=action_known))
     assert joined.steps["both"][:, -1].tolist() == action_known.tolist()
 

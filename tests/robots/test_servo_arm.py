@@ -300,7 +300,8 @@ def test_late_and_missed_steps_are_counted_once_each():
 @pytest.mark.slow
 def test_a_run_of_a_minute_survives_2_percent_lost_packets(folder):
     write_calibration(folder / "ours" / "so101_follower" / "f.json", CALIBRATION)
-    with feetech(Faults(lost=0.02)) as emulated, make_robot(RobotConfig("so101_follower", emulated.port, "f")) as robot:
+    with (feetech(Faults(missing=0.02)) as emulated,
+          make_robot(RobotConfig("so101_follower", emulated.port, "f")) as robot):
         before = robot.n_retries
         done = act_on_robot(robot, Constant(torch.zeros(1, 6)), keys(0, [0]), fps=30, seconds=60)
         assert robot.n_retries - before >= done.counts.retries > 100

@@ -161,9 +161,9 @@ def test_a_header_inside_a_packet_is_stuffed():
         assert emulated.rejected == 0
 
 
-@pytest.mark.parametrize("faults", [Faults(lost=0.3), Faults(damaged=0.3), Faults(split=0.7), Faults(noise=0.5),
+@pytest.mark.parametrize("faults", [Faults(missing=0.3), Faults(damaged=0.3), Faults(split=0.7), Faults(noise=0.5),
                                     Faults(late=0.2, delay=0.03),
-                                    Faults(lost=0.05, damaged=0.05, split=0.3, noise=0.2, late=0.05, delay=0.025)],
+                                    Faults(missing=0.05, damaged=0.05, split=0.3, noise=0.2, late=0.05, delay=0.025)],
                          ids=["lost", "damaged", "split", "noise", "late", "all"])
 def test_no_fault_of_the_line_gives_a_wrong_value(kind, faults):
     """Every value that is returned is right. A request that fails too often raises an error."""
@@ -191,7 +191,7 @@ def test_no_fault_of_the_line_gives_a_wrong_value(kind, faults):
 def test_lost_packets_do_not_end_a_run():
     """300 observations of an arm with 6 % lost packets. With two repetitions, 9 of them would fail."""
     arm = ARM_TYPES["so101_follower"]
-    with emulate_arm(arm, faults=Faults(lost=0.06)) as emulated:
+    with emulate_arm(arm, faults=Faults(missing=0.06)) as emulated:
         bus = arm.bus(emulated.port)
         bus.connect()
         for _ in range(300):

@@ -44,7 +44,7 @@ def test_an_arm_is_teleoperated_recorded_and_replayed(folder):
     write_calibration(folder / "ours" / "so101_leader" / "l.json", CALIBRATION)
     ended = threading.Event()
     with ExitStack() as stack:
-        follower, leader = stack.enter_context(feetech(Faults(lost=0.01, seed=1))), stack.enter_context(feetech())
+        follower, leader = stack.enter_context(feetech(Faults(missing=0.01, seed=1))), stack.enter_context(feetech())
         person = threading.Thread(target=wave, args=(leader, ended), daemon=True)
         robot = patient(make_robot(RobotConfig("so101_follower", follower.port, "f", max_velocity=(400.0,),
                                                slow_start=0.2)))

@@ -120,9 +120,9 @@ def test_other_guides_compute_their_cost_with_what_is_given():
 def test_clamps_of_some_components():
     action, is_given = torch.randn(3, 4, 4), torch.rand(3, 4, 4) < 0.5
     part = Clamp(action, is_given).select_components(slice(1, 3))
-    assert torch.equal(part.action, action[..., 1:3]) and torch.equal(part.given, is_given[..., 1:3])
+    assert torch.equal(part.action, action[..., 1:3]) and torch.equal(part.is_given, is_given[..., 1:3])
     whole = Clamp(action, is_given[..., :1]).select_components(slice(1, 3))
-    assert torch.equal(whole.given, is_given[..., :1])
+    assert torch.equal(whole.is_given, is_given[..., :1])
 
 
 def test_a_head_whose_network_reads_scaled_actions_refuses_clamps():
@@ -131,7 +131,7 @@ def test_a_head_whose_network_reads_scaled_actions_refuses_clamps():
     with pytest.raises(Unsupported, match="EDM reads noisy actions divided by their scale"):
         policy.plan(batch.obs, torch.randn(len(batch), 4, 2), (guide,))
     with pytest.raises(Unsupported, match="the codec turns them into 2 others"):
-        replace(guide, given=guide.given.expand(-1, -1, 3)).fixed(batch.action, lambda x: x)
+        replace(guide, is_given=guide.is_given.expand(-1, -1, 3)).fixed(batch.action, lambda x: x)
 
 
 # -- the contract -----------------------------------------------------------------------------------------------------

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
-
-import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
-from ..data.formats import open_dataset
 from ..envs import make
 from ..envs.base import Env, HasExpert
 from ..evaluate.evaluation import recording_seed
@@ -111,41 +106,6 @@ class ExpertDemonstrations(DemonstrationSource):
         episodes = rollout(expert_of(env), env, self.episodes, recording_seed(seed if self.resample else 0))
         successes = episodes.filter(lambda e: e.metadata["success"])
         return successes if self.filter is None else successes.filter(self.filter)
-
-
-@dataclass(frozen=True)
-class RecordedDemonstrations(DemonstrationSource):
-    """Recorded data in the folder that the environment variable UNDERSTUDY_DATA names.
-
-    Args:
-        path: Path relative to that folder.
-        fingerprint: `Dataset.fingerprint()` of the data. It stands for the file and for the code that reads it.
-        episodes: Number of episodes that each training seed draws, so that methods without randomness in training also
-            vary between seeds. By default every seed learns from all episodes.
-    """
-
-    path: str
-    fingerprint: str
-    episodes: int | None = None
-
-    def load(self, seed):
-        folder = os.environ.get("UNDERSTUDY_DATA")
-        file = Path(folder or "", self.path)
-        if not folder or not file.exists():
-            raise MissingRequirement("The recorded demonstrations are not on this machine.", where=file,
-                                     hint="set UNDERSTUDY_DATA to the folder that holds them")
-        data = open_dataset(file)
-        if (actual := data.fingerprint()) != self.fingerprint:
-            raise UserError(
-                "The data differ from those that the claim was made for: fingerprint "
-                f"{actual}, not {self.fingerprint}.",
-                where=file,
-                hint="download the file from its source again; if it was read wrongly before, write the new "
-                "fingerprint into the claim and run it again",
-            )
-        if self.episodes is None:
-            return data
-        return data.select(sorted(np.random.default_rng(seed).choice(len(data), self.episodes, replace=False)))
 
 
 # -- the experiment -----------------------------------------------------------------------------------------------

@@ -315,56 +315,75 @@ def segment_files(folder: Path) -> list[Path]:
 
 def read_segment(path: Path) -> Segment:
     """Read all complete records of a segment. They stay readable if the file is removed meanwhile."""
-    data = _SegmentBytes(path)
-    segment = Segment(path, {}, [], None, [])
-    hole = False  # whether a part of the current episode is missing
+    reader = _SegmentReader(path)
+    for kind, at, length in _valid_records(reader.data, reader.segment.problems, path):
+        reader.add(kind, at, length)
+    return reader.segment
 
-    def ended(metadata: dict, steps: int | None) -> None:
+
+class _SegmentReader:
+    """Puts records together to episodes."""
+
+    def __init__(self, path: Path):
+        self.data, self.segment = _SegmentBytes(path), Segment(path, {}, [], None, [])
+        self.has_hole = False  # whether a part of the current episode is missing, so that no later steps follow
+
+    def add(self, kind: bytes, at: int, length: int) -> None:
+        segment = self.segment
+        if kind == b"?":
+            self.has_hole = True
+        elif kind == b"H":
+            segment.header = self._json(at, length)
+        elif kind == b"E":
+            segment.episodes.append(_decode_episode(self.data, at))
+        elif kind == b"B":
+            self._start_episode(self._json(at, length))
+        elif kind in (b"S", b"L"):
+            if segment.unfinished is not None and not self.has_hole:
+                self._add_step(segment.unfinished, at, is_last=kind == b"L")
+        elif kind == b"F":
+            metadata = self._json(at, length)
+            self._finish_episode(metadata, metadata.pop("steps"))
+        elif kind == b"T" and segment.episodes:
+            segment.episodes[-1].metadata.update(self._json(at, length))
+        elif kind == b"D":
+            if self.data.read(at, length) == b"running":
+                segment.unfinished = None
+            elif segment.episodes:
+                segment.episodes.pop()
+
+    def _json(self, at: int, length: int) -> Any:
+        return json.loads(self.data.read(at, length))
+
+    def _start_episode(self, description: dict) -> None:
+        if self.segment.unfinished is not None:
+            self._finish_episode({}, None)
+        self.has_hole = False
+        self.segment.unfinished = JournalEpisode(self.data, _schema(description["columns"]), description["metadata"])
+
+    def _add_step(self, episode: JournalEpisode, at: int, is_last: bool) -> None:
+        if not is_last:
+            episode.steps.append(at)
+            return
+        (size,) = self.data.unpack(_LENGTH, at)
+        at += _LENGTH.size
+        episode.last_row = self._json(at, size), at + size
+
+    def _finish_episode(self, metadata: dict, steps: int | None) -> None:
         """Finishes the current episode. `steps` is how many steps it had, if that is known."""
+        segment = self.segment
         episode, segment.unfinished = segment.unfinished, None
         if episode is None or not len(episode):
-            segment.problems.append(f"{path}: an episode whose beginning cannot be read")
+            segment.problems.append(f"{segment.path}: an episode whose beginning cannot be read")
             return
         episode.metadata.update(metadata)
         if steps != len(episode):
             segment.problems.append(
-                f"{path}: episode {segment.first_episode + len(segment.episodes)} can be read until its step "
+                f"{segment.path}: episode {segment.first_episode + len(segment.episodes)} can be read until its step "
                 f"{len(episode)}" + (f" of {steps}" if steps else "")
             )
             episode.metadata["interrupted"] = True
         segment.episodes.append(episode)
-
-    for kind, at, length in _valid_records(data, segment.problems, path):
-        if kind == b"?":  # damage: in an unfinished episode, later steps do not follow the earlier ones
-            hole = True
-        elif kind == b"H":
-            segment.header = json.loads(data.read(at, length))
-        elif kind == b"E":
-            segment.episodes.append(_decode_episode(data, at))
-        elif kind == b"B":
-            if segment.unfinished is not None:
-                ended({}, None)
-            hole, description = False, json.loads(data.read(at, length))
-            segment.unfinished = JournalEpisode(data, _schema(description["columns"]), description["metadata"])
-        elif kind == b"S":
-            if segment.unfinished is not None and not hole:
-                segment.unfinished.steps.append(at)
-        elif kind == b"L":
-            if segment.unfinished is not None and not hole:
-                (size,) = data.unpack(_LENGTH, at)
-                at += _LENGTH.size
-                segment.unfinished.last_row = json.loads(data.read(at, size)), at + size
-        elif kind == b"F":
-            metadata = json.loads(data.read(at, length))
-            ended(metadata, metadata.pop("steps"))
-        elif kind == b"T" and segment.episodes:
-            segment.episodes[-1].metadata.update(json.loads(data.read(at, length)))
-        elif kind == b"D":
-            if data.read(at, length) == b"running":
-                segment.unfinished = None
-            elif segment.episodes:
-                segment.episodes.pop()
-    return segment
 
 
 def _valid_records(data: _SegmentBytes, losses: list[str], path: Path) -> Iterator[tuple[bytes, int, int]]:

@@ -173,7 +173,7 @@ class ConcatColumns:
     Args:
         columns: Vectors of numbers. The new column has as many rows as the first of them.
         offset: Number of steps by which the columns after the first are later.
-        known: Column that is not 0 at the steps where the first column is known. None if it is known everywhere.
+        known_column: Column that is not 0 at the steps where the first column is known. None if it is known everywhere.
 
     Example:
         >>> relabel = ConcatColumns(("action", "observation.state"), offset=8)
@@ -182,7 +182,7 @@ class ConcatColumns:
     columns: tuple[str, ...]
     offset: int = 1
     into: str = "joint"
-    known: str | None = None
+    known_column: str | None = None
 
     def __call__(self, episode: Episode) -> Episode:
         features = episode.features()
@@ -194,7 +194,7 @@ class ConcatColumns:
         first, *others = (get_column(episode, name) for name in self.columns)
         rows = np.arange(len(first))
         later = [column[np.minimum(rows + self.offset, len(column) - 1)] for column in others]
-        is_known = (np.ones(len(first)) if self.known is None
-                    else np.asarray(get_column(episode, self.known))[rows].reshape(len(first)) != 0)
+        is_known = (np.ones(len(first)) if self.known_column is None
+                    else np.asarray(get_column(episode, self.known_column))[rows].reshape(len(first)) != 0)
         joined = np.concatenate([first, *later, is_known[:, None]], 1).astype(np.float32)
         return with_column(episode, self.into, joined, Feature("float32", joined.shape[1:]))

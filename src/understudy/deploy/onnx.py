@@ -29,7 +29,7 @@ OPSET = 20
 Precision = Literal["fp32", "int8"]
 
 
-def export(policy: Policy, path: Path | str, executor: Executor | None = None, *, near: float = 1e-4,
+def export(policy: Policy, path: Path | str, executor: Executor | None = None, *, max_error: float = 1e-4,
            trust: tuple[str, ...] = ("understudy",), precision: Precision = "fp32", fps: float | None = None) -> float:
     """Writes `policy.plan` without guides to an ONNX file, for any number of rows.
 
@@ -37,7 +37,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
         path: The file, which ends in .onnx.
         executor: The executor that runs the chunks. It is written into the file. By default every chunk is executed
             for one step.
-        near: Largest error of a plan of "fp32", relative to the largest action.
+        max_error: Largest error of a plan of "fp32", relative to the largest action.
         precision: "int8" rounds the weights and inputs of linear layers to 8 bits (`deploy.int8`). Whether the policy
             still succeeds must then be measured. Only errors that are not numbers are refused.
         fps: Actions per second of the data, which is written into the file.
@@ -69,7 +69,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
             from .int8 import quantize_file
 
             quantize_file(partial)
-        tolerance = float("inf") if precision == "int8" else near
+        tolerance = float("inf") if precision == "int8" else max_error
         error = check_export(policy, load(partial, trust=trust), executor, tolerance, path)
         partial.replace(path)
     finally:

@@ -25,14 +25,14 @@ MIN_WEIGHTS = 2**18  # smallest number of weights for packing: smaller layers st
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float = 0.02) -> Policy:
+def pack_weights(policy: Policy, precision: Precision = "auto", *, max_error: float = 0.02) -> Policy:
     """Returns a copy on the CPU for planning. It cannot be trained.
 
     Args:
         precision: "fp32" gives the same plans up to rounding. "bf16" rounds weights and inputs of products to bf16, and
             computes sums and everything else in fp32. "auto" is bf16 for large networks on a CPU that is fast at it
-            (`learn.optimizer.automatic_precision`), if the plans pass the test of `near`.
-        near: Largest error of plans of random observations, relative to the largest action.
+            (`learn.optimizer.automatic_precision`), if the plans pass the test of `max_error`.
+        max_error: Largest error of plans of random observations, relative to the largest action.
     """
     if precision == "bf16" and not has_fast_bf16(torch.device("cpu")):
         raise UserError("this CPU has no bf16 matrix products (AVX512_BF16 or AMX)", where="precision",
@@ -44,10 +44,10 @@ def pack_weights(policy: Policy, precision: Precision = "auto", *, near: float =
     if precision == "auto":
         target_precision = automatic_precision(torch.device("cpu"), sum(p.numel() for p in plain.net.parameters()))
     packed = _pack_modules(plain, torch.bfloat16 if target_precision == "bf16" else torch.float32)
-    if target_precision == "bf16" and (error := plan_difference(plain, packed)[0]) > near:
+    if target_precision == "bf16" and (error := plan_difference(plain, packed)[0]) > max_error:
         if precision == "bf16":
-            raise UserError(f"in bf16 the error of plans is {error:.2g} of the largest action, more than {near:g}",
-                            where="precision", hint="use \"fp32\", or allow a larger error: near=...")
+            raise UserError(f"in bf16 the error of plans is {error:.2g} of the largest action, more than {max_error:g}",
+                            where="precision", hint="use \"fp32\", or allow a larger error: max_error=...")
         packed = _pack_modules(plain, torch.float32)
     return packed
 

@@ -33,14 +33,14 @@ def is_compiled(path: Path | str) -> bool:
     return str(path).endswith(COMPILED)
 
 
-def export_package(policy: Policy, path: Path | str, executor: Executor | None = None, *, near: float = 1e-4,
+def export_package(policy: Policy, path: Path | str, executor: Executor | None = None, *, max_error: float = 1e-4,
                    fps: float | None = None, trust: tuple[str, ...] = ("understudy",)) -> float:
     """Writes `policy.plan` without guides to a package of PyTorch, for any number of rows.
 
     Args:
         path: The file: NAME.pt2, or NAME.aot.pt2 for machine code.
         executor: The executor that runs the chunks. It is written into the file.
-        near: Largest error of a plan, relative to the largest action.
+        max_error: Largest error of a plan, relative to the largest action.
         fps: Actions per second of the data, which is written into the file.
 
     Returns:
@@ -70,7 +70,7 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
         else:
             program._example_inputs = None  # they would be pickled
             torch.export.save(program, partial, extra_files={METADATA: metadata_json})
-        error = check_export(policy, load_package(partial, trust=trust), executor, near, path)
+        error = check_export(policy, load_package(partial, trust=trust), executor, max_error, path)
         partial.replace(path)
     return error
 

@@ -132,16 +132,16 @@ def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str,
 
 
 class _MapPanel:
-    """A map of the given width at (left, top)."""
+    """A map of the given width at (x_start, top)."""
 
     SHAPE_STYLES = {"obstacle": {"fill": "var(--block)", "stroke": "var(--edge)"},
              "goal": {"fill": "var(--goal)", "fill_opacity": 0.16, "stroke": "var(--goal)", "stroke_width": 1.6},
              "waypoint": {"fill": "none", "stroke": "var(--goal)", "stroke_width": 1.6, "stroke_dasharray": "3 3"}}
     DEFAULT_STYLE = {"fill": "none", "stroke": "var(--soft)", "stroke_dasharray": "2 3"}
 
-    def __init__(self, plane: Mapping[str, Any], width: float, left: float = 0.0, top: float = 0.0):
+    def __init__(self, plane: Mapping[str, Any], width: float, x_start: float = 0.0, top: float = 0.0):
         (self.x0, x1), (self.y0, y1) = plane["x"], plane["y"]
-        self.unit, self.x_start, self.top, self.width = width / (x1 - self.x0), left, top, width
+        self.unit, self.x_start, self.top, self.width = width / (x1 - self.x0), x_start, top, width
         self.height, self.path = self.unit * (y1 - self.y0), plane["path"]
 
     def to_pixels(self, point) -> tuple[float, float]:

@@ -126,10 +126,10 @@ class PolicyActor(Actor):
             windows = {k: torch.cat([v[:, 1:], windows[k][:, -1:]], 1) for k, v in history.items()}
         return windows, history
 
-    def next_windows(self, obs, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the observation windows of the current step, which are also the history `seen` for the next step."""
-        now = self._checked_obs(obs, next(iter(seen.values())).shape[0])
-        return {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in seen.items()}
+    def next_windows(self, obs, history: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the observation windows of the current step, which are also the history of the next step."""
+        now = self._checked_obs(obs, next(iter(history.values())).shape[0])
+        return {k: torch.cat([v[:, 1:], now[k].unsqueeze(1)], 1) for k, v in history.items()}
 
     @torch.no_grad()
     def act(self, obs, state):

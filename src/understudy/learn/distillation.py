@@ -122,8 +122,8 @@ class DistillationLearner(GradientLearner):
         if not isinstance(config.teacher, Policy):
             raise UserError(f"{config.teacher} is not a trained policy", where=f"{type(config).__name__}.teacher",
                             hint="refer to a stage of the method, FromStage(NAME), or give a Policy")
-        own, teacher = policy.config, config.teacher.config
-        if (own.window, own.target, own.codec) != (teacher.window, teacher.target, teacher.codec):
+        student, teacher = policy.config, config.teacher.config
+        if (student.window, student.target, student.codec) != (teacher.window, teacher.target, teacher.codec):
             raise UserError("the teacher plans other chunks than the policy", where=f"{type(config).__name__}.teacher",
                             hint="give both policies the same window, target and codec")
         self.teacher = copy.deepcopy(config.teacher).to(self.device).requires_grad_(False).eval()
@@ -150,8 +150,8 @@ class DistillationLearner(GradientLearner):
         """Checks before the first update that the policy and the teacher code actions in the same way."""
         if self.n_updates:
             return
-        own, teacher = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
-        if any(not torch.equal(own[name], teacher[name]) for name in own):
+        student, teacher = (policy.codec.state_dict() for policy in (self.policy, self.teacher))
+        if any(not torch.equal(student[name], teacher[name]) for name in student):
             raise UserError("the policy and its teacher scale the columns differently",
                             where=f"{type(self.config).__name__}.teacher",
                             hint='take over the statistics: InitializeFrom(FromStage(NAME), load=("codec",))')
@@ -244,10 +244,10 @@ class OneStepDistillationLearner(DistillationLearner):
         with torch.no_grad():
             noise = torch.randn(action.shape, generator=rng, device=action.device)
             x = self.source.interpolate(action, noise, t.unsqueeze(-1))
-            own, target = (self.source.predict_clean(net, teacher_context, x, t)
+            estimate, target = (self.source.predict_clean(net, teacher_context, x, t)
                            for net in (self.score, self.teacher.net))
         # The value is that of a squared difference, and the gradient with respect to the action is the difference.
-        return 0.5 * (action - (action - own + target).detach()).square().mean(-1)
+        return 0.5 * (action - (action - estimate + target).detach()).square().mean(-1)
 
     def _plans(self, batch: Batch, rng: Generator) -> tuple[Tensor, Context]:
         """New plans of the policy, coded (B, H, A), and the observations as the teacher encodes them."""

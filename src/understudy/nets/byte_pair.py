@@ -116,20 +116,20 @@ class BytePairEncoding(nn.Module):
         return torch.where(tokens == PAD, 0, self.lengths[tokens.clamp(min=0)])
 
 
-def _is_pair(rows: Tensor, left: int, right: int) -> Tensor:
-    return (rows[:, :-1] == left) & (rows[:, 1:] == right)
+def _is_pair(rows: Tensor, first: int, second: int) -> Tensor:
+    return (rows[:, :-1] == first) & (rows[:, 1:] == second)
 
 
 def _count_pairs(counts: Tensor, rows: Tensor, repeats: Tensor) -> None:
-    """Adds the number of occurrences of each pair to (V * V,), where pair (left, right) is at ``left * V + right``."""
+    """Adds the number of occurrences of each pair to (V * V,), where (first, second) is at ``first * V + second``."""
     is_pair = rows[:, 1:] != PAD
     pairs = (rows[:, :-1] * math.isqrt(len(counts)) + rows[:, 1:])[is_pair]
     counts.index_add_(0, pairs, repeats.unsqueeze(1).expand(is_pair.shape)[is_pair])
 
 
-def _join_all(rows: Tensor, left: int, right: int, token: int) -> Tensor:
+def _join_all(rows: Tensor, first: int, second: int, token: int) -> Tensor:
     """Joins all occurrences of a pair, from left to right."""
-    while (is_match := _is_pair(rows, left, right)).any():
+    while (is_match := _is_pair(rows, first, second)).any():
         joined = _join(rows, is_match.int().argmax(1), torch.full_like(rows[:, 0], token))
         rows = torch.where(is_match.any(1, keepdim=True), joined, rows)
     return rows

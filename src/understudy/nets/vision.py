@@ -459,9 +459,9 @@ def crop_to(image: Tensor, size: tuple[int, int], rng: Generator | None) -> Tens
     return _cut(image, first_row, first_column, *size)
 
 
-def _cut(image: Tensor, top: Tensor, left: Tensor, h: int, w: int) -> Tensor:
-    """The rectangle of each image whose first row and column are `top` and `left`, (N, 1, 1) each."""
-    row = top + torch.arange(h, device=image.device)[:, None]
-    column = left + torch.arange(w, device=image.device)
+def _cut(image: Tensor, first_row: Tensor, first_column: Tensor, h: int, w: int) -> Tensor:
+    """The rectangle of each image whose first row and column is given, (N, 1, 1) each."""
+    row = first_row + torch.arange(h, device=image.device)[:, None]
+    column = first_column + torch.arange(w, device=image.device)
     number = torch.arange(image.shape[0], device=image.device)[:, None, None]
     return image.permute(0, 2, 3, 1)[number, row, column].permute(0, 3, 1, 2)

@@ -20,14 +20,15 @@ class BimanualRobot(Robot):
     If one arm is lost, both stop.
 
     Args:
-        left: The left robot. It may show nothing but observation.state.
+        left_arm: The left robot. It may show nothing but observation.state.
         cameras: Cameras by name. Their frames are the columns observation.images.NAME.
     """
 
-    def __init__(self, left: Robot, right: Robot, cameras: Mapping[str, Camera] | None = None):
-        self.arms, self.cameras, self.name = (left, right), dict(cameras or {}), f"bi_{left.name}"
+    def __init__(self, left_arm: Robot, right_arm: Robot, cameras: Mapping[str, Camera] | None = None):
+        self.arms, self.cameras, self.name = (left_arm, right_arm), dict(cameras or {}), f"bi_{left_arm.name}"
         self.sizes = tuple(arm.schema["action"].size for arm in self.arms)
-        joined = {name: _joined(left.schema[name], right.schema[name]) for name in ("observation.state", "action")}
+        joined = {name: _joined(left_arm.schema[name], right_arm.schema[name])
+                  for name in ("observation.state", "action")}
         self.schema = {"observation.state": joined["observation.state"], **camera_features(self.cameras),
                        "action": joined["action"]}
 
@@ -84,8 +85,8 @@ class BimanualRobot(Robot):
 class BimanualTeleoperator(Teleoperator):
     """Two teleoperators, whose actions are joined."""
 
-    def __init__(self, left: Teleoperator, right: Teleoperator):
-        self.parts = left, right
+    def __init__(self, left_arm: Teleoperator, right_arm: Teleoperator):
+        self.parts = left_arm, right_arm
 
     def connect(self):
         with ExitStack() as undo:
@@ -102,12 +103,13 @@ class BimanualTeleoperator(Teleoperator):
             part.disconnect()
 
 
-def join_limits(left: SafetyLimits, right: SafetyLimits) -> SafetyLimits:
+def join_limits(left_arm: SafetyLimits, right_arm: SafetyLimits) -> SafetyLimits:
     """Limits of two arms. A workspace is not joined. Times and torques are those of the left arm."""
-    lead = None if left.max_relative_target is None or right.max_relative_target is None else (
-        *left.max_relative_target, *right.max_relative_target)
-    return replace(left, low=(*left.low, *right.low), high=(*left.high, *right.high),
-                   max_velocity=(*left.max_velocity, *right.max_velocity), max_relative_target=lead, workspace=None)
+    lead = None if left_arm.max_relative_target is None or right_arm.max_relative_target is None else (
+        *left_arm.max_relative_target, *right_arm.max_relative_target)
+    return replace(left_arm, low=(*left_arm.low, *right_arm.low), high=(*left_arm.high, *right_arm.high),
+                   max_velocity=(*left_arm.max_velocity, *right_arm.max_velocity), max_relative_target=lead,
+                   workspace=None)
 
 
 def split_limits(limits: SafetyLimits, size: int) -> tuple[SafetyLimits, SafetyLimits]:
@@ -119,7 +121,7 @@ def split_limits(limits: SafetyLimits, size: int) -> tuple[SafetyLimits, SafetyL
     return part(slice(size)), part(slice(size, None))
 
 
-def _joined(left: Feature, right: Feature) -> Feature:
-    names = (*(f"left_{n}" for n in left.names or range(left.size)), *(
-        f"right_{n}" for n in right.names or range(right.size)))
-    return Feature("float32", (left.size + right.size,), names=names, unit=left.unit)
+def _joined(left_arm: Feature, right_arm: Feature) -> Feature:
+    names = (*(f"left_{n}" for n in left_arm.names or range(left_arm.size)), *(
+        f"right_{n}" for n in right_arm.names or range(right_arm.size)))
+    return Feature("float32", (left_arm.size + right_arm.size,), names=names, unit=left_arm.unit)

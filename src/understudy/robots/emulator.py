@@ -41,7 +41,7 @@ class Faults:
     """What goes wrong on the line. Fractions are of status packets.
 
     Args:
-        lost: Fraction that never arrives.
+        missing: Fraction that never arrives.
         damaged: Fraction in which one bit is flipped.
         late: Fraction that arrives `delay` later.
         split: Fraction that arrives in two parts, `gap` apart.
@@ -50,7 +50,7 @@ class Faults:
         gap: Pause within split packets (s).
     """
 
-    lost: float = 0.0
+    missing: float = 0.0
     damaged: float = 0.0
     late: float = 0.0
     split: float = 0.0
@@ -65,7 +65,7 @@ class Faults:
     def parts(self, packet: bytes) -> Iterator[tuple[float, bytes]]:
         """What arrives instead of a packet: pairs of a pause (s) and bytes."""
         is_lost, is_damaged, is_late, is_split, is_noisy = self.rng.random(5) < (
-            self.lost, self.damaged, self.late, self.split, self.noise)
+            self.missing, self.damaged, self.late, self.split, self.noise)
         if is_lost:
             return
         if is_noisy:

@@ -93,10 +93,10 @@ class _Crash:
     def __init__(self, number: int, in_update: bool):
         self.number, self.in_update, self.is_due = number, in_update, False
 
-    def __call__(self, step, learner, seen):
-        if self.is_due or seen.get("round") == self.number and not self.in_update:
+    def __call__(self, step, learner, logged):
+        if self.is_due or logged.get("round") == self.number and not self.in_update:
             raise _Crashed
-        self.is_due = seen.get("round") == self.number
+        self.is_due = logged.get("round") == self.number
 
 
 def _run_contents(run: Path) -> dict[str, object]:

@@ -109,8 +109,8 @@ def test_the_expert_knows_how_many_steps_remain():
 
 
 def test_hidden_cells_look_alike_and_the_whole_grid_does_not():
-    assert len(np.unique(mdp.hidden_grid().seen, axis=0)) < mdp.hidden_grid().states
-    assert len(np.unique(mdp.slippery_grid().seen, axis=0)) == mdp.slippery_grid().states
+    assert len(np.unique(mdp.hidden_grid().visible_numbers, axis=0)) < mdp.hidden_grid().states
+    assert len(np.unique(mdp.slippery_grid().visible_numbers, axis=0)) == mdp.slippery_grid().states
 
 
 def test_what_is_wrong_is_named():

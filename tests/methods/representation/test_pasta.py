@@ -92,7 +92,7 @@ def test_hidden_tokens_are_not_read():
     other[STATE][:, 1, 1] = 7.0
     one, two = net.encode(obs, hidden), net.encode(other, hidden)
     assert torch.equal(one.tokens, two.tokens)
-    assert one.values[0, 1, 3] == obs[STATE][0, 1, 1] and one.given.all()
+    assert one.values[0, 1, 3] == obs[STATE][0, 1, 1] and one.is_given.all()
 
 
 def policy_of(config, data=None, **options):

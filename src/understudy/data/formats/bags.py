@@ -243,14 +243,14 @@ class BagSource(ColumnSource):
     """Recordings as episodes.
 
     Args:
-        left: Further warnings, such as about topics that the mapping leaves out.
+        notes: Further warnings, such as about topics that the mapping leaves out.
     """
 
-    def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, left: list[str] | None = None):
+    def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, notes: list[str] | None = None):
         self.path, self.mapping = path, mapping
         self.warnings: list[str] = [
             *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
-            *(left or []),
+            *(notes or []),
         ]
         self._check(recordings)
         self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them

@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,64 +312,81 @@ def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
 
 def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
     """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
-    info, out = read_info(path), folder / "data"
-    (out / "meta").mkdir(parents=True)
-    v3 = info["codebase_version"] == "v3.0"
-    rows = (
-        _read_episode_tables(path, info, report_loss)
-        if v3
-        else {
-            r["episode_index"]: {**r, "place": r["episode_index"]}
-            for r in read_json_lines(path / "meta" / "episodes.jsonl")
-        }
-    )
-    cameras = [c for c, f in info["features"].items() if f["dtype"] == "video"]
-    chunks = max(1, int(info.get("chunks_size", 1000)))
+    return _LeRobotRepair(path, folder / "data", report_loss).run()
 
-    def stored_path(key: str, row, **more) -> str:
-        if not v3:
+
+class _LeRobotRepair:
+    def __init__(self, path: Path, out: Path, report_loss):
+        self.path, self.out, self.report_loss, self.info = path, out, report_loss, read_info(path)
+        self.is_v3 = self.info["codebase_version"] == "v3.0"
+        self.cameras = [c for c, f in self.info["features"].items() if f["dtype"] == "video"]
+        self.chunks = max(1, int(self.info.get("chunks_size", 1000)))
+        self.kept: list[dict] = []  # rows of the tables of episodes, with the new numbers
+        self.numbers: list[int] = []  # which episodes they were
+        self.frames = 0  # of the kept episodes
+
+    def run(self) -> Path:
+        (self.out / "meta").mkdir(parents=True)
+        if self.is_v3:
+            rows = _read_episode_tables(self.path, self.info, self.report_loss)
+        else:
+            rows = {r["episode_index"]: {**r, "place": r["episode_index"]}
+                    for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
+        for file in dict.fromkeys(self._stored_path("data_path", r) for r in rows.values()):
+            self._copy_numbers(file, {n: r for n, r in rows.items() if self._stored_path("data_path", r) == file})
+        for row in self.kept:
+            self._copy_videos(row)
+        _write_metadata(self.path, self.out, self.info, self.kept, self.numbers, self.is_v3)
+        return self.out
+
+    def _stored_path(self, key: str, row, **more) -> str:
+        if not self.is_v3:
             number = row["place"]
-            return info[key].format(episode_chunk=number // chunks, episode_index=number, **more)
+            return self.info[key].format(episode_chunk=number // self.chunks, episode_index=number, **more)
         at = f"videos/{more['video_key']}" if more else "data"
-        return info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
+        return self.info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
 
-    kept: list[dict] = []
-    frames, numbers = 0, []
-    for file in dict.fromkeys(stored_path("data_path", r) for r in rows.values()):
-        table = _readable_row_groups(path / file, report_loss)
+    def _copy_numbers(self, file: str, rows: dict[int, dict]) -> None:
+        """Writes the intact episodes of one file."""
+        table = _readable_row_groups(self.path / file, self.report_loss)
         parts = []
         for number, row in rows.items():
-            if stored_path("data_path", row) != file:
+            if (part := self._intact_part(table, file, number, row)) is None:
                 continue
-            part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
-            steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
-            length = int(row.get("length") or len(steps))
-            missing = [f for c in cameras if not (path / (f := stored_path("video_path", row, video_key=c))).is_file()]
-            if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
-                report_loss(f"{path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
-            elif missing:
-                report_loss(f"{path / missing[0]}, episode {number}: the file is missing")
-            else:
-                parts.append((_renumber(part, len(kept), frames), len(kept)))
-                kept.append({**row, "episode_index": len(kept), "length": length, "dataset_from_index": frames,
-                             "dataset_to_index": frames + length})
-                numbers.append(number)
-                frames += length
-        for group in [[p] for p in parts] if not v3 else [parts] * bool(parts):
-            target = out / (file if v3 else info["data_path"].format(
-                episode_chunk=group[0][1] // chunks, episode_index=group[0][1]))
+            episode, length = len(self.kept), len(part)
+            parts.append((_renumber(part, episode, self.frames), episode))
+            self.kept.append({**row, "episode_index": episode, "length": length, "dataset_from_index": self.frames,
+                              "dataset_to_index": self.frames + length})
+            self.numbers.append(number)
+            self.frames += length
+        for group in [[p] for p in parts] if not self.is_v3 else [parts] * bool(parts):
+            target = self.out / (file if self.is_v3 else self._stored_path("data_path", {"place": group[0][1]}))
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.concat_tables([p for p, _ in group]), target)
-    for row in kept:
-        for camera in cameras:
-            source = stored_path("video_path", row, video_key=camera)
+
+    def _intact_part(self, table: pa.Table | None, file: str, number: int, row: dict) -> pa.Table | None:
+        """The rows of an episode. None if some are missing, or a video, which is reported."""
+        part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
+        steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
+        length = int(row.get("length") or len(steps))
+        videos = [self._stored_path("video_path", row, video_key=c) for c in self.cameras]
+        missing = [video for video in videos if not (self.path / video).is_file()]
+        if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
+            self.report_loss(f"{self.path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
+            return None
+        if missing:
+            self.report_loss(f"{self.path / missing[0]}, episode {number}: the file is missing")
+            return None
+        return part
+
+    def _copy_videos(self, row: dict) -> None:
+        for camera in self.cameras:
+            source = self._stored_path("video_path", row, video_key=camera)
             place = {"place": row["episode_index"]}
-            target = out / (source if v3 else stored_path("video_path", place, video_key=camera))
+            target = self.out / (source if self.is_v3 else self._stored_path("video_path", place, video_key=camera))
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _repair_video(path / source, target, report_loss)
-    _write_metadata(path, out, info, kept, numbers, v3)
-    return out
+                _repair_video(self.path / source, target, self.report_loss)
 
 
 def _repair_video(path: Path, to: Path, report_loss) -> None:
@@ -576,11 +593,7 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 
 def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
     """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError("h5py is not installed", where=path,
-                        hint="pip install 'understudy[formats]'") from None
+    h5py = read_errors.import_optional("h5py", "the repair of HDF5 files needs h5py", "formats")
     out, long = folder / path.name, folder / "long.hdf5"
     size, expected_size = path.stat().st_size, _stored_eof(path)
     if expected_size is None or expected_size <= size:
@@ -588,47 +601,56 @@ def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
     report_loss(f"{path}: {expected_size - size} of {expected_size} bytes are missing")
     shutil.copyfile(path, long)
     os.truncate(long, expected_size)  # the library refuses a file that is too short; the missing part is read as zeros
-
-    def there(parent, name: str) -> bool:
-        try:
-            item = parent[name]
-            dict(item.attrs)
-            if isinstance(item, h5py.Group):
-                return all(there(item, k) for k in item)
-            if item.chunks is None:
-                begin = item.id.get_offset()
-                return begin is None or begin + item.id.get_storage_size() <= size
-            chunks = (item.id.get_chunk_info(i) for i in range(item.id.get_num_chunks()))
-            return all(c.byte_offset + c.size <= size for c in chunks)
-        except (OSError, RuntimeError, KeyError, ValueError):
-            return False
-
-    def copy(source, target) -> None:
-        target.attrs.update(source.attrs)
-        for name in source:
-            if there(source, name):
-                source.copy(name, target)
-            elif isinstance(source.get(name), h5py.Group) and name == "data":
-                copy(source[name], target.create_group(name))
-            else:
-                report_loss(f"{path}, {source.name.rstrip('/')}/{name}")
-
     try:
         with hdf5.open_file(long) as source, h5py.File(out, "w") as target:
-            copy(source, target)
+            for name in _copy_complete_items(source, target, size):
+                report_loss(f"{path}, {name}")
             if not len(target):
                 raise UserError("the index of the file was in the part that is missing",
                                 where=path, hint="take it from a copy")
-            if "data" in target and "total" in target["data"].attrs:
-                target["data"].attrs["total"] = sum(len(g["actions"]) for g in target["data"].values())
-            for name in list(target.get("mask", ())):
-                names = [n for n in target["mask"][name][:] if n.decode() in target["data"]]
-                del target["mask"][name]
-                target["mask"][name] = np.array(names, "S")
+            _forget_missing_episodes(target)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise UserError(f"a part of the index is missing ({error})", where=path,
                         hint="take it from a copy") from None
     return out
+
+
+def _copy_complete_items(source, target, size: int) -> Iterator[str]:
+    """Copies what ends before byte `size` from an HDF5 group to another one, and yields the names of what does not."""
+    target.attrs.update(source.attrs)
+    for name in source:
+        if _is_complete_item(source, name, size):
+            source.copy(name, target)
+        elif name == "data" and isinstance(source.get(name), Mapping):
+            yield from _copy_complete_items(source[name], target.create_group(name), size)
+        else:
+            yield f"{source.name.rstrip('/')}/{name}"
+
+
+def _is_complete_item(parent, name: str, size: int) -> bool:
+    """Whether an item of an HDF5 group, with all that is in it, ends before byte `size` of the file."""
+    try:
+        item = parent[name]
+        dict(item.attrs)
+        if isinstance(item, Mapping):
+            return all(_is_complete_item(item, k, size) for k in item)
+        if item.chunks is None:
+            begin = item.id.get_offset()
+            return begin is None or begin + item.id.get_storage_size() <= size
+        chunks = (item.id.get_chunk_info(i) for i in range(item.id.get_num_chunks()))
+        return all(c.byte_offset + c.size <= size for c in chunks)
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return False
+
+
+def _forget_missing_episodes(file) -> None:
+    """Takes episodes that are not there from the total and the lists of episodes of a robomimic file."""
+    if "data" in file and "total" in file["data"].attrs:
+        file["data"].attrs["total"] = sum(len(g["actions"]) for g in file["data"].values())
+    for name in list(file.get("mask", ())):
+        names = [n for n in file["mask"][name][:] if n.decode() in file["data"]]
+        del file["mask"][name]
+        file["mask"][name] = np.array(names, "S")
 
 
 def _stored_eof(path: Path) -> int | None:

@@ -40,7 +40,7 @@ class MDP:
             raise UserError(f"transitions have shape {self.transitions.shape}, but there are {states} states",
                             where="MDP", hint="give them as (states, actions, states)")
         for name, shape in (("rewards", self.transitions.shape), ("final", (states,)), ("success", (states,)),
-                            ("places", (states, 2)), ("seen", (states, *self.seen.shape[1:]))):
+                            ("places", (states, 2)), ("visible_numbers", (states, *self.visible_numbers.shape[1:]))):
             if getattr(self, name).shape != shape:
                 raise UserError(f"{name} have shape {getattr(self, name).shape}, but must have shape {shape}",
                                 where="MDP", hint="give one entry for each state (and action, and next state)")
@@ -55,7 +55,7 @@ class MDP:
                             where="MDP", hint="let success end the episode")
 
     @property
-    def seen(self) -> np.ndarray:
+    def visible_numbers(self) -> np.ndarray:
         """What a policy sees of each state, (states, numbers) float32."""
         if self.observations is None:
             return np.eye(self.states, dtype=np.float32)

@@ -42,7 +42,7 @@ class Tabular(Toy):
         self.mdp = TASKS[task](**options) if isinstance(task, str) else task
         self.discount = discount
         self.features = {
-            "observation.state": named_vector(*(f"seen.{i}" for i in range(self.mdp.seen.shape[1]))),
+            "observation.state": named_vector(*(f"seen.{i}" for i in range(self.mdp.visible_numbers.shape[1]))),
             "simulator.state": named_vector("number", "x", "y", "chance", "clock"),
             "action": Feature("int64", (1,), "discrete", num_classes=(self.mdp.actions,))}
         ends = self.mdp.success.any()
@@ -61,7 +61,8 @@ class Tabular(Toy):
         s, number = self.state, self.state["number"]
         simulator_state = np.concatenate(
             [number[:, None], self.mdp.places[number], s["chance"][:, None], s["clock"][:, None]], 1)
-        return {"observation.state": self.mdp.seen[number], "simulator.state": simulator_state.astype(np.float32)}
+        return {"observation.state": self.mdp.visible_numbers[number],
+                "simulator.state": simulator_state.astype(np.float32)}
 
     def state_from_columns(self, steps):
         number = np.rint(steps["simulator.state"][:, 0]).astype(np.int64)
@@ -106,8 +107,8 @@ def _draw(p: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """(n,) int64: by inverting the cumulative probabilities p (n, states) at the numbers drawn (n, 1)."""
     total = p.cumsum(1)
     total[:, -1] = np.inf
-    number = (total <= drawn).sum(1)
-    return np.where(np.take_along_axis(p, number[:, None], 1)[:, 0] > 0, number, p.argmax(1))
+    outcome = (total <= drawn).sum(1)
+    return np.where(np.take_along_axis(p, outcome[:, None], 1)[:, 0] > 0, outcome, p.argmax(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +124,8 @@ class TabularExpert(CountingActor):
     noise: float = 0.05
 
     def act(self, obs, state):
-        number = obs["simulator.state"][:, 0].round().long()
+        mdp_state = obs["simulator.state"][:, 0].round().long()
         drawn = uniform(state["key"], state["count"], (1 + self.best.shape[2],), stream=2)
         to_go = (len(self.best) - 1 - state["count"]).clamp(min=0)
-        liked = drawn[:, 1:] * (self.best[to_go, number] | (drawn[:, :1] < self.noise))
-        return liked.argmax(1, keepdim=True), {**state, "count": state["count"] + 1}
+        scores = drawn[:, 1:] * (self.best[to_go, mdp_state] | (drawn[:, :1] < self.noise))
+        return scores.argmax(1, keepdim=True), {**state, "count": state["count"] + 1}

@@ -100,7 +100,7 @@ class InformationBottleneck(AuxiliaryLoss):
 
 @method("Alemi et al. 2017, arXiv 1612.00410; as a part of Wen et al. 2020, arXiv 2010.14876, who also train an "
         "adversary that looks for the last action in the code",
-        when="if a policy with a history repeats its last action and no steps shall be marked; it did not help in the "
+        when="if a policy with a history repeats its last action and no steps are marked; it did not help in the "
              "toy of docs/history.md.")
 def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -> Method:
     """Behavior cloning from a history through a noisy code that keeps little besides what tells the action.

@@ -16,7 +16,7 @@ from ..registry import method
 @method("Shi et al. 2023 (CEC), arXiv 2310.08549, with images, a longer context, and episodes of a level that were "
         "recorded one after another", rows=("136",),
         needs=(NUMBERS_OR_CLASSES, "a field of the episodes that orders the demonstrators"),
-        when="if demonstrators of different skill did the same tasks, and the policy shall improve over several "
+        when="if demonstrators of different skill did the same tasks, and the policy improves over several "
              "trials.")
 def cec(field: str = "proficiency", n_obs_steps: int = 64, width: int = 128, depth: int = 3, n_episodes: int = 1000,
         features: Schema | None = None) -> Method:

@@ -26,7 +26,7 @@ def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float,
 
     Args:
         horizon: Number of steps of a trajectory. Goals are at most horizon - 1 steps away.
-        time_left: Number of steps in which the goal shall be reached. None: --condition time_left=NUMBER gives it.
+        time_left: Number of steps in which the goal is to be reached. None: --condition time_left=NUMBER gives it.
         ratios: Fractions of hidden states and actions. Each window draws one.
         column: The column of states. Goals are values of it.
     """

@@ -14,7 +14,7 @@ from ..registry import method
 
 @method("Reuss et al. 2023, arXiv 2304.02532, with a causal transformer over the history", rows=("090",),
         needs=(NUMBERS, GIVEN_GOAL),
-        when="if a goal is given while acting and several ways of reaching it shall be kept; regression (`gcbc`) "
+        when="if a goal is given while acting and several ways of reaching it count; regression (`gcbc`) "
              "succeeded as often here.")
 def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3, n_obs_steps: int = 5) -> Method:
     """Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.

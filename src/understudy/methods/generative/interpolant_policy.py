@@ -14,7 +14,7 @@ from ..registry import method
 
 @method("Albergo et al. 2023, arXiv 2303.08797; Chen et al. 2024 (BRIDGeR), arXiv 2402.16075, whose source is another "
         "policy",
-        when="if chunks shall continue the last executed action, and a plan may take five network evaluations.")
+        when="if chunks have to continue the last executed action, and a plan may take five network evaluations.")
 def interpolant_policy(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8) -> Method:
     """A flow whose chunks start at the last executed action and some noise, and not at pure noise.
 

@@ -158,9 +158,9 @@ class _ContrastiveAlignmentLoss(nn.Module):
         loss = F.cross_entropy(logits, rows, reduction="none") + F.cross_entropy(logits.T, rows, reduction="none")
         return self.config.weight * loss / 2
 
-    def _pairs(self, second: Tensor, shown: Mapping[str, Tensor]) -> Tensor:
+    def _pairs(self, second: Tensor, has_goal: Mapping[str, Tensor]) -> Tensor:
         """(B, B): the pairs that are compared. A window without both goals is compared with itself alone."""
-        one, other = shown.values()
+        one, other = has_goal.values()
         has_both = (one & other)[:, -1]
         goals = second[:, -1].flatten(1) if second.ndim > 2 else second[:, -1:]
         same = (goals.unsqueeze(1) == goals).all(-1)

@@ -50,7 +50,7 @@ class LoadBalancing(AuxiliaryLoss):
 
 @method("Reuss et al. 2025, arXiv 2412.12953, with a network eight times as wide, language goals and log-logistic "
         "noise levels", rows=("307",),
-        when="if a diffusion transformer shall grow without slower plans: its experts can be fused before it acts.")
+        when="if a diffusion transformer has to grow without slower plans: its experts can be fused before it acts.")
 def mode(
     n_experts: int = 4, top_k: int = 2, n_obs_steps: int = 2, horizon: int = 10, n_action_steps: int = 5
 ) -> Method:

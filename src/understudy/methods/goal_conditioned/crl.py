@@ -91,7 +91,7 @@ class CRLLearner(ScoreMaximizingLearner):
 
 @method("Eysenbach et al. 2022 (contrastive RL), arXiv 2206.07568, with the losses of OGBench, arXiv 2410.20092",
         needs=(NUMBERS, GIVEN_GOAL),
-        when="if a goal is given while acting, and episodes of the data go from where it starts to where it shall go.")
+        when="if a goal is given while acting, and episodes of the data go from where it starts to where it has to go.")
 def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema | None = None) -> Method:
     """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
 

@@ -93,7 +93,7 @@ class DWSLLearner(GoalConditionedLearner):
 
 @method("Hejna et al. 2023 (DWSL), arXiv 2304.13774, with a Gaussian of fixed deviation", rows=("315",),
         needs=(NUMBERS_OR_CLASSES, GIVEN_GOAL),
-        when="if a goal is given while acting, some episodes wander, and nothing shall be bootstrapped.")
+        when="if a goal is given while acting, some episodes wander, and nothing is bootstrapped.")
 def dwsl(column: str = "observation.state", n_bins: int = 100, beta: float = 0.05,
          features: Schema | None = None) -> Method:
     """Distance weighted supervised learning: clones the steps that save steps on the way to a later observation.

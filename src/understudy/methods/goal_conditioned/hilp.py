@@ -175,7 +175,7 @@ class GoalDirection(PlannerWrapper):
 
 
 @method("Park et al. 2024 (HILP), arXiv 2402.15567", rows=("306",), needs=(NUMBERS_OR_CLASSES, GIVEN_GOAL),
-        when="if one policy shall reach goals and maximize rewards that are named later, and data have no rewards.")
+        when="if one policy reaches goals and maximizes rewards that are named later, and data have no rewards.")
 def hilp(column: str = "observation.state", latent_dim: int = 32, alpha: float = 10.0,
          features: Schema | None = None) -> Method:
     """Hilbert foundation policy: moves in any direction of a space whose distances are numbers of steps.

@@ -101,13 +101,13 @@ class QRLLearner(ScoreMaximizingLearner):
         now, later = (self.represent(obs, self.goal.column) for obs in (batch.obs, batch.next))
         distance = self.distance(now, self.represent(batch.obs, VALUE_GOAL))
         self.log(distance=distance)
-        apart = 100 * softplus((FAR - distance) / 100)
+        closeness = 100 * softplus((FAR - distance) / 100)
         excess = (self.distance(now, later) - 1).relu().square()
         multiplier = self.log_multiplier[0].exp()
         constraint = multiplier * (self.config.epsilon - excess.detach())
         predicted = self.predict(now, self.policy.encode_batch(batch))
         dynamics = (self.distance(later, predicted) + self.distance(predicted, later)) / 2
-        return apart + multiplier.detach() * excess, constraint, dynamics
+        return closeness + multiplier.detach() * excess, constraint, dynamics
 
     def predict(self, now: Tensor, coded_action: Tensor) -> Tensor:
         """The representation of the next observation, (B, D)."""

@@ -12,7 +12,7 @@ from ..registry import method
 
 @method("Fujimoto and Gu 2021, arXiv 2106.06860; Fujimoto et al. 2018, arXiv 1802.09477", rows=("200",),
         needs=(NUMBERS, REWARDS, "an environment"),
-        when="if there are rewards and an environment, and the policy shall become better than the demonstrations.")
+        when="if there are rewards and an environment, and the policy has to become better than the demonstrations.")
 def td3_bc(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bc_weight: float = 0.4) -> Method:
     """TD3+BC: an actor-critic that stays close to stored actions, on demonstrations and then on its own episodes.
 

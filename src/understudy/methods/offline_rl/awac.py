@@ -93,7 +93,7 @@ class AWACLearner(GradientLearner):
 
 
 @method("Nair et al. 2020 (AWAC), arXiv 2006.09359", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards, and training shall go on with episodes of the policy's own.")
+        when="if there are rewards, and training goes on with episodes of the policy's own.")
 def awac(temperature: float = 1.0, n_samples: int = 1, features: Schema | None = None) -> Method:
     """Advantage weighted actor-critic: clones the stored actions that are better than the policy's own.
 

@@ -149,7 +149,7 @@ def log_prob(policy: Policy, batch: Batch) -> Tensor:
 
 
 @method("Qin and Springenberg 2025 (iw-SFT), arXiv 2507.12856", rows=("256",), needs=(NUMBERS, REWARDS),
-        when="if some episodes have much larger returns than others, and no values shall be learned.")
+        when="if some episodes have much larger returns than others, and no values are learned.")
 def iw_sft(beta: float = 10.0, fractions: tuple[float, ...] = (0.1, 0.05, 0.02), features: Schema | None = None
            ) -> Method:
     """Importance-weighted supervised fine-tuning: clones the best episodes, weighted by ratios of densities.

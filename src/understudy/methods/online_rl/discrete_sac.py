@@ -100,7 +100,7 @@ class DiscreteSACLearner(GradientLearner):
 
 
 @method("Christodoulou 2019, arXiv 1910.07207", needs=(CLASSES, STEP_REWARDS, "an environment"),
-        when="if actions are classes, and several good ones shall stay likely; dqn is simpler and takes the best one.")
+        when="if actions are classes, and several good ones stay likely; dqn is simpler and takes the best one.")
 def discrete_sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, target_entropy: float = 0.98,
                  features: Schema | None = None) -> Method:
     """Soft actor-critic for classes: maximizes rewards and the entropy of its actions.

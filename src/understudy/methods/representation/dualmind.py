@@ -158,7 +158,7 @@ class _CrossAttention(nn.Module):
         "actions. The first phase takes any episodes, also without tasks: --stage trunk=RUN", rows=("169",),
         needs=(NUMBERS_OR_CLASSES, "a task in words, or another column that says what to do (--method.prompt)",
                "while acting: what to do, in words or as a column"),
-        when="if one network shall serve many named tasks; its first phase is better than a random trunk, but the "
+        when="if one network serves many named tasks; its first phase is better than a random trunk, but the "
              "whole could not be told from cloning (claim dual-phase).")
 def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
              features: Schema | None = None) -> Method:

@@ -106,13 +106,13 @@ class EncodedComponents(NamedTuple):
     Attributes:
         tokens: Tokens after the transformer, (B, To, G, D).
         values: The coded numbers, (B, To, C). Missing ones are 0.
-        given: Where numbers are not missing, (B, To, C) bool. Hidden ones are given.
+        is_given: Where numbers are not missing, (B, To, C) bool. Hidden ones are given.
         mask: Whether any column of a token was observed, (B, To, G) bool.
     """
 
     tokens: Tensor
     values: Tensor
-    given: Tensor
+    is_given: Tensor
     mask: Tensor
 
 
@@ -273,7 +273,7 @@ class _MaskedTokenLoss(nn.Module):
         first = next(iter(obs.values()))
         hidden = torch.rand(*first.shape[:2], net.n_groups, generator=rng, device=first.device) < self.config.fraction
         encoded = net.encode(obs, hidden)
-        counted = encoded.given & hidden[..., net.group]
+        counted = encoded.is_given & hidden[..., net.group]
         return self.config.weight * self.readout.loss(net, encoded.tokens, encoded.values, counted)
 
 
@@ -313,7 +313,7 @@ class _NextTokenLoss(nn.Module):
         assert isinstance(net, ComponentTokenNet)
         encoded = EncodedComponents(*(captured[name] for name in self.config.captures))
         before = encoded.tokens.flatten(1, 2).roll(1, 1).unflatten(1, encoded.tokens.shape[1:3])
-        counted = encoded.given.clone()
+        counted = encoded.is_given.clone()
         counted[:, 0] &= net.group > 0  # nothing comes before the first token
         return self.config.weight * self.readout.loss(net, before, encoded.values, counted)
 

@@ -211,16 +211,16 @@ class AlignedReplay(Executor):
         return self.aligner
 
 
-def _kind(given: object) -> str:
-    return str(given) if isinstance(given, FromStage) else type(given).__name__
+def _kind(source: object) -> str:
+    return str(source) if isinstance(source, FromStage) else type(source).__name__
 
 
-def _inputs(planner: Planner, obs: Mapping[str, Tensor], given: str = "") -> dict[str, Tensor]:
-    """What a planner reads of an observation. `given` is a column that is added later."""
-    if missing := [k for k in planner.inputs if k not in obs and k != given]:
+def _inputs(planner: Planner, obs: Mapping[str, Tensor], later_column: str = "") -> dict[str, Tensor]:
+    """What a planner reads of an observation. `later_column` is a column that is added later."""
+    if missing := [k for k in planner.inputs if k not in obs and k != later_column]:
         raise ConfigError(f"the policy with the demonstrations does not read {missing[0]!r}, which the retriever or "
                           "the aligner needs", where="AlignedReplay", hint="add it to the inputs of that policy")
-    return {k: obs[k][:, -planner.window.n_obs_steps:] for k in planner.inputs if k != given}
+    return {k: obs[k][:, -planner.window.n_obs_steps:] for k in planner.inputs if k != later_column}
 
 
 def _first_rows(planner: Planner) -> Tensor:

@@ -11,7 +11,7 @@ from ..registry import method
 
 @method("Malato et al. 2023, arXiv 2306.09082, and 2024, arXiv 2401.16398 (ZIP), which compare the states of a "
         "pretrained video model", rows=("262",), needs=(NUMBERS, "no cameras"),
-        when="if there are few demonstrations, and the behavior shall change with them without training.")
+        when="if there are few demonstrations, and the behavior changes with them without training.")
 def search_bc(max_steps: int = 128, ratio: float | None = 2.0, n_obs_steps: int = 1) -> Method:
     """Search: follow the most similar demonstration, and search again when the situations differ.
 

@@ -24,7 +24,7 @@ def udrl(target_return: float | None = None, target_length: int | None = None, t
 
     Args:
         target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
-        target_length: Number of steps in which it shall be reached. None: --condition time_left=NUMBER gives it.
+        target_length: Number of steps in which it is to be reached. None: --condition time_left=NUMBER gives it.
         temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
     """
     discrete = features is not None and features["action"].kind == "discrete"

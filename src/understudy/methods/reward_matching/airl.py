@@ -12,7 +12,7 @@ from ..registry import method
 
 @method("Fu et al. 2018, arXiv 1710.11248, with soft actor-critic in place of trust regions",
         needs=(NUMBERS, ENDS, "an environment"),
-        when="if the learned reward shall be used elsewhere: it is saved as the module reward; otherwise `dac`.")
+        when="if the learned reward is used elsewhere: it is saved as the module reward; otherwise `dac`.")
 def airl(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 1.0, penalty: float = 10.0) -> Method:
     """Adversarial inverse reinforcement learning: soft actor-critic with a reward that shaping does not change.
 

@@ -118,7 +118,7 @@ class IQLearner(GradientLearner):
 
 
 @method("Garg et al. 2021, arXiv 2106.12142", needs=(NUMBERS, ENDS, "an environment"),
-        when="if a critic alone shall be learned from demonstrations; with three of them on the fork it stayed below "
+        when="if a critic alone is learned from demonstrations; with three of them on the fork it stayed below "
              "cloning in pilots, so try `dac` first.")
 def iq_learn(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 0.01) -> Method:
     """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between.

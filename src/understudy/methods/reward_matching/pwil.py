@@ -13,7 +13,7 @@ from ..registry import method
 
 @method("Dadashi et al. 2021, arXiv 2006.04678, with TD3 in place of D4PG",
         needs=(NUMBERS, ENDS, "an environment"),
-        when="if there are demonstrations without rewards and an environment, and no second network shall be trained.")
+        when="if there are demonstrations without rewards and an environment, and no second network is trained.")
 def pwil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 with the reward of a greedy transport of each episode onto the demonstrations.
 

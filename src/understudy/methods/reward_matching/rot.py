@@ -84,7 +84,7 @@ class ROTLearner(OffPolicyActorCriticLearner):
 
 @method("Haldar et al. 2022 (ROT), arXiv 2206.15469, without its encoder of pictures",
         rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there are a few demonstrations and an environment, and practice shall begin from a cloned policy.")
+        when="if there are a few demonstrations and an environment, and practice begins from a cloned policy.")
 def rot(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
 

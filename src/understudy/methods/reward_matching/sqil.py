@@ -14,7 +14,7 @@ from ..registry import method
 @method("Reddy et al. 2020, arXiv 1905.11108, with TD3 in place of soft Q-learning",
         needs=(NUMBERS, ENDS, "an environment"),
         when="if there are demonstrations without rewards and an environment, and nothing besides the actor-critic "
-             "shall be tuned; try `dac` first.")
+             "is tuned; try `dac` first.")
 def sqil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """An actor-critic for which each demonstrated step has the reward 1 and each own step 0, half of a batch each.
 

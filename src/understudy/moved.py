@@ -90,6 +90,8 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
 } | {
     f"understudy.envs{room}.metaworld:Expert": "understudy.envs.simulators.metaworld:MetaWorldExpert"
     for room in ("", ".simulators")
+} | {
+    "understudy.methods.offline_rl.iql:IQL": "understudy.learn.implicit_q_learning:IQL",
 }
 
 

@@ -21,6 +21,7 @@ from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
+from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import (
@@ -31,7 +32,6 @@ from understudy.learn.sample_weights import (
     TrimmedWeights,
     UniformWeights,
 )
-from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 

@@ -18,12 +18,12 @@ from ..learn.method import Method, Stage, find_references, stage_folder
 from ..learn.sample_weights import ColumnWeights
 from ..learn.stages import continue_from
 from ..policy import find_checkpoint
-from . import practice
 from .collection import CollectionRounds, DemonstrationsAsInterventions, RolloutCollector, SupervisorLabels
 from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
+from .practice import Practice, dsrl, residual, residual_ppo, rlpd
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
 from .unlearned_steps import without_unlearned_steps
@@ -212,6 +212,11 @@ def _filtered(improvement: Improvement, method: Method) -> Method:
     return _intervention_steps(improvement, method, None, retention=SuccessfulEpisodes())
 
 
+def _alone(build: Callable[[Practice, Method], Method]) -> Callable[[Improvement, Method], Method]:
+    return lambda improvement, method: build(Practice(
+        improvement.data, improvement.n_rounds, improvement.n_episodes, improvement.n_updates), method)
+
+
 IMPROVEMENTS = {
     "dagger": ImprovementMethod("the policy acts, and the supervisor labels every step", True, _dagger),
     "hg-dagger": ImprovementMethod("the supervisor watches, takes over and gives back, and the policy learns these "
@@ -231,11 +236,11 @@ IMPROVEMENTS = {
                                "from there", True, _doubt),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),
     "residual": ImprovementMethod("the policy stays as it is, and TD3 learns corrections of its actions (ResFiT); "
-                                  "round 1 trains the critic alone", False, practice.residual),
+                                  "round 1 trains the critic alone", False, _alone(residual)),
     "rlpd": ImprovementMethod("SAC learns a new policy, with demonstrations as half of each batch (RLPD)", False,
-                              practice.rlpd, starts_as_run=False),
+                              _alone(rlpd), starts_as_run=False),
     "dsrl": ImprovementMethod("the policy stays as it is, and SAC chooses the noise that it samples from (DSRL)", False,
-                              practice.dsrl, starts_as_run=False),
+                              _alone(dsrl), starts_as_run=False),
     "residual-ppo": ImprovementMethod("the policy stays as it is, and PPO learns corrections of its actions (ResiP)",
-                                      False, practice.residual_ppo),
+                                      False, _alone(residual_ppo)),
 }

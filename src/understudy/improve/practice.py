@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,13 +30,26 @@ from .collection import CollectionRounds, RolloutCollector, TemperatureExplorati
 from .retention import LastRounds
 from .updates import Epochs, PerRound
 
-if TYPE_CHECKING:
-    from .improvement import Improvement
-
 BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
 SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
+
+
+@dataclass(frozen=True)
+class Practice:
+    """How much a policy practises.
+
+    Args:
+        data: The episodes that it was trained on.
+        n_episodes: Number of episodes in each round.
+        n_updates: Updates after each round. None for the usual number of the method.
+    """
+
+    data: Dataset
+    n_rounds: int
+    n_episodes: int
+    n_updates: int | None
 
 
 @dataclass(frozen=True)
@@ -53,29 +65,29 @@ class SuccessReward:
         return episode.replace({REWARD: (success & (np.cumsum(success) == 1)).astype(np.float32)})
 
 
-def residual(improvement: Improvement, method: Method) -> Method:
+def residual(practice: Practice, method: Method) -> Method:
     """TD3 that learns corrections of the frozen policy, with demonstrations as half of each batch (ResFiT)."""
-    updates = _updates(improvement, method)
+    updates = _updates(practice, method)
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, target_noise=0.25, n_step=3, critic=CRITICS,
                                    critic_warmup_updates=updates, policy_optimizer=SLOW)
-    return _corrected(improvement, method, learner, Correction(0.25), 0.2, mixture_weights=(0.5, 0.5))
+    return _corrected(practice, method, learner, Correction(0.25), 0.2, mixture_weights=(0.5, 0.5))
 
 
-def residual_ppo(improvement: Improvement, method: Method) -> Method:
+def residual_ppo(practice: Practice, method: Method) -> Method:
     """PPO that learns corrections of the frozen policy, from its newest episodes (ResiP)."""
-    updates = Epochs(10) if improvement.n_updates is None else PerRound(improvement.n_updates)
-    return _corrected(improvement, method, PPO(max_kl=0.1, discount=0.999), Correction(0.37), 0.1,
+    updates = Epochs(10) if practice.n_updates is None else PerRound(practice.n_updates)
+    return _corrected(practice, method, PPO(max_kl=0.1, discount=0.999), Correction(0.37), 0.1,
                       retention=LastRounds(1), updates=updates)
 
 
-def rlpd(improvement: Improvement, method: Method) -> Method:
+def rlpd(practice: Practice, method: Method) -> Method:
     """SAC from scratch, with demonstrations as half of each batch."""
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
-    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(improvement.data.features()))
-    return _practice(improvement, method, policy, learner, mixture_weights=(0.5, 0.5))
+    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
+    return _practice(practice, method, policy, learner, mixture_weights=(0.5, 0.5))
 
 
-def dsrl(improvement: Improvement, method: Method) -> Method:
+def dsrl(practice: Practice, method: Method) -> Method:
     """SAC whose action is the noise from which the frozen policy samples its chunk."""
     _check_plain(method, "dsrl")
     executor = method.executor
@@ -84,8 +96,8 @@ def dsrl(improvement: Improvement, method: Method) -> Method:
                           where="--with dsrl", hint="train the policy with RecedingHorizon, or use --with residual")
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=0.1, target_entropy=0.0,
                                    critic=CriticConfig(layer_norm=True))
-    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(improvement.data.features()))
-    return replace(_practice(improvement, method, policy, learner),
+    policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
+    return replace(_practice(practice, method, policy, learner),
                    wrapper=NoiseSteeringWrapper(BASE, executor.n_action_steps))
 
 
@@ -96,35 +108,35 @@ def steered_episodes(method: Method, policy: Policy, env: Env, seed: int) -> Dat
     return random_episodes(WrappedEnv(env, replace(wrapper, policy=policy)), FIRST_STEPS // wrapper.period, seed)
 
 
-def _corrected(improvement: Improvement, method: Method, learner: LearnerConfig, head: Correction, share: float,
+def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head: Correction, share: float,
                **fields) -> Method:
     """Learns corrections of at most a share of half the range of the demonstrated actions."""
     name = "residual" if isinstance(learner, OffPolicyActorCritic) else "residual-ppo"
     _check_plain(method, name)
-    if improvement.data.features()["action"].kind == "discrete":
+    if practice.data.features()["action"].kind == "discrete":
         raise Unsupported("a correction is added to an action, and these actions are classes", where=f"--with {name}",
                           hint="use --with filtered, or a method with a supervisor, such as --with dagger")
     actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
-                              for e in improvement.data])
+                              for e in practice.data])
     scale = tuple((share * np.maximum(np.ptp(actions, 0) / 2, 1e-6)).round(6).tolist())
-    policy = PolicyConfig(head, FeedForward(), simplest_encoder(improvement.data.features()),
+    policy = PolicyConfig(head, FeedForward(), simplest_encoder(practice.data.features()),
                           codec=Normalizer(target="identity"))
-    return replace(_practice(improvement, method, policy, learner, **fields),
+    return replace(_practice(practice, method, policy, learner, **fields),
                    wrapper=ResidualWrapper(BASE, scale, executor=method.executor))
 
 
-def _practice(improvement: Improvement, method: Method, policy: PolicyConfig, learner: LearnerConfig,
+def _practice(practice: Practice, method: Method, policy: PolicyConfig, learner: LearnerConfig,
               **fields) -> Method:
     """A method that trains another policy than that of the run, on successes as rewards."""
-    collector = RolloutCollector(improvement.n_episodes, exploration=TemperatureExploration())
-    rounds = CollectionRounds(improvement.n_rounds, collector, updates=PerRound(_updates(improvement, method)),
+    collector = RolloutCollector(practice.n_episodes, exploration=TemperatureExploration())
+    rounds = CollectionRounds(practice.n_rounds, collector, updates=PerRound(_updates(practice, method)),
                               compare_rounds=True)
     return Method(policy, RecedingHorizon(), learner, (SuccessReward(),), method.stages,
                   collection=replace(rounds, **fields))
 
 
-def _updates(improvement: Improvement, method: Method) -> int:
-    return improvement.n_updates or max(method.learner.steps // improvement.n_rounds, 1)
+def _updates(practice: Practice, method: Method) -> int:
+    return practice.n_updates or max(method.learner.steps // practice.n_rounds, 1)
 
 
 def _check_plain(method: Method, name: str) -> None:

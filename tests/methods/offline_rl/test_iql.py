@@ -13,8 +13,8 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import fit
+from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.offline_rl.iql import IQL
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig

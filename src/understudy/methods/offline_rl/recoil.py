@@ -13,6 +13,7 @@ from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.critic import CriticConfig
+from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...learn.targets import TERMINATED, check_bounded
 from ...nets.encoders import simplest_encoder
@@ -20,7 +21,6 @@ from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
 from ..needs import ENDS, NUMBERS, OTHER_EPISODES
 from ..registry import method
-from .iql import IQL, IQLLearner
 
 IS_EXPERT = "recoil.expert"
 

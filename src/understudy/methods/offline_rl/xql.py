@@ -11,13 +11,13 @@ from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.critic import CriticConfig
+from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
-from .iql import IQL, IQLLearner
 
 
 @part

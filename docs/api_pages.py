@@ -104,8 +104,10 @@ def has_public_members(file: Path) -> bool:
 
 
 def public_members(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Those with a docstring. The pages of modules show no others."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and (
+                ast.get_docstring(node)):
             yield node
 
 

@@ -35,7 +35,7 @@ def interval(value, name):
 def test_eval(call, place):
     evaluation = document(call("eval", place / "a", "fork", "--episodes", 30, "--json"))
     assert list(evaluation) == ["env", "episodes", "successes", "success", "return", "seconds", "paired", "trials",
-                                "trial_gain", "checkpoint", "behavior"]
+                                "trial_gain", "detection", "checkpoint", "behavior"]
     assert (evaluation["env"], evaluation["episodes"], evaluation["paired"]) == ("fork", 30, None)
     assert evaluation["success"]["estimate"] == evaluation["successes"] / 30
     interval(evaluation["success"], "estimate")

@@ -107,7 +107,9 @@ def test_eval_in_an_environment(call, place):
     alone = call("eval", place / "a", "fork", "--episodes", 12, "--json")
     both = call("eval", place / "a", "fork", "--episodes", 12, "--json", "--against", place / "b", "--repeats", 2)
     trials = call("eval", place / "a", "fork@trials=2", "--episodes", 4, "--json")
-    check("understudy eval RUN ENV", alone, both, trials)
+    call("calibrate", place / "b", "fork", "--score", "novelty", "--rate", 0.3, "--episodes", 30, "--json")
+    detected = call("eval", place / "b", "fork", "--episodes", 12, "--json", "--detect")
+    check("understudy eval RUN ENV", alone, both, trials, detected)
     assert alone["trials"] is alone["trial_gain"] is None and len(trials["trials"]) == 2
     assert trials["trials"][-1]["successes"] == trials["successes"]
     assert alone["behavior"]["against"] is None

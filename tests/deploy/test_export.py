@@ -261,7 +261,7 @@ def test_the_figures_of_the_guide():
     sizes = [str(n) for n in BATCHES]
     assert f"in batches of {', '.join(sizes[:-1])} and {sizes[-1]}," in page
     assert f"layers of fewer than {MIN_WEIGHTS:,} weights" in page
-    tolerance = signature(export).parameters["near"].default
+    tolerance = signature(export).parameters["max_error"].default
     assert tolerance == NOTABLE == 1e-4 and "more than a ten-thousandth of the largest action" in page
     assert "rollouts of `bc` with 256 of them take a fifth to a quarter less time" in page
     lines = json.loads((REPOSITORY / "benchmarks/results/rollouts.json").read_text())["lines"]

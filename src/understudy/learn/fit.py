@@ -29,6 +29,7 @@ class LearnerConfig(ABC):
         compares: Whether each batch of collected episodes comes with a batch of demonstrations,
             `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both batches
             are of them.
+        needs_others: Whether a learner that compares needs episodes that are no demonstrations.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
@@ -38,6 +39,7 @@ class LearnerConfig(ABC):
     next_obs: bool = False
     lookahead: int = 0
     compares: bool = False
+    needs_others: bool = False
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Learner:

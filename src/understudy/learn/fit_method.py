@@ -238,7 +238,8 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
         raise DataError(f"only {len(expert)} of {len(kept)} episodes are demonstrations, but a constant reward is that "
                         "of all of them", where=path,
                         hint="leave the others out (understudy view make DATA --delete), or choose dac")
-    if learner.compares and method.collection is None and len(expert_episodes(data)) == len(data):
+    if (learner.compares and learner.needs_others and method.collection is None
+            and len(expert_episodes(data)) == len(data)):
         raise DataError(f"all {len(data)} episodes are demonstrations, and a learner that tells them from others needs "
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "

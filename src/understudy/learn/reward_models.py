@@ -154,6 +154,7 @@ class RewardedConfig(LearnerConfig):
     """Base class of configs with a field `reward`."""
 
     reward: RewardModelConfig | FromStage | None
+    needs_others = True
 
     @property
     def extra(self):

@@ -42,7 +42,7 @@ class ReCOIL(IQL):
     discount: Annotated[float, AtLeast(0), Below(1)] = 0.99
 
     extra = (TERMINATED,)
-    compares = True
+    compares = needs_others = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ReCOILLearner:
         return ReCOILLearner(self, policy, seed, steps, data)

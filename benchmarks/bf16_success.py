@@ -22,9 +22,9 @@ PRECISIONS = ("bf16", "fp32")
 def method(precision: str):
     from understudy.methods.generative.diffusion_policy import diffusion_policy
 
-    made = diffusion_policy()
-    optimizer = replace(made.learner.optimizer, precision=precision, warmup_steps=50)
-    return replace(made, learner=replace(made.learner, steps=STEPS, batch_size=BATCH, optimizer=optimizer))
+    recipe = diffusion_policy()
+    optimizer = replace(recipe.learner.optimizer, precision=precision, warmup_steps=50)
+    return replace(recipe, learner=replace(recipe.learner, steps=STEPS, batch_size=BATCH, optimizer=optimizer))
 
 
 def cell(precision: str, seed: int) -> dict:
@@ -33,15 +33,15 @@ def cell(precision: str, seed: int) -> dict:
     from understudy.execute.planners import FixedBatch
     from understudy.learn.fit_method import fit_method
 
-    env, made = make("fork", EPISODES), method(precision)
-    shown = rollout(env.expert(), env, SHOWN, seed=1).filter(lambda e: e.metadata["success"])
+    env, recipe = make("fork", EPISODES), method(precision)
+    demonstrations = rollout(env.expert(), env, SHOWN, seed=1).filter(lambda e: e.metadata["success"])
     results = []
-    seconds = measure.cpu(lambda: results.append(fit_method(made, shown, seed)))
+    seconds = measure.cpu(lambda: results.append(fit_method(recipe, demonstrations, seed)))
     policy = results[0].policy
-    ran = rollout(PolicyActor(FixedBatch(policy, EPISODES), made.executor), env, EPISODES, seed=2)
+    rollouts = rollout(PolicyActor(FixedBatch(policy, EPISODES), recipe.executor), env, EPISODES, seed=2)
     return {"precision": precision, "seed": seed, "steps": STEPS, "batch": BATCH, "shown": SHOWN,
             "weights": sum(p.numel() for p in policy.parameters()), "seconds": seconds,
-            "success": [float(e.metadata["success"]) for e in ran]}
+            "success": [float(e.metadata["success"]) for e in rollouts]}
 
 
 def main() -> None:
@@ -65,20 +65,20 @@ def main() -> None:
             path = folder / f"{precision}-{seed}.json"
             if not path.exists():
                 write_json(path, cell(precision, seed))
-            cells[precision].append(found := read_json(path))
-            print(f"{precision} seed {seed}: {sum(found['success']):.0f} of {len(found['success'])}, "
-                  f"{found['seconds']:.0f} s", file=sys.stderr, flush=True)
-    lost, p = two_level_difference(*([c["success"] for c in cells[k]] for k in ("fp32", "bf16")))
-    rates = {k: measure.Figure.of([sum(c["success"]) / len(c["success"]) for c in found], "of starts")
-             for k, found in cells.items()}
+            cells[precision].append(cell_results := read_json(path))
+            print(f"{precision} seed {seed}: {sum(cell_results['success']):.0f} of {len(cell_results['success'])}, "
+                  f"{cell_results['seconds']:.0f} s", file=sys.stderr, flush=True)
+    gap, p = two_level_difference(*([c["success"] for c in cells[k]] for k in ("fp32", "bf16")))
+    rates = {k: measure.Figure.of([sum(c["success"]) / len(c["success"]) for c in cell_results], "of starts")
+             for k, cell_results in cells.items()}
     seconds = {k: [c["seconds"] for c in cells[k]] for k in cells}
     weights = cells["bf16"][0]["weights"] / 1e6
     what = f"fork, diffusion-policy ({weights:.2g} M weights), {STEPS} updates, {SEEDS} training seeds"
     measure.save("bf16_success", [
         measure.Line(f"{what}: success in bf16 beside fp32", rates["bf16"], rates["fp32"],
                      note=f"both ours; the median seed, {EPISODES} starts each"),
-        measure.Line(f"{what}: success lost by bf16", measure.Figure(lost.estimate, lost.low, lost.high, "of starts"),
-                     bound=0.05, note=f"95 % interval over seeds and starts [{lost.low:.3f}, {lost.high:.3f}], "
+        measure.Line(f"{what}: success lost by bf16", measure.Figure(gap.estimate, gap.low, gap.high, "of starts"),
+                     bound=0.05, note=f"95 % interval over seeds and starts [{gap.low:.3f}, {gap.high:.3f}], "
                                       f"p = {p:.2g}"),
         measure.compared(f"{what}: training", seconds, "bf16", "fp32", amount=STEPS * BATCH, unit="samples/s",
                          note="both ours")], more={"cells": str(folder.name)})

@@ -89,7 +89,7 @@ class Task:
     """A data set: an environment, the number of demonstrations, and whether they are shown as people show them."""
 
     env: str
-    shown: int
+    n_demonstrations: int
     people: bool = False
 
 
@@ -137,11 +137,11 @@ class Person(Actor):
         key, count = state["key"], state["count"]
         wish, expert = self.expert.act(obs, state["expert"])
         begins = uniform(key, count, (1,), stream=6)[:, 0] < self.pause
-        left = torch.where(state["left"] > 0, state["left"] - 1, torch.where(begins & (count > 0), self.paused, 0))
+        pause = torch.where(state["left"] > 0, state["left"] - 1, torch.where(begins & (count > 0), self.paused, 0))
         noise = normal(key, count, tuple(wish.shape[1:]), stream=5)
         shake = 0.8 * state["shake"] + 0.6 * self.tremor * noise
-        action = torch.where((left > 0)[:, None], 0.0, state["speed"] * state["late"]) + shake
-        return action, {**state, "expert": expert, "count": count + 1, "late": wish, "shake": shake, "left": left}
+        action = torch.where((pause > 0)[:, None], 0.0, state["speed"] * state["late"]) + shake
+        return action, {**state, "expert": expert, "count": count + 1, "late": wish, "shake": shake, "left": pause}
 
 
 @functools.cache
@@ -153,19 +153,19 @@ def environment(task: str, rows: int):
 @functools.cache
 def demonstrations(task: str, seed: int) -> Dataset:
     """Successful episodes: others for each training seed, the same for all methods."""
-    shown = TASKS[task].shown
-    env = environment(task, shown)
+    n_demonstrations = TASKS[task].n_demonstrations
+    env = environment(task, n_demonstrations)
     expert = Person(env.expert()) if TASKS[task].people else env.expert()
-    ran = rollout(expert, env, 2 * shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
-    return ran.select(range(min(shown, len(ran))))
+    rollouts = rollout(expert, env, 2 * n_demonstrations, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+    return rollouts.select(range(min(n_demonstrations, len(rollouts))))
 
 
 def method(name: str, data: Dataset) -> Method:
     """A method of the library, with a smaller network where its own would take minutes."""
-    found = act(horizon=10) if name == "act" else find_method(name, data.features())
+    recipe = act(horizon=10) if name == "act" else find_method(name, data.features())
     if name in ("act", "flow-policy", "diffusion-policy"):
-        return replace(found, policy=replace(found.policy, trunk=MLP(256, 3)))
-    return found
+        return replace(recipe, policy=replace(recipe.policy, trunk=MLP(256, 3)))
+    return recipe
 
 
 class Watch:
@@ -284,9 +284,9 @@ def rule_table(groups: Mapping[str, Sequence[Mapping]]) -> list[str]:
             "`RUN` with rollouts means |", "|---|---|---|---|---|"]
     for kind, some in groups.items():
         worst = [least_difference(some, choice) for choice in ("least error", "rollouts")]
-        told = [f"{task} {measure.percent(d, d, d, '+').partition(' ')[0]}" for d, task in worst]
+        worst_texts = [f"{task} {measure.percent(d, d, d, '+').partition(' ')[0]}" for d, task in worst]
         means = ["`RUN/best`" if is_better(some, choice) else "`RUN/last`" for choice in ("least error", "rollouts")]
-        rows.append(f"| {' | '.join((kind, *told, *means))} |")
+        rows.append(f"| {' | '.join((kind, *worst_texts, *means))} |")
     return rows
 
 

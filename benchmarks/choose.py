@@ -130,8 +130,8 @@ def long_success(size: Size, task: str) -> dict[str, float]:
     files = {name: [long_run(size, task, name, seed) for seed in size.seeds] for name in size.candidates}
     if not all(path.exists() for paths in files.values() for path in paths):
         return {}
-    found = {name: [read_json(path)["success"] for path in paths] for name, paths in files.items()}
-    return {name: sum(map(sum, won)) / sum(map(len, won)) for name, won in found.items()}
+    success_of = {name: [read_json(path)["success"] for path in paths] for name, paths in files.items()}
+    return {name: sum(map(sum, won)) / sum(map(len, won)) for name, won in success_of.items()}
 
 
 def page_text(size: Size) -> str:
@@ -151,15 +151,15 @@ def page_text(size: Size) -> str:
             always[name] += success[name] >= success[best] - TIED
         rows.append(f"| {task} | {taken} | {', '.join(choice['tied']) or 'none'} | {success[taken]:.1%} | "
                     f"{best} {success[best]:.1%} | {'yes' if right else 'no'} |")
-    told = [f"`python benchmarks/choose.py`: {size.budget / 60:.3g} minutes for each choice among "
-            f"{', '.join(size.candidates)}. Long runs have all updates, {len(size.seeds)} training seeds and "
-            f"{size.episodes} starts each. A recommendation is right if it is at most {100 * TIED:.0f} points below "
-            f"the best method of the long runs. {n_right} of {len(done)} are right; the aim is 5 of {len(SHOWN)}. To "
-            f"take one method for all data would be right on {max(always.values())} at most "
-            f"({' or '.join(name for name, n in always.items() if n == max(always.values()))})."]
+    lines = [f"`python benchmarks/choose.py`: {size.budget / 60:.3g} minutes for each choice among "
+             f"{', '.join(size.candidates)}. Long runs have all updates, {len(size.seeds)} training seeds and "
+             f"{size.episodes} starts each. A recommendation is right if it is at most {100 * TIED:.0f} points below "
+             f"the best method of the long runs. {n_right} of {len(done)} are right; the aim is 5 of {len(SHOWN)}. To "
+             f"take one method for all data would be right on {max(always.values())} at most "
+             f"({' or '.join(name for name, n in always.items() if n == max(always.values()))})."]
     if missing := [task for task in SHOWN if task not in done]:
-        told.append(f"Not run yet: {', '.join(missing)}.")
-    return "\n".join([*told, "", "| data | recommended | as good, it says | its long runs | best long runs | right |",
+        lines.append(f"Not run yet: {', '.join(missing)}.")
+    return "\n".join([*lines, "", "| data | recommended | as good, it says | its long runs | best long runs | right |",
                       "|---|---|---|--:|---|---|", *rows])
 
 

@@ -28,7 +28,7 @@ EPISODES, STEPS, STATE, ACTION, SIDE = 100, 500, 39, 4, 96
 GOAL = 0.5
 
 
-def made(camera: bool = False, episodes: int = EPISODES, steps: int = STEPS) -> Dataset:
+def demonstrations(camera: bool = False, episodes: int = EPISODES, steps: int = STEPS) -> Dataset:
     rng = np.random.default_rng(0)
     frame = np.repeat(np.repeat(rng.integers(0, 256, (SIDE // 8, SIDE // 8, 3)), 8, 0), 8, 1).astype(np.uint8)
 
@@ -78,17 +78,17 @@ def plain():
     def flat(path):
         with h5py.File(path) as file:
             return sum(file[key][()].sum() for key in ("observations", "next_observations", "actions", "rewards"))
-    data = made()
+    data = demonstrations()
     yield line("robomimic; h5py", data, "robomimic", hdf5)
     yield line("zarr; zarr", data, "zarr", replay)
     yield line("D4RL; h5py", data, "d4rl", flat)
     yield line("npz; NumPy", data, "npz", lambda path: sum(np.sum(a) for a in np.load(path).values()))
-    pictures = made(True, 4, 100)
+    pictures = demonstrations(True, 4, 100)
 
-    def seen(path):
+    def read_images(path):
         with h5py.File(path) as file:
             return sum(file["data"][d]["obs/front"][()].sum() for d in file["data"])
-    yield line("robomimic with a camera, written as PNG; h5py", pictures, "robomimic", seen, None)
+    yield line("robomimic with a camera, written as PNG; h5py", pictures, "robomimic", read_images, None)
 
 
 def minari():
@@ -98,7 +98,7 @@ def minari():
         data = minari.MinariDataset.__new__(minari.MinariDataset)
         data.__init__(path / "data")
         return sum(e.observations.sum() + e.actions.sum() + e.episode_returns.sum() for e in data.iterate_episodes())
-    yield line("Minari; minari", made(), "minari", read)
+    yield line("Minari; minari", demonstrations(), "minari", read)
 
 
 def robomimic():
@@ -116,7 +116,7 @@ def robomimic():
             data = SequenceDataset(str(path), ("state",), ("actions", "rewards", "dones"), frame_stack=1, seq_length=1,
                                    hdf5_cache_mode="low_dim", hdf5_use_swmr=False, load_next_obs=False)
         return len(data)
-    yield line("robomimic; robomimic", made(), "robomimic", read)
+    yield line("robomimic; robomimic", demonstrations(), "robomimic", read)
 
 
 def lerobot():
@@ -131,7 +131,7 @@ def lerobot():
     def read(path):
         rows = LeRobotDataset("none/none", root=path).hf_dataset.with_format("numpy")
         return sum(rows[:][key].sum() for key in ("observation.state", "action", "next.reward"))
-    yield line("LeRobot; lerobot (all rows at once)", made(), "lerobot", read)
+    yield line("LeRobot; lerobot (all rows at once)", demonstrations(), "lerobot", read)
 
 
 if __name__ == "__main__":

@@ -126,13 +126,13 @@ def tables(cell: Cell, draws: int) -> Iterator[np.ndarray]:
 
 def simulate(cell: Cell, scale: float = 1.0) -> dict:
     """{method: (coverage, mean width, fraction that excludes 0)}."""
-    found: dict[str, list] = {}
+    results: dict[str, list] = {}
     for x in tables(cell, max(int(cell.draws * scale), 20)):
         intervals = single(x) if cell.q is None else difference(x)
         for name, (low, high) in intervals.items():
-            found.setdefault(name, []).append(np.stack([
+            results.setdefault(name, []).append(np.stack([
                 (low <= cell.truth + 1e-9) & (cell.truth - 1e-9 <= high), high - low, (low > 0) | (high < 0)]))
-    return {name: np.concatenate(v, 1).mean(1).tolist() for name, v in found.items()}
+    return {name: np.concatenate(v, 1).mean(1).tolist() for name, v in results.items()}
 
 
 def simulate_scores(cell: Scores, scale: float = 1.0) -> dict:
@@ -317,21 +317,21 @@ def parts() -> dict[str, list[Cell] | list[Scores] | list[ScorePair]]:
 SIMULATIONS: dict = {Cell: simulate, Scores: simulate_scores, ScorePair: simulate_pair}
 
 
-def run(scale: float, found: dict) -> dict:
+def run(scale: float, results: dict) -> dict:
     for name, cells in parts().items():
-        if name in found:
+        if name in results:
             continue
         began = time.perf_counter()
         simulated = [SIMULATIONS[type(c)](c, scale) for c in cells]
-        found[name] = {"methods": list(simulated[0]), "rows": [  # a row for each cell
+        results[name] = {"methods": list(simulated[0]), "rows": [  # a row for each cell
             [list(astuple(c)), *([round(v, 4) for v in values] for values in each.values())]
             for c, each in zip(cells, simulated, strict=True)]}
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
         if scale == 1:
             FILE.write_text("{\n" + ",\n".join(
                 f'{json.dumps(n)}: {{"methods": {json.dumps(p["methods"])}, "rows": [\n'
-                + ",\n".join(map(json.dumps, p["rows"])) + "]}" for n, p in found.items()) + "\n}\n")
-    return found
+                + ",\n".join(map(json.dumps, p["rows"])) + "]}" for n, p in results.items()) + "\n}\n")
+    return results
 
 
 # -- the tables ---------------------------------------------------------------------------------------------------
@@ -339,9 +339,9 @@ def run(scale: float, found: dict) -> dict:
 Rows = list[tuple[Cell, str, float, float, float]]
 
 
-def rows_of(found: dict) -> Rows:
-    return [(Cell(*cell), *rest) for name in found if name.startswith(("rate", "difference"))
-            for cell, *rest in flat(found[name])]
+def rows_of(results: dict) -> Rows:
+    return [(Cell(*cell), *numbers) for name in results if name.startswith(("rate", "difference"))
+            for cell, *numbers in flat(results[name])]
 
 
 def flat(part: dict) -> Iterator[tuple]:
@@ -369,23 +369,23 @@ def by_condition(rows: Rows, method: str, conditions: dict) -> list[str]:
     return lines
 
 
-def rates(found: dict) -> list[str]:
-    return by_condition([r for r in rows_of(found) if r[0].q is None], "two-level", CONDITIONS)
+def rates(results: dict) -> list[str]:
+    return by_condition([r for r in rows_of(results) if r[0].q is None], "two-level", CONDITIONS)
 
 
-def differences(found: dict) -> list[str]:
-    two = [r for r in rows_of(found) if r[0].q is not None]
+def differences(results: dict) -> list[str]:
+    two = [r for r in rows_of(results) if r[0].q is not None]
     equal = {f"equal, {k}": lambda c, v=v: c.p == c.q and v(c) for k, v in list(CONDITIONS.items())[:1]}
     apart = {f"apart, {k}": lambda c, v=v: c.p != c.q and max(c.p, c.q) < 0.99 and v(c) for k, v in CONDITIONS.items()}
     ceiling = {"0.99 against 0.95": lambda c: (c.p, c.q) == (0.99, 0.95) and not c.collapse}
     return by_condition(two, ADOPTED, {**equal, **dict(list(apart.items())[:4]), **ceiling})
 
 
-def scores(found: dict) -> list[str]:
+def scores(results: dict) -> list[str]:
     spreads = (0.5, 1.0, 2.0)
     lines = ["| training seeds | " + " | ".join(f"spread {s:g}" for s in spreads) + " |",
              "|--:|" + "--:|" * len(spreads)]
-    rows = [(Scores(*cell), method, values[0]) for cell, method, *values in flat(found["scores"])]
+    rows = [(Scores(*cell), method, values[0]) for cell, method, *values in flat(results["scores"])]
     for n in SEEDS:
         each = [" against ".join(_range([c for k, m, c in rows if (k.seeds, k.spread, m) == (n, s, method)])
                                  for method in ("two-level", "t over seeds")) for s in spreads]
@@ -393,9 +393,9 @@ def scores(found: dict) -> list[str]:
     return lines
 
 
-def score_differences(found: dict) -> list[str]:
+def score_differences(results: dict) -> list[str]:
     """Coverage, and the rate of false positives where the methods are equal."""
-    rows = [(ScorePair(*cell), *values) for cell, _, *values in flat(found["scores of two methods"])]
+    rows = [(ScorePair(*cell), *values) for cell, _, *values in flat(results["scores of two methods"])]
     columns = {f"{kind}, {name}": (kind, equal) for kind in ("bounded", "real", "skewed")
                for name, equal in (("equal", True), ("apart", False))}
     lines = ["| training seeds | " + " | ".join(columns) + " | false positives, at most |",
@@ -409,12 +409,12 @@ def score_differences(found: dict) -> list[str]:
     return lines
 
 
-def power(found: dict) -> list[str]:
+def power(results: dict) -> list[str]:
     """Power and false-positive rates of the adopted interval and of the one before it, 100 episodes per seed."""
     rate_pairs = [(0.8, 0.8), (0.8, 0.7), (0.9, 0.6), (0.95, 0.85)]
     lines = ["| training seeds | seed spread | " + " | ".join(f"{p:g} against {q:g}" for p, q in rate_pairs) + " |",
              "|--:|--:|" + "--:|" * len(rate_pairs)]
-    at = {(r[0], r[1]): r[4] for r in rows_of(found)}
+    at = {(r[0], r[1]): r[4] for r in rows_of(results)}
     for n, s in product(SEEDS, (0.0, 0.3, 1.0)):
         each = [f"{at[cell, ADOPTED]:.2f} ({at[cell, 'Tango, two-level']:.2f})"
                 for p, q in rate_pairs if (cell := Cell(n, 100, s, p, q)) and (cell, ADOPTED) in at]
@@ -422,11 +422,11 @@ def power(found: dict) -> list[str]:
     return lines
 
 
-def candidates(found: dict) -> list[str]:
+def candidates(results: dict) -> list[str]:
     lines = ["| | coverage: spread up to 1 | spread 2 and 3 | 10 % collapse | width | false positives, at most |",
              "|---|--:|--:|--:|--:|--:|"]
     for title, asked in (("rate: ", lambda c: c.q is None), ("difference: ", lambda c: c.q is not None)):
-        some = [r for r in rows_of(found) if asked(r[0])]
+        some = [r for r in rows_of(results) if asked(r[0])]
         for method in dict.fromkeys(r[1] for r in some):
             method_rows = [r for r in some if r[1] == method]
             at = [_range([r[2] for r in method_rows if when(r[0])]) for when in (
@@ -442,12 +442,12 @@ TABLES = {"rates over seeds": rates, "differences over seeds": differences, "pow
           "scores over seeds": scores, "differences of scores over seeds": score_differences, "candidates": candidates}
 
 
-def page(found: dict) -> None:
+def page(results: dict) -> None:
     text = PAGE.read_text(encoding="utf-8")
     for title, table in TABLES.items():
         begin, end = f"<!-- {title}: made by benchmarks/coverage.py -->", f"<!-- end of {title} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = "\n".join([before + begin, "", *table(found), "", end + after])
+        text = "\n".join([before + begin, "", *table(results), "", end + after])
     PAGE.write_text(text, encoding="utf-8")
 
 

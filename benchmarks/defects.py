@@ -233,7 +233,7 @@ def teleport(rng, data):
     return but(data, e, **{STATE.replace(".", "__"): state})
 
 
-def lost(rng, data):
+def lose_rows(rng, data):
     """A quarter of the rows, where most happens."""
     e = one(rng, data, 12)
     n = len(data[e])
@@ -399,7 +399,7 @@ VALUES = (
     Kind("timestamps that jitter", ("timestamps-uneven", "timestamp-gap"), jitter),
     Kind("fps three times too high", ("fps-disagrees",), wrong_fps),
     Kind("a recording that broke off", ("early-end",), cut),
-    Kind("rows lost inside an episode", ("jump",), lost),
+    Kind("rows lost inside an episode", ("jump",), lose_rows),
     Kind("a state that jumps", ("jump", "scale"), teleport),
     Kind("an episode stored twice", ("duplicate-episode",), twice),
     Kind("a dead component", ("constant",), dead),
@@ -571,7 +571,7 @@ def files(fixtures: Path) -> Iterator[tuple[str, bool | None]]:
                 broken / name, scores=False).ok
         except UserError:
             yield f"fixture {name}: {about['an_audit_should_say']}", False
-    for name, (wanted, fixture, spoil) in FILES.items():
+    for name, (code, fixture, spoil) in FILES.items():
         source = fixtures / fixture
         if not source.exists():
             yield name, None
@@ -583,7 +583,7 @@ def files(fixtures: Path) -> Iterator[tuple[str, bool | None]]:
                 file.chmod(0o755 if file.is_dir() else 0o644)
             spoil(copy)
             try:
-                yield name, bool({f.code for f in audit(copy, scores=False).findings} & set(wanted))
+                yield name, bool({f.code for f in audit(copy, scores=False).findings} & set(code))
             except UserError:
                 yield name, False
 
@@ -600,14 +600,14 @@ def clean_files(fixtures: Path, place: Path) -> Iterator[tuple[str, str, Path]]:
                             "RLDS": "rlds/tfrecord/**/dataset_info.json", "npz": "ogbench/*.npz",
                             "ACT": "act_aloha/*/episode_0.hdf5", "D4RL": "d4rl/with_*.hdf5", "MCAP": "mcap/*.mcap",
                             "ROS bag": "rosbag/ros1/*.bag"}.items():
-        for found in sorted(fixtures.glob(pattern)):
+        for file in sorted(fixtures.glob(pattern)):
             up = {"LeRobot": 2, "Minari": 2, "RLDS": 1, "ACT": 1}.get(format, 0)
-            yield format, found.relative_to(fixtures).parts[-1 - up], found.parents[up - 1] if up else found
+            yield format, file.relative_to(fixtures).parts[-1 - up], file.parents[up - 1] if up else file
     folder = Path(os.environ.get("UNDERSTUDY_DATA", ""))
     if os.environ.get("UNDERSTUDY_DATA"):
-        for found in sorted(folder.glob("*/*expert.npz")) + sorted(folder.glob("hand_dapg/*.npz")) \
+        for file in sorted(folder.glob("*/*expert.npz")) + sorted(folder.glob("hand_dapg/*.npz")) \
                 + sorted(folder.glob("ogbench/*val*.npz")):
-            yield "npz", found.stem, found
+            yield "npz", file.stem, file
     for name in ("fork", "particle", "push"):
         env = make(name, 20)
         data = rollout(env.expert(), env, 30, seed=5)
@@ -631,9 +631,9 @@ def main() -> None:
     sources = {**{name: toy(name) for name in ("fork", "particle", "push")}, **dict(recorded())}
     print(f"Values, in {', '.join(sources)}:\n\n| defect | found |\n|---|---|")
     tried = trials(sources, arguments.seeds)
-    for name, (found, of, missed) in tried.items():
+    for name, (n_caught, of, missed) in tried.items():
         missed_note = f", missed in {', '.join(sorted(set(missed)))}" if missed else ""
-        print(f"| {name} | {found} of {of}{missed_note} |")
+        print(f"| {name} | {n_caught} of {of}{missed_note} |")
     print(f"\nIn all {sum(f for f, _, _ in tried.values())} of {sum(n for _, n, _ in tried.values())}.")
     if not arguments.fixtures.is_dir():
         return
@@ -656,8 +656,8 @@ def main() -> None:
             for i, severity in enumerate(("error", "warning", "note"), 2):
                 row[i] += sum(f.severity == severity for f in report.findings)
             row[5] += [f"{f.code} ({name})" for f in report.findings if f.severity != "note"]
-    for format, (*counts, told) in table.items():
-        print(f"| {format} | {' | '.join(map(str, counts))} | {', '.join(told)} |")
+    for format, (*counts, notes) in table.items():
+        print(f"| {format} | {' | '.join(map(str, counts))} | {', '.join(notes)} |")
 
 
 if __name__ == "__main__":

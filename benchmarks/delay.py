@@ -60,13 +60,13 @@ class Task:
 
     Args:
         env: Name of the environment.
-        shown: How many demonstrations of its expert the policy learns from.
+        n_demonstrations: How many demonstrations of its expert the policy learns from.
         options: Of the environment.
         most_episodes: The most starts of a cell, where the simulator is slow.
     """
 
     env: str
-    shown: int
+    n_demonstrations: int
     options: tuple[tuple[str, float], ...] = ()
     most_episodes: int = 100
 
@@ -98,16 +98,16 @@ def method(size: Size) -> Method:
 def demonstrations(task: Task) -> Dataset:
     """Successful episodes of the expert."""
     env = make(task.env, rows=task.most_episodes, **dict(task.options))
-    return rollout(env.expert(), env, task.shown, recording_seed(0)).filter(lambda e: e.metadata["success"])
+    return rollout(env.expert(), env, task.n_demonstrations, recording_seed(0)).filter(lambda e: e.metadata["success"])
 
 
-def late_actor(policy: Policy, made: Method, scheme: str, delay: int, rows: int) -> Actor:
+def late_actor(policy: Policy, base: Method, scheme: str, delay: int, rows: int) -> Actor:
     """The policy with an execution scheme whose plans arrive `delay` steps late."""
-    made = with_execution_scheme(made, scheme)
-    planner = build_planner(made, {"policy": policy}, rows)
-    if isinstance(made.executor, TemporalEnsemble):
-        return PolicyActor(planner, replace(made.executor, delay=delay))
-    executor = made.executor.with_delay(delay, planner) if isinstance(made.executor, ChunkedExecutor) else made.executor
+    base = with_execution_scheme(base, scheme)
+    planner = build_planner(base, {"policy": policy}, rows)
+    if isinstance(base.executor, TemporalEnsemble):
+        return PolicyActor(planner, replace(base.executor, delay=delay))
+    executor = base.executor.with_delay(delay, planner) if isinstance(base.executor, ChunkedExecutor) else base.executor
     return delay_actor(PolicyActor(planner, executor), delay)
 
 
@@ -126,13 +126,13 @@ def run_cells(size: Size, name: str, seed: int, until: float = float("inf")) -> 
             continue
         if policy is None:
             policy = fit_method(trained_method, demonstrations(task), seed).policy
-        found = {}
+        cells = {}
         for delay in size.delays:
             env = make(task.env, rows=episodes, **dict(task.options))
-            ran = rollout(late_actor(policy, trained_method, scheme, delay, episodes), env, episodes, seed=0)
-            found[str(delay)] = [int(e.metadata["success"]) for e in ran]
-        write_json(path, {"task": name, "seed": seed, "scheme": scheme, "updates": size.updates, "success": found})
-        rates = ", ".join(f"{d}: {sum(s) / len(s):.2f}" for d, s in found.items())
+            rollouts = rollout(late_actor(policy, trained_method, scheme, delay, episodes), env, episodes, seed=0)
+            cells[str(delay)] = [int(e.metadata["success"]) for e in rollouts]
+        write_json(path, {"task": name, "seed": seed, "scheme": scheme, "updates": size.updates, "success": cells})
+        rates = ", ".join(f"{d}: {sum(s) / len(s):.2f}" for d, s in cells.items())
         print(f"{name} seed {seed} {scheme}: {rates}", file=sys.stderr, flush=True)
 
 
@@ -146,8 +146,8 @@ def outcomes(size: Size, name: str) -> dict[str, np.ndarray]:
     """Success of each scheme, (seeds, delays, starts), of the finished seeds. Empty if there are none."""
     cells = {scheme: [read_json(cell_path(size, name, s, scheme))["success"] for s in seeds]
              for seeds in [finished_seeds(size, name)] if seeds for scheme in SCHEMES}
-    return {scheme: np.array([[cell[str(d)] for d in size.delays] for cell in found], float)
-            for scheme, found in cells.items()}
+    return {scheme: np.array([[cell[str(d)] for d in size.delays] for cell in cells_of_scheme], float)
+            for scheme, cells_of_scheme in cells.items()}
 
 
 def intervals(won: dict[str, np.ndarray]) -> dict[str, list[Interval]]:

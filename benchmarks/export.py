@@ -102,10 +102,10 @@ def success(name: str, folder: Path) -> measure.Line:
     env = make("fork", 100)
     data = rollout(env.expert(), env, episodes=100, seed=1)
     method = find_method(name, data.features())
-    found = fit_method(replace(method, learner=replace(method.learner, steps=STEPS)), data, 0)
+    result = fit_method(replace(method, learner=replace(method.learner, steps=STEPS)), data, 0)
     judged = {}
     for form in ("onnx", "int8"):
-        _, planner = exported(found.policy, form, folder)
+        _, planner = exported(result.policy, form, folder)
         judged[form] = evaluate(PolicyActor(planner, method.executor), env, STARTS)
     both = compare_all(judged)
     exact, rounded = both.estimates
@@ -115,23 +115,23 @@ def success(name: str, folder: Path) -> measure.Line:
         f"{100 * gap.difference:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"))
 
 
-def main(wanted: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
-    forms = [f for f in FORMS if f"--without={f}" not in wanted]
-    names = [n for n in wanted if not n.startswith("--")] or [*POLICIES, f"{SUCCESS}bc", f"{SUCCESS}flow-policy"]
+    forms = [f for f in FORMS if f"--without={f}" not in arguments]
+    names = [n for n in arguments if not n.startswith("--")] or [*POLICIES, f"{SUCCESS}bc", f"{SUCCESS}flow-policy"]
     path = measure.RESULTS / "export.json"
-    known = [measure.restored({k: v for k, v in line.items() if k != "met"})
-             for line in (json.loads(path.read_text())["lines"] if path.exists() else ())]
-    found = {line.what: line for line in known}
+    old_lines = [measure.restored({k: v for k, v in line.items() if k != "met"})
+                 for line in (json.loads(path.read_text())["lines"] if path.exists() else ())]
+    lines_of = {line.what: line for line in old_lines}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             if name.startswith(SUCCESS):
-                made = [success(name.removeprefix(SUCCESS), Path(folder))]
+                new_lines = [success(name.removeprefix(SUCCESS), Path(folder))]
             else:
-                made = lines(name, forms, Path(folder))
-        found |= {line.what: line for line in made}
+                new_lines = lines(name, forms, Path(folder))
+        lines_of |= {line.what: line for line in new_lines}
         order = [*(f"{n}: {f}" for n in POLICIES for f in FORMS.values())]
-        kept = sorted(found.values(), key=lambda line: order.index(line.what) if line.what in order else len(order))
+        kept = sorted(lines_of.values(), key=lambda line: order.index(line.what) if line.what in order else len(order))
         measure.save("export", kept, packages=("torch", "onnxruntime"))
 
 

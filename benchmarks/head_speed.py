@@ -54,10 +54,10 @@ def prepare(folder: Path, parts: Sequence[str]) -> tuple[dict[str, dict[str, Wor
     for name, chosen in benchmark.variants(SIZE).items():
         if chosen.weights is None:
             stages = {stage.name: results[stage.name] for stage in chosen.method.stages}
-            held: list[Learner] = []
+            kept: list[Learner] = []
             results[name] = fit_method(chosen.method, data, 0, stages=stages,
-                                       callbacks=(lambda n, learner, metrics, held=held: held.append(learner),))
-            learner = held[-1]
+                                       callbacks=(lambda n, learner, metrics, kept=kept: kept.append(learner),))
+            learner = kept[-1]
             sampler = learner.batch_sampler(training_data(data, results[name].method))
             batch = sampler.batch(chosen.method.learner.batch_size, 0, 0)
             if "training" in parts and name != "neighbors":  # nothing is trained
@@ -87,14 +87,14 @@ def lines(part: str, seconds: Mapping[str, list[float]]) -> list[measure.Line]:
     return out
 
 
-def main(wanted: list[str]) -> None:
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    parts, path = wanted or list(PARTS), measure.RESULTS / "head_speed.json"
+    parts, path = names or list(PARTS), measure.RESULTS / "head_speed.json"
     with tempfile.TemporaryDirectory() as folder:
         work, refused = prepare(Path(folder), parts)
         new_lines = {part: lines(part, measure.interleaved(work[part], least=0.15)) for part in parts}
     if "files" in parts:
-        new_lines["files"] += [measure.Line(f"{name}: {REFUSED}", note=told) for name, told in refused.items()]
+        new_lines["files"] += [measure.Line(f"{name}: {REFUSED}", note=reason) for name, reason in refused.items()]
     stored_lines = [measure.restored({k: v for k, v in line.items() if k != "met"})
              for line in (json.loads(path.read_text())["lines"] if path.exists() else ())]
     for part in PARTS:

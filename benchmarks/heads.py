@@ -135,7 +135,7 @@ class Task:
     """
 
     env: str
-    shown: int
+    n_demonstrations: int
     starts: int
     options: Mapping[str, int] = field(default_factory=dict)
     recorded: str = ""
@@ -220,37 +220,37 @@ def variants(size: Size = FULL, task: str = "fork") -> dict[str, Variant]:
     most_updates = FEWER | ALL[task].fewer if size.network == FULL.network else {}
     fewer = {head: min(n, round(most_updates.get(head, n) * times)) for head in FEWER}
     diffusion, flow, edm = (method(h, n) for h in (Diffusion(100, DDPM(), prediction="sample"), Flow(), EDM()))
-    found = {REFERENCE: Variant(diffusion.policy.head, diffusion, "100")}
-    found["ddim-10"] = Variant(Diffusion(prediction="sample"), diffusion, "10", REFERENCE)
-    found["edm-10"] = Variant(edm.policy.head, edm, "10")
-    found["flow-10"] = Variant(flow.policy.head, flow, "10")
-    found["flow-1"] = Variant(Flow(1), flow, "1", "flow-10")
+    heads = {REFERENCE: Variant(diffusion.policy.head, diffusion, "100")}
+    heads["ddim-10"] = Variant(Diffusion(prediction="sample"), diffusion, "10", REFERENCE)
+    heads["edm-10"] = Variant(edm.policy.head, edm, "10")
+    heads["flow-10"] = Variant(flow.policy.head, flow, "10")
+    heads["flow-1"] = Variant(Flow(1), flow, "1", "flow-10")
     of_edm = Stage("edm-10", edm)
     source, started = FromStage("edm-10"), (InitializeFrom(FromStage("edm-10")),)
     straight = method(Flow(prediction="sample"), n)
-    found["flow-sample-10"] = Variant(straight.policy.head, straight, "10")
+    heads["flow-sample-10"] = Variant(straight.policy.head, straight, "10")
     for name, teacher in (("reflow-1", "flow-10"), ("reflow-sample-1", "flow-sample-10")):
-        first = found[teacher].method
+        first = heads[teacher].method
         head = replace(first.policy.head, n_steps=1)
-        found[name] = Variant(head, replace(
+        heads[name] = Variant(head, replace(
             method(head, n), learner=Reflow(FromStage(teacher), 10, fewer[name], size.batch_size, optimizer(n)),
             stages=(Stage(teacher, first),), initialize_from=(InitializeFrom(FromStage(teacher)),)))
-    found["reflow-sample-2"] = Variant(replace(head, n_steps=2), found["reflow-sample-1"].method, "2",
+    heads["reflow-sample-2"] = Variant(replace(head, n_steps=2), heads["reflow-sample-1"].method, "2",
                                        "reflow-sample-1")
     head = Consistency()
-    found["consistency-distilled-1"] = Variant(head, replace(
+    heads["consistency-distilled-1"] = Variant(head, replace(
         method(head, n), learner=ConsistencyDistillation(source, n, BATCH, optimizer=optimizer(n)), stages=(of_edm,),
         initialize_from=started))
     head = OneStepGenerator()
-    found["onedp-1"] = Variant(head, replace(
+    heads["onedp-1"] = Variant(head, replace(
         method(head, n), learner=OneStepDistillation(source, fewer["onedp-1"], BATCH), stages=(of_edm,),
         initialize_from=started))
     steps = Interpolant()
     named = {"encoder": TokenEncoder(named=(steps.source,)), "codec": Normalizer(obs="minmax")}
-    found["interpolant-5"] = Variant(steps, replace(method(steps, n, **named),
+    heads["interpolant-5"] = Variant(steps, replace(method(steps, n, **named),
                                                     transforms=(LastAction(into=steps.source),)), "5")
     streaming = method(StreamingFlow(), fewer["streaming-flow"], window=Window(OBSERVED, HORIZON + 1, action_offset=-1))
-    found["streaming-flow"] = Variant(streaming.policy.head,
+    heads["streaming-flow"] = Variant(streaming.policy.head,
                                       replace(streaming, executor=StreamingFlowExecutor(executed)), "8, one per action")
     few = {"shortcut-1": (Shortcut(1, n_train_steps=16), "1"), "mean-flow-1": (MeanFlow(), "1"),
            "consistency-1": (Consistency(), "1"), "adaflow": (AdaFlow(), "1 to 5"), "mip": (MIP(), "2"),
@@ -258,19 +258,19 @@ def variants(size: Size = FULL, task: str = "fork") -> dict[str, Variant]:
            "cvae": (CVAE(), "1"), "regression": (Regression(), "1"), "gaussian": (Gaussian(), "1"),
            "gmm": (GMM(), "1"), "bins": (Bins(), "1"), "bet": (BeT(joint=True), "1"),
            "vq-bet": (VQBeT(fit_batch_size=BATCH), "1")}
-    found |= {name: Variant(head, method(head, fewer.get(name, n)), told) for name, (head, told) in few.items()}
+    heads |= {name: Variant(head, method(head, fewer.get(name, n)), note) for name, (head, note) in few.items()}
     energy = method(EnergyModel(n_negatives=16, n_candidates=128), fewer["energy"], batch=64)
-    found["energy"] = Variant(energy.policy.head, energy, "4 x 128")
+    heads["energy"] = Variant(energy.policy.head, energy, "4 x 128")
     numbers = method(AutoregressiveEnergy(), fewer["energy-autoregressive"], batch=64)
-    found["energy-autoregressive"] = Variant(numbers.policy.head, numbers, SEARCHES)
+    heads["energy-autoregressive"] = Variant(numbers.policy.head, numbers, SEARCHES)
     tokens = method(FAST(vocab_size=256), fewer["fast"], 1e-3, trunk=Transformer(128, 2, 4),
                     codec=Normalizer(target="quantile"))
-    found["fast"] = Variant(tokens.policy.head, tokens, "1 per token")
+    heads["fast"] = Variant(tokens.policy.head, tokens, "1 per token")
     memories = method(MCNN(), n, encoder=ConcatEncoder())
-    found["mcnn"] = Variant(memories.policy.head, memories)
+    heads["mcnn"] = Variant(memories.policy.head, memories)
     nearest = method(Neighbors(1, weights="equal"), 1, encoder=ConcatEncoder())
-    found["neighbors"] = Variant(nearest.policy.head, nearest, "none")
-    return {name: v for name, v in found.items() if not size.heads or name in size.heads}
+    heads["neighbors"] = Variant(nearest.policy.head, nearest, "none")
+    return {name: v for name, v in heads.items() if not size.heads or name in size.heads}
 
 
 # -- cells --------------------------------------------------------------------------------------------------------
@@ -288,22 +288,22 @@ def demonstrations(name: str, seed: int) -> Dataset:
     """Successful episodes of the expert: others for each training seed, the same for all heads. Or those recorded."""
     task = ALL[name]
     if task.kept:
-        return push_demonstrations(task.shown)
+        return push_demonstrations(task.n_demonstrations)
     if task.recorded:
         return open_dataset(Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data")) / task.recorded)
-    env = environment(name, min(task.shown, 100))
-    return rollout(env.expert(), env, task.shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+    n, env = task.n_demonstrations, environment(name, min(task.n_demonstrations, 100))
+    return rollout(env.expert(), env, n, recording_seed(seed)).filter(lambda e: e.metadata["success"])
 
 
-def train(task: str, name: str, data: Dataset, seed: int, made: dict[str, FitResult], size: Size) -> FitResult:
+def train(task: str, name: str, data: Dataset, seed: int, results: dict[str, FitResult], size: Size) -> FitResult:
     """The trained weights of a variant, from `made` or into it."""
     chosen = variants(replace(size, heads=()), task)[name]
     if chosen.weights is not None:
-        return train(task, chosen.weights, data, seed, made, size)
-    if name not in made:
-        stages = {stage.name: train(task, stage.name, data, seed, made, size) for stage in chosen.method.stages}
-        made[name] = fit_method(chosen.method, data, seed, stages=stages)
-    return made[name]
+        return train(task, chosen.weights, data, seed, results, size)
+    if name not in results:
+        stages = {stage.name: train(task, stage.name, data, seed, results, size) for stage in chosen.method.stages}
+        results[name] = fit_method(chosen.method, data, seed, stages=stages)
+    return results[name]
 
 
 def acting(chosen: Variant, result: FitResult) -> tuple[Method, Policy]:
@@ -325,7 +325,7 @@ def cell_path(size: Size, task: str, seed: int, head: str) -> Path:
     return measure.RESULTS / size.folder / f"{task}-{seed}-{head}.json"
 
 
-def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitResult]) -> None:
+def run_cell(size: Size, task: str, seed: int, head: str, results: dict[str, FitResult]) -> None:
     """Trains and judges a head, unless its cell exists."""
     path = cell_path(size, task, seed, head)
     if path.exists():
@@ -333,14 +333,14 @@ def run_cell(size: Size, task: str, seed: int, head: str, made: dict[str, FitRes
     began = time.process_time()
     data = demonstrations(task, seed)
     recorded = time.process_time()
-    result = train(task, head, data, seed, made, size)
+    result = train(task, head, data, seed, results, size)
     trained = time.process_time()
     built, policy = acting(variants(size, task)[head], result)
     starts = size.starts or ALL[task].starts
     env = environment(task, min(starts, 200))
-    ran = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
+    rollouts = rollout(build_actor(built, {"policy": policy}, features=env.features), env, starts, seed=0)
     seconds = {"recording": recorded - began, "training": trained - recorded, "acting": time.process_time() - trained}
-    won = [int(e.metadata[ALL[task].outcome]) for e in ran]
+    won = [int(e.metadata[ALL[task].outcome]) for e in rollouts]
     write_json(path, {"task": task, "seed": seed, "head": head, "updates": result.method.learner.steps,
                       "demonstrations": len(data), "parameters": sum(p.numel() for p in policy.parameters()),
                       "success": won,
@@ -353,11 +353,11 @@ def run(size: Size, tasks: list[str], until: float = float("inf")) -> bool:
     """Runs the missing cells. False if time ran out before they were done."""
     for seed in size.seeds:
         for task in tasks:
-            made: dict[str, FitResult] = {}
+            results: dict[str, FitResult] = {}
             for head in heads_of(size, task):
                 if time.monotonic() > until:
                     return False
-                run_cell(size, task, seed, head, made)
+                run_cell(size, task, seed, head, results)
     return True
 
 
@@ -374,9 +374,9 @@ def outcomes(size: Size, task: str) -> dict[str, list[list[int]]]:
     first seed, if the reference is one of them."""
     seeds = finished_seeds(size, task) or [size.seeds[0]]
     cells = {head: [cell_path(size, task, s, head) for s in seeds] for head in heads_of(size, task)}
-    found = {head: [read_json(path)["success"] for path in paths] for head, paths in cells.items()
-             if all(path.exists() for path in paths)}
-    return found if len(found) > 1 and REFERENCE in found else {}
+    success_of = {head: [read_json(path)["success"] for path in paths] for head, paths in cells.items()
+                  if all(path.exists() for path in paths)}
+    return success_of if len(success_of) > 1 and REFERENCE in success_of else {}
 
 
 def evaluations(task: str, won: list[list[int]]) -> list[Evaluation]:
@@ -386,18 +386,18 @@ def evaluations(task: str, won: list[list[int]]) -> list[Evaluation]:
         "success": bool(w), "env": env, "seed": 0, "number": i}) for i, w in enumerate(row)])) for row in won]
 
 
-def compared(task: str, found: Mapping[str, list[list[int]]]) -> Comparison:
+def compared(task: str, success_of: Mapping[str, list[list[int]]]) -> Comparison:
     """All pairs of heads on a task."""
-    return compare_all({head: evaluations(task, won) for head, won in found.items()})
+    return compare_all({head: evaluations(task, won) for head, won in success_of.items()})
 
 
 def speeds() -> dict[str, dict[str, dict]]:
     """The lines of head_speed.py by head and what they measure. Empty if it has not been run."""
-    path, found = measure.RESULTS / "head_speed.json", {}
+    path, lines = measure.RESULTS / "head_speed.json", {}
     for line in read_json(path)["lines"] if path.exists() else ():
         head, _, what = line["what"].partition(": ")
-        found.setdefault(head, {})[what] = line
-    return found
+        lines.setdefault(head, {})[what] = line
+    return lines
 
 
 def judged(line: dict | None, differences: Mapping[str, tuple[float, float, float]]) -> str:
@@ -427,12 +427,12 @@ def letters_of_policies(won: Mapping[str, list[list[int]]], level: float = 0.95)
     """
     of_start = [np.mean(rows, 0) for rows in won.values()]
     pairs = list(itertools.combinations(range(len(of_start)), 2))
-    found = []
+    p_values = []
     for i, j in pairs:
         d = of_start[i] - of_start[j]
-        found.append(float(scipy.stats.ttest_1samp(d, 0).pvalue) if d.std() > 0 else float(d[0] == 0))
+        p_values.append(float(scipy.stats.ttest_1samp(d, 0).pvalue) if d.std() > 0 else float(d[0] == 0))
     is_different = np.zeros((len(of_start),) * 2, bool)
-    for (i, j), p in zip(pairs, holm(found), strict=True):
+    for (i, j), p in zip(pairs, holm(p_values), strict=True):
         is_different[i, j] = is_different[j, i] = p < 1 - level
     best_first = sorted(range(len(of_start)), key=lambda i: -of_start[i].mean())
     return compact_letter_display(is_different, best_first), int(is_different.sum()) // 2
@@ -459,18 +459,18 @@ def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:
     """Evaluations, latency, ONNX files, training speed and size of each head, fastest first."""
     def ms(line):
         return f"{line['ours']['value']:.3g}" if line else ""
-    found, rows, exported = variants(size), [], any("one chunk, ONNX file" in line for line in fast.values())
+    heads, rows, exported = variants(size), [], any("one chunk, ONNX file" in line for line in fast.values())
     for head, line in fast.items():
-        if head not in found:
+        if head not in heads:
             continue
         plan, file, training = line["one chunk"], line.get("one chunk, ONNX file"), line.get("training")
         ratio = plan["ratio"]
         refused = line.get("ONNX file")
-        shared = found[head].weights
+        shared = heads[head].weights
         samples = f"as {shared}" if shared else f"{training['ours']['value']:,.0f}" if training else "not trained"
         count = next((read_json(path)["parameters"] for path in
                       (measure.RESULTS / size.folder).glob(f"fork-*-{head}.json")), None)
-        rows.append((plan["ours"]["value"], f"| {head} | {found[head].n_evaluations} | {ms(plan)} | "
+        rows.append((plan["ours"]["value"], f"| {head} | {heads[head].n_evaluations} | {ms(plan)} | "
                      f"{ratio['estimate']:.3g}× [{ratio['low']:.3g}, {ratio['high']:.3g}] | "
                      + (f"{'no (see below)' if refused else ms(file)} | " if exported else "") + f"{samples} | "
                      f"{'' if count is None else f'{count / 1000:,.0f}'} |"))
@@ -480,23 +480,23 @@ def speed_table(size: Size, fast: Mapping[str, dict]) -> list[str]:
             *(row for _, row in sorted(rows))]
 
 
-def aim_table(size: Size, found: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
+def aim_table(size: Size, outcomes_of: Mapping[str, dict], fast: Mapping[str, dict]) -> list[str]:
     """The aim for each head that makes a chunk in one pass, or in two."""
-    tasks, rows = list(found), []
+    tasks, rows = list(outcomes_of), []
     heads = [h for h, v in variants(size).items() if v.n_evaluations in ("none", "1", "2", "6 networks")
-             and any(h in of for of in found.values())]
+             and any(h in of for of in outcomes_of.values())]
     rows_of = {(h, t): np.squeeze(np.array(won, float), 0) if len(won) == 1 else np.array(won, float)
-               for t in tasks for h, won in found[t].items()}
+               for t in tasks for h, won in outcomes_of[t].items()}
     p_values = {(h, t): noninferiority_p_value(rows_of[h, t], rows_of[REFERENCE, t], MARGIN)
-                for h in heads for t in tasks if h in found[t]}
+                for h in heads for t in tasks if h in outcomes_of[t]}
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     for head in heads:
         line, differences, cells = fast.get(head, {}).get("one chunk"), {}, []
         for task in tasks:
-            if head not in found[task]:
+            if head not in outcomes_of[task]:
                 cells.append("not run")
                 continue
-            d = compare(evaluations(task, found[task][head]), evaluations(task, found[task][REFERENCE]))
+            d = compare(evaluations(task, outcomes_of[task][head]), evaluations(task, outcomes_of[task][REFERENCE]))
             differences[task] = d.low, d.difference, d.high
             text = measure.percent(d.low, d.difference, d.high, "+")
             cells.append(text + (" ✓" if adjusted[head, task] < 0.05 else ""))
@@ -531,12 +531,12 @@ def pictures(size: Size, compared_on: Mapping[str, Comparison], fast: Mapping[st
 
 def page_text(size: Size) -> str:
     """The tables and figures of the documentation."""
-    found = {task: of for task in TASKS if (of := outcomes(size, task))}
+    outcomes_of = {task: of for task in TASKS if (of := outcomes(size, task))}
     more = {task: of for task in MORE if (of := outcomes(size, task))}
-    fast, parts = speeds(), [state_of(size, found)]
-    if found:
-        compared_on = {task: compared(task, won) for task, won in found.items()}
-        parts += ["### Success", "", *success_text(size, compared_on, found)]
+    fast, parts = speeds(), [state_of(size, outcomes_of)]
+    if outcomes_of:
+        compared_on = {task: compared(task, won) for task, won in outcomes_of.items()}
+        parts += ["### Success", "", *success_text(size, compared_on, outcomes_of)]
         if fast:
             parts += ["### Success against latency", "", "Dashed: 20 times as fast as DDPM-100, and 5 points below its "
                       "success. Vertical lines are 95% intervals.", "", *pictures(size, compared_on, fast)]
@@ -549,7 +549,7 @@ def page_text(size: Size) -> str:
         parts += ["### Speed", "", *speed_table(size, fast), ""]
     if refused := {h: line["ONNX file"]["note"] for h, line in fast.items() if "ONNX file" in line}:
         parts += ["These heads have no ONNX file:", "", *(f"- {h}: {note}" for h, note in refused.items()), ""]
-    if found:
+    if outcomes_of:
         parts += ["### The aim: 20 times as fast as DDPM-100, at most 5 points worse", "",
                   "Difference of success to DDPM-100 in points, paired by seed and start, with its 95% interval. The "
                   "column *aim* compares each interval with 5 points and each interval of the speed with 20, without "
@@ -557,7 +557,7 @@ def page_text(size: Size) -> str:
                   "adjustment for all entries of the table.\n\nSo a task without ✓ may still count as reached in the "
                   "column *aim*. If two heads have the same outcome at every start, no spread between seeds is "
                   "visible, and a wider interval (Tango's) stands in.", "",
-                  *aim_table(size, found, fast), ""]
+                  *aim_table(size, outcomes_of, fast), ""]
     if size == FULL and (again := {task: of for task in TASKS if (of := outcomes(AGAIN, task))}):
         parts += ["### The aim, judged again", "", "Two of the heads that this table leaves open, with "
                   f"{len(finished_seeds(AGAIN, next(iter(again))))} training seeds that had no part in choosing them, "
@@ -568,23 +568,23 @@ def page_text(size: Size) -> str:
     return "\n".join(parts).rstrip()
 
 
-def state_of(size: Size, found: Mapping[str, dict]) -> str:
+def state_of(size: Size, outcomes_of: Mapping[str, dict]) -> str:
     """How many cells there are, and of how many seeds the tables are."""
     n_heads = len(variants(size))
     cells = sum(cell_path(size, task, seed, head).exists() for task in TASKS for seed in size.seeds
                 for head in variants(size))
-    said = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
-            f"{size.updates:,} updates each{_fewer_said(size)}."]
-    if lacking := [task for task in TASKS if task not in found]:
-        said.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
-    return "\n\n".join((" ".join(said), " ".join(time_said(size) + seeds_said(size, found)))) + "\n"
+    lines = [f"There are {cells} cells of {n_heads} heads, {len(TASKS)} tasks and up to {len(size.seeds)} seeds, with "
+             f"{size.updates:,} updates each{_fewer_said(size)}."]
+    if lacking := [task for task in TASKS if task not in outcomes_of]:
+        lines.append(f"The tables lack {' and '.join(lacking)}: too few of these cells exist.")
+    return "\n\n".join((" ".join(lines), " ".join(time_said(size) + seeds_said(size, outcomes_of)))) + "\n"
 
 
 def _fewer_said(size: Size) -> str:
     """The heads with fewer updates, in brackets."""
-    told = [f"{head} {most:,}" + "".join(f", on {name} {task.fewer[head]:,}" for name, task in TASKS.items()
-                                         if head in task.fewer) for head, most in FEWER.items() if most < size.updates]
-    return f" ({'; '.join(told)})" if told else ""
+    parts = [f"{head} {most:,}" + "".join(f", on {name} {task.fewer[head]:,}" for name, task in TASKS.items()
+                                          if head in task.fewer) for head, most in FEWER.items() if most < size.updates]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def time_said(size: Size) -> list[str]:
@@ -596,28 +596,28 @@ def time_said(size: Size) -> list[str]:
     took = sum(sum(c["seconds"].values()) for c in (*cells, *(again if size == FULL else ()))) / 3600
     first = [c for c in cells if c["task"] in TASKS]
     longer = [c for c in first if c["seconds"]["training"] > CELL_SECONDS]
-    said = [f"All cells, with those of the further tasks, took {took:.1f} CPU hours."]
+    lines = [f"All cells, with those of the further tasks, took {took:.1f} CPU hours."]
     if longer:
         most = max(longer, key=lambda c: c["seconds"]["training"])
-        said.append(f"In {len(longer)} of the {len(first)} cells of the first tasks the training took more than the "
-                    f"planned {CELL_SECONDS} CPU seconds, at most {most['seconds']['training']:.0f} ({most['head']} on "
-                    f"{most['task']}).")
-    return said
+        lines.append(f"In {len(longer)} of the {len(first)} cells of the first tasks the training took more than "
+                     f"the planned {CELL_SECONDS} CPU seconds, at most {most['seconds']['training']:.0f} "
+                     f"({most['head']} on {most['task']}).")
+    return lines
 
 
-def seeds_said(size: Size, found: Mapping[str, dict]) -> list[str]:
+def seeds_said(size: Size, outcomes_of: Mapping[str, dict]) -> list[str]:
     """Of how many seeds and starts the tables are."""
     same: dict[str, list[str]] = {}  # what is said of tasks -> the tasks, with their starts
-    for task in found:
-        seeds, heads, n_heads = finished_seeds(size, task), len(found[task]), len(heads_of(size, task))
-        told = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
+    for task in outcomes_of:
+        seeds, heads, n_heads = finished_seeds(size, task), len(outcomes_of[task]), len(heads_of(size, task))
+        text = f"{len(seeds)} training seeds" if len(seeds) > 1 else "1 training seed"
         if heads < n_heads:
-            told += f" and {heads} of the {n_heads} heads (the others have not run yet)"
+            text += f" and {heads} of the {n_heads} heads (the others have not run yet)"
         caveat = "" if len(seeds) > 1 else " Intervals are about these policies, and not about other training seeds."
-        starts = len(next(iter(found[task].values()))[0])
+        starts = len(next(iter(outcomes_of[task].values()))[0])
         counts = f"; {ALL[task].counts}" if ALL[task].counts else ""
-        same.setdefault(f"The tables have {told} of {{}}.{caveat}", []).append(f"{task} ({starts} starts{counts})")
-    return [told.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for told, of in same.items()]
+        same.setdefault(f"The tables have {text} of {{}}.{caveat}", []).append(f"{task} ({starts} starts{counts})")
+    return [text.format(" and ".join(filter(None, (", ".join(of[:-1]), of[-1])))) for text, of in same.items()]
 
 
 def success_text(size: Size, compared_on: Mapping[str, Comparison], won: Mapping[str, Mapping[str, list[list[int]]]],
@@ -681,9 +681,9 @@ def main() -> None:
     o = measure.task_options(__doc__, ALL, flags=("more", "again", "told-apart"), numbers=("seeds",))
     size = TINY if o.tiny else FULL
     if not o.page:
-        ran = AGAIN if o.again else TOLD_APART if o.told_apart else size
+        size_run = AGAIN if o.again else TOLD_APART if o.told_apart else size
         tasks = MORE if o.more else ("fork", "particle") if o.told_apart else TASKS
-        finished = run(replace(ran, seeds=ran.seeds[:o.seeds]), o.tasks or list(tasks), o.until)
+        finished = run(replace(size_run, seeds=size_run.seeds[:o.seeds]), o.tasks or list(tasks), o.until)
         print("finished" if finished else "stopped: run again to continue", file=sys.stderr)
     if (o.page or o.tiny) and (text := page_text(size)):
         measure.insert("heads", text, "heads.md")

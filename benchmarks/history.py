@@ -66,14 +66,14 @@ class Size:
         folder: Where the cells are kept.
         seeds: Training seeds.
         updates: Number of updates.
-        shown: Number of demonstrations.
+        n_demonstrations: Number of demonstrations.
         starts: Number of starts.
     """
 
     folder: str = "history"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     updates: int = 1000
-    shown: int = SHOWN
+    n_demonstrations: int = SHOWN
     starts: int = STARTS
 
 
@@ -117,10 +117,10 @@ def environment(rows: int):
 
 
 @functools.cache
-def demonstrations(seed: int, shown: int) -> Dataset:
+def demonstrations(seed: int, n_demonstrations: int) -> Dataset:
     """Successful episodes of the expert: others for each training seed, the same for all policies."""
-    env = environment(min(shown, 50))
-    return rollout(env.expert(), env, shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+    env = environment(min(n_demonstrations, 50))
+    return rollout(env.expert(), env, n_demonstrations, recording_seed(seed)).filter(lambda e: e.metadata["success"])
 
 
 def cell_path(size: Size, seed: int, name: str) -> Path:
@@ -130,7 +130,7 @@ def cell_path(size: Size, seed: int, name: str) -> Path:
 
 def run_cell(size: Size, seed: int, name: str) -> dict:
     """Trains and judges a policy."""
-    data, began = demonstrations(seed, size.shown), time.process_time()
+    data, began = demonstrations(seed, size.n_demonstrations), time.process_time()
     result = fit_method(methods(size.updates)[name], data, seed)
     trained, env = time.process_time() - began, environment(min(size.starts, 50))
     episodes = rollout(build_actor(result.method, result.modules, features=env.features), env, size.starts, seed=0)

@@ -179,7 +179,7 @@ def latent(rng, p, seeds, starts, shape=(5, 100), shared=None):
     return (z + scipy_stats.norm.ppf(p) * math.sqrt(1 + seeds**2 + starts**2) > 0).astype(float)
 
 
-def held(i, truth) -> bool:
+def covers(i, truth) -> bool:
     return bool(i.low <= truth <= i.high)
 
 
@@ -207,7 +207,7 @@ def values(interval, draws=200, sizes=(10, 20, 50), truth=None):
         for draw, mean in LAWS.values():
             target = mean if truth is None else float(truth(draw(np.random.default_rng(9), 1_000_000)))
             for n in sizes:
-                yield [held(interval(draw(rng, n)), target) for _ in range(draws)]
+                yield [covers(interval(draw(rng, n)), target) for _ in range(draws)]
     run.__doc__ = run.__doc__.replace("10, 20 and 50", ", ".join(map(str, sizes)))
     return run
 
@@ -216,7 +216,7 @@ def tasks(runs):
     def run(rng, draws=200):
         levels, spread = np.array([0.0, 0.2, 0.5, 0.9, 1.5, 4.0]), np.array([0.2, 0.2, 0.5, 0.3, 1.0, 0.5])
         truth = float(interquartile_mean(levels + spread * np.random.default_rng(9).normal(size=(300_000, 6))))
-        yield [held(aggregate_over_tasks(levels + spread * rng.normal(size=(runs, 6))), truth) for _ in range(draws)]
+        yield [covers(aggregate_over_tasks(levels + spread * rng.normal(size=(runs, 6))), truth) for _ in range(draws)]
     run.__doc__ = f"Interquartile mean of six tasks of other difficulty and spread, {runs} runs of each."
     return run
 
@@ -338,11 +338,11 @@ def line(name: str, promise: str, run, *what) -> dict:
             "worst": float(worst(rates)), "error": error}
 
 
-def kept(found: dict) -> bool:
+def kept(result: dict) -> bool:
     """Whether a line keeps its promise, less three simulation errors."""
-    slack = 1e-9 + 3 * (found["error"] or 0)
-    return found["promise"] not in (ALWAYS, "at most 5 %") or (
-        found["worst"] <= 0.05 + slack if found["name"] in TESTS else found["worst"] >= 0.95 - slack)
+    slack = 1e-9 + 3 * (result["error"] or 0)
+    return result["promise"] not in (ALWAYS, "at most 5 %") or (
+        result["worst"] <= 0.05 + slack if result["name"] in TESTS else result["worst"] >= 0.95 - slack)
 
 
 def main() -> int:
@@ -358,11 +358,11 @@ def main() -> int:
     return len(broken)
 
 
-def page(found: dict) -> None:
+def page(results: dict) -> None:
     text = PAGE.read_text(encoding="utf-8")
     for title, names, worst in (("intervals", INTERVALS, "lowest"), ("tests", TESTS, "highest")):
         rows = [f"| | promise | mean | {worst} | over |", "|---|---|--:|--:|---|"]
-        rows += [_row(found[n]) for n in names if n in found]
+        rows += [_row(results[n]) for n in names if n in results]
         begin, end = f"<!-- {title}: made by benchmarks/intervals.py -->", f"<!-- end of {title} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = "\n".join([before + begin, "", *rows, "", end + after])

@@ -63,7 +63,7 @@ class Trial:
     way: str
     cut: bool  # of the power, not of the process alone
     saved: int  # episodes of which it was said
-    found: int  # that are there afterwards
+    n_found: int  # that are there afterwards
     finished_lost: int
     running_lost: float  # s
 
@@ -170,10 +170,10 @@ def judged(folder: Path, way: str, cut: bool) -> Trial:
 
 
 def _steps(data: Dataset, saved: int) -> int:
-    lost = 0
+    n_lost = 0
     for number in range(max(saved, len(data))):
         if number >= len(data):
-            lost += 1
+            n_lost += 1
             continue
         e = data[number]
         rows = np.stack([row(number, t) for t in range(length(number))])[: len(e)]
@@ -182,7 +182,7 @@ def _steps(data: Dataset, saved: int) -> int:
             right &= bool((e.steps[FRONT] == (number + np.arange(len(e)))[:, None, None, None] % 256).all())
         whole = len(e) == length(number) and e.metadata.get("name") == number
         assert right and (whole or number >= saved), f"episode {number} is not what was recorded"
-    return lost
+    return n_lost
 
 
 def _toys(data: Dataset, saved: int) -> int:
@@ -202,13 +202,13 @@ _whole = None
 # -- a thousand -----------------------------------------------------------------------------------------------------
 
 
-def table(found: list[Trial]) -> Iterator[str]:
+def table(trials: list[Trial]) -> Iterator[str]:
     yield "| recording | end | trials | episodes saved | of these lost | most lost of the running one |"
     yield "|---|---|---|---|---|---|"
     names = {"steps": "numbers, 100 Hz", "frames": "with a camera, 100 Hz", "toy": "`understudy record fork`"}
     for way in WAYS:
         for cut in (False, True):
-            here = [t for t in found if (t.way, t.cut) == (way, cut)]
+            here = [t for t in trials if (t.way, t.cut) == (way, cut)]
             running = f"{max((t.running_lost for t in here), default=0):.2f} s" if way != "toy" else ""
             yield (f"| {names[way]} | {'power cut' if cut else 'SIGKILL'} | {len(here)} | "
                    f"{sum(t.saved for t in here):,} | {sum(t.finished_lost for t in here)} | {running} |")

@@ -77,10 +77,10 @@ def _place_labels(dots: Mapping[str, Point], frame: Box) -> dict[str, tuple[Box,
 
     def costs(here: Point, box: Box, line: Line | None, others: list[tuple[Box, Line | None]]) -> Iterator[float]:
         # In pixels of distance. Nothing outweighs a label that is covered.
-        yield 1e6 * sum(_overlap(box, taken) for taken in (*marks, *(theirs for theirs, _ in others)))
+        yield 1e6 * sum(_overlap(box, taken) for taken in (*marks, *(other_line for other_line, _ in others)))
         if line is not None:  # dots that lie on each other cannot be avoided
             yield 100 * sum(_passes(line, mark) for mark in marks if not _overlap(mark, (*here, *here)))
-            yield 100 * sum(_passes(line, theirs) for theirs, _ in others)
+            yield 100 * sum(_passes(line, other_line) for other_line, _ in others)
             yield 60 * sum(_cross(line, joint) for _, joint in others if joint is not None)
         yield 100 * sum(_passes(joint, box) for _, joint in others if joint is not None)
 

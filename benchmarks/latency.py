@@ -24,7 +24,7 @@ BF16 = 5.0  # the goal of the larger network
 NEAR = 1e-5
 
 
-def theirs(widths, sampler: str):
+def peer_unet(widths, sampler: str):
     """lerobot's policy, of random weights."""
     import torch
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -40,7 +40,7 @@ def theirs(widths, sampler: str):
     return policy
 
 
-def mine(widths, sampler: str, net):
+def own_unet(widths, sampler: str, net):
     """Ours, with the weights of lerobot's network."""
     import math
 
@@ -75,8 +75,8 @@ def gap(peer, planner, rows: int = 1, seed: int = 7) -> float:
     """The largest difference of two chunks from the same noise; actions are of size 1."""
     import torch
 
-    seen = torch.rand(rows, 2, 2 * train_step.STATE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    state, other = seen.split(train_step.STATE, -1)
+    observations = torch.rand(rows, 2, 2 * train_step.STATE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    state, other = observations.split(train_step.STATE, -1)
     draws = planner.noise_shape[-1] // train_step.ACTION
     torch.manual_seed(seed)  # both draw from PyTorch's own generator, the first chunk and then each step
     noise = torch.cat([torch.randn(rows, 16, train_step.ACTION) for _ in range(draws)], -1)
@@ -85,10 +85,10 @@ def gap(peer, planner, rows: int = 1, seed: int = 7) -> float:
     if draws == 1:
         scheduler.step = partial(scheduler.step, use_clipped_model_output=True)
     with torch.no_grad():
-        wanted = peer.diffusion.generate_actions({"observation.state": state, "observation.environment_state": other})
-        found = planner.plan({"observation.state": seen}, noise)
+        target = peer.diffusion.generate_actions({"observation.state": state, "observation.environment_state": other})
+        chunks = planner.plan({"observation.state": observations}, noise)
     vars(scheduler).pop("step", None)
-    return (found[:, 1:] - wanted).abs().max().item()
+    return (chunks[:, 1:] - target).abs().max().item()
 
 
 def acting(planner, horizon: int, steps: int):
@@ -113,29 +113,29 @@ def row_unet(name: str) -> list[measure.Line]:
 
     size, sampler = name.split("-")
     widths = train_step.SIZES[size][0]
-    peer = theirs(widths, sampler)
-    policy = mine(widths, sampler, peer.diffusion.unet)
+    peer = peer_unet(widths, sampler)
+    policy = own_unet(widths, sampler, peer.diffusion.unet)
     with tempfile.TemporaryDirectory() as folder:
         export(policy, Path(folder) / "policy.onnx")
         planner = load(Path(folder) / "policy.onnx")
     gaps = {"plain": gap(peer, policy), "onnx": gap(peer, planner)}
     assert max(gaps.values()) < NEAR, f"{name}: the same noise gives other chunks, {gaps}"
     half = pack_weights(policy, "bf16", max_error=1.0)
-    seen = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
-            torch.rand(1, train_step.STATE)}
+    observations = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
+                    torch.rand(1, train_step.STATE)}
 
     def select():
         peer.reset()
-        peer.select_action(dict(seen))
+        peer.select_action(dict(observations))
     sides = {"lerobot": select, "onnx": acting(planner, 16, 15), "plain": acting(policy, 16, 15)}
     if size == "mid":
         sides["bf16"] = acting(half, 16, 15)
     seconds = measure.interleaved(sides)
     weights = sum(p.numel() for p in policy.net.parameters()) / 1e6
     what = f"U-Net {widths}, {weights:.3g} M weights, {sampler.upper()}-{policy.config.head.steps}"
-    said = f"chunks from the same noise differ by {gaps['onnx']:.1e}"
+    note = f"chunks from the same noise differ by {gaps['onnx']:.1e}"
     lines = [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms",
-                              goal=GOALS[name], note=said)]
+                              goal=GOALS[name], note=note)]
     if size == "mid":
         fast = measure.machine()["has"]
         lines.append(measure.compared(
@@ -160,12 +160,12 @@ def row_act() -> list[measure.Line]:
     with tempfile.TemporaryDirectory() as folder:
         export(policy, Path(folder) / "policy.onnx")
         planner = load(Path(folder) / "policy.onnx")
-    seen = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
-            torch.rand(1, train_step.STATE)}
+    observations = {"observation.state": torch.rand(1, train_step.STATE), "observation.environment_state":
+                    torch.rand(1, train_step.STATE)}
 
     def select():
         peer.reset()
-        peer.select_action(dict(seen))
+        peer.select_action(dict(observations))
 
     def ours(planner):
         obs, count = {"observation.state": torch.rand(1, 1, train_step.STATE)}, torch.zeros(1, dtype=torch.int64)
@@ -175,8 +175,8 @@ def row_act() -> list[measure.Line]:
                 planner.plan(obs, planner.noise(count, count))
         return once
     seconds = measure.interleaved({"lerobot": select, "onnx": ours(planner), "plain": ours(policy)})
-    what, said = "ACT on state, chunks of 100", "the same layers over as many tokens; ours normalize before each layer"
-    return [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms", note=said),
+    what, note = "ACT on state, chunks of 100", "the same layers over as many tokens; ours normalize before each layer"
+    return [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms", note=note),
             measure.compared(f"{what}: the policy as it is", seconds, "plain", "lerobot", amount=0, unit="ms")]
 
 

@@ -131,9 +131,9 @@ def compared(what: str, seconds: Mapping[str, Sequence[float]], ours: str, peer:
 
 def one_thread() -> None:
     """To be called before torch and numpy are imported: starts this script anew if the environment says otherwise."""
-    wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    if any(os.environ.get(k) != v for k, v in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+    variables = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if any(os.environ.get(k) != v for k, v in variables.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **variables})
 
 
 def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str] | None = None, *,
@@ -155,22 +155,22 @@ def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str]
     from understudy.core import UserError
 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = list(tasks)
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(known)}")
+    names = list(tasks)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(names)}")
     parser.add_argument("--budget", metavar="TIME", help="such as 30m: no cell begins later")
     for name in ("tiny", "page", *flags):
         parser.add_argument(f"--{name}", action="store_true")
     for name in numbers:
         parser.add_argument(f"--{name}", type=int, metavar="N")
-    found = parser.parse_args(arguments)
-    for name in found.tasks:
-        if name not in known:
-            parser.error(f"there is no task {name!r}; there are {', '.join(known)}")
+    options = parser.parse_args(arguments)
+    for name in options.tasks:
+        if name not in names:
+            parser.error(f"there is no task {name!r}; there are {', '.join(names)}")
     try:
-        found.until = time.monotonic() + (parse_duration(found.budget, "--budget") if found.budget else math.inf)
+        options.until = time.monotonic() + (parse_duration(options.budget, "--budget") if options.budget else math.inf)
     except UserError as error:
         parser.error(str(error))
-    return found
+    return options
 
 
 # -- peers --------------------------------------------------------------------------------------------------------
@@ -188,9 +188,9 @@ def enter(peer: str) -> None:
     folder = ENVIRONMENTS / peer
     if Path(sys.prefix) == folder.resolve():
         return
-    wanted = HERE / "peers" / f"{peer}.txt"
+    requirements = HERE / "peers" / f"{peer}.txt"
     stamp = folder / "installed.txt"
-    if not stamp.exists() or stamp.read_text() != wanted.read_text():
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
         print(f"installing {peer} into {folder.name}", file=sys.stderr, flush=True)
         try:
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
@@ -199,12 +199,12 @@ def enter(peer: str) -> None:
             ours = [p for p in sys.path if p.endswith("site-packages")]
             (site / "ours.pth").write_text("\n".join([*ours, str((HERE.parent / "src").resolve())]) + "\n")
             subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                            "--no-deps", "-r", wanted], check=True)
+                            "--no-deps", "-r", requirements], check=True)
         except subprocess.CalledProcessError as error:  # pip has said why; its paths do not belong on a page
             raise NotInstalled(f"installing it ended with {error.returncode}") from None
         except OSError as error:
             raise NotInstalled(f"installing it: {error.strerror}") from None
-        stamp.write_text(wanted.read_text())
+        stamp.write_text(requirements.read_text())
     python = folder.resolve() / "bin" / "python"
     os.execve(python, [str(python), *sys.argv], dict(os.environ))
 
@@ -222,18 +222,18 @@ def beside(parts: Mapping[str, Callable[[], Sequence[Line]]], packages: Sequence
             lines = list(parts[name]())
         except NotInstalled as error:
             lines = [Line(name, note=f"peer not installed ({error})")]
-        told = {"lines": [asdict(line) for line in lines], "versions": versions(*packages)}
-        Path(out).write_text(json.dumps(told), encoding="utf-8")
+        document = {"lines": [asdict(line) for line in lines], "versions": versions(*packages)}
+        Path(out).write_text(json.dumps(document), encoding="utf-8")
         sys.exit()
-    lines, found = [], dict.fromkeys(packages, "not installed")
+    lines, installed = [], dict.fromkeys(packages, "not installed")
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(parts):
             out = Path(folder) / f"{number}.json"
             subprocess.run([sys.executable, sys.argv[0], "--beside", name, str(out)], check=True)
-            told = json.loads(out.read_text(encoding="utf-8"))
-            lines += [restored(line) for line in told["lines"]]
-            found |= {k: v for k, v in told["versions"].items() if v != "not installed"}
-    return lines, found
+            document = json.loads(out.read_text(encoding="utf-8"))
+            lines += [restored(line) for line in document["lines"]]
+            installed |= {k: v for k, v in document["versions"].items() if v != "not installed"}
+    return lines, installed
 
 
 def restored(line: dict) -> Line:
@@ -256,13 +256,13 @@ def machine() -> dict[str, str]:
 
 
 def versions(*names: str) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch", "numpy"), more: dict | None = None
@@ -283,8 +283,8 @@ def save(name: str, lines: Sequence[Line], *, packages: Sequence[str] = ("torch"
 def insert(name: str, text: str, page: str = "formats.md") -> None:
     """Into docs/PAGE, in place of what stands between `<!-- NAME: ... -->` and `<!-- end of NAME -->`."""
     path = HERE.parent / "docs" / page
-    before, begin, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name}: made by benchmarks/{name}.py -->\n")
-    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    before, begin, tail = path.read_text(encoding="utf-8").partition(f"<!-- {name}: made by benchmarks/{name}.py -->\n")
+    _, end, after = tail.partition(f"<!-- end of {name} -->")
     if not begin or not end:
         raise SystemExit(f"{path} has no place for {name}")
     path.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")

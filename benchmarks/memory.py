@@ -24,7 +24,7 @@ BOUND = 1000.0  # MB
 STEPS, WIDE = 1000, 240
 
 
-def made(path: Path, megabytes: int) -> None:
+def write_data(path: Path, megabytes: int) -> None:
     """An .npz of that many episodes of 1 MB, written piece by piece."""
     from understudy.data.formats.npz_arrays import write_npz
 
@@ -71,7 +71,7 @@ def use(source: Path, path: Path, to: str) -> dict:
         for i in range(20):
             drawn.batch(64, i)
     small = source.with_name("small.npz")  # what is made once, whatever the size
-    made(small, 1)
+    write_data(small, 1)
     write_dataset(open_dataset(small), path.with_name(f"small-{path.name}"), to)
     windows(open_dataset(path.with_name(f"small-{path.name}")))
     assert to in WRITERS
@@ -91,8 +91,8 @@ def measured(source: Path, place: Path, to: str) -> dict:
     process = subprocess.run([sys.executable, __file__, "--use", source, place, to], check=True, stdout=subprocess.PIPE,
                           env={**os.environ, "UNDERSTUDY_CACHE": str(place.parent / "cache"),
                                "UNDERSTUDY_CACHE_GB": "100"})
-    for left in (place, *place.parent.glob("small*"), *place.parent.glob(f"{place.name}.*"), place.parent / "cache"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    for path in (place, *place.parent.glob("small*"), *place.parent.glob(f"{place.name}.*"), place.parent / "cache"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return json.loads(process.stdout)
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     took: dict[str, dict[int, dict]] = {to: {} for to in o.to}
     for size in o.mb:
         with tempfile.TemporaryDirectory() as folder:
-            made(source := Path(folder) / "data.npz", size)
+            write_data(source := Path(folder) / "data.npz", size)
             for to in o.to:
                 took[to][size] = peak = measured(source, Path(folder) / "written", to)
                 print(f"{to}, {size:,} MB: converting {peak['converting']:.0f} MB, windowing {peak['windowing']:.0f}",
@@ -120,9 +120,9 @@ def line(to: str, took: dict[int, dict]):
     """The most that any size took; each of them in the note."""
     import measure
 
-    most = max(found[what] for found in took.values() for what in ("converting", "windowing"))
-    each = "; ".join(f"{size:,} MB: {found['converting']:.0f} and {found['windowing']:.0f}"
-                     for size, found in took.items())
+    most = max(seconds[what] for seconds in took.values() for what in ("converting", "windowing"))
+    each = "; ".join(f"{size:,} MB: {seconds['converting']:.0f} and {seconds['windowing']:.0f}"
+                     for size, seconds in took.items())
     return measure.Line(f"into {to}, and windows of it", measure.Figure(most, most, most, "MB"), bound=BOUND, note=each)
 
 

@@ -88,14 +88,14 @@ def demonstrations(name: str) -> Dataset:
 
 def trained_briefly(method: Method, data: Dataset, stages: dict[str, FitResult]) -> tuple[FitResult, float]:
     """A method after a few updates, and the CPU seconds that all updates would take."""
-    wanted = method.learner.steps
-    steps, ticks = min(wanted, UPDATES + 2), [time.process_time()]
+    n_updates = method.learner.steps
+    steps, ticks = min(n_updates, UPDATES + 2), [time.process_time()]
     short = replace(method, learner=replace(method.learner, steps=steps), stages=(), collection=None)
     result = fit_method(replace(short, stages=method.stages), data, 0, stages=stages,
                         callbacks=(lambda *_: ticks.append(time.process_time()),))
     if len(ticks) < 4:  # nothing is trained step by step
         return result, time.process_time() - ticks[0]
-    return result, ticks[1] - ticks[0] + (ticks[-1] - ticks[2]) / (len(ticks) - 3) * (wanted - 1)
+    return result, ticks[1] - ticks[0] + (ticks[-1] - ticks[2]) / (len(ticks) - 3) * (n_updates - 1)
 
 
 def slowest_step(actor: Actor, schema: Schema, conditions: Iterable[str]) -> float:
@@ -129,8 +129,8 @@ def cost(name: str) -> dict[str, float]:
     weights = {id(p): p.numel() for r in (*stages.values(), result) for m in r.modules.values()
                for p in m.parameters()}
     goals = {g.into: schema[g.column] for g in result.policy.window.goals}
-    told = {k: f for k, f in result.policy.features.items() if k == "observation.task" or k.startswith(DEMONSTRATION)}
-    plan = slowest_step(result.actor, {**schema, **goals, **told}, open_conditions(result.method, schema))
+    extra = {k: f for k, f in result.policy.features.items() if k == "observation.task" or k.startswith(DEMONSTRATION)}
+    plan = slowest_step(result.actor, {**schema, **goals, **extra}, open_conditions(result.method, schema))
     return {"weights": sum(weights.values()), "train_seconds": float(f"{seconds + took:.2g}"),
             "plan_ms": float(f"{1000 * plan:.2g}")}
 
@@ -139,13 +139,13 @@ def main(names: list[str]) -> None:
     import measure
 
     torch.set_num_threads(1)
-    known = read_json(COSTS) if COSTS.exists() else {"methods": {}}
-    for name in names or [n for n in method_files() if n not in known["methods"]]:
-        known["methods"][name] = cost(name)
-        print(name, known["methods"][name], file=sys.stderr, flush=True)
-        known["machine"] = measure.machine()["cpu"]
-        known["methods"] = {n: known["methods"][n] for n in method_files() if n in known["methods"]}
-        write_json(COSTS, known)
+    costs = read_json(COSTS) if COSTS.exists() else {"methods": {}}
+    for name in names or [n for n in method_files() if n not in costs["methods"]]:
+        costs["methods"][name] = cost(name)
+        print(name, costs["methods"][name], file=sys.stderr, flush=True)
+        costs["machine"] = measure.machine()["cpu"]
+        costs["methods"] = {n: costs["methods"][n] for n in method_files() if n in costs["methods"]}
+        write_json(COSTS, costs)
 
 
 if __name__ == "__main__":

@@ -64,14 +64,14 @@ class Size:
         folder: Where the cells are kept.
         seeds: Training seeds.
         updates: Number of updates.
-        shown: Number of demonstrations, before those of tasks that are left out are taken away.
+        n_demonstrations: Number of demonstrations, before those of tasks that are left out are taken away.
         starts: Number of starts.
     """
 
     folder: str = "one-shot"
     seeds: tuple[int, ...] = (0, 1, 2)
     updates: int = 4000
-    shown: int = 2000
+    n_demonstrations: int = 2000
     starts: int = 400
 
 
@@ -114,19 +114,19 @@ def cell_path(size: Size, seed: int, name: str) -> Path:
 
 def run_cell(size: Size, seed: int, name: str) -> dict:
     """Trains a policy, and judges it: with demonstrations also in the way that must fail."""
-    data, began = recorded(seed, size.shown).filter(lambda e: not is_new(e)), time.process_time()
+    data, began = recorded(seed, size.n_demonstrations).filter(lambda e: not is_new(e)), time.process_time()
     method = compared(name, size.updates, data)
     actor = fit_method(method, data, seed).actor
     trained, env = time.process_time() - began, make("tabletop:pick_and_place", rows=min(size.starts, ROWS))
     actors = {name: actor}
     if name == "shown":
-        shown, (show,) = recorded(SHOW_SEED, SHOWS), method.transforms
-        actors = {name: DemonstratedActor(actor, shown, show),
-                  OTHER: DemonstratedActor(actor, Dataset([as_another_task(e) for e in shown]), show)}
-    ran = {name: rollout(one, env, size.starts, seed=0) for name, one in actors.items()}
+        demonstrations, (show,) = recorded(SHOW_SEED, SHOWS), method.transforms
+        actors = {name: DemonstratedActor(actor, demonstrations, show),
+                  OTHER: DemonstratedActor(actor, Dataset([as_another_task(e) for e in demonstrations]), show)}
+    rollouts = {name: rollout(one, env, size.starts, seed=0) for name, one in actors.items()}
     return {"seed": seed, "policy": name, "updates": size.updates, "demonstrations": len(data),
-            "success": {name: [int(e.metadata["success"]) for e in of] for name, of in ran.items()},
-            "new": [int(is_new(e)) for e in ran[name]], "seconds": {"training": round(trained, 1)}}
+            "success": {name: [int(e.metadata["success"]) for e in of] for name, of in rollouts.items()},
+            "new": [int(is_new(e)) for e in rollouts[name]], "seconds": {"training": round(trained, 1)}}
 
 
 def run(size: Size, until: float) -> None:
@@ -149,16 +149,16 @@ def page_text(size: Size) -> str:
     new = np.array(cells[0]["new"], bool)  # the starts are the same for all
     won = {name: np.array([c["success"][name] for c in cells if name in c["success"]], float)
            for name in (*POLICIES, OTHER)}
-    shown = min(c["demonstrations"] for c in cells)
-    parts = [f"**tabletop:pick_and_place**, at least {shown:,} demonstrations, {cells[0]['updates']:,} updates, "
+    least = min(c["demonstrations"] for c in cells)
+    parts = [f"**tabletop:pick_and_place**, at least {least:,} demonstrations, {cells[0]['updates']:,} updates, "
              f"{len(seeds)} training seeds, {(~new).sum()} starts with tasks of the training and {new.sum()} with new "
              "ones; success in percent:", "", "| the policy is | tasks of the training | new tasks |", "|---|--:|--:|"]
     for name, of in won.items():
         rates = [two_level_rate(of[:, which]) for which in (~new, new)]
         parts.append(f"| {name} | " + " | ".join(measure.percent(r.low, r.estimate, r.high) for r in rates) + " |")
     gaps = [two_level_difference(won["shown"][:, which], won["told in words"][:, which])[0] for which in (~new, new)]
-    known, other = (measure.percent(g.low, g.estimate, g.high, "+") for g in gaps)
-    parts += ["", f"Shown and not told in words: {known} points on tasks of the training, {other} on new ones."]
+    known_text, other = (measure.percent(g.low, g.estimate, g.high, "+") for g in gaps)
+    parts += ["", f"Shown and not told in words: {known_text} points on tasks of the training, {other} on new ones."]
     return "\n".join(parts)
 
 

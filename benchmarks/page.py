@@ -177,8 +177,8 @@ def write() -> None:
     print(PAGE)
 
 
-def _overview(found: dict) -> str:
-    goals = [line for result in found.values() for line in result["lines"] if line["met"] is not None]
+def _overview(findings: dict) -> str:
+    goals = [line for result in findings.values() for line in result["lines"] if line["met"] is not None]
     met = sum(line["met"] for line in goals)
     return (f"Of {len(goals)} goals that were set in advance, {met} are met and {len(goals) - met} are not. "
             "The tables show which.")

@@ -63,18 +63,18 @@ def alone(path: Path) -> Dataset:
     return open_dataset(path)
 
 
-def left(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:
+def kept_parts(data: Dataset, now: Dataset, called: dict[str, str]) -> list[str]:
     """What of `data` is in `now`, where its columns are `called` something else."""
-    features, found = data.features(), now.features()
-    here = {n: c for n, c in called.items() if c in found and all(
+    features, after = data.features(), now.features()
+    here = {n: c for n, c in called.items() if c in after and all(
         equal(was.steps[n], is_.steps[c][:len(was)]) for was, is_ in zip(data, now, strict=True))}
     last = [n for n, c in here.items() if all(
         len(was.steps[n]) == len(is_.steps[c]) > len(was) and equal(was.steps[n], is_.steps[c])
         for was, is_ in zip(data, now, strict=True))]
     return [*here, *(f"last {n}" for n in last),
-            *(["names"] if all(found[here[n]].names == f.names for n, f in features.items() if f.names and n in here)
+            *(["names"] if all(after[here[n]].names == f.names for n, f in features.items() if f.names and n in here)
               else []),
-            *(["unit"] if any(f.unit and n in here and found[here[n]].unit == f.unit for n, f in features.items())
+            *(["unit"] if any(f.unit and n in here and after[here[n]].unit == f.unit for n, f in features.items())
               else []),
             *(["fps"] if now.fps == data.fps else []),
             *(["robot_type"] if now.metadata.get("robot_type") == data.metadata.get("robot_type") else []),
@@ -97,13 +97,13 @@ def chained(data: Dataset, first: Dataset, a: str, b: str) -> dict[str, str]:
 
 
 def measured() -> dict:
-    data, same, kept, lost = rich(), [], {}, {}
-    every = left(data, data, {n: n for n in data.features()})
+    data, same, kept, lost_by_pair = rich(), [], {}, {}
+    every = kept_parts(data, data, {n: n for n in data.features()})
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         os.environ["UNDERSTUDY_CACHE"] = str(place / "cache")
         for a in WRITERS:
-            lost[a] = [str(loss) for loss in conversion_losses(data, a, **options(a))]
+            lost_by_pair[a] = [str(loss) for loss in conversion_losses(data, a, **options(a))]
             first = write(data, place / a, a)
             for b in WRITERS:
                 if write(first, place / f"{a}-{b}", b).fingerprint() == data.fingerprint():
@@ -111,8 +111,8 @@ def measured() -> dict:
             bare = alone(place / a)
             for b in WRITERS:
                 write(bare, place / f"bare-{a}-{b}", b)
-                kept[f"{a} {b}"] = left(data, alone(place / f"bare-{a}-{b}"), chained(data, bare, a, b))
-    return {"all": every, "same": same, "kept": kept, "lost": lost}
+                kept[f"{a} {b}"] = kept_parts(data, alone(place / f"bare-{a}-{b}"), chained(data, bare, a, b))
+    return {"all": every, "same": same, "kept": kept, "lost": lost_by_pair}
 
 
 def tables(result: dict) -> str:
@@ -127,8 +127,8 @@ def tables(result: dict) -> str:
     lines += ["", "What each has no place for by itself, so that it is kept in the side file:", "", "| | |",
               "|---|---|"]
     for name in names:
-        gone = [x for x in result["all"] if x not in result["kept"][f"{name} {name}"]]
-        lines.append(f"| {name} | {', '.join(f'`{x}`' if '.' in x or ' ' not in x else x for x in gone) or 'none'} |")
+        keys = [x for x in result["all"] if x not in result["kept"][f"{name} {name}"]]
+        lines.append(f"| {name} | {', '.join(f'`{x}`' if '.' in x or ' ' not in x else x for x in keys) or 'none'} |")
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ def work(out: Path) -> None:
     with devices.process_group(torch.device("cpu")) as processes:
         times, learners = [], []
 
-        def look(step, learner, seen):
+        def look(step, learner, metrics):
             if step in (WARM, STEPS):
                 processes.wait()
                 times.append(time.perf_counter())

@@ -66,20 +66,20 @@ def plain_mish() -> Iterator[None]:
 def operators(work: Callable[[], object]) -> Rows:
     """Of PyTorch, by the time that each takes itself."""
     work()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(CALLS):
             work()
-    times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in seen.key_averages()}
+    times = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiler.key_averages()}
     return _shares(times)
 
 
 def functions(work: Callable[[], object]) -> Rows:
     """Of Python, by the time that each takes itself."""
     work()
-    seen = cProfile.Profile(time.process_time)
-    seen.runcall(work)
+    profiler = cProfile.Profile(time.process_time)
+    profiler.runcall(work)
     times: dict[str, float] = {}
-    for (file, _, name), (_, _, own, _, _) in pstats.Stats(seen).stats.items():
+    for (file, _, name), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():
         times[name := _named(file, name)] = times.get(name, 0.0) + own
     return _shares(times)
 
@@ -91,8 +91,8 @@ def _shares(times: dict[str, float]) -> Rows:
 
 def _named(file: str, name: str) -> str:
     if file == "~":  # built in: "<built-in method torch._C._nn.linear>", "<method 'view' of 'X' objects>"
-        found = re.search(r"method '?([\w.]+)'?(?: of '([\w.]+)')?", name)
-        return name if found is None else (found[1] if found[2] is None else f"{found[2]}.{found[1]}")
+        match = re.search(r"method '?([\w.]+)'?(?: of '([\w.]+)')?", name)
+        return name if match is None else (match[1] if match[2] is None else f"{match[2]}.{match[1]}")
     return f"{Path(file).stem}.{name}"
 
 
@@ -147,10 +147,10 @@ def chunk() -> tuple[measure.Line, str]:
 
 
 def acting() -> tuple[measure.Line, str]:
-    shown = rollout(UniformRandomActor(envs.make("fork", 16)), envs.make("fork", 16), 16)
-    method = find_method("bc", shown.features())
+    data = rollout(UniformRandomActor(envs.make("fork", 16)), envs.make("fork", 16), 16)
+    method = find_method("bc", data.features())
     torch.manual_seed(0)
-    policy = Policy(method.policy, shown.features()).fit_statistics(shown).eval()
+    policy = Policy(method.policy, data.features()).fit_statistics(data).eval()
     many, one = envs.make("fork", rollouts.ROWS), envs.make("fork", 1)
 
     def plain():
@@ -165,8 +165,8 @@ def acting() -> tuple[measure.Line, str]:
 def main() -> None:
     torch.set_num_threads(1)
     parts = [training(), chunk(), acting()]
-    said = ("" if has_fast_bf16(torch.device("cpu")) else "This processor is not fast at bf16, so all is in fp32.\n\n")
-    measure.save("profiles", [line for line, _ in parts], more={"says": said + "\n\n".join(t for _, t in parts)})
+    note = ("" if has_fast_bf16(torch.device("cpu")) else "This processor is not fast at bf16, so all is in fp32.\n\n")
+    measure.save("profiles", [line for line, _ in parts], more={"says": note + "\n\n".join(t for _, t in parts)})
 
 
 if __name__ == "__main__":

@@ -183,10 +183,10 @@ def train(name: str, seed: int) -> None:
     method = replace(method, learner=replace(method.learner, steps=table.updates))
     began = time.process_time()
 
-    def look(step, learner, seen):
+    def look(step, learner, metrics):
         if step in table.looks:
             learner.trained_policy.save(folder / str(step))
-            print(f"{name}, seed {seed}: {step} updates, loss {seen['loss']:.4f}, "
+            print(f"{name}, seed {seed}: {step} updates, loss {metrics['loss']:.4f}, "
                   f"{time.process_time() - began:.0f} CPU s", flush=True)
     fit_method(method, data, seed, callbacks=(look,))
     write_json(folder / "trained.json", {"seconds": round(time.process_time() - began, 1), "updates": table.updates,
@@ -199,8 +199,8 @@ def judge(name: str, seed: int) -> None:
     def acting(look: int) -> PolicyActor:
         return PolicyActor(FixedBatch(Policy.load(folder / str(look)), ROWS), table.method().executor)
     began = time.process_time()
-    found = table.judge(acting, table.looks)
-    write_json(RESULTS / f"{name}-{seed}.json", {**read_json(folder / "trained.json"), **found,
+    evaluation = table.judge(acting, table.looks)
+    write_json(RESULTS / f"{name}-{seed}.json", {**read_json(folder / "trained.json"), **evaluation,
                                                  "judging": round(time.process_time() - began, 1)})
 
 
@@ -308,26 +308,26 @@ def _found(name: str) -> list[dict]:
 
 
 def _mazes() -> list[str]:
-    found = _found("pointmaze")
-    if len(found) < 2:
+    cells = _found("pointmaze")
+    if len(cells) < 2:
         return ["| OGBench pointmaze-medium-navigate, GCBC, success | 9 % | did not run | | |"]
-    success = np.array([f["success"] for f in found])  # (seeds, looks, goals, episodes)
-    over = two_level_mean(success.mean(1).reshape(len(found), -1))
+    success = np.array([f["success"] for f in cells])  # (seeds, looks, goals, episodes)
+    over = two_level_mean(success.mean(1).reshape(len(cells), -1))
     each = [f"{100 * success[:, :, g].mean():.0f}" for g in range(5)]
     missed = "" if over.low <= 0.09 <= over.high else " (misses the published value)"
     return [f"| OGBench pointmaze-medium-navigate, GCBC, success | 9 % | {_share(over)}{missed}, by goal "
-            f"{', '.join(each)} % | 20,000, 1,000,000 | {_seconds(found)} |"]
+            f"{', '.join(each)} % | 20,000, 1,000,000 | {_seconds(cells)} |"]
 
 
 def _doors() -> list[str]:
-    found = _found("door")
+    cells = _found("door")
     name = "CORL door-human, BC, D4RL score"
-    if len(found) < 2:
+    if len(cells) < 2:
         return [f"| {name} | 2.3 | did not run | | |"]
-    best = two_level_mean([f["looks"][TABLES["door"].looks.index(f["best"])] for f in found])
-    anew = two_level_mean([f["anew"] for f in found])
-    return [f"| {name}, last | 2.3 | {_score(two_level_mean([f['last'] for f in found]))} | 100,000, 1,000,000 | "
-            f"{_seconds(found)} |",
+    best = two_level_mean([f["looks"][TABLES["door"].looks.index(f["best"])] for f in cells])
+    anew = two_level_mean([f["anew"] for f in cells])
+    return [f"| {name}, last | 2.3 | {_score(two_level_mean([f['last'] for f in cells]))} | 100,000, 1,000,000 | "
+            f"{_seconds(cells)} |",
             f"| {name}, best, selected on the test episodes | 9.4 | {_score(best)} | | |",
             f"| {name}, the same weights on new episodes | | {_score(anew)} | | |"]
 
@@ -351,9 +351,9 @@ def _unfinished(table: str, size: toys.Size) -> list[str]:
         f"`python benchmarks/published.py {table}` continues.", ""]
 
 
-def _column(found: list[dict], key: str) -> np.ndarray:
+def _column(cells: list[dict], key: str) -> np.ndarray:
     """Values of a measure, (seeds, episodes)."""
-    return np.array([f[key] for f in found], float)
+    return np.array([f[key] for f in cells], float)
 
 
 def _verdict(holds: bool, fails: bool) -> str:
@@ -363,14 +363,14 @@ def _verdict(holds: bool, fails: bool) -> str:
 def _particle(size: toys.Size = toys.FULL) -> list[str]:
     """The particle in N dimensions: what the paper says and what we find."""
     lines = ["## Implicit Behavioral Cloning: a particle in N dimensions", "", PARTICLE_STATEMENT, ""]
-    found = _toy("particle", size)
-    if found is None:
+    cells = _toy("particle", size)
+    if cells is None:
         return [*lines, *_unfinished("particle", size)]
     lines += ["| N | implicit, published | implicit, here | explicit, published | explicit, here | "
               "implicit minus explicit, here |", "| --- | --- | --- | --- | --- | --- |"]
     rates, differences = {}, {}
     for dim in size.dimensions:
-        energy, regression = (_column(found[f"particle-{dim}-{name}"], "success") for name in toys.PARTICLE_HEADS)
+        energy, regression = (_column(cells[f"particle-{dim}-{name}"], "success") for name in toys.PARTICLE_HEADS)
         rates[dim] = two_level_rate(energy), two_level_rate(regression)
         differences[dim] = two_level_difference(energy, regression)[0]
         explicit = "95 % or more" if dim <= 8 else "less than 95 %"
@@ -379,7 +379,7 @@ def _particle(size: toys.Size = toys.FULL) -> list[str]:
     few, most = min(size.dimensions), max(size.dimensions)
     order, (energy, regression) = differences[most], rates[most]
     level = [dim for dim in size.dimensions if rates[dim][0].high < 0.95]
-    seconds = [_seconds([f for dim in size.dimensions for f in found[f"particle-{dim}-{name}"]])
+    seconds = [_seconds([f for dim in size.dimensions for f in cells[f"particle-{dim}-{name}"]])
                for name in toys.PARTICLE_HEADS]
     return [*lines, "",
             f"- The order at N = {most}, implicit above explicit: {_verdict(order.low > 0, order.high < 0)}.",
@@ -398,15 +398,15 @@ MIP_PUBLISHED = {"regression": "0.74", "no-noise": "0.73", "mip": "1.02", "flow"
 def _mip(size: toys.Size = toys.FULL) -> list[str]:
     """The ablation of MIP: success at two precisions, and errors of actions."""
     lines = ["## The ablation of MIP", "", MIP_STATEMENT, ""]
-    found = _toy("mip", size)
-    if found is None:
+    cells = _toy("mip", size)
+    if cells is None:
         return [*lines, *_unfinished("mip", size)]
     lines += ["| tolerance | method | success relative to flow, published | here | success, here | MIP minus this | "
               "error on held-out states | off-manifold norm | error off the demonstrations |",
               "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    told = []
+    notes = []
     for tolerance in size.tolerances:
-        of = {name: found[f"mip-{tolerance:g}-{name}"] for name in toys.MIP_HEADS}
+        of = {name: cells[f"mip-{tolerance:g}-{name}"] for name in toys.MIP_HEADS}
         won = {name: _column(f, "success") for name, f in of.items()}
         gap = {name: two_level_difference(won["mip"], won[name])[0] for name in of if name != "mip"}
         for name, f in of.items():
@@ -418,19 +418,19 @@ def _mip(size: toys.Size = toys.FULL) -> list[str]:
                          + " | ".join(_error(e) for e in errors) + " |")
         expert = two_level_mean(_column(of["mip"], "expert_off_manifold"))
         lines.append(f"| {1000 * tolerance:g} mm | the expert | | | | | | {_error(expert)} | |")
-        told += [f"- {1000 * tolerance:g} mm. " + " ".join([
+        notes += [f"- {1000 * tolerance:g} mm. " + " ".join([
             f"MIP above regression: {_verdict(gap['regression'].low > 0, gap['regression'].high < 0.05)}.",
             f"MIP above two steps without noise: {_verdict(gap['no-noise'].low > 0, gap['no-noise'].high < 0.05)}.",
             f"MIP at most 10 points below flow: {_verdict(gap['flow'].low > -0.1, gap['flow'].high < -0.1)}.",
             *_manifold(of)])]
     if len(size.tolerances) > 1:
-        gains = [_column(found[f"mip-{t:g}-mip"], "success") - _column(found[f"mip-{t:g}-regression"], "success")
+        gains = [_column(cells[f"mip-{t:g}-mip"], "success") - _column(cells[f"mip-{t:g}-regression"], "success")
                  for t in (min(size.tolerances), max(size.tolerances))]
         more = two_level_difference(*gains, kind="real")[0]
-        told.append(f"- The gain of MIP over regression is larger at the higher precision: {_points(more)} points, "
-                    f"{_verdict(more.low > 0, more.high < 0)}.")
-    seconds = _seconds([f for cell in found.values() for f in cell])
-    return [*lines, "", *told, f"- Updates: {size.updates[2]:,}, where the paper has 300,000. Training took {seconds} "
+        notes.append(f"- The gain of MIP over regression is larger at the higher precision: {_points(more)} points, "
+                     f"{_verdict(more.low > 0, more.high < 0)}.")
+    seconds = _seconds([f for cell in cells.values() for f in cell])
+    return [*lines, "", *notes, f"- Updates: {size.updates[2]:,}, where the paper has 300,000. Training took {seconds} "
             "CPU seconds a seed.", ""]
 
 
@@ -440,29 +440,29 @@ PUSHING_PUBLISHED = {"bet": (0.96, 0.71), "bet-every-step": (0.96, 0.71), "lstm-
 def _pushing(size: toys.Size = toys.FULL) -> list[str]:
     """Block pushing: how often one block and both blocks are pushed onto squares."""
     lines = ["## Block pushing", "", PUSHING_STATEMENT, ""]
-    found = _toy("block-pushing", size)
-    if found is None:
+    cells = _toy("block-pushing", size)
+    if cells is None:
         return [*lines, *_unfinished("block-pushing", size)]
     lines += ["| method | one block, published | one block, here | both blocks, published | both blocks, here | "
               "updates | CPU s a seed |", "| --- | --- | --- | --- | --- | --- | --- |"]
     for name, (one, both) in PUSHING_PUBLISHED.items():
-        f = found[f"block-pushing-{name}"]
+        f = cells[f"block-pushing-{name}"]
         lines.append(f"| {name} | {100 * one:.0f} % | {_rate(f, 'one')} | {100 * both:.0f} % | {_rate(f, 'success')} | "
                      f"{f[0]['updates']:,} | {_seconds(f)} |")
-    return [*lines, "", *_unfinished("block-pushing", size), *_order("block-pushing", found), ""]
+    return [*lines, "", *_unfinished("block-pushing", size), *_order("block-pushing", cells), ""]
 
 
 def _blocks(size: toys.Size = toys.FULL) -> list[str]:
     """The order of the same methods on our own toy."""
     lines = ["## Block pushing in the plane", "", BLOCKS_STATEMENT, ""]
-    found = _toy("blocks", size)
-    if found is None:
+    cells = _toy("blocks", size)
+    if cells is None:
         return [*lines, *_unfinished("blocks", size)]
     lines += ["| method | one block | both blocks | updates | CPU s a seed |", "| --- | --- | --- | --- | --- |"]
     for name in toys.PUSH_METHODS["blocks"]:
-        f = found[f"blocks-{name}"]
+        f = cells[f"blocks-{name}"]
         lines.append(f"| {name} | {_rate(f, 'one')} | {_rate(f, 'success')} | {f[0]['updates']:,} | {_seconds(f)} |")
-    return [*lines, "", *_unfinished("blocks", size), *_order("blocks", found), ""]
+    return [*lines, "", *_unfinished("blocks", size), *_order("blocks", cells), ""]
 
 
 def _agents() -> list[str]:
@@ -470,25 +470,25 @@ def _agents() -> list[str]:
     return ["## Agents that learn in an environment", "", AGENTS_STATEMENT, "", *rows, ""] if len(rows) > 2 else []
 
 
-def _order(table: str, found: dict[str, list[dict]]) -> list[str]:
+def _order(table: str, cells: dict[str, list[dict]]) -> list[str]:
     """Whether behavior transformers are above the other methods."""
-    told, names = [], toys.PUSH_METHODS[table]
+    lines, names = [], toys.PUSH_METHODS[table]
     for name in (name for name in names if name.startswith("bet")):
         for key, words in (("one", "one block"), ("success", "both blocks")):
             for other in (name for name in names if not name.startswith("bet")):
-                gap = two_level_difference(*(_column(found[f"{table}-{n}"], key) for n in (name, other)))[0]
+                gap = two_level_difference(*(_column(cells[f"{table}-{n}"], key) for n in (name, other)))[0]
                 verdict, updates = _verdict(gap.low > 0, gap.high < 0), ""
-                times = found[f"{table}-{name}"][0]["updates"] / found[f"{table}-{other}"][0]["updates"]
+                times = cells[f"{table}-{name}"][0]["updates"] / cells[f"{table}-{other}"][0]["updates"]
                 if times != 1 or table == "blocks":  # not as published, or nothing is published
                     verdict = verdict.replace("not reproduced", "lower").replace("reproduced", "higher")
                     updates = f", with {times:.2g} times the updates" if times != 1 else ""
-                told.append(f"- {name} above {other}, {words}: {verdict} ({_points(gap)} points{updates}).")
-    return told
+                lines.append(f"- {name} above {other}, {words}: {verdict} ({_points(gap)} points{updates}).")
+    return lines
 
 
-def _rate(found: list[dict], key: str) -> str:
+def _rate(cells: list[dict], key: str) -> str:
     """The rate of a measure of 0 and 1, with its interval."""
-    return _share(two_level_rate(_column(found, key)))
+    return _share(two_level_rate(_column(cells, key)))
 
 
 def _manifold(of: dict[str, list[dict]]) -> list[str]:
@@ -498,10 +498,10 @@ def _manifold(of: dict[str, list[dict]]) -> list[str]:
     for name in ("mip", "flow"):
         same.append(two_level_difference(_column(of[name], "validation"), base["validation"], kind="real")[0])
         lower.append(two_level_difference(_column(of[name], "off_manifold"), base["off_manifold"], kind="real")[0])
-    near = 0.1 * base["validation"].mean()
+    tolerance = 0.1 * base["validation"].mean()
     return ["MIP and flow have the same error on held-out states as regression (within a tenth): "
-            + _verdict(all(abs(e) < near for i in same for e in (i.low, i.high)),
-                       any(i.low > near or i.high < -near for i in same)) + ".",
+            + _verdict(all(abs(e) < tolerance for i in same for e in (i.low, i.high)),
+                       any(i.low > tolerance or i.high < -tolerance for i in same)) + ".",
             "MIP and flow have a lower off-manifold norm than regression: "
             + _verdict(all(i.high < 0 for i in lower), any(i.low > 0 for i in lower))
             + f" (MIP {_error(lower[0], '+')}, flow {_error(lower[1], '+')})."]
@@ -524,8 +524,8 @@ def _score(i) -> str:
     return f"{i.estimate:.1f} [{i.low:.1f}, {i.high:.1f}]"
 
 
-def _seconds(found) -> str:
-    return f"{np.mean([f['seconds'] for f in found]):.0f}"
+def _seconds(cells) -> str:
+    return f"{np.mean([f['seconds'] for f in cells]):.0f}"
 
 
 def run_toys(table: str, size: toys.Size, until: float) -> bool:
@@ -538,10 +538,10 @@ def run_toys(table: str, size: toys.Size, until: float) -> bool:
             if time.monotonic() > until:
                 return False
             began = time.process_time()
-            found = cell.run(seed)
-            write_json(path, {**found, "cpu_seconds": round(time.process_time() - began, 1), "machine": machine(),
+            result = cell.run(seed)
+            write_json(path, {**result, "cpu_seconds": round(time.process_time() - began, 1), "machine": machine(),
                               "versions": versions("torch", "numpy")})
-            print(f"{cell.name}, seed {seed}: success {np.mean(found['success']):.2f}, "
+            print(f"{cell.name}, seed {seed}: success {np.mean(result['success']):.2f}, "
                   f"{time.process_time() - began:.0f} CPU s", flush=True)
     return True
 

@@ -278,8 +278,8 @@ def tables(results: Path) -> list[str]:
     for name, table in TABLES.items():
         cells = {cell: [read_json(f) for seed in range(table.seeds)
                         if (f := results / f"{name}-{cell}-{seed}.json").exists()] for cell in table.cells}
-        returns = {cell: np.array([entry["returns"] for entry in found]) for cell, found in cells.items()
-                   if len(found) == table.seeds}
+        returns = {cell: np.array([entry["returns"] for entry in entries]) for cell, entries in cells.items()
+                   if len(entries) == table.seeds}
         for cell, values in returns.items():
             clone = "bc-" + cell.rsplit("-", 1)[1] if name == "hopper" else "bc-long"
             against = signed(two_level_difference(values, returns[clone], kind="real")[0]) if (

@@ -75,8 +75,8 @@ def table(results: Path) -> list[str]:
     lines = ["| method | published | here | minus GCBC | by goal | updates |", "| --- | --- | --- | --- | --- | --- |"]
     cells = {name: [read_json(f) for seed in SEEDS if (f := results / f"{name}-{seed}.json").exists()]
              for name in OPTIONS}
-    complete = {name: np.array([cell["success"] for cell in found]) for name, found in cells.items()
-                if len(found) == len(SEEDS)}
+    complete = {name: np.array([cell["success"] for cell in cells_of_method]) for name, cells_of_method in cells.items()
+                if len(cells_of_method) == len(SEEDS)}
     for name, success in complete.items():
         flat = success.reshape(len(SEEDS), -1)
         by_goal = ", ".join(f"{100 * success[:, goal].mean():.0f}" for goal in range(5))

@@ -86,8 +86,8 @@ def trained(head: Head, data: Dataset, seed: int, steps: int, batch: int, lr: fl
     method = Method(PolicyConfig(head, **policy), RecedingHorizon(executed),
                     BehaviorCloning(steps, batch, optimizer=OptimizerConfig(lr=lr, warmup_steps=min(100, steps // 2))))
     began = time.process_time()
-    found = fit_method(method, data, seed).policy
-    return found, PolicyActor(FixedBatch(found, 50), method.executor), time.process_time() - began
+    trained_policy = fit_method(method, data, seed).policy
+    return trained_policy, PolicyActor(FixedBatch(trained_policy, 50), method.executor), time.process_time() - began
 
 
 def success(actor, env, episodes: int) -> list[int]:
@@ -181,15 +181,15 @@ def held_out(tolerance: float, episodes: int) -> tuple[Chunks, Chunks]:
     The pose of the peg is moved by a normal offset, the same in both observations. Poses in the wall, and those from
     which the expert is done before eight steps, are left out of both.
     """
-    seen = chunks_of(expert_episodes(tolerance, episodes, seed=1))
-    offset = np.random.default_rng(0).normal(size=(len(seen.episode), 1, 3)) * PERTURBATION
-    moved = {**seen.obs, "observation.state": (seen.obs["observation.state"] + offset).astype(np.float32)}
-    env = peg(tolerance, len(seen.episode))
+    chunks = chunks_of(expert_episodes(tolerance, episodes, seed=1))
+    offset = np.random.default_rng(0).normal(size=(len(chunks.episode), 1, 3)) * PERTURBATION
+    moved = {**chunks.obs, "observation.state": (chunks.obs["observation.state"] + offset).astype(np.float32)}
+    env = peg(tolerance, len(chunks.episode))
     rows = torch.arange(env.rows)
     expert = peg_insertion.PegInsertionExpert(tolerance, noise=0.0)
     obs = env.restore(rows, {k: torch.from_numpy(v[:, -1]) for k, v in moved.items()})
     state, actions = expert.start(obs, keys(0, range(env.rows))), []
-    usable = Chunks(moved, seen.actions, seen.episode).poses()[:, 1] > 0
+    usable = Chunks(moved, chunks.actions, chunks.episode).poses()[:, 1] > 0
     for _ in range(EXECUTED):
         action, state = expert.act(obs, state)
         actions.append(action.clamp(-1, 1).numpy())
@@ -197,7 +197,7 @@ def held_out(tolerance: float, episodes: int) -> tuple[Chunks, Chunks]:
         obs = out.obs
         if len(actions) < EXECUTED:
             usable &= ~out.terminated.numpy()
-    return seen.take(usable), Chunks(moved, np.stack(actions, 1), seen.episode).take(usable)
+    return chunks.take(usable), Chunks(moved, np.stack(actions, 1), chunks.episode).take(usable)
 
 
 def off_manifold(actions: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
@@ -207,9 +207,9 @@ def off_manifold(actions: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
         actions: Chunks, (n, H, A).
         neighbors: Chunks that span a subspace for each, (n, k, H, A).
     """
-    wanted, basis = actions.reshape(len(actions), -1), neighbors.reshape(*neighbors.shape[:2], -1).swapaxes(1, 2)
-    fitted = basis @ (np.linalg.pinv(basis, rcond=1e-6) @ wanted[..., None])
-    return rms(wanted[..., None] - fitted)
+    targets, basis = actions.reshape(len(actions), -1), neighbors.reshape(*neighbors.shape[:2], -1).swapaxes(1, 2)
+    fitted = basis @ (np.linalg.pinv(basis, rcond=1e-6) @ targets[..., None])
+    return rms(targets[..., None] - fitted)
 
 
 def rms(x: np.ndarray) -> np.ndarray:
@@ -217,16 +217,16 @@ def rms(x: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(x.reshape(len(x), -1)).mean(1))
 
 
-def nearest_chunks(data: Chunks, where: Chunks) -> np.ndarray:
+def nearest_chunks(data: Chunks, queries: Chunks) -> np.ndarray:
     """The actions, as the hole sees them, of the steps of the data with the nearest poses, (n, NEIGHBORS, H, 3)."""
-    apart = np.square(where.poses()[:, None] - data.poses()).sum(2)
+    apart = np.square(queries.poses()[:, None] - data.poses()).sum(2)
     return data.seen_from_hole(data.actions)[np.argsort(apart, 1)[:, :NEIGHBORS]]
 
 
-def planned(policy: Policy, where: Chunks) -> np.ndarray:
+def planned(policy: Policy, queries: Chunks) -> np.ndarray:
     """The actions that a policy would execute, (n, EXECUTED, A)."""
-    n = len(where.episode)
-    obs = {k: torch.from_numpy(v) for k, v in where.obs.items()}
+    n = len(queries.episode)
+    obs = {k: torch.from_numpy(v) for k, v in queries.obs.items()}
     with torch.no_grad():
         plan = policy.plan(obs, policy.noise(keys(0, range(n)), torch.zeros(n, dtype=torch.int64)))
     return plan[:, :EXECUTED].clamp(-1, 1).numpy()
@@ -237,16 +237,16 @@ def mip_cell(size: Size, tolerance: float, name: str, seed: int) -> dict:
     data = expert_episodes(tolerance, size.pegs, recording_seed(seed))
     policy, actor, seconds = trained(MIP_HEADS[name], data, seed, size.updates[2], 128, 3e-3, EXECUTED,
                                      trunk=MLP(128, 1), window=Window(2, 16))
-    seen, moved = held_out(tolerance, size.held_out)
-    at_moved, near = planned(policy, moved), nearest_chunks(chunks_of(data), moved)
+    chunks, moved = held_out(tolerance, size.held_out)
+    at_moved, neighbors = planned(policy, moved), nearest_chunks(chunks_of(data), moved)
 
     def by_episode(x):
-        return [round(float(x[seen.episode == i].mean()), 5) for i in np.unique(seen.episode)]
+        return [round(float(x[chunks.episode == i].mean()), 5) for i in np.unique(chunks.episode)]
     return {"success": success(actor, peg(tolerance, 50), size.peg_episodes),
-            "validation": by_episode(rms(planned(policy, seen) - seen.actions)),
+            "validation": by_episode(rms(planned(policy, chunks) - chunks.actions)),
             "off_expert": by_episode(rms(at_moved - moved.actions)),
-            "off_manifold": by_episode(off_manifold(moved.seen_from_hole(at_moved), near)),
-            "expert_off_manifold": by_episode(off_manifold(moved.seen_from_hole(moved.actions), near)),
+            "off_manifold": by_episode(off_manifold(moved.seen_from_hole(at_moved), neighbors)),
+            "expert_off_manifold": by_episode(off_manifold(moved.seen_from_hole(moved.actions), neighbors)),
             "updates": size.updates[2], "seconds": round(seconds, 1)}
 
 
@@ -293,10 +293,10 @@ def push_cell(size: Size, table: str, name: str, seed: int) -> dict:
     began = time.process_time()
     policy = fit_method(method, data, seed).policy
     seconds = time.process_time() - began
-    ran = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENVS[table], rows=PUSH_ROWS),
-                  size.push_episodes, seed=0)
-    one = [e.metadata["one"] if in_pybullet else e.metadata["mode"] >= 0 for e in ran]
-    return {"one": [int(o) for o in one], "success": [int(e.metadata["success"]) for e in ran],
+    acted = rollout(PolicyActor(FixedBatch(policy, PUSH_ROWS), method.executor), make(PUSH_ENVS[table], rows=PUSH_ROWS),
+                    size.push_episodes, seed=0)
+    one = [e.metadata["one"] if in_pybullet else e.metadata["mode"] >= 0 for e in acted]
+    return {"one": [int(o) for o in one], "success": [int(e.metadata["success"]) for e in acted],
             "updates": method.learner.steps, "demonstrations": len(data), "seconds": round(seconds, 1)}
 
 

@@ -106,18 +106,18 @@ def run(cell: str) -> None:
         "steps": STEPS[method], **evaluation.to_json(), **extra(task, evaluation)})
 
 
-def extra(task: str, found) -> dict:
+def extra(task: str, result) -> dict:
     """What a task is judged by beside the flag of its environment."""
     if task != "door":
         return {}
     from understudy.envs.simulators.adroit import score
 
-    opened = clopper_pearson(sum(e.metadata["opened"] for e in found.episodes), len(found.episodes))
-    scores = bootstrap_mean([score(e.steps["next.reward"]) for e in found.episodes])
+    opened = clopper_pearson(sum(e.metadata["opened"] for e in result.episodes), len(result.episodes))
+    scores = bootstrap_mean([score(e.steps["next.reward"]) for e in result.episodes])
     return {"opened": _interval(opened), "d4rl": _interval(scores)}
 
 
-def shown(task: str) -> dict:
+def line_of_demonstrations(task: str) -> dict:
     """The demonstrations' own line."""
     t = TASKS[task]
     place = RUNS / t.data if t.record else DATA / t.data
@@ -225,7 +225,7 @@ def main() -> int:
             print(f"{cell}: {error}", file=sys.stderr)
             status = 2
     for task in TASKS:
-        if line := shown(task):
+        if line := line_of_demonstrations(task):
             write_json(RESULTS / f"{task}-shown.json", line)
     write_text(PAGE, page())
     print(f"wrote {PAGE}: " + json.dumps({"ran": sum((RESULTS / f"{c.replace('/', '-')}.json").exists()

@@ -59,10 +59,10 @@ class GuidedPlans(PlannerWrapper):
 
 def train(seed: int) -> Policy:
     """A flow policy that predicts the action, with a small network."""
-    made = delay.method(replace(delay.FULL, updates=UPDATES))
-    policy = replace(made.policy, head=replace(made.policy.head, prediction="sample"), trunk=MLP(128, 2))
-    made = replace(made, policy=policy, learner=replace(made.learner, batch_size=64))
-    return fit_method(made, delay.demonstrations(delay.TASKS["push"]), seed).policy
+    recipe = delay.method(replace(delay.FULL, updates=UPDATES))
+    policy = replace(recipe.policy, head=replace(recipe.policy.head, prediction="sample"), trunk=MLP(128, 2))
+    recipe = replace(recipe, policy=policy, learner=replace(recipe.learner, batch_size=64))
+    return fit_method(recipe, delay.demonstrations(delay.TASKS["push"]), seed).policy
 
 
 def main(seeds: list[int]) -> None:
@@ -73,8 +73,8 @@ def main(seeds: list[int]) -> None:
             rates, planners = [], [GuidedPlans(policy, fresh) for fresh in (False, True)]
             for planner in planners:
                 actor = PolicyActor(planner, RealTimeChunking(EXECUTED, 0, schedule=schedule))
-                ran = rollout(actor, make("push", rows=STARTS), STARTS)
-                rates.append(np.mean([e.metadata["success"] for e in ran]))
+                rollouts = rollout(actor, make("push", rows=STARTS), STARTS)
+                rates.append(np.mean([e.metadata["success"] for e in rollouts]))
             removed = 1 - (planners[0].left / planners[0].before) ** 0.5 if planners[0].before else 0.0
             print(f"{seed:4}  {schedule:11} {rates[0]:10.2f} {rates[1]:10.2f} {removed:17.2f}", flush=True)
 

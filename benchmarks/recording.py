@@ -32,7 +32,7 @@ SIZES = {"14 numbers": None, "14 numbers and a 96×96 camera": (96, 96), "14 num
 BOUNDS = {None: 200.0, (96, 96): 500.0, (480, 640): 2000.0}  # µs
 
 
-def shown(size) -> list[dict[str, np.ndarray]]:
+def rows_of(size) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     rows = [{"observation.state": rng.normal(size=7).astype(np.float32)} for _ in range(10)]
     for row in rows if size else ():
@@ -66,7 +66,7 @@ def ours():
         for what, size in SIZES.items():
             schema = {"observation.state": Feature("float32", (7,)), "action": Feature("float32", (7,)),
                       **({CAMERA: Feature("uint8", (*size, 3), "image")} if size else {})}
-            rows, turns = shown(size), []
+            rows, turns = rows_of(size), []
             with Recorder(schema, Path(place) / what, fps=RATE) as r:
                 for _ in range(TURNS):
                     turns.append(calls(r.step, rows))
@@ -75,7 +75,7 @@ def ours():
             yield line(f"{what}; ours", turns, BOUNDS[size], f"; on the disk after {lag:.2f} s at most")
 
 
-def theirs():
+def record_peer():
     sys.path.insert(0, str(measure.HERE.parent / "tests"))
     import upstream_lerobot
 
@@ -89,7 +89,7 @@ def theirs():
             if size:
                 features[CAMERA] = {"dtype": "video", "shape": (*size, 3), "names": ["height", "width", "channels"]}
             for threads in (0, 4) if size else (0,):
-                rows = shown(size)
+                rows = rows_of(size)
                 data = LeRobotDataset.create("none/none", RATE, features, root=Path(place) / f"{what}-{threads}",
                                              image_writer_threads=threads, video_backend="pyav")
 
@@ -104,5 +104,5 @@ def theirs():
 
 if __name__ == "__main__":
     os.environ |= {"SVT_LOG": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    lines, versions = measure.beside({"": ours, "lerobot": theirs}, ("torch", "numpy", "av", "lerobot"))
+    lines, versions = measure.beside({"": ours, "lerobot": record_peer}, ("torch", "numpy", "av", "lerobot"))
     measure.save("recording", lines, more={"versions": versions})

@@ -70,10 +70,10 @@ def lines(chosen: str, toy: str, goal: float | None, episodes: int, alone: int, 
 
         return call
 
-    def theirs():
+    def roll_plain():
         steps["plain"] = plain(policy, method, one, alone)
 
-    seconds = measure.interleaved({"file": ours("file", file), "policy": ours("policy", policy), "plain": theirs},
+    seconds = measure.interleaved({"file": ours("file", file), "policy": ours("policy", policy), "plain": roll_plain},
                                   repeats, warm=0)
     each = {name: [s / steps[name] for s in values] for name, values in seconds.items()}
     return [measure.compared(f"{chosen} on {toy}: ONNX file", each, "file", "plain", amount=1, unit="steps/s",

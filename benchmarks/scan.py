@@ -45,12 +45,12 @@ def spans() -> list[slice]:
 ONES = np.ones((STEPS + 1) * STATE, np.float32)  # Minari has what was seen last as well
 
 
-def added(*found: np.ndarray) -> float:
-    return sum(float(np.dot(column.reshape(-1), ONES[:column.size])) for column in found)
+def added(*values: np.ndarray) -> float:
+    return sum(float(np.dot(column.reshape(-1), ONES[:column.size])) for column in values)
 
 
-def exactly(*found: np.ndarray) -> float:
-    return sum(float(column.sum(dtype=np.float64)) for column in found)
+def exactly(*values: np.ndarray) -> float:
+    return sum(float(column.sum(dtype=np.float64)) for column in values)
 
 
 def line(name: str, whole: dict, episodes) -> measure.Line:
@@ -64,7 +64,7 @@ def line(name: str, whole: dict, episodes) -> measure.Line:
             return (tuple(episode.steps[k] for k in COLUMNS) for episode in data)
 
         def scan(which, add=added):
-            return sum(add(*found) for found in which())
+            return sum(add(*values) for values in which())
         first = measure.cpu(lambda: scan(ours))
         np.testing.assert_allclose(scan(ours, exactly), scan(episodes, exactly), rtol=1e-9)
         seconds = measure.interleaved({"ours": lambda: scan(ours), "peer": lambda: scan(episodes)})

@@ -394,13 +394,13 @@ def checked_client(url: str, answers: Path, out: Path, seed: int) -> None:
     """Asks until it is killed, and writes down what became of each request."""
     known_answers, rng = Known.load(answers), random.Random(seed)
     client = None
-    with open(out, "a", buffering=1) as told:
+    with open(out, "a", buffering=1) as log:
         while True:
             try:
                 client = client or Client(url, timeout=5)
-                told.write("right\n" if known_answers.ask(client, rng.randrange(N_ANSWERS)) else "WRONG\n")
+                log.write("right\n" if known_answers.ask(client, rng.randrange(N_ANSWERS)) else "WRONG\n")
             except ServeError:
-                told.write("lost\n")
+                log.write("lost\n")
                 time.sleep(0.05)
 
 

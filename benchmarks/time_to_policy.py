@@ -60,7 +60,7 @@ RATES, EXECUTED = (1.0, 3.0), (8, 4, 2, 1)
 @dataclass(frozen=True)
 class Task:
     env: str
-    shown: int  # demonstrations by its expert, of which those that succeed are kept
+    n_demonstrations: int  # demonstrations by its expert, of which those that succeed are kept
     updates: dict[str, int]  # of each arm
     episodes: int = 100
     rows: int = 100
@@ -83,42 +83,42 @@ def env(name: str) -> Env:
 
 
 @cache
-def shown(name: str) -> Dataset:
-    return rollout(env(name).expert(), env(name), TASKS[name].shown, recording_seed(0)).filter(
+def demonstrations(name: str) -> Dataset:
+    return rollout(env(name).expert(), env(name), TASKS[name].n_demonstrations, recording_seed(0)).filter(
         lambda e: e.metadata["success"]
     )
 
 
 def method(arm: str, data: Dataset, steps: int, rate: float = 1.0, executed: int | None = None) -> Method:
     """`arm` for a run of `steps` updates; rate: what its own is multiplied by."""
-    made = find_method(PEER if arm == PEER else recommend(data.features()), data.features())
+    base = find_method(PEER if arm == PEER else recommend(data.features()), data.features())
     if arm == WIDE:
-        made = replace(made, policy=replace(made.policy, trunk=replace(made.policy.trunk, width=WIDTH)))
-    optimizer = made.learner.optimizer
+        base = replace(base, policy=replace(base.policy, trunk=replace(base.policy.trunk, width=WIDTH)))
+    optimizer = base.learner.optimizer
     optimizer = replace(optimizer, lr=rate * optimizer.lr,
-                        warmup_steps=round(optimizer.warmup_steps * steps / made.learner.steps))
-    return replace(made, learner=replace(made.learner, steps=steps, optimizer=optimizer),
-                   executor=replace(made.executor, n_action_steps=executed or made.executor.n_action_steps))
+                        warmup_steps=round(optimizer.warmup_steps * steps / base.learner.steps))
+    return replace(base, learner=replace(base.learner, steps=steps, optimizer=optimizer),
+                   executor=replace(base.executor, n_action_steps=executed or base.executor.n_action_steps))
 
 
-def trained(made: Method, data: Dataset, seed: int, marks: Iterable[int], look: Callable) -> int:
+def trained(base: Method, data: Dataset, seed: int, marks: Iterable[int], look: Callable) -> int:
     """Trains, and calls `look(updates, CPU seconds of training until then, policy)` at each mark, which costs none of
     them. Returns the number of parameters."""
     began, aside = time.process_time(), 0.0
 
-    def watch(step, learner, seen):
+    def watch(step, learner, metrics):
         nonlocal aside
         if step in marks:
             paused = time.process_time()
             look(step, paused - began - aside, learner.trained_policy.eval())
             aside += time.process_time() - paused
 
-    result = fit_method(made, data, seed, callbacks=(watch,))
+    result = fit_method(base, data, seed, callbacks=(watch,))
     return sum(p.numel() for p in result.policy.parameters())
 
 
-def success(policy: Policy, made: Method, name: str, episodes: int, seed: int) -> list[int]:
-    return [int(e.metadata["success"]) for e in rollout(PolicyActor(policy, made.executor), env(name), episodes, seed)]
+def success(policy: Policy, base: Method, name: str, episodes: int, seed: int) -> list[int]:
+    return [int(e.metadata["success"]) for e in rollout(PolicyActor(policy, base.executor), env(name), episodes, seed)]
 
 
 # -- cells --------------------------------------------------------------------------------------------------------
@@ -127,20 +127,20 @@ def success(policy: Policy, made: Method, name: str, episodes: int, seed: int) -
 def trial(name: str, arm: str, rate: float) -> dict:
     """One training and its success at each number of executed steps, kept on disk."""
     def work():
-        task, data, found = TASKS[name], shown(name), {}
+        task, data, counts = TASKS[name], demonstrations(name), {}
         steps = task.updates[arm] // 2
 
         def look(step, seconds, policy):
             for n in EXECUTED:
-                found[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.episodes, tuning_seed(0))
+                counts[str(n)] = success(policy, method(arm, data, steps, rate, n), name, task.episodes, tuning_seed(0))
         trained(method(arm, data, steps, rate), data, TRIED, {steps}, look)
-        return {"updates": steps, "rate": rate, "executed": found}
+        return {"updates": steps, "rate": rate, "executed": counts}
     return _kept(_file(name, arm, f"trial-{rate:g}"), work)
 
 
 def chosen(name: str, arm: str) -> tuple[float, int, float]:
     """The factor of the learning rate, the executed steps, and their success in the trials."""
-    own = 1.0, method(arm, shown(name), 1).executor.n_action_steps
+    own = 1.0, method(arm, demonstrations(name), 1).executor.n_action_steps
     tried = {(rate, n): float(np.mean(trial(name, arm, rate)["executed"][str(n)])) for rate in RATES for n in EXECUTED}
     best = max((own, *tried), key=lambda setting: tried[setting])  # the first of the best
     return *best, tried[best]
@@ -157,11 +157,11 @@ def judged(name: str, arm: str, seed: int) -> dict:
         task, curve = TASKS[name], []
         steps = task.updates[arm]
         rate, executed, _ = chosen(name, arm)
-        made = method(arm, shown(name), steps, rate, executed)
+        base = method(arm, demonstrations(name), steps, rate, executed)
 
         def look(step, seconds, policy):
-            curve.append({"update": step, "seconds": seconds, "success": success(policy, made, name, task.episodes, 0)})
-        parameters = trained(made, shown(name), seed, {steps // part for part in looks(arm)}, look)
+            curve.append({"update": step, "seconds": seconds, "success": success(policy, base, name, task.episodes, 0)})
+        parameters = trained(base, demonstrations(name), seed, {steps // part for part in looks(arm)}, look)
         return {"rate": rate, "executed": executed, "parameters": parameters, "curve": curve}
     return _kept(_file(name, arm, seed), work)
 
@@ -173,9 +173,9 @@ def _file(name: str, arm: str, which: object) -> Path:
 def _kept(file: Path, work: Callable[[], dict]) -> dict:
     if not file.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
-        write_json(file, found := work())
-        shares = found.get("executed") if "curve" not in found else {round(c["seconds"]): c["success"]
-                                                                     for c in found["curve"]}
+        write_json(file, result := work())
+        shares = result.get("executed") if "curve" not in result else {round(c["seconds"]): c["success"]
+                                                                       for c in result["curve"]}
         print(f"{file.stem}: " + ", ".join(f"{k}: {np.mean(v):.2f}" for k, v in shares.items()), file=sys.stderr,
               flush=True)
     return read_json(file)
@@ -184,44 +184,44 @@ def _kept(file: Path, work: Callable[[], dict]) -> dict:
 # -- what came out ------------------------------------------------------------------------------------------------
 
 
-def ran(name: str) -> list[int]:
+def finished_seeds(name: str) -> list[int]:
     """The training seeds of which every arm has run; none where there is but one: it has no interval."""
-    found = [s for s in SEEDS if all(_file(name, arm, s).exists() for arm in TASKS[name].updates)]
-    return found if len(found) > 1 else []
+    seeds = [s for s in SEEDS if all(_file(name, arm, s).exists() for arm in TASKS[name].updates)]
+    return seeds if len(seeds) > 1 else []
 
 
 def lines(name: str) -> list[measure.Line]:
-    if not (seeds := ran(name)):
+    if not (seeds := finished_seeds(name)):
         return [measure.Line(name, goal=GOAL, note="did not run")]
     runs = {arm: [judged(name, arm, s)["curve"] for s in seeds] for arm in TASKS[name].updates}
     sizes = {arm: judged(name, arm, seeds[0])["parameters"] / 1e6 for arm in runs}
     mean = {arm: [float(np.mean([c[i]["success"] for c in runs[arm]])) for i in range(len(looks(arm)))] for arm in runs}
-    wanted, spent = SHARE * mean[PEER][-1] - 1e-9, [c[-1]["seconds"] for c in runs[PEER]]
+    goal, spent = SHARE * mean[PEER][-1] - 1e-9, [c[-1]["seconds"] for c in runs[PEER]]
 
     def reached(arm: str) -> int | None:
-        return next((i for i in range(len(mean[arm])) if min(mean[arm][i:]) >= wanted), None)
+        return next((i for i in range(len(mean[arm])) if min(mean[arm][i:]) >= goal), None)
 
     itself = np.median([c[reached(PEER)]["seconds"] for c in runs[PEER]])  # at its end at the latest
-    found = []
+    table = []
     for arm in (OURS, WIDE):
-        said = (f"{sizes[arm]:.2g} M parameters; Diffusion Policy ({sizes[PEER]:.2g} M) ends at {mean[PEER][-1]:.0%}, "
+        size = (f"{sizes[arm]:.2g} M parameters; Diffusion Policy ({sizes[PEER]:.2g} M) ends at {mean[PEER][-1]:.0%}, "
                 f"and is itself seen at nine tenths of that after {itself:.0f} s")
         good = reached(arm)
         at = len(mean[arm]) - 1 if good is None else good
         took = [c[at]["seconds"] for c in runs[arm]]
-        note = f"{mean[arm][at]:.0%} after {runs[arm][0][at]['update']} updates, {mean[arm][-1]:.0%} at its end; {said}"
+        note = f"{mean[arm][at]:.0%} after {runs[arm][0][at]['update']} updates, {mean[arm][-1]:.0%} at its end; {size}"
         # What was not reached has no ratio: 0, which meets no goal.
         times = measure.Ratio(0, 0, 0) if good is None else measure.ratio(spent, took)
-        found.append(measure.Line(f"{name}, {arm}", measure.Figure.of(took, "s"), measure.Figure.of(spent, "s"), times,
+        table.append(measure.Line(f"{name}, {arm}", measure.Figure.of(took, "s"), measure.Figure.of(spent, "s"), times,
                                   GOAL, note=note if good is not None else f"not reached: {note}"))
-    return found
+    return table
 
 
 def picture(name: str) -> tuple[str, str]:
     """Success against CPU seconds, the mean over seeds and its two-level interval; its file's name, and what it is."""
     series, bands = {}, {}
     for arm in TASKS[name].updates:
-        runs = [judged(name, arm, s)["curve"] for s in ran(name)]
+        runs = [judged(name, arm, s)["curve"] for s in finished_seeds(name)]
         points = [two_level_rate([r[i]["success"] for r in runs]) for i in range(len(runs[0]))]
         seconds = [float(np.mean([r[i]["seconds"] for r in runs])) for i in range(len(runs[0]))]
         series[arm] = seconds, [p.estimate for p in points]
@@ -235,26 +235,26 @@ def picture(name: str) -> tuple[str, str]:
     return file, f"Success on {name}, the mean over training seeds with its 95 % interval over seeds and starts"
 
 
-def said(name: str) -> str:
+def summary(name: str) -> str:
     """What the trials chose."""
     parts = []
     for arm in TASKS[name].updates:
         rate, executed, share = chosen(name, arm)
-        own = method(arm, shown(name), 1).learner.optimizer.lr
+        own = method(arm, demonstrations(name), 1).learner.optimizer.lr
         parts.append(f"{arm} rate {rate * own:g} and {executed} steps carried out ({share:.0%})")
     return (f"On {name}, {len(RATES) * len(EXECUTED)} trials each chose: {'; '.join(parts)}. "
-            f"{len(ran(name))} training seeds, {TASKS[name].episodes} starts.")
+            f"{len(finished_seeds(name))} training seeds, {TASKS[name].episodes} starts.")
 
 
-def main(wanted: list[str]) -> None:
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    for name in () if wanted == ["--page"] else wanted or TASKS:
+    for name in () if names == ["--page"] else names or TASKS:
         for seed in SEEDS:  # the arms take turns
             for arm in TASKS[name].updates:
                 judged(name, arm, seed)
-    done = [name for name in TASKS if ran(name)]
+    done = [name for name in TASKS if finished_seeds(name)]
     measure.save("time_to_policy", [line for name in TASKS for line in lines(name)],
-                 more={"says": "\n\n".join(map(said, done)), "pictures": dict(map(picture, done))})
+                 more={"says": "\n\n".join(map(summary, done)), "pictures": dict(map(picture, done))})
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def learner(policy_config, batch: int, optim):
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
     policy = Policy(policy_config, data.features()).fit_statistics(data)
-    made = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
+    built = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
     one = policy.windows(data).batch(batch, 0, 0)
-    return made, lambda: made.update(one)
+    return built, lambda: built.update(one)
 
 
 def unet(widths, batch: int, compile: bool = False, **optim):
@@ -119,7 +119,7 @@ def features():
             "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION,))}, "device": "cpu"}
 
 
-def pairs(ours, theirs):
+def pairs(ours, peer):
     """(theirs, ours) of all modules with weights: the same in the same order, under other names."""
     def block(o, t):
         yield t.conv1.block[0], o.first[0]
@@ -129,19 +129,19 @@ def pairs(ours, theirs):
         yield t.cond_encoder[1], o.film
         if list(o.skip.parameters()):
             yield t.residual_conv, o.skip
-    yield theirs.diffusion_step_encoder[1], ours.time_mlp.body[0]
-    yield theirs.diffusion_step_encoder[3], ours.time_mlp.body[2]
-    for mine, other in ((ours.down, theirs.down_modules), (ours.up, theirs.up_modules)):
-        for o, t in zip(mine, other, strict=True):
+    yield peer.diffusion_step_encoder[1], ours.time_mlp.body[0]
+    yield peer.diffusion_step_encoder[3], ours.time_mlp.body[2]
+    for own_blocks, other in ((ours.down, peer.down_modules), (ours.up, peer.up_modules)):
+        for o, t in zip(own_blocks, other, strict=True):
             yield from block(o["first"], t[0])
             yield from block(o["second"], t[1])
             if "resize" in o:
                 yield t[2], o["resize"]
-    for o, t in zip(ours.middle, theirs.mid_modules, strict=True):
+    for o, t in zip(ours.middle, peer.mid_modules, strict=True):
         yield from block(o, t)
-    yield theirs.final_conv[0].block[0], ours.output_layer[0][0]
-    yield theirs.final_conv[0].block[1], ours.output_layer[0][1]
-    yield theirs.final_conv[1], ours.output_layer[1]
+    yield peer.final_conv[0].block[0], ours.output_layer[0][0]
+    yield peer.final_conv[0].block[1], ours.output_layer[0][1]
+    yield peer.final_conv[1], ours.output_layer[1]
 
 
 def equal(widths, rows: int = 4, layout: str = "auto", groups: int = 8) -> float:
@@ -154,17 +154,17 @@ def equal(widths, rows: int = 4, layout: str = "auto", groups: int = 8) -> float
     from understudy.nets.unet import UNet
 
     torch.manual_seed(1)
-    theirs = DiffusionConditionalUnet1d(DiffusionConfig(down_dims=widths, n_groups=groups, **features()), 2 * STATE)
+    peer = DiffusionConditionalUnet1d(DiffusionConfig(down_dims=widths, n_groups=groups, **features()), 2 * STATE)
     ours = UNet(widths, groups=groups, layout=layout).build(ACTION, ACTION, 1, HeadSpec(16, 2, STATE))
     with torch.no_grad():
-        for source, target in pairs(ours, theirs):
+        for source, target in pairs(ours, peer):
             target.load_state_dict(source.state_dict())
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    x, seen, level = torch.randn(rows, 16, ACTION), torch.randn(rows, 2, STATE), torch.randint(0, 100, (rows,))
-    context = Context(seen, torch.ones(rows, 2, dtype=torch.bool))
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in peer.parameters())
+    x, observations, level = torch.randn(rows, 16, ACTION), torch.randn(rows, 2, STATE), torch.randint(0, 100, (rows,))
+    context = Context(observations, torch.ones(rows, 2, dtype=torch.bool))
     with torch.no_grad():
         t = (level / 100).view(-1, 1, 1).expand(-1, 16, 1)
-        return (ours(x, t, context) - theirs(x, level, seen.flatten(1))).abs().max().item()
+        return (ours(x, t, context) - peer(x, level, observations.flatten(1))).abs().max().item()
 
 
 def row_unet(name: str) -> list[measure.Line]:
@@ -174,8 +174,8 @@ def row_unet(name: str) -> list[measure.Line]:
     widths, size = SIZES[name]
     gap = equal(widths)
     assert gap < 1e-5, f"{widths}: outputs differ by {gap}"
-    seen = torch.rand(2, size, 2, STATE)
-    rows = {"observation.state": seen[0], "observation.environment_state": seen[1],
+    observations = torch.rand(2, size, 2, STATE)
+    rows = {"observation.state": observations[0], "observation.environment_state": observations[1],
             "action": torch.rand(size, 16, ACTION) * 2 - 1, "action_is_pad": torch.zeros(size, 16, dtype=torch.bool)}
     policy, step = peer(DiffusionConfig(down_dims=widths, **features()), rows)
     weights = sum(p.numel() for p in policy.parameters()) / 1e6
@@ -186,11 +186,11 @@ def row_unet(name: str) -> list[measure.Line]:
         kinds.append(("fp32", {"precision": "fp32"}, 1.2, ""))
     kinds.append(("compiled", {"compile": True}, round(1.1 * goal, 2), "goal: 10 % above the uncompiled goal"))
     lines = []
-    for kind, options, wanted, note in kinds:  # one of ours at a time: three of the largest would not fit
+    for kind, options, target, note in kinds:  # one of ours at a time: three of the largest would not fit
         sides = {"lerobot": step, "ours": unet(widths, size, **options)[1]}
         seconds = measure.interleaved(sides)
         lines.append(measure.compared(f"{what}: {kind}", seconds, "ours", "lerobot", amount=size, unit="samples/s",
-                                      goal=wanted, note=note))
+                                      goal=target, note=note))
         del sides
         gc.collect()
     return lines
@@ -203,22 +203,22 @@ def row_act(size: int = 8) -> list[measure.Line]:
     rows = {"observation.state": torch.rand(size, STATE), "observation.environment_state": torch.rand(size, STATE),
             "action": torch.rand(size, 100, ACTION) * 2 - 1, "action_is_pad": torch.zeros(size, 100, dtype=torch.bool)}
     policy, step = peer(ACTConfig(pretrained_backbone_weights=None, **features()), rows)
-    made, ours = act(size)
+    built, ours = act(size)
     _, full = act(size, precision="fp32")
     seconds = measure.interleaved({"lerobot": step, "bf16": ours, "fp32": full})
-    weights, mine = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (policy, made.policy))
+    weights, n_ours = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (policy, built.policy))
     what = f"ACT on state, chunks of 100, batches of {size}"
-    said = (f"the same layers over as many tokens ({mine:.3g} M weights, {weights:.3g} M there), but ours normalize "
+    note = (f"the same layers over as many tokens ({n_ours:.3g} M weights, {weights:.3g} M there), but ours normalize "
             "before each layer")
     return [measure.compared(f"{what}: as it comes (bf16)", seconds, "bf16", "lerobot", amount=size, unit="samples/s",
-                             goal=2.4, note=said),
+                             goal=2.4, note=note),
             measure.compared(f"{what}: fp32", seconds, "fp32", "lerobot", amount=size, unit="samples/s")]
 
 
 def run(name: str, rows: Mapping[str, Callable[[], list[measure.Line]]], packages: Sequence[str]) -> None:
     """Every row beside lerobot, saved; only those named on the command line, printed."""
     measure.one_thread()
-    wanted = [r for r in rows if r in sys.argv[1:]]
+    names = [r for r in rows if r in sys.argv[1:]]
     try:
         measure.enter("lerobot")
     except measure.NotInstalled as error:
@@ -228,10 +228,10 @@ def run(name: str, rows: Mapping[str, Callable[[], list[measure.Line]]], package
     torch.set_num_threads(1)
     stand_in()
     lines = []
-    for row in wanted or rows:
+    for row in names or rows:
         lines += (new := rows[row]())
         print(*map(measure.row, new), sep="\n", file=sys.stderr, flush=True)
-    if not wanted:
+    if not names:
         measure.save(name, lines, packages=packages)
 
 

@@ -48,7 +48,7 @@ def outcomes(task: delay.Task) -> dict[str, np.ndarray]:
             won[scheme].append([[int(e.metadata["success"]) for e in rollout(
                 delay_actor(actor, steps), env, task.most_episodes, seed=0)] for steps in DELAYS])
             print(f"{task.env} seed {seed} {scheme}: {np.mean(won[scheme][-1], 1)}", file=sys.stderr, flush=True)
-    return {scheme: np.array(found, float) for scheme, found in won.items()}
+    return {scheme: np.array(successes, float) for scheme, successes in won.items()}
 
 
 def main(names: list[str]) -> None:

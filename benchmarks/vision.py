@@ -63,7 +63,7 @@ class Task:
         env: Name of the environment with images.
         camera: The column of images.
         whole: The column with the whole state of the simulator.
-        shown: Number of demonstrations.
+        n_demonstrations: Number of demonstrations.
         starts: Number of episodes on which a policy is judged.
         limit: Number of steps of an episode. None for the environment's.
     """
@@ -71,7 +71,7 @@ class Task:
     env: str
     camera: str
     whole: str
-    shown: int
+    n_demonstrations: int
     starts: int
     limit: int | None = None
 
@@ -91,14 +91,14 @@ class Size:
         folder: Where the cells are kept.
         seeds: Training seeds.
         updates: Number of updates.
-        shown: Number of demonstrations. None for those of the task.
+        n_demonstrations: Number of demonstrations. None for those of the task.
         starts: Number of starts. None for those of the task.
     """
 
     folder: str = "vision"
     seeds: tuple[int, ...] = (0, 1, 2)
     updates: int = 1500
-    shown: int | None = None
+    n_demonstrations: int | None = None
     starts: int | None = None
 
 
@@ -150,10 +150,10 @@ def environment(name: str, rows: int):
 
 
 @functools.cache
-def demonstrations(name: str, seed: int, shown: int) -> Dataset:
+def demonstrations(name: str, seed: int, n_demonstrations: int) -> Dataset:
     """Successful episodes of the expert: others for each training seed, the same for all encoders."""
-    env = environment(name, min(shown, 10))
-    return rollout(env.expert(), env, shown, recording_seed(seed)).filter(lambda e: e.metadata["success"])
+    env = environment(name, min(n_demonstrations, 10))
+    return rollout(env.expert(), env, n_demonstrations, recording_seed(seed)).filter(lambda e: e.metadata["success"])
 
 
 def cell_path(size: Size, task: str, seed: int, name: str) -> Path:
@@ -163,7 +163,7 @@ def cell_path(size: Size, task: str, seed: int, name: str) -> Path:
 
 def run_cell(size: Size, task: str, seed: int, name: str) -> None:
     """Trains and judges a policy."""
-    data = demonstrations(task, seed, size.shown or TASKS[task].shown)
+    data = demonstrations(task, seed, size.n_demonstrations or TASKS[task].n_demonstrations)
     began = time.process_time()
     result = fit_method(methods(TASKS[task], size.updates)[name], data, seed)
     trained = time.process_time()

@@ -54,8 +54,8 @@ SHOWN = [episode(number) for number in range(EPISODES)]
 
 
 def write_ours(folder: Path, codec: str) -> None:
-    for shown in SHOWN:
-        files.append(folder, Dataset([shown]), fps=FPS, images=codec)
+    for episode in SHOWN:
+        files.append(folder, Dataset([episode]), fps=FPS, images=codec)
 
 
 def write_theirs(folder: Path, codec: str):
@@ -63,9 +63,9 @@ def write_theirs(folder: Path, codec: str):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     data = LeRobotDataset.create("none/none", FPS, FEATURES, root=folder, vcodec=ENCODERS[codec], video_backend="pyav")
-    for shown in SHOWN:
+    for episode in SHOWN:
         for t in range(STEPS):
-            data.add_frame({**{name: shown.steps[name][t] for name in FEATURES}, "task": "push"})
+            data.add_frame({**{name: episode.steps[name][t] for name in FEATURES}, "task": "push"})
         data.save_episode()
     return data
 
@@ -80,8 +80,8 @@ def stand_in() -> None:
 def readable_by_us(folder: Path) -> int:
     try:
         data = open_dataset(folder)
-        return sum(_same(lambda name, e=e, shown=shown: e.steps[name], shown)
-                   for e, shown in zip(data, SHOWN, strict=False))
+        return sum(_same(lambda name, e=e, episode=episode: e.steps[name], episode)
+                   for e, episode in zip(data, SHOWN, strict=False))
     except UserError:
         return 0
 
@@ -103,9 +103,9 @@ def readable_by_lerobot(folder: Path) -> int:
         return 0
 
 
-def _same(column, shown: Episode) -> bool:
-    numbers = all(np.array_equal(column(name), shown.steps[name]) for name in ("observation.state", "action"))
-    return bool(numbers and np.abs(np.asarray(column(CAMERA)).astype(float) - shown.steps[CAMERA]).mean() < 10)
+def _same(column, episode: Episode) -> bool:
+    numbers = all(np.array_equal(column(name), episode.steps[name]) for name in ("observation.state", "action"))
+    return bool(numbers and np.abs(np.asarray(column(CAMERA)).astype(float) - episode.steps[CAMERA]).mean() < 10)
 
 
 def killed(side: str) -> int:
@@ -139,11 +139,11 @@ def compared():
                 shutil.rmtree(folder / "ours", ignore_errors=True)
                 write_ours(folder / "ours", codec)
 
-            def theirs(folder=folder, codec=codec):
+            def write_peer(folder=folder, codec=codec):
                 shutil.rmtree(folder / "theirs", ignore_errors=True)
                 folder.mkdir(exist_ok=True)
                 write_theirs(folder / "theirs", codec).finalize()
-            seconds = measure.interleaved({"ours": ours, "lerobot": theirs})
+            seconds = measure.interleaved({"ours": ours, "lerobot": write_peer})
             note = f"ours {nearness(folder / 'ours')}, lerobot's {nearness(folder / 'theirs')}"
             yield measure.compared(f"{codec}; lerobot's writer", seconds, "ours", "lerobot", amount=EPISODES * STEPS,
                                    unit="frames/s", goal=goal, note=note)

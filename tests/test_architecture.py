@@ -29,6 +29,11 @@ def claim_trees():
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in sorted(CLAIMS.rglob("*.py"))]
 
 
+def benchmark_trees():
+    return [(path, ast.parse(path.read_text(encoding="utf-8")))
+            for path in sorted((CLAIMS.parent / "benchmarks").rglob("*.py"))]
+
+
 def place(path):
     return path.relative_to(ROOT if path.is_relative_to(ROOT) else CLAIMS.parent).as_posix()
 
@@ -378,7 +383,7 @@ def test_local_names_say_what_they_hold():
                         "        return [mine.seen for mine in x if (lost := mine)], self.rest\n")
     assert vague_locals(example) == 4
     counts = {path.relative_to(CLAIMS.parent).as_posix(): vague_locals(tree)
-              for path, tree in (*trees(), *claim_trees())}
+              for path, tree in (*trees(), *claim_trees(), *benchmark_trees())}
     risen = {file: n for file, n in counts.items() if n > VAGUE_LOCALS.get(file, 0)}
     assert not risen, f"name what these locals hold, which the words of VAGUE do not say: {risen}"
     fallen = {file: counts.get(file, 0) for file, n in VAGUE_LOCALS.items() if counts.get(file, 0) < n}
@@ -410,7 +415,7 @@ def test_other_names_say_what_they_are():
                         "                pass\n            case {'a': shown, **gone}:\n                pass\n")
     assert vague_names(example) == 13
     counts = {path.relative_to(CLAIMS.parent).as_posix(): vague_names(tree)
-              for path, tree in (*trees(), *claim_trees())}
+              for path, tree in (*trees(), *claim_trees(), *benchmark_trees())}
     changed = {file: n for file, n in counts.items() if n != VAGUE_NAMES.get(file, 0)}
     assert not changed, f"name what these are, or lower the numbers of VAGUE_NAMES: {changed}"
     assert VAGUE_NAMES.keys() <= counts.keys(), "files of VAGUE_NAMES that do not exist"

@@ -23,7 +23,7 @@ def memory():
 
 
 def taken(memory, folder, megabytes, to):
-    memory.made(folder / "data.npz", megabytes)
+    memory.write_data(folder / "data.npz", megabytes)
     took = memory.measured(folder / "data.npz", folder / "written", to)
     return max(took["converting"], took["windowing"])
 

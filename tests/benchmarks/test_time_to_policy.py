@@ -67,7 +67,7 @@ def test_the_arms_are_what_they_say(ttp):
     """As many parameters within a twentieth, and a shorter run warms up for the same share of its updates."""
     from understudy import Policy
 
-    data, size = ttp.shown("push"), {}
+    data, size = ttp.demonstrations("push"), {}
     for arm in ttp.TASKS["push"].updates:
         method = ttp.method(arm, data, 400, 3.0, 2)
         assert (method.learner.steps, method.executor.n_action_steps) == (400, 2)

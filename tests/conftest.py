@@ -25,6 +25,10 @@ from understudy.headless import prefer_offscreen  # noqa: E402
 prefer_offscreen()  # before a test imports MuJoCo
 HERE = Path(__file__).parent
 
+# Waiting for the disk takes a quarter of a short training, and nothing that a process can see depends on it.
+# What a power cut would leave is tested with every call of fsync recorded: see power.py.
+os.fsync = lambda handle: None
+
 # Shells let what they start in the background ignore Ctrl-C, which the tests of interrupts need.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

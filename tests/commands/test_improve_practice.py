@@ -51,7 +51,7 @@ def _without_check(command, run, env, base):
     return Promotion(env, command.o.compare, command.o.seed, run, promotion.evaluate(base))
 
 
-@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("dsrl", "flow")])
+@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("dsrl", "flow"), ("dppo", "flow")])
 def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, improve, tmp_path, capsys):
     before, out = contents(folder / base), tmp_path / "better"
     status, text, progress = improve(name, "--out", out, *SHORT, base=base)
@@ -75,7 +75,7 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     assert improve(name, "--out", out, *SHORT, base=base)[0] == 0  # nothing left to do
     assert contents(out) == stored
     capsys.readouterr()
-    if name != "rlpd":
+    if name != "dppo":  # whose policy is one, as that of RUN
         assert main(["export", str(out), "--out", str(tmp_path / "x.onnx")]) == 2
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
 

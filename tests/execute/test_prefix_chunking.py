@@ -132,6 +132,7 @@ def test_a_delay_beyond_the_training_is_refused_before_an_evaluation_and_warned_
             assert runner._expecting_executor(policy) == PrefixChunking(2, 1)
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_trained_so_keeps_to_the_way_that_was_begun():
     """Each episode goes one of two ways, which no observation tells. A flow that never saw given actions often leaves
     it."""

@@ -225,6 +225,7 @@ def test_padded_steps_do_not_move_the_edges():
     assert net.edges.max() <= 1
 
 
+@pytest.mark.slow
 def test_autoregressive_bins_draw_components_that_belong_together():
     sign = torch.tensor([1.0, -1.0]).repeat(64)[:, None, None]
     action = torch.cat([sign, -sign], 2)
@@ -298,6 +299,7 @@ def test_the_penalty_is_the_squared_excess_of_the_largest_component(margin):
     torch.testing.assert_close(more, torch.full((4, 1), max(0.0, 3.0 * 2 - margin) ** 2))
 
 
+@pytest.mark.slow
 def test_langevin_negatives_are_near_the_bottom_and_teach_an_energy_of_many_dimensions():
     head = EnergyModel(16, "langevin", n_candidates=32, n_iterations=10, negatives="langevin", gradient_margin=1.0,
                        step_size=0.5, langevin_noise=0.1, max_step=0.5)
@@ -325,6 +327,7 @@ def test_infonce_of_equal_and_of_known_energies():
     assert head.loss(net, contexts(5), action + 0.3, mask, rng()).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_energies_learn_two_ways():
     way = torch.tensor([0.8, -0.8]).repeat(32)[:, None, None].expand(64, 2, 1)
     head = EnergyModel(32, n_candidates=128)
@@ -379,6 +382,7 @@ class Same(nn.Module):
         return 0 * x[..., :1]
 
 
+@pytest.mark.slow
 def test_autoregressive_energies_learn_two_ways_in_many_dimensions():
     """In 8 dimensions, where the search of `EnergyModel` over all components finds neither way."""
     point = torch.tensor([0.8, -0.4, 0.6, -0.7]).repeat(2).view(1, 4, 2)

@@ -24,6 +24,7 @@ def walk(seed, part):
     return Episode({"observation.state": position, "action": action}, {"dataset": part})
 
 
+@pytest.mark.slow
 def test_the_next_observation_tells_the_action_and_known_actions_stay():
     data = Dataset([walk(i, "task") for i in range(20)] + [walk(i, "prior") for i in range(100, 105)])
     hidden = data.map(lambda e: e if e.metadata["dataset"] == "task" else e.replace({"action": 0 * e.steps["action"]}))

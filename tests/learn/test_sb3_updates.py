@@ -158,7 +158,7 @@ def test_ppo(name):
     if not is_classes:
         policy.net.log_std.data.copy_(SB3[f"{name}/before/log_std"])
     batch = learner.policy.windows(rows).gather(np.arange(16))
-    torch.testing.assert_close(learner.log_prob(policy, batch), SB3[f"{name}/log_prob"], **TOLERANCE)
+    torch.testing.assert_close(learner.log_prob(policy, batch)[:, 0], SB3[f"{name}/log_prob"], **TOLERANCE)
     torch.testing.assert_close(learner.value(batch.obs), SB3[f"{name}/values"], **TOLERANCE)
     batch = batch.replace(extra={LOG_PROB: SB3[f"{name}/old_log_prob"][:, None],
                                  ADVANTAGE: SB3[f"{name}/advantages"][:, None],

@@ -432,6 +432,7 @@ def test_goals_are_values_of_an_observed_column(name):
         fit_method(replace(first, learner=replace(first.learner, steps=1)), data, 0)
 
 
+@pytest.mark.slow
 def test_bc_bins_goes_one_of_two_ways():
     """Demonstrations of fork pass a pillar left or right. Their mean is the pillar."""
     head = find_method("bc-bins", n_bins=8, edges="quantile", autoregressive=False).policy.head
@@ -446,6 +447,7 @@ def test_bc_bins_goes_one_of_two_ways():
     assert 0.1 < side.mean() < 0.9  # both ways
 
 
+@pytest.mark.slow
 def test_gcbc_reaches_goals_that_are_images():
     """Which side of the image is bright tells the action where the goal differs, and numbers are read as before."""
     assert find_method("gcbc", STATES) == find_method("gcbc")  # nothing changes for numbers

@@ -23,7 +23,7 @@ from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
-from .practice import Practice, dsrl, residual, residual_ppo, rlpd
+from .practice import Practice, dppo, dsrl, residual, residual_ppo, rlpd
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
 from .unlearned_steps import without_unlearned_steps
@@ -241,6 +241,8 @@ IMPROVEMENTS = {
                               _alone(rlpd), starts_as_run=False),
     "dsrl": ImprovementMethod("the policy stays as it is, and SAC chooses the noise that it samples from (DSRL)", False,
                               _alone(dsrl), starts_as_run=False),
+    "dppo": ImprovementMethod("PPO trains the policy itself, whose actions are the steps from noise to a chunk (DPPO)",
+                              False, _alone(dppo)),
     "residual-ppo": ImprovementMethod("the policy stays as it is, and PPO learns corrections of its actions (ResiP)",
                                       False, _alone(residual_ppo)),
 }

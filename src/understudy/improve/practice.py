@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import Unsupported, UserError
+from ..core import Unsupported, UserError, part
 from ..data.codec import Normalizer
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
@@ -17,6 +17,7 @@ from ..execute.wrappers import NoiseSteeringWrapper, ResidualWrapper
 from ..heads.correction import Correction
 from ..heads.squashed_gaussian import SquashedGaussian
 from ..learn.critic import CriticConfig
+from ..learn.denoising_ppo import DenoisingPPO, DenoisingPPOLearner
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
@@ -26,7 +27,7 @@ from ..learn.targets import REWARD
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward
 from ..policy import Policy, PolicyConfig
-from .collection import CollectionRounds, RolloutCollector, TemperatureExploration, random_episodes
+from .collection import CollectionRounds, Exploration, RolloutCollector, TemperatureExploration, random_episodes
 from .retention import LastRounds
 from .updates import Epochs, PerRound
 
@@ -87,13 +88,33 @@ def rlpd(practice: Practice, method: Method) -> Method:
     return _practice(practice, method, policy, learner, mixture_weights=(0.5, 0.5))
 
 
+@part
+class DenoisingExploration(Exploration):
+    """Adds noise to the denoising steps of the policy, and records them: see `DenoisingPPO`."""
+
+    def build(self, actor, env, training):
+        learner = training.learner
+        if not isinstance(learner, DenoisingPPOLearner):
+            raise Unsupported(f"{type(learner.config).__name__} reads no denoising steps", where="DenoisingExploration",
+                              hint="use it with DenoisingPPO")
+        return learner.exploring_actor(actor)
+
+
+def dppo(practice: Practice, method: Method) -> Method:
+    """PPO that trains the policy itself, whose actions are the steps from noise to chunk (DPPO)."""
+    _check_plain(method, "dppo")
+    executor = _chunked(method, "dppo")
+    updates = Epochs(10 / executor.n_action_steps) if practice.n_updates is None else PerRound(practice.n_updates)
+    collector = RolloutCollector(practice.n_episodes, exploration=DenoisingExploration())
+    return replace(method, transforms=(*method.transforms, SuccessReward()), learner=DenoisingPPO(),
+                   collection=CollectionRounds(practice.n_rounds, collector, retention=LastRounds(1), updates=updates,
+                                               compare_rounds=True))
+
+
 def dsrl(practice: Practice, method: Method) -> Method:
     """SAC whose action is the noise from which the frozen policy samples its chunk."""
     _check_plain(method, "dsrl")
-    executor = method.executor
-    if not isinstance(executor, ChunkedExecutor):
-        raise Unsupported(f"noise is steered once for each executed chunk, and {type(executor).__name__} overlaps them",
-                          where="--with dsrl", hint="train the policy with RecedingHorizon, or use --with residual")
+    executor = _chunked(method, "dsrl")
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=0.1, target_entropy=0.0,
                                    critic=CriticConfig(layer_norm=True))
     policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
@@ -137,6 +158,14 @@ def _practice(practice: Practice, method: Method, policy: PolicyConfig, learner:
 
 def _updates(practice: Practice, method: Method) -> int:
     return practice.n_updates or max(method.learner.steps // practice.n_rounds, 1)
+
+
+def _chunked(method: Method, name: str) -> ChunkedExecutor:
+    """The executor of a run that executes one chunk after the other. Others are refused."""
+    if not isinstance(method.executor, ChunkedExecutor):
+        raise Unsupported(f"one chunk is executed after the other, and {type(method.executor).__name__} overlaps them",
+                          where=f"--with {name}", hint="train the policy with RecedingHorizon, or use --with residual")
+    return method.executor
 
 
 def _check_plain(method: Method, name: str) -> None:

@@ -40,6 +40,7 @@ class PPO(RewardedConfig):
     Args:
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
+        policy_optimizer: Optimizer of the policy. None for that of the value.
         value: The network of the value.
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
@@ -62,6 +63,7 @@ class PPO(RewardedConfig):
     batch_size: Annotated[int, AtLeast(2)] = 64
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=0.5))
+    policy_optimizer: OptimizerConfig | None = None
     value: CriticConfig = field(default_factory=lambda: CriticConfig((64, 64), n_critics=1))
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     gae_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
@@ -83,20 +85,24 @@ class PPOLearner(RewardedLearner):
 
     def __init__(self, config: PPO, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
-        if policy.window.horizon != 1 or policy.window.action_offset:
-            raise Unsupported("the density is that of one action for each observation", where="PPO",
-                              hint="use a policy with horizon=1 and action_offset=0")
-        policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
+        self.check_policy(policy)
         reference = config.kl_reference
         if isinstance(reference, Policy) and (missing := set(reference.inputs) - set(policy.inputs)):
             raise Unsupported(f"the reference reads {', '.join(sorted(missing))}, which the policy does not",
                               where="PPO.kl_reference", hint="train both on the same columns")
         self.value = self.register("value", config.value.build(policy, action=False), config.optimizer)
-        self.register("policy", policy, config.optimizer)
+        self.register("policy", policy, config.policy_optimizer or config.optimizer)
         self.register_reward(data)
         self.round_start, self.stopped_round = 0, -1  # numbers of the updates before a round
 
     annotates = True
+
+    def check_policy(self, policy: Policy) -> None:
+        """Raises Unsupported if the learner has no density of what the policy does."""
+        if policy.window.horizon != 1 or policy.window.action_offset:
+            raise Unsupported("the density is that of one action for each observation", where="PPO",
+                              hint="use a policy with horizon=1 and action_offset=0")
+        policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
 
     # -- once for each round --------------------------------------------------------------------------------------
 
@@ -120,9 +126,9 @@ class PPOLearner(RewardedLearner):
         """Log-density, that of the reference, reward, value, next value and termination of each step, (B,) each."""
         batch = batch.to(self.device)
         with self.evaluation():
-            log_prob = self.log_prob(self.policy, batch)
+            log_prob = self.log_prob(self.policy, batch)[:, 0]
             reference = self.config.kl_reference
-            reference_log_prob = self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
+            reference_log_prob = self.log_prob(reference, batch)[:, 0] if isinstance(reference, Policy) else log_prob
             reward = batch.extra[REWARD] if self.reward is None else self.reward.reward(batch, self.policy)
             columns = (log_prob, reference_log_prob, reward[:, 0].float(), self.value(batch.obs),
                        self.value(batch.next), batch.extra[TERMINATED][:, 0].float())
@@ -154,7 +160,7 @@ class PPOLearner(RewardedLearner):
         if self.config.max_kl is not None and self.divergence(batch) > self.config.max_kl:
             self.stopped_round = self.round_start
         if self.stopped_round != self.round_start:
-            advantage = self._standardized(batch.extra[ADVANTAGE])
+            advantage = self._standardized(self.column(batch, ADVANTAGE)).expand_as(batch.extra[ADVANTAGE])
             self.minimize("policy", self.policy_loss, batch.replace(extra={**batch.extra, ADVANTAGE: advantage}))
             self.minimize("value", self.value_loss, batch)
         return self.end_update()
@@ -163,28 +169,38 @@ class PPOLearner(RewardedLearner):
         """Returns the clipped objective, less the entropy, plus the divergence from the reference, for each step, (B,).
         """
         config, log_prob = self.config, self.log_prob(self.policy, batch)
-        advantage, ratio = batch.extra[ADVANTAGE][:, 0], (log_prob - batch.extra[LOG_PROB][:, 0]).exp()
+        advantage = self.column(batch, ADVANTAGE) * self.density_weights(log_prob)
+        ratio = (log_prob - self.column(batch, LOG_PROB)).exp()
         loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+        if config.kl_reference is not None:  # the mean of log(p / reference) under p, by samples of the old p
+            loss = loss + config.kl_weight * ratio * (log_prob - self.column(batch, REFERENCE_LOG_PROB))
+        loss = loss.mean(1)
         if config.entropy_weight:
             loss = loss - config.entropy_weight * self.policy.entropy(self.policy.context(batch.obs), rng).sum(1)
-        if config.kl_reference is not None:  # the mean of log(p / reference) under p, by samples of the old p
-            loss = loss + config.kl_weight * ratio * (log_prob - batch.extra[REFERENCE_LOG_PROB][:, 0])
         return loss
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared error of the value for each step, (B,)."""
-        return (self.value(batch.obs) - batch.extra[RETURN][:, 0]).square()
+        return (self.value(batch.obs) - self.column(batch, RETURN)[:, 0]).square()
 
     def log_prob(self, policy: Policy, batch: Batch) -> Tensor:
-        """Returns the log-density of the stored actions, (B,)."""
-        return policy.log_prob(policy.context(batch.obs), policy.encode_batch(batch), batch.mask).sum(1)
+        """Returns the log-densities of what was done in each step, (B, K). K is 1: that of the stored action."""
+        return policy.log_prob(policy.context(batch.obs), policy.encode_batch(batch), batch.mask).sum(1, keepdim=True)
+
+    def density_weights(self, log_prob: Tensor) -> Tensor:
+        """Returns the weight of each of the K densities, (K,)."""
+        return log_prob.new_ones(log_prob.shape[1])
+
+    def column(self, batch: Batch, name: str) -> Tensor:
+        """Returns an added column at the observed step, (B, size)."""
+        return batch.extra[name][:, -self.policy.window.action_offset].reshape(len(batch.mask), -1)
 
     def divergence(self, batch: Batch) -> float:
         """Returns the divergence from the policy that acted: the mean of ratio - 1 - log(ratio), over all processes.
         """
         with self.evaluation():
-            log_ratio = self.log_prob(self.policy, batch) - batch.extra[LOG_PROB][:, 0]
-            terms = log_ratio.exp() - 1 - log_ratio
+            log_ratio = self.log_prob(self.policy, batch) - self.column(batch, LOG_PROB)
+            terms = (log_ratio.exp() - 1 - log_ratio).mean(1)
         total = torch.stack([terms.sum(), terms.new_tensor(len(terms))])
         self.processes.all_reduce([total])
         return float(total[0] / total[1])
@@ -213,15 +229,17 @@ class EpochSampler(BatchSampler):
 
     Args:
         start: Number of the first batch.
+        rows: The windows to read. None for all.
     """
 
-    def __init__(self, windows: Windows, start: int):
+    def __init__(self, windows: Windows, start: int, rows: np.ndarray | None = None):
         self.windows, self.start = windows, start
+        self.rows = np.arange(len(windows)) if rows is None else rows
 
     def batch(self, size, step, seed=0, rows=slice(None)):
         """Batch number `step` has the next `size` windows of the orders, one after the other."""
-        first, n = (step - self.start) * size, len(self.windows)
+        first, n = (step - self.start) * size, len(self.rows)
         orders = [np.random.default_rng([seed % 2**64, self.start, epoch]).permutation(n)
                   for epoch in range(first // n, (first + size - 1) // n + 1)]
         begin = first % n
-        return self.windows.gather(np.concatenate(orders)[begin:begin + size][rows])
+        return self.windows.gather(self.rows[np.concatenate(orders)[begin:begin + size][rows]])

@@ -38,6 +38,7 @@ def error(policy, seed):
     return float((plan + 0.3 * batch.obs["observation.state"][:, -1]).norm(dim=-1).mean())
 
 
+@pytest.mark.slow
 def test_an_episode_with_actions_serves_many_without():
     data = Dataset([walk(0, 40), *(walk(i, kept=False) for i in range(1, 30))])
     assert error(fit_method(short_vpt(), data, 0).policy, 99) < 0.05

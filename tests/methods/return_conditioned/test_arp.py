@@ -113,6 +113,7 @@ def test_the_aisle_keeps_its_contract_and_its_expert_takes_the_box():
     assert all(e.steps[RETURN][0, 0] == len(e) for e in timed)
 
 
+@pytest.mark.slow
 def test_the_return_leads_to_the_other_side_and_wrong_words_do_not():
     experiment = replace(moved_goals.MOVED, source=moved_goals.RightSideEpisodes(150))
     data, options = experiment.source.load(0), {arm.name: arm.options[0] for arm in moved_goals.ARMS}

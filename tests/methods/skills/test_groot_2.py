@@ -154,6 +154,7 @@ def test_two_labeled_episodes_name_what_many_others_show():
     assert action.tolist() == pytest.approx([-1.0, 1.0], abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [False, True])
 def test_the_method_follows_words_that_two_episodes_have(shown):
     """The words are told, or the environment shows them in more bytes. Then only the instruction reads them."""

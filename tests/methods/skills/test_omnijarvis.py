@@ -197,6 +197,7 @@ def there_and_back(word: str, seed: int) -> Episode:
     return Episode({STATE: state, "action": action.astype(np.float32)}, {"task": word})
 
 
+@pytest.mark.slow
 def test_the_method_follows_words_and_remembers_what_it_did():
     """Halfway, at the same position, only the past tells whether to go on or back."""
     data = Dataset([there_and_back(("up", "down")[i % 2], i) for i in range(40)])

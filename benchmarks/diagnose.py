@@ -316,7 +316,7 @@ def faults(toy: Toy, cameras: Toy, positions: Toy, seed: int) -> dict[str, tuple
 FAULTS = {False: (JUDGED_ON, JUDGED_CAMERAS, JUDGED_POSITIONS, 60),
           True: (DEVELOPED_ON, DEVELOPED_CAMERAS, DEVELOPED_POSITIONS, 100)}
 HEALTHY = {
-    False: [Case(Toy(toy, 0, "", {}, 800), 33 + 5 * j + i, "bet" if (name, toy) == ("bc", "fork") else name)
+    False: [Case(Toy(toy, 0, "", {}, 800), 73 + 5 * j + i, "bet" if (name, toy) == ("bc", "fork") else name)
             for j, name in enumerate(("bc", "bc-gmm", "mip", "flow-policy"))
             for i, toy in enumerate(("planar_arms", "peg_insertion", "arms", "particle", "fork"))],
     True: [Case(Toy(toy, 0, "", options, 800), 170 + 5 * i + j, name)

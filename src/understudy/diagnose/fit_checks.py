@@ -236,6 +236,16 @@ def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
     return np.stack(actions)
 
 
+def without_failures(findings: Sequence[RunFinding], successes: Sequence[bool]) -> list[RunFinding]:
+    """Faults of the fit as notes, where the policy surely succeeds in more than half of the trials.
+
+    Where demonstrations do the same in several ways, the error is large although the policy does one of them.
+    """
+    if not successes or clopper_pearson(sum(successes), len(successes)).low <= 0.5:
+        return list(findings)
+    return [replace(f, level="note") if f.code in ("underfit", "overfit", "tiny-spread") else f for f in findings]
+
+
 def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
     """Says whether the trials permit a statement about the success rate."""
     interval = clopper_pearson(sum(successes), len(successes))

@@ -127,7 +127,8 @@ def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray,
                     actions: np.ndarray) -> tuple[float, float, float]:
     """The gain of an action component, its offset in standard deviations, and how much more it depends on the state.
 
-    1 more means that what acts adds the state to the action, -1 that it subtracts it.
+    1 more means that what acts adds the state to the action, -1 that it subtracts it. Only what many steps have in
+    common is an offset: an average would also have the pushes of contacts.
     """
     weights_of_actions = model.weights[1 + states.shape[1]:, d]
     effect = weights_of_actions[i]
@@ -139,8 +140,7 @@ def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray,
     position = states[:, d] - model.state_mean[d]
     weights, errors = trimmed_least_squares(np.column_stack([np.ones(len(place)), place, position]), open_change)
     gain, extra = weights[1 + i] / effect, weights[-1] / effect
-    offset = (weights[0] - float(weights_of_actions @ model.action_mean)) / effect / spread
-    return float(gain), float(offset), float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
+    return float(gain), 0.0, float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
 
 
 def _constant_difference(executed: np.ndarray, actions: np.ndarray) -> float | None:

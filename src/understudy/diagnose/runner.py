@@ -139,6 +139,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
     else:
         findings += _observed_findings(trained, recorded, observed)
+        findings = fit_checks.without_failures(findings, _successes(observed))
         checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
     return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked))
 
@@ -178,14 +179,17 @@ def _fit_errors(errors: Sequence[ActionPrediction]) -> fit_checks.FitErrors:
 # -- where it acts ----------------------------------------------------------------------------------------------------
 
 
+def _successes(observed: Observed) -> list[bool]:
+    return [bool(e.metadata["success"]) for e in observed.episodes if "success" in e.metadata]
+
+
 def _observed_findings(trained: TrainedRun, recorded: Recorded | None, observed: Observed) -> Iterator[RunFinding]:
     policy = trained.policy
     read = {n: f for n, f in policy.features.items() if n in policy.inputs and not n.endswith("?")}
     if recorded is not None:  # what transforms compute is not shown
         read = {n: f for n, f in read.items() if n in recorded.data.features()}
     yield from observations.check_columns(read, observed.features, {} if recorded is None else recorded.sizes)
-    successes = [bool(e.metadata["success"]) for e in observed.episodes if "success" in e.metadata]
-    if successes:
+    if successes := _successes(observed):
         yield from fit_checks.check_trials(successes)
     if recorded is None:
         return

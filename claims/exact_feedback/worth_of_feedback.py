@@ -302,7 +302,7 @@ class Person:
         moves, value = np.einsum("wsa,wsat->wst", policy, self.batch.transitions), np.zeros(self.batch.final.shape)
         for _ in range(LIMIT):
             value = (policy * self.reached).sum(-1) + np.einsum("wst,wt->ws", moves, value)
-        return value[self.batch.rows, self.batch.start]
+        return value[self.batch.rows, self.batch.start].clip(0, 1)  # without errors of rounding
 
 
 def coach_step(logits, trace, at, feedback, rate, decay):

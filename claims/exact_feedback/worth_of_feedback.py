@@ -154,7 +154,7 @@ def learn_and_measure(experiment, arm: Arm, data: Dataset, seed: int, episodes: 
 # -- an action: demonstrations and regularization (294) ---------------------------------------------------------------
 
 EPSILON = 0.05 * HORIZON  # largest gap to the best return
-BONUS, WEIGHT, MOST_EPISODES = 0.2, 10.0, 2000
+BONUS, WEIGHT = 0.2, 10.0
 
 
 def backward(transitions, rewards, bonus=0.0, *, policy=None, reference=None, weight=0.0) -> tuple:
@@ -224,10 +224,15 @@ class Explored(Arm):
         n: Number of demonstrations.
         use: "policy": the divergence from their clone costs. "transitions": they are counted as own steps. "nothing":
             the divergence from the uniform policy costs as much as with as many demonstrations.
+        limit: Most episodes.
     """
 
     n: int = 0
     use: Literal["policy", "transitions", "nothing"] = "policy"
+    limit: int = 2000
+
+    def for_probe(self):
+        return smaller(self, limit=20)
 
     def measure(self, data, seed, n):
         batch, rng = Batch(worlds(GRAPH, seed, n)), np.random.default_rng([seed, 2])
@@ -237,13 +242,13 @@ class Explored(Arm):
                    "weight": 0.0 if self.use == "transitions" else
                    WEIGHT * EPSILON * self.n / (N_STATES * N_ACTIONS * HORIZON)}
         best = expected_return(batch, backward(batch.transitions, batch.rewards)[1])
-        needed = np.full(n, MOST_EPISODES)
-        for episode in range(MOST_EPISODES):
+        needed = np.full(n, self.limit)
+        for episode in range(self.limit):
             visits = counted.sum(-1)
             model = counted / np.maximum(visits, 1)[..., None]
             gap = best - expected_return(batch, backward(model, batch.rewards, **options)[1])
             needed = np.where(gap <= EPSILON, np.minimum(needed, episode), needed)
-            if needed.max() < MOST_EPISODES:
+            if needed.max() < self.limit:
                 break
             bonus = BONUS * HORIZON * np.sqrt(np.log(N_STATES * N_ACTIONS * HORIZON) / np.maximum(visits, 1))
             bonus = np.where(visits > 0, bonus, HORIZON)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from fixtures.cli import TINY, refused
 from fixtures.collections import collected, contents
+from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
@@ -271,16 +269,6 @@ def test_episodes_stay_a_data_set_of_their_own(folder, improve, tmp_path, capsys
     assert main(["inspect", str(tmp_path / "run" / "collection" / "000000" / "episodes.npz")]) == 0
 
 
-KILLED = """
-    import os, sys
-    os.chdir({folder!r})
-    from understudy.cli import main
-    import understudy.commands.improve, understudy.learn.train, understudy.envs, understudy.improve.improvement
-    print("ready", flush=True)
-    sys.exit(main({args!r}))
-    """
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif"])
 def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
@@ -291,18 +279,5 @@ def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0
     (tmp_path / "killed").mkdir()
-    code = textwrap.dedent(KILLED).format(folder=str(tmp_path / "killed"), args=args)
-    rng, kills, wait = np.random.default_rng(0), 0, 0.2
-    while True:
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-            assert process.stdout.readline() == "ready\n"
-            try:
-                _, err = process.communicate(timeout=rng.uniform(0.05, wait) if kills < 8 else None)
-                assert process.returncode == 0, err
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills, wait = kills + 1, wait * 1.4
-    assert kills >= 3 and contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
+    assert killed_command(args, tmp_path / "killed") >= 3
+    assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")

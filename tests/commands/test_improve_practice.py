@@ -9,6 +9,7 @@ import pytest
 import torch
 from fixtures.cli import TINY, refused
 from fixtures.collections import collected, contents
+from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
@@ -78,6 +79,23 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     if name != "dppo":  # whose policy is one, as that of RUN
         assert main(["export", str(out), "--out", str(tmp_path / "x.onnx")]) == 2
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "dsrl"])
+def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
+    """kill -9 at random moments: before, in and between rounds. The base succeeds now and then, as it must."""
+    base = tmp_path / "base"
+    assert main(["train", "flow-policy", str(folder / "fork"), "--out", str(base), *TINY, "--method.n-obs-steps", "1",
+                 "--steps", "600", "--save-freq", "600"]) == 0
+    args = ["improve", str(base), "--with", name, "--out", "run", "--rounds", "3", "--episodes", "4", "--steps", "40",
+            "--compare", "30", "--device", "cpu"]
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert main(args) == 0
+    (tmp_path / "killed").mkdir()
+    assert killed_command(args, tmp_path / "killed") >= 3
+    assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
 
 
 def test_a_critic_that_is_not_finite_is_named_with_the_update(improve, tmp_path, monkeypatch):

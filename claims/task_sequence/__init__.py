@@ -1,0 +1,1 @@
+"""What must be kept of earlier tasks when a policy learns one task after another."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fixtures.collections import STATE, fork, method, numbered
 
+from understudy.core import DataWarning
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
@@ -23,9 +24,10 @@ from understudy.improve.corrections import (
     rlif,
     sirius,
 )
-from understudy.improve.gates import DisagreementGate
+from understudy.improve.gates import DisagreementGate, RandomGate
 from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
 from understudy.learn.sample_weights import ClassBalancedWeights
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -110,6 +112,15 @@ def test_demonstrations_get_no_interventions_and_episodes_end_by_success_alone()
     assert not EndAtSuccess()(failed).steps["next.terminated"].any()
     reached = Episode(demonstration.steps, {"success": True})
     assert EndAtSuccess()(reached).steps["next.terminated"].tolist() == [t == n - 1 for t in range(n)]
+
+
+def test_without_a_takeover_the_rewards_of_rlif_are_zero_for_this_reason():
+    env = fork(2)
+    demos = rollout(env.expert(), env, 2, recording_seed(0))
+    rounds = CollectionRounds(1, RolloutCollector(1, supervisor="expert", gate=RandomGate(0.0)), updates=PerRound(1))
+    built = rlif(method(rounds, Regression()), rounds, demos.features()["action"])
+    with pytest.warns(DataWarning, match="no action is better than another yet: nobody has taken over"):
+        fit_method(replace(built, learner=replace(built.learner, batch_size=8)), demos, 0, env=env)
 
 
 @pytest.mark.slow

@@ -615,9 +615,10 @@ def _check_rewards(number: int, episodes: Dataset, first: Dataset) -> None:
     """Refuses rewards that are not finite, and warns in the first round if there are none so far."""
     check_finite(Dataset(list(episodes), {"path": f"round {number}"}), (REWARD,))
     if number == 0 and not any(np.any(e.steps[REWARD]) for data in (first, episodes) for e in data):
+        cause = ("check that the environment has rewards, or begin with demonstrations that reach them"
+                 if not any(INTERVENTION in e.steps for e in episodes) else "nobody has taken over")
         warnings.warn(f"all rewards are 0, also those of the first {len(episodes)} collected episodes, so that no "
-                      "action is better than another yet: check that the environment has rewards, or begin with "
-                      "demonstrations that reach them", DataWarning, stacklevel=2)
+                      f"action is better than another yet: {cause}", DataWarning, stacklevel=2)
 
 
 def _mark_round(number: int, episode: Episode) -> Episode:

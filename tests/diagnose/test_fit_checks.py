@@ -82,7 +82,10 @@ def test_a_component_with_almost_no_spread():
     trained = policy(episodes(2e-4))
     assert not list(fit_checks.check_tiny_spread(trained, episodes(2e-4)))
     finding, = fit_checks.check_tiny_spread(trained, episodes(1.0))
-    assert finding.code == "tiny-spread" and finding.value > 1000 and "observation.state[2]" in finding.message
+    assert (finding.code, finding.level) == ("tiny-spread", "fault")
+    assert finding.value > 1000 and "observation.state[2]" in finding.message
+    finding, = fit_checks.check_tiny_spread(trained, episodes(4e-3))
+    assert finding.level == "note" and 20 < finding.value < 100
 
 
 class Exact(Policy):

@@ -279,5 +279,5 @@ def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0
     (tmp_path / "killed").mkdir()
-    assert killed_command(args, tmp_path / "killed") >= 3
+    assert killed_command(args, tmp_path / "killed"), "it was never killed"
     assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")

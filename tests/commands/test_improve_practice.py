@@ -82,7 +82,7 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "dsrl"])
+@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "dsrl", "dppo"])
 def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
     """kill -9 at random moments: before, in and between rounds. The base succeeds now and then, as it must."""
     base = tmp_path / "base"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from understudy.claims.base import DemonstrationSource, expert_of, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.claims.measures import flags, rollout_policy
 from understudy.data.episode import Dataset
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
@@ -20,6 +21,7 @@ from understudy.improve.retention import AllEpisodes, RetentionRule
 from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
+from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.observation_only.cilo import SignatureGate
@@ -70,7 +72,15 @@ def from_observation(retention: RetentionRule = ALL, label_noise: float = 0.0) -
 
 WITH_ACTIONS = replace(from_observation(), learner=BehaviorCloning(FIRST + N_ROUNDS * PER_ROUND, 128, FAST),
                        collection=None, transforms=(Filter(DATASET_NAME, equals=("task",)),))
-TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", first_seed=860, episodes=300,
+
+
+def practiced(experiment, method, data, seed, episodes, starts):
+    """Trains with practice in the environment, and measures the success of the policy."""
+    policy = fit_method(method, data, seed, env=HiddenRooms(10) if method.collection else None).policy
+    return flags(rollout_policy(experiment, policy, method, episodes, starts))
+
+
+TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", measure=practiced, first_seed=860, episodes=300,
                    sanity={"with actions": 0.5}, arms={
     "CILO": from_observation(SignatureGate(), 1.0),
     "BCO": from_observation(),

@@ -80,8 +80,8 @@ def practiced(experiment, method, data, seed, episodes, starts):
     return flags(rollout_policy(experiment, policy, method, episodes, starts))
 
 
-TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", measure=practiced, first_seed=860, episodes=300,
-                   sanity={"with actions": 0.5}, arms={
+TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", measure=practiced, first_seed=860,
+                   episodes=300, sanity={"with actions": 0.5}, arms={
     "CILO": from_observation(SignatureGate(), 1.0),
     "BCO": from_observation(),
     "with actions": WITH_ACTIONS,

@@ -76,8 +76,8 @@ def _signatures(episodes: list[Episode]) -> np.ndarray:
 
 @method("Gavenski et al. 2024 (CILO), arXiv 2407.04856, with a ridge classifier, and without attention over one token",
         rows=("182",), needs=(SOME_ACTIONS, PRACTICE, "an environment"),
-        when="if demonstrations have no actions, and nobody says which episodes of the practice succeed; no claim has "
-             "tested it here.")
+        when="if demonstrations have no actions, and nobody says which episodes of the practice succeed; a gain over "
+             "bco is undecided.")
 def cilo(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:
     """BCO with noise in its labels, which keeps practice whose path resembles that of demonstrations.
 

@@ -1,0 +1,94 @@
+"""Row 182: demonstrations without actions, and which of the policy's own practice tells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.claims.measures import flags, rollout_policy
+from understudy.data.episode import Dataset
+from understudy.data.mixture import DATASET_NAME
+from understudy.data.operations import Filter
+from understudy.envs.observation_wrappers import RandomFeatureObs
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.recording import UniformRandomActor
+from understudy.evaluate.rollout import rollout
+from understudy.execute.chunking import RecedingHorizon
+from understudy.heads.regression import Regression
+from understudy.improve.collection import CollectionRounds, RolloutCollector
+from understudy.improve.retention import AllEpisodes, RetentionRule
+from understudy.improve.updates import PerRound
+from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods.observation_only.cilo import SignatureGate
+from understudy.nets.feed_forward import FeedForward
+from understudy.policy import PolicyConfig
+
+from ..worlds.one_goal_rooms import OneGoalRooms
+
+STATE = "observation.state"
+N_FEATURES, CURVATURE = 32, 2.5  # of the fixed random network through which states are observed
+FAST = OptimizerConfig(lr=1e-3, lr_schedule="constant")
+ALL = AllEpisodes()
+N_ROUNDS, FIRST, PER_ROUND = 10, 2000, 300  # rounds of practice; updates before and after each
+
+
+class HiddenRooms(RandomFeatureObs):
+    """Four rooms with one goal, seen through a fixed random network. Episodes begin in the first room."""
+
+    def __init__(self, rows: int):
+        super().__init__(OneGoalRooms(rows, first_room=True), N_FEATURES, STATE, CURVATURE)
+
+
+@dataclass(frozen=True)
+class ObservedAndPractice(DemonstrationSource):
+    """Demonstrations, the part "task", and episodes of random actions, the part "prior"."""
+
+    episodes: int = 5
+    n_practice: int = 20
+
+    def load(self, seed):
+        env = HiddenRooms(10)
+        demonstrations = rollout(expert_of(env.env), env.env, self.episodes, recording_seed(seed))
+        practice = rollout(UniformRandomActor(env.env), env.env, self.n_practice, recording_seed(seed), first=100_000)
+        return Dataset([replace(changed := env.transform_episode(e), metadata={**changed.metadata, DATASET_NAME: part})
+                        for part, data in (("task", demonstrations), ("prior", practice)) for e in data])
+
+    def for_probe(self):
+        return smaller(self, n_practice=5)
+
+
+def from_observation(retention: RetentionRule = ALL, label_noise: float = 0.0) -> Method:
+    """BCO with a rule for the practice that stays."""
+    learner = BehaviorCloningFromObservation(FIRST + N_ROUNDS * PER_ROUND, 128, FAST, label_noise=label_noise)
+    return Method(PolicyConfig(Regression(), FeedForward((128, 128)), inputs=(STATE,)), RecedingHorizon(), learner,
+                  collection=CollectionRounds(N_ROUNDS, RolloutCollector(10), retention=retention,
+                                              initial_updates=FIRST, updates=PerRound(PER_ROUND)))
+
+
+WITH_ACTIONS = replace(from_observation(), learner=BehaviorCloning(FIRST + N_ROUNDS * PER_ROUND, 128, FAST),
+                       collection=None, transforms=(Filter(DATASET_NAME, equals=("task",)),))
+
+
+def practiced(experiment, method, data, seed, episodes, starts):
+    """Trains with practice in the environment, and measures the success of the policy."""
+    policy = fit_method(method, data, seed, env=HiddenRooms(10) if method.collection else None).policy
+    return flags(rollout_policy(experiment, policy, method, episodes, starts))
+
+
+TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", measure=practiced, first_seed=860,
+                   episodes=300, sanity={"with actions": 0.5}, arms={
+    "CILO": from_observation(SignatureGate(), 1.0),
+    "BCO": from_observation(),
+    "with actions": WITH_ACTIONS,
+    "without noise": from_observation(SignatureGate()),
+    "without gate": from_observation(label_noise=1.0),
+    "exchanged": ablation("CILO", from_observation(SignatureGate(fooling=False), 1.0))})
+GAIN = higher("CILO", "BCO")
+
+CLAIMS = family(__file__, TABLE, {"182": Row("explorative-imitation", (GAIN,), control="exchanged", removes=(GAIN,),
+                                             reported=("with actions", "without noise", "without gate"))})

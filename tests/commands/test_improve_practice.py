@@ -81,6 +81,14 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
 
 
+def test_what_practised_can_be_improved_again(improve, tmp_path):
+    """Its demonstrations are there, although its learner read its own episodes alone."""
+    assert improve("dppo", "--out", tmp_path / "first", *SHORT, base="flow")[0] == 0
+    args = ["--env", "fork", "--supervisor", "scripted", *SHORT, "--out", tmp_path / "second"]
+    status, text, progress = improve("dagger", *args, base=tmp_path / "first")
+    assert status == 0 and "2 episodes in each, beside the 6 of RUN" in text + progress
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "dsrl", "dppo"])
 def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):

@@ -51,11 +51,12 @@ def with_earlier_rounds(data: Dataset, run: Path, trust: Sequence[str] = ()) -> 
     for number in rounds:
         episodes = open_dataset(folder.parents[1] / "collection" / f"{number:06d}" / "episodes.npz")
         stored = list(method.collection.retention.keep(Dataset([*stored, *episodes])))
+    first = [episode for episode in stored if ROUND not in episode.metadata]
     collected = [episode for episode in stored if ROUND in episode.metadata]
     if not isinstance(method.learner, BehaviorCloning):  # others also learn from what should not be imitated
         collected = [episode for episode in collected if {INTERVENTION, EXECUTED_ACTION} & episode.steps.keys()]
+        first = list(data)  # which began the policy, also where the learner reads its own episodes alone
     kept = [LabelsAsInterventions()(e) for e in collected if _is_unchanged(e, method)]
-    first = [episode for episode in stored if ROUND not in episode.metadata]
     return Dataset([*first, *kept], data.metadata), len(collected) - len(kept)
 
 

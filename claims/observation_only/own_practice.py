@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from claims.worlds.one_goal_rooms import OneGoalRooms
 from understudy.claims.base import DemonstrationSource, expert_of, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
@@ -28,12 +29,11 @@ from understudy.methods.observation_only.cilo import SignatureGate
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
-from ..worlds.one_goal_rooms import OneGoalRooms
-
 STATE = "observation.state"
 N_FEATURES, CURVATURE = 32, 2.5  # of the fixed random network through which states are observed
 FAST = OptimizerConfig(lr=1e-3, lr_schedule="constant")
 ALL = AllEpisodes()
+POLICY = PolicyConfig(Regression(), FeedForward((128, 128)), inputs=(STATE,))
 N_ROUNDS, FIRST, PER_ROUND = 10, 2000, 300  # rounds of practice; updates before and after each
 
 
@@ -62,20 +62,35 @@ class ObservedAndPractice(DemonstrationSource):
         return smaller(self, n_practice=5)
 
 
-def from_observation(retention: RetentionRule = ALL, label_noise: float = 0.0) -> Method:
+@dataclass(frozen=True)
+class Practice:
+    """A method that practices in the environment, or not."""
+
+    method: Method
+
+    def for_probe(self):
+        rounds = self.method.collection
+        if rounds is None:
+            return self, []
+        shorter = replace(rounds, n_rounds=1, initial_updates=50, updates=PerRound(50))
+        return Practice(replace(self.method, collection=shorter)), [N_ROUNDS, FIRST, PER_ROUND]
+
+
+def from_observation(retention: RetentionRule = ALL, label_noise: float = 0.0) -> Practice:
     """BCO with a rule for the practice that stays."""
     learner = BehaviorCloningFromObservation(FIRST + N_ROUNDS * PER_ROUND, 128, FAST, label_noise=label_noise)
-    return Method(PolicyConfig(Regression(), FeedForward((128, 128)), inputs=(STATE,)), RecedingHorizon(), learner,
-                  collection=CollectionRounds(N_ROUNDS, RolloutCollector(10), retention=retention,
-                                              initial_updates=FIRST, updates=PerRound(PER_ROUND)))
+    rounds = CollectionRounds(N_ROUNDS, RolloutCollector(10), retention=retention, initial_updates=FIRST,
+                              updates=PerRound(PER_ROUND))
+    return Practice(Method(POLICY, RecedingHorizon(), learner, collection=rounds))
 
 
-WITH_ACTIONS = replace(from_observation(), learner=BehaviorCloning(FIRST + N_ROUNDS * PER_ROUND, 128, FAST),
-                       collection=None, transforms=(Filter(DATASET_NAME, equals=("task",)),))
+WITH_ACTIONS = Practice(Method(POLICY, RecedingHorizon(), BehaviorCloning(FIRST + N_ROUNDS * PER_ROUND, 128, FAST),
+                               (Filter(DATASET_NAME, equals=("task",)),)))
 
 
-def practiced(experiment, method, data, seed, episodes, starts):
+def practiced(experiment, option, data, seed, episodes, starts):
     """Trains with practice in the environment, and measures the success of the policy."""
+    method = option.method
     policy = fit_method(method, data, seed, env=HiddenRooms(10) if method.collection else None).policy
     return flags(rollout_policy(experiment, policy, method, episodes, starts))
 

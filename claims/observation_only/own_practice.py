@@ -72,6 +72,7 @@ class Practice:
         rounds = self.method.collection
         if rounds is None:
             return self, []
+        assert isinstance(rounds, CollectionRounds)
         shorter = replace(rounds, n_rounds=1, initial_updates=50, updates=PerRound(50))
         return Practice(replace(self.method, collection=shorter)), [N_ROUNDS, FIRST, PER_ROUND]
 

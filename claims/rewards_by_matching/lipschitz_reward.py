@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.stats
 
+from claims.rewards_by_matching.matching_rewards import CONSTANT, EXPERT, N_EPISODES, Practice, Successes
 from understudy.claims.base import (
     LEVEL,
     MEASURES,
@@ -36,8 +37,6 @@ from understudy.learn.method import Method
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
-
-from .matching_rewards import CONSTANT, EXPERT, N_EPISODES, Practice, Successes
 
 RATES = (1e-4, 5e-4, 2e-3)  # of the discriminator
 N_ROUNDS = 35  # of four episodes of 40 steps

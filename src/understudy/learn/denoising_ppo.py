@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Annotated
 
 import numpy as np
@@ -35,7 +35,8 @@ class DenoisingPPO(PPO):
 
     While it explores, a policy with the head `Flow` or `Diffusion` adds noise to each step from noise to action, which
     makes the step a Gaussian with a density. Every chunk has one reward, the sum of those of its executed steps, and
-    one advantage, and all its steps share it. The deployed policy takes the same steps without this noise.
+    one advantage, and all its steps share it. Batches and the discount count chunks. The deployed policy takes the same
+    steps without this noise.
 
     Use it with ``CollectionRounds(..., retention=LastRounds(1))``, a collector that has `DenoisingExploration`, and
     `RecedingHorizon`. The horizon of the policy can be any, and `reward` must be None.
@@ -45,10 +46,8 @@ class DenoisingPPO(PPO):
     chunks.
 
     Args:
-        batch_size: Number of chunks in each batch, whose advantages are standardized.
         optimizer: Optimizer of the value.
-        policy_optimizer: Optimizer of the policy.
-        discount: Discount per chunk.
+        policy_optimizer: Optimizer of the policy. None for that of the value.
         std: Standard deviation of the noise, in coded actions.
         denoising_discount: Weight of a step relative to the one after it.
 
@@ -205,7 +204,6 @@ def _at_rows(episode: Episode, rows: np.ndarray, values: np.ndarray) -> np.ndarr
     return column
 
 
-@dataclass(frozen=True)
 class ChainActor(Actor):
     """Executes chunks that are sampled with noise in each denoising step, and records their steps.
 
@@ -215,11 +213,9 @@ class ChainActor(Actor):
         std: Standard deviation of the noise, in coded actions.
     """
 
-    actor: PolicyActor
-    planner: StepwisePlanner
-    executor: RecedingHorizon
-    shape: tuple[int, ...]
-    std: float
+    def __init__(self, actor: PolicyActor, planner: StepwisePlanner, executor: RecedingHorizon, shape: tuple[int, ...],
+                 std: float):
+        self.actor, self.planner, self.executor, self.shape, self.std = actor, planner, executor, shape, std
 
     def start(self, obs, key):
         self.executor.check_planner(self.planner)

@@ -78,8 +78,8 @@ class SteepRewardsAreWorse(Rule):
         pairs = zip(*map(np.transpose, columns), strict=True)
         ranks = np.array([[scipy.stats.spearmanr(*pair).statistic] for pair in pairs])
         mean = difference(ranks, np.zeros_like(ranks), "real", level)
-        condition = Condition("rank correlation of slope and return", mean.estimate, mean.low, mean.high, "below", 0.0,
-                              smallest_effect("slope", measures))
+        condition = Condition("slope: rank correlation with the return", mean.estimate, mean.low, mean.high, "below",
+                              0.0, smallest_effect("slope", measures))
         return RuleResult(condition.verdict, (condition,))
 
 

@@ -10,18 +10,21 @@ import pytest
 import torch
 
 from understudy import make
-from understudy.core import Feature, UserError, keys
+from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
-from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
+from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
 from understudy.heads.correction import Correction
 from understudy.heads.regression import Regression
-from understudy.improve.practice import SuccessReward
+from understudy.improve.collection import random_episodes
+from understudy.improve.practice import Practice, SuccessReward, dppo
 from understudy.learn.critic import CriticConfig
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
@@ -106,3 +109,13 @@ def _policy(head) -> Policy:
     torch.manual_seed(0)
     codec = Normalizer("identity", "identity") if isinstance(head, Correction) else Normalizer()
     return Policy(PolicyConfig(head, MLP(16, 1), codec=codec), features)
+
+
+def test_dppo_refuses_overlapping_chunks_before_anything_runs():
+    data = random_episodes(make("fork", 2), 10, 0)
+    method = find_method("flow-policy", data.features())
+    practice = Practice(data, n_rounds=2, n_episodes=2, n_updates=None)
+    assert dppo(practice, method).executor == method.executor
+    for executor in (RealTimeChunking(4), TemporalEnsemble()):
+        with pytest.raises(Unsupported, match=f"{type(executor).__name__} overlaps them"):
+            dppo(practice, replace(method, executor=executor))

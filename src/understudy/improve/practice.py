@@ -103,7 +103,7 @@ class DenoisingExploration(Exploration):
 def dppo(practice: Practice, method: Method) -> Method:
     """PPO that trains the policy itself, whose actions are the steps from noise to chunk (DPPO)."""
     _check_plain(method, "dppo")
-    executor = _chunked(method, "dppo")
+    executor = _chunked(method, "dppo", RecedingHorizon)
     updates = Epochs(10 / executor.n_action_steps) if practice.n_updates is None else PerRound(practice.n_updates)
     collector = RolloutCollector(practice.n_episodes, exploration=DenoisingExploration())
     return replace(method, transforms=(*method.transforms, SuccessReward()), learner=DenoisingPPO(),
@@ -160,9 +160,9 @@ def _updates(practice: Practice, method: Method) -> int:
     return practice.n_updates or max(method.learner.steps // practice.n_rounds, 1)
 
 
-def _chunked(method: Method, name: str) -> ChunkedExecutor:
+def _chunked(method: Method, name: str, kind: type[ChunkedExecutor] = ChunkedExecutor) -> ChunkedExecutor:
     """The executor of a run that executes one chunk after the other. Others are refused."""
-    if not isinstance(method.executor, ChunkedExecutor):
+    if not isinstance(method.executor, kind):
         raise Unsupported(f"one chunk is executed after the other, and {type(method.executor).__name__} overlaps them",
                           where=f"--with {name}", hint="train the policy with RecedingHorizon, or use --with residual")
     return method.executor

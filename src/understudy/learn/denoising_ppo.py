@@ -114,11 +114,12 @@ class DenoisingPPOLearner(PPOLearner):
         reward = np.concatenate([np.add.reduceat(np.asarray(e.steps[REWARD][:len(e)], np.float32), p)
                                  for p, e in zip(plans, episodes, strict=True)])
         bounds = np.cumsum([len(p) for p in plans])
-        last, terminated, next_value = torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows)), value.roll(-1)
+        last, terminated = torch.zeros((2, len(rows)), dtype=torch.bool)
         last[bounds - 1] = True
-        terminated[last] = torch.tensor([float(np.any(e.steps[TERMINATED][:len(e)])) for e in episodes])
+        terminated[last] = torch.tensor([bool(np.any(e.steps[TERMINATED][:len(e)])) for e in episodes])
+        next_value = value.roll(-1)
         next_value[last] = self._last_values(episodes, ends - 1)
-        advantage = gae(torch.from_numpy(reward), value, next_value, terminated.bool(), last, self.config.discount,
+        advantage = gae(torch.from_numpy(reward), value, next_value, terminated, last, self.config.discount,
                         self.config.gae_decay)
         columns = {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage, RETURN: advantage + value}
         of_episodes = zip(*(np.split(x.numpy(), bounds[:-1]) for x in columns.values()), strict=True)
@@ -129,10 +130,7 @@ class DenoisingPPOLearner(PPOLearner):
         """Log-densities, those of the reference, (B, K) each, and value, (B,)."""
         batch = batch.to(self.device)
         with self.evaluation():
-            log_prob = self.log_prob(self.policy, batch)
-            reference = self.config.kl_reference
-            of_reference = self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
-            return tuple(x.cpu() for x in (log_prob, of_reference, self.value(batch.obs)))
+            return tuple(x.cpu() for x in (*self.log_probs(batch), self.value(batch.obs)))
 
     def _last_values(self, episodes: Dataset, rows: np.ndarray) -> Tensor:
         """Values of what is observed after the last step of each episode."""

@@ -126,13 +126,16 @@ class PPOLearner(RewardedLearner):
         """Log-density, that of the reference, reward, value, next value and termination of each step, (B,) each."""
         batch = batch.to(self.device)
         with self.evaluation():
-            log_prob = self.log_prob(self.policy, batch)[:, 0]
-            reference = self.config.kl_reference
-            reference_log_prob = self.log_prob(reference, batch)[:, 0] if isinstance(reference, Policy) else log_prob
+            log_prob, reference_log_prob = (x[:, 0] for x in self.log_probs(batch))
             reward = batch.extra[REWARD] if self.reward is None else self.reward.reward(batch, self.policy)
             columns = (log_prob, reference_log_prob, reward[:, 0].float(), self.value(batch.obs),
                        self.value(batch.next), batch.extra[TERMINATED][:, 0].float())
         return tuple(column.cpu() for column in columns)
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the log-densities of the policy and of the reference, (B, K) each. Without one they are equal."""
+        log_prob, reference = self.log_prob(self.policy, batch), self.config.kl_reference
+        return log_prob, self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
 
     def _with_columns(self, episode, columns):
         added = episode.replace(columns)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -77,8 +76,7 @@ def any_data(draw):
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_anything_comes_back(to, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("any")
-    with patch("os.fsync"):  # which takes most of the time, and nothing here depends on it
-        check_format(to, data, folder)
+    check_format(to, data, folder)
     shutil.rmtree(folder)
 
 

@@ -27,9 +27,7 @@ from understudy.envs import make  # noqa: E402
 from understudy.envs.shifts import available_shifts  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed, tuning_seed  # noqa: E402
 from understudy.evaluate.failure_detection import (  # noqa: E402
-    DOUBT,
     ConformalThreshold,
-    DoubtActor,
     ObservationNovelty,
     PolicyLoss,
     SampleSpread,
@@ -38,6 +36,7 @@ from understudy.evaluate.failure_detection import (  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import clopper_pearson  # noqa: E402
 from understudy.execute.actor import PolicyActor  # noqa: E402
+from understudy.execute.doubt import DOUBT, DoubtActor  # noqa: E402
 from understudy.files import write_json  # noqa: E402
 from understudy.learn.fit_method import fit_method  # noqa: E402
 from understudy.methods import find_method  # noqa: E402

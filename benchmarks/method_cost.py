@@ -64,6 +64,9 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
               "observation.prompt.objects": Feature("float32", (16, 8))},
     "maskdp": {**NUMBERS, "observation.goal": NUMBERS["observation.state"]},
     "attention-tuner": {**NUMBERS, "recalled": Feature("int64", (1,))},
+    "irm-bc": {**NUMBERS, "place": Feature("int64", (1,))},
+    "preference-reward": {**NUMBERS, "segment": Feature("int64", (1,), "discrete", num_classes=(2,)),
+                          "preference": Feature("int64", (1,), "discrete", num_classes=(3,))},
     "fourier-transporter": {"observation.images.top": CAMERA, "action": Feature("float32", (5,))},
     "chauffeurnet": {**NUMBERS, "action": Feature("float32", (8,))},
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity

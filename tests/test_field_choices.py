@@ -18,11 +18,13 @@ from understudy.execute.chunking import RealTimeChunking
 from understudy.heads.base import RampTimes
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
+from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.methods import find_method
 
 PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "improve", "methods")
-NO_CONFIGS = {"_Preprocessing", "TfdsFeature"}  # values that others make, not options of a user
-MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0)}
+NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement"}  # values that others make, not options of a user
+MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
+        "CollectionRounds": CollectionRounds(1, RolloutCollector(1))}
 
 
 def parts():

@@ -2,16 +2,23 @@
 
 import re
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("websockets", reason="extra serve not installed")
 
+from fixtures.cli import TINY  # noqa: E402
 from fixtures.replies import RIGHT, description, reply, server  # noqa: E402
 
 from understudy.cli import main  # noqa: E402
-from understudy.data.formats import open_dataset  # noqa: E402
+from understudy.data.episode import Dataset, Episode  # noqa: E402
+from understudy.data.formats import open_dataset, write_dataset  # noqa: E402
+from understudy.evaluate.behavior.demo_distance import DemonstrationIndex  # noqa: E402
+from understudy.evaluate.behavior.scaling import TrajectoryScaling  # noqa: E402
+from understudy.evaluate.failure_detection import FailureDetector  # noqa: E402
 
 ARM = ["--robot", "simulated_arm", "--robot.slow-start", "0", "--fps", "20"]
 
@@ -60,3 +67,56 @@ def test_steps_as_the_policy_commands_them_are_not_counted(capsys):
     captured = capsys.readouterr()
     assert re.fullmatch(r"episode 0: \d+ steps(, \d+ late)?\n", captured.out)
     assert "--max-bad-share: must be from 0 to 1" in captured.err
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> Path:
+    """A policy of the simulated arm, and two episodes ("acted") that it recorded."""
+    monkeypatch.chdir(tmp_path)
+    state = np.linspace([0, 0], [60, -20], 31, dtype=np.float32)
+    demonstration = Episode({"observation.state": state, "action": state[1:]})
+    write_dataset(Dataset([demonstration] * 3, {"fps": 20}), "demos.npz", "npz")
+    assert main(["train", "bc", "demos.npz", "--out", "run", *TINY]) == 0
+    assert main(["act", "run", *ARM, "--episode-time-s", "0.7", "--episodes", "2", "--max-bad-share", "1",
+                 "--out", "acted"]) == 0
+    return tmp_path
+
+
+def label(*successes, by=None):
+    """Writes the recorded episodes with what a person would have said of them."""
+    acted = open_dataset("acted")
+    write_dataset(Dataset([replace(e, metadata={**e.metadata, **({"by": by} if by else {}), "success": success})
+                           for e, success in zip(acted, successes, strict=True)], acted.metadata), "labeled.npz", "npz")
+
+
+def test_the_detector_of_recorded_episodes_ends_an_episode(run, capsys):
+    label(True, False)
+    calibrate = ["calibrate", "run", "labeled.npz", "--score", "novelty", "--rate", "0.5"]
+    assert main(calibrate) == 0
+    assert "understudy act run --robot TYPE --detect" in (text := capsys.readouterr().out) and "from 1 failure." in text
+    detector = FailureDetector.load(Path("run"))
+    state = "observation.state"
+    points = Dataset([Episode({state: np.asarray(e.steps[state])[:len(e)]}) for e in open_dataset("demos.npz")])
+    demonstrated = DemonstrationIndex.from_data(points, TrajectoryScaling.from_data(points))
+    doubts = demonstrated.distances(open_dataset("labeled.npz")[1], count=len(open_dataset("labeled.npz")[1]))[0]
+    assert detector.threshold == pytest.approx(float(doubts.max()), rel=1e-5)
+    for threshold, ended in ((0.0, True), (1e9, False)):
+        replace(detector, threshold=threshold).save(Path("run"))
+        assert main(["act", "run", *ARM, "--episode-time-s", "0.4", "--max-bad-share", "1", "--detect", "--out",
+                     f"watched-{ended}"]) == 0
+        line = capsys.readouterr().out.splitlines()[0]
+        assert ("ended by alarm of the failure detector" in line) == ended and line.startswith("episode 0: 0") == ended
+    assert "alarm" not in open_dataset("watched-False")[0].metadata
+
+
+def test_what_no_detector_of_a_robot_can_be_made_of_is_refused(run, capsys):
+    for args, *messages in (
+            (["calibrate", "run", "acted"], "acted, episode 0", "nobody said whether it is a success", "y or n"),
+            (["act", "run", *ARM, "--detect"], "the run has no failure detector", "understudy calibrate"),
+            (["calibrate", "run", "acted", "--episodes", "4"], "--episodes", "all recorded episodes are used")):
+        assert main(args) == 2
+        error = capsys.readouterr().err
+        assert all(m in error for m in messages), error
+    label(True, False, by="somebody")
+    assert main(["calibrate", "run", "labeled.npz", "--score", "novelty", "--rate", "0.5"]) == 2
+    assert "labeled.npz, episode 0: it was recorded by somebody, and not by policy " in capsys.readouterr().err

@@ -77,6 +77,7 @@ def test_an_error_rises_if_it_was_lower_before_the_end(tmp_path, values, rises):
     assert TrainingCurves.load(run).has_rising_error == rises
 
 
+@pytest.mark.slow
 def test_commands_that_load_a_run_say_which_checkpoint_on_standard_error(place, tmp_path, capsys):
     run = place / "run"
     assert TrainingCurves.load(run).has_rising_error  # noise cannot be learned

@@ -68,6 +68,7 @@ class Loose(ChunkedExecutor):
 """
 
 
+@pytest.mark.slow
 def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_path, monkeypatch):
     """Its options follow --executor, and the number of executed steps stays that of the method."""
     (tmp_path / "slowed.py").write_text(EXECUTOR)

@@ -17,6 +17,7 @@ from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
+from understudy.commands.improve_page import corrections_of
 from understudy.core import keys
 from understudy.data.formats import open_dataset
 from understudy.data.window import Window
@@ -99,6 +100,21 @@ def test_the_last_comparison_is_on_fresh_starts(folder, improve, tmp_path):
     if document["fresh"]["best"] is not None:
         best = evaluate(load_actor(run / "best", rows=16), env, 6, 0)
         assert document["fresh"]["paired"]["difference"] == compare(best, base).difference
+
+
+def test_the_page_lists_what_was_corrected(folder, improve, tmp_path):
+    page, run = tmp_path / "page.html", tmp_path / "run"
+    args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", run, *SHORT]
+    assert improve(*args, "--html", page, "--collect-with", "best")[0] == 0
+    acted = [np.concatenate([[0], e.steps["intervention"], [0]]) for data in collected(run) for e in data]
+    lengths = sorted((int(n) for a in acted for n in np.diff(np.flatnonzero(np.diff(a)))[::2]), reverse=True)
+    assert [c.steps for c in corrections_of(run)] == lengths and lengths
+    assert "What was corrected" in page.read_text()
+
+
+def test_a_method_that_learns_from_what_its_policy_does_collects_with_no_other(improve, tmp_path):
+    refused(improve("--with", "rlif", "--supervisor", "scripted", "--out", tmp_path / "run", "--collect-with", "best",
+                    *SHORT), "--collect-with best", "rlif learns from what the policy that it trains does")
 
 
 @pytest.mark.parametrize(("name", "who"), [
@@ -230,6 +246,17 @@ def test_bad_input(args, words, folder, improve, tmp_path, monkeypatch):
     out = [] if "--out" in args else ["--out", str(tmp_path / "run")]
     refused(improve(*(a.replace("{folder}", str(folder)) for a in args), *out, *SHORT), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):
+    args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", str(tmp_path / "run")]
+    refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: -3 is no number of episodes")
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_there_is_at_least_one_round(rounds, improve, tmp_path):
+    refused(improve("--with", "iwr", "--supervisor", "scripted", "--out", tmp_path / "run", "--rounds", rounds),
+            "--rounds: must be 1 or more", "such as --rounds 5")
 
 
 def test_without_success_there_is_nothing_to_practice(folder, improve, tmp_path, monkeypatch):

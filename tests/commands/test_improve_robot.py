@@ -12,16 +12,19 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from fixtures.cli import TINY, refused
 from fixtures.takeovers import Clock, Hand, Keys
 from fixtures.terminals import Terminal
 
 from understudy.cli import main
-from understudy.commands.improve_robot import _Improvement
+from understudy.commands.improve import _Command
+from understudy.commands.improve_robot import RobotImprovement
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.improve import robot_takeover
 from understudy.improve.blind_promotion import judged_checkpoints
+from understudy.improve.success import FrameRates
 from understudy.learn.run import Run
 
 OPTIONS = ["--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--steps", "3", "--device",
@@ -36,7 +39,7 @@ def run(tmp_path_factory) -> Path:
     for number in range(6):
         action = np.cumsum(rng.uniform(0, 2, (30, 2)), 0).astype(np.float32)
         state = np.concatenate([np.zeros((1, 2), np.float32), action])
-        episodes.append(Episode({"observation.state": state, "action": action}, {"number": number}))
+        episodes.append(Episode({"observation.state": state, "action": action}, {"number": number, "success": True}))
     write_dataset(Dataset(episodes, {"fps": 20}), folder / "demos.npz", "npz")
     assert main(["train", "bc", str(folder / "demos.npz"), "--out", str(folder / "run"), *TINY]) == 0
     return folder / "run"
@@ -54,13 +57,13 @@ class Session:
         self.run, self.capsys, self.clock, self.envs, self.keys = run, capsys, Clock(), [], None
         self.patch, build = monkeypatch, robot_takeover.RobotTakeoverEnv
 
-        def build_env(*args):
-            env = build(*args, self.clock, self.clock.sleep)
+        def build_env(*args, **options):
+            env = build(*args, self.clock, self.clock.sleep, **options)
             self.envs.append(env)
             self.keys.env = env
             return env
         monkeypatch.setattr(robot_takeover, "RobotTakeoverEnv", build_env)
-        monkeypatch.setattr(_Improvement, "_device", lambda command, robot: (Hand(self.clock), self.keys, None))
+        monkeypatch.setattr(RobotImprovement, "_device", lambda command, robot: (Hand(self.clock), self.keys, None))
 
     def __call__(self, out, *args, answer="\n", **at):
         self.keys = Keys(**at)
@@ -145,6 +148,69 @@ def test_a_round_is_promoted_by_blind_pairs(estimate, low, high, is_best, sessio
     assert Run(out).named_checkpoints()["best"] == f"checkpoints/{3 if is_best else 0:06d}"
     assert ("is the policy of round 1" if is_best else "No round improved the policy") in text
     assert judged_checkpoints(Run(out))[1]["promoted"] is is_best
+    assert "by the best policy so far" in err
+
+
+def test_the_page_of_a_robot_says_what_each_round_cost_and_what_was_corrected(session, tmp_path):
+    page, out = tmp_path / "page.html", tmp_path / "run"
+    status, _, err = session(out, "--html", page, _4=["takeover"], _9=["takeover"], _12=["success"], _14=["success"])
+    assert status == 0, err
+    episode = open_dataset(out / "collection" / "000000" / "episodes.npz")[0]
+    assert np.flatnonzero(episode.steps["intervention"]).tolist() == [4, 5, 6, 7, 8]
+    text = page.read_text()
+    assert "Nothing was promoted" in text and "4 to 8" in text and "0:00" in text
+    change = (np.asarray(episode.steps["supervisor_action"], float) - episode.steps["policy_action"])[4:9].mean(0)
+    spread = np.asarray(episode.steps["supervisor_action"], float).std(0)
+    most = change[np.argmax(np.abs(change) / spread)]
+    assert f"{most:+.3g}".replace("-", "\N{MINUS SIGN}") in text
+
+
+@pytest.mark.parametrize("method", ["filtered", "residual", "rlpd"])
+def test_a_policy_practises_beside_a_person_who_judges_and_may_take_over(method, session, tmp_path):
+    out = tmp_path / "run"
+    status, text, err = session(out, "--with", method, _4=["takeover"], _9=["takeover"], _12=["success"],
+                                _13=["failure"])
+    assert status == 0, err
+    assert ("untrained: keep" in text) == ("it moves at random at first" in err) == (method == "rlpd")
+    judged = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert [e.metadata["success"] for e in judged] == [True, False]
+    first, second = judged
+    assert np.flatnonzero(first.steps["intervention"]).tolist() == [4, 5, 6, 7, 8]
+    if method != "filtered":
+        assert first.steps["next.reward"].tolist() == [0.0] * (len(first) - 1) + [1.0]
+        assert not np.any(second.steps["next.reward"])
+    before = len(session.envs)
+    assert session(out, "--with", method)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1
+
+
+@pytest.mark.parametrize("method", ["dsrl", "dppo", "residual-ppo", "rlif"])
+def test_methods_that_learn_from_their_own_actions_only_are_refused_beside_a_person(method, session, tmp_path):
+    refused(session(tmp_path / "run", "--with", method), "--supervisor", "hg-dagger", "filtered, residual, rlpd")
+
+
+def test_practice_asks_whether_the_demonstrations_succeeded(run, session, tmp_path):
+    demos = open_dataset(run.parent / "demos.npz")
+    unmarked = Dataset([Episode(dict(e.steps), {"number": i}) for i, e in enumerate(demos)], {"fps": 20})
+    write_dataset(unmarked, tmp_path / "unmarked.npz", "npz")
+    refused(session(tmp_path / "run", "--with", "residual", "--data", tmp_path / "unmarked.npz"),
+            "nothing says whether the episode succeeded", "--data DATA")
+
+
+def test_a_classifier_ends_the_episode_as_a_success(session, tmp_path, monkeypatch):
+    """It says so in the third step, where nobody presses a key. How one is trained: tests/commands/test_improve.py."""
+    counted, rates = [], FrameRates(9, 1, 9, 8)
+
+    def shows_success(obs):
+        counted.append(obs["observation.state"].shape)
+        return torch.tensor([len(counted) % 3 == 0])
+    monkeypatch.setattr(_Command, "classifier", (shows_success, rates))
+    out = tmp_path / "run"
+    status, text, err = session(out, "--with", "filtered", "--success", tmp_path)
+    assert status == 0, err
+    assert "or you; 1 of 9 held-out frames without success are false positives" in err
+    judged = open_dataset(out / "collection" / "000000" / "episodes.npz")
+    assert [(len(e), e.metadata["success"]) for e in judged] == [(3, True), (3, True)] and counted == [(1, 2)] * 6
+    assert np.asarray(judged[0].steps["next.success"]).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(("args", "words"), [

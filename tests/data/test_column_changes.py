@@ -130,6 +130,8 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
         features["action"] = Feature("float32", (sizes[name],))
     if name in ("discrete-cql", "discrete-sac", "dqn"):
         features["action"] = Feature("int64", (1,), "discrete", num_classes=(3,))
+    if name == "preference-reward":
+        features |= {k: Feature("int64", (1,), "discrete", num_classes=(3,)) for k in ("segment", "preference")}
     for part in find_method(name, features).transforms:
         if any(find_references(part)):
             assert isinstance(part, (ColumnChange, Operation))

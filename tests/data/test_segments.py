@@ -203,7 +203,7 @@ def test_one_sentence_is_a_constant_column():
         rollout(actor, env, 1)
 
 
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_policy_follows_another_instruction_at_once(discrete):
     """In one long episode somebody goes left and right by turns, and the words of each step say where."""
     side = np.arange(400) // 5 % 2

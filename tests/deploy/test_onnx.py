@@ -170,7 +170,8 @@ def test_the_guide_names_what_is_exported_and_what_is_refused():
     assert refused == {(type(head).__name__, f"no: {reason}") for head, reason in REFUSED.items()}
 
 
-@pytest.mark.parametrize("head", few(TRANSPORTS, TRANSPORTS[0]), ids=named)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", TRANSPORTS, ids=named)
 def test_pick_and_place_in_an_image(head, tmp_path):
     config = PolicyConfig(head, encoder=PixelEncoder(), codec=Normalizer(target="identity"), window=Window(1, 1),
                           inputs=("observation.images.top",))
@@ -223,7 +224,7 @@ def test_statistics_per_group(tmp_path):
     assert loaded.plan(unknown, noises(policy, len(batch))).isnan().all(), "a file cannot raise errors"
 
 
-SLOW = INPUTS.keys() - {"image", "points", "flat", "objects"}
+SLOW = INPUTS.keys() - {"image", "flat"}
 
 
 @pytest.mark.parametrize("inputs", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in INPUTS])

@@ -16,12 +16,12 @@ from understudy.envs import make
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.failure_detection import (
-    DOUBT,
     ConformalThreshold,
     Detection,
     FailureDetector,
     ObservationNovelty,
     PolicyLoss,
+    RecordedEnv,
     SampleSpread,
     conformal_quantile,
     needed_scores,
@@ -30,6 +30,7 @@ from understudy.evaluate.failure_detection import (
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.doubt import DOUBT
 from understudy.execute.planners import FixedBatch
 from understudy.heads.flow import Flow
 from understudy.heads.gmm import GMM
@@ -180,3 +181,16 @@ def test_doubt_changes_no_action_and_does_not_depend_on_the_number_of_rows(score
             assert np.array_equal(one.steps["action"], other.steps["action"])
         doubts[rows] = np.concatenate([e.steps[DOUBT] for e in episodes])
     assert np.array_equal(doubts[2], doubts[5]) and np.isfinite(doubts[2]).all() and doubts[2].std() > 0
+
+
+@pytest.mark.parametrize("score", [SampleSpread(2), ObservationNovelty(), PolicyLoss(2)],
+                         ids=lambda s: type(s).__name__)
+def test_recorded_episodes_have_the_doubt_that_was_measured_while_acting(score):
+    actor = with_doubt(PolicyActor(policy(Flow(2)), RecedingHorizon(2)), score, demonstrations())
+    acted = rollout(actor, Fork(1, limit=6), 3)
+    assert len({len(e) for e in acted}) == 1 and acted[0].steps["observation.state"].shape[0] == 7
+    recorded = acted.map(lambda e: replace(e.replace({DOUBT: None}), metadata={"success": e.metadata["number"] == 1}))
+    again = rollout(actor, RecordedEnv(recorded, "recorded"), 3)
+    for one, other in zip(acted, again, strict=True):
+        assert np.array_equal(one.steps[DOUBT], other.steps[DOUBT]) and len(other) == 6
+    assert [e.metadata["success"] for e in again] == [False, True, False]

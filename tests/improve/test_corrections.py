@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from fixtures.collections import STATE, fork, method, numbered
 
 from understudy.core import DataWarning
@@ -121,6 +122,23 @@ def test_without_a_takeover_the_rewards_of_rlif_are_zero_for_this_reason():
     built = rlif(method(rounds, Regression()), rounds, demos.features()["action"])
     with pytest.warns(DataWarning, match="no action is better than another yet: nobody has taken over"):
         fit_method(replace(built, learner=replace(built.learner, batch_size=8)), demos, 0, env=env)
+
+
+def test_a_stored_action_counts_as_much_in_a_longer_plan():
+    """The score is that of a whole plan, so the distance must not be thinned out by the other actions."""
+    env, prices = fork(2), []
+    demos = rollout(env.expert(), env, 2, recording_seed(0))
+    rounds = CollectionRounds(1, RolloutCollector(2, supervisor="expert"), updates=PerRound(2))
+    for horizon in (1, 4):
+        base = method(rounds, Regression())
+        built = rlif(replace(base, policy=replace(base.policy, window=Window(horizon=horizon))), rounds,
+                     demos.features()["action"])
+        learner = built.learner.build(Policy(built.policy, demos.features()).fit_statistics(demos), 0, 2, demos)
+        batch = learner.batch_sampler(demos).batch(16, 0, 0)
+        moved = learner.policy.encode_batch(batch).clone()
+        moved[:, 0] += 1
+        prices.append(learner.config.bc_weight * learner._distance(moved, batch))
+    assert torch.allclose(prices[0], prices[1]) and prices[0].min() > 1
 
 
 @pytest.mark.slow

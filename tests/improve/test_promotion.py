@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from fixtures.collections import Constant, fork, method, rounds, run
 
 from understudy.evaluate import stats
 from understudy.evaluate.evaluation import Evaluation, evaluation_of, recording_seed, validation_seed
 from understudy.evaluate.rollout import rollout
+from understudy.improve.collection import RolloutCollector
 from understudy.improve.promotion import Promotion, best_checkpoint, compared_checkpoints
 from understudy.learn.run import Run
 
@@ -33,11 +35,11 @@ def compared(tmp_path):
     env = fork(6)
     demos = rollout(env.expert(), env, 6, recording_seed(0))
 
-    def train(*outcomes):
+    def train(*outcomes, **fields):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         score = Scripted(fork(4), len(outcomes[0]), 0, Run(out))
         object.__setattr__(score, "outcomes", [list(map(int, o)) for o in outcomes])
-        made = method(rounds(len(outcomes) - 1, compare_rounds=True, initial_updates=0))
+        made = method(rounds(len(outcomes) - 1, compare_rounds=True, initial_updates=0, **fields))
         run(out, made, demos, score=score, val_fraction=0)
         return out, compared_checkpoints(Run(out))
     return train
@@ -68,3 +70,16 @@ def test_outcomes_are_those_of_starts_that_are_not_collected(compared):
     assert all(len(line["outcomes"]) == 2 for line in lines)
     assert validation_seed(0) != recording_seed(0)
     assert np.isfinite([line["score/low"] for line in lines]).all()
+
+
+@pytest.mark.parametrize(("collect_with", "is_best"), [("best", True), ("last", False)])
+def test_the_best_policy_can_collect_after_a_round_that_made_it_worse(collect_with, is_best, compared, monkeypatch):
+    collect, weights = RolloutCollector.collect, []
+
+    def spy(self, actor, number, training):
+        weights.append(torch.cat([p.flatten() for p in actor.planner.planner.parameters()]).clone())
+        return collect(self, actor, number, training)
+    monkeypatch.setattr(RolloutCollector, "collect", spy)
+    compared("1100", "1111", "0000", "0000", collect_with=collect_with)
+    base, promoted, third = weights
+    assert torch.equal(promoted, third) is is_best and not torch.equal(base, promoted)

@@ -6,10 +6,11 @@ import torch
 
 from understudy.core import Batch, Feature
 from understudy.data.codec import Normalizer
+from understudy.data.window import Window
 from understudy.heads.regression import Regression
-from understudy.learn.reconstruction_objectives import VAE, Reconstruction, reconstruction_target
+from understudy.learn.reconstruction_objectives import VAE, ObservationPrediction, Reconstruction, reconstruction_target
 from understudy.learn.representation import RepresentationLearning
-from understudy.nets.encoders import TokenEncoder
+from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
@@ -75,6 +76,31 @@ def test_targets_are_coded_numbers_and_pixels():
     assert target.shape == (3, 50) and sorted(set(target.flatten().tolist())) == [1.0, 7.0]
 
 
-@pytest.mark.parametrize("objective", [Reconstruction((8,)), VAE(2, hidden=(8,))])
+def test_prediction_of_a_linear_world_with_its_own_matrices_has_no_error():
+    """The later observation is ``x + a_0 + a_1``, and a step's reward twice its action. Padding counts for nothing."""
+    features = {STATE: Feature("float32", (1,)), "action": Feature("float32", (1,))}
+    policy = Policy(PolicyConfig(Regression(), FeedForward(()), ConcatEncoder(), RAW, window=Window(2, 2)), features)
+    obs, action = torch.tensor([[9.0, 1], [9, 2]]), torch.tensor([[3.0, 4], [5, 0]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    later = obs[:, 1] + (action * mask).sum(1)
+    batch = Batch({STATE: obs[..., None]}, action[..., None], mask.bool(),
+                  extra={"next.reward": torch.tensor([[6.0, 8], [10, 77]])[..., None]},
+                  next={STATE: torch.stack([obs[:, 0], later], 1)[..., None]})
+    context = policy.context(batch.obs)
+
+    def loss(weights, **options):
+        built = ObservationPrediction((), **options).build(policy)
+        for p, value in zip(built.parameters(), (weights, torch.zeros(2)), strict=True):
+            p.data.copy_(value)
+        return built(policy, batch, torch.Generator(), {"context": context.tokens, "context_mask": context.mask})
+
+    exact = torch.tensor([[0.0, 1, 1, 1], [0, 0, 2, 2]])
+    assert torch.equal(loss(exact, reward_weight=3.0), torch.zeros(2))
+    assert torch.equal(loss(exact * torch.tensor([[1.0], [0]])), torch.zeros(2))  # without rewards as a target
+    wrong = loss(torch.zeros(2, 4), reward_weight=3.0, weight=0.5)
+    assert torch.allclose(wrong, 0.5 * (later.square() + 3 * torch.tensor([14.0, 10]).square()))
+
+
+@pytest.mark.parametrize("objective", [Reconstruction((8,)), VAE(2, hidden=(8,)), ObservationPrediction((8,))])
 def test_the_contract(objective):
     check_learner(RepresentationLearning((objective,), batch_size=8))

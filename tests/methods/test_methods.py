@@ -325,6 +325,7 @@ WITHOUT = {
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),
     "a column with the distances to the recalled steps": (STATES, "there is no column recalled"),
+    needs.PLACES.text: (STATES, "there is no column place"),
     "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
         STATES, "column 'subtask': it is missing"),
     "a field of the episodes that orders the demonstrators": (STATES, "there is no field 'proficiency'"),
@@ -359,6 +360,7 @@ WITHOUT = {
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     needs.SOME_ACTIONS: (
         {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
+    needs.COMPARISONS.text: (STATES, "there are no columns 'segment' and 'preference'"),
     needs.PATHS.text: (STATES, "the actions have 2 numbers, but 4 points have 8"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),

@@ -16,6 +16,7 @@ from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, NonFiniteAction, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.doubt import DoubtActor
 from understudy.policy import Planner
 from understudy.robots.acting import StepCounts, act_on_robot
 from understudy.robots.base import ConnectionLost, RobotError
@@ -257,6 +258,31 @@ def test_a_policy_acts_within_the_limits_and_a_person_ends_it():
             act_on_robot(robot, Constant(torch.tensor([[np.nan, 0.0]])), keys(0, [0]), fps=20, seconds=60,
                          clock=lambda: now[0], sleep=sleep)
         assert arm.goal.tolist() == arm.joints.tolist()
+
+
+def test_an_alarm_stops_the_robot_before_the_action_of_its_step():
+    now = [0.0]
+
+    class Watched(Constant):
+        def start(self, obs, key):
+            return {"seen": obs}
+
+        def act(self, obs, state):
+            return self.action, {"seen": {name: value.unsqueeze(1) for name, value in obs.items()}}
+
+    def moved(obs, key, count):
+        return obs["observation.state"][:, -1, 0]  # how far the first joint is
+
+    def sleep(seconds):
+        now[0] += seconds
+    arm = SimulatedArm(clock=lambda: now[0])
+    limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (50.0, 50.0), slow_start=0)
+    with SafeRobot(arm, limits, lambda: now[0], watchdog=False) as robot:
+        actor = DoubtActor(Watched(torch.tensor([[80.0, 0.0]])), moved)
+        done = act_on_robot(robot, actor, keys(0, [0]), fps=20, seconds=60, alarm_at=19.0, clock=lambda: now[0],
+                            sleep=sleep)
+        assert (done.counts.steps, done.ended, done.success) == (9, "alarm", None)  # 2.5 degrees a step after the first
+        assert arm.goal.tolist() == arm.joints.tolist() and arm.joints[0] == pytest.approx(20)  # the tenth was not sent
 
 
 @pytest.mark.parametrize("action, counts", [

@@ -91,15 +91,15 @@ def test_tls(tmp_path):
 
 def test_a_token_that_others_could_read_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="sent without TLS"), pytest.raises(LinkLost):
-        Client("ws://gpu.invalid:8000", token="secret-of-16-chars", timeout=2)
+        Client("ws://gpu.invalid:8000", token="secret-of-16-chars", timeout=0.2)
     with warnings.catch_warnings(record=True) as caught:  # raised in the thread of the server, one would end it
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ResourceWarning)  # of objects that are deleted, where errors are ignored too
         for url in ("wss://gpu.invalid:8000", "ws://[::1]:1", "ws://localhost:1"):
             with pytest.raises(LinkLost):
-                Client(url, token="secret-of-16-chars", timeout=2)
+                Client(url, token="secret-of-16-chars", timeout=0.2)
         with pytest.raises(LinkLost):
-            Client("ws://gpu.invalid:8000", timeout=2)  # nothing secret is sent
+            Client("ws://gpu.invalid:8000", timeout=0.2)  # nothing secret is sent
         cert, key = certificate(tmp_path)
         options = replace(ANY, tokens=("secret-of-16-chars",), tls=tls_context(cert, key))
         with BackgroundServer(policy_service(), options) as server:

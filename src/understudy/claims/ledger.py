@@ -237,9 +237,9 @@ def _summary(entries: Sequence[LedgerEntry]) -> str:
     total = verdict_counts(entries)
     lines = [
         "---", "hide: [toc]", "---", "# The ledger of claims", "", MADE, "",
-        f"What {len(entries) - total['no claim']} small experiments say, by what you want to decide. Each repeats the "
-        "statement of a paper on a task of its own, which may *hold*, *fail* or stay *undecided* here. A picture shows "
-        "the deciding interval, which must be on the shaded side of the dashed bound.",
+        f"What {len(entries) - total['no claim']} small experiments say, by what you want to decide. Each repeats a "
+        "paper's statement on a task of its own, which may *hold*, *fail* or stay *undecided* here. Pictures show the "
+        "deciding interval, which must be on the shaded side of the dashed bound.",
         "",
         *_advice_lines(entries),
         *HOW_TO_READ,

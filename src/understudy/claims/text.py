@@ -16,8 +16,9 @@ from ..core import UserError
 
 # What a reader of the ledger wants to decide, in the order of its page.
 LEARNER_DECISIONS = ("episodes of mixed quality", "missing actions", "goals named later", "which reward")
-DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", *LEARNER_DECISIONS, "what to record",
-             "memory", "goals and words", "how to execute plans", "how many episodes to judge")
+DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", *LEARNER_DECISIONS,
+             "improving a policy", "what to record", "memory", "goals and words", "how to execute plans",
+             "how many episodes to judge")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..data.recording.recorder import Recorder
+    from ..evaluate.failure_detection import FailureDetector
     from ..execute.actor import Actor
     from ..robots.acting import ActedEpisode, StepCounts
     from ..robots.safety import SafeRobot
@@ -50,6 +52,9 @@ class ActOptions(ActingOptions, ViewOptions, RobotOptions):
     """steps per second; by default those of the training data, or 30"""
     out: Annotated[Path | None, arg(metavar="DATA")] = None
     """record the episodes"""
+    detect: bool = False
+    """at the first alarm of the failure detector of the run (understudy calibrate), hold the robot and end the
+    episode"""
     max_bad_share: Annotated[float, arg(metavar="FRACTION")] = 0.2
     """largest fraction of steps that may be clipped, stale or late; the exit status is 3 if there are more"""
 
@@ -59,7 +64,8 @@ def main(args: list[str]) -> None:
     from ..core import ConfigError
     from ..data.recording.recorder import Recorder
     from ..robots.env import RobotEnv
-    from .policies import load_actor, refuse_unused_conditions, untrained_warning
+    from .calibrate import doubt_source, load_detector
+    from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
 
     if not 0 <= o.max_bad_share <= 1:
         raise ConfigError(f"must be from 0 to 1, but is {o.max_bad_share:g}", where="--max-bad-share",
@@ -68,7 +74,10 @@ def main(args: list[str]) -> None:
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = o.fps or trained_rate(o.run) or 30.0
     refuse_unused_conditions([o.run], o)
+    detector = load_detector(o.run, o) if o.detect else None
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)
+    if detector is not None:
+        actor = record_doubt(actor, o.run, o, doubt_source(o.run, detector.method.score))
     if warning := untrained_warning(o.run, o.trust):
         print(f"warning: {warning}", file=sys.stderr)
     with ExitStack() as stack:
@@ -79,7 +88,7 @@ def main(args: list[str]) -> None:
             facts = {"robot": robot.name, "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
                                                     metadata=facts))
-        total, n_counted = _run_episodes(o, robot, actor, recorder, fps, show, out)
+        total, n_counted = _run_episodes(o, robot, actor, detector, recorder, fps, show, out)
     if n_counted > 1:
         out.print(f"{n_counted} episodes: {total}")
     if o.out is not None:
@@ -91,8 +100,9 @@ def main(args: list[str]) -> None:
         raise SystemExit(3)
 
 
-def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, recorder: Recorder | None, fps: float,
-                  show: Callable[[str], None], out: Output) -> tuple[StepCounts, int]:
+def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: FailureDetector | None,
+                  recorder: Recorder | None, fps: float, show: Callable[[str], None], out: Output
+                  ) -> tuple[StepCounts, int]:
     """Runs episodes until the person stops. Returns the steps and the number of those that were not discarded."""
     from ..core import keys
     from ..robots.acting import StepCounts, act_on_robot
@@ -105,13 +115,14 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, recorder: Recor
         with command_keys() as pressed:
             paused = robot.n_pauses
             done = act_on_robot(robot, actor, keys(o.seed, [first + number]), fps=fps, seconds=o.episode_time_s,
-                                keys=pressed, recorder=recorder, show=show)
+                                keys=pressed, recorder=recorder, show=show,
+                                alarm_at=math.inf if detector is None else detector.threshold)
         is_discarded = done.ended in ("discard", "quit")
         if recorder is not None and is_discarded:
             recorder.discard()
         elif recorder is not None:
             recorder.end(success=done.success, obs=robot.observe(), execution=done.counts.metadata(),
-                         **_checkpoints(o.run))
+                         **({"alarm": done.counts.steps} if done.ended == "alarm" else {}), **_checkpoints(o.run))
         out.print(f"episode {number}: {done.counts}{_circumstances(o, robot, done, robot.n_pauses - paused)}")
         if not is_discarded:
             total, n_counted = total + done.counts, n_counted + 1
@@ -124,6 +135,8 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, recorder: Recor
 def _circumstances(o: ActOptions, robot: SafeRobot, done: ActedEpisode, n_pauses: int) -> str:
     """What to tell about an episode besides its steps."""
     text = f", ended by {done.ended}" if done.ended else ""
+    if done.ended == "alarm":
+        text += " of the failure detector, before its next action: the robot holds"
     if n_pauses:
         text += (f"; the robot paused {n_pauses} time{'s' * (n_pauses > 1)}, because no action came for "
                  f"{robot.limits.timeout:g} s")

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from .common import (
-    EnvName,
     Output,
     command_line,
     given_options,
     has_no_run,
+    is_recorded,
+    open_data,
     parse,
     progress_bar,
     trust_options,
 )
-from .groups import ActingOptions, JsonOption, PositiveCount, command_options
+from .groups import ActingOptions, JsonOption, StepCount, command_options
 from .improve import trained_on
 from .policies import (
     ROWS,
@@ -32,21 +33,25 @@ from .policies import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate.failure_detection import DoubtScore, FailureDetector
+    from ..data.episode import Dataset
+    from ..evaluate.failure_detection import DoubtScore, FailureDetector, RecordedEnv
 
 
 @command_options
 class CalibrateOptions(ActingOptions, JsonOption):
     """Calibrate a failure detector: a threshold of the policy's doubt that keeps a stated rate of errors.
 
-    The policy acts in ENV, on starts that no evaluation uses. The threshold is written into the folder of the run, and
-    `understudy eval RUN ENV --detect` uses it. An alarm is raised at the first step whose doubt reaches it.
+    The policy acts in ENV, on starts that no evaluation uses. For a robot, give episodes of this policy on it, which
+    `understudy act RUN --out DATA` recorded and you called successes and failures (y, n). The threshold is written into
+    the folder of the run, where `understudy eval RUN ENV --detect` and `understudy act RUN --detect` find it. An alarm
+    is raised at the first step whose doubt reaches it.
     """
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """a run (its last checkpoint), RUN/best, or a checkpoint"""
-    env: EnvName
-    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory, in which success is defined"""
+    env: Annotated[str, Positional, arg(metavar="ENV|DATA")]
+    """a toy's name, a Gymnasium id, metaworld/NAME, or module:factory, in which success is defined, or recorded
+    episodes of the policy"""
     score: Literal["spread", "novelty", "loss"] = "spread"
     """what is measured at each step: the spread of sampled plans, the distance of the observation from the
     demonstrations, or the policy's loss at its own plan"""
@@ -54,8 +59,8 @@ class CalibrateOptions(ActingOptions, JsonOption):
     """largest rate of the error"""
     error: Literal["missed-failures", "false-alarms"] = "missed-failures"
     """what the rate is about: failed episodes without an alarm, or successful ones with an alarm"""
-    episodes: PositiveCount = 500
-    """number of rollouts"""
+    episodes: StepCount = None
+    """number of rollouts in ENV; by default 500"""
 
 
 def main(args: list[str]) -> None:
@@ -63,33 +68,76 @@ def main(args: list[str]) -> None:
     from ..core import ConfigError
     from ..envs import make
     from ..evaluate.evaluation import tuning_seed
-    from ..evaluate.failure_detection import SCORES, ConformalThreshold
+    from ..evaluate.failure_detection import SCORES, ConformalThreshold, RecordedEnv
     from ..evaluate.rollout import rollout
 
     if not 0 < o.rate < 1:
         raise ConfigError(f"must be above 0 and below 1, but is {o.rate:g}", where="--rate", hint="such as 0.1")
+    recorded = is_recorded(o.env)
+    if o.episodes is not None and recorded:
+        raise ConfigError("is the number of rollouts in an environment", where="--episodes",
+                          hint="leave it out: all recorded episodes are used")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)
         source = doubt_source(o.run, method.score)
-        env = make(o.env, min(ROWS, o.episodes), o.trust)
+        n = o.episodes or 500
+        env = _labeled_episodes(o) if recorded else make(o.env, min(ROWS, n), o.trust)
         try:
-            actor = record_doubt(load_actor(o.run, env, o)[0], o.run, o, source)
-            with progress_bar(f"{o.run.name} in {o.env}", o.episodes) as progress:
-                episodes = rollout(actor, env, o.episodes, tuning_seed(o.seed), watch=lambda number, e: progress())
+            actor, by = load_actor(o.run, env, o)
+            if isinstance(env, RecordedEnv):
+                n = len(env.episodes)
+                _refuse_other_actors(env.episodes, by, o)
+            with progress_bar(f"{o.run.name} in {o.env}", n) as progress:
+                episodes = rollout(record_doubt(actor, o.run, o, source), env, n, tuning_seed(o.seed),
+                                   watch=lambda number, e: progress())
         finally:
             env.close()
         detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o))
         file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
-        kind = "failures" if o.error == "missed-failures" else "successes"
+        kind, plural = ("failure", "s") if o.error == "missed-failures" else ("success", "es")
         out.print(f"An alarm is raised where the {o.score} reaches {detector.threshold:.4g}: at most {o.rate:.1%} "
-                  f"{o.error.replace('-', ' ')}, from {detector.n_calibration} {kind}.",
-                  "In the rollouts of the calibration, whose own rate is met by choice:",
+                  f"{o.error.replace('-', ' ')}, from {detector.n_calibration} "
+                  f"{kind}{plural * (detector.n_calibration != 1)}.",
+                  "In the episodes of the calibration, whose own rate is met by choice:",
                   detection.describe(detector), f"Written to {file}")
-        out.suggest(command_line("eval", o.run, o.env, "--detect", *_acting_options(o),
-                                 *trust_options(o.trust, o.env, o.run)))
+        options = ("--detect", *_acting_options(o), *trust_options(o.trust, o.env, o.run))
+        out.suggest(command_line("act", o.run, "--robot", "TYPE", *options) if recorded
+                    else command_line("eval", o.run, o.env, *options))
         out.print_json({"detector": str(file), "n_calibration": detector.n_calibration,
                         **detection.to_json(detector)})
+
+
+def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
+    """The recorded episodes as an environment.
+
+    Raises:
+        UserError: Nobody said whether an episode is a success.
+    """
+    from ..core import UserError
+    from ..evaluate.failure_detection import RecordedEnv
+    from ..learn.method import TrainedRun
+
+    sizes = TrainedRun.load(o.run, o.trust).policy.image_sizes
+    data = open_data(Path(o.env), next(iter(sizes.values()), None), decode=bool(sizes), run=o.run)
+    for number, episode in enumerate(data):
+        if "success" not in episode.metadata:
+            raise UserError("nobody said whether it is a success", where=f"{o.env}, episode {number}",
+                            hint="end episodes of understudy act with y or n, or leave this one out with "
+                                 "understudy split")
+    return RecordedEnv(data, o.env)
+
+
+def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
+    """Raises UserError if episodes are not of this checkpoint, acting with these options."""
+    from ..core import UserError
+
+    for number, episode in enumerate(data):
+        if (actor := episode.metadata.get("by")) != by:
+            raise UserError(f"it was recorded by {actor or 'nobody that is named'}, and not by {by}",
+                            where=f"{o.env}, episode {number}",
+                            hint="calibrate with episodes of this checkpoint and these options of acting: "
+                                 + command_line("act", o.run, "--robot", "TYPE", "--out", "DATA"))
 
 
 def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:

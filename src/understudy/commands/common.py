@@ -114,6 +114,7 @@ EXAMPLE_COUNTS = {
     "rows": 16,
     "workers": 2,
     "rollouts": 20,
+    "rounds": 5,
     "steps": 1000,
     "save_freq": 100,
     "buffer_size": 100_000,
@@ -290,6 +291,11 @@ def recorded_data_of(run: Path) -> dict[str, Any]:
     """What a run says of its data, with the robot type as data sets name it."""
     facts = read_provenance(run).get("data", {})
     return {**facts, "robot_type": facts.get("robot")}
+
+
+def draw_screen(text: str) -> None:
+    """Draws a text on a cleared terminal, on standard error."""
+    print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
 
 
 def unused_path(name: str) -> str:
@@ -472,6 +478,14 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
         print(f"{path}: read as the data of {run} were: --columns {describe_columns(stored['columns'])}",
               file=sys.stderr)
     return data
+
+
+def is_recorded(target: str | None) -> bool:
+    """Whether these are recorded episodes, and not an environment."""
+    from ..data.formats.remote import url_of
+    from ..envs import names
+
+    return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
 
 
 def demonstrations_path(path: Path) -> Path:

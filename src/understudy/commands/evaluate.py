@@ -17,6 +17,7 @@ from .common import (
     executor_options,
     given_options,
     has_no_run,
+    is_recorded,
     open_data,
     parse,
     plain_table,
@@ -59,7 +60,7 @@ def main(args: list[str]) -> None:
 
     with Output(o.json) as out:
         o = _checked_options(o, args)
-        recorded = _is_recorded(o.target)
+        recorded = is_recorded(o.target)
         on_robot = command_line("eval", o.run, "--interactive", "--robot", o.robot or "TYPE")
         o.refuse_without_robot(on_robot)
         if o.robot is not None and not o.interactive:
@@ -99,14 +100,6 @@ def main(args: list[str]) -> None:
                     print(f"warning: {checkpoint_change}; the result is of all of them", file=sys.stderr)
 
 
-def _is_recorded(target: str | None) -> bool:
-    """Whether these are recorded episodes, and not an environment."""
-    from ..data.formats.remote import url_of
-    from ..envs import names
-
-    return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
-
-
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     """The options with the default number of episodes."""
     from ..core import UserError
@@ -125,11 +118,11 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
                         hint="leave it out: an environment decides itself what is a success")
     behavior_metrics.check_options(o)
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
-    if (o.fitted_q or o.discount is not None) and (o.interactive or not _is_recorded(o.target)):
+    if (o.fitted_q or o.discount is not None) and (o.interactive or not is_recorded(o.target)):
         raise UserError("estimates a value from recorded episodes, and there are none here",
                         where="--fitted-q" if o.fitted_q else "--discount",
                         hint="leave it out: in an environment the return is measured")
-    if o.detect and (o.interactive or o.sequential or _is_recorded(o.target)):
+    if o.detect and (o.interactive or o.sequential or is_recorded(o.target)):
         raise UserError("needs an environment, and a fixed number of episodes", where="--detect",
                         hint=command_line("eval", o.run, "ENV", "--detect"))
     if o.discount is not None and not o.fitted_q:
@@ -137,7 +130,7 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if o.updates < 1:
         raise UserError(f"must be at least 1, but is {o.updates}", where="--updates",
                         hint="leave it out for 10,000 updates")
-    if o.columns and (o.interactive or not _is_recorded(o.target)):
+    if o.columns and (o.interactive or not is_recorded(o.target)):
         raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
                         hint="leave it out: an environment has the columns that it shows")
     return o

@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 from .common import (
     Output,
     command_line,
+    draw_screen,
     open_data,
     parse,
     plain_table,
@@ -37,7 +38,7 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import DEVICES, check_robot_options, improve_on_robot
+from .improve_robot import DEVICES, RobotImprovement, check_robot_options, success_lines
 from .improve_success import load_classifier
 from .robot_options import RobotOptions, TeleopOptions
 
@@ -68,7 +69,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
     ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
     `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, dsrl,
-    dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps).
+    dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps). With
+    filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
@@ -93,6 +95,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     success: Annotated[Path | None, arg(metavar="RUN3")] = None
     """a classifier that says what success is, in an environment that does not (docs/improving.md); its false positives
     on held-out frames are printed"""
+    rater: Annotated[Path | None, arg(metavar="RUN4")] = None
+    """with filtered: a rater of whole episodes, which says in place of success what is learned (docs/improving.md)"""
     data: Annotated[Path | None, arg(metavar="DATA")] = None
     """what RUN was trained on; by default the DATA of its command"""
     rounds: PositiveCount = 5
@@ -106,6 +110,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     compare: PositiveCount = 0
     """number of starts on which rounds are compared, and of fresh starts at the end (100); on a robot the largest
     number of pairs of blind trials after each round, and by default nothing is compared or promoted"""
+    collect_with: Literal["last", "best"] | None = None
+    """whose policy acts in each round: that of the last round, or the best so far; by default the last, and on a robot
+    with --compare the best, except with residual and rlpd"""
     seed: Seed = 0
     """seed of the starts, the order of the data, and noise"""
     fps: Annotated[float | None, arg(metavar="N")] = None
@@ -148,7 +155,8 @@ class _Command:
         o, run = self.o, Run(self.o.out)
         env_name, data, held_out, method, stages = self._prepare()
         if o.robot is not None:
-            improve_on_robot(o, self.command, self.out, self.resources, data, held_out, method, stages)
+            classifier = None if o.success is None else self.classifier
+            RobotImprovement(o, self.command, self.out, self.resources, classifier).run(data, held_out, method, stages)
             return
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
@@ -169,7 +177,7 @@ class _Command:
     def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
         """The environment, the data and the held-out episodes, the method and the runs of its stages."""
         from ..core import UserError
-        from ..improve.improvement import Improvement
+        from ..improve.improvement import LEARNS_FROM_ITSELF, Improvement
         from ..policy import find_checkpoint
 
         o = self.o
@@ -195,10 +203,14 @@ class _Command:
             raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
                             hint="run it in a terminal, without a pipe; or --supervisor scripted")
         data, held_out = self._open_data()
+        if o.compare < 0:
+            raise UserError(f"{o.compare} is no number of episodes", where="--compare", hint="such as 100")
         if not 0 < o.intervention_rate <= 0.5:
             raise UserError(f"{o.intervention_rate:g} is no fraction above 0 and up to 0.5",
                             where="--intervention-rate", hint="such as 0.1")
-        improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate)
+        acts_best = o.robot is not None and o.compare and o.method not in LEARNS_FROM_ITSELF
+        improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate,
+                                  o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
 
     def _open_data(self) -> tuple[Dataset, Any]:
@@ -277,7 +289,7 @@ class _Command:
 
         o, collection = self.o, method.collection
         assert collection is not None
-        if o.supervisor is None and not env.metadata.get("success"):
+        if o.supervisor is None and o.rater is None and not env.metadata.get("success"):
             raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
                             "defines no success", where="--with",
                             hint="choose a method with a supervisor, such as dagger, an environment whose info has "
@@ -301,7 +313,7 @@ class _Command:
         if compared_checkpoints(run) and self._starts_as_run:
             return promotion
         evaluation = promotion.evaluate(base)
-        if o.supervisor is None and evaluation.success is not None and not evaluation.success.estimate:
+        if o.supervisor is o.rater is None and evaluation.success is not None and not evaluation.success.estimate:
             raise UserError(f"{o.run} succeeded in none of {o.compare} episodes, and {o.method} learns from successes",
                             where="--with", hint="practice needs a first success: record more demonstrations, make the "
                             "task easier, or choose a method with a supervisor, such as --with dagger")
@@ -349,8 +361,7 @@ class _Command:
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
-        if o.success is not None:
-            plan.append(f"success: as {o.success} says; {self.classifier[1]}")
+        plan += success_lines(o, "" if o.success is None else f"as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
         if not self._starts_as_run:
             plan.append(f"start: untrained, so {o.out / 'best'} may be worse than {o.run}; the last lines say whether")
@@ -396,35 +407,37 @@ class _Command:
         """Writes the page: the outcome of each round against what it cost the supervisor."""
         from ..evaluate import plots
         from ..evaluate.evaluation import verdict_parts
-        from ..evaluate.report import Figures, Section, Table, write_page
+        from ..evaluate.report import Table
+        from .improve_page import write_improvement_page
 
         o, unit = self.o, _unit(env)
         costs = [sum(row.get(f"round/{name}", 0) for name in COSTS) for row in rounds]
         spent = [sum(costs[:i]) for i in range(len(lines))]
-        column = {name: [line[key] for line in lines] for name, key in (
+        scale, axis = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
+        column = {name: [scale * line[key] for line in lines] for name, key in (
             ("at", "score"), ("low", "score/low"), ("high", "score/high"))}
-        limits = (0.0, 1.0) if unit == "success" else (None, None)
-        curve = plots.curves({o.method: (spent, column["at"])}, plots.Axis("steps acted, labeled or watched"),
-                             plots.Axis(unit, *limits), dots=True, bands={o.method: (column["low"], column["high"])})
-        note = f"On the {o.compare} starts that all rounds share. The band is the 95% interval."
+        curve = plots.curves({o.method: (spent, column["at"])}, plots.Axis("steps acted, labeled or watched"), axis,
+                             dots=True, bands={o.method: (column["low"], column["high"])})
+        note = (f"On the {o.compare} starts that all rounds share" + ", in percent" * (unit == "success")
+                + ". The band is the 95% interval.")
         figures = [(f"{unit.capitalize()} against steps of the supervisor", curve, note)] if any(costs) else []
         gains = [(f"round {i}", line["gain"], line["gain/low"], line["gain/high"], bool(line["gain/low"] > 0))
                  for i, line in enumerate(lines) if "gain" in line]
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
                         "95% intervals on the same starts. A full dot: the interval lies above 0."))
         rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *(row.get(f"round/{name}", 0) for name in COSTS),
-                      line["score"], "promoted" if line["promoted"] else "not promoted")
+                      _rate(line, unit).partition(" ")[0], "promoted" if line["promoted"] else "not promoted")
                      for line, row in zip(lines[1:], rounds, strict=True))
-        table = Table(("", "steps", *COSTS, unit, ""), rows)
         names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
         verdict = ("No round improved the policy.",) if best is None else verdict_parts(best, base, names)
         assert o.html is not None
-        write_page(o.html, f"{o.run} improved with {o.method}", [Section("Rounds", (Figures(tuple(figures)), table))],
-                   verdict=verdict)
+        write_improvement_page(o.html, f"{o.run} improved with {o.method}", o.out, rounds,
+                               Table(("", "steps", *COSTS, unit, ""), rows), figures, verdict)
         self.out.print(f"Page written to {o.html}")
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
         """What it cost a person, and how many demonstrations would have cost as much."""
+        from ..audit.text import pluralize
         from ..policy import find_checkpoint
 
         o, total, trust = self.o, sum(costs.values()), trust_options(self.o.trust, env_name)
@@ -433,8 +446,8 @@ class _Command:
         if total:
             count = max(round(total / float(data.lengths.mean())), 1)
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
-                           f"{costs['watched']}. As many steps are {count} more demonstrations, the first rival of "
-                           "every correction: record them, train on all with as many updates, and compare.")
+                           f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
+                           "rival of every correction: record them, train on all with as many updates, and compare.")
             more, path, words = unused_path("more"), o.data or trained_on(o.run), shlex.split(
                 str(read_provenance(o.run).get("command") or ""))
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
@@ -483,10 +496,7 @@ def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
     keyboard, takeover = resources.enter_context(TakeoverKeyboard(low, high).listening()), Takeover()
-
-    def show(text: str) -> None:
-        print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
-    screen = Screen(show, max(8, min(24, shutil.get_terminal_size().lines - 6)))
+    screen = Screen(draw_screen, max(8, min(24, shutil.get_terminal_size().lines - 6)))
     return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..envs.devices import JointKeyboard, RecordingKeys
     from ..execute.actor import Actor
     from ..improve.robot_takeover import RobotTakeoverEnv
+    from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
     from ..robots.base import Teleoperator
     from ..robots.safety import SafeRobot
@@ -43,8 +44,6 @@ def check_robot_options(o: ImproveOptions) -> None:
         return
     if o.env is not None:
         raise ConfigError("an environment and a robot are both named", where="--robot", hint="leave one of them out")
-    if o.success is not None:
-        raise ConfigError("on a robot you say what success is, with y and n", where="--success", hint="leave it out")
     if o.supervisor not in DEVICES:
         raise ConfigError("on a robot a person supervises" + (f", not {o.supervisor}" if o.supervisor else ""),
                           where="--supervisor", hint=f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
@@ -60,27 +59,37 @@ def check_robot_options(o: ImproveOptions) -> None:
                           hint="run it in a terminal, without a pipe")
 
 
-def improve_on_robot(o: ImproveOptions, command: str, out: Output, resources: ExitStack, data: Dataset, held_out: Any,
-                     method: Method, stages: dict[str, Path]) -> None:
-    """Improves a policy on a robot.
+def success_lines(o: ImproveOptions, success: str) -> list[str]:
+    """What the plan says of a classifier of success and of a rater.
 
     Args:
-        held_out: The episodes of `data` that the run held out.
-        stages: The runs of the stages of the method.
+        success: Who says what success is. Empty if there is no classifier.
     """
-    _Improvement(o, command, out, resources).run(data, held_out, method, stages)
+    rated = f"learned: what {o.rater} scores above 0.5, or above the mean of RUN's episodes of the task"
+    return [f"success: {success}"] * bool(success) + [rated] * (o.rater is not None)
 
 
 @dataclass(frozen=True)
-class _Improvement:
-    """One call of the command."""
+class RobotImprovement:
+    """One call of the command with a robot.
+
+    Args:
+        classifier: What says that an episode succeeds, and how often it is wrong. None if only the person does.
+    """
 
     o: ImproveOptions
     command: str
     out: Output
     resources: ExitStack
+    classifier: tuple[SuccessClassifier, FrameRates] | None
 
     def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path]) -> None:
+        """Improves a policy on a robot.
+
+        Args:
+            held_out: The episodes of `data` that the run held out.
+            stages: The runs of the stages of the method.
+        """
         from ..improve.blind_promotion import BlindPromotion
         from ..improve.takeover import TakeoverSupervisor
         from ..learn.devices import choose_device
@@ -133,7 +142,8 @@ class _Improvement:
         handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
         person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
         fps = o.fps or trained_rate(o.run) or 30.0
-        return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1))
+        return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1),
+                                shows_success=None if self.classifier is None else self.classifier[0])
 
     def _actor(self, run: Path, env: RobotTakeoverEnv) -> Actor:
         from .policies import load_actor
@@ -199,6 +209,11 @@ class _Improvement:
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest",
                 f"keys: {KEYS}{also[str(o.supervisor)]}"]
+        if not IMPROVEMENTS[o.method].starts_as_run:
+            plan.append(f"start: untrained, so that it moves at random at first, and {o.out / 'best'} may be worse "
+                        f"than {o.run}")
+        judged = "" if self.classifier is None else f"as {o.success} says, or you; {self.classifier[1]}"
+        plan += success_lines(o, judged)
         print(*plan, sep="\n", file=sys.stderr)
         for folder in sorted((o.out / "collection").glob("unfinished-*")):
             count = sum(1 for path in folder.glob("[0-9]*"))
@@ -207,8 +222,10 @@ class _Improvement:
 
     def _print_result(self, run) -> None:
         from ..improve.blind_promotion import judged_checkpoints
+        from ..improve.improvement import IMPROVEMENTS
 
         o, lines = self.o, judged_checkpoints(run)
+        first = f"the policy of {o.run}" if IMPROVEMENTS[o.method].starts_as_run else f"untrained: keep {o.run}"
         rounds = [line for line in run.read_metrics() if "round" in line]
         table = plain_table("", "episodes", "successes", "acted", "watched", "pairs", "gain",
                             "95% interval", "")
@@ -220,13 +237,16 @@ class _Improvement:
         best = max(lines, key=lambda line: line["score"])
         self.out.print("", table, "")
         if best["step"]:
-            self.out.print(f"{o.out / 'best'} is the policy of round {lines.index(best)}.")
+            verdict = (f"{o.out / 'best'} is the policy of round {lines.index(best)}.",)
         elif not o.compare:
-            self.out.print(f"Nothing was promoted, because nothing was compared: {o.out / 'best'} is the policy of "
-                           f"{o.run}, and {o.out / 'last'} the newest. The command below compares them.")
+            verdict = ("Nothing was promoted, because nothing was compared.",
+                       f"{o.out / 'last'} is the newest policy, and {o.out / 'best'} is {first}.")
         else:
-            self.out.print(f"No round improved the policy, and {o.out / 'best'} is the policy of {o.run}. To try: more "
-                           "episodes in each round, more updates (--steps), or more demonstrations.")
+            verdict = (f"No round improved the policy, and {o.out / 'best'} is {first}.",
+                       "To try: more episodes in each round, more updates (--steps), or more demonstrations.")
+        self.out.print(" ".join(verdict) + " The command below compares them." * (not o.compare))
+        if o.html is not None:
+            self._write_page(lines, rounds, verdict)
         self.out.suggest(
             command_line("eval", o.out / "last", "--against", o.run, "--interactive", *o.robot_arguments(),
                          *given_options(o, "trust")),
@@ -236,6 +256,29 @@ class _Improvement:
             "rounds": [{k: v for k, v in {**row, **line}.items() if k != "seconds"}
                        for line, row in zip(lines[1:], rounds, strict=True)],
             "best": str(run.checkpoint_path(best["step"]))})
+
+    def _write_page(self, lines: list[dict[str, Any]], rounds: list[dict[str, Any]], verdict: tuple[str, ...]) -> None:
+        """Writes the page: what each round cost the person, and how blind trials judged it."""
+        from ..evaluate import plots
+        from ..evaluate.report import Table
+        from .improve_page import minutes_of, write_improvement_page
+
+        o, figures = self.o, []
+        gains = [(f"round {i}", line["difference"], line["difference/low"], line["difference/high"],
+                  bool(line["difference/low"] > 0)) for i, line in enumerate(lines) if "difference" in line]
+        if gains:
+            figures.append(("Each round minus the best before it", plots.differences(gains),
+                            "Blind trials, 95% intervals. A full dot: the interval lies above 0."))
+        rows = tuple((f"round {row['round'] + 1}", row["round/episodes"],
+                      round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
+                      *minutes, line.get("pairs", 0), "promoted" if line["promoted"] else "not promoted")
+                     for line, row, minutes in zip(lines[1:], rounds, minutes_of(o.out), strict=True))
+        header = ("", "episodes", "successes", "steps acted", "steps watched", "minutes acted", "minutes watched",
+                  "pairs of trials", "")
+        assert o.html is not None
+        write_improvement_page(o.html, f"{o.run} improved with {o.method} on {o.robot}", o.out, rounds,
+                               Table(header, rows), figures, verdict)
+        self.out.print(f"Page written to {o.html}")
 
 
 def _difference(line: dict[str, Any]) -> tuple[str, str]:

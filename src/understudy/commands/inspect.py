@@ -118,6 +118,7 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
         out.print(*[""] * bool(learners), *learners.values())
+        method = "preference-reward" if "preference-reward" in learners else method
         runs = {method: "run", **({"iql": "run-iql"} if "iql" in learners else {})}
         out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
                                    "--out", unused_path(run),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,10 +14,12 @@ import torch
 from torch import Generator, Tensor
 
 from .. import config
-from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part, take
+from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part, role, take
 from ..data.episode import Dataset, Episode
+from ..envs.base import Env, StepResult
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from ..execute.base import check_numeric_actions, check_samples, sample_noise, sample_plans
+from ..execute.doubt import DOUBT, DoubtActor, DoubtMeasure
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import WrappedActor
 from ..files import read_json, write_json
@@ -29,11 +31,7 @@ from . import stats
 from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
 
-DOUBT = "doubt"  # column: the score of each step
 DETECTOR_FILE = "detector.json"  # in the folder of a run
-
-DoubtMeasure = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
-"""(observation windows (B, To, ...), key of each row (B,), number of the step (B,)) -> doubt of each row, (B,)."""
 
 
 class DoubtScore(ABC):
@@ -138,24 +136,6 @@ class PolicyLoss(DoubtScore):
 SCORES: dict[str, DoubtScore] = {"spread": SampleSpread(), "novelty": ObservationNovelty(), "loss": PolicyLoss()}
 
 
-@dataclass(frozen=True)
-class DoubtActor(Actor):
-    """A policy that acts as before, and records its doubt at each step in the column `doubt`."""
-
-    actor: PolicyActor
-    measure: DoubtMeasure
-
-    def start(self, obs, key):
-        return {"actor": self.actor.start(obs, key), "key": key, "count": torch.zeros_like(key)}
-
-    @torch.no_grad()
-    def act(self, obs, state):
-        action, inner = self.actor.act(obs, state["actor"])
-        device = self.actor.planner.device
-        doubt = self.measure(inner["seen"], state["key"].to(device), state["count"].to(device))
-        return action, {**state, "actor": inner, "count": state["count"] + 1, "record": {DOUBT: doubt.cpu()}}
-
-
 def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Actor:
     """Returns the actor of a policy so that it records its doubt.
 
@@ -168,6 +148,43 @@ def with_doubt(actor: Actor, score: DoubtScore, demonstrations: Dataset) -> Acto
         return replace(actor, actor=with_doubt(actor.actor, score, demonstrations))
     raise Unsupported(f"{type(actor).__name__} does not say how its actions are planned", where="failure detection",
                       hint="use the run itself, and not an exported file or a served policy")
+
+
+class RecordedEnv(Env):
+    """Shows what recorded episodes observed, one after the other from the first, whatever the action is.
+
+    A rollout of a policy in it has the doubts that the policy has in these episodes.
+
+    Args:
+        episodes: Episodes of which "success" is known.
+        name: Name of the environment.
+    """
+
+    rows = 1
+
+    def __init__(self, episodes: Dataset, name: str):
+        self.episodes = episodes
+        self.features = {name: feature for name, feature in episodes.features().items()
+                         if role(name) == "observation" and feature.kind != "string" or name == "action"}
+        self.metadata = {"env": name, "limit": max(map(len, episodes)), "success": "as it was recorded"}
+        self._number, self._step = -1, 0
+
+    def _observe(self) -> dict[str, Tensor]:
+        steps = self.episodes[self._number].steps
+        columns = {name: steps[name] for name in self.features if name != "action"}
+        return {name: torch.as_tensor(np.asarray(column[min(self._step, len(column) - 1)]))[None]
+                for name, column in columns.items()}
+
+    def reset(self, which, key):
+        self._number, self._step = self._number + 1, 0
+        return self._observe()
+
+    def step(self, action):
+        self._step += 1
+        episode = self.episodes[self._number]
+        over = torch.tensor([self._step >= len(episode)])
+        return StepResult(self._observe(), torch.zeros(1), over, torch.zeros_like(over),
+                          {"success": over & bool(episode.metadata["success"])})
 
 
 def conformal_quantile(scores: Sequence[float] | np.ndarray, rate: float) -> float:

@@ -173,7 +173,7 @@ def _compared_columns(env: Env) -> list[str]:
     return [*columns, "next.reward", "next.terminated"]
 
 
-def _recorded_actions(episode: Episode, number: int) -> torch.Tensor:
+def recorded_actions(episode: Episode, number: int) -> torch.Tensor:
     """The recorded actions, (T, A)."""
     if "action" not in episode.steps:
         raise UserError(f"there is no column 'action', only {', '.join(sorted(episode.steps))}",
@@ -185,14 +185,14 @@ def _recorded_actions(episode: Episode, number: int) -> torch.Tensor:
 def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
     for i in range(0, len(numbers), env.rows):
         group = list(numbers[i:i + env.rows])
-        actions = [_recorded_actions(data[n], n) for n in group]
+        actions = [recorded_actions(data[n], n) for n in group]
         longest = max(len(a) for a in actions)
         # Rows without an episode, or without further actions, repeat actions whose results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
         comparisons = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
         going = set(range(len(group)))
-        obs = _reset_to_start(data, env, group)
+        obs = reset_to_start(data, env, group)
         for step in range(longest):
             for row in going:
                 comparisons[row].compare_step(step, obs, row, tolerance)
@@ -210,7 +210,7 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         yield from (s.result() for s in comparisons)
 
 
-def _reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
+def reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
     """The first observation of rows 0 to len(group) - 1, each started like its episode."""
     rows = torch.arange(len(group))
     metas = [data[n].metadata for n in group]
@@ -242,15 +242,14 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
     for n in numbers:
         episode, actions, comparison = (
             data[n],
-            _recorded_actions(data[n], n),
+            recorded_actions(data[n], n),
             _ReplayComparison(n, data[n], _compared_columns(env)),
         )
-        columns = _state_columns(episode)
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
         for i in range(0, len(actions), env.rows):
             steps = range(i, min(i + env.rows, len(actions)))
             rows = torch.arange(len(steps))
-            env.restore(rows, _stack([{k: v[t] for k, v in columns.items()} for t in steps]))
+            env.restore(rows, recorded_states(episode, steps))
             out = env.step(actions[torch.arange(i, i + env.rows).clamp(max=len(actions) - 1)])
             for row, t in enumerate(steps):
                 outcome = {"next.reward": out.reward, "next.terminated": out.terminated}
@@ -258,6 +257,11 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
                 comparison.compare_step(t + 1, out.obs, row, tolerance)
                 comparison.compare_outcome(out, row)
         yield comparison.result()
+
+
+def recorded_states(episode: Episode, steps: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Returns what `Restorable.restore` needs of some steps of an episode, a row for each."""
+    return {k: torch.from_numpy(v[list(steps)]) for k, v in _state_columns(episode).items()}
 
 
 def _state_columns(episode: Episode) -> dict[str, np.ndarray]:

@@ -38,6 +38,7 @@ class AsynchronousRunner:
         delays: The last delays in steps, oldest first.
         plan_seconds: The times of the last computations in seconds, oldest first. The first plans of episodes are not
             among them, because they include the warm-up.
+        windows: Windows of the observations up to the last one. None before the first episode.
         n_stale: Number of actions of the episode that repeated the last one of a chunk, because the next was not there.
 
     Example:
@@ -61,7 +62,7 @@ class AsynchronousRunner:
         self.plan_seconds: deque[float] = deque(maxlen=n_delays)
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: tuple[PlanRequest, Future[tuple[Tensor, float]], int] | None = None
-        self._seen: Mapping[str, Tensor] | None = None
+        self.windows: Mapping[str, Tensor] | None = None
         self._run: State = {}
         self._n_actions = self.n_stale = 0
 
@@ -76,7 +77,7 @@ class AsynchronousRunner:
         if self._pending is not None:
             self._pending[1].exception()  # waits: one plan at a time
             self._pending = None
-        first, self._seen = self.actor.first_windows(obs, key)
+        first, self.windows = self.actor.first_windows(obs, key)
         self._run = self.executor.start(self.actor.planner, first, key.to(self.actor.planner.device))
         self._n_actions = self.n_stale = 0
 
@@ -87,14 +88,14 @@ class AsynchronousRunner:
         Raises:
             NonFiniteAction: An observation or an action is NaN or infinite.
         """
-        if self._seen is None:
+        if self.windows is None:
             raise UserError("no episode has been started", where="AsynchronousRunner.act",
                             hint="call start(obs, key) first")
         planner = self.actor.planner
-        self._seen = self.actor.next_windows(obs, self._seen)
+        self.windows = self.actor.next_windows(obs, self.windows)
         self._accept_arrived(planner)
         if self._pending is None:
-            request = self._expecting_executor(planner).request_plan(planner, self._seen, self._run)
+            request = self._expecting_executor(planner).request_plan(planner, self.windows, self._run)
             if request is not None and self._run["count"][0] == 0:
                 self._run = self.executor.accept_plan(planner, self._run, request, request.plan(planner))
             elif request is not None:

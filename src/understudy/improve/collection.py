@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -263,8 +263,6 @@ class RolloutCollector(EpisodeCollector):
             env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
         if self.exploration is not None:
             actor = self.exploration.build(actor, env, training)
-        if isinstance(env, WatchedEnv):
-            actor = env.watched(actor)
         if self.supervisor is not None:  # which acts outside of the wrapper
             if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
                 raise Unsupported("a supervisor acts in the environment, and no actions behind "
@@ -272,6 +270,8 @@ class RolloutCollector(EpisodeCollector):
                                   where="RolloutCollector.supervisor",
                                   hint="leave the supervisor out, or train without the wrapper")
             env, actor = training.env, actor if wrapper is None else WrappedActor(actor, wrapper)
+            if isinstance(env, WatchedEnv):
+                actor = env.watched(actor)
             if isinstance(self.gate, DoubtGate):
                 actor = with_doubt(actor, self.gate.score, training.data)
             gate = None if self.gate is None else self.gate.build(training, number)
@@ -470,6 +470,8 @@ class CollectionRounds(DataCollection):
         half_where: Column of flags. Half of each batch begins at steps where it is true, and half at the others. Empty
             to draw all steps equally often.
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
+        collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
+            so that a round that made the policy worse costs nobody's time.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -490,6 +492,7 @@ class CollectionRounds(DataCollection):
     sampling_weights: SamplingWeights | None = None
     compare_rounds: bool = False
     half_where: str = ""
+    collect_with: Literal["last", "best"] = "last"
 
     def __post_init__(self):
         if len(self.mixture_weights) not in (0, 2):
@@ -502,7 +505,8 @@ class CollectionRounds(DataCollection):
 
     def describe(self):
         first = f"{self.initial_updates:,} updates, then " if self.initial_updates else ""
-        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}"
+        best = ", by the best policy so far" if self.collect_with == "best" else ""
+        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}{best}"
 
     def scaled(self, factor):
         initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
@@ -547,7 +551,8 @@ class CollectionRounds(DataCollection):
                             evaluate=last or (number + 1) % every == 0)
 
     def _collect(self, number: int, training: Training) -> Dataset:
-        episodes = self.collector.collect(training.actor(), number, training)
+        policy = training.best_policy() if self.collect_with == "best" else None
+        episodes = self.collector.collect(training.actor(policy), number, training)
         for change in self.relabel:
             episodes = episodes.map(change)
         if REWARD in training.learner.config.extra:

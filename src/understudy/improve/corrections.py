@@ -23,7 +23,7 @@ from .unlearned_steps import LearnedStepWeights, UnlearnedColumns
 DEMONSTRATION, ROBOT, SUPERVISOR, BEFORE_TAKEOVER = range(4)  # classes of steps
 SIRIUS_WEIGHTS = ClassBalancedWeights((None, None, 0.5, 0.002), remainder=ROBOT)  # as published
 RLIF_BATCH_SIZE = 256
-RLIF_BC_WEIGHT = 2.0  # that of the stored actions, against a score of mean size 1
+RLIF_BC_WEIGHT = 2.0  # that of each stored action, against a score of mean size 1
 
 
 # -- changes of episodes --------------------------------------------------------------------------------------------
@@ -128,7 +128,8 @@ def rlif(method: Method, rounds: CollectionRounds, action: Feature) -> Method:
                           hint="choose a method that clones, such as --with hg-dagger or sirius")
     transforms = (DemonstrationsAsInterventions(), InterventionPenalty(), EndAtSuccess())
     first = rounds.updates.number(0, 0, RLIF_BATCH_SIZE)
+    weight = RLIF_BC_WEIGHT * method.policy.window.horizon  # the score is that of a plan, the distance a mean over it
     learner = OffPolicyActorCritic(
-        method.learner.steps, RLIF_BATCH_SIZE, bc_weight=RLIF_BC_WEIGHT, critic_warmup_updates=first // 2,
+        method.learner.steps, RLIF_BATCH_SIZE, bc_weight=weight, critic_warmup_updates=first // 2,
         critic=CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2))
     return replace(method, transforms=(*method.transforms, *transforms), learner=learner, collection=rounds)

@@ -15,6 +15,7 @@ from ..core import Above, AtLeast, AtMost, DataError, State, Unsupported, UserEr
 from ..data.episode import Dataset, Episode
 from ..data.mixture import ROUND
 from ..execute.actor import Actor, PolicyActor
+from ..execute.doubt import DOUBT
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.fit import fit
 from ..learn.fitted_q import FittedQ, FittedQLearner
@@ -24,7 +25,6 @@ from ..learn.targets import REWARD, TERMINATED
 from ..policy import camera_sizes
 from .gates import INTERVENTION, BuiltGate, Gate
 
-DOUBT = "doubt"  # column: the number that a gate compares with its threshold
 SUCCESS = "next.success"
 FIXED_ROWS = 16  # rows that networks always see, so that doubt does not depend on how many there are
 HOLD_OUT_EVERY = 5  # episodes

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, AtMost, State, UserError, part, uniform
-from ..evaluate.failure_detection import DOUBT, DoubtScore
+from ..evaluate.failure_detection import DoubtScore
 from ..execute.actor import Actor
+from ..execute.doubt import DOUBT
 from ..learn.data_collection import Training
 
 INTERVENTION = "intervention"  # column: True where the supervisor acted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,14 +25,19 @@ from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
 from .practice import Practice, dppo, dsrl, residual, residual_ppo, rlpd
+from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
 from .unlearned_steps import without_unlearned_steps
 from .updates import PerRound
 
-SUPERVISOR = "supervisor"  # the stage of a policy that supervises
+SUPERVISOR, RATER = "supervisor", "rater"  # the stages of a policy that supervises, and of a rater of episodes
 THRESHOLD = 0.5  # of a gate, in standard deviations of the demonstrated actions
 TAKEN_OVER = ("hg-dagger", "iwr", "sirius")  # methods whose supervisor may be a person, who watches
+HELPED = ("filtered", "residual", "rlpd")  # methods of practice in which a person may watch, judge and take over
+
+# Methods whose episodes must be those of the policy that learns.
+LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "dsrl", "dppo")
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Improvement:
         supervisor: "expert", "person", or the run of a policy. None for nobody.
         n_updates: Updates after each round. None for as many in all as the run had.
         intervention_rate: Fraction of the policy's steps at which it asks for help, for methods in which it asks.
+        collect_with: Whose policy acts in a round, "last" or "best": see `CollectionRounds`.
+        rater: The run of an `episode_rater`, which says in place of success what `filtered` learns.
     """
 
     run: Path
@@ -54,6 +62,8 @@ class Improvement:
     n_updates: int | None = None
     trust: tuple[str, ...] = ()
     intervention_rate: float = 0.1
+    collect_with: Literal["last", "best"] = "last"
+    rater: Path | None = None
 
     def build(self, name: str) -> tuple[Method, dict[str, Path]]:
         """Returns the method called `name`, and the runs of its stages.
@@ -65,36 +75,51 @@ class Improvement:
             raise unknown_name("method", name, list(IMPROVEMENTS), "--with")
         about = IMPROVEMENTS[name]
         self._check_supervisor(name, about)
+        if self.rater is not None and name != "filtered":
+            raise UserError(f"a rater says what filtered learns, and not what {name} does", where="--rater",
+                            hint="leave it out, or use --with filtered")
+        if self.collect_with == "best" and name in LEARNS_FROM_ITSELF:
+            raise UserError(f"{name} learns from what the policy that it trains does, and not from the best one",
+                            where="--collect-with best", hint="leave it out")
         base = without_added_parts(Method.load(self.run, self.trust))
         method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)
             stages[stage] = stage_folder(folder.parents[1] if folder.parent.name == "checkpoints" else folder, stage)
-        if isinstance(self.supervisor, Path):
-            stages[SUPERVISOR] = self.supervisor
-            method = replace(method, stages=(*method.stages, Stage(SUPERVISOR, Method.load(
-                self.supervisor, self.trust))))
+        if self.rater is not None:
+            check_rater(Method.load(self.rater, self.trust).policy)
+        for stage, run in ((SUPERVISOR, self.supervisor), (RATER, self.rater)):
+            if isinstance(run, Path):
+                stages[stage] = run
+                method = replace(method, stages=(*method.stages, Stage(stage, Method.load(run, self.trust))))
         learner = base.learner
         if not isinstance(learner, BehaviorCloning):
             learner = BehaviorCloning(learner.steps, learner.batch_size)
         learner = replace(learner, optimizer=replace(learner.optimizer, lr_schedule="constant"))
         method = about.build(self, replace(method, learner=learner))
-        return without_unlearned_steps(method) if self.supervisor == "person" else method, stages
+        if self.supervisor == "person" and name in HELPED:
+            method = _watched_practice(method)
+        if self.supervisor == "person" and isinstance(method.learner, BehaviorCloning):
+            method = without_unlearned_steps(method)
+        return method, stages
 
     def _check_supervisor(self, name: str, about: ImprovementMethod) -> None:
         if self.supervisor is None and about.is_supervised:
             raise UserError(f"{name} needs a supervisor: {about.summary}", where="--supervisor",
                             hint="name one: scripted (the expert of the environment), keyboard (you, in a terminal), "
                                  "or the run of another policy")
+        if self.supervisor == "person" and name in HELPED:
+            return
         if self.supervisor is not None and not about.is_supervised:
-            supervised = ", ".join(n for n, m in IMPROVEMENTS.items() if m.is_supervised)
+            supervised = (*TAKEN_OVER, *HELPED) if self.supervisor == "person" else [
+                n for n, m in IMPROVEMENTS.items() if m.is_supervised]
             raise UserError(f"{name} has no supervisor: {about.summary}", where="--supervisor",
-                            hint=f"leave it out, or choose a method with one: {supervised}")
+                            hint=f"leave it out, or choose a method with one: {', '.join(supervised)}")
         if self.supervisor == "person" and name not in TAKEN_OVER:
             raise UserError(f"a person at the keyboard takes over and gives back, and with {name} "
                             + ("says what to do at every step" if name == "dagger" else "a rule decides who acts"),
                             where="--supervisor keyboard",
-                            hint=f"use --with {', '.join(TAKEN_OVER[:-1])} or {TAKEN_OVER[-1]}, or another supervisor")
+                            hint=f"use --with {', '.join((*TAKEN_OVER, *HELPED))}, or another supervisor")
 
     def rounds(self, method: Method, gate=None, **fields) -> CollectionRounds:
         supervisor = self.supervisor
@@ -102,7 +127,8 @@ class Improvement:
             supervisor = PolicySupervisor(FromStage(SUPERVISOR), acting_method(Method.load(supervisor, self.trust)))
         n_updates = self.n_updates or max(method.learner.steps // self.n_rounds, 1)
         return CollectionRounds(self.n_rounds, RolloutCollector(self.n_episodes, supervisor=supervisor, gate=gate),
-                                updates=PerRound(n_updates), compare_rounds=True, **fields)
+                                updates=PerRound(n_updates), compare_rounds=True, collect_with=self.collect_with,
+                                **fields)
 
     @property
     def has_interventions(self) -> bool:
@@ -206,10 +232,19 @@ def _doubt(improvement: Improvement, method: Method) -> Method:
     return _intervention_steps(improvement, method, DoubtGate(detector.method.score, detector.threshold))
 
 
+def _watched_practice(method: Method) -> Method:
+    """A method of practice whose policy is watched by a person, who says what succeeds and may take over."""
+    rounds = method.collection
+    assert isinstance(rounds, CollectionRounds) and isinstance(rounds.collector, RolloutCollector)
+    return replace(method, collection=replace(rounds, collector=replace(
+        rounds.collector, supervisor="person", gate=HumanGate())))
+
+
 def _filtered(improvement: Improvement, method: Method) -> Method:
+    retention = SuccessfulEpisodes() if improvement.rater is None else ScoreThreshold(FromStage(RATER))
     if not improvement.has_interventions:
-        return replace(method, collection=improvement.rounds(method, retention=SuccessfulEpisodes()))
-    return _intervention_steps(improvement, method, None, retention=SuccessfulEpisodes())
+        return replace(method, collection=improvement.rounds(method, retention=retention))
+    return _intervention_steps(improvement, method, None, retention=retention)
 
 
 def _alone(build: Callable[[Practice, Method], Method]) -> Callable[[Improvement, Method], Method]:

@@ -23,7 +23,7 @@ from ..learn.method import Method, online_changes
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.optimizer import OptimizerConfig
 from ..learn.ppo import PPO
-from ..learn.targets import REWARD
+from ..learn.targets import REWARD, TERMINATED
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward
 from ..policy import Policy, PolicyConfig
@@ -55,15 +55,24 @@ class Practice:
 
 @dataclass(frozen=True)
 class SuccessReward:
-    """A change of episodes: the reward is 1 in the first step that succeeds, and 0 in all others."""
+    """A change of episodes: the reward is 1 in the first step that succeeds, and 0 in all others.
+
+    If a person has called the whole episode a success, that is its last step, which ends it.
+    """
 
     def __call__(self, episode: Episode) -> Episode:
-        if "next.success" not in episode.steps:
-            raise UserError("the episode has no column 'next.success', from which practice takes its rewards",
-                            where="SuccessReward", hint="record demonstrations in an environment that defines success "
-                            "(understudy record ENV), and name them: --data DATA")
-        success = np.asarray(episode.steps["next.success"]).reshape(-1).astype(bool)
-        return episode.replace({REWARD: (success & (np.cumsum(success) == 1)).astype(np.float32)})
+        ends = {}
+        if "next.success" in episode.steps:
+            success = np.asarray(episode.steps["next.success"]).reshape(-1).astype(bool)
+        elif "success" in episode.metadata:
+            success = (np.arange(len(episode)) == len(episode) - 1) & bool(episode.metadata["success"])
+            ends = {} if TERMINATED in episode.steps else {TERMINATED: success}
+        else:
+            raise UserError("nothing says whether the episode succeeded, from which practice takes its rewards: it has "
+                            "no column 'next.success', and no \"success\" in its metadata", where="SuccessReward",
+                            hint="record demonstrations in an environment that defines success, or on a robot with y "
+                            "and n at the end (understudy record), and name them: --data DATA")
+        return episode.replace({REWARD: (success & (np.cumsum(success) == 1)).astype(np.float32), **ends})
 
 
 def residual(practice: Practice, method: Method) -> Method:

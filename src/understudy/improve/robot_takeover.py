@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
@@ -72,13 +72,16 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
     Args:
         robot: The robot. It must be connected while the environment is used.
         max_episode_steps: Number of steps after which the person is asked how the episode has ended.
+        shows_success: Tells whether an observation, (1, ...), shows success, which ends the episode. None if only the
+            person says so.
     """
 
     def __init__(self, robot: SafeRobot, person: RobotPerson, fps: float, max_episode_steps: int,
-                 clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep):
+                 clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep,
+                 shows_success: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] | None = None):
         super().__init__(robot, fps, max_episode_steps, clock=clock, sleep=sleep)
         self.metadata = {**self.metadata, "success": "the person says so"}
-        self.person, self.takeover = person, Takeover(clock)
+        self.person, self.takeover, self.shows_success = person, Takeover(clock), shows_success
         self._command = self._goal = np.zeros(len(robot.limits.low))
         self._obs: dict[str, torch.Tensor] = {}
         self._is_handover, self._acting = False, "nobody"  # "policy", "person" or "nobody", while the robot holds
@@ -183,6 +186,9 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
                 if takeover.success is None:
                     self._begin_to_act()
                 self._obs = self._ask(self.robot, self._observe)
+                if takeover.success is None and self._n_steps and self.shows_success is not None and bool(
+                        self.shows_success(self._obs)):
+                    takeover.success = True
                 if takeover.success is None:
                     self._read_person()
                 self.person.show(f"{takeover.status()} | {STATUS_KEYS}")

@@ -60,6 +60,10 @@ class Training(ABC):
             policy: Acts in place of the learner's policy, which has the present weights.
         """
 
+    def best_policy(self) -> Policy | None:
+        """Return the policy of the best checkpoint so far. None if no checkpoints are stored."""
+        return None
+
     @abstractmethod
     def transform(self, episodes: Dataset) -> Dataset:
         """Apply the method's transforms."""

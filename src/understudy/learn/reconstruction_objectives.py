@@ -1,4 +1,4 @@
-"""Objectives that reconstruct the observation: an autoencoder, and one with a distribution of latents."""
+"""Objectives that reconstruct the observation or predict a later one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from ..core import Above, AtLeast, Batch, part
 from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy
 from .representation_objectives import RepresentationObjective, encoding_size, flat_encoding
+from .targets import REWARD
 
 
 def reconstruction_target(policy: Policy, batch: Batch) -> Tensor:
     """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
-    coded = policy.codec.encode_obs(batch.obs)
+    return _as_vector(policy, batch.obs)
+
+
+def _as_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
+    coded = policy.codec.encode_obs(obs)
     columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
     return torch.cat([column.float().flatten(1) for column in columns], -1)
 
@@ -49,6 +54,58 @@ class _ReconstructionLoss(nn.Module):
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         error = self.decoder(flat_encoding(captured)) - reconstruction_target(policy, batch)
         return self.config.weight * error.square().mean(-1)
+
+
+@part
+class ObservationPrediction(RepresentationObjective):
+    """Predicts the observation after a chunk from the encoding before it and the actions of the chunk.
+
+    With a reward as a further target, a history must keep what the reward depends on, even if no later observation
+    shows it.
+
+    Args:
+        reward_weight: Factor of the squared error of the sum of the chunk's rewards. 0: rewards are not predicted.
+        weight: Factor of the loss: the mean squared error of coded numbers, and of pixels from 0 to 1, plus that of
+            the rewards.
+
+    References:
+        Kwon et al. (2024), Future Prediction Can be a Strong Evidence of Good History Representation in Partially
+        Observable Environments, arXiv:2402.07102.
+    """
+
+    hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
+    reward_weight: Annotated[float, AtLeast(0)] = 0.0
+    weight: float = 1.0
+
+    next_obs = reads_actions = True
+
+    @property
+    def columns(self):
+        return (REWARD,) if self.reward_weight else ()
+
+    def build(self, policy):
+        return _ObservationPredictionLoss(self, policy)
+
+
+class _ObservationPredictionLoss(nn.Module):
+    def __init__(self, config: ObservationPrediction, policy: Policy):
+        super().__init__()
+        self.config = config
+        n_read = encoding_size(policy) + policy.window.horizon * policy.codec.width
+        size = sum(policy.features[name].size for name in policy.inputs)
+        self.predictor = feed_forward_layers((n_read, *config.hidden, size + 1))  # the last output is the reward
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        assert batch.next is not None
+        actions = policy.encode_batch(batch).flatten(1)
+        prediction = self.predictor(torch.cat([flat_encoding(captured), actions], -1))
+        later = _as_vector(policy, {name: column[:, -1:] for name, column in batch.next.items()})
+        loss = (prediction[:, :-1] - later).square().mean(-1)
+        if self.config.reward_weight:
+            mask = batch.extra.get("lookahead_mask", batch.mask)
+            reward = (batch.extra[REWARD].flatten(1) * mask).sum(1)
+            loss = loss + self.config.reward_weight * (prediction[:, -1] - reward).square()
+        return self.config.weight * loss
 
 
 @part

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage, Scorer, load_built, save_built
-from ..core import Batch, Schema, part
+from ..core import Batch, ConfigError, Schema, part
 from ..data.codec import Codec, CodecModule
 from ..data.episode import Dataset
 from ..data.window import Window
@@ -176,6 +176,10 @@ class RewardedLearner(GradientLearner):
         config = self.config.reward
         if isinstance(config, RewardModelConfig):
             self.reward = self.register("reward", config.build(self.policy, data), config.optimizer)
+            if config.optimizer is None and any(p.requires_grad for p in self.reward.parameters()):
+                raise ConfigError(f"{type(config).__name__} has networks, and this learner does not train them",
+                                  where="learner.reward",
+                                  hint="train it first, and name its run: --reward RUN")
         elif isinstance(config, RewardModel):
             self.reward = self.register("reward", config)
 

@@ -405,6 +405,11 @@ class _RunTraining(Training):
         modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
         return build_actor(self.method, modules, ROWS, features=features)
 
+    def best_policy(self) -> Policy | None:
+        best = self.run.named_checkpoints().get("best")
+        return None if best is None else Policy.load(self.run.folder / best, packages_of(self.method),
+                                                     self.prepared.device)
+
     def transform(self, episodes: Dataset) -> Dataset:
         return training_data(episodes, self.method)
 

@@ -48,6 +48,9 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
     """
     suggested = {}
     success, expert = ([bool(m[key]) for m in metadata if key in m] for key in ("success", "expert"))
+    if {"segment", "preference"} <= features.keys():
+        return {"preference-reward": "The episodes are comparisons of two segments. preference-reward learns a reward "
+                                     "from them, and other methods then learn with --reward."}
     if "action" not in features:
         suggested["bco"] = ("There are no actions. bco clones what they must have been, and practices for that in an "
                             "environment.")
@@ -73,6 +76,14 @@ def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], oth
     if (action := features.get("action")) is not None and action.kind == "discrete":
         raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
                           hint=f"{', '.join(others())} learn classes")
+
+
+def _refuse_uncompared(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+    from ..core import DataError
+
+    if not {"segment", "preference"} <= features.keys():
+        raise DataError("the episodes are no comparisons: there are no columns 'segment' and 'preference'", where=name,
+                        hint="understudy judge DATA --out COMPARISONS asks which of two segments is better")
 
 
 def _refuse_numbers(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
@@ -203,4 +214,9 @@ SUBTASKS = Need("a column of text that says what is done at each step, or segmen
                 {"subtask": TEXT})
 RECALLED_STEPS = Need("a column with the distances to the recalled steps",
                       {"recalled": {"dtype": "int64", "shape": (1,)}})
+PLACES = Need("a column with the number of the place, or of another condition, of each step",
+              {"place": {"dtype": "int64", "shape": (1,)}})
+COMPARISONS = Need("comparisons of two segments, which `understudy judge` asks for", {
+    name: {"dtype": "int64", "shape": (1,), "kind": "discrete", "num_classes": (n,)}
+    for name, n in (("segment", 2), ("preference", 3))}, _refuse_uncompared)
 GIVEN_GOAL = "while acting: a goal"

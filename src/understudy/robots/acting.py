@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from ..data.recording.recorder import Recorder
 from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor
+from ..execute.doubt import DOUBT, DoubtActor
 from .base import Robot
 from .env import Pace
 from .recording import CommandKeys, NoKeys
@@ -69,7 +71,8 @@ class ActedEpisode:
     """What happened in an episode.
 
     Args:
-        ended: The command that ended it: enter, discard, success, failure or quit. None if the time was over.
+        ended: The command that ended it: enter, discard, success, failure or quit, or "alarm" of the failure detector.
+            None if the time was over.
     """
 
     counts: StepCounts
@@ -103,6 +106,7 @@ class _StepCounter:
 @torch.no_grad()
 def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds: float,
                  keys: CommandKeys = NoKeys(), recorder: Recorder | None = None,  # noqa: B008
+                 alarm_at: float = math.inf,
                  show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
                  sleep: Callable[[float], None] = time.sleep) -> ActedEpisode:
     """Runs one episode of a policy on a connected robot, and stops the robot at its end.
@@ -116,6 +120,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         seconds: Longest duration.
         keys: Commands of a person. Each of them ends the episode.
         recorder: Records the observations, and the actions that were sent.
+        alarm_at: Doubt of a `DoubtActor` that ends the episode before the action of its step is sent.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
     """
@@ -138,6 +143,9 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         stack.push(lambda kind, error, trace: _note_steps(error, counter.counts.steps))
         while ended is None and clock() < ends:
             action, state = actor.act(rows, {k: v for k, v in state.items() if k != "record"})
+            if alarm_at < math.inf and float(state["record"][DOUBT][0]) >= alarm_at:
+                ended = "alarm"
+                break
             if not counter.counts.steps:  # the first plan is waited for, while the robot rests
                 pace.restart()
             sent = robot.send(action[0].double().cpu().numpy())
@@ -160,7 +168,7 @@ def _note_steps(error: BaseException | None, steps: int) -> None:
 def plan_in_background(actor: Actor, stack: ExitStack, runners: list[AsynchronousRunner],
                             patience: float) -> Actor:
     """The actor, whose chunks are planned in another thread until `stack` ends. Its runner is added to `runners`."""
-    if isinstance(actor, (ObservationWrapper, TransformedActor)):
+    if isinstance(actor, (ObservationWrapper, TransformedActor, DoubtActor)):
         return replace(actor, actor=plan_in_background(actor.actor, stack, runners, patience))
     if isinstance(actor, PolicyActor) and isinstance(actor.executor, ChunkedExecutor):
         runners.append(stack.enter_context(AsynchronousRunner(actor, patience=patience)))
@@ -176,7 +184,7 @@ class _BackgroundActor(Actor):
 
     def start(self, obs, key):
         self.runner.start(obs, key)
-        return {}
+        return {"seen": self.runner.windows}
 
     def act(self, obs, state):
-        return self.runner.act(obs), state
+        return self.runner.act(obs), {"seen": self.runner.windows}

@@ -1,0 +1,130 @@
+"""The page of understudy improve: what each round cost and gave, and what was corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..data.episode import Episode
+    from ..evaluate.plots import Figure
+    from ..evaluate.report import Content, Section, Table
+
+    FigureParts = tuple[str, Figure, str]  # title, figure, caption
+
+LONGEST = 10  # corrections on the page
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Consecutive steps at which the supervisor acted.
+
+    Args:
+        round: Number of the round, from 1.
+        episode: Number of the episode in its round, from 0.
+        first: The first of its steps.
+        change: The component of the action that the supervisor changed most, and by how much on average. Empty if
+            actions are classes.
+        success: Whether the episode succeeded, if that is known.
+    """
+
+    round: int
+    episode: int
+    first: int
+    steps: int
+    change: str
+    success: bool | None
+
+
+def corrections_of(run: Path) -> list[Correction]:
+    """The corrections in the collected episodes of a run, the longest first."""
+    from ..data.formats import open_dataset
+
+    rounds = sorted((run / "collection").glob("[0-9]*"))
+    corrections = [correction for number, folder in enumerate(rounds)
+                   for i, episode in enumerate(open_dataset(folder / "episodes.npz"))
+                   for correction in _corrections_in(number + 1, i, episode)]
+    return sorted(corrections, key=lambda c: -c.steps)
+
+
+def _corrections_in(number: int, index: int, episode: Episode) -> Iterator[Correction]:
+    from ..improve.gates import INTERVENTION
+
+    if INTERVENTION not in episode.steps:
+        return
+    acted = np.concatenate([[False], np.asarray(episode.steps[INTERVENTION])[:len(episode)], [False]]).astype(int)
+    change = np.diff(acted)
+    for first, end in zip(np.flatnonzero(change == 1), np.flatnonzero(change == -1), strict=True):
+        yield Correction(number, index, int(first), int(end - first), _change(episode, slice(first, end)),
+                         episode.metadata.get("success"))
+
+
+def _change(episode: Episode, steps: slice) -> str:
+    """The component in which policy and supervisor differ most, relative to the spread of the supervisor's actions."""
+    from ..improve.gates import POLICY_ACTION, SUPERVISOR_ACTION
+
+    feature = episode.features()["action"]
+    if feature.kind == "discrete" or not {POLICY_ACTION, SUPERVISOR_ACTION} <= set(episode.steps):
+        return ""
+    policy, supervisor = (np.asarray(episode.steps[name], float)[:len(episode)].reshape(len(episode), -1)
+                          for name in (POLICY_ACTION, SUPERVISOR_ACTION))
+    difference = (supervisor - policy)[steps].mean(0)
+    i = int(np.argmax(np.abs(difference) / np.maximum(supervisor.std(0), 1e-6)))
+    number = f"{difference[i]:+.3g}".replace("-", "\N{MINUS SIGN}")
+    return f"{feature.names[i] if feature.names else f'action[{i}]'} {number}"
+
+
+def _correction_sections(run: Path) -> list[Section]:
+    """What was corrected. Nothing if nobody acted."""
+    from ..evaluate.report import Details, Section, Table
+
+    corrections = corrections_of(run)
+    if not corrections:
+        return []
+    rows = tuple((c.round, c.episode, f"{c.first} to {c.first + c.steps - 1}", c.steps, c.change,
+                  {True: "success", False: "failure"}.get(c.success, "")) for c in corrections)
+    names = ("round", "episode", "at steps", "steps", "most changed, on average", "the episode ended in")
+    contents: list[Content] = [Table(names, rows[:LONGEST])]
+    if len(rows) > LONGEST:
+        contents.append(Details(f"{len(rows) - LONGEST} shorter ones", (Table(names, rows[LONGEST:]),)))
+    return [Section("What was corrected", tuple(contents), "Consecutive steps at which the supervisor acted, the "
+                    "longest first. The change is the action of the supervisor minus that of the policy.")]
+
+
+def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[dict[str, Any]], table: Table,
+                           figures: Sequence[FigureParts], verdict: Sequence[str]) -> None:
+    """Writes the page of a run that was improved.
+
+    Args:
+        run: Its folder, with the collected episodes.
+        rounds: The metrics of each round.
+        table: One row for each round.
+        figures: What the rounds gave.
+    """
+    from ..evaluate import plots
+    from ..evaluate.report import Figures, Section, write_page
+
+    shares = [(f"round {row['round'] + 1}", 100 * row.get("round/acted", 0) / row["round/steps"], None)
+              for row in rounds]
+    if any(share for _, share, _ in shares):
+        figures = [*figures, ("Steps at which the supervisor acted", plots.bars(shares, "percent"),
+                              "Percent of all steps of the round. A policy that improves needs less of it.")]
+    write_page(path, title, [Section("Rounds", (Figures(tuple(figures)), table)), *_correction_sections(run)],
+               verdict=verdict)
+
+
+def minutes_of(run: Path) -> list[tuple[str, str]]:
+    """How long the person acted and watched in each round, in minutes and seconds."""
+    from ..data.formats import open_dataset
+
+    minutes = []
+    for folder in sorted((run / "collection").glob("[0-9]*")):
+        episodes = open_dataset(folder / "episodes.npz")
+        acted, watched = (round(sum(e.metadata.get(f"seconds_{name}", 0.0) for e in episodes))
+                          for name in ("acted", "watched"))
+        minutes.append((f"{acted // 60}:{acted % 60:02d}", f"{watched // 60}:{watched % 60:02d}"))
+    return minutes

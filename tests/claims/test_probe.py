@@ -253,8 +253,10 @@ def test_every_record_has_a_probe_that_is_small():
             entries = [v for place in stored["numbers"].values() for v in place]
             # Nearly all can be compared, but for weights whose gradients are 0 but for rounding errors, such as a bias
             # before a normalization or under a softmax. Adam makes whole steps of such gradients, which the updates
-            # of dataset-quality's scores and of dual-phase's second phase carry on, and the rollouts of little-overlap.
-            limit = {"dataset-quality": 0.25, "dual-phase": 0.12, "little-overlap": 0.06}.get(name, 0.05)
+            # of dataset-quality's scores and of dual-phase's second phase carry on, the rollouts of little-overlap, and
+            # the rounds of rated-episodes.
+            limit = {"dataset-quality": 0.25, "dual-phase": 0.12, "little-overlap": 0.06,
+                     "rated-episodes": 0.07}.get(name, 0.05)
             assert np.mean([v is None for v in entries]) < limit
 
 
@@ -344,8 +346,10 @@ def test_processes_begin_with_the_same_settings_whatever_is_set_outside(one_proc
     assert os.environ["ATEN_CPU_CAPABILITY"] == "avx2" and "MKL_CBWR" not in os.environ
 
 
-@pytest.mark.parametrize("outside", [{"ATEN_CPU_CAPABILITY": "default"}, {"ATEN_CPU_CAPABILITY": "avx2"},
-                                     {"OMP_NUM_THREADS": "3"}], ids=["default", "avx2", "native"])
+@pytest.mark.parametrize("outside", [
+    pytest.param({"ATEN_CPU_CAPABILITY": "default"}, id="default"),
+    pytest.param({"ATEN_CPU_CAPABILITY": "avx2"}, id="avx2", marks=pytest.mark.slow),
+    pytest.param({"OMP_NUM_THREADS": "3"}, id="native", marks=pytest.mark.slow)])
 def test_stored_probes_pass_with_each_set_of_instructions(outside, one_process, monkeypatch, capsys):
     """The whole set: make probes. Two of these were due on a processor other than that of their record."""
     names = ("affordance-flow", "onedp-one-step", "bet-modes")

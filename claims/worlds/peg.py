@@ -12,6 +12,7 @@ from understudy.claims.base import (
     smaller,
 )
 from understudy.envs import make
+from understudy.envs.toys.peg_insertion import PegInsertion
 
 ENV = "peg_insertion"
 TOLERANCE, OUTLINES = 0.01, (2,)  # one outline, so that the same thing is to be done in every episode
@@ -32,3 +33,15 @@ class PegDemonstrations(DemonstrationSource):
 
     def for_probe(self):
         return smaller(self, episodes=8)
+
+
+class WeakPeg(PegInsertion):
+    """Peg insertion whose actuators have lost the fraction `loss` of each action (`shifts.WeakActuators`)."""
+
+    def __init__(self, rows: int = 1, tolerance: float = 0.02, outlines: tuple[int, ...] = (0, 1, 2),
+                 loss: float = 0.4):
+        super().__init__(rows, tolerance=tolerance, outlines=outlines)
+        self.loss = loss
+
+    def advance(self, action):
+        return super().advance((1 - self.loss) * action)

@@ -1,0 +1,108 @@
+"""Row 270: a frozen policy is not precise enough. Are corrections of its actions learned sooner off policy?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from claims.frozen_base.residual import OUTLINES, TOLERANCE, Imprecise, refined
+from claims.worlds.frozen_base import INSIDE
+from claims.worlds.peg import PegDemonstrations
+from understudy.claims.base import SCORE
+from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.core import part
+from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper
+from understudy.improve.practice import Practice, residual, rlpd
+from understudy.learn.critic import CriticConfig, CriticSpec, QFunction
+from understudy.learn.method import Method
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+
+
+@part
+class ExecutedCritic(CriticConfig):
+    """A critic of executed actions. That of `residual` reads the action of the policy and the correction instead.
+
+    Args:
+        scale: That of the corrections, for each component of the action.
+    """
+
+    scale: tuple[float, ...] = ()
+
+    def build(self, policy, action=True):
+        config, inputs = policy.config, tuple(column for column in policy.inputs if column != BASE_ACTION)
+        spec = CriticSpec(self, config.codec, config.window, inputs, config.target)
+        return ExecutedQFunction(spec, policy.features, policy.codec)
+
+
+class ExecutedQFunction(QFunction):
+    """Scores observations, and the actions that the environment executes after a correction."""
+
+    def read_plan(self, obs, plan):
+        networks = self.about.networks
+        assert isinstance(networks, ExecutedCritic)
+        executed = obs[BASE_ACTION] + plan.new_tensor(networks.scale) * plan  # of one step each
+        return self.codec.encode_obs({**obs, BASE_ACTION: executed.clamp(-1, 1)})[BASE_ACTION].flatten(1)
+
+
+@part
+class ResidualTD3(OffPolicyActorCritic):
+    """TD3 whose policy maximizes the mean of all critics. That of `residual` maximizes the first."""
+
+    def build(self, policy, seed, steps, data):
+        return ResidualTD3Learner(self, policy, seed, steps, data)
+
+
+class ResidualTD3Learner(OffPolicyActorCriticLearner):
+    def policy_loss(self, batch, rng) -> Tensor:
+        coded = self.policy.sample(self.policy.context(batch.obs), rng)
+        return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs)).mean(0)
+
+
+@dataclass(frozen=True)
+class OffPolicy(Imprecise):
+    """How the policy of the peg is improved from a replay buffer.
+
+    Args:
+        from_scratch: RLPD, whose policy is a new one, in place of corrections.
+        is_stabilized: Whether the critic of corrections has layer norm, and learns alone in the first round.
+    """
+
+    n_rounds: int = 5
+    n_episodes: int = 40
+    n_updates: int | None = 1000
+    from_scratch: bool = False
+    is_stabilized: bool = True
+
+    def for_probe(self):
+        small, sizes = super().for_probe()
+        return replace(small, n_rounds=2), sizes  # corrections do not learn in the first
+
+    def method(self, practice: Practice, base: Method) -> Method:
+        method = (rlpd if self.from_scratch else residual)(practice, base)
+        learner, wrapper = method.learner, method.wrapper
+        assert isinstance(learner, OffPolicyActorCritic)
+        critic = replace(learner.critic, hidden=(64, 64))
+        if self.from_scratch:
+            return replace(method, learner=replace(learner, critic=critic))
+        assert isinstance(wrapper, ResidualWrapper) and isinstance(wrapper.scale, tuple)
+        settings: dict[str, Any] = {**vars(learner), "critic": ExecutedCritic(**vars(critic), scale=wrapper.scale)}
+        stabilized = ResidualTD3(**settings)
+        bare = replace(stabilized, critic=replace(stabilized.critic, layer_norm=False), critic_warmup_updates=0)
+        return replace(method, learner=stabilized if self.is_stabilized else bare)
+
+
+TABLE = experiment(PegDemonstrations(20, TOLERANCE, OUTLINES), env="peg_insertion",
+                   env_options=(("tolerance", TOLERANCE), ("outlines", OUTLINES)), measure=refined, first_seed=1640,
+                   episodes=300, measures={INSIDE: SCORE}, sanity={"base": 0.3}, arms={
+    "base": Imprecise(),
+    "residual TD3": OffPolicy(),
+    "residual PPO, 400 episodes": Imprecise(n_rounds=2, learns="corrections"),
+    "RLPD": OffPolicy(from_scratch=True),
+    "not stabilized": ablation("residual TD3", OffPolicy(is_stabilized=False))})
+SOONER = higher("residual TD3", "residual PPO, 400 episodes")
+
+CLAIMS = family(__file__, TABLE, {"270": Row(
+    "resfit", (SOONER, higher("residual TD3", "RLPD")), control="not stabilized", removes=(SOONER,),
+    reported=("base",))})

@@ -1,0 +1,1 @@
+"""Experiments on histories: what must be learned so that a history helps?"""

@@ -61,7 +61,7 @@ class IQLLearner(GradientLearner):
         self.minimize("critic", self.critic_loss, batch)
         with self.evaluation():
             weights = (self.config.beta * self.advantage(batch)).exp().clamp(max=self.config.max_weight)
-        self.minimize("policy", self.policy.loss, batch, weights, normalize="rows")
+        self.minimize("policy", self.policy_loss, batch, weights, normalize="rows")
         metrics = self.end_update(weight=weights.mean().item())
         self.check(metrics["critic/score"], batch)
         return metrics
@@ -82,6 +82,10 @@ class IQLLearner(GradientLearner):
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss of the value of each observation, (B,)."""
         return expectile_loss(self.advantage(batch), self.config.expectile)
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of the policy at each step, (B, H), which `advantage` weights."""
+        return self.policy.loss(batch, rng)
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared error against `target`, summed over the networks, (B,)."""

@@ -36,11 +36,12 @@ from understudy.nets.feed_forward import FeedForward
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.policy import Policy, PolicyConfig
 
-LAYOUT = ("S.....", "..##..", "......", ".#..#.", "......", "....#G")
+LAYOUT = ("SSS...", "SS##..", "S.....", ".#..#.", "......", "....#G")  # the goal is 8 steps or more from each S
 GOAL, MEETING, AROUND = (5, 0), (3, 3), ((2, 3), (3, 3), (2, 2), (3, 2))
 SPREAD = "spread within a cell"
 CELL, HISTORY = "observation.cell", ("observation.state", "observation.last_action", "observation.noise")
 N_NOISE, N_OBS_STEPS, LIMIT, ROWS, DISCOUNT, WEIGHT = 32, 4, 30, 100, 0.95, 0.1
+SLIP = 0.1
 FAST = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
 
 
@@ -52,7 +53,7 @@ class CellGrid(Tabular):
     """
 
     def __init__(self, rows: int = 1, limit: int = LIMIT, starts: tuple[tuple[int, int], ...] = ()):
-        process = hidden_grid(LAYOUT)
+        process = hidden_grid(LAYOUT, SLIP)
         if starts:
             is_start = np.array([tuple(place) in starts for place in process.places.astype(int)], float)
             process = replace(process, start=is_start / is_start.sum())
@@ -72,7 +73,7 @@ def walker(goal: tuple[int, int], noise: float, limit: int) -> TabularExpert:
     rows = [row.replace("S", ".").replace("G", ".") for row in LAYOUT]
     x, y = goal
     rows[-1 - y] = rows[-1 - y][:x] + "G" + rows[-1 - y][x + 1:]
-    return TabularExpert(torch.from_numpy(hidden_grid(rows).best_policy(limit, DISCOUNT) > 0), noise)
+    return TabularExpert(torch.from_numpy(hidden_grid(rows, SLIP).best_policy(limit, DISCOUNT) > 0), noise)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Halves(DemonstrationSource):
 
     def load(self, seed):
         quarter, seed = self.episodes // 4, recording_seed(seed)
-        first = rollout(walker(MEETING, 0.3, 10), grid(10), 2 * quarter, seed)
+        first = rollout(walker(MEETING, 0.3, 7), grid(7), 2 * quarter, seed)
         second = [rollout(walker(GOAL, noise, 12), grid(12, AROUND), quarter, seed, first=100_000 * (1 + i))
                   for i, noise in enumerate((0.3, 1.0))]
         return Dataset([e for part in (first, *second) for e in part], first.metadata)

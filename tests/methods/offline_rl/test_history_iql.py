@@ -1,5 +1,7 @@
 """Bisimulation: the loss by hand, the exact metric of a chain, and which losses train the shared encoder."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
+from understudy.methods import find_method
 from understudy.methods.offline_rl.history_iql import Bisimulation, HistoryIQL
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
@@ -78,3 +81,13 @@ def test_the_losses_of_the_critic_alone_train_the_encoder_that_all_read():
     learner.minimize("critic", learner.critic_loss, batch)
     assert not torch.equal(before, policy.encoder.lstm.weight_hh_l0)
     assert isinstance(batch, Batch) and learner.critic_loss(batch, torch.Generator()).shape == (4,)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_method_learns_choices_from_histories(weight):
+    features = {**FEATURES, "action": Feature("int64", (1,), "discrete", num_classes=(3,))}
+    method = find_method("history-iql", features, weight=weight)
+    short = replace(method, learner=replace(method.learner, steps=2, batch_size=4))
+    policy = fit_method(short, random_dataset(features, episodes=2, steps=12), 0).policy
+    assert policy.is_discrete and policy.window.n_obs_steps == 10
+    assert method.learner.auxiliary_losses == (Bisimulation(weight=weight),)

@@ -246,7 +246,6 @@ ONE_USER = {
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it",
-    "nets/recurrent.py": "a general encoder of a history",
 }
 
 

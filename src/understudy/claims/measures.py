@@ -16,8 +16,8 @@ from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
-from ..learn.fit_method import FitResult, fit_method
-from ..learn.method import Method
+from ..learn.fit_method import FitResult, fit_method, part_of
+from ..learn.method import Method, Stage
 from ..learn.stacked import fit_seeds
 from ..policy import Policy
 from .base import TRUSTED
@@ -27,21 +27,23 @@ ROWS = 25  # environments side by side; results do not depend on it
 STACKED_SEEDS = 10  # most seeds that are trained at once: their results are kept until they are measured
 
 
-def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
+def train_once(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()) -> FitResult:
     """Trains as `understudy train` does, on all of the data and without a folder.
 
     Arms that differ only in their executor share the training of each seed, and so do those with the same stages.
 
     Args:
         experiment: The experiment. Its source is a part of the key under which results are cached.
+        parts: The parts of a mixture that the data are, where a stage names one.
     """
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
-                                  "seed": seed}))
+                                  "seed": seed, **({"parts": parts} if parts else {})}))
 
-    def train() -> FitResult:
-        stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
-        return fit_method(method, data, seed, stages=stages)
-    return _trained.get(key, train)
+    def stage_result(stage: Stage) -> FitResult:
+        part = data.select(part_of(data, stage.dataset))
+        return train_once(experiment, stage.method, part, seed, parts + (stage.dataset,) * (stage.dataset is not None))
+    return _trained.get(key, lambda: fit_method(method, data, seed, stages={s.name: stage_result(s)
+                                                                            for s in method.stages}))
 
 
 _trained = Memo(30)

@@ -9,7 +9,7 @@ import numpy as np
 from understudy.checkpoint import FromStage
 from understudy.claims.base import SCORE, DemonstrationSource, expert_of, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import closed_loop, train_once
+from understudy.claims.measures import closed_loop, train_stages
 from understudy.data.episode import Dataset
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
@@ -81,11 +81,9 @@ def with_label_error(experiment, method, data, seed, episodes, starts):
     """The rollouts, and the fraction of the variance of the hidden actions that the labels explain, at least 0."""
     measures = closed_loop(experiment, method, data, seed, episodes, starts)
     explained = 1.0
-    for stage in method.stages:
-        labeler = train_once(experiment, stage.method, data.select(
-            i for i, e in enumerate(data) if e.metadata[DATASET_NAME] == stage.dataset), seed).policy
+    for stage in train_stages(experiment, method, data, seed).values():
         hidden = data.filter(lambda e: e.metadata[DATASET_NAME] == "prior")
-        labels = replace(method.transforms[0], labeler=labeler).apply(hidden)
+        labels = replace(method.transforms[0], labeler=stage.policy).apply(hidden)
         actual, predicted = (np.concatenate([e.steps["action"] for e in part]) for part in (hidden, labels))
         explained = max(1 - float(np.square(actual - predicted).mean() / actual.var(0).mean()), 0.0)
     return {**measures, "explained": [explained]}

@@ -17,7 +17,7 @@ from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..learn.fit_method import FitResult, fit_method, part_of
-from ..learn.method import Method, Stage
+from ..learn.method import Method
 from ..learn.stacked import fit_seeds
 from ..policy import Policy
 from .base import TRUSTED
@@ -39,11 +39,16 @@ def train_once(experiment, method: Method, data: Dataset, seed: int, parts: tupl
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
                                   "seed": seed, **({"parts": parts} if parts else {})}))
 
-    def stage_result(stage: Stage) -> FitResult:
-        part = data.select(part_of(data, stage.dataset))
-        return train_once(experiment, stage.method, part, seed, parts + (stage.dataset,) * (stage.dataset is not None))
-    return _trained.get(key, lambda: fit_method(method, data, seed, stages={s.name: stage_result(s)
-                                                                            for s in method.stages}))
+    return _trained.get(key, lambda: fit_method(method, data, seed,
+                                                stages=train_stages(experiment, method, data, seed, parts)))
+
+
+def train_stages(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()
+                 ) -> dict[str, FitResult]:
+    """The results of a method's stages by name, each trained by `train_once` on its part of the data."""
+    return {stage.name: train_once(experiment, stage.method, data.select(part_of(data, stage.dataset)), seed,
+                                   parts if stage.dataset is None else (*parts, stage.dataset))
+            for stage in method.stages}
 
 
 _trained = Memo(30)
@@ -103,9 +108,9 @@ def _keep_stacked(experiment, method: Method, seeds: tuple[int, ...], load: Call
     @cache
     def results() -> dict[int, FitResult]:
         for stage in method.stages:
-            _keep_stacked(experiment, stage.method, seeds, data_sets)
-        stages = [{s.name: train_once(experiment, s.method, data_sets(seed), seed) for s in method.stages}
-                  for seed in seeds]
+            if stage.dataset is None:
+                _keep_stacked(experiment, stage.method, seeds, data_sets)
+        stages = [train_stages(experiment, method, data_sets(seed), seed) for seed in seeds]
         return dict(zip(seeds, fit_seeds(method, [data_sets(seed) for seed in seeds], seeds, stages=stages),
                         strict=True))
     for seed in seeds:

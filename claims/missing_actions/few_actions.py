@@ -1,4 +1,4 @@
-"""Row 039: two of a hundred walks have actions, and a policy learns to go to goals from all of them."""
+"""Row 039: ten of a hundred walks have actions, and a policy learns to go to goals from all of them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PartlyLabeledWalks(DemonstrationSource):
     """
 
     episodes: int = 100
-    n_labeled: int = 2
+    n_labeled: int = 10
 
     def load(self, seed):
         env = make("four_rooms:play", rows=25)
@@ -62,7 +62,7 @@ class PartlyLabeledWalks(DemonstrationSource):
                         for e, part in zip(walks, parts, strict=True)], walks.metadata)
 
     def for_probe(self):
-        return smaller(self, episodes=10)
+        return smaller(self, episodes=10, n_labeled=2)
 
 
 def cloning(*transforms, stages=()) -> Method:
@@ -89,7 +89,7 @@ def with_label_error(experiment, method, data, seed, episodes, starts):
     return {**measures, "explained": [explained]}
 
 
-TABLE = experiment(PartlyLabeledWalks(), env=f"{__name__}:FeatureRooms", first_seed=700, n_seeds=10, episodes=300,
+TABLE = experiment(PartlyLabeledWalks(), env=f"{__name__}:FeatureRooms", first_seed=1010, n_seeds=10, episodes=300,
                    looks=((5, 0.02), (10, 0.03)), measure=with_label_error,
                    measures={"explained": SCORE}, sanity={"all actions": 0.4}, arms={
     "inverse dynamics": labeled_by(NEXT),

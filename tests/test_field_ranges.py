@@ -53,7 +53,8 @@ MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may wan
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
-             ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"), ("TransformerEncoder", "depth"),
+             ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
+             ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
              ("ROT", "n_step"), ("TrajectoryPerturbation", "offset"), ("TrajectoryPerturbation", "heading"),
              ("TrajectoryPerturbation", "past"), ("ClassBalancedWeights", "remainder")}

@@ -60,7 +60,7 @@ class SwingUp(Actor):
 class SwingUps(DemonstrationSource):
     """Episodes of `SwingUp`."""
 
-    episodes: int = 6
+    episodes: int = 12
     env: str = ENV
 
     def load(self, seed):
@@ -106,7 +106,8 @@ class PolicyOnly:
         method = replace(method, transforms=(), learner=learner, collection=replace(rounds, collector=collector))
         if self.critic != "IQL":
             return method
-        offline = replace(self.base, learner=IQL(ALONE * self.n_updates, critic=critic, optimizer=optimizer, **SETTINGS))
+        iql = IQL(ALONE * self.n_updates, critic=critic, optimizer=optimizer, **SETTINGS)
+        offline = replace(self.base, learner=iql)
         return replace(method, stages=(*method.stages, Stage("offline", offline)), initialize_from=(
             *method.initialize_from, InitializeFrom(FromStage("offline", "critic"), into="critic")))
 

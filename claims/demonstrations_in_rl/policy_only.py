@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
-from understudy.improve.collection import CollectionRounds, GaussianExploration
+from understudy.improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from understudy.improve.practice import BASE, Practice, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
@@ -37,7 +37,7 @@ RANDOM, EXPERT = -609.0, -145.0  # mean returns of uniformly random torques, and
 SCORE, LOWEST = "score", "lowest score"
 N_ROUNDS, N_EPISODES, N_UPDATES = 20, 2, 200  # one update for each step
 ALONE, CHECK_EVERY = 4, 2  # rounds in which the critic learns alone, and between two checks
-SETTINGS = {"batch_size": 64, "discount": 0.95, "target_decay": 0.95}  # of row 200, as is the rate of critics
+SETTINGS: dict[str, Any] = {"batch_size": 64, "discount": 0.95, "target_decay": 0.95}  # of row 200, as is the rate of critics
 CRITIC_RATE = 3e-3  # and a third of it for policies, as in the card
 
 
@@ -96,6 +96,7 @@ class PolicyOnly:
         method = porl(Practice(data, self.n_rounds, N_EPISODES, self.n_updates), base)
         learner, rounds = method.learner, method.collection
         assert isinstance(learner, OffPolicyActorCritic) and isinstance(rounds, CollectionRounds)
+        assert isinstance(rounds.collector, RolloutCollector)
         critic, policy_optimizer = replace(learner.critic, hidden=(64, 64)), learner.policy_optimizer
         assert policy_optimizer is not None
         optimizer = replace(policy_optimizer, lr=CRITIC_RATE)

@@ -37,8 +37,8 @@ RANDOM, EXPERT = -609.0, -145.0  # mean returns of uniformly random torques, and
 SCORE, LOWEST = "score", "lowest score"
 N_ROUNDS, N_EPISODES, N_UPDATES = 20, 2, 200  # one update for each step
 ALONE, CHECK_EVERY = 4, 2  # rounds in which the critic learns alone, and between two checks
-SETTINGS: dict[str, Any] = {"batch_size": 64, "discount": 0.95, "target_decay": 0.95}  # of row 200, as is the rate of critics
-CRITIC_RATE = 3e-3  # and a third of it for policies, as in the card
+SETTINGS: dict[str, Any] = {"batch_size": 64, "discount": 0.95, "target_decay": 0.95}  # as in row 200
+CRITIC_RATE = 3e-3  # as in row 200, and a third of it for policies, as in the card
 
 
 @dataclass(frozen=True)

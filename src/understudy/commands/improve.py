@@ -68,9 +68,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
     ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
-    `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, dsrl,
-    dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps). With
-    filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
+    `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, porl,
+    dsrl, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps).
+    With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
@@ -83,8 +83,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, dsrl,
-    dppo or residual-ppo"""
+    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, porl,
+    dsrl, dppo or residual-ppo"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .common import (
     Output,
     command_line,
@@ -65,7 +66,6 @@ class CalibrateOptions(ActingOptions, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(CalibrateOptions, "calibrate", args)
-    from ..core import ConfigError
     from ..envs import make
     from ..evaluate.evaluation import tuning_seed
     from ..evaluate.failure_detection import SCORES, ConformalThreshold, RecordedEnv
@@ -114,7 +114,6 @@ def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
     Raises:
         UserError: Nobody said whether an episode is a success.
     """
-    from ..core import UserError
     from ..evaluate.failure_detection import RecordedEnv
     from ..learn.method import TrainedRun
 
@@ -130,8 +129,6 @@ def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
 
 def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
     """Raises UserError if episodes are not of this checkpoint, acting with these options."""
-    from ..core import UserError
-
     for number, episode in enumerate(data):
         if (actor := episode.metadata.get("by")) != by:
             raise UserError(f"it was recorded by {actor or 'nobody that is named'}, and not by {by}",
@@ -146,8 +143,6 @@ def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
     Raises:
         UserError: It is no run, or its data are gone.
     """
-    from ..core import UserError
-
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
@@ -164,7 +159,6 @@ def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
     Raises:
         UserError: There is none, or it was calibrated for another checkpoint or another way of acting.
     """
-    from ..core import UserError
     from ..evaluate.failure_detection import FailureDetector
 
     detector = FailureDetector.load(run, o.trust)

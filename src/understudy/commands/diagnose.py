@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
+from .arms import prepare_robot
 from .common import (
     Output,
     command_line,
@@ -23,6 +25,7 @@ from .common import (
     trust_options,
 )
 from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
+from .improve import trained_on
 from .policies import ROWS, load_actor, tell_checkpoint
 from .robot_options import RobotOptions
 
@@ -57,7 +60,6 @@ class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, Robo
 
 def main(args: list[str]) -> None:
     o = parse(DiagnoseOptions, "diagnose", args)
-    from ..core import ConfigError, UserError
     from ..diagnose.runner import diagnose
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun
@@ -130,8 +132,6 @@ def _headline(findings) -> str:
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
     """The data of --data, or those of the command that trained the run."""
-    from .improve import trained_on
-
     return o.data or trained_on(o.run)
 
 
@@ -162,7 +162,6 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
         return _observed_robot(o)
     if o.env is None:
         return None
-    from ..core import UserError
     from ..diagnose.runner import observe_environment
     from ..envs import make
 
@@ -186,7 +185,6 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
 
     from ..data.episode import Dataset, Episode
     from ..diagnose.runner import Observed
-    from .arms import prepare_robot
 
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     with robot:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import ConfigError, DataError, UserError
+from ..user_code import refuse_python_file
 from . import behavior_metrics
 from .calibrate import doubt_source, load_detector
 from .common import (
@@ -29,6 +31,7 @@ from .common import (
 )
 from .conditions import example_evaluation
 from .eval_options import EvalOptions
+from .interactive import run_interactive
 from .policies import (
     append_result,
     evaluate_run,
@@ -39,6 +42,7 @@ from .policies import (
     tell_untrained_episodes,
     weights_path,
 )
+from .sequential import run_sequential
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
@@ -54,10 +58,6 @@ if TYPE_CHECKING:
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
-    from ..core import ConfigError, UserError
-    from .interactive import run_interactive
-    from .sequential import run_sequential
-
     with Output(o.json) as out:
         o = _checked_options(o, args)
         recorded = is_recorded(o.target)
@@ -102,9 +102,6 @@ def main(args: list[str]) -> None:
 
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     """The options with the default number of episodes."""
-    from ..core import UserError
-    from ..user_code import refuse_python_file
-
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
@@ -239,8 +236,6 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    from ..core import UserError
-
     if o.demonstrations is not None or o.repeats:
         raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
                         hint="leave out --demonstrations and --repeats: behavior is seen where a policy acts")
@@ -328,7 +323,6 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
     """
     import numpy as np
 
-    from ..core import DataError
     from ..data.operations import Operation
     from ..learn.method import training_data
 

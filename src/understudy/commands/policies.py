@@ -14,8 +14,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..core import Feature, Unsupported, UserError, role
+from ..files import file_name, replace_nonfinite
 from ..serve.address import served_address
-from .common import batch_rows, command_line, has_no_run, progress_bar, recorded_data_of, recorded_env_of
+from .common import (
+    batch_rows,
+    command_line,
+    has_no_run,
+    open_data,
+    progress_bar,
+    recorded_data_of,
+    recorded_env_of,
+    trained_rate,
+    warn_simulator_mismatch,
+)
+from .conditions import (
+    demonstration_part,
+    demonstration_source,
+    open_conditions,
+    parse_conditions,
+    shown_demonstrations,
+)
 from .served import served_client
 
 if TYPE_CHECKING:
@@ -57,7 +76,6 @@ def evaluate_run(
     from ..evaluate.evaluation import evaluation_of
     from ..evaluate.recording import record_episodes
     from ..evaluate.workers import WorkerPool
-    from .common import trained_rate, warn_simulator_mismatch
 
     assert o.episodes is not None  # the command has filled it in
     plays, by = load_actor(run, env, o, tell=True)
@@ -92,7 +110,6 @@ def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) 
     """Returns the actor of a run so that it records its doubt."""
     from ..evaluate.failure_detection import with_doubt
     from ..learn.method import TrainedRun, training_data
-    from .common import open_data
 
     trained = TrainedRun.load(run, o.trust, transforms=True)
     sizes = trained.policy.image_sizes
@@ -113,13 +130,11 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     Returns:
         The actor, and a description of it that recordings store.
     """
-    from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
     from ..execute.demonstrated import DemonstratedActor
     from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import demonstration_source, open_conditions, parse_conditions, shown_demonstrations
 
     words = task_columns(run, env.features, o)
     option_columns = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -278,7 +293,6 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
     Returns:
         The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
     """
-    from ..core import UserError
     from ..deploy import onnx
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun, policy_features
@@ -306,7 +320,6 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
 
 def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
-    from ..core import Unsupported
     from ..heads.regression import Regression
     from ..learn.method import Method
     from ..policy import PolicyConfig
@@ -328,9 +341,7 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
 
 def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
     """Refuses --task and --condition if no policy reads them."""
-    from ..core import UserError
     from ..learn.method import Method
-    from .conditions import demonstration_part, demonstration_source, parse_conditions
     from .method import task_relabel
 
     if o.task is not None and not any(
@@ -367,7 +378,6 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """
     import torch
 
-    from ..core import UserError
     from ..data.text_columns import SHOWN_TASK, TaskText
     from ..learn.method import Method
     from .method import task_relabel
@@ -436,8 +446,6 @@ def append_result(o: EvalOptions, line: dict) -> None:
     if has_no_run(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint
-    from ..core import UserError
-    from ..files import file_name, replace_nonfinite
     from ..learn.callbacks import log_evaluation
     from ..policy import find_checkpoint
 

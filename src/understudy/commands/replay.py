@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .arms import prepare_robot
 from .common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
 from .groups import JsonOption, PositiveCount, TrustOption, command_options
@@ -35,7 +36,6 @@ class ReplayOptions(JsonOption, TrustOption, RobotOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ReplayOptions, "replay", args)
-    from ..core import ConfigError
 
     o.refuse_without_robot("understudy replay --help names the robots")
     if (o.env is None) == (o.robot is None):
@@ -77,7 +77,6 @@ def main(args: list[str]) -> None:
 
 def _replay_on_robot(o: ReplayOptions) -> None:
     """Repeats one episode on a robot."""
-    from ..core import UserError
     from ..data.formats import open_dataset
     from ..robots.recording import replay_episode
 

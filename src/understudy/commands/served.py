@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import UserError
 from ..serve.address import served_address
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def changed_checkpoint(run: Path | str) -> str | None:
 @cache
 def served_client(address: str) -> Client:
     """Returns the connection of this process to a server. It is closed when the process ends."""
-    from ..core import UserError
-
     try:
         from ..serve.remote import connect_policy
     except ImportError as error:

@@ -55,11 +55,7 @@ def replace_nonfinite(value):
 
 
 def read_json(path: Path | str):
-    """Reads a JSON file.
-
-    Raises:
-        UserError: The file is missing or is not JSON. The message has the line of the error.
-    """
+    """Reads a JSON file."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -59,7 +59,6 @@ class Observed:
     """What is known of where the policy acts.
 
     Args:
-        features: Its columns.
         metadata: "fps", and "low" and "high" where the actions are limited.
         episodes: Episodes of the policy, or single observations of a robot that does not move.
         probes: Episodes with recorded actions. None for none.
@@ -121,7 +120,6 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
     Args:
         trained: The run. Its transforms are needed too.
-        curves: Its measurements.
         step: Updates of the checkpoint. None if it is not one of the run's.
         recorded: The data of the run. None if they are not there.
         observed: Where the policy acts. None to check the run and the data alone.

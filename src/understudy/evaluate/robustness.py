@@ -180,7 +180,6 @@ def sweep_severities(
         rows: Number of environments that run at the same time. It affects only the time.
         results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
             actor.
-        actor_name: Name of the actor in that file.
         watch: Called with the number of finished episodes, including those from the file.
         setup: For several workers: makes the actor and the environment at a severity of a shift, given by its name. A
             function of a module, or a functools.partial of one with picklable values.

@@ -68,11 +68,7 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
-    """Measures the behavior of a run.
-
-    Args:
-        demonstrations: Demonstrations to compare with, or None.
-    """
+    """Measures the behavior of a run."""
     from ..evaluate.behavior.latency import measure_latency
     from ..evaluate.behavior.modes import rollout_repeated_starts
     from ..evaluate.behavior_metrics import measure_behavior
@@ -110,11 +106,7 @@ def _single_actor(actor: Actor) -> Actor:
 
 
 def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output) -> None:
-    """Prints a table of behavior metrics.
-
-    Args:
-        metrics_by_policy: Behavior metrics of one or two policies, by name.
-    """
+    """Prints a table of behavior metrics."""
     policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
     table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(

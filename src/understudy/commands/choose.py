@@ -106,9 +106,6 @@ def parse_duration(text: str, where: str) -> float:
 
     Returns:
         Seconds.
-
-    Raises:
-        UserError: The text is not a duration above 0.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ("", "", "")))
@@ -144,11 +141,7 @@ def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
 
 
 def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:
-    """Writes the page of `understudy choose --html`.
-
-    Args:
-        commands: Commands to try next, each with a description.
-    """
+    """Writes the page of `understudy choose --html`."""
     from ..evaluate import plots
     from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
 

@@ -269,9 +269,6 @@ def parse_duration(budget: str | None) -> float | None:
 
     Returns:
         Seconds. None for None.
-
-    Raises:
-        UserError: The text is no duration.
     """
     if budget is None:
         return None

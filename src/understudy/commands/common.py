@@ -30,7 +30,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ..config import packages_in
-from ..core import UserError, missing_action
+from ..core import Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import command_line
 from ..methods import describe_method, method_names
@@ -43,7 +43,6 @@ from .served import served_client
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..envs.base import Env as Environment
 
@@ -128,11 +127,7 @@ EXAMPLE_TIMES = {"fps": 30, "warmup_time_s": 5, "episode_time_s": 60, "reset_tim
 
 
 def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
-    """Finds invalid values of options that several commands have, before hours of work.
-
-    Yields:
-        (problem, where, hint) of each invalid option.
-    """
+    """(problem, where, hint) of each invalid value of an option that several commands have, before hours of work."""
     for name, usual in EXAMPLE_COUNTS.items():
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
@@ -219,11 +214,7 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
-    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package.
-
-    Returns:
-        The options, such as ["--trust", "my_package"].
-    """
+    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package."""
     from ..envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
@@ -404,11 +395,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
 
 
 def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
-    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds.
-
-    Args:
-        workers: Number of workers, or "ray".
-    """
+    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds."""
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
 
@@ -457,7 +444,6 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
 
     Args:
         run: The run. None for no run.
-        options: Options of `open_columns`, or None.
     """
     from ..data.column_selection import describe_columns, open_as_read
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -133,13 +134,10 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     if acting:
         assert o.env is not None
         refuse_unused_conditions(acting, asked)
-        env = make(o.env, min(o.rows, episodes), o.trust)
-        try:
+        with closing(make(o.env, min(o.rows, episodes), o.trust)) as env:
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
                 evaluations[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
-        finally:
-            env.close()
     return {run: _first_episodes(evaluations[run], episodes) for run in runs}
 
 

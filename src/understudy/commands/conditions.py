@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import ConfigError, DataError, UserError
+from ..core import ConfigError, DataError, Schema, UserError
 from .common import has_no_run, open_data, recorded_env
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env

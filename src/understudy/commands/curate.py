@@ -126,7 +126,6 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
     Args:
         values: Score of each episode, (E,).
         keep: Fraction of the episodes to keep.
-        lowest: Low values are better.
 
     Returns:
         Indices of the kept episodes in the order of the data, and indices of all episodes, the best first.

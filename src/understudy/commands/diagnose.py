@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -165,8 +166,7 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
     from ..diagnose.runner import observe_environment
     from ..envs import make
 
-    env = make(o.env, min(ROWS, o.episodes), o.trust)
-    try:
+    with closing(make(o.env, min(ROWS, o.episodes), o.trust)) as env:
         try:
             actor = load_actor(o.run, env, o)[0]
         except UserError as error:  # it does not fit: the checks say why
@@ -175,8 +175,6 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
             print(f"the policy cannot act in {o.env}: {error.problem}", file=sys.stderr)
             actor = None
         return observe_environment(env, actor, None if recorded is None else recorded.data, o.episodes, o.seed)
-    finally:
-        env.close()
 
 
 def _observed_robot(o: DiagnoseOptions) -> Observed:

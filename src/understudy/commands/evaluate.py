@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,15 +145,12 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
-    env = make(o.target, min(o.rows, o.episodes), o.trust)
-    try:
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
         evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
                                   doubt=None if detector is None else doubt_source(o.run, detector.method.score))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
-    finally:
-        env.close()
     if other is not None:
         out.print(*(f"{run}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
     names = (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from ..core import UserError, role
+from ..core import Feature, UserError, role
 from ..methods import find_method, recommend
 from .common import (
     Output,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..audit.base import AuditReport
-    from ..core import Feature, UserError
     from ..data.episode import Dataset
 
 _SHOWN_TASKS = 10

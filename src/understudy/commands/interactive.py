@@ -97,10 +97,6 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
     Args:
         o: The number of pairs (`episodes`), the duration of a trial and the type of the robot.
-        path: The file of the answers.
-
-    Returns:
-        The result of the design.
     """
     from ..evaluate.interactive import TrialLog
 
@@ -317,8 +313,7 @@ class _TrialConsole:
         return self._ask_with_note(what, how, answers)[0]
 
     def _ask_with_note(self, what: str, how: str, answers: dict[str, str]) -> tuple[str, str]:
-        """Asks a question. The first word of the reply is the answer, in full or abbreviated, and the rest is a note.
-        """
+        """Asks a question. The first word of the reply is the answer, in full or abbreviated. The rest is a note."""
         self._say(what)
         while True:
             flush_input()

@@ -79,11 +79,7 @@ def find_field(flag: str, names: Sequence[str]) -> str | None:
 
 
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
-    """Parses the arguments of a command.
-
-    Args:
-        prog: The command as the user writes it, such as "understudy train".
-    """
+    """Parses the arguments of a command."""
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
     values: dict[str, Any] = {}

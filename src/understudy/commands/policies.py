@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..core import Feature, Unsupported, UserError, role
+from ..core import Feature, Schema, Unsupported, UserError, role
 from ..files import file_name, replace_nonfinite
 from ..serve.address import served_address
 from .common import (
@@ -38,7 +38,6 @@ from .conditions import (
 from .served import served_client
 
 if TYPE_CHECKING:
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..data.text_columns import TaskText
     from ..envs.base import Env
@@ -67,7 +66,6 @@ def evaluate_run(
     """Evaluates a run in an environment on numbered starts.
 
     Args:
-        run: A run, or a file of understudy export.
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
         workers: Number of workers, or "ray".
@@ -122,7 +120,6 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     """Loads the actor of a run for an environment.
 
     Args:
-        run: A run, or a file of understudy export.
         rows: Batch size that the networks always get. None for as many rows as there are.
         tell: Say on standard error which checkpoint is loaded, if images are scaled to the size that the policy reads,
             and if it was never trained on the words of --task.
@@ -174,11 +171,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def tell_checkpoint(run: Path) -> None:
-    """Says on standard error which checkpoint the name of a run stands for, and why.
-
-    Args:
-        run: A run, a checkpoint, or a file of understudy export.
-    """
+    """Says on standard error which checkpoint the name of a run stands for, and why."""
     from ..learn.training_curves import describe_checkpoint
 
     if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
@@ -285,10 +278,8 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
     """Loads a run or an exported file.
 
     Args:
-        run: A run, a checkpoint, or a file of understudy export.
         o: The options of the command: the device, the executor, and the trusted packages.
         rows: Batch size that the networks always get. None for as many rows as there are.
-        features: The columns of the environment, if known.
 
     Returns:
         The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
@@ -411,11 +402,7 @@ def weights_digest(place: Path) -> str:
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
-    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints.
-
-    Args:
-        run: A run, a checkpoint, or a file of understudy export.
-    """
+    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints."""
     from ..checkpoint import is_lerobot_checkpoint
     from ..learn.method import Method
     from ..learn.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -116,11 +116,8 @@ def _record_environment(o: RecordOptions, name: str) -> None:
 
     out, saved = Output(), _SavedEpisodes()
     rows = 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
-    env = make(name, rows, o.trust)
-    try:
+    with closing(make(name, rows, o.trust)) as env:
         data = _record_keyboard(o, env, saved) if o.actor == "keyboard" else _record_actor(o, env, saved)
-    finally:
-        env.close()
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -61,14 +62,11 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         data = open_dataset(demonstrations_path(o.data))
         chosen = None if o.episode is None else [o.episode]
-        env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
-        if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
-            print(f"warning: {warning}", file=sys.stderr)
-        try:
+        with closing(make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)) as env:
+            if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
+                print(f"warning: {warning}", file=sys.stderr)
             with progress_bar("replaying", len(data) if chosen is None else 1) as progress:
                 replayed = replay(data, env, chosen, o.state, watch=lambda track: progress())
-        finally:
-            env.close()
         out.print(replayed.describe())
         if not o.state and any(t.divergence for t in replayed.episodes):
             out.suggest(command_line("replay", o.data, o.env, "--state", *trust_options(o.trust, o.env)))

@@ -114,12 +114,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
 
 @dataclass(frozen=True)
 class _NamedArm:
-    """An arm that the options name.
-
-    Args:
-        device: The option that names it: "robot" or "teleop".
-        side: "left" or "right", of two arms.
-    """
+    """An arm that an option names, "robot" or "teleop". Of two arms, `side` is "left" or "right"."""
 
     kind: ServoArmType
     port: str

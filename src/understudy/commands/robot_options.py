@@ -202,11 +202,7 @@ class ViewOptions:
 @contextmanager
 def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
               ) -> Iterator[Callable[[str], None]]:
-    """Context in which a robot is shown as the options say.
-
-    Yields:
-        What shows the line in the terminal and in the view.
-    """
+    """Context in which a robot is shown as the options say."""
     host, colon, port = o.view_address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ConfigError(f"{o.view_address!r} is not a host and a port", where="--view-address",
@@ -248,9 +244,6 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
     removed.
-
-    Args:
-        keyboard: The keyboard, if it also moves the robot.
     """
     from ..envs.devices import RecordingKeys
     from ..robots.recording import NoKeys
@@ -288,9 +281,6 @@ def _terminal_width() -> int:
 def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str], None]:
     """What shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are explained once, and the line
     starts with the joint that they move.
-
-    Args:
-        keyboard: The keyboard, if it moves the robot.
     """
     if keyboard is None:
         return show_line

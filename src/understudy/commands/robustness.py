@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -79,8 +80,7 @@ def main(args: list[str]) -> None:
     def build(rows: int) -> World:
         return make(o.env, rows, o.trust)
     with Output(o.json) as out:
-        env = build(min(o.rows, o.episodes))
-        try:
+        with closing(build(min(o.rows, o.episodes))) as env:
             actor, by = _load_actor(o, env, tell=True)
             shifts = _selected_shifts(o, robustness.available_shifts(env), actor, build)
             file = o.save or _results_path(o)
@@ -110,8 +110,6 @@ def main(args: list[str]) -> None:
                 }
                 robustness.write_report(o.html, climbs, Path(o.run).name, env, hardest_episodes)
                 out.print("", f"Report written to {o.html}")
-        finally:
-            env.close()
         out.suggest(*_next_commands(o, climbs))
         out.print_json({"policy": o.run, "env": o.env, "episodes": o.episodes, "seed": o.seed,
                         "shifts": robustness.sweeps_to_json(climbs)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +30,9 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     runs = [o.run] if o.against is None else [o.run, o.against]
     assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
-    env = make(o.target, min(o.rows, o.episodes), o.trust)
-    began = time.perf_counter()
-    try:
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
+        began = time.perf_counter()
         won = _run_until_settled(test, runs, env, o)
-    finally:
-        env.close()
     path, state = [], test.start()
     for outcome in won:
         path.append(state := test.update(state, *outcome))

@@ -26,7 +26,6 @@ from .policies import load_actor, load_policy, untrained_warning, weights_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core import UserError
     from ..data.text_columns import TaskText
     from ..policy import Policy
     from ..serve.policy_service import PolicyService

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 def changed_checkpoint(run: Path | str) -> str | None:
     """What to tell about a server that has changed its checkpoint since this process connected.
 
-    Args:
-        run: A run or the address of a server.
-
     Returns:
         A sentence, or None for a run, and for a server that still has the same checkpoint.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -46,7 +47,6 @@ from .options import find_field, options_of, settable_fields
 from .policies import tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
@@ -236,11 +236,8 @@ def _record_random(o: TrainOptions) -> None:
                              "; or, for a method that collects episodes, an environment: --env ENV")
     folder = _data_path(o).parent
     if not folder.is_dir():
-        env = make(o.env, COLLECTION_ROWS, o.trust)
-        try:
+        with closing(make(o.env, COLLECTION_ROWS, o.trust)) as env:
             episodes = random_episodes(env, o.random_steps, o.seed)
-        finally:
-            env.close()
         with whole_folder(folder) as part:
             write_dataset(episodes, part / "episodes.npz", "npz")
 

@@ -19,7 +19,6 @@ from .groups import IgnoredCodes, JsonOption, Seed, command_options
 from .merge import check_absent
 
 if TYPE_CHECKING:
-    from ..core import UserError
     from ..data.episode import Dataset
     from ..data.operations import Operation
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core import UserError, normal, put, role, uniform
 from ..execute.actor import Actor
 from ..execute.latency import DroppedObservation, delay_actor
-from .base import Env, Obs
+from .base import Env, EnvWrapper, Obs
 from .image_obs import ImageObs
 from .toy import Toy, distance
 from .toys.arms import Arms
@@ -68,7 +68,7 @@ class Shiftable(Env):
 # -- what can be done to any environment --------------------------------------------------------------------------
 
 
-class Shifted(Env):
+class Shifted(EnvWrapper):
     """Base class of environments that change the observations or actions of another by a severity.
 
     Args:
@@ -122,9 +122,6 @@ class Shifted(Env):
     def shift_action(self, action: Tensor) -> Tensor:
         """Changes actions, (rows, A), before they are executed."""
         return action
-
-    def close(self):
-        self.env.close()
 
     def _columns(self, kind: str) -> list[str]:
         """Observations of a kind; what stands under another role, such as simulator.state, is as it was."""

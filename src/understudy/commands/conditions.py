@@ -33,7 +33,6 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
     """
     import torch
 
-
     conditions: dict[str, Tensor] = {}
     for text in texts:
         if demonstration_source(text) is not None:

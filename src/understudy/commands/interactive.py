@@ -210,7 +210,6 @@ class _TrialConsole:
         """Runs one trial with the user's own control loop. Ctrl-C ends the trial and not the evaluation."""
         import numpy as np
 
-
         assert self.actors is not None
         actor = self.actors[self.design.current_policy(session)]
         try:

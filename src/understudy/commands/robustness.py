@@ -76,7 +76,6 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..evaluate import robustness
 
-
     def build(rows: int) -> World:
         return make(o.env, rows, o.trust)
     with Output(o.json) as out:

@@ -273,7 +273,6 @@ def _default_columns(o: ServeOptions, say: TaskText | None) -> dict[str, Tensor]
     """
     import torch
 
-
     defaults = parse_conditions(o.condition, {})
     if o.task is not None:
         if say is None:

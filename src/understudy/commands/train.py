@@ -42,7 +42,6 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .methods import settings_table
 from .options import find_field, options_of, settable_fields
 from .policies import tell_checkpoint, tell_scaled_images
 
@@ -651,6 +650,7 @@ def _print_help(own: list[str], options: list[str]) -> None:
         print_help(TrainOptions, "understudy train")
     if own and not own[0].startswith("-"):
         from .method import build_method
+        from .methods import settings_table
 
         trust = tuple(_trusted_packages(own))
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")

@@ -37,6 +37,7 @@ class CheckpointModule(nn.Module, ABC):
         """Reads what `save` wrote. The module is in evaluation mode.
 
         Raises:
+            UserError: A file is missing or damaged. The message names it.
             UntrustedCode: A file names code of another package.
         """
 

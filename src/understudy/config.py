@@ -126,6 +126,7 @@ def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",
 
     Raises:
         UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
+        UserError: There is no such module.
     """
     path, named_class = _find(name, trust, where)
     if not (isinstance(named_class, type) and issubclass(named_class, base) and named_class.__module__ == path):

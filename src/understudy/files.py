@@ -55,7 +55,11 @@ def replace_nonfinite(value):
 
 
 def read_json(path: Path | str):
-    """Reads a JSON file."""
+    """Reads a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not JSON. The message has the line of the error.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))

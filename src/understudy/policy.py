@@ -853,6 +853,7 @@ class Policy(CheckpointModule, StepwisePlanner):
             The policy, in evaluation mode.
 
         Raises:
+            UserError: A file is missing or damaged, or the files do not belong together.
             UntrustedCode: A file names code of another package.
         """
         folder = find_checkpoint(folder)

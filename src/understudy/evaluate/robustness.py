@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -196,7 +195,8 @@ def sweep_severities(
 
     def run(shift: Shift | None, severity: float) -> list[tuple[bool | None, float]]:
         nonlocal done
-        with closing(build(min(rows, episodes))) as env:
+        env = build(min(rows, episodes))
+        try:
             about = {"env": env.metadata["env"], "version": str(env.metadata["version"]), "seed": seed,
                      "shift": None if shift is None else shift.name, "severity": severity}
             who = actor
@@ -222,6 +222,8 @@ def sweep_severities(
                     kept.write(about, len(outcomes), new)
                     outcomes += new
             return outcomes
+        finally:
+            env.close()
     base = run(None, 0.0)
     every = [[base, *(run(shift, level) for level in shift.levels)] for shift in shifts]
     has_success = any(won is not None for rungs in every for rung in rungs for won, _ in rung)

@@ -410,7 +410,7 @@ def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
         return ()
     from .mujoco import MujocoVector
 
-    metaworld = sys.modules.get(f"{__package__}.metaworld")
+    metaworld = sys.modules.get(f"{__package__}.simulators.metaworld")
     if not isinstance(env, (MujocoVector, *((metaworld.MetaWorld,) if metaworld else ()))):
         return ()
     kick = (

@@ -54,6 +54,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
+             ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
              ("ROT", "n_step"), ("TrajectoryPerturbation", "offset"), ("TrajectoryPerturbation", "heading"),
              ("TrajectoryPerturbation", "past"), ("ClassBalancedWeights", "remainder"),

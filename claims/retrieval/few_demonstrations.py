@@ -17,7 +17,7 @@ from claims.retrieval.retrieve_align_replay import (
 from understudy.checkpoint import FromStage
 from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import flags, train_once
+from understudy.claims.measures import flags, train_once, train_stages
 from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset
@@ -105,8 +105,8 @@ class TaskAndLog(DemonstrationSource):
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
     trained_method = train_once(experiment, method, data, seed)
-    stages = {FromStage(s.name, name): module for s in method.stages
-              for name, module in train_once(experiment, s.method, data, seed).modules.items()}
+    stages = {FromStage(stage, name): module for stage, result in train_stages(experiment, method, data, seed).items()
+              for name, module in result.modules.items()}
     actor = build_actor(resolve_references(method, stages), trained_method.modules, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS, trust=TRUSTED), episodes, seed=starts))
 

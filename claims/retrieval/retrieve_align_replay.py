@@ -19,7 +19,7 @@ from understudy.claims.base import (
     GreaterThan,
     NegativeControl,
 )
-from understudy.claims.measures import train_once
+from understudy.claims.measures import train_once, train_stages
 from understudy.core import Feature, normal, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset
@@ -143,7 +143,8 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
         "success", 0 or 1 per start.
     """
     trained = train_once(experiment, method, data, seed)
-    stage_policies = {FromStage(s.name): train_once(experiment, s.method, data, seed).policy for s in method.stages}
+    stage_policies = {FromStage(stage): result.policy
+                      for stage, result in train_stages(experiment, method, data, seed).items()}
     actor = build_actor(resolve_references(method, stage_policies), {"policy": trained.policy}, ROWS)
     env = with_camera(PegInsertion(ROWS, **dict(experiment.env_options)))
     return {"success": [float(e.metadata["success"]) for e in rollout(actor, env, episodes, seed=starts)]}

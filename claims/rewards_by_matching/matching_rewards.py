@@ -9,7 +9,7 @@ import numpy as np
 from understudy.checkpoint import FromStage
 from understudy.claims.base import TRUSTED, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import ROWS, flags, train_once
+from understudy.claims.measures import ROWS, flags, train_stages
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs import make
@@ -96,7 +96,7 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
         if "reward/mean" in metrics and n_updates % TEST_EVERY == 0:
             curve.append(float(np.mean(returns(learner.trained_policy, TEST_EPISODES, starts + 1)[1])))
 
-    stages = {s.name: train_once(experiment, s.method, data, seed) for s in option.method.stages}
+    stages = train_stages(experiment, option.method, data, seed)
     result = fit_method(option.method, data, seed, stages=stages, env=practice_env, callbacks=[watch])
     rollouts, scores = returns(result.policy, episodes, starts)
     return {**flags(rollouts), "return": scores,

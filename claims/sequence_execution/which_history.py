@@ -11,7 +11,7 @@ from claims.sequence_execution.pooled_history import RepeatedStep
 from understudy.checkpoint import FromStage
 from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import ROWS, flags, train_once
+from understudy.claims.measures import ROWS, flags, train_once, train_stages
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
@@ -58,7 +58,7 @@ class ExplainedDemonstrations(DemonstrationSource):
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
     result = train_once(experiment, method, data, seed)
-    stages = {FromStage(s.name): train_once(experiment, s.method, data, seed).policy for s in method.stages}
+    stages = {FromStage(stage): result.policy for stage, result in train_stages(experiment, method, data, seed).items()}
     actor = build_actor(resolve_references(method, stages), result.modules, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS), episodes, seed=starts))
 

@@ -1,6 +1,7 @@
 """Basic types and functions that every layer uses: errors, features, batches and random numbers.
 
-This module imports nothing else of understudy but `hints`.
+This module imports nothing else of understudy but `hints`, and neither PyTorch nor NumPy before they are needed:
+commands raise its errors, and their help pages need neither.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
@@ -30,11 +32,12 @@ from typing import (
     get_type_hints,
 )
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from .hints import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -343,6 +346,8 @@ class Feature:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of tensors. A column of kind "string" has none."""
+        import torch
+
         return getattr(torch, self.dtype)
 
     @staticmethod
@@ -354,6 +359,8 @@ class Feature:
     @staticmethod
     def from_array(column: np.ndarray) -> Feature:
         """Infer the feature of a column from its array, (T, *shape)."""
+        import numpy as np
+
         dtype, shape = column.dtype, tuple(column.shape[1:])
         if dtype.kind in "UO":
             return Feature("string", shape, "string")
@@ -642,6 +649,9 @@ def keys(seed: int, episode_numbers) -> Tensor:
     References:
         Steele et al. (2014), Fast Splittable Pseudorandom Number Generators.
     """
+    import numpy as np
+    import torch
+
     seed = as_seed(seed)
     if not np.ndim(episode_numbers):
         raise UserError(f"the numbers of the episodes are {episode_numbers!r}, but must be a list", where="keys",
@@ -685,6 +695,9 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
     References:
         Salmon et al. (2011), Parallel Random Numbers: As Easy as 1, 2, 3.
     """
+    import numpy as np
+    import torch
+
     n = math.prod(shape)
     if not n:
         return torch.empty(len(key), *shape, dtype=torch.float64, device=key.device)
@@ -715,6 +728,8 @@ def normal(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) 
     Returns:
         (B, *shape) float32, on the device of `key`.
     """
+    import numpy as np
+    import torch
     from scipy.special import ndtri
 
     return torch.from_numpy(ndtri(uniform(key.cpu(), count, shape, stream).numpy()).astype(np.float32)).to(key.device)

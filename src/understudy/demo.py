@@ -127,11 +127,7 @@ def summary(data: Dataset) -> str:
 
 
 def results(data: Dataset, evaluations: dict[str, Evaluation], optimum: float) -> dict:
-    """The results as JSON data, without numbers that differ between runs of the demo, such as times.
-
-    Args:
-        evaluations: Evaluations by name of the run.
-    """
+    """The results as JSON data, without numbers that differ between runs of the demo, such as times."""
     policies = {}
     for run, e in evaluations.items():
         other = next(k for k in evaluations if k != run)

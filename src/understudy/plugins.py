@@ -22,6 +22,8 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
+from .core import UserError
+
 Kind = Literal["methods", "envs", "formats"]
 
 
@@ -35,8 +37,6 @@ def find_plugins(kind: Kind) -> dict[str, EntryPoint]:
     for entry in _registered(f"understudy.{kind}", tuple(sys.path)):
         other = entry_points.setdefault(entry.name, entry)
         if other.value != entry.value:
-            from .core import UserError  # late: a list of names needs no PyTorch
-
             raise UserError(f"two packages register the name {entry.name!r}: {other.value} and {entry.value}",
                             where=f"understudy.{kind}", hint="uninstall one of them")
     return entry_points
@@ -53,8 +53,6 @@ def load_plugin(kind: Kind, name: str) -> Any:
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
-        from .core import UserError
-
         raise UserError(f"the package {package_of(entry)} registers {entry.value}, which cannot be loaded: {error}",
                         where=f"understudy.{kind}, {name}", hint="reinstall or repair the package") from error
 

@@ -879,14 +879,10 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
-        where: What error messages call them.
         resized: Whether these are the columns of an environment, in which the planner will act. Its camera frames will
             be resized to the size that the planner reads (see `PolicyActor`).
         columns: Names of the columns that are checked. By default all in `planner.features`.
         hint: What error messages advise. By default another environment, or other data.
-
-    Raises:
-        UserError: A column is missing, or has another shape or kind. The message names it.
     """
     sources = {g.into: g.column for g in planner.window.goals}
     act_hint = "use the environment it was trained for, or train a policy for this one"

@@ -10,6 +10,7 @@ from understudy.claims.measures import StackedSeeds, closed_loop, train_once
 from understudy.claims.memo import empty_memos
 from understudy.claims.probe import take
 from understudy.core import replaced
+from understudy.data.mixture import mix
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.flow import Flow
@@ -53,6 +54,15 @@ def test_a_continued_run_trains_the_seeds_that_are_left():
             for seed in EXPERIMENT.seeds:
                 train_once(EXPERIMENT, SHORT, EXPERIMENT.source.load(seed), seed)
     assert trained == [100]
+
+
+def test_a_stage_of_one_part_is_trained_on_it_alone():
+    data, _ = mix(task=(SOURCE.load(100), 0.5), prior=(SOURCE.load(101), 0.5))
+    method = replace(STAGED, stages=(replace(STAGED.stages[0], dataset="prior"),))
+    with empty_memos():
+        trained = train_once(EXPERIMENT, method, data, 100)
+    separate = fit_method(method, data, 100)
+    assert all(torch.equal(v, separate.policy.state_dict()[k]) for k, v in trained.policy.state_dict().items())
 
 
 def test_a_probe_is_that_of_the_measure():

@@ -52,7 +52,7 @@ def _without_check(command, run, env, base):
     return Promotion(env, command.o.compare, command.o.seed, run, promotion.evaluate(base))
 
 
-@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("dsrl", "flow"), ("dppo", "flow")])
+@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("porl", "bc"), ("dsrl", "flow"), ("dppo", "flow")])
 def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, improve, tmp_path, capsys):
     before, out = contents(folder / base), tmp_path / "better"
     status, text, progress = improve(name, "--out", out, *SHORT, base=base)
@@ -62,8 +62,9 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     actor, base_actor = load_actor(out, rows=16), load_actor(folder / base, rows=16)
     lines = [line for line in Run(out).read_metrics() if "outcomes" in line]
     assert lines[-1]["outcomes"] == evaluate(actor, env, 6, validation_seed(0)).successes.tolist()
-    if name.startswith("residual"):
+    if name == "residual":
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, ResidualWrapper)
+    if name in ("residual", "porl"):  # the policy of RUN until the critic has learned
         assert lines[0]["outcomes"] == evaluate(base_actor, env, 6, validation_seed(0)).successes.tolist()
     if name == "dsrl":
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, NoiseSteeringWrapper)
@@ -76,7 +77,7 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     assert improve(name, "--out", out, *SHORT, base=base)[0] == 0  # nothing left to do
     assert contents(out) == stored
     capsys.readouterr()
-    if name != "dppo":  # whose policy is one, as that of RUN
+    if name not in ("porl", "dppo"):  # whose policy is one, as that of RUN
         assert main(["export", str(out), "--out", str(tmp_path / "x.onnx")]) == 2
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
 
@@ -90,7 +91,7 @@ def test_what_practised_can_be_improved_again(improve, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "dsrl", "dppo"])
+@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dsrl", "dppo"])
 def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
     """kill -9 at random moments: before, in and between rounds. The base succeeds now and then, as it must."""
     base = tmp_path / "base"

@@ -140,7 +140,7 @@ def test_a_round_is_promoted_by_blind_pairs(estimate, low, high, is_best, sessio
         asked.append((design.policies, design.test.max_rollouts, len(actors), path.name, env.robot._is_holding))
         return {"rounds": 10, "policies": [{"successes": 5}, {"successes": 3}],
                 "difference": {"estimate": estimate, "low": low, "high": high}}
-    monkeypatch.setattr("understudy.commands.interactive.judge_pairs", judge)
+    monkeypatch.setattr("understudy.commands.improve_robot.judge_pairs", judge)
     out = tmp_path / "run"
     status, text, err = session(out, "--compare", 10, _3=["success", "success"])
     assert status == 0, err

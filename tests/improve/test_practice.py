@@ -13,6 +13,7 @@ from understudy import make
 from understudy.core import Feature, Unsupported, UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
@@ -21,9 +22,12 @@ from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedAct
 from understudy.heads.correction import Correction
 from understudy.heads.regression import Regression
 from understudy.improve.collection import random_episodes
-from understudy.improve.practice import Practice, SuccessReward, dppo
+from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, porl
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
-from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import InitializeFrom, Method, Stage
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -102,6 +106,36 @@ def test_during_the_warmup_the_critic_learns_alone():
     assert torch.equal(first[0], warm[0]) and not torch.equal(first[1], warm[1])
     assert not torch.equal(warm[0], later[0])
     assert not torch.equal(after(3, 0)[0], warm[0])
+
+
+def test_porl_reads_no_demonstration_and_keeps_the_policy_in_the_first_round(monkeypatch):
+    env, update, largest, weights = make("fork", 4), OffPolicyActorCriticLearner.update, [], []
+
+    def watched(learner, batch):
+        largest.append(batch.obs[STATE].max())
+        metrics = update(learner, batch)
+        weights.append(torch.cat([p.detach().flatten() for p in learner.policy.parameters()]))
+        return metrics
+    monkeypatch.setattr(OffPolicyActorCriticLearner, "update", watched)
+    data = random_episodes(env, 60, 0).map(lambda e: e.replace({STATE: np.asarray(e.steps[STATE]) + 100}))
+    base = Method(PolicyConfig(Regression(), MLP(8, 1), window=Window(1, 1)), learner=BehaviorCloning(2, 8))
+    trained = fit_method(base, data, 0)
+    first = torch.cat([p.detach().flatten() for p in trained.policy.parameters()])
+    started = replace(base, stages=(Stage(BASE.stage, base),), initialize_from=(InitializeFrom(BASE),))
+    fit_method(porl(Practice(data, n_rounds=2, n_episodes=2, n_updates=4), started), data, 0, env=env,
+               stages={BASE.stage: trained})
+    assert len(largest) == 8 and max(largest) < 50
+    assert all(torch.equal(w, first) for w in weights[:4]) and not torch.equal(weights[-1], first)
+
+
+def test_the_noise_of_porl_is_a_tenth_of_half_the_range_of_demonstrated_actions():
+    action = np.array([[-1.0, 0.0], [3.0, 1.0]], np.float32)  # half ranges of 2 and 0.5
+    data = Dataset([Episode({STATE: np.zeros((2, 1), "f"), "action": action})])
+    method = porl(Practice(data, 2, 2, 4), Method(PolicyConfig(Regression())))
+    assert method.collection.collector.exploration.std == pytest.approx(0.125)
+    classes = Dataset([Episode({STATE: np.zeros((2, 1), "f"), "action": np.array([0, 2])})])
+    with pytest.raises(Unsupported, match="porl changes actions that are numbers"):
+        porl(Practice(classes, 2, 2, 4), Method(PolicyConfig(Regression())))
 
 
 def _policy(head) -> Policy:

@@ -15,6 +15,7 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode
+from ..evaluate.behavior.scaling import concat_columns
 from .base import Finding, Location, is_numeric
 from .text import format_list, pluralize
 
@@ -182,7 +183,7 @@ class CameraLag:
         Args:
             brightness: `grid_brightness` of each frame, in order.
         """
-        s = _concat_columns(self.data[e], self._states)
+        s = concat_columns(self.data[e], self._states)
         n = min(len(s), len(brightness))
         if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
             self._brightness.append((_state_change(s[:n]), np.diff(np.stack(brightness[:n]), axis=0)))
@@ -279,7 +280,7 @@ class Stillness:
         """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""
         each = max(1, -(-sum(map(len, self._equal.values())) // _WATCHED))
         chosen = {
-            e: _concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
+            e: concat_columns(self.data[e], self._states)[: len(self._equal[e])] for e in list(self._equal)[::each]
         }
         spread = np.std(np.concatenate(list(chosen.values())), 0)
         self._spread = np.where(np.isfinite(spread) & (spread > 0), spread, np.inf)
@@ -287,7 +288,7 @@ class Stillness:
 
     def _moved(self, n: int, e: int, start: int) -> np.ndarray:
         """(D,) how far each component moves in a stretch."""
-        return np.ptp((_concat_columns(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
+        return np.ptp((concat_columns(self.data[e], self._states) / self._spread)[start:start + n + 1], axis=0)
 
     def _elsewhere(self, states: dict[int, np.ndarray], moved: np.ndarray, e: int, start: int,
                    n: int) -> tuple[int, int]:
@@ -485,7 +486,7 @@ def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterato
     each = 1 if most is None else max(1, -(-int(data.lengths.sum()) // most))
     for e in range(0, len(data), each):
         episode = data[e]
-        s, a = _concat_columns(episode, states), _concat_columns(episode, actions)
+        s, a = concat_columns(episode, states), concat_columns(episode, actions)
         n = min(len(s) - 1, len(a), len(episode))
         if n >= fewest and np.isfinite(s[:n + 1]).all() and np.isfinite(a[:n]).all():
             yield e, s[:n + 1], a[:n]
@@ -493,12 +494,6 @@ def _transitions(data: Dataset, fewest: int, most: int | None = None) -> Iterato
 
 def _columns_of_kind(features, kind) -> list[str]:
     return [n for n, f in features.items() if role(n) == kind and f.kind == "vector" and f.dtype != "bool" and f.size]
-
-
-def _concat_columns(episode, names) -> np.ndarray:
-    columns = [np.asarray(episode.steps[n], np.float64) for n in names]
-    rows = min(map(len, columns))
-    return np.concatenate([c[:rows].reshape(rows, -1) for c in columns], 1)
 
 
 def _state_action(s, a):

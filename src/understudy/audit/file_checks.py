@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
         yield refused(error)
 
 
+def _error(code: str, message: str, where: Location, remedy: str = _COPY) -> Finding:
+    return Finding(code, "error", message, remedy, where)
+
+
 def _folder(path, deep, refused):
     if (path / "meta/info.json").exists():
         yield from lerobot_checks.check_files(path, refused)
@@ -80,8 +85,8 @@ def _file(path, name, deep):
     elif first.startswith(_BAG):
         yield from _bag(path, name)
     elif path.suffix == ".npz":
-        yield Finding("damaged-file", "error", "the name ends in .npz, but the file is not a zip of arrays: "
-                      f"it starts with {first[:8]!r}", _COPY, Location(name))
+        yield _error("damaged-file", "the name ends in .npz, but the file is not a zip of arrays: "
+                     f"it starts with {first[:8]!r}", Location(name))
 
 
 # -- HDF5 -----------------------------------------------------------------------------------------------------------
@@ -108,8 +113,7 @@ def _hdf5(path, name):
                           and not k.startswith("virtual")}
                 yield from _check_equal_lengths(arrays, name, "actions")
     except Exception as error:  # of h5py, which raises what it likes at damaged bytes
-        yield Finding("damaged-file", "error", f"the HDF5 file is cut short or damaged ({_line(error)})", _COPY,
-                      Location(name))
+        yield _error("damaged-file", f"the HDF5 file is cut short or damaged ({_line(error)})", Location(name))
 
 
 def _arrays(group, h5py) -> dict:
@@ -122,8 +126,8 @@ def _check_opaque(file, name, h5py):
     """Finds arrays of opaque bytes, such as Python's pickles. They are never loaded."""
     for key, array in _arrays(file, h5py).items():
         if array.dtype.kind == "V" and array.dtype.names is None:
-            yield Finding("pickled-array", "error", f"the values are opaque bytes ({array.dtype}), which are "
-                          "never loaded", "store numbers or text only", Location(name, feature=key))
+            yield _error("pickled-array", f"the values are opaque bytes ({array.dtype}), which are never loaded",
+                         Location(name, feature=key), "store numbers or text only")
 
 
 def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
@@ -131,13 +135,8 @@ def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
     n_rows = arrays[of].shape[0]
     for key, array in arrays.items():
         if array.ndim and array.shape[0] - n_rows not in more and "compress_len" not in key:
-            yield Finding(
-                "lengths-disagree",
-                "error",
-                f"{key} has {array.shape[0]} rows, but {of} has {n_rows}",
-                "correct it, or leave the episode out",
-                Location(name, episode, None, key),
-            )
+            yield _error("lengths-disagree", f"{key} has {array.shape[0]} rows, but {of} has {n_rows}",
+                         Location(name, episode, None, key), "correct it, or leave the episode out")
 
 
 def _robomimic(file, name, h5py):
@@ -147,14 +146,14 @@ def _robomimic(file, name, h5py):
     for e, key in enumerate(demos):
         demo = data[key]
         if "actions" not in demo:
-            yield Finding("names-disagree", "error", f"{key} has no actions", _COPY, Location(name, e))
+            yield _error("names-disagree", f"{key} has no actions", Location(name, e))
             continue
         rows = demo["actions"].shape[0]
         steps += rows
         if int(demo.attrs.get("num_samples", rows)) != rows:
-            yield Finding("counts-disagree", "error",
-                          f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
-                          "correct the attribute", Location(name, e, None, key))
+            yield _error("counts-disagree",
+                         f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
+                         Location(name, e, None, key), "correct the attribute")
         arrays = _arrays(demo, h5py)
         yield from _check_equal_lengths(
             {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
@@ -165,26 +164,17 @@ def _robomimic(file, name, h5py):
                 differs = arrays[k][:-1] != arrays[obs_name][1:]
                 if differs.any() and not np.allclose(arrays[k][:-1], arrays[obs_name][1:], equal_nan=True):
                     t = int(np.argwhere(differs)[0][0])
-                    yield Finding("next-disagrees", "error", f"the value is not the next row of {obs_name}", "leave "
-                                  "next_obs out, or take the file from a copy", Location(name, e, t, k))
+                    yield _error("next-disagrees", f"the value is not the next row of {obs_name}",
+                                 Location(name, e, t, k), "leave next_obs out, or take the file from a copy")
     if "total" in data.attrs and int(data.attrs["total"]) != steps:
-        yield Finding(
-            "counts-disagree",
-            "error",
-            f"total is {data.attrs['total']}, but the lengths of the demos add up to {steps}",
-            "correct the attribute",
-            Location(name, None, None, "data.attrs[total]"),
-        )
+        yield _error("counts-disagree",
+                     f"total is {data.attrs['total']}, but the lengths of the demos add up to {steps}",
+                     Location(name, None, None, "data.attrs[total]"), "correct the attribute")
     for key in file.get("mask", {}):
         named = [v.decode(errors="replace") if isinstance(v, bytes) else str(v) for v in file["mask"][key][()].ravel()]
         if unknown := sorted(set(named) - set(demos)):
-            yield Finding(
-                "mask-unknown",
-                "error",
-                f"the filter names demos that are not in the file: {format_list(unknown)}",
-                "correct the filter, or leave it out",
-                Location(name, None, None, f"mask/{key}"),
-            )
+            yield _error("mask-unknown", f"the filter names demos that are not in the file: {format_list(unknown)}",
+                         Location(name, None, None, f"mask/{key}"), "correct the filter, or leave it out")
 
 
 def _episode(group, name, key, h5py):
@@ -201,16 +191,15 @@ def _episode(group, name, key, h5py):
             (1, 0) if "observations" not in group else (0, 1),
         )
         if int(group.attrs.get("total_steps", len(group["actions"]))) != len(group["actions"]):
-            yield Finding("counts-disagree", "error", f"total_steps is {group.attrs['total_steps']}, but there are "
-                          f"{len(group['actions'])} actions", "correct the attribute", Location(name, e))
+            yield _error("counts-disagree", f"total_steps is {group.attrs['total_steps']}, but there are "
+                         f"{len(group['actions'])} actions", Location(name, e), "correct the attribute")
 
 
 def _minari(path):
     try:
         about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        yield Finding("damaged-file", "error", f"the file cannot be read as JSON ({_line(error)})", _COPY,
-                      Location("metadata.json"))
+        yield _error("damaged-file", f"the file cannot be read as JSON ({_line(error)})", Location("metadata.json"))
         return
     n_episodes = steps = None
     if (path / "main_data.hdf5").exists():
@@ -227,14 +216,13 @@ def _minari(path):
             try:
                 steps += json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["total_steps"]
             except (OSError, ValueError, KeyError, TypeError):
-                yield Finding("missing-file", "error", "the episode has no metadata.json with total_steps", _COPY,
-                              Location(folder.name, int(folder.name)))
+                yield _error("missing-file", "the episode has no metadata.json with total_steps",
+                             Location(folder.name, int(folder.name)))
                 return
     for key, number in (("total_episodes", n_episodes), ("total_steps", steps)):
         if isinstance(about.get(key), (int, float)) and number is not None and about[key] != number:
-            yield Finding("counts-disagree", "error",
-                          f"{key} is {about[key]}, but the episodes add up to {number}",
-                          "correct the metadata, or look for lost episodes", Location("metadata.json"))
+            yield _error("counts-disagree", f"{key} is {about[key]}, but the episodes add up to {number}",
+                         Location("metadata.json"), "correct the metadata, or look for lost episodes")
 
 
 # -- zip and npz ----------------------------------------------------------------------------------------------------
@@ -250,17 +238,9 @@ def _zip(path, name, deep):
             if any(k.rsplit("/", 1)[-1] in (".zgroup", "zarr.json") for k in inside):
                 yield from _zarr({k: (archive, i) for k, i in inside.items()})
             if deep and (bad := archive.testzip()) is not None:
-                yield Finding(
-                    "checksum", "error", f"the checksum of {bad} is wrong", _COPY, Location(name, feature=bad)
-                )
+                yield _error("checksum", f"the checksum of {bad} is wrong", Location(name, feature=bad))
     except read_errors.ZIP_ERRORS as error:
-        yield Finding(
-            "damaged-file",
-            "error",
-            f"the zip of arrays is cut short or damaged ({_line(error)})",
-            _COPY,
-            Location(name),
-        )
+        yield _error("damaged-file", f"the zip of arrays is cut short or damaged ({_line(error)})", Location(name))
 
 
 def _header(archive, key, name):
@@ -270,18 +250,11 @@ def _header(archive, key, name):
             read = form.read_array_header_1_0 if form.read_magic(handle) == (1, 0) else form.read_array_header_2_0
             _, _, dtype = read(handle)
     except ValueError as error:
-        yield Finding("damaged-file", "error",
-                      f"{key} is not a NumPy array ({_line(error)})",
-                      _COPY, Location(name, feature=key[:-4]))
+        yield _error("damaged-file", f"{key} is not a NumPy array ({_line(error)})", Location(name, feature=key[:-4]))
         return
     if dtype.hasobject and key != "infos.npy":  # imitation's infos are; its other arrays load without
-        yield Finding(
-            "pickled-array",
-            "error",
-            "the array holds Python objects (a pickle), which are never loaded",
-            "save the array again with numbers or text only",
-            Location(name, feature=key[:-4]),
-        )
+        yield _error("pickled-array", "the array holds Python objects (a pickle), which are never loaded",
+                     Location(name, feature=key[:-4]), "save the array again with numbers or text only")
 
 
 # -- zarr -----------------------------------------------------------------------------------------------------------
@@ -334,8 +307,7 @@ def _zarr(stored):
                 continue
             array = _ZarrArray.parse(node, about, is_v3=file.endswith("zarr.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield Finding("damaged-file", "error", f"the file does not describe an array ({_line(error)})", _COPY,
-                          Location(file))
+            yield _error("damaged-file", f"the file does not describe an array ({_line(error)})", Location(file))
             continue
         rows[node] = array.shape[0] if array.shape else None
         yield from _check_chunks(array, stored)
@@ -357,8 +329,8 @@ def _check_chunks(array: _ZarrArray, stored):
                       _COPY, Location(missing[0], feature=node))
     for n in names if array.chunk_bytes is not None else ():
         if n in stored and _size(stored[n]) != array.chunk_bytes:
-            yield Finding("damaged-file", "error", f"the chunk has {_size(stored[n])} bytes instead of "
-                          f"{array.chunk_bytes}", _COPY, Location(n, feature=node))
+            yield _error("damaged-file", f"the chunk has {_size(stored[n])} bytes instead of {array.chunk_bytes}",
+                         Location(n, feature=node))
             break
 
 
@@ -372,12 +344,13 @@ def _check_ends(stored, ends: str, rows):
     last = int(values[-1]) if len(values) else 0
     if (np.diff(values, prepend=0) < 1).any():
         e = int(np.argmax(np.diff(values, prepend=0) < 1))
-        yield Finding("ends-disagree", "error", f"episode {e} ends at {values[e]}, which is not after the "
-                      "end of the episode before it", "correct meta/episode_ends", Location(ends, e))
+        yield _error("ends-disagree", f"episode {e} ends at {values[e]}, which is not after the "
+                     "end of the episode before it", Location(ends, e), "correct meta/episode_ends")
     if other_lengths := {node: n for node, n in steps.items() if n != last}:
-        yield Finding("ends-disagree", "error", f"the last episode ends at {last}, which is not the number of rows: "
-                      f"{format_list(f'{n} of {node}' for node, n in other_lengths.items())}", "correct "
-                      "meta/episode_ends, or leave the array out", Location(ends, feature=next(iter(other_lengths))))
+        yield _error("ends-disagree", f"the last episode ends at {last}, which is not the number of rows: "
+                     f"{format_list(f'{n} of {node}' for node, n in other_lengths.items())}",
+                     Location(ends, feature=next(iter(other_lengths))),
+                     "correct meta/episode_ends, or leave the array out")
 
 
 def _ends(stored, node) -> np.ndarray:
@@ -389,12 +362,9 @@ def _ends(stored, node) -> np.ndarray:
         depth = next(k for k in stored if k.startswith(node)).count("/")
         folder: Any = zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")
         return np.asarray(folder[node][:])
-    store = ZipStore(entry[0].filename, mode="r")
-    try:
+    with closing(ZipStore(entry[0].filename, mode="r")) as store:
         group: Any = zarr.open_group(store, mode="r")
         return np.asarray(group[node][:])
-    finally:
-        store.close()
 
 
 # -- records of TensorFlow ------------------------------------------------------------------------------------------
@@ -407,30 +377,21 @@ def _records(path, deep):
         name, kind = about["name"], about.get("fileFormat", "tfrecord")
         splits = [(s["name"], rlds.shard_files(path, name, s, kind)) for s in about.get("splits", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield Finding("damaged-file", "error", f"the file does not describe the shards ({_line(error)})", _COPY,
-                      Location("dataset_info.json"))
+        yield _error("damaged-file", f"the file does not describe the shards ({_line(error)})",
+                     Location("dataset_info.json"))
         return
     for split, shards in splits:
         for file, n_records in shards:
             if not file.is_file():
-                yield Finding(
-                    "missing-file",
-                    "error",
-                    f"the shard with {pluralize(n_records, 'episode')} of {split} is missing",
-                    _COPY,
-                    Location(file.name),
-                )
+                yield _error("missing-file", f"the shard with {pluralize(n_records, 'episode')} of {split} is missing",
+                             Location(file.name))
             elif kind == "tfrecord":
                 yield from _shard(file, file.name, n_records, deep)
     if unlisted := rlds.unlisted_files(path, [file for _, shards in splits for file, _ in shards]):
-        yield Finding(
-            "counts-disagree",
-            "error",
-            f"{pluralize(len(unlisted), 'file')} of records that dataset_info.json does not name: "
-            f"{format_list(unlisted)}",
-            "take dataset_info.json from a copy, or move the files elsewhere",
-            Location("dataset_info.json"),
-        )
+        yield _error("counts-disagree",
+                     f"{pluralize(len(unlisted), 'file')} of records that dataset_info.json does not name: "
+                     f"{format_list(unlisted)}",
+                     Location("dataset_info.json"), "take dataset_info.json from a copy, or move the files elsewhere")
 
 
 def _shard(path, name, n_expected, deep):
@@ -451,28 +412,24 @@ def _shard(path, name, n_expected, deep):
         while head := handle.read(12):
             length, check = struct.unpack("<QI", head) if len(head) == 12 else (0, 0)
             if len(head) < 12 or (crc and not good(head[:8], check)):
-                yield Finding(
-                    "checksum" if len(head) == 12 else "damaged-file",
-                    "error",
-                    f"record {n_read}: the length is {'wrong by its checksum' if len(head) == 12 else 'cut short'}",
-                    _COPY,
-                    Location(name),
-                )
+                is_whole = len(head) == 12
+                yield _error("checksum" if is_whole else "damaged-file", f"record {n_read}: the length is "
+                             f"{'wrong by its checksum' if is_whole else 'cut short'}", Location(name))
                 return
             if handle.tell() + length + 4 > size:
-                yield Finding("damaged-file", "error", f"record {n_read} is cut short", _COPY, Location(name))
+                yield _error("damaged-file", f"record {n_read} is cut short", Location(name))
                 return
             if deep and crc:
                 data = handle.read(length)
                 if not good(data, struct.unpack("<I", handle.read(4))[0]):
-                    yield Finding("checksum", "error", f"record {n_read}: the checksum is wrong", _COPY, Location(name))
+                    yield _error("checksum", f"record {n_read}: the checksum is wrong", Location(name))
             else:
                 handle.seek(length + 4, 1)
             n_read += 1
     if n_read != n_expected:
-        yield Finding("counts-disagree", "error",
-                      f"dataset_info.json says {pluralize(n_expected, 'record')}, but the shard has {n_read}", _COPY,
-                      Location(name))
+        yield _error("counts-disagree",
+                     f"dataset_info.json says {pluralize(n_expected, 'record')}, but the shard has {n_read}",
+                     Location(name))
 
 
 # -- bags -----------------------------------------------------------------------------------------------------------
@@ -483,8 +440,8 @@ def _mcap(path, name, deep):
     with open(path, "rb") as handle:
         handle.seek(max(0, size - 8))
         if handle.read() != _MCAP:
-            yield Finding("damaged-file", "error", "the MCAP log has no end: it is cut short",
-                          "what comes before can be read: understudy repair, or mcap recover", Location(name))
+            yield _error("damaged-file", "the MCAP log has no end: it is cut short",
+                         Location(name), "what comes before can be read: understudy repair, or mcap recover")
             return
         if not deep:
             return
@@ -500,11 +457,11 @@ def _mcap(path, name, deep):
                 n_messages += 1
             stated_count = summary.statistics.message_count if summary and summary.statistics else n_messages
             if stated_count != n_messages:
-                yield Finding("counts-disagree", "error", f"its statistics say {stated_count} messages, but the log "
-                              f"has {n_messages}", _COPY, Location(name))
+                yield _error("counts-disagree", f"its statistics say {stated_count} messages, but the log "
+                             f"has {n_messages}", Location(name))
         except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
-            yield Finding("checksum" if "crc" in str(error).lower() else "damaged-file", "error",
-                          f"a record cannot be read ({_line(error)})", _COPY, Location(name))
+            yield _error("checksum" if "crc" in str(error).lower() else "damaged-file",
+                         f"a record cannot be read ({_line(error)})", Location(name))
 
 
 def _bag(path, name):
@@ -527,14 +484,9 @@ def _bag(path, name):
                 place = place + 4 + struct.unpack("<I", length)[0] if len(length) == 4 else size + 1
             n_found += place <= size
     if n_found == 0 or n_found < n_expected:
-        yield Finding(
-            "damaged-file",
-            "error",
-            f"the index at the end of the bag has {n_found} instead of {pluralize(n_expected, 'record')}: "
-            "the bag was not closed, or is cut short",
-            "rosbag reindex recovers what is there",
-            Location(name),
-        )
+        yield _error("damaged-file",
+                     f"the index at the end of the bag has {n_found} instead of {pluralize(n_expected, 'record')}: "
+                     "the bag was not closed, or is cut short", Location(name), "rosbag reindex recovers what is there")
 
 
 def _ros2(path, deep):
@@ -544,8 +496,7 @@ def _ros2(path, deep):
     for file in re.findall(r"-\s*['\"]?([^'\"\n]+?)['\"]?\s*$", block[1], re.MULTILINE) if block else ():
         target = path / file
         if not target.is_file():
-            yield Finding("missing-file", "error", "metadata.yaml names this file, but it is missing", _COPY,
-                          Location(file))
+            yield _error("missing-file", "metadata.yaml names this file, but it is missing", Location(file))
         elif target.suffix == ".db3":
             yield from _database(target, file, text)
         else:
@@ -557,14 +508,12 @@ def _database(path, name, text):
         with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
             n_messages = base.execute("select count(*) from messages").fetchone()[0]
     except sqlite3.Error as error:
-        yield Finding("damaged-file", "error", f"the SQLite file of messages is damaged ({_line(error)})",
-                      _COPY, Location(name))
+        yield _error("damaged-file", f"the SQLite file of messages is damaged ({_line(error)})", Location(name))
         return
     stated_count = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
-        yield Finding("counts-disagree", "error", f"metadata.yaml says {stated_count[1]} messages, but the file has "
-                      f"{n_messages}",
-                      _COPY, Location(name))
+        yield _error("counts-disagree", f"metadata.yaml says {stated_count[1]} messages, but the file has {n_messages}",
+                     Location(name))
 
 
 def _last_number(name: str) -> int:

@@ -16,7 +16,7 @@ from ..evaluate.rollout import rollout
 from ..execute.actor import PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
-from ..learn.fit_method import FitResult, fit_method
+from ..learn.fit_method import FitResult, fit_method, part_of
 from ..learn.method import Method
 from ..learn.stacked import fit_seeds
 from ..policy import Policy
@@ -27,21 +27,28 @@ ROWS = 25  # environments side by side; results do not depend on it
 STACKED_SEEDS = 10  # most seeds that are trained at once: their results are kept until they are measured
 
 
-def train_once(experiment, method: Method, data: Dataset, seed: int) -> FitResult:
+def train_once(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()) -> FitResult:
     """Trains as `understudy train` does, on all of the data and without a folder.
 
     Arms that differ only in their executor share the training of each seed, and so do those with the same stages.
 
     Args:
         experiment: The experiment. Its source is a part of the key under which results are cached.
+        parts: The parts of a mixture that the data are, where a stage names one.
     """
     key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
-                                  "seed": seed}))
+                                  "seed": seed, **({"parts": parts} if parts else {})}))
 
-    def train() -> FitResult:
-        stages = {s.name: train_once(experiment, s.method, data, seed) for s in method.stages}
-        return fit_method(method, data, seed, stages=stages)
-    return _trained.get(key, train)
+    return _trained.get(key, lambda: fit_method(method, data, seed,
+                                                stages=train_stages(experiment, method, data, seed, parts)))
+
+
+def train_stages(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()
+                 ) -> dict[str, FitResult]:
+    """The results of a method's stages by name, each trained by `train_once` on its part of the data."""
+    return {stage.name: train_once(experiment, stage.method, data.select(part_of(data, stage.dataset)), seed,
+                                   parts if stage.dataset is None else (*parts, stage.dataset))
+            for stage in method.stages}
 
 
 _trained = Memo(30)
@@ -101,9 +108,9 @@ def _keep_stacked(experiment, method: Method, seeds: tuple[int, ...], load: Call
     @cache
     def results() -> dict[int, FitResult]:
         for stage in method.stages:
-            _keep_stacked(experiment, stage.method, seeds, data_sets)
-        stages = [{s.name: train_once(experiment, s.method, data_sets(seed), seed) for s in method.stages}
-                  for seed in seeds]
+            if stage.dataset is None:
+                _keep_stacked(experiment, stage.method, seeds, data_sets)
+        stages = [train_stages(experiment, method, data_sets(seed), seed) for seed in seeds]
         return dict(zip(seeds, fit_seeds(method, [data_sets(seed) for seed in seeds], seeds, stages=stages),
                         strict=True))
     for seed in seeds:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, keys
 from ..serve.address import served_address
 from .arms import prepare_robot
+from .calibrate import doubt_source, load_detector
 from .common import Output, command_line, parse, trained_rate
 from .groups import ActingOptions, PositiveCount, command_options
+from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
 from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input, live_view, show_line
 from .served import changed_checkpoint, served_client
 
@@ -61,11 +64,8 @@ class ActOptions(ActingOptions, ViewOptions, RobotOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ActOptions, "act", args)
-    from ..core import ConfigError
     from ..data.recording.recorder import Recorder
     from ..robots.env import RobotEnv
-    from .calibrate import doubt_source, load_detector
-    from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
 
     if not 0 <= o.max_bad_share <= 1:
         raise ConfigError(f"must be from 0 to 1, but is {o.max_bad_share:g}", where="--max-bad-share",
@@ -104,7 +104,6 @@ def _run_episodes(o: ActOptions, robot: SafeRobot, actor: Actor, detector: Failu
                   recorder: Recorder | None, fps: float, show: Callable[[str], None], out: Output
                   ) -> tuple[StepCounts, int]:
     """Runs episodes until the person stops. Returns the steps and the number of those that were not discarded."""
-    from ..core import keys
     from ..robots.acting import StepCounts, act_on_robot
 
     total, n_counted = StepCounts(), 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import Output, command_line, demonstrations_path, given_options, parse, progress_bar
 from .groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
 
@@ -84,7 +85,6 @@ def _ranking_lines(ranking: Ranking) -> list[str]:
 
 def _can_be_inspected(path: Path, o: AuditOptions) -> bool:
     """Whether the data can be opened and all of their numbers read."""
-    from ..core import UserError
     from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import preview_dataset
 

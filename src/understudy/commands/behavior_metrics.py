@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import UserError
 from .common import Output, given_options, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
 
@@ -26,8 +27,6 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 def check_options(o: EvalOptions) -> None:
     """Checks the options of behavior metrics."""
-    from ..core import UserError
-
     if o.repeats < 0 or o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
@@ -42,7 +41,6 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
     They are those of --demonstrations. By default they are the data that the run was trained on, if these are still in
     their place, unchanged, without cameras, and not too large.
     """
-    from ..core import UserError
     from ..data.column_selection import open_as_read
 
     if o.demonstrations is not None:
@@ -70,12 +68,7 @@ def demonstrations_of(o: EvalOptions) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
-    """Measures the behavior of a run.
-
-    Args:
-        demonstrations: Demonstrations to compare with, or None.
-    """
-    from ..core import UserError
+    """Measures the behavior of a run."""
     from ..evaluate.behavior.latency import measure_latency
     from ..evaluate.behavior.modes import rollout_repeated_starts
     from ..evaluate.behavior_metrics import measure_behavior
@@ -113,11 +106,7 @@ def _single_actor(actor: Actor) -> Actor:
 
 
 def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output) -> None:
-    """Prints a table of behavior metrics.
-
-    Args:
-        metrics_by_policy: Behavior metrics of one or two policies, by name.
-    """
+    """Prints a table of behavior metrics."""
     policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
     table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .common import (
     Output,
     command_line,
@@ -65,7 +67,6 @@ class CalibrateOptions(ActingOptions, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(CalibrateOptions, "calibrate", args)
-    from ..core import ConfigError
     from ..envs import make
     from ..evaluate.evaluation import tuning_seed
     from ..evaluate.failure_detection import SCORES, ConformalThreshold, RecordedEnv
@@ -82,8 +83,7 @@ def main(args: list[str]) -> None:
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)
         source = doubt_source(o.run, method.score)
         n = o.episodes or 500
-        env = _labeled_episodes(o) if recorded else make(o.env, min(ROWS, n), o.trust)
-        try:
+        with closing(_labeled_episodes(o) if recorded else make(o.env, min(ROWS, n), o.trust)) as env:
             actor, by = load_actor(o.run, env, o)
             if isinstance(env, RecordedEnv):
                 n = len(env.episodes)
@@ -91,8 +91,6 @@ def main(args: list[str]) -> None:
             with progress_bar(f"{o.run.name} in {o.env}", n) as progress:
                 episodes = rollout(record_doubt(actor, o.run, o, source), env, n, tuning_seed(o.seed),
                                    watch=lambda number, e: progress())
-        finally:
-            env.close()
         detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o))
         file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
         kind, plural = ("failure", "s") if o.error == "missed-failures" else ("success", "es")
@@ -109,12 +107,7 @@ def main(args: list[str]) -> None:
 
 
 def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
-    """The recorded episodes as an environment.
-
-    Raises:
-        UserError: Nobody said whether an episode is a success.
-    """
-    from ..core import UserError
+    """The recorded episodes as an environment."""
     from ..evaluate.failure_detection import RecordedEnv
     from ..learn.method import TrainedRun
 
@@ -130,8 +123,6 @@ def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
 
 def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
     """Raises UserError if episodes are not of this checkpoint, acting with these options."""
-    from ..core import UserError
-
     for number, episode in enumerate(data):
         if (actor := episode.metadata.get("by")) != by:
             raise UserError(f"it was recorded by {actor or 'nobody that is named'}, and not by {by}",
@@ -141,13 +132,7 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
 
 
 def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
-    """The score with the data that the run was trained on.
-
-    Raises:
-        UserError: It is no run, or its data are gone.
-    """
-    from ..core import UserError
-
+    """The score with the data that the run was trained on."""
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
@@ -159,12 +144,7 @@ def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
 
 
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
-    """The detector of a run.
-
-    Raises:
-        UserError: There is none, or it was calibrated for another checkpoint or another way of acting.
-    """
-    from ..core import UserError
+    """The detector of a run."""
     from ..evaluate.failure_detection import FailureDetector
 
     detector = FailureDetector.load(run, o.trust)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import (
     Output,
     command_line,
@@ -22,6 +23,7 @@ from .common import (
     trust_options,
     unused_path,
 )
+from .conditions import example_evaluation
 from .groups import (
     ColumnsOption,
     DeviceOption,
@@ -72,7 +74,6 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..learn.devices import choose_device
     from ..learn.method import Method
-    from .conditions import example_evaluation
 
     with Output(o.json) as out:
         budget, device = parse_duration(o.budget, "--budget"), str(choose_device(o.device))
@@ -105,12 +106,7 @@ def parse_duration(text: str, where: str) -> float:
 
     Returns:
         Seconds.
-
-    Raises:
-        UserError: The text is not a duration above 0.
     """
-    from ..core import UserError
-
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ("", "", "")))
     if not (total := 3600 * hours + 60 * minutes + seconds) > 0:
@@ -145,11 +141,7 @@ def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
 
 
 def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:
-    """Writes the page of `understudy choose --html`.
-
-    Args:
-        commands: Commands to try next, each with a description.
-    """
+    """Writes the page of `understudy choose --html`."""
     from ..evaluate import plots
     from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
 

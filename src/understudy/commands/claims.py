@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError, unknown_name
+from ..files import read_json
 from .common import Output, command_line, parse, plain_table
 from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
 
@@ -63,7 +66,6 @@ class ClaimsOptions(TrustOption, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(ClaimsOptions, "claims", args)
-    from ..core import UserError
 
     if o.subcommand == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
@@ -110,7 +112,6 @@ def _is_in_family(family: str | None, entry: dict) -> bool:
     if family is None:
         return True
     from ..claims.ledger import find_row, ledger_rows
-    from ..core import unknown_name
 
     families = sorted({r.family for r in ledger_rows().values()})
     if family not in families:
@@ -215,8 +216,6 @@ def _verdict_text(judged: dict) -> str:
 def _judge(o: ClaimsOptions, out: Output) -> None:
     from ..claims.records import all_claims, find_claim, find_text, is_redesigned, record_path
     from ..claims.runner import judge_again
-    from ..core import UserError
-    from ..files import read_json
 
     answer = []
     for claim in [find_claim(name) for name in o.name] or list(all_claims().values()):
@@ -239,7 +238,6 @@ def _judge(o: ClaimsOptions, out: Output) -> None:
 
 
 def _spot_check(o: ClaimsOptions, out: Output) -> None:
-    from dataclasses import asdict
 
     import numpy as np
 
@@ -271,14 +269,9 @@ def parse_duration(budget: str | None) -> float | None:
 
     Returns:
         Seconds. None for None.
-
-    Raises:
-        UserError: The text is no duration.
     """
     if budget is None:
         return None
-    from ..core import UserError
-
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
     if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
         raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",

@@ -29,14 +29,20 @@ from typing import (
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from ..config import packages_in
+from ..core import Schema, UserError, missing_action
+from ..files import read_json, replace_nonfinite
 from ..hints import command_line
+from ..methods import describe_method, method_names
+from ..methods.needs import SOME_ACTIONS
+from ..serve.address import served_address
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
+from .served import served_client
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..envs.base import Env as Environment
 
@@ -48,8 +54,6 @@ EnvName = Annotated[str, Positional, arg(metavar="ENV")]
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     """Parses the arguments of a command. With -h or --help it prints the help page and ends the process."""
     if "" in args[:1]:  # a shell variable that was not set: as a path it would be the folder one is in
-        from ..core import UserError
-
         raise UserError("a name or a path is empty", where=f"understudy {command}",
                         hint="check the variable that it came from")
     if "-h" in args or "--help" in args:
@@ -61,16 +65,12 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if getattr(parsed, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
     for problem, flag, advice in _invalid_options(parsed):
-        from ..core import UserError
-
         raise UserError(problem, where=flag, hint=advice)
     return parsed
 
 
 def _join_executor_options(args: Sequence[str]) -> list[str]:
     """The arguments with options of the executor (--executor.delay 3) in the value of --executor."""
-    from ..core import UserError
-
     own, of_executor = [], []
     into = own
     for word in args:
@@ -127,11 +127,7 @@ EXAMPLE_TIMES = {"fps": 30, "warmup_time_s": 5, "episode_time_s": 60, "reset_tim
 
 
 def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
-    """Finds invalid values of options that several commands have, before hours of work.
-
-    Yields:
-        (problem, where, hint) of each invalid option.
-    """
+    """(problem, where, hint) of each invalid value of an option that several commands have, before hours of work."""
     for name, usual in EXAMPLE_COUNTS.items():
         option = "--" + name.replace("_", "-")
         if type(count := getattr(options, name, None)) is int and count < 1:
@@ -207,8 +203,6 @@ def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str
 def required_packages(run: Path) -> tuple[str, ...]:
     """The packages besides understudy whose code a checkpoint names. Loading it needs --trust for each."""
     from ..checkpoint import is_lerobot_checkpoint
-    from ..config import packages_in
-    from ..files import read_json
     from ..policy import find_checkpoint
 
     folder = find_checkpoint(run)
@@ -220,11 +214,7 @@ def required_packages(run: Path) -> tuple[str, ...]:
 
 
 def trust_options(trusted: Sequence[str], env: str | None, *runs: Path) -> list[str]:
-    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package.
-
-    Returns:
-        The options, such as ["--trust", "my_package"].
-    """
+    """The --trust options that a follow-up command needs. A Gymnasium id may be registered by any trusted package."""
     from ..envs.registry import base_name, names
 
     first, colon, _ = base_name(env or "").partition(":")
@@ -249,7 +239,6 @@ def env_trust_options(env: str | None) -> list[str]:
 
 def read_provenance(run: Path) -> dict[str, Any]:
     """The provenance.json of a run. Empty if there is none, as for an exported file."""
-    from ..files import read_json
     from ..policy import find_checkpoint
 
     if has_no_run(run):
@@ -360,8 +349,6 @@ class Output:
 
     def print_json(self, document) -> None:
         """Prints a JSON document if --json was given. NaN and infinite numbers become null."""
-        from ..files import replace_nonfinite
-
         if self.json:
             self.stdout.write(
                 json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -408,11 +395,7 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
 
 
 def batch_rows(rows: int, episodes: int, workers: int | Literal["ray"]) -> int:
-    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds.
-
-    Args:
-        workers: Number of workers, or "ray".
-    """
+    """Number of environments of each worker, chosen so that the worker's episodes are done in full rounds."""
     share = -(-episodes // (1 if workers == "ray" else workers))
     return -(-share // -(-share // rows))
 
@@ -434,25 +417,18 @@ def warn_simulator_mismatch(env: Environment, run: Path) -> None:
 
 def has_no_run(run: Path) -> bool:
     """Whether this is a policy without a folder: a file of understudy export, or the address of a server."""
-    from ..serve.address import served_address
-
     return run.suffix == ".onnx" or served_address(run) is not None
 
 
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
-    from ..serve.address import served_address
-
     if (address := served_address(run)) is not None:
-        from .served import served_client
-
         return served_client(address).policy.get("schema", {}).get("fps")
     return recorded_data_of(run).get("fps")
 
 
 def trained_reading(run: Path) -> dict[str, Any]:
     """The options of `open_columns` with which the data of a run were read: columns, mapping, max_episode_steps."""
-    from ..core import UserError
     from ..policy import find_checkpoint
 
     try:
@@ -468,7 +444,6 @@ def open_trained(path: Path, run: Path | None, **options) -> Dataset:
 
     Args:
         run: The run. None for no run.
-        options: Options of `open_columns`, or None.
     """
     from ..data.column_selection import describe_columns, open_as_read
 
@@ -490,9 +465,6 @@ def is_recorded(target: str | None) -> bool:
 
 def demonstrations_path(path: Path) -> Path:
     """Returns a path of demonstrations unchanged, and refuses a run or the name of a method."""
-    from ..core import UserError
-    from ..methods import method_names
-
     if (path / "run.json").exists() or (path / "weights.safetensors").exists():
         raise UserError("this is a run, not demonstrations", where=path,
                         hint=f"{command_line('eval', path, 'ENV')} judges it")
@@ -504,9 +476,6 @@ def demonstrations_path(path: Path) -> Path:
 
 def _misses_actions(method: str | None) -> bool:
     """Whether a method learns from data that lack some actions."""
-    from ..methods import describe_method
-    from ..methods.needs import SOME_ACTIONS
-
     description = None if method is None else describe_method(method)
     return description is not None and SOME_ACTIONS in description["needs"]
 
@@ -529,7 +498,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings
-    from ..core import missing_action
     from ..data import cache
     from ..data.column_selection import parse_columns
     from ..data.formats import decode_frames, frame_cost

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..core import UserError
+from ..files import file_name
 from .common import (
     Output,
     command_line,
@@ -20,6 +23,7 @@ from .common import (
     unused_path,
 )
 from .groups import RolloutOptions, StepCount, command_options
+from .policies import evaluate_run, refuse_unused_conditions, run_names, weights_path
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison
@@ -51,7 +55,6 @@ class CompareOptions(RolloutOptions):
 def main(args: list[str]) -> None:
     o = parse(CompareOptions, "compare", args)
     from ..evaluate.comparison import compare_all
-    from .policies import run_names
 
     with Output(o.json) as out:
         groups = _named_runs(o)
@@ -75,8 +78,6 @@ def main(args: list[str]) -> None:
 
 def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
     """The runs to compare, by name."""
-    from ..core import UserError
-
     if o.runs and o.group:
         raise UserError("takes runs or groups, not both", where="compare",
                         hint="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
@@ -112,8 +113,6 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
 
 
 def _run_path(run: Path) -> Path:
-    from .policies import weights_path
-
     return weights_path(run).resolve()
 
 
@@ -123,10 +122,7 @@ def _is_saved_rollouts(run: Path) -> bool:
 
 
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
-    from ..core import UserError
     from ..envs import make
-    from ..files import file_name
-    from .policies import evaluate_run, refuse_unused_conditions
 
     evaluations = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in evaluations]
@@ -138,19 +134,15 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
     if acting:
         assert o.env is not None
         refuse_unused_conditions(acting, asked)
-        env = make(o.env, min(o.rows, episodes), o.trust)
-        try:
+        with closing(make(o.env, min(o.rows, episodes), o.trust)) as env:
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
                 evaluations[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
-        finally:
-            env.close()
     return {run: _first_episodes(evaluations[run], episodes) for run in runs}
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
     """The evaluation of saved rollouts."""
-    from ..core import UserError
     from ..data.formats import open_dataset
     from ..evaluate.evaluation import evaluation_of
 

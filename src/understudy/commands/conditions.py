@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import recorded_env
+from ..core import ConfigError, DataError, Schema, UserError
+from .common import has_no_run, open_data, recorded_env
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env
@@ -32,8 +32,6 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
         The values by column, (n,) float32.
     """
     import torch
-
-    from ..core import ConfigError
 
     conditions: dict[str, Tensor] = {}
     for text in texts:
@@ -69,9 +67,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     Returns:
         The demonstrations, and how they become columns. None if the policy of the run does not read one.
     """
-    from ..core import ConfigError, UserError
     from ..learn.method import Method
-    from .common import has_no_run, open_data
 
     show = None if has_no_run(run) else demonstration_part(Method.load(run, trust))
     if show is None:
@@ -99,7 +95,6 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
 
 def _check_demonstrations(run: Path, show: ShowDemonstration, data: Dataset) -> None:
     """Raises DataError if demonstrations do not have the columns that a policy reads of them."""
-    from ..core import DataError
     from ..policy import find_checkpoint, load_features
 
     features, trained = data.features(), load_features(find_checkpoint(run), "train it again")
@@ -147,7 +142,6 @@ def must_be_told(run: Path) -> bool:
     Args:
         run: The run. Its method is loaded if it needs no code of other packages.
     """
-    from ..core import UserError
     from ..learn.method import Method
     from .method import task_relabel
 

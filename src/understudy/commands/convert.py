@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
 from .groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
 
@@ -44,7 +45,6 @@ def main(args: list[str]) -> None:
 
 def _convert(o: ConvertOptions, out: Output) -> None:
     from ..audit import check_usable
-    from ..core import UserError
     from ..data.column_selection import open_columns, parse_columns
     from ..data.formats import conversion_losses, formats_for_suffix, write_dataset
 

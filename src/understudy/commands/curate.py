@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..config import UntrustedCode, dump
+from ..core import UserError
 from ..hints import did_you_mean
+from ..user_code import import_module
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import JsonOption, TrustOption, command_options
 from .merge import check_absent
@@ -39,7 +42,6 @@ def main(args: list[str]) -> None:
     o = parse(CurateOptions, "curate", args)
     import numpy as np
 
-    from ..core import UserError
     from ..data import views
     from ..data.formats import open_dataset
     from ..data.operations import Select
@@ -93,7 +95,6 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
     import numpy as np
 
     from ..audit.scores import SCORES
-    from ..core import UserError
     from ..data.operations import episode_values
 
     if ":" in by or by in SCORES:
@@ -125,7 +126,6 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
     Args:
         values: Score of each episode, (E,).
         keep: Fraction of the episodes to keep.
-        lowest: Low values are better.
 
     Returns:
         Indices of the kept episodes in the order of the data, and indices of all episodes, the best first.
@@ -150,10 +150,6 @@ def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
 
 def _load_score(name: str, trust: tuple[str, ...]):
     """Loads a function of a data set. A class is instantiated."""
-    from ..config import UntrustedCode
-    from ..core import UserError
-    from ..user_code import import_module
-
     module, _, function = name.partition(":")
     if (package := module.split(".")[0]) not in trust:
         raise UntrustedCode(f"names code of the package {package!r}, which is not trusted", where=f"--score {name}",
@@ -166,8 +162,6 @@ def _load_score(name: str, trust: tuple[str, ...]):
 
 
 def _score_settings(score):
-    from ..config import dump
-
     try:
         return dump(score)
     except TypeError:

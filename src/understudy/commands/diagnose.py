@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
+from .arms import prepare_robot
 from .common import (
     Output,
     command_line,
@@ -23,6 +26,7 @@ from .common import (
     trust_options,
 )
 from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
+from .improve import trained_on
 from .policies import ROWS, load_actor, tell_checkpoint
 from .robot_options import RobotOptions
 
@@ -57,7 +61,6 @@ class DiagnoseOptions(ActingOptions, ColumnsOption, HtmlOption, JsonOption, Robo
 
 def main(args: list[str]) -> None:
     o = parse(DiagnoseOptions, "diagnose", args)
-    from ..core import ConfigError, UserError
     from ..diagnose.runner import diagnose
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun
@@ -130,8 +133,6 @@ def _headline(findings) -> str:
 
 def _data_path(o: DiagnoseOptions) -> Path | None:
     """The data of --data, or those of the command that trained the run."""
-    from .improve import trained_on
-
     return o.data or trained_on(o.run)
 
 
@@ -162,12 +163,10 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
         return _observed_robot(o)
     if o.env is None:
         return None
-    from ..core import UserError
     from ..diagnose.runner import observe_environment
     from ..envs import make
 
-    env = make(o.env, min(ROWS, o.episodes), o.trust)
-    try:
+    with closing(make(o.env, min(ROWS, o.episodes), o.trust)) as env:
         try:
             actor = load_actor(o.run, env, o)[0]
         except UserError as error:  # it does not fit: the checks say why
@@ -176,8 +175,6 @@ def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:
             print(f"the policy cannot act in {o.env}: {error.problem}", file=sys.stderr)
             actor = None
         return observe_environment(env, actor, None if recorded is None else recorded.data, o.episodes, o.seed)
-    finally:
-        env.close()
 
 
 def _observed_robot(o: DiagnoseOptions) -> Observed:
@@ -186,7 +183,6 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
 
     from ..data.episode import Dataset, Episode
     from ..diagnose.runner import Observed
-    from .arms import prepare_robot
 
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     with robot:

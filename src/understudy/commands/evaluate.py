@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import ConfigError, DataError, UserError
+from ..user_code import refuse_python_file
 from . import behavior_metrics
 from .calibrate import doubt_source, load_detector
 from .common import (
@@ -29,6 +32,7 @@ from .common import (
 )
 from .conditions import example_evaluation
 from .eval_options import EvalOptions
+from .interactive import run_interactive
 from .policies import (
     append_result,
     evaluate_run,
@@ -39,6 +43,7 @@ from .policies import (
     tell_untrained_episodes,
     weights_path,
 )
+from .sequential import run_sequential
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
@@ -54,10 +59,6 @@ if TYPE_CHECKING:
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
-    from ..core import ConfigError, UserError
-    from .interactive import run_interactive
-    from .sequential import run_sequential
-
     with Output(o.json) as out:
         o = _checked_options(o, args)
         recorded = is_recorded(o.target)
@@ -102,9 +103,6 @@ def main(args: list[str]) -> None:
 
 def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     """The options with the default number of episodes."""
-    from ..core import UserError
-    from ..user_code import refuse_python_file
-
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
@@ -147,15 +145,12 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     refuse_unused_conditions([o.run], o)
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
-    env = make(o.target, min(o.rows, o.episodes), o.trust)
-    try:
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
         evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
                                   doubt=None if detector is None else doubt_source(o.run, detector.method.score))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
-    finally:
-        env.close()
     if other is not None:
         out.print(*(f"{run}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
     names = (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")
@@ -239,8 +234,6 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    from ..core import UserError
-
     if o.demonstrations is not None or o.repeats:
         raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
                         hint="leave out --demonstrations and --repeats: behavior is seen where a policy acts")
@@ -328,7 +321,6 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
     """
     import numpy as np
 
-    from ..core import DataError
     from ..data.operations import Operation
     from ..learn.method import training_data
 

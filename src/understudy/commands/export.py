@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from tyro.conf import Positional, arg
 
+from ..core import Unsupported, UserError
+from ..files import write_json
 from .common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
 from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
+from .policies import tell_checkpoint
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -45,11 +48,9 @@ class ExportOptions(JsonOption, TrustOption):
 
 def main(args: list[str]) -> None:
     o = parse(ExportOptions, "export", args)
-    from ..core import Unsupported, UserError
     from ..learn.method import TrainedRun
     from ..policy import Policy
     from .method import with_executor
-    from .policies import tell_checkpoint
 
     if o.out.suffix not in ("", ".onnx", ".pt2"):
         raise UserError(f"the name must end in .onnx or .pt2, but is {o.out.name}", where=o.out,
@@ -90,7 +91,6 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     from ..deploy import onnx, torch_package
     from ..deploy.equivalence import measure_parity, parity_report
     from ..deploy.onnx import runs_in_onnx_runner
-    from ..files import write_json
     from ..learn.method import online_changes
 
     trust, fps, in_onnx = ("understudy", *o.trust), trained_rate(o.run), o.out.suffix == ".onnx"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
+from ..files import whole_folder
 from .common import (
     Output,
     command_line,
@@ -40,7 +42,9 @@ from .groups import (
 )
 from .improve_robot import DEVICES, RobotImprovement, check_robot_options, success_lines
 from .improve_success import load_classifier
+from .policies import load_actor
 from .robot_options import RobotOptions, TeleopOptions
+from .train import TrainOptions
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -68,9 +72,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     steps are learned), iwr, sirius and rlif (the same, with half of each batch of its steps, a weight for each class of
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
     ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
-    `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, dsrl,
-    dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps). With
-    filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
+    `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, porl,
+    dsrl, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps).
+    With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
     move, y and n end the episode as a success or a failure, u says that the last takeover is not to be learned, x
@@ -83,8 +87,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
-    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, dsrl,
-    dppo or residual-ppo"""
+    """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, porl,
+    dsrl, dppo or residual-ppo"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
@@ -145,7 +149,6 @@ class _Command:
     resources: ExitStack
 
     def run(self) -> None:
-        from dataclasses import replace
 
         from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
@@ -176,7 +179,6 @@ class _Command:
 
     def _prepare(self) -> tuple[str, Dataset, Any, Method, dict[str, Path]]:
         """The environment, the data and the held-out episodes, the method and the runs of its stages."""
-        from ..core import UserError
         from ..improve.improvement import LEARNS_FROM_ITSELF, Improvement
         from ..policy import find_checkpoint
 
@@ -221,7 +223,6 @@ class _Command:
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
         """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
-        from ..core import UserError
         from ..learn.method import load_policy
 
         command, improved = improve_options_of(run), None
@@ -276,13 +277,10 @@ class _Command:
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _actor(self, run: Path, env: Env) -> Actor:
-        from .policies import load_actor
-
         return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed))[0]
 
     def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
-        from ..core import UserError
         from ..improve.improvement import IMPROVEMENTS
         from ..improve.supervisors import check_units
         from ..learn.method import load_policy
@@ -305,7 +303,6 @@ class _Command:
 
     def _compare_base(self, run: Run, env: Env, base: Actor) -> Promotion:
         """The comparison of rounds, with the evaluation of the base if the run is new."""
-        from ..core import UserError
         from ..improve.promotion import Promotion, compared_checkpoints
 
         o = self.o
@@ -328,7 +325,6 @@ class _Command:
     def _steered_data(self, method: Method, env: Env) -> Dataset:
         """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
         from ..data.formats import open_dataset, write_dataset
-        from ..files import whole_folder
         from ..improve.practice import steered_episodes
         from ..learn.method import load_policy
 
@@ -475,8 +471,6 @@ def improve_options_of(run: Path) -> ImproveOptions | None:
 
 def trained_on(run: Path) -> Path | None:
     """The DATA of the command that trained a run. Of a run that was improved, those of the first."""
-    from .train import TrainOptions
-
     improve = improve_options_of(run)
     if improve is not None:
         return improve.data or (trained_on(improve.run) if improve.run.exists() else None)

@@ -29,7 +29,6 @@ class Correction:
         first: The first of its steps.
         change: The component of the action that the supervisor changed most, and by how much on average. Empty if
             actions are classes.
-        success: Whether the episode succeeded, if that is known.
     """
 
     round: int
@@ -97,14 +96,7 @@ def _correction_sections(run: Path) -> list[Section]:
 
 def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[dict[str, Any]], table: Table,
                            figures: Sequence[FigureParts], verdict: Sequence[str]) -> None:
-    """Writes the page of a run that was improved.
-
-    Args:
-        run: Its folder, with the collected episodes.
-        rounds: The metrics of each round.
-        table: One row for each round.
-        figures: What the rounds gave.
-    """
+    """Writes the page of a run that was improved."""
     from ..evaluate import plots
     from ..evaluate.report import Figures, Section, write_page
 

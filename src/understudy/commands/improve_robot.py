@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core import ConfigError, UserError
 from .arms import confirm_calibrations, prepare_robot
 from .common import Output, command_line, given_options, plain_table, trained_rate
+from .eval_options import EvalOptions
 from .groups import ActingOptions
+from .interactive import judge_pairs
+from .policies import load_actor
 from .robot_options import command_keys, flush_input, show_session
 
 if TYPE_CHECKING:
@@ -30,8 +34,6 @@ ImproveOptions = Any  # the class of improve.py, which imports this module
 
 def check_robot_options(o: ImproveOptions) -> None:
     """Refuses options that say nothing with a robot, or need one."""
-    from ..core import ConfigError
-
     if o.robot is None:
         o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
                                "you")
@@ -116,7 +118,6 @@ class RobotImprovement:
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
         """The device of the person, the keys, and the keyboard if it moves the robot."""
-        from dataclasses import replace
 
         from ..improve.takeover import TakeoverJointKeyboard, TakeoverKeys
         from ..robots.registry import make_teleoperator
@@ -146,8 +147,6 @@ class RobotImprovement:
                                 shows_success=None if self.classifier is None else self.classifier[0])
 
     def _actor(self, run: Path, env: RobotTakeoverEnv) -> Actor:
-        from .policies import load_actor
-
         return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed),
                           rows=None)[0]
 
@@ -162,7 +161,6 @@ class RobotImprovement:
     # -- the comparison ---------------------------------------------------------------------------------------------
 
     def _check_pairs(self) -> None:
-        from ..core import UserError
         from ..evaluate.sequential import SequentialDifferenceTest
 
         if not self.o.compare:
@@ -180,8 +178,6 @@ class RobotImprovement:
         """Lets the person judge blind trials of the policy after a round and of the best before it."""
         from ..evaluate.interactive import TrialDesign
         from ..evaluate.sequential import SequentialDifferenceTest
-        from .eval_options import EvalOptions
-        from .interactive import judge_pairs
 
         o = self.o
         design = TrialDesign((f"the policy of round {number}", f"{best.name}, the best so far"),

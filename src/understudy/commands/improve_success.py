@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import UserError
 from .common import open_data, read_provenance
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tup
     Args:
         data: What it was trained on. None if its command does not name them.
     """
-    from ..core import UserError
     from ..improve.success import SuccessClassifier, held_out_rates
     from ..learn.method import Method, load_policy, training_data
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from ..core import Feature, UserError, role
+from ..methods import find_method, recommend
 from .common import (
     Output,
     command_line,
@@ -20,13 +22,13 @@ from .common import (
     recorded_env,
     unused_path,
 )
+from .conditions import is_judged
 from .groups import HtmlFile, JsonOption, ReadingOptions, command_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..audit.base import AuditReport
-    from ..core import Feature, UserError
     from ..data.episode import Dataset
 
 _SHOWN_TASKS = 10
@@ -71,7 +73,6 @@ def main(args: list[str]) -> None:
 def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any], report: AuditReport, out: Output
                    ) -> None:
     """Prints what is in the data, and the findings."""
-    from ..core import role
     from ..data.formats.describe import dataset_features, task_counts
 
     lengths = sorted(len(e) for e in data)
@@ -97,9 +98,6 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
                   ) -> None:
     """Prints how to train on the data, or what stands against it."""
     from ..choose import learners_for
-    from ..core import role
-    from ..methods import recommend
-    from .conditions import is_judged
 
     learners = learners_for(data) if len(data) else {}
     if not len(data) or "action" not in data.features():
@@ -154,9 +152,7 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 def _training_error(data, findings, method: str) -> UserError | None:
     """The error with which training would end before its first update, because of the findings `findings`."""
     from ..audit import raise_on_errors
-    from ..core import UserError
     from ..learn.train import check_method
-    from ..methods import find_method
 
     features = data.features()
     try:

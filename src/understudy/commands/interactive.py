@@ -15,9 +15,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core import ConfigError, UserError
+from ..methods import find_function
+from ..serve.address import served_address
 from .arms import prepare_robot
-from .common import Output, plain_table
-from .robot_options import flush_input
+from .common import Output, plain_table, trained_rate
+from .conditions import parse_conditions, shown_demonstrations
+from .policies import (
+    load_actor,
+    load_policy,
+    refuse_unused_conditions,
+    task_columns,
+    tell_checkpoint,
+    tell_untrained_task,
+    weights_digest,
+    weights_path,
+)
+from .robot_options import command_keys, flush_input, show_line
+from .sequential import build_test, write_sequential_page
 from .served import changed_checkpoint
 
 if TYPE_CHECKING:
@@ -31,10 +46,7 @@ TRIAL_LOG = Path("trials.jsonl")
 
 def run_interactive(o: EvalOptions, out: Output) -> None:
     """Runs or resumes an evaluation in which a person judges the trials."""
-    from ..core import UserError
     from ..evaluate.interactive import TrialDesign
-    from ..serve.address import served_address
-    from .sequential import build_test
 
     runs = [o.run] if o.against is None else [o.run, o.against]
     names = tuple(served_address(run) or str(run) for run in runs)  # a path has lost a slash of ws://
@@ -52,9 +64,7 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 
 def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
     """Runs the trials. A robot that was connected is released with `stack`."""
-    from ..core import ConfigError, UserError
     from ..evaluate.interactive import TrialLog
-    from .policies import refuse_unused_conditions
 
     robot = None if o.robot is None else _robot_env(o, runs)
     loop = (_robot_loop(o, robot) if robot is not None else
@@ -87,10 +97,6 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
     Args:
         o: The number of pairs (`episodes`), the duration of a trial and the type of the robot.
-        path: The file of the answers.
-
-    Returns:
-        The result of the design.
     """
     from ..evaluate.interactive import TrialLog
 
@@ -101,8 +107,6 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
 def _stored_session(design: TrialDesign, journal: TrialLog) -> Session:
     """The session that a journal holds."""
-    from ..core import UserError
-
     session = design.start()
     for number, event in enumerate(journal.events, 2):
         try:
@@ -206,8 +210,6 @@ class _TrialConsole:
         """Runs one trial with the user's own control loop. Ctrl-C ends the trial and not the evaluation."""
         import numpy as np
 
-        from ..core import UserError
-
         assert self.actors is not None
         actor = self.actors[self.design.current_policy(session)]
         try:
@@ -293,8 +295,6 @@ class _TrialConsole:
 
     def _link(self, session: Session) -> None:
         """Creates a link with a neutral name to the policy of the current trial."""
-        from .policies import weights_path
-
         run, new = Path(self.design.policies[self.design.current_policy(session)]), f"{self.link}.new"
         target = (run if run.exists() else weights_path(run)).resolve()  # "RUN/best" is a name, not a folder
         with suppress(FileNotFoundError):
@@ -312,8 +312,7 @@ class _TrialConsole:
         return self._ask_with_note(what, how, answers)[0]
 
     def _ask_with_note(self, what: str, how: str, answers: dict[str, str]) -> tuple[str, str]:
-        """Asks a question. The first word of the reply is the answer, in full or abbreviated, and the rest is a note.
-        """
+        """Asks a question. The first word of the reply is the answer, in full or abbreviated. The rest is a note."""
         self._say(what)
         while True:
             flush_input()
@@ -355,9 +354,7 @@ def _catch_interrupt():
 
 def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
     """The robot of the options, not connected, at the rate of the policies."""
-    from ..core import ConfigError
     from ..robots.env import RobotEnv
-    from .common import trained_rate
 
     rates = {rate for run in runs if (rate := trained_rate(run))}
     if o.fps is None and len(rates) > 1:
@@ -370,7 +367,6 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
     """A function that runs a trial on a robot and returns "again" if it was discarded. The robot holds in between."""
     from ..robots.acting import act_on_robot
-    from .robot_options import command_keys, show_line
 
     def loop(actor: Actor, trial: Trial) -> bool | str | None:
         with command_keys() as pressed:
@@ -385,9 +381,6 @@ def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
 
 
 def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
-    from ..core import UserError
-    from ..methods import find_function
-
     if ":" not in name:
         raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
                         where="--interactive", hint="in an environment, --sequential stops by itself; without a loop, "
@@ -404,9 +397,6 @@ def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
 
 def _weights_digest(run: Path, ours: bool) -> str | None:
     """Digest of the weights of a policy. None if it is not a run of understudy, and a person runs the robot."""
-    from ..core import UserError
-    from .policies import weights_digest, weights_path
-
     try:
         return weights_digest(weights_path(run))
     except (UserError, OSError):
@@ -420,8 +410,6 @@ def _weights_digest(run: Path, ours: bool) -> str | None:
 def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     from ..execute.actor import ObservationWrapper
     from ..execute.demonstrated import DemonstratedActor
-    from .conditions import parse_conditions, shown_demonstrations
-    from .policies import load_actor, load_policy, task_columns, tell_checkpoint, tell_untrained_task
 
     if robot is not None:
         return load_actor(run, robot, o, rows=None, tell=True)[0]
@@ -442,7 +430,6 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
 
 def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: Path, out: Output) -> None:
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .sequential import write_sequential_page
 
     result = design.result(session)
     won = tuple(p["successes"] for p in result["policies"])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
 from .groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
 
@@ -50,8 +52,6 @@ class JudgeOptions(JsonOption, TrustOption):
 
 def main(args: list[str]) -> None:
     o = parse(JudgeOptions, "judge", args)
-    from ..core import ConfigError
-
     for name in ("pairs", "length"):
         if getattr(o, name) < 1:
             raise ConfigError(f"must be at least 1, but is {getattr(o, name)}", where=f"--{name}", hint="such as 25")
@@ -70,7 +70,6 @@ def main(args: list[str]) -> None:
 
 
 def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
-    from ..core import UserError
     from ..learn.method import load_modules
     from ..learn.preference_reward import PreferenceModel
 
@@ -83,7 +82,6 @@ def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
 
 def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tuple[Segment, Segment], int], str]:
     """Who answers, given a pair and the number of answers before it."""
-    from ..core import UserError
     from ..envs import make
     from ..improve.preferences import PreferenceKeys, PreferenceScreen, prefer_by_reward, segment_frames
 
@@ -109,7 +107,6 @@ def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tu
 def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segment], int], str],
              reward: PreferenceModel | None, resources: ExitStack) -> dict[str, int]:
     """Asks until there are enough comparisons, or until the person quits."""
-    from dataclasses import replace
 
     from ..data.recording.recorder import Recorder
     from ..improve.preferences import answered_pairs, comparison, draw_pair, predicted_difference

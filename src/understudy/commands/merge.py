@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import IgnoredCodes, JsonOption, command_options
 
@@ -33,7 +34,6 @@ def main(args: list[str]) -> None:
     from ..audit.base import AuditReport
     from ..audit.compatibility import find_disagreements, unmergeable_columns
     from ..audit.leakage import find_leakage
-    from ..core import UserError
     from ..data import views
     from ..data.formats import open_dataset
     from ..data.operations import Merge as Operation
@@ -79,8 +79,6 @@ def print_findings(out: Output, findings) -> None:
 
 def check_absent(path: Path) -> None:
     """Raises UserError if something is at `path` already. Call it before the work, and not after it."""
-    from ..core import UserError
-
     if path.exists():
         raise UserError("a file or folder already exists here", where=path,
                         hint="choose another place, or remove it first")

@@ -26,7 +26,6 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         name: The name of a method, "module:function", or the path of a method.json or a run.
         options: Arguments of the method's function: ["--method.horizon", "8"].
         changes: New values of fields of the method: ["--policy.head.n_steps", "5"].
-        say: Gives the method the task in words.
         executor: What takes the place of the method's executor: see `with_executor`.
         steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
     """

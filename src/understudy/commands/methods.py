@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from ..methods import describe_method, describe_methods, find_method
 from .common import Output, command_line, parse, plain_table
 from .groups import JsonOption, TrustOption, command_options
+from .options import settable_fields
 
 if TYPE_CHECKING:
     from ..learn.method import Method
@@ -36,7 +38,6 @@ def main(args: list[str]) -> None:
 
 def _print_methods(out: Output) -> None:
     from ..execute.schemes import EXECUTION_SCHEMES
-    from ..methods import describe_methods
 
     descriptions = describe_methods()
     table = plain_table("method", "what it is, when to choose it, and what it needs", "training", "plan")
@@ -55,8 +56,6 @@ def _print_methods(out: Output) -> None:
 
 
 def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
-    from ..methods import describe_method, find_method
-
     method, described = find_method(name, trust=trust), describe_method(name)
     if described is not None:
         details = {"Paper": described["paper"],
@@ -93,7 +92,6 @@ def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
 def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:
     """A table of the options of a method's function and of all fields of the method, with their defaults."""
     from .method import method_options
-    from .options import settable_fields
 
     table = plain_table("to set", "default")
     for key, value in method_options(name, trust).items():

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..core import ConfigError
 from ..hints import did_you_mean
 
 T = TypeVar("T")
@@ -78,11 +79,7 @@ def find_field(flag: str, names: Sequence[str]) -> str | None:
 
 
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
-    """Parses the arguments of a command.
-
-    Args:
-        prog: The command as the user writes it, such as "understudy train".
-    """
+    """Parses the arguments of a command."""
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
     values: dict[str, Any] = {}
@@ -97,10 +94,10 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
         if taken:
             values[option.name] = parse_value(option.kind, taken, prog, prog)
     if loose:
-        raise _error(f"unexpected argument {loose[0]!r}", prog, _help_hint(prog))
+        raise ConfigError(f"unexpected argument {loose[0]!r}", where=prog, hint=_help_hint(prog))
     if missing := [o for o in options if o.is_required and o.name not in values]:
         names = ", ".join(o.flag if o.is_positional else f"{o.flag} {o.metavar}".strip() for o in missing)
-        raise _error(f"missing {names}", prog, _help_hint(prog))
+        raise ConfigError(f"missing {names}", where=prog, hint=_help_hint(prog))
     return owner(**values)
 
 
@@ -114,13 +111,14 @@ def change_fields(value: T, args: Sequence[str], prog: str) -> T:
     kinds = {"--" + path.replace("_", "-"): (path, kind) for path, kind, _ in settable_fields(value)}
     for flag in (word.partition("=")[0].replace("_", "-") for word in args if is_option(word)):
         if inside := [option for option in kinds if option.startswith(f"{flag}.")]:
-            raise _error(f"there is no option {flag}: a part is not exchanged on the command line, only its fields are "
-                         f"set, such as {inside[0]}", prog,
-                         "to exchange the part, write a function that returns the method, and train module:function")
+            raise ConfigError(
+                f"there is no option {flag}: a part is not exchanged on the command line, only its fields are set, "
+                f"such as {inside[0]}", where=prog,
+                hint="to exchange the part, write a function that returns the method, and train module:function")
     arities = {flag: (0, 1) if kind is bool else _arity(kind) for flag, (_, kind) in kinds.items()}
     loose, named = _split(args, arities, prog)
     if loose:
-        raise _error(f"unexpected argument {loose[0]!r}", prog, _help_hint(prog))
+        raise ConfigError(f"unexpected argument {loose[0]!r}", where=prog, hint=_help_hint(prog))
     changes: dict[str, Any] = {}
     for flag, words in named:
         path, kind = kinds[flag]
@@ -203,24 +201,18 @@ def parse_value(kind: Any, words: Sequence[str], where: str, prog: str) -> Any:
     low, _ = _arity(kind)
     if not words and low:
         several = _arity(kind)[1] is None
-        raise _error("needs at least one value, but has none" if several else
-                     f"needs {'a value' if low == 1 else f'{low} values'}, but has none", where,
-                     f"name them, or leave {where} out" if several else _help_hint(prog))
+        raise ConfigError("needs at least one value, but has none" if several else
+                          f"needs {'a value' if low == 1 else f'{low} values'}, but has none", where=where,
+                          hint=f"name them, or leave {where} out" if several else _help_hint(prog))
     if len(words) < low:
-        raise _error(f"needs {low} values, but has only {' '.join(words)}", where, _help_hint(prog))
+        raise ConfigError(f"needs {low} values, but has only {' '.join(words)}", where=where, hint=_help_hint(prog))
     try:
         return _read(kind, words)
     except (ValueError, KeyError):
         choices = [c for k in _members(kind) if get_origin(k) is Literal for c in get_args(k)]
         choices += kind.names if isinstance(kind, PartChoice) else ()
-        raise _error(f"{' '.join(words)!r} is not {_describe(kind)}", where,
-                     _help_hint(prog, did_you_mean(" ".join(words), choices))) from None
-
-
-def _error(problem: str, where: str, hint: str) -> Exception:
-    from ..core import ConfigError  # late: help pages need no PyTorch
-
-    return ConfigError(problem, where=where, hint=hint)
+        raise ConfigError(f"{' '.join(words)!r} is not {_describe(kind)}", where=where,
+                          hint=_help_hint(prog, did_you_mean(" ".join(words), choices))) from None
 
 
 def _help_hint(prog: str, suggestion: str = "") -> str:
@@ -321,7 +313,8 @@ def _split(args: Sequence[str], arities: dict[str, tuple[int, int | None]],
         name, equals, value = word.partition("=")
         flag = name.replace("_", "-")
         if flag not in arities:
-            raise _error(f"there is no option {name}", prog, _help_hint(prog, did_you_mean(flag, arities)))
+            raise ConfigError(f"there is no option {name}", where=prog,
+                              hint=_help_hint(prog, did_you_mean(flag, arities)))
         words, most = [value] if equals else [], arities[flag][1]
         while pending and not equals and (most is None or len(words) < most) and not is_option(pending[0]):
             words.append(pending.pop(0))

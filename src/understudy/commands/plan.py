@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import Output, command_line, parse
 from .groups import JsonOption, command_options
 
@@ -35,7 +36,6 @@ class PlanOptions(JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(PlanOptions, "plan", args)
-    from ..core import UserError
     from ..evaluate.planning import MAX_ROLLOUTS
 
     if len(o.rates) != (2 if o.threshold is None else 1):

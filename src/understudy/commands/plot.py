@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import (
     Output,
     command_line,
@@ -36,7 +37,6 @@ class PlotOptions(JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(PlotOptions, "plot", args)
-    from ..core import UserError
     from ..evaluate.training_report import training_verdict, write_training_report
     from ..learn.training_curves import TrainingCurves
 

@@ -14,12 +14,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..core import Feature, Schema, Unsupported, UserError, role
+from ..files import file_name, replace_nonfinite
 from ..serve.address import served_address
-from .common import batch_rows, command_line, has_no_run, progress_bar, recorded_data_of, recorded_env_of
+from .common import (
+    batch_rows,
+    command_line,
+    has_no_run,
+    open_data,
+    progress_bar,
+    recorded_data_of,
+    recorded_env_of,
+    trained_rate,
+    warn_simulator_mismatch,
+)
+from .conditions import (
+    demonstration_part,
+    demonstration_source,
+    open_conditions,
+    parse_conditions,
+    shown_demonstrations,
+)
 from .served import served_client
 
 if TYPE_CHECKING:
-    from ..core import Schema
     from ..data.episode import Dataset
     from ..data.text_columns import TaskText
     from ..envs.base import Env
@@ -48,7 +66,6 @@ def evaluate_run(
     """Evaluates a run in an environment on numbered starts.
 
     Args:
-        run: A run, or a file of understudy export.
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
         workers: Number of workers, or "ray".
@@ -57,7 +74,6 @@ def evaluate_run(
     from ..evaluate.evaluation import evaluation_of
     from ..evaluate.recording import record_episodes
     from ..evaluate.workers import WorkerPool
-    from .common import trained_rate, warn_simulator_mismatch
 
     assert o.episodes is not None  # the command has filled it in
     plays, by = load_actor(run, env, o, tell=True)
@@ -92,7 +108,6 @@ def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) 
     """Returns the actor of a run so that it records its doubt."""
     from ..evaluate.failure_detection import with_doubt
     from ..learn.method import TrainedRun, training_data
-    from .common import open_data
 
     trained = TrainedRun.load(run, o.trust, transforms=True)
     sizes = trained.policy.image_sizes
@@ -105,7 +120,6 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     """Loads the actor of a run for an environment.
 
     Args:
-        run: A run, or a file of understudy export.
         rows: Batch size that the networks always get. None for as many rows as there are.
         tell: Say on standard error which checkpoint is loaded, if images are scaled to the size that the policy reads,
             and if it was never trained on the words of --task.
@@ -113,13 +127,11 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     Returns:
         The actor, and a description of it that recordings store.
     """
-    from ..core import Feature, UserError, role
     from ..envs.image_obs import check_images
     from ..execute.actor import ObservationWrapper
     from ..execute.demonstrated import DemonstratedActor
     from ..learn.method import Method
     from ..policy import check_features
-    from .conditions import demonstration_source, open_conditions, parse_conditions, shown_demonstrations
 
     words = task_columns(run, env.features, o)
     option_columns = {name: Feature("uint8", tuple(value.shape), "text") for name, value in words.items()}
@@ -159,11 +171,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def tell_checkpoint(run: Path) -> None:
-    """Says on standard error which checkpoint the name of a run stands for, and why.
-
-    Args:
-        run: A run, a checkpoint, or a file of understudy export.
-    """
+    """Says on standard error which checkpoint the name of a run stands for, and why."""
     from ..learn.training_curves import describe_checkpoint
 
     if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
@@ -270,15 +278,12 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
     """Loads a run or an exported file.
 
     Args:
-        run: A run, a checkpoint, or a file of understudy export.
         o: The options of the command: the device, the executor, and the trusted packages.
         rows: Batch size that the networks always get. None for as many rows as there are.
-        features: The columns of the environment, if known.
 
     Returns:
         The planner, the actor that executes its plans, and the columns that the planner reads from the environment.
     """
-    from ..core import UserError
     from ..deploy import onnx
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun, policy_features
@@ -306,7 +311,6 @@ def load_policy(run: Path, o: ActingOptions, rows: int | None,
 
 
 def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Planner, Actor, Schema]:
-    from ..core import Unsupported
     from ..heads.regression import Regression
     from ..learn.method import Method
     from ..policy import PolicyConfig
@@ -328,9 +332,7 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
 
 def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
     """Refuses --task and --condition if no policy reads them."""
-    from ..core import UserError
     from ..learn.method import Method
-    from .conditions import demonstration_part, demonstration_source, parse_conditions
     from .method import task_relabel
 
     if o.task is not None and not any(
@@ -367,7 +369,6 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """
     import torch
 
-    from ..core import UserError
     from ..data.text_columns import SHOWN_TASK, TaskText
     from ..learn.method import Method
     from .method import task_relabel
@@ -401,11 +402,7 @@ def weights_digest(place: Path) -> str:
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
-    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints.
-
-    Args:
-        run: A run, a checkpoint, or a file of understudy export.
-    """
+    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints."""
     from ..checkpoint import is_lerobot_checkpoint
     from ..learn.method import Method
     from ..learn.run import Run
@@ -436,8 +433,6 @@ def append_result(o: EvalOptions, line: dict) -> None:
     if has_no_run(o.run):
         return
     from ..checkpoint import is_lerobot_checkpoint
-    from ..core import UserError
-    from ..files import file_name, replace_nonfinite
     from ..learn.callbacks import log_evaluation
     from ..policy import find_checkpoint
 

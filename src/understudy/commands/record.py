@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
+from ..methods import recommend
 from .arms import prepare_session
 from .common import Output, batch_rows, command_line, given_options, parse, progress_bar, trust_options, unused_path
 from .groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
@@ -87,8 +89,6 @@ class _SavedEpisodes:
 
 def main(args: list[str]) -> None:
     o = parse(RecordOptions, "record", args)
-    from ..core import ConfigError, UserError
-
     o.refuse_without_robot("understudy record --help names the robots; in an environment, --actor keyboard is you")
     if (o.env is None) == (o.robot is None):
         raise ConfigError("name an environment or a robot" + (", not both" if o.env else ""),
@@ -113,15 +113,11 @@ def main(args: list[str]) -> None:
 def _record_environment(o: RecordOptions, name: str) -> None:
     """Records episodes in an environment."""
     from ..envs import make
-    from ..methods import recommend
 
     out, saved = Output(), _SavedEpisodes()
     rows = 1 if o.actor == "keyboard" or o.workers != 1 else min(o.rows, o.episodes)
-    env = make(name, rows, o.trust)
-    try:
+    with closing(make(name, rows, o.trust)) as env:
         data = _record_keyboard(o, env, saved) if o.actor == "keyboard" else _record_actor(o, env, saved)
-    finally:
-        env.close()
     if not len(data):
         out.print(f"no episode was saved in {o.out}")
         return
@@ -175,7 +171,6 @@ def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: s
 
 def _record_robot(o: RecordOptions) -> None:
     """Records episodes in which a person moves a robot."""
-    from ..methods import recommend
     from ..robots.recording import RecordingTimes, RobotSession
 
     config = o.robot_config()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import MapOption, StepsOption, command_options
 
@@ -28,7 +29,6 @@ class RepairOptions(MapOption, StepsOption):
 
 def main(args: list[str]) -> None:
     o = parse(RepairOptions, "repair", args)
-    from ..core import UserError
     from ..data import journal
     from ..data.formats import lerobot, open_dataset
     from ..data.formats.remote import url_of

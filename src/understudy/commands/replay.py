@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .arms import prepare_robot
 from .common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
 from .groups import JsonOption, PositiveCount, TrustOption, command_options
@@ -35,7 +37,6 @@ class ReplayOptions(JsonOption, TrustOption, RobotOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ReplayOptions, "replay", args)
-    from ..core import ConfigError
 
     o.refuse_without_robot("understudy replay --help names the robots")
     if (o.env is None) == (o.robot is None):
@@ -61,14 +62,11 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         data = open_dataset(demonstrations_path(o.data))
         chosen = None if o.episode is None else [o.episode]
-        env = make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)
-        if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
-            print(f"warning: {warning}", file=sys.stderr)
-        try:
+        with closing(make(o.env, min(o.rows, len(data) if chosen is None else 1), o.trust)) as env:
+            if warning := version_warning(recorded_simulators(data), env, "the data were recorded in"):
+                print(f"warning: {warning}", file=sys.stderr)
             with progress_bar("replaying", len(data) if chosen is None else 1) as progress:
                 replayed = replay(data, env, chosen, o.state, watch=lambda track: progress())
-        finally:
-            env.close()
         out.print(replayed.describe())
         if not o.state and any(t.divergence for t in replayed.episodes):
             out.suggest(command_line("replay", o.data, o.env, "--state", *trust_options(o.trust, o.env)))
@@ -77,7 +75,6 @@ def main(args: list[str]) -> None:
 
 def _replay_on_robot(o: ReplayOptions) -> None:
     """Repeats one episode on a robot."""
-    from ..core import UserError
     from ..data.formats import open_dataset
     from ..robots.recording import replay_episode
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..core import ConfigError, UserError
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, command_line, parse, plain_table
 from .groups import TrustOption, command_options
+from .robot_check import check_arms
 from .robot_options import (
     LEROBOT,
     RobotOptions,
@@ -79,7 +81,6 @@ def serial_ports() -> list[str]:
 
 
 def _find_port(o: RobotCommandOptions, out: Output) -> None:
-    from ..core import UserError
     from ..robots.ports import stable_port
 
     before = serial_ports()
@@ -113,12 +114,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
 
 @dataclass(frozen=True)
 class _NamedArm:
-    """An arm that the options name.
-
-    Args:
-        device: The option that names it: "robot" or "teleop".
-        side: "left" or "right", of two arms.
-    """
+    """An arm that an option names, "robot" or "teleop". Of two arms, `side` is "left" or "right"."""
 
     kind: ServoArmType
     port: str
@@ -130,8 +126,6 @@ class _NamedArm:
 
 def _arm_of(o: RobotCommandOptions) -> _NamedArm:
     """The single arm of --robot or --teleop."""
-    from ..core import ConfigError
-
     device = "teleop" if o.robot is None else "robot"
     if len(arms := _arms_of(o, device)) > 1:
         raise ConfigError("is two arms, which are calibrated one by one", where=f"--{device}",
@@ -141,8 +135,6 @@ def _arm_of(o: RobotCommandOptions) -> _NamedArm:
 
 def _arms_of(o: RobotCommandOptions, *devices: str) -> list[_NamedArm]:
     """The arms of --robot, of --teleop, or of both."""
-    from ..core import ConfigError
-
     arms = []
     for device in devices:
         if (name := getattr(o, device)) is None and len(devices) > 1:
@@ -171,7 +163,6 @@ def _set_up(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _calibrate(o: RobotCommandOptions, out: Output) -> None:
-    from ..core import UserError
     from ..robots.calibration import calibration_folder, is_leader_folder, keep_old_calibration, write_calibration
     from ..robots.servo_arm import Calibrator
 
@@ -234,10 +225,8 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _check(o: RobotCommandOptions, out: Output) -> None:
-    from ..core import ConfigError
     from ..robots.registry import arm_calibration
     from ..robots.servo_arm import ServoArm
-    from .robot_check import check_arms
 
     if o.recording is not None and o.robot is None:
         raise ConfigError("needs --robot TYPE", where="--data", hint="name the robot that the data were recorded with")
@@ -285,7 +274,6 @@ def _emulate(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _kind_of(name: str | None) -> ServoArmType:
-    from ..core import ConfigError
     from ..robots.servo_arm import ARM_TYPES
 
     if name is None or (kind := ARM_TYPES.get(name)) is None:

@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
+from ..core import ConfigError, UserError
+from ..serve.address import is_this_machine
+from .options import is_option
+
 LEROBOT = "lerobot/"  # before the type of a device of LeRobot
 
 if TYPE_CHECKING:
@@ -74,7 +78,6 @@ class RobotOptions:
 
     def robot_config(self) -> RobotConfig:
         """The robot of these options."""
-        from ..core import ConfigError
         from ..robots.registry import ROBOTS, RobotConfig, parse_cameras
 
         if self.robot is None:
@@ -97,8 +100,6 @@ class RobotOptions:
 
     def refuse_without_robot(self, hint: str) -> None:
         """Refuses options of a robot or a teleoperator if there is no robot."""
-        from ..core import ConfigError
-
         if self.robot is None and (robot_options := _given_options(self, "robot", "teleop", "yes")):
             raise ConfigError("needs --robot TYPE", where=robot_options[0][0], hint=hint)
 
@@ -142,7 +143,6 @@ class TeleopOptions:
 
     def teleop_config(self, use_degrees: bool) -> TeleoperatorConfig:
         """The teleoperator of these options."""
-        from ..core import ConfigError
         from ..robots.registry import TELEOPERATORS, TeleoperatorConfig
 
         if self.teleop is None:
@@ -155,8 +155,6 @@ class TeleopOptions:
 
 
 def _retries(number: int | None, option: str) -> int | None:
-    from ..core import ConfigError
-
     if number is not None and number < 0:
         raise ConfigError(f"must be 0 or more, but is {number}", where=option, hint="0 never repeats a request")
     return number
@@ -169,8 +167,6 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
         flags: The options that the command has. Others that start with --robot. or --teleop. are fields, if the device
             is one of LeRobot.
     """
-    from .options import is_option
-
     words = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
     lerobot_devices = {device for device, kind in pairwise(words) if kind.startswith(LEROBOT)} & {"--robot", "--teleop"}
     own, pending = [], list(args)
@@ -185,8 +181,6 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
         while pending and not equals and not is_option(pending[0]):
             values.append(pending.pop(0))
         if not values:
-            from ..core import ConfigError
-
             raise ConfigError("needs a value, but has none", where=option, hint=f"such as {option} true")
         text = values[0] if len(values) == 1 else f"[{', '.join(values)}]"
         own += [f"{device}.NAME", f"{name.replace('-', '_')}={text}"]
@@ -208,13 +202,7 @@ class ViewOptions:
 @contextmanager
 def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
               ) -> Iterator[Callable[[str], None]]:
-    """Context in which a robot is shown as the options say.
-
-    Yields:
-        What shows the line in the terminal and in the view.
-    """
-    from ..core import ConfigError, UserError
-
+    """Context in which a robot is shown as the options say."""
     host, colon, port = o.view_address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ConfigError(f"{o.view_address!r} is not a host and a port", where="--view-address",
@@ -223,7 +211,6 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
     with ExitStack() as stack:
         if o.view:
             try:
-                from ..serve.address import is_this_machine
                 from ..serve.live_view import LiveView
             except ImportError:
                 raise UserError("websockets is not installed", where="--view",
@@ -257,9 +244,6 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
     removed.
-
-    Args:
-        keyboard: The keyboard, if it also moves the robot.
     """
     from ..envs.devices import RecordingKeys
     from ..robots.recording import NoKeys
@@ -297,9 +281,6 @@ def _terminal_width() -> int:
 def show_session(robot: Robot, keyboard: JointKeyboard | None) -> Callable[[str], None]:
     """What shows the line of a `RobotSession`. If a keyboard moves the robot, its keys are explained once, and the line
     starts with the joint that they move.
-
-    Args:
-        keyboard: The keyboard, if it moves the robot.
     """
     if keyboard is None:
         return show_line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
+from ..files import file_name
 from .common import (
     EnvName,
     Output,
@@ -73,12 +76,10 @@ def main(args: list[str]) -> None:
     from ..envs import make
     from ..evaluate import robustness
 
-
     def build(rows: int) -> World:
         return make(o.env, rows, o.trust)
     with Output(o.json) as out:
-        env = build(min(o.rows, o.episodes))
-        try:
+        with closing(build(min(o.rows, o.episodes))) as env:
             actor, by = _load_actor(o, env, tell=True)
             shifts = _selected_shifts(o, robustness.available_shifts(env), actor, build)
             file = o.save or _results_path(o)
@@ -108,8 +109,6 @@ def main(args: list[str]) -> None:
                 }
                 robustness.write_report(o.html, climbs, Path(o.run).name, env, hardest_episodes)
                 out.print("", f"Report written to {o.html}")
-        finally:
-            env.close()
         out.suggest(*_next_commands(o, climbs))
         out.print_json({"policy": o.run, "env": o.env, "episodes": o.episodes, "seed": o.seed,
                         "shifts": robustness.sweeps_to_json(climbs)})
@@ -118,7 +117,6 @@ def main(args: list[str]) -> None:
 def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[Actor, str]:
     """The actor, and the name under which its results are stored. See `policies.load_actor`."""
     from .. import __version__
-    from ..core import UserError
     from ..evaluate.recording import expert_actor
 
     if o.run == SCRIPTED_ACTOR and not Path(o.run).exists():
@@ -149,8 +147,6 @@ def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tu
 def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift], actor: Actor,
                      build: Callable[[int], World]) -> list[shifts.Shift]:
     """The shifts that the user asked for, each with its levels."""
-    from ..core import UserError
-
     levels = dict(_parse_levels(text) for text in o.levels or ())
     for flag, names in (("--shifts", o.shifts or ()), ("--levels", levels)):
         for name in names:
@@ -176,8 +172,6 @@ def _selected_shifts(o: RobustnessOptions, available: Mapping[str, shifts.Shift]
 
 def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
     """Parses an option such as "noise=0.1,0.2"."""
-    from ..core import UserError
-
     name, _, levels_text = text.partition("=")
     try:
         levels = tuple(float(v) for v in levels_text.split(","))
@@ -192,7 +186,6 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
 def _results_path(o: RobustnessOptions) -> Path:
     """The default file of the results."""
     from ..checkpoint import is_lerobot_checkpoint
-    from ..files import file_name
 
     name, run = file_name(o.env), Path(o.run)
     if (o.run == SCRIPTED_ACTOR and not run.exists()) or has_no_run(run) or is_lerobot_checkpoint(run_folder(run)):

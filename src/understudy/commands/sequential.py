@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import Output, command_line, given_options, progress_bar, trust_options
+from ..core import UserError
+from .common import Output, command_line, given_options, progress_bar, trained_rate, trust_options
+from .policies import append_result, load_actor, refuse_unused_conditions, tell_untrained_episodes
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -22,18 +25,14 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     """Evaluates one or two policies until the test decides, and prints the result."""
     from ..envs import make
     from ..evaluate.evaluation import sequential_verdict_parts
-    from .policies import append_result, refuse_unused_conditions
 
     test = build_test(o)
     runs = [o.run] if o.against is None else [o.run, o.against]
     assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
-    env = make(o.target, min(o.rows, o.episodes), o.trust)
-    began = time.perf_counter()
-    try:
+    with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
+        began = time.perf_counter()
         won = _run_until_settled(test, runs, env, o)
-    finally:
-        env.close()
     path, state = [], test.start()
     for outcome in won:
         path.append(state := test.update(state, *outcome))
@@ -65,7 +64,6 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
     The rates are posterior means after the episodes so far, with a flat prior. None also if --episodes allows that
     many.
     """
-    from ..core import UserError
     from ..evaluate.planning import plan, plan_rate
 
     rates = [(k + 1) / (episodes + 2) for k in successes]
@@ -78,7 +76,6 @@ def _episodes_needed(o: EvalOptions, successes: tuple[int, ...], episodes: int) 
 
 def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
     """The test that the options ask for."""
-    from ..core import UserError
     from ..evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
 
     flag = "--interactive" if o.interactive else "--sequential"
@@ -118,9 +115,6 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
     Returns:
         For each episode up to the one that decides, whether each of the policies succeeded.
     """
-    from ..core import UserError
-    from .policies import load_actor, tell_untrained_episodes
-
     assert o.episodes is not None
     actors = [load_actor(run, env, o, tell=True) for run in runs]
     state, won, reports_success = test.start(), [], [env.metadata.get("success") is not None] * len(runs)
@@ -157,7 +151,6 @@ def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]
 def _rollout_or_load(actor, env, o: EvalOptions, first: int, episodes: int, by: str, save: Path | None) -> Dataset:
     from ..evaluate.recording import record_episodes
     from ..evaluate.rollout import rollout
-    from .common import trained_rate
 
     if save is None:
         return rollout(actor, env, episodes, o.seed, first=first)

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..core import ConfigError, Unsupported, UserError, keys
+from ..serve.address import is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
+from .conditions import demonstration_source, parse_conditions, shown_demonstrations
 from .groups import ActingOptions, ConditionTexts, SchemeName, TaskWords, command_options
+from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core import UserError
     from ..data.text_columns import TaskText
     from ..policy import Policy
     from ..serve.policy_service import PolicyService
@@ -98,10 +101,7 @@ class ServeOptions(ActingOptions):
 
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
-    from ..core import ConfigError, Unsupported, UserError
     from ..serve.access import JsonLog, read_tokens, tls_context
-    from ..serve.address import is_this_machine, served_address
-    from .policies import untrained_warning
 
     try:
         from ..serve.server import PolicyServer, ServerOptions, reduce_pauses
@@ -151,10 +151,8 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 
 def _serve_steering(o: ServeOptions) -> None:
     """Serves the page of --steer."""
-    from ..core import ConfigError
     from ..envs import make
     from ..serve.steering_page import SteeringPage
-    from .policies import load_actor
 
     for field in fields(o):
         if field.name not in STEERING_OPTIONS and getattr(o, field.name) != field.default:
@@ -184,8 +182,6 @@ def _host_in_address(host: str) -> str:
 
 
 def _cannot_listen(error: OSError, host: str, port: int) -> UserError:
-    from ..core import UserError
-
     return UserError(f"the server cannot listen there: {error.strerror or error}", where=f"--host {host} --port {port}",
                      hint="another server may use the port: choose another one, or --port 0")
 
@@ -233,7 +229,6 @@ async def _raise_start_error(running: asyncio.Future, options: ServerOptions) ->
 
 def load_service(o: ServeOptions) -> PolicyService:
     """Loads the policy of a run for a server."""
-    from ..core import ConfigError
     from ..data.text_columns import TaskText
     from ..execute.actor import TransformedActor
     from ..learn.method import Method
@@ -241,7 +236,6 @@ def load_service(o: ServeOptions) -> PolicyService:
     from ..serve.describe import policy_metadata, policy_schema
     from ..serve.policy_service import PolicyService, ServedPolicy
     from .method import task_relabel
-    from .policies import load_policy
 
     while True:
         name = _newest(o)
@@ -279,9 +273,6 @@ def _default_columns(o: ServeOptions, say: TaskText | None) -> dict[str, Tensor]
     """
     import torch
 
-    from ..core import ConfigError
-    from .conditions import demonstration_source, parse_conditions, shown_demonstrations
-
     defaults = parse_conditions(o.condition, {})
     if o.task is not None:
         if say is None:
@@ -302,7 +293,6 @@ def _warm_up(policy: Policy) -> None:
     """Plans twice, so that no client waits for what is built at the first plan."""
     import torch
 
-    from ..core import keys
     from ..deploy.equivalence import random_observations
 
     with torch.no_grad():
@@ -314,8 +304,6 @@ def _warm_up(policy: Policy) -> None:
 
 def _newest(o: ServeOptions) -> str:
     """Digest of the newest checkpoint. Files are read only if they have changed, because --watch asks every second."""
-    from .policies import weights_path
-
     path = weights_path(o.run)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return _digest(path, tuple((str(f), s.st_mtime_ns, s.st_size) for f in files for s in [f.stat()]))
@@ -323,14 +311,10 @@ def _newest(o: ServeOptions) -> str:
 
 @lru_cache(maxsize=1)
 def _digest(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    from .policies import weights_digest
-
     return weights_digest(path)
 
 
 def _renamed(o: ServeOptions) -> dict[str, str]:
-    from ..core import ConfigError
-
     for text in o.rename:
         if "=" not in text:
             raise ConfigError(f"{text!r} is not NAME=COLUMN", where="--rename",

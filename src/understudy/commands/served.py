@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core import UserError
 from ..serve.address import served_address
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 def changed_checkpoint(run: Path | str) -> str | None:
     """What to tell about a server that has changed its checkpoint since this process connected.
-
-    Args:
-        run: A run or the address of a server.
 
     Returns:
         A sentence, or None for a run, and for a server that still has the same checkpoint.
@@ -33,8 +31,6 @@ def changed_checkpoint(run: Path | str) -> str | None:
 @cache
 def served_client(address: str) -> Client:
     """Returns the connection of this process to a server. It is closed when the process ends."""
-    from ..core import UserError
-
     try:
         from ..serve.remote import connect_policy
     except ImportError as error:

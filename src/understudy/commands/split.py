@@ -10,6 +10,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..core import UserError
+from ..files import whole_folder
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import JsonOption, Seed, command_options
 from .merge import check_absent, print_findings
@@ -48,7 +50,6 @@ def main(args: list[str]) -> None:
     from ..data.formats import open_dataset
     from ..data.operations import Select
     from ..data.operations import episode_values as of
-    from ..files import whole_folder
 
     if o.by == "episode" and o.fractions is None:
         o = replace(o, fractions=(0.8, 0.2))
@@ -80,8 +81,6 @@ def main(args: list[str]) -> None:
 
 
 def _check_options(o: SplitOptions) -> None:
-    from ..core import UserError
-
     if o.fractions is None:
         if o.names is not None:
             raise UserError(
@@ -99,7 +98,6 @@ def _check_options(o: SplitOptions) -> None:
 
 def _random_parts(o: SplitOptions, values: list) -> dict[str, tuple[list[int], list]]:
     """Assigns values of the field to parts, as close to the fractions as possible. The seed decides among ties."""
-    from ..core import UserError
     from ..data.operations import assign_groups, permutation
 
     assert o.fractions is not None
@@ -122,8 +120,6 @@ def _numbers_first(value) -> tuple:
 
 
 def _part_per_value(o: SplitOptions, values: list) -> dict[str, tuple[list[int], list]]:
-    from ..core import UserError
-
     groups, parts = _group_by_value(values), {}
     if len(groups) < 2:
         raise UserError(f"all episodes have the same {o.by}, {next(iter(groups), None)!r}", where=o.data,

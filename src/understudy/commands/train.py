@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 from tyro.conf import Positional, UseAppendAction, arg
 
 from .. import __version__
+from ..config import dump
+from ..core import ConfigError, UserError
+from ..files import whole_folder
 from .common import (
     Output,
     command_line,
@@ -27,6 +31,7 @@ from .common import (
     split_arguments,
     trust_options,
 )
+from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
 from .groups import (
     DeviceOption,
     IgnoredCodes,
@@ -37,9 +42,10 @@ from .groups import (
     TrustOption,
     command_options,
 )
+from .options import find_field, options_of, settable_fields
+from .policies import tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from ..data.episode import Dataset
     from ..data.mixture import MixtureWeights
@@ -219,10 +225,8 @@ def _data_path(o: TrainOptions) -> Path:
 
 def _record_random(o: TrainOptions) -> None:
     """Stores episodes of random actions in the run, unless they are there."""
-    from ..core import UserError
     from ..data.formats import write_dataset
     from ..envs import make
-    from ..files import whole_folder
     from ..improve.collection import random_episodes
 
     if o.env is None:
@@ -231,11 +235,8 @@ def _record_random(o: TrainOptions) -> None:
                              "; or, for a method that collects episodes, an environment: --env ENV")
     folder = _data_path(o).parent
     if not folder.is_dir():
-        env = make(o.env, COLLECTION_ROWS, o.trust)
-        try:
+        with closing(make(o.env, COLLECTION_ROWS, o.trust)) as env:
             episodes = random_episodes(env, o.random_steps, o.seed)
-        finally:
-            env.close()
         with whole_folder(folder) as part:
             write_dataset(episodes, part / "episodes.npz", "npz")
 
@@ -268,12 +269,10 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
 def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
     """The method with --reward as its first change of episodes, and --reward-scale, -shift and -clip as its last."""
     from ..checkpoint import FromStage
-    from ..core import UserError
     from ..data.relabel import ScaledReward
     from ..learn.learned_reward import LearnedReward
     from ..learn.method import Method, Stage
     from ..learn.targets import REWARD
-    from .policies import tell_checkpoint
 
     low, high = o.reward_clip or (None, None)
     change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
@@ -310,9 +309,7 @@ def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> Non
 
 def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
     """The environment of --eval."""
-    from ..core import UserError
     from ..envs import make
-    from .conditions import demonstration_part, goal_columns, open_conditions
     from .method import task_relabel
 
     def refuse(missing: list[str], numbers: str, hint: str = "") -> NoReturn:
@@ -358,7 +355,6 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     """Prints where the run is, its measurements, and what to do next."""
     from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
-    from .conditions import example_evaluation
 
     data = training.data
     places = Run(o.out).named_checkpoints()
@@ -405,9 +401,7 @@ def _compare_checkpoints(curves: TrainingCurves, o: TrainOptions, env: str | Non
 
 def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
     """Refuses an option that is a field of the method without its part, such as --batch-size, and names the field."""
-    from ..core import ConfigError
     from .method import build_method, method_options
-    from .options import find_field, options_of, settable_fields
 
     flags = {option.flag for option in options_of(TrainOptions)}
     unknown = [name for word in own if word.startswith("--") and (name := word.partition("=")[0]).replace("_", "-")
@@ -427,7 +421,6 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
 
 def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights | None]:
     """The mixture of DATA, its part "task", and of the episodes of --prior, its part "prior"."""
-    from ..core import UserError
     from ..data.mixture import mix
 
     if o.prior is None:
@@ -440,8 +433,6 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
 
 def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:
     """Raises UserError if the episodes are no mixture with a part that a stage is trained on."""
-    from ..core import UserError
-
     if all(episode.metadata.get("dataset") != part for episode in data):
         raise UserError(f"{o.method} learns from two sets of episodes: {_data_path(o)}, which show the task, and prior "
                         "episodes, such as those of other tasks", where="--prior",
@@ -464,8 +455,6 @@ def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
 
 def _logged_config(o: TrainOptions, method: Method) -> dict:
     """The whole configuration of a training, for Weights & Biases: the options, and every field of the method."""
-    from ..config import dump
-
     options = {k: [*map(str, v)] if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v
                for k, v in vars(o).items() if k not in ("method", "data", "seed", "json")}
     return {"method": o.method, "data": _data_path(o).name, "seed": o.seed, "understudy": __version__,
@@ -474,10 +463,8 @@ def _logged_config(o: TrainOptions, method: Method) -> dict:
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
     """The method with the stages that --from and --stage give, and the run of each stage."""
-    from ..core import UserError
     from ..learn.method import InitializeFrom
     from ..learn.stages import continue_from, use_run
-    from .policies import tell_checkpoint
 
     stages: dict[str, Path] = {}
     for text in o.stage:
@@ -504,7 +491,6 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 def _refuse_other_network(method: Method, o: TrainOptions) -> None:
     """Refuses --from a run whose network was trained for another head or trunk, before anything is trained."""
     from ..checkpoint import is_lerobot_checkpoint
-    from ..core import ConfigError
     from ..learn.method import Method
     from ..policy import find_checkpoint
 
@@ -533,7 +519,6 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
 
 def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:
     """The environment in which the method and its stages collect episodes; None if they collect none."""
-    from ..core import UserError
     from ..envs import make
     from ..envs.registry import base_name
 
@@ -557,7 +542,6 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
 
 
 def _open_stream(o: TrainOptions):
-    from ..core import UserError
     from ..data.stream import ShardStream
 
     for name in ("image_size", "map", "max_episode_steps"):
@@ -680,7 +664,6 @@ def _trusted_packages(own: list[str]) -> list[str]:
 
 def _task_relabel(data: Dataset) -> TaskText:
     """A relabeling with room for the longest task."""
-    from ..core import UserError
     from ..data.text_columns import TaskText, task_texts
 
     longest = max(len(str(text).encode()) for episode in data for text in task_texts(episode))
@@ -696,7 +679,6 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
     from ..policy import Policy
-    from .policies import tell_scaled_images
 
     if method.inference or method.wrapper is not None or any(find_references(method.transforms)):
         return  # what the actor reads is known when the stages are trained

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ..core import UserError
 from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
+from .convert import main as convert
 from .groups import IgnoredCodes, JsonOption, Seed, command_options
 from .merge import check_absent
 
 if TYPE_CHECKING:
-    from ..core import UserError
     from ..data.episode import Dataset
     from ..data.operations import Operation
 
@@ -90,8 +91,6 @@ def main(args: list[str]) -> None:
 
 
 def _usage_error(problem: str, o: ViewOptions) -> UserError:
-    from ..core import UserError
-
     return UserError(problem, where=f"understudy view {o.subcommand}",
                      hint="understudy view --help says what each takes")
 
@@ -145,7 +144,6 @@ def _cut(field: str) -> Operation:
 
 
 def _parse_condition(text: str, data) -> Operation:
-    from ..core import UserError
     from ..data.formats.column_names import format_list
     from ..data.operations import Filter, episode_values
 
@@ -171,8 +169,6 @@ def _parse_condition(text: str, data) -> Operation:
 
 
 def _split_pair(option: str, text: str) -> tuple[str, str]:
-    from ..core import UserError
-
     first, equals, second = text.partition("=")
     if not (equals and first and second):
         raise UserError(f"{text!r} is not two names with = between them", where=option,
@@ -181,8 +177,6 @@ def _split_pair(option: str, text: str) -> tuple[str, str]:
 
 
 def _parse_range(text: str) -> tuple[int, int | None]:
-    from ..core import UserError
-
     if not (match := re.fullmatch(r"(-?\d*):(-?\d*)", text)) or "-" in match.groups():
         raise UserError(f"{text!r} is not of the form A:B", where="--crop", hint="such as --crop 5:-5 or --crop=:-5")
     return int(match[1] or 0), int(match[2]) if match[2] else None
@@ -198,7 +192,6 @@ def _parse_scalar(text: str):
 
 
 def _list_views(o: ViewOptions, out: Output) -> None:
-    from ..core import UserError
     from ..data import views
 
     folder = o.path or Path()
@@ -247,7 +240,6 @@ def _lineage_lines(node, indent: str = "") -> list[str]:
 def _materialize(o: ViewOptions, out: Output) -> None:
     from ..data import views
     from ..data.formats import formats_for_suffix
-    from .convert import main as convert
 
     assert o.path is not None and o.out is not None
     views.read_view(o.path)  # raises UserError if it is not a view

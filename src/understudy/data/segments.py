@@ -74,11 +74,7 @@ class SegmentDetector(ABC):
 
     @abstractmethod
     def detect(self, episode: Episode) -> Sequence[LabeledSegment]:
-        """Return the segments of an episode. They may overlap, and there may be none.
-
-        Raises:
-            DataError: A column or a metadata field is missing or malformed. The message names it.
-        """
+        """Return the segments of an episode. They may overlap, and there may be none."""
 
 
 @dataclass(frozen=True)

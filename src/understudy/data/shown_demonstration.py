@@ -59,11 +59,7 @@ class ShowDemonstration(Operation):
         return Feature("float32", (sum(features[name].size for name in self.columns),))
 
     def frames(self, episode: Episode) -> np.ndarray:
-        """Returns the frames of an episode, (n_frames, D) float32.
-
-        Raises:
-            DataError: A column does not fit, or has NaN or infinite numbers.
-        """
+        """Returns the frames of an episode, (n_frames, D) float32."""
         self.feature(episode.features())
         rows = [np.asarray(episode.steps[name]) for name in self.columns]
         at = np.linspace(0, len(rows[0]) - 1, self.n_frames).round().astype(int)

@@ -51,7 +51,6 @@ def check_export(policy: Policy, planner: ExportedPlanner, executor: Executor | 
     Args:
         executor: The executor, if one is written into the file.
         tolerance: Largest error of a plan, relative to the largest action.
-        where: The file, for errors.
 
     Returns:
         The largest error of the file's plans on random observations, of `plan_difference`.

@@ -47,12 +47,7 @@ class PlanModule(nn.Module):
 
 
 class ExportedPlanner(Planner):
-    """A planner that runs an exported file on the CPU, whatever the device of its arguments.
-
-    Args:
-        metadata: What the file says of itself, see `metadata`.
-        where: The file, for errors.
-    """
+    """A planner that runs an exported file on the CPU, whatever the device of its arguments."""
 
     device = torch.device("cpu")
 

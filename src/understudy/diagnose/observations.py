@@ -113,7 +113,6 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
     """Compares the first observations, which do not depend on what the policy does, with the recorded ones.
 
     Args:
-        name: The column.
         parts: Names of its components, (D,).
         recorded: The column in recorded episodes, (T, D) each.
         observed: The same where the policy acts.

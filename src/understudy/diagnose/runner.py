@@ -15,6 +15,7 @@ from ..data.episode import Dataset
 from ..data.video import resize
 from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
+from ..evaluate.behavior.scaling import concat_columns
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
@@ -59,7 +60,6 @@ class Observed:
     """What is known of where the policy acts.
 
     Args:
-        features: Its columns.
         metadata: "fps", and "low" and "high" where the actions are limited.
         episodes: Episodes of the policy, or single observations of a robot that does not move.
         probes: Episodes with recorded actions. None for none.
@@ -121,7 +121,6 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
     Args:
         trained: The run. Its transforms are needed too.
-        curves: Its measurements.
         step: Updates of the checkpoint. None if it is not one of the run's.
         recorded: The data of the run. None if they are not there.
         observed: Where the policy acts. None to check the run and the data alone.
@@ -315,11 +314,9 @@ def _transitions(data: Iterable, features: Schema, bounds: tuple[np.ndarray, np.
     """States (n + 1, D) and actions (n, A) of each episode, clipped to `bounds`."""
     names, pairs = _numeric(features), []
     for e in data:
-        columns = [np.asarray(e.steps[n], np.float64) for n in names]
-        rows = min(map(len, columns))
-        states = np.concatenate([c[:rows].reshape(rows, -1) for c in columns], 1)
+        states = concat_columns(e, names)
         actions = np.asarray(e.steps["action"], np.float64).reshape(len(e.steps["action"]), -1)
-        n = min(rows - 1, len(actions))
+        n = min(len(states) - 1, len(actions))
         if n > 0 and np.isfinite(states).all() and np.isfinite(actions[:n]).all():
             pairs.append((states[:n + 1], actions[:n] if bounds is None else np.clip(actions[:n], *bounds)))
     return pairs

@@ -102,7 +102,6 @@ def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> En
         The environment. `metadata["simulator"]` is its version and physics, in words.
 
     Raises:
-        UserError: For a name or an option that nobody knows.
         UntrustedCode: For code that is not trusted.
     """
     single, *_ = name.partition(TRIALS)

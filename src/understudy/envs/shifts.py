@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core import UserError, normal, put, role, uniform
 from ..execute.actor import Actor
 from ..execute.latency import DroppedObservation, delay_actor
-from .base import Env, Obs
+from .base import Env, EnvWrapper, Obs
 from .image_obs import ImageObs
 from .toy import Toy, distance
 from .toys.arms import Arms
@@ -68,7 +68,7 @@ class Shiftable(Env):
 # -- what can be done to any environment --------------------------------------------------------------------------
 
 
-class Shifted(Env):
+class Shifted(EnvWrapper):
     """Base class of environments that change the observations or actions of another by a severity.
 
     Args:
@@ -122,9 +122,6 @@ class Shifted(Env):
     def shift_action(self, action: Tensor) -> Tensor:
         """Changes actions, (rows, A), before they are executed."""
         return action
-
-    def close(self):
-        self.env.close()
 
     def _columns(self, kind: str) -> list[str]:
         """Observations of a kind; what stands under another role, such as simulator.state, is as it was."""
@@ -413,7 +410,7 @@ def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
         return ()
     from .mujoco import MujocoVector
 
-    metaworld = sys.modules.get(f"{__package__}.metaworld")
+    metaworld = sys.modules.get(f"{__package__}.simulators.metaworld")
     if not isinstance(env, (MujocoVector, *((metaworld.MetaWorld,) if metaworld else ()))):
         return ()
     kick = (
@@ -467,63 +464,39 @@ def available_shifts(env: Env, spread: Callable[[], Mapping[str, Tensor]]) -> di
 # -- the shifts of toys -----------------------------------------------------------------------------------------------
 
 
+def _moved(name: str, description: str, unit: str, levels: tuple[float, ...], move: StateMove, most: float = math.inf
+           ) -> Shift:
+    """A shift of a toy whose episodes start from changed states."""
+    return Shift(name, description, unit, levels, lambda env, s: MovedState(env, s, name, move, most))
+
+
 _FORK_SHIFTS = (
-    Shift("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8),
-          lambda env, s: MovedState(env, s, "start", _move_start_back)),
+    _moved("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8), _move_start_back),
     Shift("gust", "gusts of wind", "m/s", (0.25, 0.5, 1.0, 2.0), Gusts),
 )
 _PARTICLE_SHIFTS = (
-    Shift("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
-          lambda env, s: MovedState(env, s, "start", partial(_widen_range, "at", 0.5))),
-    Shift("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0),
-          lambda env, s: MovedState(env, s, "goal", _move_goals_to_corners, 1.0)),
+    _moved("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
+           partial(_widen_range, "at", 0.5)),
+    _moved("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0), _move_goals_to_corners,
+           1.0),
     Shift("weak", "a weaker spring", "of its strength", (0.1, 0.2, 0.4, 0.8), WeakSpring),
 )
 _PUSH_SHIFTS = (
-    Shift("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
-          lambda env, s: MovedState(env, s, "start", _widen_block_range, 0.08)),
-    Shift("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
-          lambda env, s: MovedState(env, s, "goal", partial(_widen_range, "goal", 0.3), 0.08)),
+    _moved("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), _widen_block_range, 0.08),
+    _moved("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), partial(_widen_range, "goal", 0.3),
+           0.08),
 )
 _BLOCKS_SHIFTS = (
-    Shift(
-        "start",
-        "blocks drawn from a wider range",
-        "m",
-        (0.015, 0.03, 0.045, 0.06),
-        lambda env, s: MovedState(
-            env, s, "start", partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06
-        ),
-    ),
-    Shift(
-        "goal",
-        "targets drawn from a wider range",
-        "m",
-        (0.02, 0.04, 0.06, 0.08),
-        lambda env, s: MovedState(
-            env, s, "goal", partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08
-        ),
-    ),
+    _moved("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06),
+           partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06),
+    _moved("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
+           partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08),
 )
 _ARMS_SHIFTS = (
-    Shift(
-        "start",
-        "hands drawn from a wider range",
-        "m",
-        (0.025, 0.05, 0.075, 0.1),
-        lambda env, s: MovedState(
-            env, s, "start", partial(_widen_range, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1
-        ),
-    ),
-    Shift(
-        "goal",
-        "goals drawn from a wider range",
-        "m",
-        (0.05, 0.1, 0.2, 0.3),
-        lambda env, s: MovedState(
-            env, s, "goal", partial(_widen_range, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3
-        ),
-    ),
+    _moved("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1),
+           partial(_widen_range, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1),
+    _moved("goal", "goals drawn from a wider range", "m", (0.05, 0.1, 0.2, 0.3),
+           partial(_widen_range, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3),
 )
 _TOY_SHIFTS: dict[type[Env], tuple[Shift, ...]] = {
     Fork: _FORK_SHIFTS, Particle: _PARTICLE_SHIFTS, Push: _PUSH_SHIFTS, Blocks: _BLOCKS_SHIFTS, Arms: _ARMS_SHIFTS,

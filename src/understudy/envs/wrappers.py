@@ -17,7 +17,7 @@ from ..learn.targets import REWARD, TERMINATED
 from .base import Env, EnvWrapper, Obs, StepResult
 
 
-class WrappedEnv(Env):
+class WrappedEnv(EnvWrapper):
     """The environment in which the actor of an `ActionWrapper` learns.
 
     One step is `wrapper.period` steps of `env`. The reward is their discounted sum, which ends with the episode. Time
@@ -91,9 +91,6 @@ class WrappedEnv(Env):
                 raise Unsupported("an action ended before its period, and the other rows cannot wait for a new one",
                                   where=self.metadata["env"], hint="use one row, or WrappedActor")
         return StepResult(self.shown, reward, terminated, truncated, info)
-
-    def close(self):
-        self.env.close()
 
     def _wrapper_obs(self) -> Obs:
         return {**self.seen, LAST_REWARD: self.reward}

@@ -238,9 +238,6 @@ class ConformalThreshold:
         Args:
             episodes: Rollouts with the column `doubt`, of which "success" is known.
             checkpoint: Digest of the checkpoint that acted.
-
-        Raises:
-            UserError: There are too few failures (successes, for false alarms).
         """
         largest, failed = largest_doubts(episodes), failures(episodes)
         misses = self.error == "missed-failures"
@@ -287,11 +284,7 @@ class FailureDetector:
 
     @staticmethod
     def load(run: Path, trust: tuple[str, ...] = ()) -> FailureDetector:
-        """Reads the detector of a run, or of one of its checkpoints.
-
-        Raises:
-            UserError: There is none, or it was calibrated for another checkpoint.
-        """
+        """Reads the detector of a run, or of one of its checkpoints."""
         checkpoint = find_checkpoint(run)
         folder = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
         detector = FailureDetector.read(folder, trust)
@@ -377,11 +370,7 @@ def largest_doubts(episodes: Dataset) -> np.ndarray:
 
 
 def failures(episodes: Dataset) -> np.ndarray:
-    """Returns whether each episode failed, (episodes,) bool.
-
-    Raises:
-        UserError: The environment defines no success.
-    """
+    """Returns whether each episode failed, (episodes,) bool."""
     if any("success" not in e.metadata for e in episodes):
         raise UserError("failures are not known: the environment defines no success", where="failure detection",
                         hint='use an environment whose info has "success"')

@@ -94,7 +94,6 @@ def group_failures(
     group.
 
     Args:
-        env: The environment, for where the episodes ended on its map.
         demonstrations: Index of the demonstrations, for how far failures are from them.
 
     Returns:

@@ -74,10 +74,8 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
         trained: The run, loaded with its transforms.
         data: Episodes as the policy learns from them (`training_data`), with rewards and ends.
         config: Its encoder and numbers of steps of a plan are replaced by those that suit the run.
-        n_trained_on: Number of episodes that the policy was trained on.
 
     Raises:
-        UserError: There are too few episodes, or rewards and ends are missing or say nothing.
         Unsupported: What the policy does next does not depend on its observations alone.
     """
     _check_data(data)

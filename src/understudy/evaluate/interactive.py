@@ -127,9 +127,6 @@ class TrialDesign:
                 ``{"event": "scrap"}``                      the round does not count, and is repeated in another order
                 ``{"event": "correct", "label": ...}``      replaces the last label
                 ``{"event": "end"}``                        no more trials; the names of the policies may be shown
-
-        Raises:
-            UserError: If the event is not possible now.
         """
         s, kind = session, event.get("event")
         if s.is_over or kind not in ("begin", "label", "spoilt", "scrap", "correct", "end"):

@@ -86,9 +86,6 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
         threshold: The success rate that the interval must exclude.
         alpha: 1 less the confidence level.
         power: Probability that the interval excludes the threshold.
-
-    Raises:
-        UserError: If an argument is out of its range, or the rate equals the threshold.
     """
     _check_arguments(rate, threshold, alpha, power, ("the rate", "the bound"))
     fixed = _smallest_sufficient(

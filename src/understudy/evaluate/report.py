@@ -270,10 +270,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     """Write a page about one or two policies.
 
     Args:
-        runs: Evaluation of each policy, by its name.
         env: The environment, for drawing trajectories.
-        training: Measurements of the training, by the policy's name.
-        behavior: Behavior metrics, by the policy's name.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
     """
@@ -315,7 +312,6 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
     """Section on what the policies did: trajectories, success rates, and the paired difference.
 
     Args:
-        runs: Evaluation of each policy, by its name.
         env: The environment, for drawing trajectories.
     """
     first = next(iter(runs.values()))
@@ -446,7 +442,6 @@ def next_step_section(runs: Mapping[str, BehaviorMetrics], commands: Sequence[tu
     """Section on what to do next: what to record against the largest group of failures, and commands.
 
     Args:
-        runs: Behavior metrics, by the policy's name.
         commands: Pairs of a command and what it does.
 
     Returns:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import UserError, role
 from ..data.episode import Episode
 from ..envs import shifts
-from ..envs.base import Env, HasExpert, Renderable
+from ..envs.base import Env, EnvWrapper, HasExpert, Renderable
 from ..envs.shifts import Shift
 from ..execute.actor import Actor
 from ..files import replace_nonfinite
@@ -180,7 +180,6 @@ def sweep_severities(
         rows: Number of environments that run at the same time. It affects only the time.
         results_file: File for finished episodes. A later call continues from it, for the same environment, seed and
             actor.
-        actor_name: Name of the actor in that file.
         watch: Called with the number of finished episodes, including those from the file.
         setup: For several workers: makes the actor and the environment at a severity of a shift, given by its name. A
             function of a module, or a functools.partial of one with picklable values.
@@ -350,17 +349,12 @@ def hardest_episode(
         env.close()
 
 
-class _FrameCapture(Env):
+class _FrameCapture(EnvWrapper):
     """Captures the first, the last and at most 32 evenly spaced frames of row 0 while the wrapping `env` is stepped."""
 
     def __init__(self, env: Env, camera: Renderable):
-        self.env, self.camera, self.rows, self.features, self.metadata = (
-            env,
-            camera,
-            env.rows,
-            env.features,
-            env.metadata,
-        )
+        super().__init__(env)
+        self.metadata, self.camera = env.metadata, camera
         self.frames: list[tuple[int, np.ndarray]] = []
         self.clock, self.interval = 0, 1
 

@@ -33,10 +33,6 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
     Args:
         watch: Called as `watch(number, episode)` when an episode ends.
-
-    Raises:
-        UserError: The number of episodes is negative, the actor does not fit the environment, an action is NaN or
-            infinite, or an episode never ends.
     """
     if not isinstance(actor, Actor):
         raise UserError(f"{type(actor).__name__} is not an actor", where="rollout",

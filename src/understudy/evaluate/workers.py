@@ -150,9 +150,6 @@ class WorkerPool:
 
         Args:
             watch: Called with the number of each episode that ended, and the episode.
-
-        Raises:
-            UserError: If the workers have not been started.
         """
         if self._local is not None:
             with single_threaded():

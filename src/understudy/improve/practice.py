@@ -27,13 +27,21 @@ from ..learn.targets import REWARD, TERMINATED
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward
 from ..policy import Policy, PolicyConfig
-from .collection import CollectionRounds, Exploration, RolloutCollector, TemperatureExploration, random_episodes
+from .collection import (
+    CollectionRounds,
+    Exploration,
+    GaussianExploration,
+    RolloutCollector,
+    TemperatureExploration,
+    random_episodes,
+)
 from .retention import LastRounds
 from .updates import Epochs, PerRound
 
 BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
 SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
+CAREFUL = OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in WSRL
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
 
 
@@ -97,6 +105,26 @@ def rlpd(practice: Practice, method: Method) -> Method:
     return _practice(practice, method, policy, learner, mixture_weights=(0.5, 0.5))
 
 
+def porl(practice: Practice, method: Method) -> Method:
+    """TD3 that trains the policy itself, with none of its demonstrations (PORL).
+
+    A new critic learns alone from the episodes of the first round, in which the policy stays as it is. It has seen no
+    other policy's, so that actions which are not in its episodes are not scored low.
+
+    References:
+        Xiao et al. (2025), Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only, arXiv:2505.16856.
+    """
+    _check_plain(method, "porl")
+    _check_numbers(practice.data, "porl")
+    updates = _updates(practice, method)
+    learner = OffPolicyActorCritic(bc_weight=0.0, critic=CRITICS, critic_warmup_updates=updates,
+                                   policy_optimizer=CAREFUL)
+    noise = GaussianExploration(round(0.1 * float(np.mean(_half_ranges(practice.data))), 6))
+    rounds = CollectionRounds(practice.n_rounds, RolloutCollector(practice.n_episodes, exploration=noise),
+                              retention=LastRounds(practice.n_rounds), updates=PerRound(updates), compare_rounds=True)
+    return replace(method, transforms=(*method.transforms, SuccessReward()), learner=learner, collection=rounds)
+
+
 @part
 class DenoisingExploration(Exploration):
     """Adds noise to the denoising steps of the policy, and records them: see `DenoisingPPO`."""
@@ -143,16 +171,26 @@ def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head:
     """Learns corrections of at most a share of half the range of the demonstrated actions."""
     name = "residual" if isinstance(learner, OffPolicyActorCritic) else "residual-ppo"
     _check_plain(method, name)
-    if practice.data.features()["action"].kind == "discrete":
-        raise Unsupported("a correction is added to an action, and these actions are classes", where=f"--with {name}",
-                          hint="use --with filtered, or a method with a supervisor, such as --with dagger")
-    actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1)
-                              for e in practice.data])
-    scale = tuple((share * np.maximum(np.ptp(actions, 0) / 2, 1e-6)).round(6).tolist())
+    _check_numbers(practice.data, name)
+    scale = tuple((share * _half_ranges(practice.data)).round(6).tolist())
     policy = PolicyConfig(head, FeedForward(), simplest_encoder(practice.data.features()),
                           codec=Normalizer(target="identity"))
     return replace(_practice(practice, method, policy, learner, **fields),
                    wrapper=ResidualWrapper(BASE, scale, executor=method.executor))
+
+
+def _check_numbers(data: Dataset, name: str) -> None:
+    """Refuses actions that are classes."""
+    if data.features()["action"].kind == "discrete":
+        raise Unsupported(f"{name} changes actions that are numbers, and these actions are classes",
+                          where=f"--with {name}",
+                          hint="use --with filtered, or a method with a supervisor, such as --with dagger")
+
+
+def _half_ranges(data: Dataset) -> np.ndarray:
+    """Half the range of each component of the demonstrated actions, (A,)."""
+    actions = np.concatenate([np.asarray(e.steps["action"][:len(e)], float).reshape(len(e), -1) for e in data])
+    return np.maximum(np.ptp(actions, 0) / 2, 1e-6)
 
 
 def _practice(practice: Practice, method: Method, policy: PolicyConfig, learner: LearnerConfig,

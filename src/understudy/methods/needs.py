@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..core import Schema
+from ..core import DataError, Schema, Unsupported, check_observed, role
 
 Others = Callable[[], list[str]]  # names of the bundled methods that do not have the need
 Example = Mapping[str, Mapping[str, Any]]  # columns, as the JSON of a `Feature` each
@@ -71,24 +70,18 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
 
 
 def _refuse_classes(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import Unsupported
-
     if (action := features.get("action")) is not None and action.kind == "discrete":
         raise Unsupported("the actions are classes, but this method learns numbers", where=f"{name}, column 'action'",
                           hint=f"{', '.join(others())} learn classes")
 
 
 def _refuse_uncompared(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError
-
     if not {"segment", "preference"} <= features.keys():
         raise DataError("the episodes are no comparisons: there are no columns 'segment' and 'preference'", where=name,
                         hint="understudy judge DATA --out COMPARISONS asks which of two segments is better")
 
 
 def _refuse_numbers(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import Unsupported
-
     if (action := features.get("action")) is None or action.kind == "discrete" and action.size == 1:
         return
     problem = ("the actions are numbers" if action.kind != "discrete" else
@@ -101,7 +94,6 @@ def _refuse_numbers(name: str, features: Schema, options: Mapping[str, Any], oth
 
 
 def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError, role
     from ..nets.point_cloud import check_point_cloud, point_cloud_columns
 
     possible = [n for n, f in features.items() if role(n) == "observation" and f.kind == "vector" and len(f.shape) == 2]
@@ -122,16 +114,12 @@ def _require_point_clouds(name: str, features: Schema, options: Mapping[str, Any
 
 
 def _require_cameras(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError, role
-
     if not any(f.kind == "image" and role(column) == "observation" for column, f in features.items()):
         raise DataError(f"the data have no camera; the columns are {', '.join(features)}", where=name,
                         hint="record with a camera, or choose a method that reads other observations, such as knn")
 
 
 def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError
-
     images = [f for f in features.values() if f.kind == "image" and f.shape[0] == f.shape[1]]
     if len(images) != 1 or features["action"].size != 5:
         raise DataError(f"the data have {len(images)} square images and actions of {features['action'].size} numbers",
@@ -140,8 +128,6 @@ def _require_one_motion(name: str, features: Schema, options: Mapping[str, Any],
 
 
 def _require_numeric_states(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError, check_observed
-
     if (column := options["column"]) not in features:  # the transforms refuse it
         return
     check_observed(column, features, f"{name}, column")
@@ -151,8 +137,6 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
 
 
 def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError
-
     for option in ("objects", "words", "prompt_objects"):
         if options[option] not in features:
             raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
@@ -161,8 +145,6 @@ def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], ot
 
 
 def _require_paths(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    from ..core import DataError
-
     size, n_points = features["action"].size, len(options["steps"])
     if size != 2 * n_points:
         raise DataError(f"the actions have {size} numbers, but {n_points} points have {2 * n_points}", where=name,

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..config import UntrustedCode
+from ..core import ConfigError, Schema, missing_action, unknown_name
 from ..moved import current_name
 from ..plugins import find_plugins, load_plugin, package_of
+from ..user_code import import_module
 from . import needs as all_needs
 from .needs import NUMBERS, Need
 
 if TYPE_CHECKING:
-    from ..core import Schema
     from ..learn.method import Method
 
 FOLDER = Path(__file__).parent
@@ -111,8 +113,6 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
             the method needs.
         UntrustedCode: "module:function" names code of a package that is not trusted.
     """
-    from ..core import ConfigError, unknown_name
-
     if (function := find_function(name, trust)) is not None:
         if features is not None:
             _check_needs(name.replace("_", "-"), function, features, options)
@@ -206,8 +206,6 @@ def _description(name: str, family: str, summary: str, info: MethodInfo | None,
 
 def _check_needs(name: str, function: Callable[..., Method], features: Schema, options: Mapping[str, Any]) -> None:
     """Checks the requirements of a method on the columns of the data."""
-    from ..core import missing_action
-
     info = getattr(function, "info", None)
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
         raise missing_action(features, name)
@@ -241,8 +239,6 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
         return require_function(load_plugin("methods", method_name), name)
     if ":" not in name or Path(name).exists():
         return None
-    from ..config import UntrustedCode
-
     package = name.partition(":")[0].split(".")[0]
     if package not in ("understudy", *trust):
         raise UntrustedCode(f"{name} is outside the trusted packages ({', '.join(('understudy', *trust))})",
@@ -251,9 +247,6 @@ def find_function(name: str, trust: tuple[str, ...] = ()) -> Callable[..., Metho
 
 
 def _import_function(path: str, name: str) -> Callable[..., Method]:
-    from ..core import unknown_name
-    from ..user_code import import_module
-
     module, _, attribute = path.partition(":")
     imported = import_module(module, name)
     try:
@@ -266,7 +259,6 @@ def _import_function(path: str, name: str) -> Callable[..., Method]:
 
 def require_function(value, name: str) -> Callable[..., Method]:
     """The function, or an error that says what stands in its place."""
-    from ..core import ConfigError
     from ..learn.method import Method
     from ..policy import PolicyConfig
 
@@ -283,7 +275,6 @@ def require_function(value, name: str) -> Callable[..., Method]:
 
 
 def _build_method(function: Callable[..., Method], name: str, features: Schema | None, options: dict) -> Method:
-    from ..core import ConfigError, unknown_name
     from ..learn.method import Method
 
     parameters = inspect.signature(function).parameters

@@ -27,9 +27,6 @@ class LSTM(Trunk):
 
     The state is not carried from plan to plan: each plan reads the whole window.
 
-    Args:
-        n_frequencies: Number of Fourier frequencies that embed each time.
-
     References:
         Hochreiter and Schmidhuber (1997), Long Short-Term Memory.
         Mandlekar et al. (2021), What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.

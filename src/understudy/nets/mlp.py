@@ -20,9 +20,6 @@ class MLP(Trunk):
 
     Each block has two linear layers and normalizes its input, as in IDQL.
 
-    Args:
-        n_frequencies: Number of Fourier frequencies that embed each time.
-
     References:
         Hansen-Estruch et al. (2023), IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies,
         arXiv:2304.10573.

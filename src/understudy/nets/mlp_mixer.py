@@ -24,7 +24,6 @@ class MLPMixer(Trunk):
         width: Width of the tokens (C in the paper).
         token_ratio: Width of the hidden layer over the tokens, relative to `width` (D_S / C).
         feed_forward_ratio: Width of the hidden layer over the channels, relative to `width` (D_C / C).
-        n_frequencies: Number of Fourier frequencies that embed each time.
 
     References:
         Tolstikhin et al. (2021), MLP-Mixer: An all-MLP Architecture for Vision, arXiv:2105.01601.

@@ -46,7 +46,6 @@ class Handover:
 
         Args:
             period: Time between two commands of the device (s).
-            show: Shows a text.
 
         Raises:
             ConnectionLost: The robot or the device does not answer.

@@ -36,9 +36,6 @@ class LeRobotRobot(Robot):
 
     A stop sends the measured position, and 0 for velocities and torques.
 
-    Args:
-        device: LeRobot's robot.
-
     Raises:
         Unsupported: It has a feature that is neither a number nor an RGB image, or does not measure the position of a
             component of its action.
@@ -135,11 +132,7 @@ class LeRobotRobot(Robot):
 
 
 class LeRobotTeleoperator(Teleoperator):
-    """A teleoperator of LeRobot.
-
-    Args:
-        device: LeRobot's teleoperator.
-    """
+    """A teleoperator of LeRobot."""
 
     def __init__(self, name: str, device: Any, robot: Robot):
         self.name, self.device, self.names = name, device, robot.schema["action"].names or ()

@@ -90,7 +90,6 @@ class RobotSession:
 
         Args:
             seconds: How long, at most.
-            text: What is shown.
             keys: What is shown of the keys, after the remaining time.
             until: Commands that end it.
 
@@ -233,15 +232,11 @@ def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20
     """Moves a robot to a pose, as fast as its safety limits allow.
 
     Args:
-        robot: The robot, with safety limits.
         goal: The pose, (A,).
         seconds: Longest time.
         tolerance: Largest remaining distance of a joint, in units of the action.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
-
-    Raises:
-        RobotError: The pose was not reached in time.
     """
     pace, ends = Pace(fps, clock, sleep), clock() + seconds
     while clock() < ends:
@@ -263,16 +258,12 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
     """Moves to the first recorded pose, and sends the recorded actions at their rate.
 
     Args:
-        robot: The robot, with safety limits.
         episode: The recorded episode, of the same kind of robot.
         clock: Current time (s).
         sleep: Sleeps for some seconds.
 
     Returns:
         The largest distance of each joint from its recorded position, (A,).
-
-    Raises:
-        RobotError: The first pose was not reached.
     """
     robot.check_rate(fps)
     if missing := [name for name in ("action", "observation.state") if name not in episode.steps]:

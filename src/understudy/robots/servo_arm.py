@@ -40,7 +40,6 @@ class ServoArmType:
     """A kind of arm.
 
     Args:
-        name: Name, as LeRobot has it.
         manufacturer: Of the servos: "feetech" or "dynamixel".
         full_turn: Joints that turn without a stop. Calibration gives them a full turn.
         inverted: Servos that turn the other way (Dynamixel's Drive_Mode).
@@ -523,14 +522,10 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
     """Gives the only connected servo the id that it has in the arm, and the fastest usual baud rate.
 
     Args:
-        name: Name of the servo in the arm.
         baudrates: Rates at which to look for it.
 
     Returns:
         The id and the baud rate that it had.
-
-    Raises:
-        RobotError: There is no servo, there are several, or it is of another model.
     """
     motor = kind.servos[name]
     for rate in baudrates:
@@ -619,11 +614,7 @@ class Calibrator:
         return {n: (self.low[n], steps, self.high[n]) for n, steps in positions.items()}
 
     def finish(self) -> dict[str, MotorCalibration]:
-        """Writes the ranges into the servos, and returns the calibration.
-
-        Raises:
-            ConfigError: A joint was not moved.
-        """
+        """Writes the ranges into the servos, and returns the calibration."""
         kind, last = self.arm.kind, self.arm.bus.resolution - 1
         still = [n for n in kind.servos if n not in kind.full_turn and self.high[n] - self.low[n] < 100]
         if still:

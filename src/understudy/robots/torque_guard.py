@@ -22,9 +22,6 @@ class TorqueGuard:
     Args:
         bus: The servos. The port must be open.
         place: Type and port, for messages.
-
-    Raises:
-        RobotError: The process cannot be started.
     """
 
     def __init__(self, bus: MotorsBus, place: str):

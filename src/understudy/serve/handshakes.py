@@ -17,11 +17,7 @@ _RESERVED = 16  # descriptors for files, such as those of a new checkpoint
 
 
 def connection_limits(max_clients: int) -> tuple[int, int]:
-    """Numbers of pending handshakes and of clients that the free descriptors of this process allow.
-
-    Args:
-        max_clients: Number of clients that are asked for.
-    """
+    """Numbers of pending handshakes and of clients that the free descriptors of this process allow."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -33,11 +29,7 @@ def connection_limits(max_clients: int) -> tuple[int, int]:
 
 
 class PendingHandshakes:
-    """The connections whose handshake is not done. If there are too many, the oldest is dropped.
-
-    Args:
-        limit: Their largest number.
-    """
+    """The connections whose handshake is not done. If there are too many, the oldest is dropped."""
 
     def __init__(self, limit: int, metrics: ServerMetrics, log: SummarizedLog):
         self.limit, self.metrics, self.log = limit, metrics, log

@@ -67,9 +67,6 @@ def unpack(message: bytes) -> dict[str, object]:
 def as_array(value: object, name: str) -> np.ndarray:
     """Returns a value of a message as an array of numbers or flags. Lists of numbers are allowed.
 
-    Args:
-        name: Its name, for the error.
-
     Raises:
         WireError: It is something else, such as text or a list of unequal lists.
     """

@@ -29,7 +29,6 @@ def write_rrd(
     there. Images keep their size.
 
     Args:
-        title: Name of the recording in the viewer.
         progress: Called with the number of episodes that are written, and of all.
     """
     try:

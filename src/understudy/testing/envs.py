@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -28,22 +29,16 @@ def check_env(build: Callable[[int], Env], episodes: int = 4, seed: int = 0) -> 
     Args:
         build: `build(rows)` makes that many copies of the environment.
     """
-    env = build(3)
-    try:
+    with closing(build(3)) as env:
         obs = _env_shows(env)
         _env_starts_rows_alone(env, obs)
         _env_has_its_capabilities(env)
-    finally:
-        env.close()
     runs = []
     for rows in (1, 3, 2 * episodes):
-        env = build(rows)
-        try:
+        with closing(build(rows)) as env:
             runs.append(rollout(_random_actor(env), env, episodes, seed))
             if rows == 3 and isinstance(env, Restorable):
                 _env_restores(env, runs[-1])
-        finally:
-            env.close()
     for n, run in enumerate(runs[1:]):
         for one, other in zip(runs[0], run, strict=True):
             for k in one.steps:
@@ -69,14 +64,11 @@ def check_shift(build: Callable[[int], Env], shift: Shift, episodes: int = 3, se
         build: `build(rows)` makes that many copies of the environment without the shift.
     """
     def run(rows, severity):
-        env = build(rows)
-        try:
+        with closing(build(rows)) as env:
             actor = _random_actor(env) if not isinstance(env, HasExpert) else env.expert()
             if severity is None:
                 return rollout(actor, env, episodes, seed)
             return rollout(shift.actor(actor, severity), shift.world(env, severity), episodes, seed)
-        finally:
-            env.close()
     require(min(shift.levels) > 0 and list(shift.levels) == sorted(set(shift.levels)), "levels rise from above 0")
     _same_runs(run(2, None), run(2, 0), "severity 0 must be the environment itself")
     for level in (shift.levels[0], shift.levels[-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -156,19 +157,15 @@ def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes:
         build: `build(rows)` makes that many copies of the environment.
         wrapper: The wrapper. Policies in it should be `FixedBatch`, so that plans do not depend on the other rows.
     """
-    env = build(2)
-    try:
+    with closing(build(2)) as env:
         above = WrappedEnv(env, wrapper)
         first_obs = above.reset(torch.arange(2), keys(seed, range(2)))
         _wrapper_state_keeps_its_structure(env, wrapper, first_obs, _random_actor(above))
-    finally:
-        env.close()
     rows = 1 if _wrapper_ends_actions(build, wrapper, seed) else 3
     if rows > 1:
         check_env(lambda n: WrappedEnv(build(n), wrapper), episodes, seed)
-    env = build(rows)
-    above = WrappedEnv(env, wrapper)
-    try:
+    with closing(build(rows)) as env:
+        above = WrappedEnv(env, wrapper)
         if env.metadata.get("limit"):
             require(above.metadata["limit"] == -(-env.metadata["limit"] // wrapper.period),
                     "time limits must be divided by the period")
@@ -176,8 +173,6 @@ def check_wrapper(build: Callable[[int], Env], wrapper: ActionWrapper, episodes:
         learning = rollout(actor, above, episodes, seed)
         acting = rollout(WrappedActor(actor, wrapper), env, episodes, seed)
         discounted = rollout(actor, WrappedEnv(env, wrapper, 0.5), episodes, seed)
-    finally:
-        env.close()
     for one, other, low in zip(learning, acting, discounted, strict=True):
         _same_outcome(one, other, low, 0.5)
         _converts(wrapper, one, other)

@@ -11,6 +11,7 @@ pytest.importorskip("metaworld", reason="simulator not installed")
 from understudy import envs  # noqa: E402
 from understudy.core import UserError, keys  # noqa: E402
 from understudy.data.formats import open_dataset
+from understudy.envs.shifts import env_shifts  # noqa: E402
 from understudy.envs.simulators import adroit  # noqa: E402
 from understudy.evaluate.recording import UniformRandomActor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -142,6 +143,17 @@ def test_meta_world_repeats_and_its_expert_arrives():
     assert episodes[0].metadata["version"].startswith("metaworld ")
     starts = [e.steps["observation.state"][0, 36:39] for e in episodes[0]]
     assert not np.array_equal(starts[0], starts[1])  # goals differ by the key
+
+
+def test_meta_world_has_the_shifts_of_its_physics():
+    assert [shift.name for shift in env_shifts(envs.make("metaworld/reach-v3"))] == ["mass", "friction", "gravity"]
+    masses = []
+    for severity in (0.0, 0.5):
+        env = envs.make("metaworld/reach-v3")
+        heavier = env_shifts(env)[0].world(env, severity)
+        heavier.reset(torch.arange(1), keys(0, [5]))
+        masses.append(env.vec.envs[0].env.model.body_mass.copy())
+    np.testing.assert_allclose(masses[1], 1.5 * masses[0])
 
 
 def test_meta_world_goes_on_after_success_if_asked():

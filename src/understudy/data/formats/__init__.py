@@ -122,9 +122,6 @@ def open_dataset(path: str | Path, *, image_size: int | tuple[int, int] | None =
             episodes, for a file without timeouts), final_step (RLDS), mapping (bags: the mapping of topics to columns,
             which is required).
 
-    Raises:
-        UserError: There is no data set, or the format does not have an option.
-
     Example:
         >>> data = open_dataset("demos.hdf5", image_size=96)
     """
@@ -181,9 +178,6 @@ def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **opti
     Args:
         to: A key of `WRITERS`. By default the format of the suffix of `path`, and LeRobot without a suffix.
         **options: Options of the format's `write`.
-
-    Raises:
-        UserError: The file or folder exists, or no format has the suffix.
 
     Example:
         >>> write_dataset(open_dataset("demos.hdf5"), "demos.zarr")

@@ -46,9 +46,6 @@ def detect_format(path: Path) -> tuple[Path, str]:
 
     Args:
         path: The data set, or a folder with one data set in it, up to three levels down.
-
-    Raises:
-        UserError: There is no data set, or more than one.
     """
     path = Path(path)
     if not path.exists():

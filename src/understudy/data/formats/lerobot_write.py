@@ -61,9 +61,6 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
         robot_type: Name of the robot. By default that of the data set.
         images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
             encoded as AV1 here.
-
-    Raises:
-        UserError: The path exists, there are no episodes, or the columns differ between episodes.
     """
     check_images(images)
     fps = dataset.fps if fps is None else fps
@@ -158,9 +155,6 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
         threads: As in `VideoWriter`.
         progress: Called with the number of frames that are written, also those that become images.
         **options: Options of `write`, for a new data set.
-
-    Raises:
-        UserError: The columns are not those of the data set, or it is not v3.0.
     """
     path = Path(path)
     if not path.exists():

@@ -50,7 +50,6 @@ def make_decoder(name: str, descriptors: bytes) -> Callable[[bytes], Message]:
 
     Raises:
         ValueError: The descriptors are invalid or lack the message type.
-        UserError: The package protobuf is not installed.
     """
     import_optional("google.protobuf", "reading messages in protobuf needs the package protobuf", "bags")
     from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory

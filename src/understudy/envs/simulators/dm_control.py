@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 import gymnasium
 import numpy as np
-import torch
 from dm_control import suite
 from dm_env import specs
 from gymnasium import spaces
@@ -75,13 +74,7 @@ class DmControlVector(MujocoVector):
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
-    def restore(self, which, steps, key=None):
-        self.reset(which, torch.zeros_like(which) if key is None else key)
-        for i, row in enumerate(which.tolist()):
-            if "simulator.state" not in steps:
-                self._restore_from_obs(row, steps, i)
-            self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))
-            env = self.vec.envs[row].env
-            for name, value in env.task.get_observation(env.physics).items():
-                self.seen[f"observation.{name}"][row] = np.asarray(value).reshape(-1)
-        return self._observation()
+    def _observe_restored(self, row, steps, i):
+        env = self.vec.envs[row].env
+        for name, value in env.task.get_observation(env.physics).items():
+            self.seen[f"observation.{name}"][row] = np.asarray(value).reshape(-1)

@@ -157,16 +157,9 @@ class MazeVector(ReachingVector, MujocoVector):
         self.vec.envs[row].unwrapped.set_xy(
             self._recorded_column(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
 
-    def restore(self, which, steps, key=None):
-        self.reset(which, torch.zeros_like(which) if key is None else key)
-        for i, row in enumerate(which.tolist()):
-            single = self.vec.envs[row]
-            if "simulator.state" in steps:
-                self._set_state(row, self._recorded_column(steps, i, "simulator.state", len(self._get_state(row))))
-            else:
-                self._restore_from_obs(row, steps, i)
-            if "observation.goal" in steps:
-                single.set_goal(self._recorded_column(steps, i, "observation.goal", 2))
-            self.seen["observation.state"][row], self.seen["observation.goal"][row] = (
-                single.unwrapped.get_xy(), single.goal)
-        return self._observation()
+    def _observe_restored(self, row, steps, i):
+        single = self.vec.envs[row]
+        if "observation.goal" in steps:
+            single.set_goal(self._recorded_column(steps, i, "observation.goal", 2))
+        self.seen["observation.state"][row], self.seen["observation.goal"][row] = (
+            single.unwrapped.get_xy(), single.goal)

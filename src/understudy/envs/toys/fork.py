@@ -9,6 +9,7 @@ import torch
 
 from ...core import normal
 from ...execute.actor import Actor
+from ..raster import render_map
 from ..toy import Toy, distance, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
@@ -67,8 +68,6 @@ class Fork(Toy):
             {"kind": "circle", "at": (0.0, 0.0), "radius": 2 * self.spread, "role": "start"}]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         at = self.state["at"][row]
         return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.03, "role": "agent"}])
 

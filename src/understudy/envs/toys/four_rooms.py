@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
+from ..raster import render_map
 from ..toy import Toy, distance, named_vector
 from .maze import RADIUS, SPEED, cell_of, closed, sides, walk, wall_shapes
 
@@ -96,8 +97,6 @@ class FourRooms(Toy):
         return [] if self.goal is None else [{"kind": "circle", "at": self.goal, "radius": RADIUS, "role": "goal"}]
 
     def frame(self, row):
-        from ..raster import render_map
-
         at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
         goal_shapes = [{"kind": "circle", "at": goal, "radius": RADIUS, "role": "goal"}] if self.solvable else []
         return render_map(self.map(), [*goal_shapes, {"kind": "circle", "at": at, "radius": 0.15, "role": "agent"}])

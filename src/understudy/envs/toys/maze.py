@@ -11,6 +11,7 @@ import torch
 from ...core import Feature, UserError, keys, normal, uniform
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
+from ..raster import render_map
 from ..toy import Toy, distance, named_vector
 
 MARGIN = 0.1  # m: as near to a wall the point comes
@@ -98,8 +99,6 @@ class Maze(Toy):
             {"kind": "circle", "column": ("observation.state", 2, 3), "radius": RADIUS, "role": "goal"}]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         s = {k: v[row] for k, v in self.state.items()}
         return render_map(self.map(), [
             {"kind": "circle", "at": tuple(s["goal"]), "radius": RADIUS, "role": "goal"},

@@ -9,6 +9,7 @@ import torch
 
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
+from ..raster import render_map
 from ..toy import Toy, named_vector
 
 ARM = 0.5  # m: from the corridor to the end of either arm
@@ -91,8 +92,6 @@ class MemoryCorridor(Toy):
             {**arm, "at": (end, ARM)}, {**arm, "at": (end, -ARM)}]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         x, y = self.state["at"][row]
         light = float(self.state["cue"][row]) if self.state["left"][row] > 0 else 0.0
         lamp = [{"kind": "circle", "at": (float(self.length) / 2, 0.25 * light), "radius": 0.06, "role": "waypoint"}]

@@ -10,6 +10,7 @@ import torch
 
 from ...core import Feature, UserError, normal, uniform
 from ...execute.actor import Actor
+from ..raster import render_map
 from ..toy import Toy, distance, named_vector
 
 PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
@@ -99,8 +100,6 @@ class Particle(Toy):
             {**mark, "column": ("observation.state", 3 * self.dim, 3 * self.dim + 1), "role": "goal"}]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         s = {k: v[row] for k, v in self.state.items()}
         return render_map(self.map(), [
             {"kind": "circle", "at": tuple(s["first"][:2]), "radius": RADIUS, "role": "waypoint"},

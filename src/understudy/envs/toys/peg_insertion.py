@@ -9,6 +9,7 @@ import torch
 
 from ...core import UserError, normal, uniform
 from ...execute.actor import CountingActor
+from ..raster import render_map
 from ..toy import Toy, named_vector
 
 DEPTH = 0.1  # m that the peg must go in
@@ -100,8 +101,6 @@ class PegInsertion(Toy):
             {"kind": "circle", "column": ("observation.environment_state", 0, 1), "radius": 0.04, "role": "goal"}]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         peg, hole, outline = (self.state[k][row] for k in ("peg", "hole", "outline"))
 
         def placed(kind, u, v, half, role, turn=0.0, radius=None):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core import Feature, UserError, uniform
 from ...execute.actor import CountingActor
+from ..raster import render_map
 from ..toy import Toy, named_vector
 from .mdp import MDP, bandit, combination_lock, hidden_grid, object_world, slippery_grid, tightrope
 
@@ -97,8 +98,6 @@ class Tabular(Toy):
                            for at, role in zip(self.mdp.places, roles, strict=True)]}
 
     def frame(self, row):
-        from ..raster import render_map
-
         at = self.mdp.places[self.state["number"][row]]
         return render_map(self.map(), [{"kind": "circle", "at": tuple(at), "radius": 0.3, "role": "agent"}])
 

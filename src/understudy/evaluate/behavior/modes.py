@@ -12,7 +12,7 @@ import scipy
 
 from ...core import UserError, keys
 from ...data.episode import Dataset, Episode
-from ...envs.base import Env
+from ...envs.base import Env, EnvWrapper
 from ...execute.actor import Actor
 from .. import stats
 from ..rollout import rollout
@@ -189,7 +189,7 @@ def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float])
 # -- the same start again and again --------------------------------------------------------------------------------
 
 
-class RepeatedStartsEnv(Env):
+class RepeatedStartsEnv(EnvWrapper):
     """An environment whose episode n begins as episode n // repeats of `seed` does, and has its luck; the actor's own
     noise is that of number n, as ever. So what differs between episodes of one start is the actor's doing."""
 
@@ -204,9 +204,6 @@ class RepeatedStartsEnv(Env):
         for i, k in enumerate(key.tolist()):
             start[i] = self.start_keys[k]
         return self.env.reset(which, start)
-
-    def step(self, action):
-        return self.env.step(action)
 
 
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,22 +42,24 @@ class TrajectoryScaling:
         names = tuple(f"{k.removeprefix('observation.')}.{name}"
                       for k in columns for name in features[k].names or range(features[k].size))
         some = evenly_spaced(data)
-        states = _stack_finite([_rows(e, columns) for e in some], len(names))
+        states = _stack_finite([concat_columns(e, columns) for e in some], len(names))
         action_scale = None
         if all("action" in f and _is_numeric(f["action"]) and f["action"].shape == features["action"].shape
                for f in (features, *shared)):
-            actions = [_rows(e, ("action",)) for e in some]
+            actions = [concat_columns(e, ("action",)) for e in some]
             action_scale = _component_scale(_stack_finite(actions, features["action"].size))
         center = states.mean(0) if len(states) else np.zeros(len(names))
         return TrajectoryScaling(columns, names, center, _component_scale(states), action_scale)
 
     def states(self, episode: Episode) -> np.ndarray:
         """(T or T + 1, S), about the mean; what was seen last is among them."""
-        return (_rows(episode, self.columns) - self.center) / self.scale
+        return (concat_columns(episode, self.columns) - self.center) / self.scale
 
     def actions(self, episode: Episode) -> np.ndarray | None:
         """(T, A), from zero."""
-        return None if self.action_scale is None else _rows(episode, ("action",))[:len(episode)] / self.action_scale
+        if self.action_scale is None:
+            return None
+        return concat_columns(episode, ("action",))[:len(episode)] / self.action_scale
 
     @property
     def n_components(self) -> int:
@@ -89,8 +92,8 @@ def _is_numeric(f: Feature) -> bool:
     return f.kind == "vector" and f.size > 0
 
 
-def _rows(episode: Episode, columns: tuple[str, ...]) -> np.ndarray:
-    """(T, D) float64."""
+def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
+    """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
     parts = [np.asarray(episode.steps[k], float) for k in columns]
     rows = min((len(p) for p in parts), default=len(episode))
     return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)

@@ -1,0 +1,1 @@
+"""Experiments of the family demonstrations-in-rl: how demonstrations enter reinforcement learning."""

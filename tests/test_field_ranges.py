@@ -57,8 +57,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
              ("ROT", "n_step"), ("TrajectoryPerturbation", "offset"), ("TrajectoryPerturbation", "heading"),
-             ("TrajectoryPerturbation", "past"), ("ClassBalancedWeights", "remainder"),
-             ("TransformerEncoder", "depth")}
+             ("TrajectoryPerturbation", "past"), ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}
 
 

@@ -17,6 +17,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
+from understudy.improve.collection import CollectionRounds
 from understudy.improve.updates import PerNewStep
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
@@ -33,7 +34,7 @@ CONSTANT = OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", gr
 
 
 class Detour(Particle):
-    """The first goal is far, and the second near the start. The reward is minus the distance of the way that is left."""
+    """The first goal is far, and the second near the start. The reward is minus the length of what is left."""
 
     def initial_state(self, key):
         state = super().initial_state(key)
@@ -63,8 +64,8 @@ class WithoutActions(DemonstrationSource):
     def load(self, seed):
         recorded = rollout(ParticleExpert(noise=0.1), TwoGoals(self.episodes), self.episodes, recording_seed(seed))
         rng = np.random.default_rng(seed)
-        shown = recorded.filter(lambda e: e.metadata["success"])
-        return Dataset([e.replace({"action": rng.random(e.steps["action"].shape, np.float32)}) for e in shown],
+        successes = recorded.filter(lambda e: e.metadata["success"])
+        return Dataset([e.replace({"action": rng.random(e.steps["action"].shape, np.float32)}) for e in successes],
                        recorded.metadata)
 
 
@@ -81,6 +82,7 @@ class Practice:
     @property
     def method(self):
         method = ads(self.n_rounds, n_episodes=4, noise=0.3)
+        assert isinstance(method.collection, CollectionRounds)
         learner = replace(self.learner, bc_weight=0.0, n_step=3, batch_size=128, optimizer=CONSTANT,
                           critic=CriticConfig((64, 64)))
         return replace(method, policy=replace(method.policy, trunk=FeedForward((64, 64))), learner=learner,

@@ -35,8 +35,8 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of reward models,
-            only those of whole episodes give rewards of later steps.
+        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
+            models, only those of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy.
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.

@@ -29,7 +29,6 @@ from ...policy import Policy, PolicyConfig
 from ..needs import ENDS, NUMBERS
 from ..registry import method
 
-
 SCORED = "scored"  # metadata: True for an episode without exploration, which the progress is measured by
 
 
@@ -148,6 +147,7 @@ class ADSLearner(OffPolicyActorCriticLearner):
 
     def batch_sampler(self, data, sampling_weights=None):
         """It also scores the last round, once."""
+        assert isinstance(self.reward, EpisodeReward)
         last = max((episode.metadata.get(ROUND, -1) for episode in data), default=-1)
         if last >= self.progress.n_rounds:
             episodes = [episode for episode in data if episode.metadata.get(ROUND) == last]

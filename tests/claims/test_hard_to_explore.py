@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from claims.hard_to_explore.expert_starts import Matching, right_actions
-from claims.hard_to_explore.growing_discount import GOALS, SPREAD, START, TABLE, TwoGoals, WithoutActions
+from claims.hard_to_explore.growing_discount import GOALS, NOISE, SPREAD, START, TABLE, TwoGoals, WithoutActions
 from understudy.envs.toys.mdp import combination_lock
 from understudy.envs.toys.particle import ParticleExpert
 from understudy.evaluate.evaluation import recording_seed
@@ -58,7 +58,7 @@ def test_the_detour_is_made_by_the_expert_and_not_by_the_short_way():
 
 def test_demonstrations_show_no_actions_and_arms_differ_in_their_discount_alone():
     shown = WithoutActions(4).load(0)
-    recorded = rollout(ParticleExpert(noise=0.1), TwoGoals(4), 4, recording_seed(0))
+    recorded = rollout(ParticleExpert(noise=NOISE), TwoGoals(4), 4, recording_seed(0))
     expert = recorded.filter(lambda e: e.metadata["success"])
     assert len(shown) == len(expert) > 0
     assert np.array_equal(shown[0].steps["observation.state"], expert[0].steps["observation.state"])

@@ -30,7 +30,6 @@ from understudy.nets.feed_forward import FeedForward
 START, SPREAD, GOALS = (0.5, 0.2), 0.1, ((0.2, 0.75), (0.7, 0.3))
 NOISE = 0.05  # of the actions of demonstrations
 NEAR = 0.1  # of the second goal, after the last step
-N_TESTS = 8  # last rounds, after each of which the policy is tested
 WAY, FINAL = "fraction of the way", "discount in the end"
 CONSTANT = OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
 
@@ -88,17 +87,15 @@ class Practice:
         assert isinstance(method.collection, CollectionRounds)
         learner = replace(self.learner, bc_weight=0.0, n_step=3, batch_size=128, optimizer=CONSTANT,
                           critic=CriticConfig((64, 64)))
-        own_only = (0.0, 1.0) if learner.reward is None else ()  # the actions of the demonstrations are not theirs
-        rounds = replace(method.collection, updates=PerNewStep(0.5), mixture_weights=own_only)
         return replace(method, policy=replace(method.policy, trunk=FeedForward((64, 64))), learner=learner,
-                       collection=rounds)
+                       collection=replace(method.collection, updates=PerNewStep(0.5)))
 
 
 def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: int, starts: int
               ) -> dict[str, list[float]]:
-    """From each start the mean success of the policies after the last rounds, and how far they get, and the discount.
+    """How far the policies after all rounds get from each start in the mean, and how often the later half succeed.
 
-    How far is the fraction of the way over the first goal to the second, from 0 to 1.
+    How far is the fraction of the way over the first goal to the second that is behind them in the end, from 0 to 1.
     """
     env, test_env = (make(experiment.env, rows=rows, trust=TRUSTED) for rows in (4, ROWS))
     successes, ways, ends = [], [], []
@@ -110,20 +107,19 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
 
     def watch(n_updates, learner, metrics):
         ends[:] = [learner.discount]
-        if metrics.get("round", -N_TESTS) > option.n_rounds - N_TESTS:
+        if metrics.get("round"):
             test(learner.trained_policy)
 
     method = option.method
     test(fit_method(method, data, seed, env=env, callbacks=[watch]).policy)
-    return {"success": np.mean(successes, 0).tolist(), WAY: np.mean(ways, 0).tolist(), FINAL: ends}
+    return {"success": np.mean(successes[option.n_rounds // 2:], 0).tolist(), WAY: np.mean(ways, 0).tolist(), FINAL: ends}
 
 
 MATCHING = OptimalTransportReward()
 TABLE = experiment(
     WithoutActions(), env=f"{__name__}:TwoGoals", measure=practiced, first_seed=1900, episodes=100,
     measures={"success": Measure("bounded", "rate"), WAY: SCORE, FINAL: Measure("real")},
-    sanity={"true reward": 0.5}, arms={
-    "true reward": Practice(OffPolicyActorCritic(discount=0.9)),
+    sanity={"discount 0.9": 0.3}, arms={
     "discount 0.99": Practice(OffPolicyActorCritic(discount=0.99, reward=MATCHING)),
     "discount 0.9": Practice(OffPolicyActorCritic(discount=0.9, reward=MATCHING)),
     "linear": Practice(ADS(threshold=0.0, max_growth=3)),
@@ -132,4 +128,4 @@ TABLE = experiment(
 
 CLAIMS = family(__file__, TABLE, {"012": Row(
     "growing-discount", tuple(higher("ADS", a, measure=WAY) for a in ("discount 0.99", "discount 0.9", "linear")),
-    control="no threshold", reported=("true reward",))})
+    control="no threshold")})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures.collections import Stop, contents, fork
 
-from understudy.core import Unsupported
+from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.mixture import ROUND
 from understudy.evaluate.evaluation import recording_seed
@@ -135,3 +135,5 @@ def test_stopped_within_a_round_it_continues_bit_by_bit(demos, tmp_path):
 def test_rewards_of_single_steps_are_refused(demos):
     with pytest.raises(Unsupported, match=r"rewards? of whole episodes(.|\n)*OptimalTransportReward"):
         build(demos, n_step=0, reward=DiscriminatorReward())
+    with pytest.raises(ConfigError, match=r"a plan's own steps(.|\n)*use 0, or a reward of whole episodes"):
+        build(demos, n_step=3, reward=DiscriminatorReward())

@@ -8,7 +8,6 @@ import numpy as np
 
 from understudy.claims.base import SCORE, TRUSTED, DemonstrationSource, Measure, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import ROWS
 from understudy.data.episode import Dataset
 from understudy.envs import make
 from understudy.envs.episode_wrappers import FixedHorizonEnv
@@ -97,11 +96,11 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
 
     How far is the fraction of the way over the first goal to the second that is behind them in the end, from 0 to 1.
     """
-    env, test_env = (make(experiment.env, rows=rows, trust=TRUSTED) for rows in (4, ROWS))
+    env, test_env = (make(experiment.env, rows=rows, trust=TRUSTED) for rows in (4, episodes))
     successes, ways, ends = [], [], []
 
     def test(policy):
-        rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), method.executor), test_env, episodes, starts)
+        rollouts = rollout(PolicyActor(FixedBatch(policy, episodes), method.executor), test_env, episodes, starts)
         successes.append([float(e.metadata["success"]) for e in rollouts])
         ways.append([1 - min(float(e.steps["next.reward"][-1] / e.steps["next.reward"][0]), 1) for e in rollouts])
 
@@ -112,7 +111,8 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
 
     method = option.method
     test(fit_method(method, data, seed, env=env, callbacks=[watch]).policy)
-    return {"success": np.mean(successes[option.n_rounds // 2:], 0).tolist(), WAY: np.mean(ways, 0).tolist(), FINAL: ends}
+    later = successes[option.n_rounds // 2:]
+    return {"success": np.mean(later, 0).tolist(), WAY: np.mean(ways, 0).tolist(), FINAL: ends}
 
 
 MATCHING = OptimalTransportReward()

@@ -55,8 +55,8 @@ class ADS(OffPolicyActorCritic):
 
     The discount is ``alpha ** (1 / k)``, but at most `discount`. It holds for all stored steps. After each round of
     collection, k grows by 1 as long as the first k steps of the round's episodes score at least ``threshold`` times
-    as much as those of demonstrations, rounded down. It never falls. Episodes without exploration count, if the collector marks them
-    (`ScoredRolloutCollector`), and all of the round otherwise.
+    as much as those of demonstrations, rounded down. It never falls. Episodes without exploration count, if the
+    collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
 
     The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
     steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all

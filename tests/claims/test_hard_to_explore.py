@@ -1,9 +1,17 @@
-"""Row 146: locks, and the number of steps that matching takes in them against its expectation."""
+"""Rows 146 and 012: steps of matching in locks against their expectation, and the world of the growing discount."""
+
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from claims.hard_to_explore.expert_starts import Matching, right_actions
+from claims.hard_to_explore.growing_discount import GOALS, NOISE, SPREAD, START, TABLE, TwoGoals, WithoutActions
 from understudy.envs.toys.mdp import combination_lock
+from understudy.envs.toys.particle import ParticleExpert
+from understudy.evaluate.evaluation import recording_seed
+from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import Actor
 
 
 def test_the_right_actions_are_those_of_the_best_policy_of_the_lock():
@@ -26,3 +34,37 @@ def test_matching_takes_as_many_steps_as_guesses_take_in_the_mean():
     np.testing.assert_allclose([mean(1), mean(2), mean(4)], [2, 6, 30], rtol=0.05)
     np.testing.assert_allclose(mean(2, "expert", 1.0), (1.25 + 0.25 * 5) / (1 - 0.625), rtol=0.05)
     assert mean(6, "own", 0.5) < 0.8 * mean(6)  # deeper states are starts as well
+
+
+def test_the_detour_is_made_by_the_expert_and_not_by_the_short_way():
+    env = TwoGoals(20)
+    episodes = rollout(ParticleExpert(), env, 20, seed=0)
+    assert all(e.metadata["success"] and len(e) == 50 and not np.any(e.steps["next.terminated"]) for e in episodes)
+    state = np.asarray(episodes[0].steps["observation.state"])
+    assert np.linalg.norm(state[0, :2] - START) <= SPREAD and np.allclose(state[:, 4:8], np.ravel(GOALS))
+    visited, ways = state[1:, 8] > 0, [np.linalg.norm(state[1:, :2] - goal, axis=1) for goal in GOALS]
+    left = np.where(visited, ways[1], ways[0] + np.linalg.norm(np.subtract(*GOALS)))
+    np.testing.assert_allclose(episodes[0].steps["next.reward"], -left, rtol=1e-4)
+
+    @dataclass(frozen=True)
+    class ShortWay(Actor):
+        def start(self, obs, key):
+            return {}
+
+        def act(self, obs, state):
+            return torch.tensor(GOALS[1]).expand(len(obs["observation.state"]), 2), state
+    assert not any(e.metadata["success"] for e in rollout(ShortWay(), env, 20, seed=0))
+
+
+def test_demonstrations_show_no_actions_and_arms_differ_in_their_discount_alone():
+    shown = WithoutActions(4).load(0)
+    recorded = rollout(ParticleExpert(noise=NOISE), TwoGoals(4), 4, recording_seed(0))
+    expert = recorded.filter(lambda e: e.metadata["success"])
+    assert len(shown) == len(expert) > 0
+    assert np.array_equal(shown[0].steps["observation.state"], expert[0].steps["observation.state"])
+    assert abs(np.corrcoef(shown[0].steps["action"][:, 0], expert[0].steps["action"][:, 0])[0, 1]) < 0.5
+    methods = {arm.name: arm.options[0].method for arm in TABLE.experiment.arms}
+    assert methods["ADS"].learner.n_step == 3 and methods["linear"].learner.threshold == 0
+    for method in methods.values():
+        assert method.collection == methods["ADS"].collection
+        assert method.policy == methods["ADS"].policy and method.learner.n_step == 3

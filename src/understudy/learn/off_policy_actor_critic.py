@@ -18,6 +18,7 @@ from .critic_learning import CriticLearningConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from .targets import ReturnBound, td_terms
+from .transport_reward import EpisodeRewardConfig
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
 
@@ -34,7 +35,8 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     off by a time limit is no end: the value of what would follow counts.
 
     Args:
-        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan.
+        n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
+            models, only those of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy.
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.
@@ -81,9 +83,9 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
     policy_optimizer: OptimizerConfig | None = None
 
     def __post_init__(self):
-        if self.n_step and self.reward is not None:
-            raise ConfigError("a reward model gives the rewards of a plan's own steps",
-                              where="OffPolicyActorCritic.n_step", hint="use 0")
+        if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
+            raise ConfigError("this reward model gives the rewards of a plan's own steps",
+                              where="OffPolicyActorCritic.n_step", hint="use 0, or a reward of whole episodes")
         if self.target_entropy is not None and self.temperature is None:
             raise ConfigError("there is no temperature to adjust", where="OffPolicyActorCritic.target_entropy",
                               hint="give the first one, such as temperature=1.0, or leave target_entropy out")
@@ -130,6 +132,11 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         self.target_critic = self.target_network("critic", config.target_decay)
         if self.temperature is None:
             self.target_policy = self.target_network("policy", config.target_decay)
+
+    @property
+    def discount(self) -> float:
+        """Discount per step, which batches are read with."""
+        return self.config.discount
 
     def batch_sampler(self, data, sampling_weights=None):
         if self.config.critic_bc_weight:
@@ -198,7 +205,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         value = self.target_critic.target_score(batch.next, self.policy.decode(coded, batch.next), rng)
         if self.config.critic_bc_weight:
             value = value - self.config.critic_bc_weight * self._following_distance(coded, batch)
-        reward, bootstrap = td_terms(batch, self.config.discount, self.config.n_step)
+        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
         return reward + bootstrap * (value + bonus)
 
     def next_plan(self, obs, rng: Generator) -> tuple[Tensor, Tensor | float]:

@@ -133,7 +133,7 @@ class EpisodeReward(RewardModel):
         return Dataset(labeled, episodes.metadata)
 
     def reward(self, batch, policy):
-        return batch.extra[COLUMN].reshape(batch.mask.shape)
+        return batch.extra[COLUMN].reshape(batch.extra.get("lookahead_mask", batch.mask).shape)
 
     def forward(self, obs, plan):
         if self.config.inputs == "next":

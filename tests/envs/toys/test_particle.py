@@ -70,3 +70,12 @@ def test_particles_in_many_dimensions_are_named():
     assert envs.make("particle").features["observation.state"].names[:3] == ("at.x", "at.y", "speed.x")
     with pytest.raises(UserError, match="at least 2 dimensions"):
         envs.make("particle:1")
+
+
+def test_fixed_goals_are_those_of_every_episode():
+    env = Particle(5, goals=((0.2, 0.8), (0.5, 0.25)))
+    obs = env.reset(torch.arange(5), keys(0, range(5)))["observation.state"]
+    np.testing.assert_allclose(obs[:, 4:], [[0.2, 0.8, 0.5, 0.25]] * 5, rtol=1e-6)
+    assert torch.equal(obs[:, :4], Particle(5).reset(torch.arange(5), keys(0, range(5)))["observation.state"][:, :4])
+    with pytest.raises(UserError, match=r"not two positions of 3 numbers(.|\n)*goals=\(\("):
+        Particle(1, dim=3, goals=((0.2, 0.8), (0.5, 0.25)))

@@ -35,6 +35,7 @@ class Particle(Toy):
             observation.state. Value and reward learning need a Markov observation.
         stay: The rules of the paper's code. Each episode takes `limit` steps. It succeeds if the particle has visited
             the first goal by then and is at the second goal after the last step.
+        goals: Positions of the first and of the second goal, for all episodes. None draws them.
 
     References:
         Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
@@ -44,10 +45,13 @@ class Particle(Toy):
     state_columns = ("observation.state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 50, dim: int = 2, fully_observed: bool = False,
-                 stay: bool = False):
+                 stay: bool = False, goals: tuple[tuple[float, ...], tuple[float, ...]] | None = None):
         if dim < 2:
             raise UserError(f"needs at least 2 dimensions, but has {dim}", where="particle", hint="such as dim=2")
-        self.dim, self.fully_observed, self.stay = dim, fully_observed, stay
+        if goals is not None and np.shape(goals) != (2, dim):
+            raise UserError(f"goals are {goals}, which are not two positions of {dim} numbers", where="particle",
+                            hint="such as goals=((0.2, 0.8), (0.5, 0.5))")
+        self.dim, self.fully_observed, self.stay, self.goals = dim, fully_observed, stay, goals
         axes = tuple("xy") if dim == 2 else tuple(f"x{i}" for i in range(dim))
         self.features = {
             "observation.state": named_vector(
@@ -64,6 +68,8 @@ class Particle(Toy):
 
     def initial_state(self, key):
         drawn = uniform(key, torch.zeros_like(key), (3, self.dim)).numpy().astype(np.float32)
+        if self.goals is not None:
+            drawn[:, 1:] = self.goals
         return {"at": drawn[:, 0], "speed": np.zeros_like(drawn[:, 0]), "first": drawn[:, 1], "second": drawn[:, 2],
                 "visited": np.zeros(len(key), bool)}
 

@@ -1,0 +1,176 @@
+"""ADS: rewards of optimal transport, and a discount that looks further once the policy follows the demonstrations."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import FromStage
+from ...core import Above, AtLeast, AtMost, Below, Unsupported, part
+from ...data.episode import Dataset
+from ...data.mixture import ROUND
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.reward_models import RewardModelConfig
+from ...learn.transport_reward import EpisodeReward, OptimalTransportReward
+from ...nets.feed_forward import FeedForward
+from ...policy import Policy, PolicyConfig
+from ..needs import ENDS, NUMBERS
+from ..registry import method
+
+SCORED = "scored"  # metadata: True for an episode without exploration, which the progress is measured by
+
+
+@part
+class ScoredRolloutCollector(RolloutCollector):
+    """Also collects episodes without exploration, which tell how far the policy follows the demonstrations.
+
+    Args:
+        n_scored: Number of these episodes in each round.
+    """
+
+    n_scored: Annotated[int, AtLeast(1)] = 2
+
+    def collect(self, actor, number, training):
+        explored = super().collect(actor, number, training)
+        scored = RolloutCollector(self.n_scored).collect(actor, number, training)
+        marked = [replace(e, metadata={**e.metadata, SCORED: True}) for e in scored]
+        return Dataset([*explored, *marked], explored.metadata)
+
+
+@part
+class ADS(OffPolicyActorCritic):
+    """TD3 whose discount depends on k, the number of steps for which the policy follows the demonstrations.
+
+    The discount is ``alpha ** (1 / k)``, but at most `discount`. It holds for all stored steps. After each round of
+    collection, k grows by 1 as long as the first k steps of the round's episodes score at least ``threshold`` times
+    as much as those of demonstrations, rounded down. It never falls. Episodes without exploration count, if the
+    collector marks them (`ScoredRolloutCollector`), and all of the round otherwise.
+
+    The score of an episode against a demonstration is the length of the longest increasing subsequence of the nearest
+    steps: of those of the demonstration, for each of the episode. That of a round is the 90th percentile over all
+    pairs, and that of demonstrations the median over their pairs. A single one is compared with itself.
+
+    Args:
+        discount: The largest discount.
+        alpha: How much the reward after k steps counts.
+        threshold: 0 lets k grow whatever the policy does.
+        first: The first k, as a fraction of the steps of the longest demonstration.
+        max_growth: Most by which k grows after a round.
+
+    References:
+        Liu et al. (2024), Imitation Learning from Observation with Automatic Discount Scheduling, arXiv:2310.07433.
+    """
+
+    reward: RewardModelConfig | FromStage | None = OptimalTransportReward()
+    alpha: Annotated[float, Above(0), Below(1)] = 0.2
+    threshold: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
+    first: Annotated[float, Above(0), AtMost(1)] = 0.2
+    max_growth: Annotated[int, AtLeast(1)] = 5
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ADSLearner:
+        return ADSLearner(self, policy, seed, steps, data)
+
+
+class ProgressDiscount(nn.Module):
+    """The discount of `ADS`, and the k that it depends on.
+
+    Args:
+        demonstrations: The steps of each, (T, D).
+    """
+
+    k: Tensor
+    n_rounds: Tensor
+
+    def __init__(self, config: ADS, demonstrations: Sequence[Tensor]):
+        super().__init__()
+        self.config, self.demonstrations, self.length = config, demonstrations, max(map(len, demonstrations))
+        self.register_buffer("k", torch.tensor(max(int(config.first * self.length), 1)))
+        self.register_buffer("n_rounds", torch.tensor(0))  # that have been scored
+
+    def forward(self) -> float:
+        return min(self.config.alpha**(1 / int(self.k)), self.config.discount)
+
+    def update(self, episodes: Sequence[Tensor]) -> None:
+        """Lets k grow by what the episodes of a round deserve, whose steps are (T, D) each."""
+        own = list(product(episodes, self.demonstrations))
+        pairs = list(permutations(self.demonstrations, 2)) or [(d, d) for d in self.demonstrations]
+        for _ in range(self.config.max_growth):
+            k = int(self.k)
+            reference = int(self.config.threshold * np.percentile(scores(pairs, k), 50))
+            if k >= self.length or np.percentile(scores(own, k), 90) < reference:
+                break
+            self.k += 1
+
+
+def scores(pairs: Iterable[tuple[Tensor, Tensor]], k: int) -> list[int]:
+    """How many of the first k steps of the first of each pair follow those of the second in order."""
+    return [longest_increasing_subsequence(torch.cdist(a[:k], b[:k]).argmin(1).tolist()) for a, b in pairs]
+
+
+def longest_increasing_subsequence(numbers: Iterable[int]) -> int:
+    """The length of the longest subsequence whose numbers strictly increase."""
+    ends: list[int] = []  # the smallest last number of such subsequences of length 1, 2, ...
+    for number in numbers:
+        position = bisect_left(ends, number)
+        ends[position:position + 1] = [number]
+    return len(ends)
+
+
+class ADSLearner(OffPolicyActorCriticLearner):
+    """Learner of `ADS`."""
+
+    config: ADS
+
+    def __init__(self, config: ADS, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps, data)
+        if not isinstance(self.reward, EpisodeReward):
+            raise Unsupported("progress is measured by the distances of a reward of whole episodes",
+                              where="ADS.reward", hint="use OptimalTransportReward()")
+        demonstrations = self.reward.points.split(self.reward.lengths.tolist())
+        self.progress = self.register("progress", ProgressDiscount(config, demonstrations))
+
+    @property
+    def discount(self):
+        return self.progress()
+
+    def batch_sampler(self, data, sampling_weights=None):
+        """It also scores the last round, once."""
+        assert isinstance(self.reward, EpisodeReward)
+        last = max((episode.metadata.get(ROUND, -1) for episode in data), default=-1)
+        if last >= self.progress.n_rounds:
+            episodes = [episode for episode in data if episode.metadata.get(ROUND) == last]
+            scored = [episode for episode in episodes if episode.metadata.get(SCORED)] or episodes
+            self.progress.update([self.reward.read(episode) for episode in scored])
+            self.progress.n_rounds.fill_(last + 1)
+        return super().batch_sampler(data, sampling_weights)
+
+    def update(self, batch):
+        return {**super().update(batch), "discount": self.discount, "progress": float(self.progress.k)}
+
+
+@method("Liu et al. 2024 (ADS), arXiv 2310.07433, without its encoder of pictures",
+        rows=("012",), needs=(NUMBERS, ENDS, "an environment"),
+        when="if there are a few demonstrations and an environment, and later steps succeed only after earlier ones.")
+def ads(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
+    """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round, beside two without noise that measure the progress.
+        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+    """
+    return Method(PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)), RecedingHorizon(),
+                  ADS(bc_weight=0.0, n_step=3),
+                  collection=CollectionRounds(n_rounds, ScoredRolloutCollector(n_episodes, GaussianExploration(noise))))

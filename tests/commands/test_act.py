@@ -113,6 +113,8 @@ def test_what_no_detector_of_a_robot_can_be_made_of_is_refused(run, capsys):
     for args, *messages in (
             (["calibrate", "run", "acted"], "acted, episode 0", "nobody said whether it is a success", "y or n"),
             (["act", "run", *ARM, "--detect"], "the run has no failure detector", "understudy calibrate"),
+            (["act", "ws://127.0.0.1:1", *ARM, "--fps", "30", "--detect"], "a server does not send the doubt",
+             "the run on this machine"),
             (["calibrate", "run", "acted", "--episodes", "4"], "--episodes", "all recorded episodes are used")):
         assert main(args) == 2
         error = capsys.readouterr().err

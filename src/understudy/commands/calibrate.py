@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import ConfigError, Unsupported, UserError
 from .common import (
     Output,
     command_line,
@@ -146,7 +146,11 @@ def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:
     """The detector of a run."""
     from ..evaluate.failure_detection import FailureDetector
+    from ..serve.address import served_address
 
+    if address := served_address(run):
+        raise Unsupported("a server does not send the doubt of its policy, which a failure detector reads",
+                          where=address, hint="act with the run on this machine")
     detector = FailureDetector.load(run, o.trust)
     if detector.options != _acting_options(o):
         raise UserError("the failure detector was calibrated with "

@@ -144,7 +144,7 @@ def learned_weights(steps: Steps, updates: int, seed: int) -> Tensor:
 
 
 def learned_actions(steps: Steps, weights: Tensor, updates: int, seed: int) -> Tensor:
-    """What the learner of each task does at its steps, (N, 2): a network of its own, by weighted cloning."""
+    """What the learner of each task does at its steps, (N, 2): by weighted cloning with a network for each."""
     learners, rng = Networks(N_TASKS, seed), np.random.default_rng([seed, 2])
     for _ in range(updates):
         index = steps.draw(np.arange(N_TASKS)[:, None].repeat(HALF, 1), rng)

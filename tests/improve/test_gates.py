@@ -16,6 +16,7 @@ from fixtures.collections import (
     run,
 )
 
+from understudy.checkpoint import Scorer
 from understudy.core import UserError
 from understudy.data.episode import Dataset
 from understudy.evaluate.evaluation import recording_seed
@@ -27,7 +28,7 @@ from understudy.improve.collection import (
     RolloutCollector,
     SupervisorLabels,
 )
-from understudy.improve.gates import DisagreementGate, GatedActor, HumanGate, RandomGate
+from understudy.improve.gates import DisagreementGate, GatedActor, HumanGate, RandomGate, ValueGate
 from understudy.improve.updates import PerNewStep
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
@@ -144,3 +145,53 @@ def test_slips_are_as_frequent_as_stated_and_do_not_depend_on_rows():
     assert rows[0].fingerprint() == rows[1].fingerprint()
     share = np.concatenate([e.steps["intervention"] for e in rows[0]])
     assert abs(share.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / len(share))  # takes over, and gives back, by slips
+
+
+class NegativeDistance(Scorer):
+    """The value of an action is minus its distance to 0."""
+
+    inputs, features = (STATE,), {}
+
+    def forward(self, obs, plan):
+        return -plan[:, 0].square().sum(1).sqrt()
+
+    def save(self, folder):
+        raise NotImplementedError
+
+    load = save
+
+
+@dataclass(frozen=True)
+class Clumsy(Constant):
+    """Acts like `Constant`, and knows that 0 would be right."""
+
+    def act(self, obs, state):
+        action, state = super().act(obs, state)
+        return action, {**state, "record": {"best_action": torch.zeros_like(action)}}
+
+
+@pytest.mark.parametrize(("actor", "margin", "hold", "delay", "steps"), [
+    (Wrong(2, 4), 1.0, 4, 0, [2, 3, 4, 5]), (Wrong(2, 4), 1.5, 4, 0, []),  # wrong by the root of 2
+    (Wrong(2, 12), 1.0, 3, 0, [2, 3, 4, 6, 7, 8, 10, 11]),  # the policy acts once in between
+    (Wrong(0, 3), 1.0, 1, 0, [0, 2]), (Wrong(2, 4, -1.0), 1.0, 2, 0, [2, 3]),
+    (Wrong(2, 3), 1.0, 2, 1, [3, 4]), (Wrong(2, 12), 1.0, 2, 1, [3, 4, 7, 8, 11])])
+def test_a_supervisor_takes_over_where_value_is_lost(actor, margin, hold, delay, steps):
+    assert acted(ValueGate(NegativeDistance(), margin, hold, 0.0, delay), actor) == steps
+
+
+def test_a_value_is_compared_with_that_of_the_right_action():
+    gate = ValueGate(NegativeDistance(), 1.0, slip=0.0)
+    for supervisor, policy, share in ((Constant(2.0), Constant(2.0), 0.0), (Constant(2.0), Constant(0.0), 0.0),
+                                      (Constant(0.0), Constant(2.0), 10 / 12), (Clumsy(2.0), Constant(0.0), 0.0),
+                                      (Clumsy(2.0), Constant(2.0), 10 / 12)):
+        data = rollout(GatedActor(policy, supervisor, gate), fork(2), 2)
+        assert np.mean([e.steps["intervention"] for e in data]) == pytest.approx(share)
+
+
+def test_slips_of_a_gate_by_value_are_as_frequent_as_stated():
+    for action, rate in ((0.0, 0.25), (2.0, 0.75)):  # takes over without a reason, or with one
+        data = rollout(GatedActor(Constant(action), Constant(0.0), ValueGate(NegativeDistance(), 1.0, 1, 0.25)),
+                       fork(4), 80)
+        acts = np.stack([e.steps["intervention"] for e in data])
+        free = np.concatenate([np.ones((80, 1), bool), ~acts[:, :-1]], 1)
+        assert abs(acts[free].mean() - rate) < 4 * np.sqrt(0.1875 / free.sum())

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from ..checkpoint import FromStage, Scorer
 from ..core import AtLeast, AtMost, State, UserError, part, uniform
 from ..evaluate.failure_detection import DoubtScore
 from ..execute.actor import Actor
@@ -19,6 +20,7 @@ from ..learn.data_collection import Training
 INTERVENTION = "intervention"  # column: True where the supervisor acted
 POLICY_ACTION = "policy_action"  # column: the action of the policy, executed or not
 SUPERVISOR_ACTION = "supervisor_action"  # column: the action of the supervisor, executed or not
+BEST_ACTION = "best_action"  # column of supervisors who know better than they act: the action that they mean
 ADVISED = "advised"  # column of gates that do not always ask: True where the supervisor was asked
 GATE_STREAM = 10  # stream of random numbers
 
@@ -217,6 +219,49 @@ class DisagreementGate(SupervisorThresholdGate):
     def difference(self, obs, action, supervisor_action):
         scale = torch.tensor(self.scale or (1.0,))
         return ((action - supervisor_action.to(action.dtype)) / scale).square().mean(1).sqrt()
+
+
+@part
+class ValueGate(FixedGate):
+    """The supervisor takes over where the action of the policy has a lower value than the right one (RLIF).
+
+    Values are those of a critic. The right action is that of the supervisor, or the column `best_action`, if the
+    supervisor records one: a person may see what is wrong and still act badly. Values are subtracted, because a factor
+    of a negative value means the opposite. Between two takeovers the policy acts at least once.
+
+    Args:
+        critic: Scores an action for an observation, both of one step.
+        margin: Loss of value above which the supervisor takes over.
+        hold: Number of steps that it acts then.
+        slip: Probability of taking over where there is no reason to, and of not doing so where there is.
+        delay: Steps between the action and taking over. 0 if it is prevented, 1 if it is carried out and then noticed.
+
+    References:
+        Luo et al. (2024), RLIF: Interactive Imitation Learning as Reinforcement Learning, arXiv:2311.12996.
+    """
+
+    critic: FromStage | Scorer
+    margin: Annotated[float, AtLeast(0)]
+    hold: Annotated[int, AtLeast(1)] = 4
+    slip: Annotated[float, AtLeast(0), AtMost(1)] = 0.05
+    delay: Annotated[int, AtLeast(0)] = 0
+
+    def start(self, obs, key, number):
+        zero = torch.zeros_like(key)
+        return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
+
+    @torch.no_grad()
+    def decide(self, obs, action, supervisor_action, state):
+        assert isinstance(self.critic, Scorer)  # and no longer the reference to a stage
+        best = obs.get(BEST_ACTION, supervisor_action).to(action.dtype)
+        windows = {name: obs[name].unsqueeze(1) for name in self.critic.inputs}
+        scores = self.critic.score_plans(windows, torch.stack([best, action], 1).unsqueeze(2))
+        loses = scores[:, 0] - scores[:, 1] > self.margin
+        loses ^= uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < self.slip
+        wait = torch.where(loses & (state["acted"] == 0) & (state["wait"] < 0), self.delay, state["wait"])
+        acts = torch.where(state["acted"] > 0, state["acted"] < self.hold, wait == 0)
+        return acts, {**state, "count": state["count"] + 1, "acted": torch.where(acts, state["acted"] + 1, 0),
+                      "wait": torch.where(acts, -1, (wait - 1).clamp(min=-1))}
 
 
 @part

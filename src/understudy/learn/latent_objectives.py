@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Above, AtLeast, AtMost, Batch, part
+from ..core import Above, AtLeast, Batch, ConfigError, Context, HeadSpec, part
+from ..nets.base import Trunk
+from ..nets.transformer import Transformer
 from ..policy import Policy
-from .behavior_cloning import LaggedAuxiliaryLoss
-from .representation_objectives import (
-    RepresentationObjective,
-    TargetEncoder,
-    encoding_size,
-    flat_encoding,
-    projector_layers,
-)
+from .representation_objectives import RepresentationObjective, encoding_size, flat_encoding
 
 
 @part
@@ -86,18 +82,19 @@ class _FastLinear(nn.Module):
 
 @part
 class LatentDynamics(RepresentationObjective):
-    """Predicts the next encoding from the present one and a hidden action, which is told from both encodings.
+    """Predicts each next encoding in the policy's window from those so far and a hidden action.
 
-    No actions are read. The hidden action must be too narrow to hold the next encoding itself. Its width should be
-    about that of the true state. The covariance of encodings keeps their components apart.
+    A causal network tells the hidden action of a step from the encodings up to its end. Another one predicts that end
+    from the encodings and hidden actions before it. No actions are read. The hidden action must be too narrow to hold
+    the next encoding itself. Its width should be about that of the true state. The covariance of encodings keeps their
+    components apart.
 
-    It differs from the paper in the length of the sequence, which is two observations, as in its kitchen. Its
-    transformers are therefore networks with one hidden layer.
+    The window is the sequence: ``Window(n_obs_steps=5)`` in most of the paper. The later policy may see fewer steps.
+    The target is the encoder itself, without gradient, as in three of the four environments of the paper.
 
     Args:
+        trunk: The two networks over the sequence. It must be able to be causal.
         covariance: Weight of the mean squared covariance of two different components of the encoding.
-        target_decay: Fraction of the target encoder that each update keeps. 0 takes the encoder itself, without
-            gradient.
         weight: Factor of the loss.
 
     References:
@@ -105,35 +102,41 @@ class LatentDynamics(RepresentationObjective):
     """
 
     latent: Annotated[int, AtLeast(1)] = 8
-    hidden: Annotated[int, AtLeast(1)] = 256
+    trunk: Trunk = field(default_factory=lambda: Transformer(64, 2))
     covariance: Annotated[float, AtLeast(0)] = 0.04
-    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     weight: float = 1.0
 
-    next_obs = True
-
     def build(self, policy):
-        return _LatentDynamicsLoss(self, policy)
+        return LatentDynamicsLoss(self, policy)
 
 
-class _LatentDynamicsLoss(LaggedAuxiliaryLoss):
+class LatentDynamicsLoss(nn.Module):
+    """The function of `LatentDynamics`, with its inverse model and its predictor."""
+
     def __init__(self, config: LatentDynamics, policy: Policy):
         super().__init__()
-        size = encoding_size(policy)
-        self.config, self.target = config, TargetEncoder(policy, config.target_decay)
-        self.inverse = projector_layers(2 * size, config.hidden, config.latent)
-        self.predictor = projector_layers(size + config.latent, config.hidden, size)
+        self.n_steps = policy.window.n_obs_steps
+        if self.n_steps < 2:
+            raise ConfigError("the policy sees one observation, which has no next one", where="LatentDynamics",
+                              hint="use a window such as Window(n_obs_steps=5)")
+        steps, size = policy.encoder.token_obs_steps, encoding_size(policy) // self.n_steps
+        self.config, self.order = config, sorted(range(len(steps)), key=steps.__getitem__)
+        self.inverse, self.predictor = (
+            config.trunk.build(inputs, outputs, 0, HeadSpec(horizon, 0, 0, causal=True)) for horizon, inputs, outputs
+            in ((self.n_steps, size, config.latent), (self.n_steps - 1, size + config.latent, size)))
+
+    def sequence(self, captured: Mapping[str, Tensor], rng: Generator) -> Tensor:
+        """The encodings of the steps of the window, (B, T, D)."""
+        return captured["context"][:, self.order].unflatten(1, (self.n_steps, -1)).flatten(2)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        assert batch.next is not None
-        now, later = flat_encoding(captured), policy.training_context(batch.next, rng).flat()
-        hidden_action = self.inverse(torch.cat([now, later], -1))
-        prediction = self.predictor(torch.cat([now, hidden_action], -1))
-        distance = 1 - F.cosine_similarity(prediction, self.target(policy, batch.next, rng), dim=-1)
-        return self.config.weight * (distance + self.config.covariance * _covariance(torch.cat([now, later])))
-
-    def after_update(self, policy):
-        self.target.update(policy)
+        encodings = self.sequence(captured, rng)
+        nothing = encodings[..., :0]
+        context = Context(nothing[:, :0], nothing[:, :0].any(-1))
+        hidden_actions = self.inverse(encodings, nothing, context)[:, 1:]
+        predictions = self.predictor(torch.cat([encodings[:, :-1], hidden_actions], -1), nothing[:, 1:], context)
+        distance = 1 - F.cosine_similarity(predictions, encodings[:, 1:].detach(), dim=-1)
+        return self.config.weight * (distance.mean(1) + self.config.covariance * _covariance(encodings.flatten(0, 1)))
 
 
 def _covariance(encodings: Tensor) -> Tensor:

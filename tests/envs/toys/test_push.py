@@ -53,6 +53,14 @@ def test_a_glancing_disc_slides_when_the_contact_cannot_hold_it():
     assert across / along == pytest.approx(push.FRICTION, rel=0.05)
 
 
+def test_a_goal_of_all_episodes_stays_apart_from_the_block():
+    env = Push(500, goal=(0.65, 0.4))
+    state = env.reset(torch.arange(500), keys(3, range(500)))["observation.state"].numpy()
+    np.testing.assert_allclose(state[:, 6:], np.float32([[0.65, 0.4]] * 500))
+    assert np.linalg.norm(state[:, 2:4] - state[:, 6:], axis=1).min() > 0.2
+    assert np.ptp(state[:, 2:4], axis=0).min() > 0.55
+
+
 unit = st.floats(-1, 1, width=32)
 
 

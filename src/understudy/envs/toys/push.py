@@ -41,15 +41,17 @@ class Push(Toy):
         images: Observe the disc's position alone and observation.images.top (size, size, 3). simulator.state then has
             all eight numbers.
         size: Width and height of the image, in pixels.
+        goal: The goal of all episodes, m. None draws one for each episode.
     """
 
     low, high = -SPEED, SPEED
 
-    def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64):
+    def __init__(self, rows: int = 1, limit: int = 100, images: bool = False, size: int = 64,
+                 goal: tuple[float, float] | None = None):
         if size < 8:
             raise UserError(f"the images need at least 8 pixels, but size={size}", where="push-images",
                             hint="such as size=64")
-        self.images, self.size = images, size
+        self.images, self.size, self.goal = images, size, goal
         self.state_columns = ("simulator.state",) if images else ("observation.state",)
         whole, action = named_vector(*STATE), named_vector("x", "y", unit="m/s")
         image_features = {"observation.images.top": Feature("uint8", (size, size, 3), "image"),
@@ -63,6 +65,8 @@ class Push(Toy):
         drawn = uniform(key, torch.zeros_like(key), (16, 6)).numpy().astype(np.float32)  # 16 tries, the first that fits
         disc, block, goal = (low + (SIDE - 2 * low) * drawn[..., i:i + 2]
                              for i, low in ((0, DISC), (2, 0.2), (4, 0.2)))
+        if self.goal is not None:
+            goal = np.full_like(goal, self.goal)
         fits = (distance(block, goal) > 0.2) & (distance(disc, block) > 1.5 * HALF + DISC)
         rows, first = np.arange(len(key)), fits.argmax(1)
         heading = normal(key, torch.zeros_like(key), (2,), stream=1).numpy()

@@ -41,7 +41,7 @@ from understudy.nets.vision import SmallConv
 from understudy.policy import Policy, PolicyConfig
 
 GOALS = ((0.7, 0.65), (0.3, 0.75), (0.75, 0.3))
-BLOCK, DISC = np.float32([0.4, 0.35]), np.float32([0.12, 0.12])  # the middles of where they start
+BLOCK, DISC = np.array([0.4, 0.35], np.float32), np.array([0.12, 0.12], np.float32)  # the middles of where they start
 ROWS, SIZE, WIDTH, LENGTH = 100, 24, 32, 5
 PICTURE, STATE, OWN = "observation.images.top", "simulator.state", "observation.state"
 FEATURES, POSITION, ANGLE = "observation.features", "R² of the position", "R² of the angle"

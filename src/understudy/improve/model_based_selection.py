@@ -85,10 +85,10 @@ def roll_out(table: StepTable, model: NetworkEnsemble, action: np.ndarray, n_ste
         action: What the policy does at each step of the data, (N, A).
     """
     center, scale = table.scales[2:]
-    action = torch.from_numpy(((action - center) / scale).astype(np.float32))
+    coded = torch.from_numpy(((action - center) / scale).astype(np.float32))
     state = torch.from_numpy(table.state)
     with torch.no_grad():
-        predicted = (state + model(torch.cat([state, action], 1))[0]).numpy()
+        predicted = (state + model(torch.cat([state, coded], 1))[0]).numpy()
     ends = set((np.cumsum(table.length) - 1).tolist())
     starts = cycle(np.random.default_rng(seed).permutation(np.cumsum(table.length) - table.length))
     free, chosen, target, duration = np.ones(len(table), bool), [], table.state[next(starts)], 0

@@ -34,6 +34,7 @@ from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
 from understudy.learn.representation_objectives import BYOL, InverseDynamics, TimeContrastive
+from understudy.nets.base import Encoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
@@ -48,6 +49,7 @@ FEATURES, POSITION, ANGLE = "observation.features", "R² of the position", "R² 
 OF_NEIGHBORS = " of neighbors"
 FAST = OptimizerConfig(lr=1e-3)
 SEQUENCE, SHIFTS = Transformer(64, 2), (RandomShift(PICTURE, 1),)
+NUMBERS = ConcatEncoder()
 CAMERA = TokenEncoder(WIDTH, vision=SmallConv((16, 16, 32, 32), 16))
 
 
@@ -133,8 +135,8 @@ class ShuffledDynamicsLoss(LatentDynamicsLoss):
         return encodings.gather(1, order.unsqueeze(-1).expand_as(encodings))
 
 
-def cloning(inputs: tuple[str, ...], *parts: str, **options) -> Method:
-    policy = PolicyConfig(Regression(), MLP(128, 2), **{"encoder": ConcatEncoder(), **options}, inputs=inputs)
+def cloning(inputs: tuple[str, ...], *parts: str, encoder: Encoder = NUMBERS, augmentations=()) -> Method:
+    policy = PolicyConfig(Regression(), MLP(128, 2), encoder, inputs=inputs, augmentations=augmentations)
     return Method(policy, RecedingHorizon(), BehaviorCloning(2000, 64, FAST), (part(*parts),))
 
 

@@ -25,6 +25,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
 from understudy.improve.model_based_selection import fit_transitions, roll_out
+from understudy.learn.targets import expectile_loss
 
 N_TASKS, N_EXPERT, N_CLONE, CLONE_UPDATES = 4, 20, 40, (60, 200)
 DISCOUNT, EXPECTILE, TARGET_DECAY, INVERSE_TEMPERATURE, MAX_WEIGHT = 0.95, 0.7, 0.99, 3.0, 20.0
@@ -129,8 +130,7 @@ def learned_weights(steps: Steps, updates: int, seed: int) -> Tensor:
     for _ in range(updates):
         index = steps.draw(everyone, rng)
         goal = steps.reward[index] + steps.discount[index] * values(steps.next_x[index])[..., 0].detach()
-        gap = advantage(target, index)
-        expectile = torch.where(gap > 0, EXPECTILE, 1 - EXPECTILE) * gap.square()
+        expectile = expectile_loss(advantage(target, index), EXPECTILE)
         _step(optimizer, ((scores(critics, index) - goal).square().sum(0) + expectile).mean(1).sum())
         with torch.no_grad():
             for copied, source in zip(target.parameters(), critics.parameters(), strict=True):

@@ -256,7 +256,7 @@ def test_every_record_has_a_probe_that_is_small():
             # of dataset-quality's scores and of dual-phase's second phase carry on, the rollouts of little-overlap, and
             # the rounds of rated-episodes.
             limit = {"dataset-quality": 0.25, "dual-phase": 0.12, "little-overlap": 0.06,
-                     "rated-episodes": 0.07, "offline-experience-replay": 0.06}.get(name, 0.05)
+                     "rated-episodes": 0.07}.get(name, 0.05)
             assert np.mean([v is None for v in entries]) < limit
 
 

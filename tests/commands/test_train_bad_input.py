@@ -112,8 +112,13 @@ def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
 def test_targets_of_several_steps_have_no_learned_rewards(name, tmp_path):
     """Refused before a stage is trained."""
     result = train(name, tmp_path, "--learner.n-step", 3)
-    refused(result, "OffPolicyActorCritic.n_step: this reward model.*use 0", tmp_path)
+    refused(result, "OffPolicyActorCritic.n_step: a reward model.*use 0", tmp_path)
     assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize("name", ["rot", "pwil"])
+def test_targets_of_several_steps_have_the_rewards_of_whole_episodes(name, tmp_path):
+    assert train(name, tmp_path, "--learner.n-step", 3)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["gail", *MATCHING])

@@ -185,18 +185,33 @@ class SupervisorThresholdGate(FixedGate):
         """Returns the number of each row, (B,)."""
 
     def start(self, obs, key, number):
-        zero = torch.zeros_like(key)
-        return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
+        return _start_takeovers(key)
 
     def decide(self, obs, action, supervisor_action, state):
         difference = self.difference(obs, action, supervisor_action)
-        in_control = state["acted"] > 0
-        is_apart = difference > torch.where(in_control, self.release, self.threshold)
-        is_apart ^= uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < self.slip
-        wait = torch.where(~in_control & is_apart & (state["wait"] < 0), self.delay, state["wait"])
-        acts = torch.where(in_control, is_apart | (state["acted"] < self.hold), wait == 0)
-        return acts, {**state, "count": state["count"] + 1, "acted": torch.where(acts, state["acted"] + 1, 0),
-                      "wait": torch.where(acts, -1, torch.where(wait > 0, wait - 1, wait))}
+        is_apart = difference > torch.where(state["acted"] > 0, self.release, self.threshold)
+        return _decide_takeovers(self, is_apart, state, goes_on=True)
+
+
+def _start_takeovers(key: Tensor) -> dict[str, Tensor]:
+    zero = torch.zeros_like(key)
+    return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
+
+
+def _decide_takeovers(gate: SupervisorThresholdGate | ValueGate, has_reason: Tensor, state: dict[str, Tensor],
+                      goes_on: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Lets a supervisor take over late, hold, and err.
+
+    Args:
+        has_reason: Where there is a reason to act, (B,).
+        goes_on: After `hold` steps it acts as long as there is a reason, and otherwise gives back.
+    """
+    in_control = state["acted"] > 0
+    has_reason = has_reason ^ (uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < gate.slip)
+    wait = torch.where(~in_control & has_reason & (state["wait"] < 0), gate.delay, state["wait"])
+    acts = torch.where(in_control, has_reason & goes_on | (state["acted"] < gate.hold), wait == 0)
+    return acts, {**state, "count": state["count"] + 1, "acted": torch.where(acts, state["acted"] + 1, 0),
+                  "wait": torch.where(acts, -1, torch.where(wait > 0, wait - 1, wait))}
 
 
 @part
@@ -247,8 +262,7 @@ class ValueGate(FixedGate):
     delay: Annotated[int, AtLeast(0)] = 0
 
     def start(self, obs, key, number):
-        zero = torch.zeros_like(key)
-        return {"key": key, "count": zero, "acted": zero, "wait": zero - 1}  # wait: -1 if nothing was noticed
+        return _start_takeovers(key)
 
     @torch.no_grad()
     def decide(self, obs, action, supervisor_action, state):
@@ -256,12 +270,7 @@ class ValueGate(FixedGate):
         best = obs.get(BEST_ACTION, supervisor_action).to(action.dtype)
         windows = {name: obs[name].unsqueeze(1) for name in self.critic.inputs}
         scores = self.critic.score_plans(windows, torch.stack([best, action], 1).unsqueeze(2))
-        loses = scores[:, 0] - scores[:, 1] > self.margin
-        loses ^= uniform(state["key"], state["count"], (1,), stream=GATE_STREAM)[:, 0] < self.slip
-        wait = torch.where(loses & (state["acted"] == 0) & (state["wait"] < 0), self.delay, state["wait"])
-        acts = torch.where(state["acted"] > 0, state["acted"] < self.hold, wait == 0)
-        return acts, {**state, "count": state["count"] + 1, "acted": torch.where(acts, state["acted"] + 1, 0),
-                      "wait": torch.where(acts, -1, (wait - 1).clamp(min=-1))}
+        return _decide_takeovers(self, scores[:, 0] - scores[:, 1] > self.margin, state, goes_on=False)
 
 
 @part

@@ -84,7 +84,7 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
 
     def __post_init__(self):
         if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
-            raise ConfigError("this reward model gives the rewards of a plan's own steps",
+            raise ConfigError("a reward model of steps gives the rewards of a plan's own steps",
                               where="OffPolicyActorCritic.n_step", hint="use 0, or a reward of whole episodes")
         if self.target_entropy is not None and self.temperature is None:
             raise ConfigError("there is no temperature to adjust", where="OffPolicyActorCritic.target_entropy",

@@ -76,7 +76,7 @@ class MixedTasks(DemonstrationSource):
         return Dataset(episodes)
 
     def for_probe(self):
-        return smaller(self, size=0.1)
+        return smaller(self, size=0.05)
 
 
 class Steps:

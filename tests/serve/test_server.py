@@ -53,7 +53,7 @@ def test_a_client_notices_another_checkpoint():
 def test_weights_are_read_again_only_if_they_have_changed(tmp_path, monkeypatch):
     """--watch asks every second."""
     read = []
-    monkeypatch.setattr("understudy.commands.policies.weights_digest", lambda path: read.append(path) or str(len(read)))
+    monkeypatch.setattr("understudy.commands.serve.weights_digest", lambda path: read.append(path) or str(len(read)))
     (tmp_path / "policy.json").write_text("{}")
     (tmp_path / "weights.safetensors").write_bytes(b"first")
     o = ServeOptions(run=tmp_path)

@@ -162,8 +162,8 @@ class ADSLearner(OffPolicyActorCriticLearner):
 
 @method("Liu et al. 2024 (ADS), arXiv 2310.07433, without its encoder of pictures",
         rows=("012",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there are a few demonstrations and an environment, and later steps succeed only after earlier ones; a "
-             "fixed discount did as well in a toy (claim growing-discount).")
+        when="if demonstrations are few, there is an environment, and later steps need earlier ones; a fixed discount "
+             "did as well in a toy (claim growing-discount).")
 def ads(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
 

@@ -183,6 +183,19 @@ def test_a_policy_practises_beside_a_person_who_judges_and_may_take_over(method,
     assert session(out, "--with", method)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1
 
 
+def test_the_critics_of_a_robot_learn_while_the_next_round_is_collected(session, tmp_path):
+    """A round that is stored stays, although the updates that were made meanwhile are lost."""
+    out, options = tmp_path / "run", ("--with", "residual", "--rounds", 2)
+    status, _, err = session(out, *options, _12=["success"], _13=["failure"], _14=["quit"])
+    assert status == 130 and "in another process during the next round" in err
+    assert Run(out).saved_steps() == [0] and (out / "collection" / "000000").is_dir()
+    status, _, err = session(out, *options, _15=["success"], _16=["failure"])
+    assert status == 0, err
+    assert Run(out).saved_steps() == [0, 6]
+    lengths = [len(e) for n in range(2) for e in open_dataset(out / "collection" / f"{n:06d}" / "episodes.npz")]
+    assert lengths == [12, 13, 15, 16]
+
+
 @pytest.mark.parametrize("method", ["dsrl", "dppo", "residual-ppo", "rlif"])
 def test_methods_that_learn_from_their_own_actions_only_are_refused_beside_a_person(method, session, tmp_path):
     refused(session(tmp_path / "run", "--with", method), "--supervisor", "hg-dagger", "filtered, residual, rlpd")

@@ -210,3 +210,25 @@ def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
                 kills += 1
                 process.wait()
     assert kills >= 3 and contents(out) == contents(whole)
+
+
+def test_with_updates_in_another_process_the_policy_of_the_round_before_acts(demos, tmp_path, monkeypatch):
+    """Also if it is stopped while it collects: no round that is stored is collected again."""
+    made, collect, calls = method(rounds(3, updates_meanwhile=True)), RolloutCollector.collect, []
+
+    def counted(self, actor, number, training):
+        calls.append((number, training.n_updates))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return collect(self, actor, number, training)
+    monkeypatch.setattr(RolloutCollector, "collect", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", made, demos)
+    run(tmp_path / "stopped", made, demos)
+    lines = Run(tmp_path / "stopped").read_metrics()
+    after = next(line["step"] for line in lines if line.get("round") == 1)
+    assert after > 3 and calls == [(0, 3), (1, 3), (2, after), (2, after)]
+    run(tmp_path / "whole", made, demos)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    with pytest.raises(UserError, match="no policy that could act while it is trained"):
+        rounds(updates_meanwhile=True, reset_learner=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from ..child_processes import exit_reason, watch_parent
 from ..core import UserError
-from ..evaluate.workers import WorkerCount, connect_ray, exit_reason, watch_parent
+from ..evaluate.workers import WorkerCount, connect_ray
 from ..files import write_json
 from .base import MissingRequirement
 from .folder import open_claims

@@ -93,12 +93,17 @@ class RobotImprovement:
             stages: The runs of the stages of the method.
         """
         from ..improve.blind_promotion import BlindPromotion
+        from ..improve.collection import CollectionRounds
         from ..improve.takeover import TakeoverSupervisor
         from ..learn.devices import choose_device
+        from ..learn.off_policy_actor_critic import OffPolicyActorCritic
         from ..learn.run import Run
         from ..learn.train import train
 
-        o, run = self.o, Run(self.o.out)
+        o, run, rounds = self.o, Run(self.o.out), method.collection
+        if isinstance(method.learner, OffPolicyActorCritic):
+            assert isinstance(rounds, CollectionRounds)
+            method = replace(method, collection=replace(rounds, updates_meanwhile=True))
         robot = prepare_robot(o.robot_config(), o.trust, o.yes)
         env = self._env(robot, *self._device(robot))
         self._actor(o.run, env)  # refuses other columns and other actions

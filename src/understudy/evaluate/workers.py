@@ -8,9 +8,7 @@ worker runs an episode.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -26,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..child_processes import exit_reason, watch_parent
 from ..core import UserError, is_out_of_memory
 from ..data.episode import Dataset, Episode
 from ..envs import make
@@ -338,31 +337,9 @@ class _ProcessBackend:
         self.workers = []
 
 
-def exit_reason(status: int) -> str:
-    """The reason of a process's end, by its exit status."""
-    if status >= 0:
-        return f"it ended with status {status}"
-    return f"killed by {signal.Signals(-status).name}" if -status in set(signal.Signals) else f"signal {-status}"
-
-
 def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
     watch_parent()
     _worker_loop(setup, iter(pipe.recv, None), lambda *message: pipe.send(message))
-
-
-def watch_parent() -> None:
-    """Called first in a spawned process: the process ends when its parent says so or no longer exists."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
-    sys.stdout = sys.stderr  # libraries must not print between the answers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Ends this process when the parent is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this process was spawned
-    parent.join()
-    os._exit(1)
 
 
 def connect_ray() -> tuple[ModuleType, bool]:

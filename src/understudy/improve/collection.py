@@ -472,6 +472,8 @@ class CollectionRounds(DataCollection):
         compare_rounds: Evaluate the checkpoint before the first round and after each. Otherwise after ten of them.
         collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
             so that a round that made the policy worse costs nobody's time.
+        updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
+            from before them. A robot need not wait.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.
@@ -493,8 +495,12 @@ class CollectionRounds(DataCollection):
     compare_rounds: bool = False
     half_where: str = ""
     collect_with: Literal["last", "best"] = "last"
+    updates_meanwhile: bool = False
 
     def __post_init__(self):
+        if self.updates_meanwhile and self.reset_learner:
+            raise UserError("a new learner in each round has no policy that could act while it is trained",
+                            where="CollectionRounds.updates_meanwhile", hint="leave it out, or reset_learner")
         if len(self.mixture_weights) not in (0, 2):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
@@ -506,7 +512,8 @@ class CollectionRounds(DataCollection):
     def describe(self):
         first = f"{self.initial_updates:,} updates, then " if self.initial_updates else ""
         best = ", by the best policy so far" if self.collect_with == "best" else ""
-        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}{best}"
+        meanwhile = ", in another process during the next round" if self.updates_meanwhile else ""
+        return f"{first}{self.n_rounds} rounds with {self.updates.describe()}{meanwhile}{best}"
 
     def scaled(self, factor):
         initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
@@ -516,6 +523,9 @@ class CollectionRounds(DataCollection):
         return self.collector.initial_data(data, self.n_rounds)
 
     def run(self, training):
+        if self.updates_meanwhile and training.processes.count > 1:
+            raise Unsupported(f"{training.processes.count} processes train together, and none of them is free to act",
+                              where="CollectionRounds.updates_meanwhile", hint="train with one, or leave it out")
         rounds, batch_size = _StoredRounds(training.folder), training.learner.config.batch_size
         every = 1 if self.compare_rounds else max(self.n_rounds // EVALUATIONS, 1)
         if not self.reset_learner or training.n_updates <= self.initial_updates:
@@ -527,10 +537,13 @@ class CollectionRounds(DataCollection):
         end = self.initial_updates
         if training.n_updates <= end:
             training.update(self._sampler(training.learner, data, first), end, evaluate=self.compare_rounds)
-        for number in range(self.n_rounds):
-            training.stored = data
+
+        def collect(number: int, stored: ReplayBuffer) -> None:
+            training.stored = stored
             if training.processes.first and number not in rounds:
                 rounds.store(number, self._collect(number, training))
+        for number in range(self.n_rounds):
+            collect(number, data)
             training.processes.wait()
             episodes = rounds[number]
             data = self._extended(data, episodes)
@@ -546,9 +559,11 @@ class CollectionRounds(DataCollection):
                 training.build_learner(data)
                 if training.n_updates > start:  # it resumes within this round
                     training.restore()
-            last = number == self.n_rounds - 1
+            last, meanwhile = number == self.n_rounds - 1, None
+            if self.updates_meanwhile and not last and number + 1 not in rounds:
+                meanwhile = partial(collect, number + 1, data)
             training.update(self._sampler(training.learner, data, first), end,
-                            evaluate=last or (number + 1) % every == 0)
+                            evaluate=last or (number + 1) % every == 0, meanwhile=meanwhile)
 
     def _collect(self, number: int, training: Training) -> Dataset:
         policy = training.best_policy() if self.collect_with == "best" else None
@@ -585,7 +600,7 @@ class CollectionRounds(DataCollection):
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
-        if not self.collector.shows_policy:
+        if not self.collector.shows_policy or self.updates_meanwhile:  # an earlier policy acted
             return {}
         aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
         if all("success" in e.metadata for e in episodes):
@@ -686,22 +701,25 @@ class _StoredRounds:
 
     def drop_after(self, n_updates: int, config: CollectionRounds, first: Dataset, batch_size: int) -> None:
         """Removes the rounds that were collected after this many updates, so that they are collected again."""
-        start, whole, stored = config.initial_updates, 0, Dataset(list(first))
+        start = acted = config.initial_updates  # updates before those of a round, and of the policy that acted in it
+        whole, stored = 0, Dataset(list(first))
         for number in self.numbers():
-            if start > n_updates or number != whole:
-                self._refuse_person(config, number, self.path(number), start, n_updates)
+            if acted > n_updates or number != whole:
+                self._refuse_person(config, number, self.path(number), acted, n_updates)
                 part = self.path(number).with_name(f".{number:06d}.part")  # never half a round under its name
                 self.path(number).rename(part)
                 shutil.rmtree(part)
             else:
                 whole = number + 1
                 stored = config.retention.keep(Dataset([*stored, *self[number]]))
+                before = start
                 start += config.updates.number(self[number].steps, stored.steps, batch_size)
+                acted = before if config.updates_meanwhile else start
         for folder in self.folder.glob("unfinished-*") if self.folder else ():
             number = int(folder.name.rpartition("-")[2])
-            if number >= whole and start > n_updates:
-                self._refuse_person(config, number, folder, start, n_updates)
-            if number != whole or start > n_updates:
+            if number >= whole and acted > n_updates:
+                self._refuse_person(config, number, folder, acted, n_updates)
+            if number != whole or acted > n_updates:
                 self._remove_unfinished(number)
 
     @staticmethod

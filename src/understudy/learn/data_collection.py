@@ -6,6 +6,7 @@ The loop itself is in `understudy.improve.collection`, above environments and ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Training(ABC):
         """Apply the method's transforms."""
 
     @abstractmethod
-    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
+    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True,
+               meanwhile: Callable[[], None] | None = None) -> None:
         """Make updates until there are `until` of them, and store a checkpoint.
 
         Args:
@@ -77,6 +79,8 @@ class Training(ABC):
             until: Number of updates after this call, over all rounds.
             evaluate: Whether the checkpoint is evaluated, unless the training was told after how many updates it is to
                 evaluate.
+            meanwhile: Called while another process makes the updates. The learner stays as it is meanwhile, and no
+                checkpoint is stored before the last update.
         """
 
     @abstractmethod

@@ -26,6 +26,7 @@ from ..execute.chunking import RecedingHorizon
 from ..heads.base import MemoryHead
 from ..policy import Policy
 from . import devices
+from .background_updates import update_meanwhile
 from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
@@ -177,9 +178,12 @@ class _MemoryTraining(Training):
     def transform(self, episodes):
         return training_data(episodes, self.method)
 
-    def update(self, sampler, until, *, evaluate=True):
+    def update(self, sampler, until, *, evaluate=True, meanwhile=None):
         size = self.learner.config.batch_size
         share = self.processes.row_slice(size)
+        if meanwhile is not None:
+            update_meanwhile(self.learner, sampler, range(self.n_updates, until), self.seed, meanwhile, self.callbacks)
+            self.n_updates = until
         fit(self.learner, lambda n: sampler.batch(size, n, self.seed, share), until, start=self.n_updates,
             callbacks=self.callbacks)
         self.n_updates = until

@@ -51,6 +51,7 @@ from ..hints import command_line
 from ..interrupts import INTERRUPTS, leave_closed_terminal
 from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
+from .background_updates import update_meanwhile
 from .callbacks import LossCurve, ProgressBar
 from .data_collection import Training
 from .devices import Processes
@@ -449,7 +450,12 @@ class _RunTraining(Training):
         for callback in self.watches:
             callback(self.n_updates, self.learner, metrics)
 
-    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True) -> None:
+    def update(self, sampler: BatchSampler, until: int, *, evaluate: bool = True,
+               meanwhile: Callable[[], None] | None = None) -> None:
+        if meanwhile is not None:
+            update_meanwhile(self.learner, sampler, range(self.n_updates, until), self.seed, meanwhile,
+                             (self.curve, *self.watches))
+            self.save(until)
         size, device = self.learner.config.batch_size, self.learner.policy.device
         sampler, share = to_device(sampler, device), self.processes.row_slice(size)
         batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), device, until)

@@ -28,7 +28,7 @@ HEADS = Diffusion(prediction="sample", clip_sample=0.0), Flow()
 
 
 def config(head=HEADS[0], window=None) -> PolicyConfig:
-    return PolicyConfig(head, MLP(32, 1), window=window or Window(1, 1), inputs=(STATE,))
+    return PolicyConfig(head, MLP(32, 1, dropout=0.1), window=window or Window(1, 1), inputs=(STATE,))
 
 
 def comparisons(count=20, answer=2, equal=False) -> Dataset:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from claims.judged.marked_steps import WINDOW, expert_actions, judged_steps, progress, steps_to_go
+from claims.judged.ranked_actions import CLICK, GOOD, MixedQuality, drawn_states, quality, ranked
 from claims.judged.rated_episodes import DONE, ORDER, JudgedTasks, PermutedScores
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
@@ -71,3 +73,38 @@ def test_the_judge_sees_windows_of_both_outcomes_and_permuting_marks_keeps_their
     assert weight[good == 0].sum() == pytest.approx(weight[good == 1].sum())  # most steps are bad
     flipped = np.concatenate([e.steps["good"][:, 0] != progress(r) for e, r in zip(plain, data, strict=True)])
     assert flipped.mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_quality_of_an_action_is_1_at_the_optimum_and_falls_by_its_distances():
+    env, click = drawn_states(3, 50)
+    best = 2 * click - 1
+    beside = best + 2 * torch.tensor([0.03, 0.04, 0.0, -0.2])  # half of the table is 1
+    torch.testing.assert_close(quality(click, best), torch.ones(50))
+    torch.testing.assert_close(quality(click, beside.clamp(-3, 1)), torch.full((50,), 0.75))
+    assert env.step(best).info["success"].all()
+
+
+def test_bad_demonstrations_take_at_the_mirrored_place_or_put_into_another_bin():
+    click, action = (np.concatenate([e.steps[k] for e in MixedQuality(4000).load(7)]) for k in (CLICK, "action"))
+    off = np.abs((action + 1) / 2 - click) > 0.15
+    assert not off[:, [1, 3]].any() and not (off[:, 0] & off[:, 2]).any()
+    assert off[:, [0, 2]].mean(0) == pytest.approx(2 * [(1 - GOOD) / 2], abs=0.02)
+    mirrored = np.abs((action[:, 0] + 1) / 2 + click[:, 0] - 1) < 0.15
+    assert mirrored[off[:, 0]].all()
+
+
+def test_the_judge_compares_all_pairs_and_errs_in_a_fraction():
+    class AnyAction:
+        def noise(self, key, count):
+            return torch.from_numpy(np.random.default_rng(int(count[0])).uniform(-1, 1, (len(key), 1, 4))).float()
+
+        def plan(self, obs, noise, guides=()):
+            return noise
+    agree = {}
+    for flipped in (0.0, 0.05):
+        pairs = ranked(AnyAction(), 5, 60, flipped)
+        assert len(pairs) == 60 * 28
+        value = [quality(*(torch.as_tensor(e.steps[k]) for k in (CLICK, "action"))) for e in pairs]
+        agree[flipped] = np.mean([(v[0] > v[1]) == (e.steps["preference"][0, 0] == 2)
+                                  for v, e in zip(value, pairs, strict=True)])
+    assert agree[0.0] == 1.0 and agree[0.05] == pytest.approx(0.95, abs=0.02)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from understudy.claims.base import DemonstrationSource, smaller
+from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.mdp import object_world
@@ -15,19 +17,19 @@ from understudy.learn.maxent_irl import expected_features, fit_reward, soft_poli
 
 SIZE, N_COLORS, N_OBJECTS, DISCOUNT = 16, 5, 30, 0.9
 NEAR = slice(2 * N_COLORS, 3 * N_COLORS)  # features on which rewards depend: a color is closer than 3 cells
-N_STEPS, N_COLUMNS, SPARSITY, DECAY = 16, 5, 1.0, 0.01
+N_STEPS, N_ORDERS, N_COLUMNS, SPARSITY, DECAY = 16, 3, 5, 1.0, 0.01
 GREEDY = 1e4  # factor of a reward whose soft policy is the best one
 TRANSITIONS = object_world(SIZE, N_COLORS, N_OBJECTS).transitions  # the same in all worlds
-FITS = Memo(8)
+TASKS, FITS = Memo(2), Memo(8)
 
 
 class Task:
-    """A reward for being near two to four colors, and two worlds: one to demonstrate it in, one to judge in.
+    """A reward for being near two to four colors, and two worlds: one to demonstrate it in, and a new one to judge in.
 
     Attributes:
         weights: The true reward of each feature, (F,).
         features: Whether the nearest object of a color is closer than a distance, for 15 distances, and 1, (S, F).
-        new_features: The same in the other world, with other objects.
+        new_features: The same in the new world, with other objects.
     """
 
     def __init__(self, seed: int, number: int):
@@ -36,21 +38,26 @@ class Task:
         colors = rng.choice(N_COLORS, rng.integers(2, 5), replace=False)
         self.weights = np.zeros(self.features.shape[1])
         self.weights[NEAR][colors] = 5 * rng.uniform(-2, 1, len(colors))
+        self.best, self.random = self.expected_return(self.weights), self.expected_return(0 * self.weights)
 
-    def value(self, weights: np.ndarray, features: np.ndarray) -> float:
-        """Mean expected discounted return, over all states, of the best policy for another reward."""
-        policy = soft_policy(TRANSITIONS, GREEDY * (features @ weights), DISCOUNT)
-        return float(expected_features(TRANSITIONS, (features @ self.weights)[:, None], policy, DISCOUNT).mean())
+    def expected_return(self, weights: np.ndarray) -> float:
+        """Mean discounted return in the new world, over all states, of the best policy for another reward."""
+        policy = soft_policy(TRANSITIONS, GREEDY * (self.new_features @ weights), DISCOUNT)
+        reward = self.new_features @ self.weights
+        return float(expected_features(TRANSITIONS, reward[:, None], policy, DISCOUNT).mean())
 
-    def loss(self, weights: np.ndarray, features: np.ndarray) -> float:
+    def loss(self, weights: np.ndarray) -> float:
         """What the best policy for another reward lacks to the optimum, where random steps lack 1."""
-        best, random = self.value(self.weights, features), self.value(0 * weights, features)
-        return (best - self.value(weights, features)) / (best - random)
+        return (self.best - self.expected_return(weights)) / (self.best - self.random)
 
 
 def features_of(world: int) -> np.ndarray:
     distance = object_world(SIZE, N_COLORS, N_OBJECTS, seed=world).visible_numbers
     return np.concatenate([*(distance < d for d in range(1, SIZE)), np.ones((len(distance), 1))], 1).astype(float)
+
+
+def tasks_of(seed: int, n: int) -> list[Task]:
+    return TASKS.get((seed, n), lambda: [Task(seed, number) for number in range(n)])
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class TaskDemonstrations(DemonstrationSource):
 
     def load(self, seed):
         episodes = []
-        for number in range(self.n_tasks):
-            rng, task = np.random.default_rng([seed, number, 1]), Task(seed, number)
+        for number, task in enumerate(tasks_of(seed, self.n_tasks)):
+            rng = np.random.default_rng([seed, number, 1])
             policy = soft_policy(TRANSITIONS, task.features @ task.weights, DISCOUNT)
             for _ in range(self.per_task):
                 states, actions = [rng.integers(len(policy))], []
@@ -138,39 +145,84 @@ class Learned:
         by: "each": of each task alone. "all": one reward for all tasks. "near": alone, and those features are known on
             which rewards depend. "true": the reward is known.
         metric: The weight of errors in a dictionary of the rewards. None for no dictionary.
+        again: All tasks are encoded again with the last dictionary. Otherwise a reward is that of when its task came.
+        n: Demonstrations of each task.
+        ridge: Penalty of the fits.
         shuffled: In each task the features are in another order.
     """
 
     by: Literal["each", "all", "near", "true"] = "each"
     metric: Literal["covariance", "identity"] | None = None
+    again: bool = False
     n: int = 8
     ridge: float = 1.0
     shuffled: bool = False
 
     def fit(self, data: Dataset, tasks: list[Task]) -> np.ndarray:
         """Rewards of features without a dictionary, (tasks, F)."""
-        weights = np.stack([t.weights for t in tasks])
+        weights, features = np.stack([t.weights for t in tasks]), np.stack([t.features for t in tasks])
         counts = np.stack([counts_of(data, number, self.n) for number in range(len(tasks))])
         if self.by == "all":
-            return weights * 0 + fit_reward(TRANSITIONS, np.stack([t.features for t in tasks]), counts, DISCOUNT, self.ridge)
-        used = NEAR if self.by == "near" else slice(None)
-        for w, t, c in zip(weights, tasks, counts, strict=True) if self.by != "true" else ():
-            w[used] = fit_reward(TRANSITIONS, t.features[:, used], c, DISCOUNT, self.ridge)
+            weights[:] = fit_reward(TRANSITIONS, features, counts, DISCOUNT, self.ridge)
+        elif self.by != "true":
+            used = NEAR if self.by == "near" else slice(None)
+            for w, f, c in zip(weights, features[..., used], counts, strict=True):
+                w[used] = fit_reward(TRANSITIONS, f, c, DISCOUNT, self.ridge)
         return weights
 
-    def rewards(self, data: Dataset, tasks: list[Task], seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards of features of each task when it came, and after the last task, (tasks, F) each."""
+    def learn(self, data: Dataset, tasks: list[Task], orders: np.ndarray, seed: int) -> np.ndarray:
+        """Rewards of features of each task, for each order of the tasks, (orders, tasks, F)."""
         weights = FITS.get((seed, len(tasks), self.by, self.n, self.ridge), lambda: self.fit(data, tasks))
+        learned, rng = np.tile(weights, (len(orders), 1, 1)), np.random.default_rng([seed, 2])
         if self.metric is None:
-            return weights, weights
-        rng, dictionary = np.random.default_rng([seed, 2]), Dictionary(weights.shape[1])
-        order = np.array([rng.permutation(len(w)) if self.shuffled else np.arange(len(w)) for w in weights])
-        first, last, metrics = weights.copy(), weights.copy(), []
-        for number, (w, task) in enumerate(zip(weights, tasks, strict=True)):
-            policy, o = soft_policy(TRANSITIONS, task.features @ w, DISCOUNT), order[number]
-            metrics.append(covariance(task.features[:, o], policy) if self.metric == "covariance" else np.eye(len(w)))
-            code = dictionary.add(w[o], metrics[-1])
-            first[number, o] = dictionary.columns @ code
-        for number, (w, o) in enumerate(zip(weights, order, strict=True)):
-            last[number, o] = dictionary.columns @ dictionary.encode(w[o], metrics[number])
-        return first, last
+            return learned
+        n_features = weights.shape[1]
+        metrics, columns = [np.eye(n_features)] * len(tasks), np.tile(np.arange(n_features), (len(tasks), 1))
+        if self.metric == "covariance":
+            metrics = [covariance(t.features, soft_policy(TRANSITIONS, t.features @ w, DISCOUNT))
+                       for t, w in zip(tasks, weights, strict=True)]
+        if self.shuffled:
+            columns = rng.permuted(columns, axis=1)
+        encoded = [(w[c], h[np.ix_(c, c)]) for w, h, c in zip(weights, metrics, columns, strict=True)]
+        for order, rewards in zip(orders, learned, strict=True):
+            dictionary = Dictionary(n_features)
+            for task in order:
+                code = dictionary.add(*encoded[task])
+                rewards[task, columns[task]] = dictionary.columns @ code
+            for task in order if self.again else ():
+                rewards[task, columns[task]] = dictionary.columns @ dictionary.encode(*encoded[task])
+        return learned
+
+
+def losses(experiment, arm: Learned, data: Dataset, seed: int, episodes: int, starts: int) -> dict[str, list[float]]:
+    """Mean loss in the first and in the second half of the tasks, its logarithm, and what is not lost."""
+    tasks = tasks_of(seed, len({e.metadata["task"] for e in data}))
+    rng, half = np.random.default_rng([seed, 3]), len(tasks) // 2
+    orders = np.array([rng.permutation(len(tasks)) for _ in range(N_ORDERS)])
+    learned = arm.learn(data, tasks, orders, seed)
+    loss = np.array([[tasks[task].loss(rewards[task]) for task in order]
+                     for order, rewards in zip(orders, learned, strict=True)]).mean(0)
+    means = {"early": loss[:half].mean(), "late": loss[half:].mean()}
+    return {**{f"{name} value": [1 - m] for name, m in means.items()},
+            **{f"log {name} loss": [float(np.log(max(m, 1e-4)))] for name, m in means.items()}}
+
+
+DICTIONARY = Learned(metric="covariance")
+TABLE = experiment(
+    TaskDemonstrations(), env="tabular:object-world", measure=losses, first_seed=1850, n_seeds=10, episodes=1,
+    looks=((5, 0.02), (10, 0.03)), measures={
+        "early value": Measure("real", "return fraction"), "late value": Measure("real", "return fraction"),
+        "log early loss": Measure("real", "log ratio"), "log late loss": Measure("real", "log ratio")}, arms={
+        "independent": Learned(), "dictionary": DICTIONARY, "encoded again": replace(DICTIONARY, again=True),
+        "identity": Learned(metric="identity"), "one reward": Learned("all"), "known features": Learned("near"),
+        "true reward": Learned("true"), "independent, 32": Learned(n=32), "dictionary, 32": replace(DICTIONARY, n=32),
+        "shuffled": ablation("dictionary", replace(DICTIONARY, shuffled=True))})
+TABLE = replace(TABLE, experiment=replace(TABLE.experiment, sanity=(
+    ("true reward", "late value", 0.99), ("known features", "late value", 0.95),
+    ("independent", "log late loss", math.log(0.05)))))
+
+FORWARD = higher("independent", "dictionary", measure="log late loss")
+CLAIMS = family(__file__, TABLE, {"105": Row(
+    "lifelong-rewards", (FORWARD, higher("dictionary", "encoded again", measure="log early loss")), control="shuffled",
+    removes=(FORWARD,), reported=(
+        "identity", "one reward", "known features", "true reward", "independent, 32", "dictionary, 32"))})

@@ -1,11 +1,13 @@
 """The dictionary of rewards and its metric, against direct minimization and drawn walks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
 from claims.task_sequence import what_rewards_share as share
-from claims.task_sequence.what_rewards_share import DECAY, SPARSITY, Dictionary, Learned, Task, TaskDemonstrations
+from claims.task_sequence.what_rewards_share import DECAY, DICTIONARY, SPARSITY, Learned, Task, TaskDemonstrations
 from understudy.learn.maxent_irl import soft_policy
 
 RNG = np.random.default_rng(0)
@@ -14,7 +16,7 @@ METRICS, WEIGHTS = np.swapaxes(ROOTS, 1, 2) @ ROOTS, RNG.normal(size=(7, 4))
 
 
 def test_the_dictionary_minimizes_the_errors_of_all_tasks():
-    dictionary = Dictionary(4, 2)
+    dictionary = share.Dictionary(4, 2)
     codes = [dictionary.add(w, h) for w, h in zip(WEIGHTS, METRICS, strict=True)]
     assert codes[0].tolist() == [1, 0] and codes[1].tolist() == [0, 1]
 
@@ -27,7 +29,7 @@ def test_the_dictionary_minimizes_the_errors_of_all_tasks():
 
 
 def test_a_code_minimizes_the_error_and_its_sum():
-    dictionary = Dictionary(4, 3)
+    dictionary = share.Dictionary(4, 3)
     dictionary.columns = RNG.normal(size=(4, 3))
     zeros = 0
     for w, h in zip(WEIGHTS, METRICS, strict=True):
@@ -51,12 +53,21 @@ def test_the_metric_is_the_covariance_of_drawn_walks():
 
 
 def test_losses_are_between_the_best_and_the_random_policy():
-    data, tasks = TaskDemonstrations(8, 8).load(7), [Task(7, number) for number in range(8)]
-    losses = {}
+    data, mean = TaskDemonstrations(8, 8).load(7), {}
     for name, arm in (("true", Learned("true")), ("near", Learned("near")), ("each", Learned()),
-                      ("shuffled", Learned(metric="covariance", shuffled=True))):
-        first, last = arm.rewards(data, tasks, 7)
-        losses[name] = [np.mean([t.loss(w, t.new_features) for t, w in zip(tasks, r, strict=True)]) for r in (first, last)]
-    assert losses["true"] == pytest.approx([0, 0], abs=1e-9)
-    assert 0 < losses["near"][1] < losses["each"][1] < losses["shuffled"][1] < 1
-    assert tasks[0].loss(0 * tasks[0].weights, tasks[0].features) == pytest.approx(1)
+                      ("first", DICTIONARY), ("again", replace(DICTIONARY, again=True)),
+                      ("shuffled", replace(DICTIONARY, shuffled=True))):
+        values = share.losses(None, arm, data, 7, 1, 0)
+        mean[name] = 1 - (values["early value"][0] + values["late value"][0]) / 2
+    assert mean["true"] == pytest.approx(0, abs=1e-9)
+    assert 0 < mean["near"] < mean["each"] < mean["shuffled"] < 1
+    assert mean["first"] != mean["again"]
+    assert Task(7, 0).loss(np.zeros(76)) == pytest.approx(1)
+
+
+def test_a_task_that_comes_first_is_its_own_column_and_shuffled_features_return():
+    data, tasks = TaskDemonstrations(8, 8).load(7), share.tasks_of(7, 8)
+    alone, order = Learned().fit(data, tasks), np.arange(8)[None]
+    for arm in (Learned(metric="identity"), Learned(metric="identity", shuffled=True)):
+        first = arm.learn(data, tasks, order, 7)[0, 0]
+        np.testing.assert_allclose(first, alone[0] / (1 + DECAY), atol=1e-9)  # of one task, shrunk by the penalty

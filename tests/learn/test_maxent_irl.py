@@ -1,4 +1,4 @@
-"""Maximum entropy inverse reinforcement learning: soft values by iteration, derivatives, and rewards that are recovered."""
+"""Maximum entropy inverse reinforcement learning: soft values by iteration, and rewards that are recovered."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ def test_the_soft_policy_is_the_fixed_point_of_soft_value_iteration():
     for _ in range(400):
         scores = rewards[..., None] + DISCOUNT * np.einsum("sat,wt->wsa", TRANSITIONS, value)
         value = np.log(np.exp(scores).sum(-1))
-    np.testing.assert_allclose(soft_policy(TRANSITIONS, rewards, DISCOUNT), np.exp(scores - value[..., None]), atol=1e-9)
+    policy = np.exp(scores - value[..., None])
+    np.testing.assert_allclose(soft_policy(TRANSITIONS, rewards, DISCOUNT), policy, atol=1e-9)
 
 
 def test_a_large_reward_leaves_the_best_policy_and_features_are_summed():

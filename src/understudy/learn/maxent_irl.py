@@ -1,4 +1,4 @@
-"""Maximum entropy inverse reinforcement learning on a table: the linear reward that makes demonstrations most likely."""
+"""Maximum entropy inverse reinforcement learning on a table: the linear reward that makes demonstrations likely."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def expected_features(transitions: np.ndarray, features: np.ndarray, policy: np.
     return np.linalg.solve(_kept(transitions, policy, discount), features)
 
 
-def fit_reward(transitions: np.ndarray, features: np.ndarray, counts: np.ndarray, discount: float,
-               ridge: float) -> np.ndarray:
+def fit_reward(
+    transitions: np.ndarray, features: np.ndarray, counts: np.ndarray, discount: float, ridge: float
+) -> np.ndarray:
     """The linear reward whose `soft_policy` makes demonstrations most likely, by Fisher scoring from zero.
 
     Several worlds with the same transitions share one reward: their features and counts have the same leading axes.
@@ -65,7 +66,7 @@ def fit_reward(transitions: np.ndarray, features: np.ndarray, counts: np.ndarray
         gradient, information = _scores(transitions, features, counts, discount, policy)
         gradient = gradient - ridge * weights
         step = np.linalg.solve(information + ridge * np.eye(len(weights)), gradient)
-        if step @ gradient < 1e-8:
+        if step @ gradient < 1e-7:
             return weights
 
 

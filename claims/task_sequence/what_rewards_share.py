@@ -82,7 +82,7 @@ class TaskDemonstrations(DemonstrationSource):
         return Dataset(episodes)
 
     def for_probe(self):
-        return smaller(self, n_tasks=8, per_task=8)
+        return smaller(self, n_tasks=6, per_task=8)
 
 
 def counts_of(data: Dataset, number: int, n: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
-ENV, OPTIONS, CLICK = "tabletop:pick_and_place", (("instruction", "click"), ("limit", 1)), "observation.click"
+ENV, CLICK = "tabletop:pick_and_place", "observation.click"
+OPTIONS: tuple[tuple[str, Any], ...] = (("instruction", "click"), ("limit", 1))
 GOOD, NOISE = 0.6, 0.05  # fraction of demonstrations; standard deviation, where 1 is half of the table
 N, RANKED, CORRECTED = 8, 200_000, 300_000  # actions; numbers of the first states that are ranked, and demonstrated
 QUALITY, ANOMALY, GAP = "quality", "anomaly", "truth minus random"

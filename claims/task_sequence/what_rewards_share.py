@@ -73,10 +73,10 @@ class TaskDemonstrations(DemonstrationSource):
             rng = np.random.default_rng([seed, number, 1])
             policy = soft_policy(TRANSITIONS, task.features @ task.weights, DISCOUNT)
             for _ in range(self.per_task):
-                states, actions = [rng.integers(len(policy))], []
+                states, actions = [int(rng.integers(len(policy)))], []
                 for _ in range(N_STEPS):
-                    actions.append(rng.choice(policy.shape[1], p=policy[states[-1]]))
-                    states.append(rng.choice(len(policy), p=TRANSITIONS[states[-1], actions[-1]]))
+                    actions.append(int(rng.choice(policy.shape[1], p=policy[states[-1]])))
+                    states.append(int(rng.choice(len(policy), p=TRANSITIONS[states[-1], actions[-1]])))
                 episodes.append(Episode({"observation.state": np.array(states), "action": np.array(actions)},
                                         {"task": number}))
         return Dataset(episodes)

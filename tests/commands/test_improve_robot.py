@@ -183,6 +183,7 @@ def test_a_policy_practises_beside_a_person_who_judges_and_may_take_over(method,
     assert session(out, "--with", method)[0] == 0 and session.keys.calls == 0 and len(session.envs) == before + 1
 
 
+@pytest.mark.slow
 def test_the_critics_of_a_robot_learn_while_the_next_round_is_collected(session, tmp_path):
     """A round that is stored stays, although the updates that were made meanwhile are lost."""
     out, options = tmp_path / "run", ("--with", "residual", "--rounds", 2)

@@ -212,6 +212,7 @@ def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
     assert kills >= 3 and contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_with_updates_in_another_process_the_policy_of_the_round_before_acts(demos, tmp_path, monkeypatch):
     """Also if it is stopped while it collects: no round that is stored is collected again."""
     made, collect, calls = method(rounds(3, updates_meanwhile=True)), RolloutCollector.collect, []

@@ -34,6 +34,7 @@ def test_starts_of_the_fork_spread():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # three trainings take five minutes on an idle core
 def test_it_is_above_cloning_in_a_world_of_gusts():
     """Success, mean of three seeds; the reward of a discriminator needs the environment, and cloning does not."""
     method = small(find_method("dac"), hidden=(64, 64), optimizer=replace(CONSTANT, lr=5e-4))

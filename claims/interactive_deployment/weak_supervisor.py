@@ -102,11 +102,11 @@ class StepsToGo(Scorer):
         return -1 - torch.where(result.info["success"], 0.0, steps)
 
     def save(self, folder):
-        raise NotImplementedError("it is made anew from the world")
+        raise NotImplementedError("it is computed from the world again")
 
     @staticmethod
     def load(folder, trust=(), device="cpu"):
-        raise NotImplementedError("it is made anew from the world")
+        raise NotImplementedError("it is computed from the world again")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def demonstrated(click: Tensor, seed: int, good: float) -> list[Episode]:
 
 @dataclass(frozen=True)
 class MixedQuality(DemonstrationSource):
-    """One action in each of many states, of which 60 % are good."""
+    """One action in each of many states. 60 % of the actions are good."""
 
     episodes: int = 2000
 

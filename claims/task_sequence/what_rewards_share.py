@@ -86,7 +86,7 @@ class TaskDemonstrations(DemonstrationSource):
 
 
 def counts_of(data: Dataset, number: int, n: int) -> np.ndarray:
-    """How often the first `n` demonstrations of a task took each action in each state, (S, A)."""
+    """Number of times that the first `n` demonstrations of a task took each action in each state, (S, A)."""
     counts = np.zeros(TRANSITIONS.shape[:2])
     for episode in [e for e in data if e.metadata["task"] == number][:n]:
         np.add.at(counts, (episode.steps["observation.state"][:-1], episode.steps["action"]), 1)

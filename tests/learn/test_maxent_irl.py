@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from understudy.core import UserError
 from understudy.envs.toys.mdp import slippery_grid
 from understudy.learn.maxent_irl import expected_features, fit_reward, soft_policy
 
@@ -47,3 +48,12 @@ def test_the_reward_of_many_demonstrations_is_recovered():
     weights = np.array([2.0, -1.0, 0.5, 1.0])
     counts = 1e5 * soft_policy(TRANSITIONS, FEATURES @ weights, DISCOUNT)
     np.testing.assert_allclose(fit_reward(TRANSITIONS, FEATURES, counts, DISCOUNT, 1e-6), weights, atol=1e-4)
+
+
+@pytest.mark.parametrize(("discount", "ridge", "words"), [
+    (1.0, 1.0, "discount is 1 "), (0.9, 0.0, "ridge 0"), (0.9, 1.0, r"features\[1, 2, 3\]: nan is not a finite")])
+def test_what_would_never_end_is_refused(discount, ridge, words):
+    features = FEATURES.copy()
+    features[1, 2, 3] = np.nan if "features" in words else 0.0
+    with pytest.raises(UserError, match=words):
+        fit_reward(TRANSITIONS, features, np.ones((2, 6, 3)), discount, ridge)

@@ -473,7 +473,7 @@ class CollectionRounds(DataCollection):
         collect_with: Whose policy acts in a round: that of the "last" updates, or of the "best" checkpoint so far,
             so that a round that made the policy worse costs nobody's time.
         updates_meanwhile: Another process makes the updates of a round while the next one is collected, with the policy
-            from before them. A robot need not wait.
+            from before them. A robot waits only if they take longer.
 
     References:
         Ball et al. (2023), Efficient Online Reinforcement Learning with Offline Data, arXiv:2302.02948.

@@ -88,7 +88,7 @@ class DenoisingPreference(LearnerConfig):
     ``-sigmoid(beta * (improvement of the better - improvement of the worse))`` at a random time, with the same noise.
     It is bounded, so that wrong answers count little.
 
-    The policy stays as it is: let it begin with trained weights (`InitializeFrom`). The module "reward" has the copy,
+    The policy stays as it is: let it start with trained weights (`InitializeFrom`). The module "reward" has the copy,
     and ``BestOfN(scorer="reward", n=8)`` takes the best of the actions that the policy draws.
 
     Args:

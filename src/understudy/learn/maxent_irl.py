@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import xlogy
 
+from ..core import UserError
+
 
 def soft_policy(transitions: np.ndarray, rewards: np.ndarray, discount: float) -> np.ndarray:
     """The policy of largest expected discounted return plus entropy, by policy iteration.
@@ -34,9 +36,8 @@ def expected_features(transitions: np.ndarray, features: np.ndarray, policy: np.
     return np.linalg.solve(_kept(transitions, policy, discount), features)
 
 
-def fit_reward(
-    transitions: np.ndarray, features: np.ndarray, counts: np.ndarray, discount: float, ridge: float
-) -> np.ndarray:
+def fit_reward(transitions: np.ndarray, features: np.ndarray, counts: np.ndarray, discount: float,
+               ridge: float) -> np.ndarray:
     """The linear reward whose `soft_policy` makes demonstrations most likely, by Fisher scoring from zero.
 
     Several worlds with the same transitions share one reward: their features and counts have the same leading axes.
@@ -44,16 +45,27 @@ def fit_reward(
     Args:
         transitions: Probability of the next state, (S, A, S), such as `env.mdp.transitions`.
         features: Features of each state, (..., S, F).
-        counts: How often each action was demonstrated in each state, (..., S, A).
+        counts: Number of times that each action was demonstrated in each state, (..., S, A).
         discount: Factor per step, below 1.
         ridge: Penalty on half of the sum of squared weights, above 0.
 
     Returns:
         Reward of each feature, (F,).
 
+    Raises:
+        UserError: A number is outside these limits or not finite, so that no reward would be found.
+
     References:
         Ziebart, Bagnell and Dey (2010), Modeling Interaction via the Principle of Maximum Causal Entropy.
     """
+    if not (0 <= discount < 1 and ridge > 0):
+        raise UserError(f"the discount is {discount:g} and the ridge {ridge:g}", where="fit_reward",
+                        hint="use a discount of at least 0 and below 1, and a ridge above 0")
+    for name, array in (("transitions", transitions), ("features", features), ("counts", counts)):
+        if not np.isfinite(array).all():
+            index = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+            raise UserError(f"{array[index]} is not a finite number", where=f"fit_reward, {name}{list(index)}",
+                            hint="leave this state or feature out")
     weights, best = np.zeros(features.shape[-1]), -np.inf
     step = weights
     while True:

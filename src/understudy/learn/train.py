@@ -457,7 +457,9 @@ class _RunTraining(Training):
                              (self.curve, *self.watches))
             self.save(until)
         size, device = self.learner.config.batch_size, self.learner.policy.device
-        sampler, share = to_device(sampler, device), self.processes.row_slice(size)
+        share = self.processes.row_slice(size)
+        if self.n_updates < until:
+            sampler = to_device(sampler, device)
         batch = devices.prefetch(lambda n: sampler.batch(size, n, self.seed, share), device, until)
         every = self.save_freq
         while True:

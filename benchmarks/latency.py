@@ -64,7 +64,7 @@ def own_unet(widths, sampler: str, net):
         for source, target in train_step.pairs(policy.net, net):
             target.load_state_dict(source.state_dict())
         # It is told k = 99 - 100 t, ours 100 t: a rotation of the sines and cosines that the first layer reads.
-        first, half = policy.net.step.body[0].weight, policy.net.step.body[0].weight.shape[1] // 2
+        first, half = policy.net.time_mlp.body[0].weight, policy.net.time_mlp.body[0].weight.shape[1] // 2
         rate = torch.exp(torch.arange(half) * -(math.log(10_000) / (half - 1))).double()
         (sin, cos), s, c = first.double().chunk(2, 1), (99 * rate).sin(), (99 * rate).cos()
         first.copy_(torch.cat([-sin * c + cos * s, sin * s + cos * c], 1))
@@ -132,7 +132,7 @@ def row_unet(name: str) -> list[measure.Line]:
         sides["bf16"] = acting(half, 16, 15)
     seconds = measure.interleaved(sides)
     weights = sum(p.numel() for p in policy.net.parameters()) / 1e6
-    what = f"U-Net {widths}, {weights:.3g} M weights, {sampler.upper()}-{policy.config.head.steps}"
+    what = f"U-Net {widths}, {weights:.3g} M weights, {sampler.upper()}-{policy.config.head.n_steps}"
     note = f"chunks from the same noise differ by {gaps['onnx']:.1e}"
     lines = [measure.compared(f"{what}: ONNX file, fp32", seconds, "onnx", "lerobot", amount=0, unit="ms",
                               goal=GOALS[name], note=note)]

@@ -85,15 +85,26 @@ def cpu(work: Callable[[], object]) -> float:
     return sum(after[:4]) - sum(before[:4])
 
 
+def gpu(work: Callable[[], object]) -> float:
+    """Seconds until the GPU has done what `work` asks of it."""
+    import torch
+
+    torch.cuda.synchronize()
+    before = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - before
+
+
 def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int = REPEATS, least: float = 0.3,
-                warm: int = 1) -> dict[str, list[float]]:
-    """CPU seconds of one call of each side, `repeats` times, the sides taking turns. A call is repeated within its
-    turn until about `least` seconds have gone by, since the clock ticks in hundredths."""
+                warm: int = 1, clock: Callable[[Callable[[], object]], float] = cpu) -> dict[str, list[float]]:
+    """Seconds by the clock of one call of each side, `repeats` times, the sides taking turns. A call is repeated within
+    its turn until about `least` seconds have gone by, since the clock of the CPU ticks in hundredths."""
     def turn(work, calls) -> float:
         def several():
             for _ in range(calls):
                 work()
-        return cpu(several)
+        return clock(several)
 
     calls = {}
     for name, work in sides.items():

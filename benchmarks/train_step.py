@@ -22,7 +22,7 @@ STATE, ACTION = 4, 2
 SIZES = {"small": ((64, 128, 256), 256), "mid": ((256, 512, 1024), 128), "default": ((512, 1024, 2048), 32)}
 
 
-def learner(policy_config, batch: int, optim):
+def learner(policy_config, batch: int, optim, device: str = "cpu"):
     """Ours, of seed 0."""
     import numpy as np
     import torch
@@ -35,13 +35,13 @@ def learner(policy_config, batch: int, optim):
     data = Dataset([Episode({"observation.state": rng.uniform(-1, 1, (200, STATE)).astype("f"),
                              "action": rng.uniform(-1, 1, (200, ACTION)).astype("f")}) for _ in range(2)])
     torch.manual_seed(0)
-    policy = Policy(policy_config, data.features()).fit_statistics(data)
+    policy = Policy(policy_config, data.features()).to(device).fit_statistics(data)
     built = BehaviorCloning(batch_size=batch, optimizer=optim).build(policy, 0, 10_000, data)
-    one = policy.windows(data).batch(batch, 0, 0)
+    one = policy.windows(data).batch(batch, 0, 0).to(policy.device)
     return built, lambda: built.update(one)
 
 
-def unet(widths, batch: int, compile: bool = False, **optim):
+def unet(widths, batch: int, compile: bool = False, device: str = "cpu", **optim):
     from understudy import PolicyConfig, Window
     from understudy.heads.diffusion import Diffusion
     from understudy.learn.optimizer import OptimizerConfig
@@ -55,10 +55,11 @@ def unet(widths, batch: int, compile: bool = False, **optim):
         policy_config,
         batch,
         OptimizerConfig(1e-4, (0.95, 0.999), warmup_steps=500, grad_clip_norm=10.0, compile=compile, **optim),
+        device,
     )
 
 
-def act(batch: int, **optim):
+def act(batch: int, device: str = "cpu", **optim):
     """Attention of ACT's widths and depths: the posterior is four layers over observation and actions together, as
     in ACT. (The method's own posterior is one layer, so it takes less.)"""
     from understudy import PolicyConfig, Window
@@ -82,7 +83,7 @@ def act(batch: int, **optim):
     policy_config = PolicyConfig(CVAE(), Both(), codec=Normalizer(target="zscore"), window=Window(1, 100))
     return learner(
         policy_config, batch,
-        OptimizerConfig(1e-5, weight_decay=1e-4, grad_clip_norm=10.0, lr_schedule="constant", **optim)
+        OptimizerConfig(1e-5, weight_decay=1e-4, grad_clip_norm=10.0, lr_schedule="constant", **optim), device
     )
 
 
@@ -104,7 +105,7 @@ def peer(config, batch: dict):
     torch.manual_seed(0)
     policy = (ACTPolicy if config.type == "act" else DiffusionPolicy)(config)
     preset = config.get_optimizer_preset()
-    accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=True)
+    accelerator = Accelerator(step_scheduler_with_optimizer=False, cpu=config.device == "cpu")
     params = policy.get_optim_params()
     policy, optimizer = accelerator.prepare(policy, preset.build(params))
     meters = {k: AverageMeter(k, ":.3f") for k in ("loss", "grad_norm", "lr", "update_s", "dataloading_s")}
@@ -112,11 +113,11 @@ def peer(config, batch: dict):
     return policy, lambda: update_policy(tracker, policy, batch, optimizer, preset.grad_clip_norm, accelerator)
 
 
-def features():
+def features(device: str = "cpu"):
     from lerobot.configs.types import FeatureType, PolicyFeature
     return {"input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (STATE,)),
                                "observation.environment_state": PolicyFeature(FeatureType.ENV, (STATE,))},
-            "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION,))}, "device": "cpu"}
+            "output_features": {"action": PolicyFeature(FeatureType.ACTION, (ACTION,))}, "device": device}
 
 
 def pairs(ours, peer):

@@ -20,15 +20,16 @@ from understudy.heads.flow import Flow
 from understudy.heads.gmm import GMM
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.devices import deterministic
 from understudy.learn.fit import fit
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods import find_method
+from understudy.methods import find_method, method_files
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 from understudy.nets.unet import UNet
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_head, random_batch
+from understudy.testing import check_head, check_method, random_batch
 
 pytestmark = pytest.mark.gpu
 
@@ -52,8 +53,14 @@ def test_contract_of_the_head(name):
     check_head(CONFIGS[name])
 
 
+@pytest.mark.parametrize("name", method_files())
+def test_contract_of_the_method(name, device):
+    check_method(name, device=device.type)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_plans_and_losses_are_those_of_the_cpu(name, device):
+def test_plans_and_losses_are_those_of_the_cpu(name, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as it comes, PyTorch's convolutions round to TF32
     policy, batch = random_batch(CONFIGS[name])
     noise = torch.randn(len(batch), *policy.noise_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -71,9 +78,9 @@ def batches(policy, data, device):
     return lambda step: windows.batch(32, step, 0).to(device)
 
 
-def learner(demos, device, precision, steps):
-    policy = Policy(CONFIGS["diffusion"], demos.features()).fit_statistics(demos).to(device)
-    config = BehaviorCloning(optimizer=OptimizerConfig(lr=1e-3, precision=precision))
+def learner(demos, device, precision, steps, compile=False, name="diffusion"):
+    policy = Policy(CONFIGS[name], demos.features()).fit_statistics(demos).to(device)
+    config = BehaviorCloning(optimizer=OptimizerConfig(lr=1e-3, precision=precision, compile=compile))
     return config.build(policy, 0, steps, demos), batches(policy, demos, device)
 
 
@@ -86,20 +93,33 @@ def test_bf16_learns(demos, device):
     assert {p.dtype for p in trained.trained_policy.parameters()} == {torch.float32}
 
 
-def test_training_that_was_saved_goes_on_with_the_same_bits(demos, device):
+def test_compiled_networks_compute_the_same_losses(demos, device):
+    def losses(compile):
+        torch.manual_seed(0)
+        trained, draw = learner(demos, device, "fp32", 5, compile)
+        seen = []
+        fit(trained, draw, 5, callbacks=[lambda step, _, metrics: seen.append(metrics["loss"])])
+        return seen
+    assert losses(True) == pytest.approx(losses(False), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_that_was_saved_goes_on_with_the_same_bits(demos, device, name, precision):
     def begin():
         torch.manual_seed(0)
-        return learner(demos, device, "fp32", 20)
+        return learner(demos, device, precision, 20, name=name)
 
-    whole, draw = begin()
-    fit(whole, draw, 20)
-    half, draw = begin()
-    fit(half, draw, 10)
-    tensors, facts = half.state()
-    tensors = {name: value.clone() for name, value in tensors.items()}
-    again, draw = begin()
-    again.restore(tensors, json.loads(json.dumps(facts)))
-    fit(again, draw, 20, start=10)
+    with deterministic(device):
+        whole, draw = begin()
+        fit(whole, draw, 20)
+        half, draw = begin()
+        fit(half, draw, 10)
+        tensors, facts = half.state()
+        tensors = {name: value.clone() for name, value in tensors.items()}
+        again, draw = begin()
+        again.restore(tensors, json.loads(json.dumps(facts)))
+        fit(again, draw, 20, start=10)
     for (name, one), other in zip(whole.state()[0].items(), again.state()[0].values(), strict=True):
         assert torch.equal(one, other), name
 

@@ -114,7 +114,7 @@ def test_guides_go_past_it(device):
 
 @pytest.mark.gpu
 def test_a_plan_that_waits_for_the_gpu_is_refused():
-    policy, batch = made("regression", "cuda")
+    policy, batch = made("flow", "cuda")
 
     def asks(obs, plan):
         return plan.flatten(1).sum(1) * float(plan.max())

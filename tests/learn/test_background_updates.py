@@ -21,33 +21,35 @@ from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
 STATE = "observation.state"
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def _learner(reward: float = 1.0):
+def _learner(reward: float = 1.0, device: str = "cpu"):
     rng = np.random.default_rng(0)
     data = Dataset([Episode({
         STATE: rng.normal(size=(21, 1)).astype(np.float32), "action": rng.uniform(-1, 1, (20, 1)).astype(np.float32),
         "next.reward": np.full(20, reward, np.float32), "next.terminated": np.arange(20) == 19})])
     torch.manual_seed(0)
-    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), inputs=(STATE,)), data.features())
+    policy = Policy(PolicyConfig(Regression(), MLP(8, 1), inputs=(STATE,)), data.features()).to(device)
     policy.fit_statistics(data)
     learner = OffPolicyActorCritic(batch_size=8, critic=CriticConfig((16,))).build(policy, 0, 10, data)
     return learner, learner.batch_sampler(data)
 
 
 def _bits(learner) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in learner.state()[0].items()}
+    return {name: tensor.cpu().numpy().tobytes() for name, tensor in learner.state()[0].items()}
 
 
-def test_updates_in_another_process_are_bit_equal_and_the_learner_acts_as_before_meanwhile():
-    (here, sampler), (learner, _) = _learner(), _learner()
+@pytest.mark.parametrize("device", DEVICES)
+def test_updates_in_another_process_are_bit_equal_and_the_learner_acts_as_before_meanwhile(device):
+    (here, sampler), (learner, _) = _learner(device=device), _learner(device=device)
     lines, other, before, during = [], [], _bits(learner), []
     fit(here, lambda n: sampler.batch(8, n, 5), 3)
     fit(learner, lambda n: sampler.batch(8, n, 5), 1)
     start = _bits(learner)
     update_meanwhile(learner, sampler, range(1, 3), 5, lambda: during.append(_bits(learner)),
                      [lambda step, learner, line: lines.append((step, sorted(line), _bits(learner)))])
-    fit(_learner()[0], lambda n: sampler.batch(8, n, 5), 3, callbacks=[
+    fit(_learner(device=device)[0], lambda n: sampler.batch(8, n, 5), 3, callbacks=[
         lambda step, learner, line: other.append((step, sorted(line)))])
     assert during == [start] and start != before
     assert _bits(learner) == _bits(here) and learner.state()[1] == here.state()[1]

@@ -103,8 +103,8 @@ class Rough(DenoisingHead):
         return t * action + (1.01 - t if self.about == "leftover" else 1 - t) * noise
 
     def loss(self, net, context, action, mask, rng):
-        t = torch.rand(*action.shape[:2], 1, generator=rng)
-        noise = torch.randn(action.shape, generator=rng)
+        t = torch.rand(*action.shape[:2], 1, generator=rng, device=action.device)
+        noise = torch.randn(action.shape, generator=rng, device=action.device)
         return (net(self.interpolate(action, noise, t), t, context) - action).square().mean(-1)
 
     def denoise_step(self, net, context, x, t, t_next, cost=None):

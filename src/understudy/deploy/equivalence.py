@@ -206,12 +206,14 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
         else:
             obs[name] = torch.randn(shape, generator=rng)
         if (values := policy.codec.known_values(name)) is not None:
-            chosen = values[torch.randint(len(values), (rows,), generator=rng)]
+            chosen = values.cpu()[torch.randint(len(values), (rows,), generator=rng)]
             obs[name] = chosen.reshape(rows, 1, *f.shape).expand(shape)
         obs[name] = obs[name].to(_dtype(f))
     # The codec maps a number x to slope * x + start.
     free = [k for k in obs if policy.codec.known_values(k) is None]
-    start, end = (policy.codec.encode_obs({**obs, **{k: torch.full_like(obs[k], n) for k in free}}) for n in (0, 1))
+    start, end = (
+        {k: v.cpu() for k, v in policy.codec.encode_obs({k: v.to(policy.device) for k, v in constant.items()}).items()}
+        for constant in ({**obs, **{k: torch.full_like(obs[k], n) for k in free}} for n in (0, 1)))
     for name, x in obs.items():
         if policy.features[name].kind == "vector" and x.is_floating_point():
             slope = end[name] - start[name]

@@ -50,6 +50,7 @@ def update_meanwhile(learner: Learner, sampler: BatchSampler, updates: range, se
             raise UserError(f"the process that makes the updates ended: {exit_reason(process.exitcode)}",
                             where=f"updates {updates.start} to {updates.stop - 1}",
                             hint="what was collected is stored: give the same command again") from None
+        process.join()  # its end frees the memory of a GPU that it shares
         if isinstance(outcome, UserError):
             raise outcome
         tensors, metadata, metrics = outcome

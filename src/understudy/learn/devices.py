@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -146,18 +147,26 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Context manager that makes results bit-identical, also on CUDA, where some operations otherwise add in random
     order.
 
-    Operations without a deterministic implementation warn.
+    Operations without a deterministic implementation warn. Attention does not use the memory-efficient kernel, which
+    is only deterministic where such operations are errors.
     """
     if device.type != "cuda":
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    attention = torch.backends.cuda.mem_efficient_sdp_enabled()
+    filling: Any = torch.utils.deterministic  # its setting is a property of the module
+    filled = filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    filling.fill_uninitialized_memory = False  # it would show errors of PyTorch, and takes time
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cuda.enable_mem_efficient_sdp(attention)
+        filling.fill_uninitialized_memory = filled
 
 
 def prefetch(batch: Callable[[int], Batch], device: torch.device, steps: int) -> Callable[[int], Batch]:

@@ -127,6 +127,7 @@ class PreferenceLearner(GradientLearner):
         self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
 
     def update(self, batch):
+        batch = batch.to(self.device)
         self.minimize("reward", self.preference_loss, batch)
         better = batch.extra[PREFERENCE].reshape(batch.mask.shape).float() / BETTER
         self.minimize("policy", self.policy.loss, batch, weights=better)

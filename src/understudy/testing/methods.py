@@ -38,7 +38,7 @@ MAX_LINES = 20
 LOOPS = (ast.For, ast.While, ast.AsyncFor, ast.comprehension, ast.ClassDef, ast.Lambda)
 
 
-def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...] = ()) -> None:
+def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...] = (), device: str = "cpu") -> None:
     """Checks the contract of a method.
 
     - Its function has at most 20 lines besides its docstring, no loop, and a type and a default for each argument. A
@@ -53,6 +53,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
         name: The name of the method, or "module:function".
         columns: The columns to train on. None: two numbers each as state, environment state and action, and the
             examples of its needs.
+        device: Where it trains and acts.
     """
     function = find_function(name, trust)
     require(function is not None, f"there is no method {name!r}")
@@ -62,7 +63,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
     method = find_method(name, columns, trust)
     trust = (*trust, *config.packages_in([config.dump(method)]))
     require(config.load(json.loads(json.dumps(config.dump(method))), trust) == method, "JSON must give the same method")
-    _check_training(method, function.__module__, columns)
+    _check_training(method, function.__module__, columns, device)
     for need in _needs(function):
         _check_refusal(name, need, columns, trust)
 
@@ -106,22 +107,22 @@ def example_data(columns: Schema) -> Dataset:
     return mix(task=(data[:2], 0.5), prior=(data[2:], 0.5))[0]
 
 
-def with_trained_stages(method: Method, data: Dataset) -> Method:
+def with_trained_stages(method: Method, data: Dataset, device: str = "cpu") -> Method:
     """The method, with stages that were trained for two updates."""
     results: dict[str, Any] = {}
     for stage in method.stages:
         short = replace(stage.method, learner=replace(stage.method.learner, steps=2))
-        results[stage.name] = fit_method(short, data, 0, stages=results)
+        results[stage.name] = fit_method(short, data, 0, stages=results, device=device)
     return resolve_references(method, {FromStage(name, module): trained for name, result in results.items()
                                        for module, trained in result.modules.items()})
 
 
-def _check_training(method: Method, module: str, columns: Schema) -> None:
+def _check_training(method: Method, module: str, columns: Schema, device: str) -> None:
     extra = {k: Feature("float32", ()) for k in ("next.reward", *method.learner.extra)}
     data = example_data({**extra, **columns})
-    method = with_trained_stages(method, data)
+    method = with_trained_stages(method, data, device)
     data = training_data(data, method)
-    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    policy = Policy(method.policy, data.features()).to(device).fit_statistics(data)
     _check_timing(method, policy)
     if type(method.policy.encoder).__module__ == module:
         check_encoder(method.policy.encoder, {name: policy.features[name] for name in policy.inputs})

@@ -84,18 +84,18 @@ class CalibratedScorer(CheckpointModule):
             quantile: Quantile of the returns that becomes the target return.
         """
         scores = [self.scores(episode) for episode in data]
-        self.minimum = torch.tensor(min(float(s.min()) for s in scores))
-        returns = [float((s[: len(e)] - self.minimum).sum()) for s, e in zip(scores, data, strict=True)]
+        minimum = self.minimum = torch.tensor(min(float(s.min()) for s in scores))
+        returns = [float((s[: len(e)] - minimum).sum()) for s, e in zip(scores, data, strict=True)]
         self.target_return = torch.tensor(np.quantile(returns, quantile), dtype=torch.float32)
         return self
 
     @torch.no_grad()
     def scores(self, episode: Episode) -> Tensor:
-        """Scores of all observations of an episode, (T,) or (T+1,)."""
-        observed = {k: torch.as_tensor(np.asarray(v)) for k, v in episode.steps.items()
+        """Scores of all observations of an episode, (T,) or (T+1,), on the CPU."""
+        observed = {k: torch.tensor(np.asarray(v), device=self.minimum.device) for k, v in episode.steps.items()
                     if role(k) == "observation" and np.asarray(v).dtype.kind in "biuf"}
         rows = min(len(v) for v in observed.values())
-        scores = self.scorer({k: v[:rows] for k, v in observed.items()}).float()
+        scores = self.scorer({k: v[:rows] for k, v in observed.items()}).float().cpu()
         if scores.shape != (rows,):
             raise UserError(f"it gives scores of shape {tuple(scores.shape)} for {rows} observations",
                             where=str(self.scorer), hint="return one number for each observation")
@@ -103,7 +103,7 @@ class CalibratedScorer(CheckpointModule):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """Returns the reward of single observations, (B,): the score minus the minimum."""
-        return self.scorer(obs).float() - self.minimum
+        return self.scorer({k: v.to(self.minimum.device) for k, v in obs.items()}).float() - self.minimum
 
     def save(self, folder):
         folder = Path(folder)
@@ -148,7 +148,7 @@ class ScoredReturn(ColumnChange):
 
     def __call__(self, episode: Episode) -> Episode:
         scorer = self._trained()
-        reward = (scorer.scores(episode) - scorer.minimum).double().numpy()[: len(episode)]
+        reward = (scorer.scores(episode) - scorer.minimum.cpu()).double().numpy()[: len(episode)]
         total = np.append(reward[::-1].cumsum()[::-1], 0).astype(np.float32)[:, None]
         return with_column(episode, self.into, total, Feature("float32", (1,)))
 
@@ -336,7 +336,7 @@ class ScorerCalibrationLearner(GradientLearner):
         super().__init__(config, policy, seed, steps)
         assert not isinstance(config.scorer, FromStage)  # the config refuses it
         self.register("policy", policy)
-        self.register("reward", CalibratedScorer(config.scorer).calibrate(data, config.quantile))
+        self.register("reward", CalibratedScorer(config.scorer).to(policy.device).calibrate(data, config.quantile))
 
     def update(self, batch: Batch) -> dict[str, float]:
         return self.end_update()

@@ -132,8 +132,10 @@ In a profile, the GPU worked for 1 ms of the 7 ms of an update of `bc`, and for 
 
 `make test-gpu` ran on an H200: contracts of methods, bit-equal resuming in fp32 and bf16, compiled networks, recorded
 plans (`deploy.cuda_graph`), data on the device (`data.device_windows`), and updates in a second process. Of its last
-run 140 of 144 tests had passed, and none failed, when the time was up. Several GPUs have not been tried. The training
-step and the latency were not compared with LeRobot there (`python benchmarks/gpu.py train latency`)."""),
+run 140 of 144 tests had passed, and none failed, when the time was up.
+
+Several GPUs have not been tried. The training step and the latency were not compared with LeRobot on a GPU
+(`python benchmarks/gpu.py train latency`)."""),
     "gpu_data": ("Batches for a GPU", """
 Training with two cameras: batches that the processor makes between the updates (peer), batches that it makes during
 the update before, and data that stay on the GPU, as they do if they fill at most a quarter of its free memory."""),

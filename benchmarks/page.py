@@ -126,6 +126,7 @@ understudy's code, with packed weights for the chunk. Profilers slow down code w
 without one."""),
     "gpu_methods": ("On a GPU", """
 Updates of methods at their defaults on a GPU and on the processor of the same machine, with the time of the wall.
+
 Small networks gain nothing: an update launches hundreds of kernels, and launching them takes longer than their work.
 In a profile, the GPU worked for 1 ms of the 7 ms of an update of `bc`, and for 9 ms of the 61 ms of one of
 `diffusion-policy`. A training step is not recorded as a CUDA graph.

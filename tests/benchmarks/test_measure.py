@@ -78,7 +78,7 @@ def test_the_clock_counts_work_and_children_but_not_waiting():
     assert 0.25 < measure.cpu(lambda: subprocess.run([sys.executable, "-c", busy], check=True)) < 1.5
 
 
-def test_sides_take_turns_and_short_calls_are_repeated(monkeypatch):
+def test_sides_take_turns_and_short_calls_are_repeated():
     """By a clock that ticks 0.04 s a call of one side and 0.5 s of the other."""
     clock, turns = [0.0], []
 
@@ -89,8 +89,8 @@ def test_sides_take_turns_and_short_calls_are_repeated(monkeypatch):
                 turns.append([name, 0])
             turns[-1][1] += 1
         return work
-    monkeypatch.setattr(measure, "cpu", lambda work: -clock[0] + (work(), clock[0])[1])
-    seconds = measure.interleaved({"a": side("a", 0.04), "b": side("b", 0.5)}, repeats=3, least=0.3, warm=1)
+    seconds = measure.interleaved({"a": side("a", 0.04), "b": side("b", 0.5)}, repeats=3, least=0.3, warm=1,
+                                  clock=lambda work: -clock[0] + (work(), clock[0])[1])
     assert seconds == {"a": [pytest.approx(0.04)] * 3, "b": [pytest.approx(0.5)] * 3}  # seconds of one call
     # Warm, then 1 and 4 calls until ten ticks have gone by; then 8 calls of 0.04 s are 0.3 s at least.
     assert turns == [["a", 1 + 1 + 4], ["b", 1 + 1], *[["a", 8], ["b", 1]] * 3]

@@ -46,17 +46,17 @@ class CoarseToFineQ(Head):
             raise Unsupported("bins divide a range of actions, and these have none", where="CoarseToFineQ",
                               hint='use actions that are numbers, with the codec Normalizer(target="minmax")')
         outputs = coded_dim * (self.n_bins + 1) * self.n_atoms
-        return _CoarseToFineNet(trunk.build(coded_dim + self.n_levels, outputs, 0, spec), spec.bound, coded_dim, self)
+        return _CoarseToFineNet(trunk.build(coded_dim + self.n_levels, outputs, 0, spec), spec.bound, coded_dim)
 
     def loss(self, net, context, action, mask, rng):
         """Dominance and margin loss of each step, (B, H)."""
-        return self.cloning_loss(net, *self.evaluate(net, context, action))
+        return self.cloning_loss(*self.evaluate(net, context, action))
 
-    def cloning_loss(self, net, log_probs: Tensor, chosen: Tensor) -> Tensor:
+    def cloning_loss(self, log_probs: Tensor, chosen: Tensor) -> Tensor:
         """Returns the dominance and margin loss of each step, (B, H), given what `evaluate` returns."""
         own = of_chosen(log_probs, chosen).unsqueeze(-2)
         above = (own.exp().cumsum(-1) - log_probs.exp().cumsum(-1)).clamp(min=0).sum(-1)
-        below = (self.margin - self.mean(net, own) + self.mean(net, log_probs)).clamp(min=0)
+        below = (self.margin - self.mean(own) + self.mean(log_probs)).clamp(min=0)
         return (above + below).mean((2, 3, 4))
 
     def evaluate(self, net, context: Context, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ class CoarseToFineQ(Head):
         for level in range(self.n_levels):
             width /= self.n_bins
             levels = torch.full_like(center[:, 0, 0], level, dtype=torch.int64)
-            best = self.mean(net, self._log_probs(net, context, center, levels)).argmax(-1)
+            best = self.mean(self._log_probs(net, context, center, levels)).argmax(-1)
             center = center + (best - (self.n_bins - 1) / 2) * width
         return center
 
@@ -97,9 +97,13 @@ class CoarseToFineQ(Head):
         advantage = value[..., 1:, :] - value[..., 1:, :].mean(-2, keepdim=True)
         return (value[..., :1, :] + advantage).log_softmax(-1)
 
-    def mean(self, net, log_probs: Tensor) -> Tensor:
+    def mean(self, log_probs: Tensor) -> Tensor:
         """Returns the expected return of distributions over atoms, (..., atoms), as (...)."""
-        return (log_probs.exp() * net.atoms).sum(-1)
+        return (log_probs.exp() * self.atoms(log_probs)).sum(-1)
+
+    def atoms(self, like: Tensor) -> Tensor:
+        """Returns the returns of the atoms, (atoms,), with the type and on the device of a tensor."""
+        return torch.linspace(self.low, self.high, self.n_atoms, dtype=like.dtype, device=like.device)
 
 
 def of_chosen(log_probs: Tensor, chosen: Tensor) -> Tensor:
@@ -108,7 +112,6 @@ def of_chosen(log_probs: Tensor, chosen: Tensor) -> Tensor:
 
 
 class _CoarseToFineNet(torch.nn.Module):
-    def __init__(self, trunk, bound: float, dim: int, config: CoarseToFineQ):
+    def __init__(self, trunk, bound: float, dim: int):
         super().__init__()
         self.trunk, self.bound, self.dim = trunk, bound, dim
-        self.register_buffer("atoms", torch.linspace(config.low, config.high, config.n_atoms))

@@ -40,7 +40,7 @@ def valued(best: torch.Tensor) -> SimpleNamespace:
         p = (4 - (centers - best.repeat_interleave(len(center) // len(best), 0)[..., None]).abs()) / 8
         logits = torch.stack([(1 - p).log(), p.log()], -1)
         return torch.cat([logits.mean(-2, keepdim=True), logits], -2).flatten(2)
-    return SimpleNamespace(trunk=trunk, bound=1.0, dim=2, atoms=torch.tensor([-4.0, 4.0]))
+    return SimpleNamespace(trunk=trunk, bound=1.0, dim=2)
 
 
 def test_the_zoom_ends_where_brute_force_does():
@@ -52,7 +52,7 @@ def test_the_zoom_ends_where_brute_force_does():
     nearest = leaves[(best[..., None] - leaves).abs().argmin(-1)]
     torch.testing.assert_close(plan, nearest, rtol=0, atol=1e-5)
     log_probs, chosen = head.evaluate(valued(best), NOTHING, plan)  # its bins are the best of each level
-    assert torch.equal(head.mean(valued(best), log_probs).argmax(-1), chosen)
+    assert torch.equal(head.mean(log_probs).argmax(-1), chosen)
 
 
 def chain() -> Dataset:
@@ -79,7 +79,7 @@ def test_the_values_of_a_chain():
         learner.update(sampler.batch(32, step))
     obs = {STATE: torch.tensor([-1.0, 1.0]).reshape(2, 1, 1)}
     log_probs, _ = learner.head.evaluate(learner.policy.net, learner.policy.context(obs), torch.zeros(2, 2, 1))
-    values = learner.head.mean(learner.policy.net, log_probs)[:, :, 0, 0].detach()  # (state, step, bin)
+    values = learner.head.mean(log_probs)[:, :, 0, 0].detach()  # (state, step, bin)
     expected = torch.tensor([[0.9, 0.9], [0.0, 1.0]])[:, None].expand(2, 2, 2)
     torch.testing.assert_close(values, expected, rtol=0, atol=0.05)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Generator, Tensor
@@ -47,7 +47,7 @@ class SequenceValues(LearnerConfig):
     """
 
     steps: Annotated[int, AtLeast(0)] = 20_000
-    batch_size: Annotated[int, AtLeast(1)] = 256
+    batch_size: Annotated[int, AtLeast(1)] = 64
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=5e-5, weight_decay=0.1, lr_schedule="constant", grad_clip_norm=None))
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
@@ -75,7 +75,7 @@ class SequenceValuesLearner(GradientLearner):
                               where="SequenceValues", hint="use CoarseToFineQ(), and a window with action_offset=0")
         self.head = policy.config.head
         self.register("policy", policy, config.optimizer)
-        self.target = self.average_weights("policy", ConstantDecay(config.target_decay))
+        self.target = cast(Policy, self.average_weights("policy", ConstantDecay(config.target_decay)))
 
     def batch_sampler(self, data, sampling_weights=None):
         expert = {*expert_episodes(data), *(i for i, e in enumerate(data) if e.metadata.get("success"))}
@@ -99,9 +99,9 @@ class SequenceValuesLearner(GradientLearner):
         chunk = self.policy.codec.encode(both.action.gather(1, last), both.obs)
         log_probs, chosen = self.head.evaluate(self.policy.net, self.policy.context(both.obs), chunk)
         values = of_chosen(log_probs, chosen)
-        self.log(score=self.head.mean(self.policy.net, values))
+        self.log(score=self.head.mean(values))
         entropy = -(self.target_probs(both) * values).sum(-1).mean((1, 2, 3)).unflatten(0, (2, -1)).mean(0)
-        cloning = self.head.cloning_loss(self.policy.net, log_probs[len(batch):], chosen[len(batch):])
+        cloning = self.head.cloning_loss(log_probs[len(batch):], chosen[len(batch):])
         return self.config.value_weight * entropy + cloning.mean(1)
 
     @torch.no_grad()
@@ -118,13 +118,14 @@ class SequenceValuesLearner(GradientLearner):
         best = self.head.sample(self.policy.net, self.policy.context(batch.next), noise)
         after = of_chosen(*self.head.evaluate(self.target.net, self.target.context(batch.next), best)).exp()
         reward, bootstrap = td_terms(batch, self.config.discount, n_step=1)
-        atoms = self.target.net.atoms
+        atoms = self.head.atoms(after)
         returns = (reward[:, None] + bootstrap[:, None] * atoms).clamp(self.head.low, self.head.high)
-        near = (1 - (returns[..., None] - atoms).abs() / (atoms[1] - atoms[0])).clamp(min=0)  # linear interpolation
-        return torch.einsum("b...i,bij->b...j", after, near)
+        share = (1 - (returns[..., None] - atoms).abs() / (atoms[1] - atoms[0])).clamp(min=0)  # linear interpolation
+        return torch.einsum("b...i,bij->b...j", after, share)
 
 
-@method("Seo and Abbeel 2024, arXiv 2411.12155", rows=("229",), needs=(NUMBERS, STEP_REWARDS, "an environment"),
+@method("Seo and Abbeel 2024, arXiv 2411.12155, with a smaller network and batches", rows=("229",),
+        needs=(NUMBERS, STEP_REWARDS, "an environment"),
         when="if demonstrations are few, success is the only reward, and there is an environment to practice in.")
 def cqn_as(n_rounds: int = 100, n_steps: int = 200, horizon: int = 4, noise: float = 0.01,
            updates_per_step: float = 1.0, features: Schema | None = None) -> Method:
@@ -136,7 +137,7 @@ def cqn_as(n_rounds: int = 100, n_steps: int = 200, horizon: int = 4, noise: flo
         horizon: Number of actions of a chunk. 1 is CQN.
         noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
     """
-    policy = PolicyConfig(CoarseToFineQ(), LSTM(512, 1), simplest_encoder(features), window=Window(1, horizon))
+    policy = PolicyConfig(CoarseToFineQ(), LSTM(256, 1), simplest_encoder(features), window=Window(1, horizon))
     collector = RolloutCollector(n_steps=n_steps, exploration=GaussianExploration(noise))
     return Method(policy, TemporalEnsemble(), SequenceValues(),
                   collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.batch_sampler import SourcesSampler, join_batches
 from ...data.episode import Dataset
-from ...data.mixture import ROUND, expert_episodes
+from ...data.mixture import expert_episodes
 from ...data.window import Window
 from ...execute.temporal_ensemble import TemporalEnsemble
 from ...heads.coarse_to_fine import CoarseToFineQ, of_chosen
@@ -78,12 +78,12 @@ class SequenceValuesLearner(GradientLearner):
         self.target = cast(Policy, self.average_weights("policy", ConstantDecay(config.target_decay)))
 
     def batch_sampler(self, data, sampling_weights=None):
-        expert = {*expert_episodes(data), *(i for i, e in enumerate(data) if e.metadata.get("success"))}
-        collected = [i for i, e in enumerate(data) if ROUND in e.metadata]
-        own, others = (self.policy.training_windows(
-            data.select(part), extra=self.batch_columns, next_obs=True, lookahead=1, sampling_weights=sampling_weights)
-            for part in (collected or sorted(expert), sorted(expert)))
-        return SourcesSampler(own, {"expert": others})
+        sampler, demonstrations = super().batch_sampler(data, sampling_weights), set(expert_episodes(data))
+        assert isinstance(sampler, SourcesSampler)
+        good = [i for i, e in enumerate(data) if i in demonstrations or e.metadata.get("success")]
+        expert = self.policy.training_windows(data.select(good), extra=self.batch_columns, next_obs=True, lookahead=1,
+                                              sampling_weights=sampling_weights)
+        return SourcesSampler(sampler.sampler, {"expert": expert})
 
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.loss, batch)

@@ -17,13 +17,12 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.heads.coarse_to_fine import CoarseToFineQ
 from understudy.heads.regression import Regression
-from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.methods.online_rl.cqn_as import SequenceValues
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_learner
+from understudy.testing import check_collection, check_learner
 
 STATE = "observation.state"
 LEVELS, BINS = 3, 5
@@ -117,12 +116,13 @@ def test_it_keeps_the_contract_of_learners():
     check_learner(SequenceValues(batch_size=8), (SMALL,))
 
 
-def test_it_practices_in_an_environment():
+@pytest.mark.slow
+def test_stopped_within_and_between_rounds_it_is_the_same_run():
     demos = rollout(fork(4).expert(), fork(4), 4, recording_seed(0))
     method = find_method("cqn-as", n_rounds=2, n_steps=20, horizon=3)
     method = replace(method, policy=replace(method.policy, head=SMALL.head, trunk=MLP(8, 1)),
                      learner=replace(method.learner, batch_size=8))
-    assert fit_method(method, demos, 0, env=fork(4)).policy.window.horizon == 3
+    check_collection(method, demos, fork)
 
 
 def test_another_head_is_refused():

@@ -58,7 +58,8 @@ def test_the_cloning_loss_by_hand():
     """Of the atoms 0 and 1, the latter has p. Dominance is lost by p - own p, and the margin counts the own bin too."""
     p, own = torch.tensor([0.2, 0.5, 0.9]), 0.5
     log_probs = torch.stack([1 - p, p], -1).log().reshape(1, 1, 1, 1, 3, 2)
-    loss = CoarseToFineQ(1, 3, 2, 0.0, 1.0, margin=0.1).cloning_loss(log_probs, torch.ones(1, 1, 1, 1, dtype=torch.int64))
+    head = CoarseToFineQ(1, 3, 2, 0.0, 1.0, margin=0.1)
+    loss = head.cloning_loss(log_probs, torch.ones(1, 1, 1, 1, dtype=torch.int64))
     torch.testing.assert_close(loss, torch.tensor([[(0.9 - own + 0.1 + 0.9 - own + 0.1) / 3]]))
 
 

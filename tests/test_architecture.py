@@ -245,6 +245,7 @@ ONE_USER = {
     "learn/cloning_from_observation.py": "the learner of two methods, of which one is made of the other",
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
+    "nets/lstm.py": "a trunk, with which any head is combined",
     "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it",
 }
 

@@ -1,4 +1,5 @@
-"""Row 200: the equations of the pendulum, true values in closed form, and what the arms differ in."""
+"""Row 200: the equations of the pendulum, true values in closed form, and what the arms differ in. Row 229: its data
+and its control."""
 
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from claims.critics.action_sequences import CopiedStepsLearner, NoisyAndClean
 from claims.critics.overestimation import (
     CLAIMS,
     DISCOUNT,
@@ -17,6 +19,8 @@ from claims.critics.overestimation import (
     swing,
     true_values,
 )
+from understudy.core import Batch
+from understudy.methods.online_rl.cqn_as import SequenceValuesLearner
 from understudy.policy import Policy
 
 STILL = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]])  # upright, and hanging
@@ -61,3 +65,18 @@ def test_each_arm_lacks_what_it_says():
     assert (learner.critic.n_critics, learner.policy_delay, learner.target_noise, learner.bc_weight) == (1, 1, 0, 0)
     changed = CLAIMS[0].negative_control.change(CLAIMS[0].parts[0].experiment)
     assert {a.name: a.options[0] for a in changed.arms}["TD3"] == ActorCritic(n_critics=1)
+
+
+def test_the_control_of_sequences_copies_the_first_step_alone(monkeypatch):
+    chunk = torch.tensor([[[1.0], [2.0], [3.0]]])
+    batch = Batch({}, chunk, torch.ones(1, 3, dtype=torch.bool), others={"expert": Batch({}, -chunk, torch.ones(1, 3))})
+    monkeypatch.setattr(SequenceValuesLearner, "update", lambda self, batch: batch)
+    copied = CopiedStepsLearner.update(object.__new__(CopiedStepsLearner), batch)
+    assert copied.action.flatten().tolist() == [1.0] * 3
+    assert copied.others["expert"].action.flatten().tolist() == [-1.0] * 3
+
+
+def test_half_of_the_demonstrations_of_sequences_are_noisy():
+    lengths = [np.linalg.norm(episode.steps["action"][:5], axis=1) for episode in NoisyAndClean().load(0)]
+    deviations = [abs(x - 1).max() for x in lengths]  # the expert moves at 1 m/s until it is near its aim
+    assert min(deviations[:5]) > 0.2 and max(deviations[5:]) < 1e-5

@@ -47,8 +47,8 @@ CAMERA = TokenEncoder(32, vision=SmallConv((16, 16, 32, 32), 16))
 class SameRoom(FourRooms):
     """Walks of at most 40 steps to a goal in the room of the start."""
 
-    def __init__(self):
-        super().__init__(ROWS, 40)
+    def __init__(self, rows: int = ROWS):
+        super().__init__(rows, 40)
 
     def initial_state(self, key):
         drawn = super().initial_state(key)
@@ -121,15 +121,15 @@ def method(head, *losses, column: str = PICTURE, stages=(), p_randomgoal: float 
 
 def to_goals(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int):
     """Success in the pictures of training, with less light, and with agents of other colors."""
-    policy = train_once(experiment, method, data, seed).policy
+    policy, rooms = train_once(experiment, method, data, seed).policy, SameRoom(min(ROWS, episodes))
 
     def success(env, count=episodes):
-        actor = PolicyActor(FixedBatch(policy, ROWS), method.executor)
+        actor = PolicyActor(FixedBatch(policy, env.rows), method.executor)
         return flags(rollout(actor, env, count, seed=starts))["success"]
     if PICTURE not in policy.inputs:
-        return dict.fromkeys(("success", "darker", "recolored"), success(SameRoom()))
-    recolored = [success(Pictures(SameRoom(), role), episodes // len(COLORS)) for role in COLORS]
-    return {"success": success(Pictures(SameRoom())), "darker": success(Brightness(Pictures(SameRoom()), DARKNESS)),
+        return dict.fromkeys(("success", "darker", "recolored"), success(rooms))
+    recolored = [success(Pictures(rooms, role), -(-episodes // len(COLORS))) for role in COLORS]
+    return {"success": success(Pictures(rooms)), "darker": success(Brightness(Pictures(rooms), DARKNESS)),
             "recolored": [reached for one in recolored for reached in one]}
 
 

@@ -1,0 +1,43 @@
+"""Manipulate by Seeing: one network for observation and goal, and the error of predicted encodings."""
+
+import numpy as np
+import torch
+
+from understudy.core import Feature
+from understudy.methods.goal_conditioned.manipulate_by_seeing import GOAL, MotionPrediction, manipulate_by_seeing
+from understudy.policy import Policy
+from understudy.testing import check_encoder, random_dataset
+
+CAMERA = "observation.images.top"
+FEATURES = {CAMERA: Feature("uint8", (16, 16, 3), "image"), "action": Feature("float32", (2,))}
+
+
+def policy_and_batch():
+    data = random_dataset(FEATURES)
+    policy = Policy(manipulate_by_seeing(CAMERA, 8, 2).policy, data.features()).fit_statistics(data)
+    return policy, policy.windows(data, next_obs=True).gather(np.arange(5), np.random.default_rng(0))
+
+
+def test_observation_and_goal_have_one_network():
+    policy, batch = policy_and_batch()
+    tokens = policy.context(batch.obs).tokens
+    exchanged = policy.context({CAMERA: batch.obs[GOAL], GOAL: batch.obs[CAMERA]}).tokens
+    torch.testing.assert_close(exchanged, tokens.flip(1))
+    assert not torch.allclose(tokens[:, 0], tokens[:, 1])
+    check_encoder(policy.config.encoder, {name: policy.features[name] for name in policy.inputs})
+
+
+def test_the_error_of_a_prediction_is_its_distance_and_moves_both_encodings():
+    policy, batch = policy_and_batch()
+    now, later = (policy.context(obs) for obs in (batch.obs, batch.next))
+    later.tokens.retain_grad()
+    policy.training_context = lambda obs, rng: later
+    captured = {"context": now.tokens, "context_mask": now.mask}
+    loss = MotionPrediction().build(policy)(policy, batch, torch.Generator(), captured)
+    predicted = policy.net(policy.encode_batch(batch), torch.zeros(5, 2, 0), now.__class__(
+        now.tokens[:, :1], now.mask[:, :1])).mean(1).detach().numpy()
+    predicted, target = (x / np.linalg.norm(x, axis=1, keepdims=True)
+                         for x in (predicted, later.tokens[:, 0].detach().numpy()))
+    np.testing.assert_allclose(loss.detach(), ((predicted - target) ** 2).mean(1), rtol=1e-4)
+    loss.sum().backward()
+    assert later.tokens.grad[:, 0].any() and not later.tokens.grad[:, 1].any()

@@ -80,7 +80,8 @@ def test_states_rewards_and_goals_become_latents():
                              "action": np.linspace(-1, 1, 12, dtype=np.float32)[:, None]}) for i in range(3)])
     method = find_method("fb", data.features(), latent_dim=3)
     learner = replace(method.learner, steps=2, batch_size=16, critic=CriticConfig((8,)))
-    result = fit_method(replace(method, learner=learner, policy=replace(method.policy, trunk=FeedForward((8,)))), data, 0)
+    policy = replace(method.policy, trunk=FeedForward((8,)))
+    result = fit_method(replace(method, learner=learner, policy=policy), data, 0)
     policy, backward = result.modules["policy"], result.modules["backward"]
     obs = {STATE: torch.tensor([[0.1, 0.2], [0.3, -1.0]]), GOAL: torch.tensor([[1.0, 2.0], [-3.0, 0.5]])}
     one, other = (infer_latent(backward, goal[None]) for goal in obs[GOAL])

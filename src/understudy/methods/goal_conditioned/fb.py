@@ -28,6 +28,7 @@ from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
 
 LATENT = "observation.latent"  # z, which the policy reads
+NOISE, MAX_NOISE = 0.2, 0.3  # on actions of targets, in coded units: standard deviation, and where it is clipped
 
 
 @part
@@ -45,8 +46,6 @@ class ForwardBackward(GoalConditioned):
         target_decay: Fraction of the target networks that each update keeps.
         orthonormality_weight: Weight of the loss that makes the components of B uncorrelated.
         p_goal: Fraction of the vectors z that are the B of a step in the batch. The others are drawn uniformly.
-        noise: Standard deviation of the noise on the actions of targets, in coded units.
-        max_noise: Largest noise, in coded units.
         alpha: Weight of the loss of the stored actions, relative to a score of mean absolute value 1. As published it
             is 0, for data that cover the actions.
 
@@ -59,8 +58,6 @@ class ForwardBackward(GoalConditioned):
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     orthonormality_weight: Annotated[float, AtLeast(0)] = 1.0
     p_goal: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
-    noise: Annotated[float, AtLeast(0)] = 0.2
-    max_noise: Annotated[float, AtLeast(0)] = 0.3
     alpha: Annotated[float, AtLeast(0)] = 0.0
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ForwardBackwardLearner:
@@ -110,17 +107,18 @@ class ForwardBackwardLearner(ScoreMaximizingLearner):
         states = embed(self.backward, batch.next)
         visits = self.forward(batch.obs, self.policy.encode_batch(batch)) @ states.mT  # (networks, steps, states)
         self.log(own_visits=visits.diagonal(dim1=1, dim2=2).mean(0))
-        error, products = visits - self.config.discount * target.amin(0), states @ states.mT
+        error = visits - self.config.discount * target.amin(0)
+        # The squared norms in the published loss of orthonormality are constant, because B has the norm sqrt(D).
+        orthonormality = _mean_of_others((states @ states.mT).square())
         return (0.5 * _mean_of_others(error.square()) - visits.diagonal(dim1=1, dim2=2)).sum(0) + (
-            self.config.orthonormality_weight * (_mean_of_others(products.square()) - 2 * products.diagonal()))
+            self.config.orthonormality_weight * orthonormality)
 
     def noisy_action(self, obs, rng: Generator) -> Tensor:
         """Coded actions of the policy with clipped noise, (B, 1, A)."""
-        policy, config = self.policy, self.config
-        coded = policy.sample(policy.context(obs), rng)
-        noise = config.noise * torch.randn(coded.shape, generator=rng, device=self.device)
-        coded = coded + noise.clamp(-config.max_noise, config.max_noise)
-        return coded if policy.codec.bound is None else coded.clamp(-policy.codec.bound, policy.codec.bound)
+        coded, bound = self.policy.sample(self.policy.context(obs), rng), self.policy.codec.bound
+        noise = NOISE * torch.randn(coded.shape, generator=rng, device=self.device)
+        coded = coded + noise.clamp(-MAX_NOISE, MAX_NOISE)
+        return coded if bound is None else coded.clamp(-bound, bound)
 
     def score(self, obs, coded_action):
         return (self.forward(obs, coded_action) * obs[LATENT].squeeze(1)).sum(-1).amin(0)

@@ -189,8 +189,8 @@ class GoalLatent(PlannerWrapper):
 
 @method("Touati et al. 2023 (forward-backward representation), arXiv 2209.14935", rows=("064",),
         needs=(NUMBERS, GIVEN_GOAL),
-        when="if one network shall reach goals, visit the states of clips without actions, and maximize rewards, which "
-             "are all named later, and data have no rewards.")
+        when="if one network shall reach goals, visit what clips show and maximize rewards, all named later. For goals "
+             "or clips alone try `gcivl` first.")
 def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0.0,
        features: Schema | None = None) -> Method:
     """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.

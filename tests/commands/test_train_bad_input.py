@@ -13,7 +13,7 @@ from understudy.data.formats import open_dataset, write_dataset
 
 CRITICS = ("iql", "awac", "cql", "rebrac", "fql", "idql", "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil")
-GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp")
+GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")
 N = 40
 
 

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize
+
+from ...core import AtLeast, AtMost, Batch, Schema, part
+from ...data.codec import Normalizer
+from ...data.column_changes import ConstantColumn
+from ...data.episode import Dataset
+from ...data.window import Goal
+from ...execute.planners import PlannerWrapper, Unresolved
+from ...learn.goal_conditioned import (
+    GoalConditioned,
+    Representation,
+    ScoreMaximizingLearner,
+    goal_conditioned_method,
+    states_without_goal,
+)
+from ...learn.method import Method
+from ...policy import Planner, Policy
+from ..needs import GIVEN_GOAL, NUMBERS
+from ..registry import method
+
+LATENT = "observation.latent"  # z, which the policy reads
+NOISE, MAX_NOISE = 0.2, 0.3  # on actions of targets, in coded units: standard deviation, and where it is clipped
+
+
+@part
+class ForwardBackward(GoalConditioned):
+    """Forward-backward representation: policies for all rewards, which are named later.
+
+    For each vector z there is a policy. F(s, a, z) . B(s') learns how much more often than in the data it visits s'
+    after a step, in discounted visits. The policy maximizes F(s, a, z) . z, the value of the reward B(s') . z. While
+    acting, z is the B of the goal. `infer_latent` gives z for a set of states or a reward.
+
+    B reads the goal's column alone. z and B have the norm sqrt(D). Ends of episodes do not count.
+
+    Args:
+        discount: Discount per step.
+        target_decay: Fraction of the target networks that each update keeps.
+        orthonormality_weight: Weight of the loss that makes the components of B uncorrelated.
+        p_goal: Fraction of the vectors z that are the B of a step in the batch. The others are drawn uniformly.
+        alpha: Weight of the loss of the stored actions, relative to a score of mean absolute value 1. As published it
+            is 0, for data that cover the actions.
+
+    References:
+        Touati and Ollivier (2021), Learning One Representation to Optimize All Rewards, arXiv:2103.07945.
+        Touati et al. (2023), Does Zero-Shot Reinforcement Learning Exist?, arXiv:2209.14935.
+    """
+
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.98
+    target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    orthonormality_weight: Annotated[float, AtLeast(0)] = 1.0
+    p_goal: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    alpha: Annotated[float, AtLeast(0)] = 0.0
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ForwardBackwardLearner:
+        return ForwardBackwardLearner(self, policy, seed, steps)
+
+
+class ForwardBackwardLearner(ScoreMaximizingLearner):
+    """Learner of `ForwardBackward`."""
+
+    config: ForwardBackward
+
+    def __init__(self, config: ForwardBackward, policy: Policy, seed: int, steps: int):
+        super().__init__(config, policy, seed, steps)
+        self.alpha, networks, size = config.alpha, config.critic, policy.features[LATENT].size
+        self.forward = Representation.of(policy, networks, policy.inputs, size, n_actions=policy.codec.width,
+                                         n_networks=networks.n_critics)
+        self.backward = Representation.of(policy, networks, (self.goal.column,), size)
+        self.register("policy", policy, config.optimizer)
+        self.register("representation", nn.ModuleList([self.forward, self.backward]), config.optimizer)
+        self.register("backward", self.backward)  # to be saved by itself
+        self.target_forward, self.target_backward = self.target_network("representation", config.target_decay)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch = batch.to(self.device)
+        assert batch.next is not None
+        latent = {LATENT: self.draw_latents(batch).unsqueeze(1)}
+        batch = batch.replace(obs={**batch.obs, **latent}, next={**batch.next, **latent})
+        self.minimize("representation", self.representation_loss, batch)
+        self.minimize("policy", self.policy_loss, batch)
+        return self.end_update()
+
+    @torch.no_grad()
+    def draw_latents(self, batch: Batch) -> Tensor:
+        """Vectors z, (B, D): uniform on the sphere, and a fraction of them the B of other steps."""
+        rng, n = self.generator(), len(batch)
+        uniform = torch.randn(n, self.policy.features[LATENT].size, generator=rng, device=self.device)
+        states = embed(self.backward, batch.next)[torch.randperm(n, generator=rng, device=self.device)]
+        is_state = torch.rand(n, 1, generator=rng, device=self.device) < self.config.p_goal
+        return torch.where(is_state, states, on_sphere(uniform))
+
+    def representation_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the loss of F and B, (B,). Its mean compares each step with the next states of all others."""
+        assert batch.next is not None
+        with torch.no_grad():
+            target = self.target_forward(batch.next, self.noisy_action(batch.next, rng)) @ embed(
+                self.target_backward, batch.next).mT
+        states = embed(self.backward, batch.next)
+        visits = self.forward(batch.obs, self.policy.encode_batch(batch)) @ states.mT  # (networks, steps, states)
+        self.log(own_visits=visits.diagonal(dim1=1, dim2=2).mean(0))
+        error = visits - self.config.discount * target.amin(0)
+        # The squared norms in the published loss of orthonormality are constant, because B has the norm sqrt(D).
+        orthonormality = _mean_of_others((states @ states.mT).square())
+        return (0.5 * _mean_of_others(error.square()) - visits.diagonal(dim1=1, dim2=2)).sum(0) + (
+            self.config.orthonormality_weight * orthonormality)
+
+    def noisy_action(self, obs, rng: Generator) -> Tensor:
+        """Coded actions of the policy with clipped noise, (B, 1, A)."""
+        coded, bound = self.policy.sample(self.policy.context(obs), rng), self.policy.codec.bound
+        noise = NOISE * torch.randn(coded.shape, generator=rng, device=self.device)
+        coded = coded + noise.clamp(-MAX_NOISE, MAX_NOISE)
+        return coded if bound is None else coded.clamp(-bound, bound)
+
+    def score(self, obs, coded_action):
+        return (self.forward(obs, coded_action) * obs[LATENT].squeeze(1)).sum(-1).amin(0)
+
+
+def _mean_of_others(pairs: Tensor) -> Tensor:
+    """Mean of each row of a square matrix (..., B, B) without the diagonal, (..., B)."""
+    return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / max(pairs.shape[-1] - 1, 1)
+
+
+def on_sphere(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) with the norm sqrt(D)."""
+    return math.sqrt(vectors.shape[-1]) * normalize(vectors, dim=-1)
+
+
+def embed(backward: Representation, obs) -> Tensor:
+    """B of observations, (B, D)."""
+    return on_sphere(backward(obs)[0])
+
+
+def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | None = None) -> Tensor:
+    """Returns the z of a reward, (D,), or of a set of states, whose policy visits them.
+
+    Args:
+        backward: The module "backward" of a checkpoint.
+        states: States from anywhere, or states of the data where there are rewards, (N, ...).
+        rewards: The reward of each state, (N,).
+    """
+    obs = {name: states.new_zeros(len(states), 1, *backward.features[name].shape)
+           for name in backward.about.critic.inputs}
+    vectors = embed(backward, {**obs, backward.about.columns[0]: states.unsqueeze(1)})
+    return on_sphere(vectors.mean(0) if rewards is None else rewards @ vectors)
+
+
+@dataclass(frozen=True)
+class GoalLatent(PlannerWrapper):
+    """Gives a policy the z of the goal.
+
+    Args:
+        backward: The network B.
+        column: The column that `backward` reads.
+    """
+
+    planner: Planner | Unresolved = None
+    backward: Representation | Unresolved = "backward"
+    column: str = "observation.state"
+    goal: str = "observation.goal"
+
+    module_types = MappingProxyType({"backward": Representation})
+
+    @property
+    def inputs(self):
+        return (*(name for name in self.planner.inputs if name != LATENT), self.goal)
+
+    @property
+    def features(self):
+        return {**self.planner.features, self.goal: self.planner.features[self.column]}
+
+    def plan(self, obs, noise, guides=()):
+        return self.planner.plan(self._with_latent(obs), noise, guides)
+
+    def context(self, obs):
+        return self.planner.context(self._with_latent(obs))
+
+    def _with_latent(self, obs):
+        return {**obs, LATENT: embed(self.backward, {**obs, self.column: obs[self.goal]}).unsqueeze(1)}
+
+
+@method("Touati et al. 2023 (forward-backward representation), arXiv 2209.14935", rows=("064",),
+        needs=(NUMBERS, GIVEN_GOAL),
+        when="if one network shall reach goals, visit what clips show and maximize rewards, all named later. For goals "
+             "or clips alone try `gcivl` first.")
+def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0.0,
+       features: Schema | None = None) -> Method:
+    """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.
+
+    Args:
+        column: The column whose later values are goals.
+        latent_dim: Number of components of z.
+        alpha: Weight of the loss of the stored actions.
+    """
+    method = goal_conditioned_method(ForwardBackward(alpha=alpha), column, features)
+    inputs = (*states_without_goal(features or {}, column), LATENT)
+    policy = replace(method.policy, codec=Normalizer(unscaled=(LATENT,)), inputs=inputs)
+    return replace(method, policy=policy, transforms=(ConstantColumn(LATENT, (0.0,) * latent_dim),),
+                   inference=(GoalLatent(column=column, goal=Goal(column).into),))

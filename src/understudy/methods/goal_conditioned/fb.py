@@ -147,10 +147,11 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
         states: States from anywhere, or states of the data where there are rewards, (N, ...).
         rewards: The reward of each state, (N,).
     """
+    states = states.to(next(backward.parameters()).device)
     obs = {name: states.new_zeros(len(states), 1, *backward.features[name].shape)
            for name in backward.about.critic.inputs}
     vectors = embed(backward, {**obs, backward.about.columns[0]: states.unsqueeze(1)})
-    return on_sphere(vectors.mean(0) if rewards is None else rewards @ vectors)
+    return on_sphere(vectors.mean(0) if rewards is None else rewards.to(vectors) @ vectors)
 
 
 @dataclass(frozen=True)

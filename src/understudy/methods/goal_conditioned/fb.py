@@ -139,6 +139,7 @@ def embed(backward: Representation, obs) -> Tensor:
     return on_sphere(backward(obs)[0])
 
 
+@torch.no_grad()
 def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | None = None) -> Tensor:
     """Returns the z of a reward, (D,), or of a set of states, whose policy visits them.
 
@@ -146,6 +147,11 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
         backward: The module "backward" of a checkpoint.
         states: States from anywhere, or states of the data where there are rewards, (N, ...).
         rewards: The reward of each state, (N,).
+
+    Example:
+        >>> modules = TrainedRun.load("runs/fb").modules
+        >>> z = infer_latent(modules["backward"], torch.as_tensor(clip.steps["observation.state"]))
+        >>> actor = PolicyActor(modules["policy"])      # its observations have z as "observation.latent"
     """
     states = states.to(next(backward.parameters()).device)
     obs = {name: states.new_zeros(len(states), 1, *backward.features[name].shape)

@@ -13,9 +13,11 @@ import understudy.heads
 from understudy.files import write_json
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
+from understudy.heads.coarse_to_fine import CoarseToFineQ
 from understudy.heads.correction import Correction
 from understudy.heads.flow import Flow
 from understudy.heads.joint_diffusion import JointDiffusion
+from understudy.heads.motion_classifier import MotionClassifier
 from understudy.heads.neighbors import Neighbors
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.heads.transport import Transport
@@ -49,7 +51,8 @@ def all_heads() -> set[type]:
 def test_every_head_of_continuous_actions_is_compared_on_one_footing(heads):
     variants = heads.variants()
     assert {type(v.head) for v in variants.values()} == all_heads() - {
-        Categorical, Correction, JointDiffusion, SquashedGaussian, Transport}  # classes, pairs, rewards, pictures
+        Categorical, CoarseToFineQ, Correction, JointDiffusion, MotionClassifier, SquashedGaussian,
+        Transport}  # classes, pairs, rewards, goals, pictures
     for name, v in variants.items():
         policy, learner = v.method.policy, v.method.learner
         assert (policy.trunk == MLP(256, 3)) == (name != "fast"), name

@@ -24,14 +24,14 @@ DEVICE = "cuda"
 METHODS = ("bc", "bc-gmm", "act", "flow-policy", "diffusion-policy", "iql", "td3-bc", "decision-transformer")
 
 
-def as_in_training(work: Callable[[], object]) -> Callable[[], None]:
+def as_in_training(work: Callable[[], object], device: str = DEVICE) -> Callable[[], None]:
     """Ours, as `understudy train` calls it."""
     import torch
 
     from understudy.learn.devices import deterministic
 
     def run() -> None:
-        with deterministic(torch.device(DEVICE)):
+        with deterministic(torch.device(device)):
             work()
     return run
 
@@ -191,7 +191,7 @@ def row_methods() -> list[measure.Line]:
         for device in ("cpu", DEVICE):
             learner, sampler, size = _built(name, columns, device)
             batch = sampler.batch(size, 0, 0).to(learner.policy.device)
-            sides[device] = as_in_training(lambda learner=learner, batch=batch: learner.update(batch))
+            sides[device] = as_in_training(lambda learner=learner, batch=batch: learner.update(batch), device)
         seconds = measure.interleaved(sides, repeats=3, clock=measure.gpu, warm=2)
         camera = ", a camera of 96 × 96" if columns is not numbers else ""
         lines.append(measure.compared(

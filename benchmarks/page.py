@@ -127,9 +127,10 @@ without one."""),
     "gpu_methods": ("On a GPU", """
 Updates of methods at their defaults on a GPU and on the processor of the same machine, with the time of the wall.
 
-Small networks gain nothing: an update launches hundreds of kernels, and launching them takes longer than their work.
-In a profile, the GPU worked for 1 ms of the 7 ms of an update of `bc`, and for 9 ms of the 61 ms of one of
-`diffusion-policy`. A training step is not recorded as a CUDA graph.
+Networks of a few layers on numbers (`bc`, `bc-gmm`, `iql`) gain nothing: an update launches hundreds of kernels, and
+launching them takes longer than their work. In a profile on a machine with a slower processor, the GPU worked for 1 ms
+of the 7 ms of an update of `bc`, and for 9 ms of the 61 ms of one of `diffusion-policy`. A training step is not
+recorded as a CUDA graph.
 
 `make test-gpu` ran on an H200: contracts of methods, bit-equal resuming in fp32 and bf16, compiled networks, recorded
 plans (`deploy.cuda_graph`), data on the device (`data.device_windows`), and updates in a second process. Of its last

@@ -47,6 +47,12 @@ def test_the_command_changes_stored_and_collected_rewards(tmp_path):
     assert min(e.steps["next.reward"].min() for e in collected) >= np.float32(-0.4) > raw.min() - 0.5
 
 
+@pytest.mark.parametrize("name", ["cqn-as", "dac"])
+def test_random_episodes_are_no_demonstrations(name, tmp_path):
+    status, text = call("train", name, "--env", "particle", "--out", tmp_path / "run", "--random-steps", "20")
+    assert status == 2 and f"{name} learns from demonstrations, and there are none" in text and "DATA" in text
+
+
 def test_methods_without_rewards_refuse_it(tmp_path):
     assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
     status, text = call("train", "bc", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)

@@ -260,6 +260,9 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if "action" not in features:  # perhaps the prior episodes have it
         features |= {name: f for name, f in data[-1].features().items() if name == "action"}
     method = build_method(o.method, options, changes, features, o.trust, words, o.executor, o.steps)
+    if o.data is None and method.learner.compares:
+        raise UserError(f"{o.method} learns from demonstrations, and there are none", where="DATA",
+                        hint=f"name them: {command_line('train', o.method, 'DATA', '--env', o.env, '--out', o.out)}")
     method, stages = _with_runs(_with_changed_rewards(method, o), o)
     if o.reward is not None:
         stages["learned-reward"] = o.reward

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import AtLeast, Context, Unsupported, part
+from ..core import AtLeast, ConfigError, Context, Unsupported, part
 from .base import Head
 
 
@@ -37,6 +37,11 @@ class CoarseToFineQ(Head):
     low: float = -2.0
     high: float = 2.0
     margin: Annotated[float, AtLeast(0)] = 0.01
+
+    def __post_init__(self):
+        if self.low >= self.high:
+            raise ConfigError(f"low ({self.low}) must be below high ({self.high})", where="CoarseToFineQ",
+                              hint="give the least and the greatest return that an episode can have")
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)

@@ -30,6 +30,8 @@ class LearnerConfig(ABC):
             `Batch.others["expert"]` (see `mixture.expert_episodes`). While there are only demonstrations, both batches
             are of them.
         needs_others: Whether a learner that compares needs episodes that are no demonstrations.
+        validates: Whether the error on held-out episodes says how good the policy is. It does not if the policy reads a
+            column that the episodes lack, such as a vector that names what to do.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # subclasses are dataclasses
@@ -40,6 +42,7 @@ class LearnerConfig(ABC):
     lookahead: int = 0
     compares: bool = False
     needs_others: bool = False
+    validates: bool = True
 
     @abstractmethod
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> Learner:

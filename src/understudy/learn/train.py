@@ -512,7 +512,7 @@ class _CheckpointEvaluation:
                                                            prepared.recorded)
         self.validation, self.score = prepared.config.validation or Validation(), prepared.config.score
         target = prepared.resolved.policy.target
-        if not target:  # nothing is predicted
+        if not target or not prepared.resolved.learner.validates:
             self.test = self.test.select([])
         self.scale = target_scale(prepared.training, target) if target else None
 

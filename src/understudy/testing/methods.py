@@ -65,7 +65,7 @@ def check_method(name: str, columns: Schema | None = None, trust: tuple[str, ...
     require(config.load(json.loads(json.dumps(config.dump(method))), trust) == method, "JSON must give the same method")
     _check_training(method, function.__module__, columns, device)
     for need in _needs(function):
-        _check_refusal(name, need, columns, trust)
+        _check_refusal(name, need, columns, trust, device)
 
 
 def example_columns(name: str, trust: tuple[str, ...] = ()) -> Schema:
@@ -159,14 +159,15 @@ def _observations(method: Method, columns: Schema) -> Mapping[str, Tensor]:
     return obs | {part.open_condition: torch.ones(3, 1) for part in online_changes(method) if part.open_condition}
 
 
-def _check_refusal(name: str, need: Need, columns: Schema, trust: tuple[str, ...]) -> None:
+def _check_refusal(name: str, need: Need, columns: Schema, trust: tuple[str, ...], device: str) -> None:
     """Columns of the example that all data have become classes, or numbers, and the others are missing."""
     others = {k: f for k, f in columns.items() if k not in (*need.example, "observation.environment_state")}
     data = example_data(others | {k: VECTOR if example.get("kind") == "discrete" else CLASSES
                                   for k, example in need.example.items() if k in ("observation.state", "action")})
     with TemporaryDirectory() as folder:
         try:
-            train(find_method(name, data.features(), trust), data, Path(folder) / "run", steps=1, progress=False)
+            train(find_method(name, data.features(), trust), data, Path(folder) / "run", steps=1, progress=False,
+                  device=device)
         except UserError:
             return
     require(False, f"data without {need.text} must be refused, and they are not")

@@ -4,9 +4,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-from understudy.core import keys
+from understudy.core import UserError, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Goal, Window
@@ -14,6 +15,7 @@ from understudy.heads.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.methods.goal_conditioned.fb import LATENT, ForwardBackward, embed, infer_latent
 from understudy.nets.encoders import ConcatEncoder
@@ -92,3 +94,16 @@ def test_states_rewards_and_goals_become_latents():
     expected = policy.plan({STATE: obs[STATE][:, None], LATENT: torch.stack([one, other])[:, None]},
                            torch.zeros(2, *policy.noise_shape))
     torch.testing.assert_close(action, expected[:, 0])
+    nothing = torch.zeros(2)
+    for states, rewards in ((obs[GOAL][:0], None), (obs[GOAL], nothing), (obs[GOAL], nothing / 0)):
+        with pytest.raises(UserError, match="no policy follows"):
+            infer_latent(backward, states, rewards)
+
+
+@pytest.mark.parametrize("name", ["fb", "hilp"])
+def test_no_error_on_held_out_episodes_chooses_a_checkpoint(name, tmp_path):
+    """While training, the policy never reads the zeros that the episodes have as its vector."""
+    data = Dataset([Episode({STATE: np.random.default_rng(i).normal(size=(13, 2)).astype(np.float32),
+                             "action": np.linspace(-1, 1, 12, dtype=np.float32)[:, None]}) for i in range(6)])
+    train(find_method(name, data.features()), data, tmp_path / "run", steps=1, progress=False)
+    assert "validation" not in (tmp_path / "run/metrics.jsonl").read_text()

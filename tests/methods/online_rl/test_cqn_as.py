@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.collections import fork
 
-from understudy.core import Context, Feature, Unsupported
+from understudy.core import ConfigError, Context, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.data.window import Window
@@ -132,6 +132,11 @@ def test_stopped_within_and_between_rounds_it_is_the_same_run():
     method = replace(method, policy=replace(method.policy, head=SMALL.head, trunk=MLP(8, 1)),
                      learner=replace(method.learner, batch_size=8))
     check_collection(method, demos, fork)
+
+
+def test_returns_that_are_reversed_are_refused():
+    with pytest.raises(ConfigError, match=r"low \(2\.0\) must be below high \(2\.0\)"):
+        CoarseToFineQ(low=2.0)
 
 
 def test_another_head_is_refused():

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
-from ...core import AtLeast, AtMost, Batch, Schema, part
+from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
@@ -59,6 +59,8 @@ class ForwardBackward(GoalConditioned):
     orthonormality_weight: Annotated[float, AtLeast(0)] = 1.0
     p_goal: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
     alpha: Annotated[float, AtLeast(0)] = 0.0
+
+    validates = False
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ForwardBackwardLearner:
         return ForwardBackwardLearner(self, policy, seed, steps)
@@ -149,6 +151,7 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
         rewards: The reward of each state, (N,).
 
     Example:
+        >>> from understudy.learn.method import TrainedRun
         >>> modules = TrainedRun.load("runs/fb").modules
         >>> z = infer_latent(modules["backward"], torch.as_tensor(clip.steps["observation.state"]))
         >>> actor = PolicyActor(modules["policy"])      # its observations have z as "observation.latent"
@@ -157,7 +160,11 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
     obs = {name: states.new_zeros(len(states), 1, *backward.features[name].shape)
            for name in backward.about.critic.inputs}
     vectors = embed(backward, {**obs, backward.about.columns[0]: states.unsqueeze(1)})
-    return on_sphere(vectors.mean(0) if rewards is None else rewards.to(vectors) @ vectors)
+    total = vectors.mean(0) if rewards is None else rewards.to(vectors) @ vectors
+    if not total.any() or not total.isfinite().all():
+        raise UserError("no policy follows from them", where="infer_latent: states and rewards",
+                        hint="give at least one state, and finite rewards that are not all 0")
+    return on_sphere(total)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class HILP(GoalValues):
     p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.375
 
+    validates = False
+
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> HILPLearner:
         return HILPLearner(self, policy, seed, steps)
 

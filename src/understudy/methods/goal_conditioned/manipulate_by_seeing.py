@@ -69,6 +69,7 @@ def manipulate_by_seeing(column: str = "observation.state", n_motions: int = 64,
 
     Args:
         column: The column that is observed, and whose later values are goals: a camera, or numbers.
+        horizon: Number of actions of a motion.
         n_motions: Number of motions, the centers of clusters of demonstrated chunks.
         temperature: Temperature of the classification.
     """

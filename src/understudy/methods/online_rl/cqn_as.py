@@ -137,6 +137,7 @@ def cqn_as(n_rounds: int = 100, n_steps: int = 200, horizon: int = 4, noise: flo
         n_steps: Number of steps in each round, at least. Its last episode is complete.
         horizon: Number of actions of a chunk. 1 is CQN.
         noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+        updates_per_step: Number of updates for each collected step.
     """
     policy = PolicyConfig(CoarseToFineQ(), LSTM(256, 1), simplest_encoder(features), window=Window(1, horizon))
     collector = RolloutCollector(n_steps=n_steps, exploration=GaussianExploration(noise))

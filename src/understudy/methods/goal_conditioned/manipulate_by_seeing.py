@@ -62,7 +62,7 @@ def _motion_error(policy, batch, rng, captured):
 
 @method("Wang et al. 2023, arXiv 2303.08135, whose encoder is pretrained", rows=("282",), needs=(NUMBERS, GIVEN_GOAL),
         when="if a goal is given while acting, and each motion in its direction comes closer to it; `gcbc` was better "
-             "on small pictures without a pretrained encoder (claim manipulate-by-seeing).")
+             "on small pictures.")
 def manipulate_by_seeing(column: str = "observation.state", n_motions: int = 64, horizon: int = 4,
                          temperature: float = 0.1) -> Method:
     """Takes the motion whose predicted result looks most like the goal, by distances that classify motions.

@@ -126,8 +126,8 @@ class SequenceValuesLearner(GradientLearner):
 
 @method("Seo and Abbeel 2024, arXiv 2411.12155, with a smaller network and batches", rows=("229",),
         needs=(NUMBERS, STEP_REWARDS, "an environment"),
-        when="if demonstrations are few, success is the only reward, and there is an environment to practice in; "
-             "whether chunks are better than single actions (--method.horizon 1) is undecided.")
+        when="if demonstrations are few, success is the only reward, and there is an environment; whether chunks beat "
+             "single actions (--method.horizon 1) is undecided.")
 def cqn_as(n_rounds: int = 100, n_steps: int = 200, horizon: int = 4, noise: float = 0.01,
            updates_per_step: float = 1.0, features: Schema | None = None) -> Method:
     """Coarse-to-fine Q-network with action sequences: values of chunks of actions, learned with demonstrations.

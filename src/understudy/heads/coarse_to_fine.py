@@ -65,7 +65,7 @@ class CoarseToFineQ(Head):
         return (above + below).mean((2, 3, 4))
 
     def evaluate(self, net, context: Context, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the log-probabilities of the atoms of all bins beside coded actions, and the bins of the actions.
+        """Returns the log-probabilities of the atoms of all bins next to coded actions, and the bins of the actions.
 
         Args:
             action: Coded actions, (B, H, A).

@@ -1,10 +1,10 @@
 """Training and planning on a GPU: python benchmarks/gpu.py [ROW ...]
 
-Times are those of the wall, from an idle GPU to an idle GPU, and sides take turns in one process. `methods` shows for
+Times are wall-clock times, from an idle GPU to an idle GPU, and sides take turns in one process. `methods` shows for
 which methods a GPU is faster than the processor of the same machine, and `data` what keeping the data on the GPU, and
 preparing the next batch during an update, are worth. `train` and `latency` compare the networks of train_step.py and
 latency.py with lerobot's, whose training allows TF32 and looks for the fastest convolutions, as its script does; ours
-trains with deterministic operations, as `understudy train` does. Each row has a file of its own in results/. Needs
+trains with deterministic operations, as `understudy train` does. Each row has its own file in results/. Needs
 CUDA, and for `train` and `latency` lerobot.
 """
 

@@ -125,7 +125,7 @@ inputs of the network computed again in every step of the sampler, one environme
 understudy's code, with packed weights for the chunk. Profilers slow down code with many calls; the ratios were measured
 without one."""),
     "gpu_methods": ("On a GPU", """
-Updates of methods at their defaults on a GPU and on the processor of the same machine, with the time of the wall.
+Updates of methods at their defaults on a GPU and on the processor of the same machine, in wall-clock time.
 
 Networks of a few layers on numbers (`bc`, `bc-gmm`, `iql`) gain nothing: an update launches hundreds of kernels, and
 launching them takes longer than their work. In a profile on a machine with a slower processor, the GPU worked for 1 ms

@@ -298,8 +298,7 @@ def _warm_up(policy: Policy) -> None:
     with torch.no_grad():
         for rows in (1, 2):
             key = keys(0, range(rows)).to(policy.device)
-            obs = {k: v.to(policy.device) for k, v in random_observations(policy, rows).items()}
-            policy.plan(obs, policy.noise(key, torch.zeros_like(key)))
+            policy.plan(random_observations(policy, rows), policy.noise(key, torch.zeros_like(key)))
 
 
 def _newest(o: ServeOptions) -> str:

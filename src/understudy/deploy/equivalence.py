@@ -192,7 +192,7 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
     """Random observations with the statistics of the data: standard normal after coding.
 
     Returns:
-        Observations by column, (rows, To, ...).
+        Observations by column, (rows, To, ...), on the policy's device.
     """
     rng, obs = torch.Generator().manual_seed(seed), {}
     for name in policy.inputs:
@@ -206,20 +206,18 @@ def random_observations(policy: Policy, rows: int, seed: int = 0) -> dict[str, T
         else:
             obs[name] = torch.randn(shape, generator=rng)
         if (values := policy.codec.known_values(name)) is not None:
-            chosen = values.cpu()[torch.randint(len(values), (rows,), generator=rng)]
+            chosen = values[torch.randint(len(values), (rows,), generator=rng)]
             obs[name] = chosen.reshape(rows, 1, *f.shape).expand(shape)
-        obs[name] = obs[name].to(_dtype(f))
+        obs[name] = obs[name].to(policy.device, _dtype(f))
     # The codec maps a number x to slope * x + start.
     free = [k for k in obs if policy.codec.known_values(k) is None]
-    start, end = (
-        {k: v.cpu() for k, v in policy.codec.encode_obs({k: v.to(policy.device) for k, v in constant.items()}).items()}
-        for constant in ({**obs, **{k: torch.full_like(obs[k], n) for k in free}} for n in (0, 1)))
+    start, end = (policy.codec.encode_obs({**obs, **{k: torch.full_like(obs[k], n) for k in free}}) for n in (0, 1))
     for name, x in obs.items():
         if policy.features[name].kind == "vector" and x.is_floating_point():
             slope = end[name] - start[name]
             obs[name] = torch.where(slope == 0, 0.0, (x - start[name]) / slope).to(x.dtype)
     first = torch.randint(policy.window.n_obs_steps, (rows, 1), generator=rng)  # row at which the episode starts
-    return obs | {mask: torch.arange(policy.window.n_obs_steps) >= first
+    return obs | {mask: (torch.arange(policy.window.n_obs_steps) >= first).to(policy.device)
                   for mask in policy.window.pad_masks(policy.inputs)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,11 +15,12 @@ from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsup
 from ..data.codec import CodecModule
 from ..data.episode import Dataset
 from ..data.window import Goal, SamplingWeights, Subgoal, Window
+from ..execute.planners import PlannerWrapper, Unresolved
 from ..heads.categorical import Categorical
 from ..heads.gaussian import Gaussian
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
-from ..policy import Policy, PolicyConfig
+from ..policy import Planner, Policy, PolicyConfig
 from .critic import CriticConfig, CriticSpec
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
@@ -222,6 +223,42 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
         score = self.score(batch.obs, coded if bound is None else coded.clamp(-bound, bound))
         score = score / (score.detach().abs().mean() + 1e-6)
         return self.alpha * policy.loss(batch, rng) - score.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class GoalVector(PlannerWrapper):
+    """Base class of planners that give a policy a vector in place of the goal.
+
+    Args:
+        column: The column whose values are goals.
+
+    Attributes:
+        vector: The column of the vector.
+    """
+
+    planner: Planner | Unresolved = None
+    column: str = "observation.state"
+    goal: str = "observation.goal"
+
+    vector: ClassVar[str]
+
+    @property
+    def inputs(self):
+        return (*(name for name in self.planner.inputs if name != self.vector), self.goal)
+
+    @property
+    def features(self):
+        return {**self.planner.features, self.goal: self.planner.features[self.column]}
+
+    @abstractmethod
+    def with_vector(self, obs: Observations) -> dict[str, Tensor]:
+        """Returns the observations and the vector."""
+
+    def plan(self, obs, noise, guides=()):
+        return self.planner.plan(self.with_vector(obs), noise, guides)
+
+    def context(self, obs):
+        return self.planner.context(self.with_vector(obs))
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Goal
-from ...execute.planners import PlannerWrapper, Unresolved
+from ...execute.planners import Unresolved
 from ...learn.goal_conditioned import (
     GoalConditioned,
+    GoalVector,
     Representation,
     ScoreMaximizingLearner,
     goal_conditioned_method,
     states_without_goal,
 )
 from ...learn.method import Method
-from ...policy import Planner, Policy
+from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
 
@@ -168,7 +169,7 @@ def infer_latent(backward: Representation, states: Tensor, rewards: Tensor | Non
 
 
 @dataclass(frozen=True)
-class GoalLatent(PlannerWrapper):
+class GoalLatent(GoalVector):
     """Gives a policy the z of the goal.
 
     Args:
@@ -176,28 +177,12 @@ class GoalLatent(PlannerWrapper):
         column: The column that `backward` reads.
     """
 
-    planner: Planner | Unresolved = None
     backward: Representation | Unresolved = "backward"
-    column: str = "observation.state"
-    goal: str = "observation.goal"
 
     module_types = MappingProxyType({"backward": Representation})
+    vector = LATENT
 
-    @property
-    def inputs(self):
-        return (*(name for name in self.planner.inputs if name != LATENT), self.goal)
-
-    @property
-    def features(self):
-        return {**self.planner.features, self.goal: self.planner.features[self.column]}
-
-    def plan(self, obs, noise, guides=()):
-        return self.planner.plan(self._with_latent(obs), noise, guides)
-
-    def context(self, obs):
-        return self.planner.context(self._with_latent(obs))
-
-    def _with_latent(self, obs):
+    def with_vector(self, obs):
         return {**obs, LATENT: embed(self.backward, {**obs, self.column: obs[self.goal]}).unsqueeze(1)}
 
 

@@ -13,17 +13,18 @@ from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Goal
-from ...execute.planners import PlannerWrapper, Unresolved
+from ...execute.planners import Unresolved
 from ...learn.goal_conditioned import (
     MAX_WEIGHT,
     GoalValues,
+    GoalVector,
     ImplicitValueLearner,
     Representation,
     goal_conditioned_method,
     states_without_goal,
 )
 from ...learn.method import Method
-from ...policy import Planner, Policy
+from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES
 from ..registry import method
 
@@ -140,7 +141,7 @@ def represent(phi: Representation, obs, column: str, of: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class GoalDirection(PlannerWrapper):
+class GoalDirection(GoalVector):
     """Gives a policy the direction from the observation to the goal in the space of a representation.
 
     Args:
@@ -148,28 +149,12 @@ class GoalDirection(PlannerWrapper):
         column: The column that `phi` reads.
     """
 
-    planner: Planner | Unresolved = None
     phi: Representation | Unresolved = "phi"
-    column: str = "observation.state"
-    goal: str = "observation.goal"
 
     module_types = MappingProxyType({"phi": Representation})
+    vector = DIRECTION
 
-    @property
-    def inputs(self):
-        return (*(name for name in self.planner.inputs if name != DIRECTION), self.goal)
-
-    @property
-    def features(self):
-        return {**self.planner.features, self.goal: self.planner.features[self.column]}
-
-    def plan(self, obs, noise, guides=()):
-        return self.planner.plan(self._directed(obs), noise, guides)
-
-    def context(self, obs):
-        return self.planner.context(self._directed(obs))
-
-    def _directed(self, obs):
+    def with_vector(self, obs):
         size = self.planner.features[DIRECTION].size
         blank = {**obs, DIRECTION: torch.zeros(*obs[self.goal].shape[:2], size, device=obs[self.goal].device)}
         here, there = (represent(self.phi, blank, self.column, of)[0] for of in (self.column, self.goal))

@@ -174,7 +174,6 @@ class GoalLatent(GoalVector):
 
     Args:
         backward: The network B.
-        column: The column that `backward` reads.
     """
 
     backward: Representation | Unresolved = "backward"

@@ -146,7 +146,6 @@ class GoalDirection(GoalVector):
 
     Args:
         phi: The representation.
-        column: The column that `phi` reads.
     """
 
     phi: Representation | Unresolved = "phi"

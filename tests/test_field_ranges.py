@@ -111,11 +111,11 @@ def test_the_discovery_finds_the_parts():
 
 
 @pytest.mark.parametrize("part, field", CASES, ids=lambda x: getattr(x, "__name__", None) or x.name)
-@pytest.mark.parametrize("bad", (2.5, 3.0, True, math.nan))
-def test_counts_are_whole_numbers(part, field, bad):
+def test_counts_are_whole_numbers(part, field):
     example = EXAMPLES.get(part.__name__) or part()
-    with pytest.raises(UserError, match=f"{field.name} is .*, but must be a whole number|is not an integer"):
-        replace(example, **{field.name: (bad, 1) if written_type(field).startswith("tuple") else bad})
+    for bad in (2.5, 3.0, True, math.nan):
+        with pytest.raises(UserError, match=f"{field.name} is .*, but must be a whole number|is not an integer"):
+            replace(example, **{field.name: (bad, 1) if written_type(field).startswith("tuple") else bad})
 
 
 @pytest.mark.parametrize("part, field", FLOATS, ids=lambda x: getattr(x, "__name__", None) or x.name)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import defects  # noqa: E402
 
 from understudy import UserError, cli  # noqa: E402
-from understudy.audit import audit, check_usable, checks, find_problems  # noqa: E402
+from understudy.audit import action_motion, audit, check_usable, checks, find_problems  # noqa: E402
 from understudy.audit.base import AuditReport, Finding, Location, finding_from_error  # noqa: E402
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
@@ -119,6 +119,13 @@ def test_pictures_that_are_early_or_late(shift, said):
     if said:
         assert f"{abs(shift)} steps {'before' if shift > 0 else 'after'} (which explains" in lags[0].message
         assert lags[0].where == Location(feature=defects.CAMERA)
+
+
+def test_the_brightness_of_a_grid_is_that_of_its_cells():
+    cells = np.random.default_rng(0).integers(0, 255, (4, 4))
+    picture = np.repeat(np.repeat(cells, 3, 0), 5, 1)[..., None] + np.array([-1, 0, 1])  # channels
+    np.testing.assert_allclose(action_motion.grid_brightness(picture), cells.ravel())
+    assert np.isfinite(action_motion.grid_brightness(picture[:3, :2])).all()  # less than a pixel for each cell
 
 
 def test_pictures_that_do_not_show_the_state_tell_nothing_of_it():

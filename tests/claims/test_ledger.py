@@ -161,6 +161,11 @@ def all_entries(listed):
         return ledger.ledger_entries()
 
 
+@pytest.fixture(scope="module")
+def all_pages(all_entries):
+    return ledger.ledger_pages(all_entries)
+
+
 def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_entries, tmp_path):
     summary = ledger.write_table(tmp_path / "docs/ledger.md", all_entries).read_text()
     by_family = ledger.entries_by_family(all_entries)
@@ -189,8 +194,8 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
     assert rows == list(ledger_rows())
 
 
-def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(all_entries):
-    advice, body = ledger.ledger_pages(all_entries)[ledger.SUMMARY].split("\n## How to read a verdict\n")
+def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(all_pages):
+    advice, body = all_pages[ledger.SUMMARY].split("\n## How to read a verdict\n")
     texts = records.all_texts()
     head, *sections = re.split(r"^## (.+)$", advice, flags=re.MULTILINE)
     assert len(head.split()) < 120 and "\n## All 296 systems\n" in body
@@ -225,8 +230,8 @@ def test_every_record_names_a_commit_of_this_repository():
             assert re.fullmatch("[0-9a-f]{40}", commit) and (history is None or commit in history), name
 
 
-def test_a_page_says_that_the_history_lacks_the_pilots_that_its_set_up_describes(all_entries):
-    everything = "\n".join(ledger.ledger_pages(all_entries).values())
+def test_a_page_says_that_the_history_lacks_the_pilots_that_its_set_up_describes(all_pages):
+    everything = "\n".join(all_pages.values())
     texts = records.all_texts()
     for name in ("adaflow-steps", "bet-modes"):  # both describe pilots, and the log of the second has one
         assert any("ilot" in paragraph for paragraph in texts[name].setup)
@@ -234,7 +239,7 @@ def test_a_page_says_that_the_history_lacks_the_pilots_that_its_set_up_describes
         assert ("| pilots | The history has no entry" in section) == (name == "adaflow-steps")
 
 
-def test_a_comparison_of_several_rows_leads_its_page_and_leaves_their_verdicts(all_entries):
+def test_a_comparison_of_several_rows_leads_its_page_and_leaves_their_verdicts(all_entries, all_pages):
     entries = {e.row.id: e for e in all_entries}
     own = {e.row.id: [c for c in e.claims if len(c["rows"]) == 1] for e in all_entries}
     compared = [c["name"] for c in entries["249"].claims if len(c["rows"]) > 1]
@@ -242,11 +247,10 @@ def test_a_comparison_of_several_rows_leads_its_page_and_leaves_their_verdicts(a
     worse = [replace(e, claims=tuple({**c, "verdict": "fails"} if c["name"] in compared else c for c in e.claims))
              for e in all_entries]
     assert ledger.verdict_counts(worse) == ledger.verdict_counts(all_entries)
-    pages = ledger.ledger_pages(all_entries)
-    sections = re.findall(r"^## (.+)$", pages["retrieval.md"], re.MULTILINE)
+    sections = re.findall(r"^## (.+)$", all_pages["retrieval.md"], re.MULTILINE)
     assert sections[0] == "retrieval-compared"
-    assert pages[ledger.SUMMARY].split("## Few demonstrations\n")[1].index("retrieval.md#retrieval-compared") < 1000
-    table = pages["retrieval.md"].split("## retrieval-compared\n")[1].split("\n## ")[0]
+    assert all_pages[ledger.SUMMARY].split("## Few demonstrations\n")[1].index("retrieval.md#retrieval-compared") < 1000
+    table = all_pages["retrieval.md"].split("## retrieval-compared\n")[1].split("\n## ")[0]
     assert len(re.findall(r"^\| [^|]+ \| \d+\N{NO-BREAK SPACE}% \[.*\] [a-z]+ \|$", table, re.MULTILINE)) == 10
 
 

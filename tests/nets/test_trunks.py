@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import warnings
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,22 +31,38 @@ PRIMING = [name for name in TRUNKS if name not in ("plain", "mixer", "lstm")]  #
 # -- every trunk ----------------------------------------------------------------------------------------------------
 
 
+@cache
+def encoded(encoder):
+    spec, features = ENCODERS[encoder]
+    enc = seeded(lambda: spec.build(features, 2))
+    return enc, enc(observed(features), rng())
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_weight_of_an_encoder_learns(encoder):
+    enc, context = encoded(encoder)
+    assert context.tokens.shape == (5, enc.tokens, enc.width) and context.mask.shape == (5, enc.tokens)
+    assert context.mask.dtype == torch.bool
+    loss = (context.tokens * context.mask.unsqueeze(-1)).square().sum()
+    if weights := {n: p for n, p in enc.named_parameters() if p.requires_grad}:
+        gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+        dead = [n for n, g in zip(weights, gradients, strict=True) if g is None or not g.any()]
+        assert not dead, dead
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_every_trunk_reads_every_encoder_and_every_weight_learns(trunk, encoder):
-    spec, features = ENCODERS[encoder]
-    enc = seeded(lambda: spec.build(features, 2))
-    net = built(TRUNKS[trunk], 5, 2, 3, 1, enc.tokens, enc.width)
-    context = enc(observed(features), rng())
-    assert context.tokens.shape == (5, enc.tokens, enc.width) and context.mask.shape == (5, enc.tokens)
-    assert context.mask.dtype == torch.bool
+    """A gradient of each token that is there is one of the encoder's weights too."""
+    enc, context = encoded(encoder)
+    net, tokens = built(TRUNKS[trunk], 5, 2, 3, 1, enc.tokens, enc.width), context.tokens.detach().requires_grad_()
     x, t, _ = arguments(5, 5, 2, 1)
-    out = net(x, t, context)
+    out = net(x, t, replace(context, tokens=tokens))
     assert out.shape == (5, 5, 3) and out.isfinite().all()
     out.square().sum().backward()
-    dead = [n for m in (enc, net) for n, p in m.named_parameters() if p.requires_grad and (
-        p.grad is None or not p.grad.any())]
+    dead = [n for n, p in net.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not dead, dead
+    assert torch.equal(tokens.grad.any(-1), context.mask)
 
 
 @pytest.mark.parametrize("times", [0, 1])

@@ -47,11 +47,18 @@ def all_texts() -> dict[str, ClaimText]:
     return dict(sorted((name, text) for file in experiment_files() for name, text in texts_of(file).items()))
 
 
+_FOUND: dict[tuple[Path, str], Path] = {}
+
+
 def find_file(name: str) -> Path:
     """The Markdown file of the experiment of a claim."""
-    file = next((file for file in experiment_files() if name in texts_of(file)), None)
-    if file is None:
-        raise unknown_name("claim", name, all_texts(), "claims", hint="understudy claims list shows all")
+    folder = claims_folder()
+    file = _FOUND.get((folder, name))
+    if file is None or not file.exists() or name not in texts_of(file):  # to list all files takes 10 ms
+        file = next((file for file in experiment_files() if name in texts_of(file)), None)
+        if file is None:
+            raise unknown_name("claim", name, all_texts(), "claims", hint="understudy claims list shows all")
+        _FOUND[folder, name] = file
     return file
 
 

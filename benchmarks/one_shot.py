@@ -36,7 +36,7 @@ import numpy as np  # noqa: E402
 
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.shown_demonstration import task_of  # noqa: E402
-from understudy.data.text_columns import SHOWN_TASK  # noqa: E402
+from understudy.data.tasks import SHOWN_TASK  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.envs.toys.tabletop import MISSIONS  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed  # noqa: E402

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -32,7 +33,7 @@ from typing import (
     get_type_hints,
 )
 
-from .hints import did_you_mean
+from .hints import command_line, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +88,23 @@ class ConfigError(UserError):
 
 class Unsupported(UserError):
     """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
+
+
+class NonFiniteAction(UserError, FloatingPointError):
+    """An action or an observation is NaN or infinite.
+
+    Without this error an environment would count the episode as a failure.
+
+    Args:
+        column: The column of the observation; empty for an action.
+        place: Named in the message instead of the row.
+    """
+
+    def __init__(self, problem: str, row: int, column: str = "", *, place: str = "", hint: str | None = None):
+        super().__init__(
+            problem, where=(place or f"row {row}") + (f", observation {column!r}" if column else ""), hint=hint
+        )
+        self.row, self.column = row, column
 
 
 def unknown_name(kind: str, name: object, valid_names: Iterable[object], where: object = None, *, owner: str = "",
@@ -450,6 +468,16 @@ def suggested_names(features: Schema) -> dict[str, str]:
         if new not in features and new not in names.values():
             names[name] = new
     return names
+
+
+def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
+    """Return a hint with the command that gives columns of `data` the names that policies read."""
+    names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
+    renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
+    options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
+    return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
+            f"{': ' + renames if renames else ''}; a view renames them: "
+            + command_line("view", "make", data, "--out", "VIEW", *options))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
-"""Texts of errors and hints: lists of names, commands that can be pasted into a shell, and the nearest known names."""
+"""Texts for people: lists of names, commands that can be pasted into a shell, the nearest known names, durations."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+
+LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
 
 
 def command_line(*parts: object) -> str:
@@ -33,3 +35,11 @@ def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cut
     """The question "did you mean 'a'?", with the nearest of the known names, or "" if none is near."""
     suggestions = nearest_names(name, valid_names, most, cutoff)
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration in seconds as text, with one or two digits."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

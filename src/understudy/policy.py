@@ -41,13 +41,13 @@ from .core import (
     Unsupported,
     UserError,
     check_observed,
+    column_naming_hint,
     is_read_by_default,
     missing_action,
     normal,
     part,
     role,
     short_name,
-    suggested_names,
     unknown_name,
 )
 from .data.augment import Augmentation
@@ -956,16 +956,6 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
                         hint="store numbers there, such as float32; instructions belong in the column 'task'")
     raise UserError("no policy can read these data: no column is an observation (the columns are "
                     f"{', '.join(sorted(features)) or 'none'})", where=where, hint=column_naming_hint(features, data))
-
-
-def column_naming_hint(features: Schema, data: str | Path = "DATA") -> str:
-    """Return a hint with the command that gives columns of `data` the names that policies read."""
-    names = {k: v for k, v in suggested_names(features).items() if role(v) == "observation"}
-    renames = ", ".join(f"{old} -> {new}" for old, new in names.items())
-    options = [w for old, new in (names or {"OLD": "observation.state"}).items() for w in ("--rename", f"{old}={new}")]
-    return (f"policies read columns called observation.* (observation.state, observation.images.NAME)"
-            f"{': ' + renames if renames else ''}; a view renames them: "
-            + command_line("view", "make", data, "--out", "VIEW", *options))
 
 
 def find_checkpoint(folder: Path | str) -> Path:

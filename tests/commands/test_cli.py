@@ -22,6 +22,34 @@ from understudy.methods import method_files
 # -- what one sees on a good day ------------------------------------------------------------------------------------
 
 
+def test_files_and_robots_need_no_pytorch(call, tmp_path, monkeypatch):
+    """It takes two seconds to import, and longer on the small computer of a robot."""
+    monkeypatch.chdir(tmp_path)
+    assert call("record", "fork", "--out", "demos", "--episodes", 2)[0] == 0
+    (tmp_path / "still.py").write_text("""
+import numpy as np
+from understudy.robots.base import Teleoperator
+
+class Still(Teleoperator):
+    def start(self, position):
+        self.position = np.array(position, np.float32)
+
+    def read(self):
+        return self.position
+""")
+    moved = "--robot simulated_arm --teleop still:Still --trust still"
+    commands = ["convert demos demos.npz", "merge demos demos.npz --out both", "repair demos",
+                "view make demos --out view --rename action=action.moved",
+                f"robot teleoperate {moved} --teleop-time-s 0.1",
+                f"record {moved} --out arm --episodes 1 --warmup-time-s 0 --episode-time-s 0.2"]
+    code = ("import sys\nfrom understudy.cli import main\n"
+            f"assert not any(main(command.split()) for command in {commands})\nassert 'torch' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert len(open_dataset("arm")) == 1
+
+
+
 def test_what_is_proposed_next_can_be_pasted(call, tmp_path, monkeypatch):
     """Every line of every command runs as it stands, in an order that makes sense; a space in a path included."""
     monkeypatch.chdir(tmp_path)

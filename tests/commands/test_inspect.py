@@ -10,7 +10,8 @@ from understudy import Dataset
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
-from understudy.data.text_columns import TaskText, task_texts
+from understudy.data.tasks import task_texts
+from understudy.data.text_columns import TaskText
 
 
 def test_inspect(call, place):

@@ -26,7 +26,8 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.relabel import Hindsight, InterventionPenalty, NextObservation, SelectColumns
-from understudy.data.text_columns import SHOWN_TASK, TaskText, task_texts
+from understudy.data.tasks import SHOWN_TASK, task_texts
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.policy import Policy, PolicyConfig

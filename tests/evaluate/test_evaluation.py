@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Feature, UserError, keys, uniform
+from understudy.core import Feature, NonFiniteAction, UserError, keys, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.data.window import Window
@@ -28,7 +28,7 @@ from understudy.evaluate.evaluation import (
 )
 from understudy.evaluate.rollout import rollout
 from understudy.evaluate.stats import bootstrap_mean
-from understudy.execute.actor import Actor, NoisyActor, NonFiniteAction, PolicyActor
+from understudy.execute.actor import Actor, NoisyActor, PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.execute.streaming import StreamingExecutor

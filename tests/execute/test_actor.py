@@ -8,11 +8,11 @@ import pytest
 import torch
 from fixtures.plans import KEY, Clock
 
-from understudy.core import Feature, UserError, keys, normal, put, take
+from understudy.core import Feature, NonFiniteAction, UserError, keys, normal, put, take
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.toys.fork import SPREAD, Fork, ForkExpert
-from understudy.execute.actor import NoisyActor, NonFiniteAction, ObservationWrapper, PolicyActor
+from understudy.execute.actor import NoisyActor, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression

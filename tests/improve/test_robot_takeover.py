@@ -12,9 +12,8 @@ from fixtures.collections import Constant
 from fixtures.servo_arms import CALIBRATION, feetech, patient
 from fixtures.takeovers import Clock, Hand, Keys
 
-from understudy.core import UserError
+from understudy.core import NonFiniteAction, UserError
 from understudy.envs.devices import Gamepad
-from understudy.execute.actor import NonFiniteAction
 from understudy.improve.gates import GatedActor, HumanGate
 from understudy.improve.journal import EpisodeJournal
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv

@@ -10,7 +10,8 @@ import types
 import pytest
 
 from understudy.core import UserError
-from understudy.learn.callbacks import LossCurve, ProgressBar, format_duration
+from understudy.hints import format_duration
+from understudy.learn.callbacks import LossCurve, ProgressBar
 
 
 def test_a_curve_is_the_mean_of_each_stretch_however_it_was_interrupted():

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from understudy.core import ConfigError, Feature
-from understudy.execute.actor import NonFiniteAction
+from understudy.core import ConfigError, Feature, NonFiniteAction
 from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.limits import Link, SafetyLimits, Workspace
 from understudy.robots.safety import SafeRobot

@@ -10,11 +10,11 @@ import pytest
 import torch
 from fixtures.servo_arms import CALIBRATION, Script, feetech, koch, patient
 
-from understudy.core import ConfigError, Feature, keys
+from understudy.core import ConfigError, Feature, NonFiniteAction, keys
 from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor, NonFiniteAction, ObservationWrapper, PolicyActor, TransformedActor
+from understudy.execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.doubt import DoubtActor
 from understudy.policy import Planner

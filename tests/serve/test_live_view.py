@@ -17,8 +17,8 @@ from understudy.core import ConfigError, Feature, UserError
 from understudy.data import video
 from understudy.robots.base import Robot
 from understudy.robots.cameras import EmulatedCamera
-from understudy.robots.env import Pace
 from understudy.robots.limits import SafetyLimits
+from understudy.robots.pace import Pace
 from understudy.robots.safety import SafeRobot
 from understudy.robots.simulated import SimulatedArm
 

@@ -14,8 +14,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
-from ..data.episode import Dataset, Episode
-from ..evaluate.behavior.scaling import concat_columns
+from ..data.episode import Dataset, Episode, concat_columns
 from .base import Finding, Location, is_numeric
 from .text import format_list, pluralize
 

@@ -32,7 +32,7 @@ from tyro.conf import Positional, arg
 from ..config import packages_in
 from ..core import Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
-from ..hints import command_line
+from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
 from ..methods.needs import SOME_ACTIONS
 from ..serve.address import served_address
@@ -372,8 +372,6 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[...
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..learn.callbacks import LONG_SECONDS, format_duration
-
     console = Console(stderr=True)
     display = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                        console=console, transient=True, refresh_per_second=4, disable=not console.is_terminal)
@@ -501,8 +499,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..data import cache
     from ..data.column_selection import parse_columns
     from ..data.formats import decode_frames, frame_cost
-    from ..learn.callbacks import format_duration
-
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     needs_actions = not _misses_actions(method)
     if needs_actions and "action" not in data.features():

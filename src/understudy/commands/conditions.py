@@ -209,7 +209,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         The options. None if the policy must be told something and the data have no example of it that can be written
         on a command line, such as an image as the goal, or if each episode of the environment has its own task.
     """
-    from ..data.text_columns import SHOWN_TASK, task_texts
+    from ..data.tasks import SHOWN_TASK, task_texts
     from .method import task_relabel
 
     options: list[str] = []

@@ -207,7 +207,7 @@ def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None
 
 def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ()) -> None:
     """Says it on standard error if episodes had tasks, in words, that a policy was never trained on."""
-    from ..data.text_columns import task_texts
+    from ..data.tasks import task_texts
 
     trained_tasks = _trained_tasks(run, trust)
     if trained_tasks is None:
@@ -369,7 +369,8 @@ def task_columns(run: Path, features: Schema, o: ActingOptions) -> dict:
     """
     import torch
 
-    from ..data.text_columns import SHOWN_TASK, TaskText
+    from ..data.tasks import SHOWN_TASK
+    from ..data.text_columns import TaskText
     from ..learn.method import Method
     from .method import task_relabel
 

@@ -667,7 +667,8 @@ def _trusted_packages(own: list[str]) -> list[str]:
 
 def _task_relabel(data: Dataset) -> TaskText:
     """A relabeling with room for the longest task."""
-    from ..data.text_columns import TaskText, task_texts
+    from ..data.tasks import task_texts
+    from ..data.text_columns import TaskText
 
     longest = max(len(str(text).encode()) for episode in data for text in task_texts(episode))
     if not longest:

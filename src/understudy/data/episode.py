@@ -483,3 +483,10 @@ def interrupted_episodes(data: Dataset) -> list[int]:
 def episode_starts(rows: np.ndarray) -> np.ndarray:
     """Return the row at which each episode begins when they lie end to end, (E,), from their numbers of rows, (E,)."""
     return np.cumsum(rows) - rows
+
+
+def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
+    """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
+    parts = [np.asarray(episode.steps[k], float) for k in columns]
+    rows = min((len(p) for p in parts), default=len(episode))
+    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)

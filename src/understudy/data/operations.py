@@ -18,7 +18,7 @@ from ..core import AtLeast, Feature, UserError, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .sources import WrapperSource
-from .text_columns import task_texts
+from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"

@@ -9,7 +9,7 @@ import numpy as np
 from ..core import AtLeast, DataError, Feature, Schema, keys, part, role
 from .episode import Dataset, Episode, LabeledEpisodes
 from .operations import Operation
-from .text_columns import task_texts
+from .tasks import task_texts
 
 DEMONSTRATION = "observation.demonstration"
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from ..core import Feature, UserError
 from .column_changes import ColumnChange, get_column, with_column
 from .episode import Episode
-
-SHOWN_TASK = "observation.task"  # an environment whose episodes have tasks of their own shows them here
+from .tasks import SHOWN_TASK, task_texts
 
 
 @dataclass(frozen=True)
@@ -84,32 +83,6 @@ class ThoughtText:
         rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in texts])[which]
         rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
         return with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
-
-
-def task_texts(episode: Episode) -> np.ndarray:
-    """Return the task of each step, (T,) or (T+1,), or of the whole episode, (1,). Without a task the text is empty."""
-    if "task" in episode.steps and (column := np.asarray(episode.steps["task"])).size == len(column):
-        column = column.reshape(len(column))
-        return (column[:1] if column.strides == (0,) else column).astype(str)  # the same text in all rows
-    if task := episode.metadata.get("task"):
-        return np.array([str(task)])
-    return np.array(shown_texts(episode) or [""], dtype=str)
-
-
-def shown_texts(episode: Episode) -> list[str]:
-    """Return the task of each observation as the environment showed it. Empty if it showed none in words."""
-    feature = episode.features().get(SHOWN_TASK)
-    if feature is None or feature.kind != "text":
-        return []
-    rows = np.asarray(episode.steps[SHOWN_TASK])
-    if len(rows) and (rows == rows[0]).all():  # most tasks stay the same
-        return [decode_text(rows[0])] * len(rows)
-    return [decode_text(row) for row in rows]
-
-
-def decode_text(row: np.ndarray) -> str:
-    """Return the text of UTF-8 bytes that are padded with 0."""
-    return bytes(row).rstrip(b"\0").decode(errors="replace")
 
 
 def _cut_text(text, max_bytes: int) -> Tensor:

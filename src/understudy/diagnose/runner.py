@@ -11,11 +11,10 @@ import torch
 
 from ..audit.text import format_list
 from ..core import Feature, Schema, role
-from ..data.episode import Dataset
+from ..data.episode import Dataset, concat_columns
 from ..data.video import resize
 from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
-from ..evaluate.behavior.scaling import concat_columns
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor

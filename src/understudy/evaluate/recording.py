@@ -14,7 +14,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
-from ..data.text_columns import shown_texts
+from ..data.tasks import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor, CountingActor
 from .rollout import rollout

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import UserCodeError, UserError, as_seed, keys, put, replaceable, take
+from ..core import NonFiniteAction, UserCodeError, UserError, as_seed, keys, put, replaceable, take
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env
-from ..execute.actor import LAST_REWARD, Actor, NonFiniteAction, check_action
+from ..execute.actor import LAST_REWARD, Actor, check_action
 from ..user_code import describe_place
 
 MAX_EPISODE_STEPS = 100_000  # steps; without a time limit, an idle policy may never end an episode

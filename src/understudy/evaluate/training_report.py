@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..hints import join_and
-from ..learn.callbacks import format_duration
+from ..hints import format_duration, join_and
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
 from .report import Commands, Content, Figures, Section, Table, training_figures, write_page

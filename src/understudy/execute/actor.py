@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Feature, State, UserError, normal, part, uniform
+from ..core import AtLeast, Feature, NonFiniteAction, State, UserError, normal, part, uniform
 from ..data.column_changes import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
@@ -53,23 +53,6 @@ class CountingActor(Actor):
 
     def start(self, obs, key):
         return {"key": key, "count": torch.zeros_like(key)}
-
-
-class NonFiniteAction(UserError, FloatingPointError):
-    """An action or an observation is NaN or infinite.
-
-    Without this error an environment would count the episode as a failure.
-
-    Args:
-        column: The column of the observation; empty for an action.
-        place: Named in the message instead of the row.
-    """
-
-    def __init__(self, problem: str, row: int, column: str = "", *, place: str = "", hint: str | None = None):
-        super().__init__(
-            problem, where=(place or f"row {row}") + (f", observation {column!r}" if column else ""), hint=hint
-        )
-        self.row, self.column = row, column
 
 
 def check_action(action: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import DataError, uniform
 from ..data.episode import Dataset
 from ..data.shown_demonstration import ShowDemonstration
-from ..data.text_columns import SHOWN_TASK, decode_text
+from ..data.tasks import SHOWN_TASK, decode_text
 from .actor import Actor
 
 NUMBER = "demonstration"  # recorded column: number of the demonstration

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ..core import UserError
 from ..files import read_json, write_json
+from ..hints import LONG_SECONDS, format_duration
 from .fit import Learner
-
-LONG_SECONDS = 15 * 60  # seconds; longer trainings announce their duration
 
 
 class LossCurve:
@@ -90,14 +89,6 @@ class ProgressBar:
                 highlight=False,
             )
         self.bar.update(self.task, completed=step, loss=metrics["loss"], speed=speed)
-
-
-def format_duration(seconds: float) -> str:
-    """Formats a duration in seconds as text, with one or two digits."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 class TensorBoard:

@@ -17,7 +17,7 @@ from ..core import AtLeast, Batch, ConfigError, HeadSpec, Schema, Unsupported, p
 from ..data.codec import CodecModule, Normalizer
 from ..data.column_changes import Rename
 from ..data.episode import Dataset
-from ..data.text_columns import SHOWN_TASK
+from ..data.tasks import SHOWN_TASK
 from ..data.window import SamplingWeights, Window
 from ..heads.base import LikelihoodHead
 from ..heads.gaussian import Gaussian

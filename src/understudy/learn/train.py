@@ -42,7 +42,8 @@ from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
 from ..data.segments import CutSegments
 from ..data.stream import ShardStream
-from ..data.text_columns import SHOWN_TASK, TaskText, task_texts
+from ..data.tasks import SHOWN_TASK, task_texts
+from ..data.text_columns import TaskText
 from ..data.window import SamplingWeights, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..files import whole_folder

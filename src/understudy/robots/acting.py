@@ -17,7 +17,7 @@ from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor
 from ..execute.doubt import DOUBT, DoubtActor
 from .base import Robot
-from .env import Pace
+from .pace import Pace
 from .recording import CommandKeys, NoKeys
 
 _KEYS = "enter: end | y, n: end as success, failure | x: discard | q: quit"

@@ -17,7 +17,7 @@ from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.recording.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
 from .base import Robot, RobotError, Teleoperator
-from .env import Pace
+from .pace import Pace
 
 _EPISODE_KEYS = "enter: end | x: again | y, n: success, failure | q: quit"
 

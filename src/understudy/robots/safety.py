@@ -13,8 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from ..core import ConfigError
-from ..execute.actor import NonFiniteAction
+from ..core import ConfigError, NonFiniteAction
 from .base import ConnectionLost, Robot, RobotError
 from .limits import SafetyLimits, SafetyState
 

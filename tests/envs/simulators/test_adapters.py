@@ -14,7 +14,8 @@ from understudy import envs
 from understudy.cli import main
 from understudy.core import UserError, keys
 from understudy.data.formats import open_dataset
-from understudy.data.text_columns import TaskText, task_texts
+from understudy.data.tasks import task_texts
+from understudy.data.text_columns import TaskText
 from understudy.evaluate.recording import record_episodes
 from understudy.evaluate.rollout import rollout
 from understudy.evaluate.simulator_versions import version_warning

@@ -10,7 +10,8 @@ from understudy.core import ConfigError, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset, Episode
-from understudy.data.text_columns import SHOWN_TASK, TaskText
+from understudy.data.tasks import SHOWN_TASK
+from understudy.data.text_columns import TaskText
 from understudy.data.window import Window
 from understudy.execute.actor import ObservationWrapper
 from understudy.heads.gaussian import Gaussian

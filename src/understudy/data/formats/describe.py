@@ -12,7 +12,7 @@ from ...core import Feature, UserError, role
 from .. import video
 from ..episode import Dataset, Episode
 from ..segments import SEGMENTS
-from ..text_columns import task_texts
+from ..tasks import task_texts
 
 
 def describe(data: Dataset) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...core import Feature
-from ...data.episode import Dataset, Episode
+from ...data.episode import Dataset, Episode, concat_columns
 
 MAX_EPISODES = 200  # episodes of a data set that are looked at, evenly over it
 
@@ -90,13 +89,6 @@ def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
 
 def _is_numeric(f: Feature) -> bool:
     return f.kind == "vector" and f.size > 0
-
-
-def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
-    """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
-    parts = [np.asarray(episode.steps[k], float) for k in columns]
-    rows = min((len(p) for p in parts), default=len(episode))
-    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)
 
 
 def _stack_finite(parts: list[np.ndarray], width: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename
 from ...data.episode import Dataset, Episode
-from ...data.text_columns import SHOWN_TASK, TaskText
+from ...data.tasks import SHOWN_TASK
+from ...data.text_columns import TaskText
 from ...data.window import SamplingWeights
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper

@@ -58,8 +58,8 @@ class WindingGrid(RandomFeatureObs):
     def __init__(self, rows: int = 1):
         grid = slippery_grid(LAYOUT, SLIP)
         place = (grid.places - grid.places.mean(0)) / grid.places.std(0)
-        seen = replace(grid, observations=place.astype(np.float32))
-        super().__init__(Tabular(rows, LIMIT, seen), N_FEATURES, STATE, CURVATURE)
+        process = replace(grid, observations=place.astype(np.float32))
+        super().__init__(Tabular(rows, LIMIT, process), N_FEATURES, STATE, CURVATURE)
 
 
 @dataclass(frozen=True)

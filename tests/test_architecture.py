@@ -242,7 +242,6 @@ ONE_USER = {
     "execute/prefix_chunking.py": "runs any policy whose head has PrefixTimes; docs/execution.md compares it",
     "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
     "learn/attention_supervision.py": "two losses, of two rows of the ledger",
-    "learn/cloning_from_observation.py": "the learner of two methods, of which one is made of the other",
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/lstm.py": "a trunk, with which any head is combined",

@@ -8,14 +8,7 @@ import pytest
 from understudy.core import UserError
 from understudy.data.episode import Episode
 from understudy.data.replay_buffer import ReplayBuffer
-from understudy.improve.retention import (
-    ROUND,
-    AllEpisodes,
-    BalancedSuccess,
-    LastRounds,
-    SuccessfulEpisodes,
-    TopReturns,
-)
+from understudy.improve.retention import ROUND, AllEpisodes, LastRounds, SuccessfulEpisodes, TopReturns
 
 STATE = "observation.state"
 
@@ -43,35 +36,6 @@ def test_retention_rules():
         TopReturns(0)
     with pytest.raises(UserError, match="no column 'reward'"):
         TopReturns(1, "reward").keep(data)
-
-
-def practiced(seed, number=None, success=None, part=None) -> Episode:
-    action = np.random.default_rng(seed).normal(size=(3, 1)).astype(np.float32)
-    fields = {"success": success, ROUND: number, "dataset": part, "id": seed}
-    return Episode({"action": action}, {k: v for k, v in fields.items() if v is not None})
-
-
-def test_successes_displace_as_large_a_share_of_the_first_practice():
-    shown = [practiced(i, part="task") for i in range(3)]
-    prior = [practiced(100 + i, part="prior") for i in range(1000)]
-
-    def kept(share, *, successful=True):
-        own = [practiced(2000 + i, 0, success=i < 10 * share) for i in range(10)]
-        stayed = BalancedSuccess(successful=successful).keep(ReplayBuffer([*shown, *prior, *own]))
-        numbers = np.array([e.metadata["id"] for e in stayed])
-        assert set(range(3)) <= set(numbers.tolist())
-        return set(numbers[(numbers >= 100) & (numbers < 2000)].tolist()), (numbers >= 2000).sum()
-    practice = {}
-    for share in (0.0, 0.3, 0.7, 1.0):
-        practice[share], successes = kept(share)
-        assert successes == round(10 * share) and abs(len(practice[share]) - 1000 * (1 - share)) < 50
-    assert practice[0.7] < practice[0.3] < practice[0.0]
-    assert kept(0.3, successful=False)[1] == 7
-
-
-def test_success_that_is_not_defined_is_named():
-    with pytest.raises(UserError, match="(?s)episode 0.*AllEpisodes"):
-        BalancedSuccess().keep(ReplayBuffer([practiced(0, 0)]))
 
 
 def test_successes_and_the_first_episodes_stay():

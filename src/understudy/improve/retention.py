@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from ..core import UserError
 from ..data.episode import Dataset, Episode
-from ..data.mixture import ROUND, expert_episodes
+from ..data.mixture import ROUND
 
 
 class RetentionRule(ABC):
@@ -91,43 +90,6 @@ class SuccessfulEpisodes(RetentionRule):
     def keep(self, data):
         return data.select(i for i, episode in enumerate(data)
                            if episode.metadata.get(ROUND) is None or episode.metadata.get("success", False))
-
-
-@dataclass(frozen=True)
-class BalancedSuccess(RetentionRule):
-    """Collected episodes stay if they succeeded, and displace as large a share of the first practice.
-
-    The share is that of successes in the newest round. Each practice episode has a fixed number from 0 to 1, and stays
-    while the number is not below the share. Demonstrations always stay. Success is information that pure observation
-    does not have.
-
-    Args:
-        successful: Which collected episodes stay: those that succeeded, or those that failed, to compare with.
-
-    References:
-        Monteiro et al. (2020), Augmented Behavioral Cloning from Observation, arXiv:2004.13529.
-    """
-
-    successful: bool = True
-
-    def keep(self, data):
-        rounds, expert = [episode.metadata.get(ROUND) for episode in data], set(expert_episodes(data))
-        newest = max((r for r in rounds if r is not None), default=None)
-        share = np.mean([self._stays(i, e) for i, (r, e) in enumerate(zip(rounds, data, strict=True)) if r == newest])
-        return data.select(
-            i for i, (r, episode) in enumerate(zip(rounds, data, strict=True)) if i in expert
-            or (self._stays(i, episode) if r is not None else _fixed_number(episode) >= share))
-
-    def _stays(self, number: int, episode: Episode) -> bool:
-        if "success" not in episode.metadata:
-            raise UserError("the episode does not say whether it succeeded", where=f"BalancedSuccess, episode {number}",
-                            hint="collect in an environment that defines success, or use AllEpisodes")
-        return bool(episode.metadata["success"]) == self.successful
-
-
-def _fixed_number(episode: Episode) -> float:
-    """A number from 0 to 1 that the actions of an episode decide."""
-    return zlib.crc32(np.ascontiguousarray(episode.steps["action"]).tobytes()) / 2**32
 
 
 def _check_count(count: int, where: str) -> None:

@@ -15,7 +15,7 @@ from ..core import AtLeast, Batch, DataError, Unsupported, part
 from ..data.batch_sampler import SourcesSampler
 from ..data.episode import Dataset, Episode
 from ..data.mixture import expert_episodes
-from ..data.window import Window
+from ..data.window import SamplingWeights, Window
 from ..nets.ema import EMADecay, WarmupDecay
 from ..policy import Policy
 from .fit import LearnerConfig
@@ -88,8 +88,12 @@ class CloningFromObservationLearner(GradientLearner):
                             "practice with actions", where=data.metadata.get("path", "data set"),
                             hint="record practice and train on both: understudy record ENV --actor random --out "
                                  "PRACTICE; understudy train METHOD DATA --prior PRACTICE")
-        balance = ClassBalance.of(practice) if self.config.balance_classes else None
-        return SourcesSampler(windows(practice, sampling_weights=balance), {"expert": windows(data.select(expert))})
+        return SourcesSampler(windows(practice, sampling_weights=self.practice_weights(practice)),
+                              {"expert": windows(data.select(expert))})
+
+    def practice_weights(self, practice: Dataset) -> SamplingWeights | None:
+        """The relative rate at which each step of the practice is drawn. None for all steps equally often."""
+        return ClassBalance.of(practice) if self.config.balance_classes else None
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)
@@ -155,13 +159,14 @@ class ClassBalance:
 
     @staticmethod
     def of(data: Dataset) -> ClassBalance:
-        actions = np.concatenate([_classes(episode) for episode in data])
+        actions = np.concatenate([action_classes(episode) for episode in data])
         classes, counts = np.unique(actions, axis=0, return_counts=True)
         return ClassBalance({tuple(c.tolist()): int(n) for c, n in zip(classes, counts, strict=True)})
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        return np.array([1 / self.counts[tuple(action.tolist())] for action in _classes(episode)])
+        return np.array([1 / self.counts[tuple(action.tolist())] for action in action_classes(episode)])
 
 
-def _classes(episode: Episode) -> np.ndarray:
+def action_classes(episode: Episode) -> np.ndarray:
+    """The classes that were chosen at each step, (T, n)."""
     return np.asarray(episode.steps["action"])[:len(episode)].reshape(len(episode), -1).astype(np.int64)

@@ -1,16 +1,17 @@
 """BCO and ABCO: demonstrations without actions, and practice in an environment."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from understudy import make
 from understudy.core import DataError, UserError
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.missing_actions import PlaceholderActions
-from understudy.data.mixture import mix
+from understudy.data.mixture import ROUND, mix
 from understudy.evaluate.evaluation import evaluate
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
@@ -18,6 +19,7 @@ from understudy.improve.collection import PerNewStep
 from understudy.learn.fit_method import fit_method
 from understudy.learn.train import train
 from understudy.methods import find_method
+from understudy.methods.observation_only.abco import SuccessBalancedCloning, SuccessBalancedLearner
 from understudy.testing import check_collection
 
 ENV = "fork"
@@ -73,6 +75,33 @@ def test_an_environment_without_success_is_refused_by_abco():
     shown, tried = (rollout(env.expert(), env, 2, seed=i) for i in range(2))
     with pytest.raises(UserError, match="does not say whether it succeeded"):
         fit_method(small("abco"), mix(task=(shown, 0.5), prior=(tried, 0.5))[0], 0, env=env)
+
+
+def tried(action, success=None):
+    metadata = {} if success is None else {ROUND: 3, "success": success}
+    steps = {"observation.state": np.zeros((len(action) + 1, 1), np.float32), "action": np.array(action)[:, None]}
+    return Episode(steps, metadata)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_abco_draws_as_much_of_its_successes_as_it_has_and_no_failure(by_class):
+    learner = SimpleNamespace(config=SuccessBalancedCloning(balance_classes=by_class))
+    episodes = [tried([0, 0, 0, 1, 2]), tried([0, 1, 1], True), tried([1, 1], False), tried([0], False),
+                tried([2, 2, 2], False)]
+
+    def masses(data):
+        weights = SuccessBalancedLearner.practice_weights(learner, data)
+        rates = [weights(e) for e in data]
+        total = sum(r.sum() for r in rates)
+        return [{a: r[e.steps["action"][:, 0] == a].sum() / total for a in range(3)}
+                for r, e in zip(rates, data, strict=True)]
+    first, success, *failures = masses(episodes)
+    expected = [[0.75 / 3, 0.75 / 3, 1 / 3], [0.25 / 3, 0.25 / 3, 0]] if by_class else [
+        [0.75 * 3 / 5, 0.75 / 5, 0.75 / 5], [0.25 / 3, 0.25 * 2 / 3, 0]]
+    assert np.allclose([list(first.values()), list(success.values())], expected)
+    assert not any(sum(f.values()) for f in failures)
+    alone = masses([episodes[0], *episodes[2:]])[0]  # no success yet
+    assert np.allclose(list(alone.values()), [1 / 3] * 3 if by_class else [0.6, 0.2, 0.2])
 
 
 def test_placeholders_are_recorded_actions_and_recorded_ones_stay():

@@ -1,18 +1,95 @@
-from dataclasses import replace
+from __future__ import annotations
 
-from ...core import Schema
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...core import Schema, UserError, part
+from ...data.episode import Episode
+from ...data.mixture import ROUND
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds
-from ...improve.retention import BalancedSuccess
+from ...improve.retention import LastRounds
+from ...learn.cloning_from_observation import (
+    BehaviorCloningFromObservation,
+    CloningFromObservationLearner,
+    action_classes,
+)
 from ...learn.method import Method
 from ..needs import PRACTICE, SOME_ACTIONS
 from ..registry import method
 from .bco import bco
 
 
+@part
+class SuccessBalancedCloning(BehaviorCloningFromObservation):
+    """BCO whose inverse dynamics model learns from the first practice, and from collected episodes that succeeded.
+
+    The fraction of each batch that collected episodes are is their success rate. With `balance_classes` this is so for
+    each class of actions, where collected episodes have it, and all classes are drawn equally often.
+
+    References:
+        Monteiro et al. (2020), Augmented Behavioral Cloning from Observation, arXiv:2004.13529, where classes are as
+        frequent as in successful episodes.
+    """
+
+    def build(self, policy, seed, steps, data):
+        return SuccessBalancedLearner(self, policy, seed, steps)
+
+
+class SuccessBalancedLearner(CloningFromObservationLearner):
+    """Learner of `SuccessBalancedCloning`."""
+
+    def practice_weights(self, practice):
+        by_class = self.config.balance_classes
+        rate = np.mean([_succeeded(e) for e in practice if ROUND in e.metadata] or [0.0])
+        return SuccessWeights(Counter(kind for e in practice for kind in _kinds(e, by_class)), float(rate), by_class)
+
+
+@dataclass(frozen=True)
+class SuccessWeights:
+    """Sampling weights of practice.
+
+    Args:
+        counts: Number of steps of each kind: whether they were collected, and their action if there are classes.
+        rate: Success rate of collected episodes.
+    """
+
+    counts: Mapping[tuple[int, ...], int]
+    rate: float
+    by_class: bool
+
+    def __call__(self, episode: Episode) -> np.ndarray:
+        kinds = _kinds(episode, self.by_class)
+        return np.array([self._weight(*kind) for kind in kinds]) if kinds else np.zeros(len(episode))
+
+    def _weight(self, collected: int, *action: int) -> float:
+        fraction = self.rate if collected else 1 - self.rate
+        return (fraction if (1 - collected, *action) in self.counts else 1.0) / self.counts[collected, *action]
+
+
+def _kinds(episode: Episode, by_class: bool) -> list[tuple[int, ...]]:
+    """Whether each step was collected, and its action if there are classes. Empty for a collected failure."""
+    collected = ROUND in episode.metadata
+    if collected and not _succeeded(episode):
+        return []
+    classes = action_classes(episode).tolist() if by_class else [()] * len(episode)
+    return [(int(collected), *c) for c in classes]
+
+
+def _succeeded(episode: Episode) -> bool:
+    if "success" not in episode.metadata:
+        raise UserError("the episode does not say whether it succeeded", where="abco",
+                        hint="collect in an environment that defines success, or use bco")
+    return bool(episode.metadata["success"])
+
+
 @method("Monteiro et al. 2020 (ABCO), arXiv 2004.13529, without attention, which is a linear layer for one vector",
         rows=("204",), needs=(SOME_ACTIONS, PRACTICE, "an environment that tells success"),
-        when="if demonstrations have no actions, and the environment says whether an episode succeeded.")
+        when="if demonstrations have no actions, and the environment says whether an episode succeeded; its claim "
+             "found no gain over bco.")
 def abco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None) -> Method:
     """BCO whose inverse dynamics model learns from successful practice, with all classes of actions equally often.
 
@@ -23,6 +100,8 @@ def abco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = Non
     """
     method = bco(n_rounds, n_episodes, features)
     assert isinstance(method.collection, CollectionRounds)
-    discrete = isinstance(method.policy.head, Categorical)
-    return replace(method, learner=replace(method.learner, balance_classes=discrete),
-                   collection=replace(method.collection, retention=BalancedSuccess()))
+    assert isinstance(method.learner, BehaviorCloningFromObservation)
+    learner = SuccessBalancedCloning(optimizer=method.learner.optimizer,
+                                     balance_classes=isinstance(method.policy.head, Categorical))
+    return replace(method, learner=learner,
+                   collection=replace(method.collection, retention=LastRounds(1, keep_initial=True)))

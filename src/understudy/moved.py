@@ -92,6 +92,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     for room in ("", ".simulators")
 } | {
     "understudy.methods.offline_rl.iql:IQL": "understudy.learn.implicit_q_learning:IQL",
+    "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
 }
 
 
@@ -130,6 +131,7 @@ UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
     "understudy.improve.collection:CollectionRounds": _collection_rounds,
     "understudy.data.relabel:ConcatColumns": _joined_columns,
+    "understudy.improve.retention:BalancedSuccess": lambda fields: {"keep_initial": True},  # abco's learner balances
 }
 
 

@@ -92,6 +92,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
     for room in ("", ".simulators")
 } | {
     "understudy.methods.offline_rl.iql:IQL": "understudy.learn.implicit_q_learning:IQL",
+    "understudy.methods.offline_rl.awac:AWAC": "understudy.learn.advantage_weighted_actor_critic:AWAC",
 }
 
 

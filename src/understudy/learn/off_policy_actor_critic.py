@@ -190,8 +190,12 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         plans.append(bound * (2 * uniform - 1))
         densities.append(torch.full_like(densities[0], -math.log(2 * bound) * uniform[0, 0].numel()))
         decoded = self.policy.decode(torch.cat(plans, 1).flatten(1, 2), batch.obs).unflatten(1, (3 * n, -1))
-        sampled = self.critic.scores(batch.obs, decoded)
+        sampled = self.conservative_scores(batch, decoded)
         return ((sampled - torch.cat(densities, 1)).logsumexp(-1) - scores).sum(0)
+
+    def conservative_scores(self, batch: Batch, plans: Tensor) -> Tensor:
+        """Returns the scores of sampled plans, (n_critics, B, N), the last third of which is uniform."""
+        return self.critic.scores(batch.obs, plans)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:

@@ -222,7 +222,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         return self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
         """Returns the loss of the policy of TD3 for each window, (B,).
 
         It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Above, AtLeast, Batch, ConfigError, DataError, Schema, part
+from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schema, part
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
 from ...execute.chunking import RecedingHorizon
@@ -72,11 +71,11 @@ class CalQLLearner(OffPolicyActorCriticLearner):
         return torch.cat([scores[..., :-n_uniform].maximum(bound), scores[..., -n_uniform:]], -1)
 
 
-@dataclass(frozen=True)
+@part
 class CompleteReturns:
     """Adds the discounted return from each step on. It is minus infinity where a cut-off lacks 1 % of it or more."""
 
-    discount: float
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
 
     def __call__(self, episode: Episode) -> Episode:
         episode = ReturnToGo(self.discount, into=RETURN)(episode)

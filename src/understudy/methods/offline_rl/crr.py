@@ -22,10 +22,9 @@ from ..registry import method
 
 @part
 class CRR(AWAC):
-    """`AWAC` whose weights depend on the advantage of each window alone, and whose targets are of a lagged policy.
+    """`AWAC` with weights ``exp(advantage / temperature)``, and targets of a lagged policy.
 
     Args:
-        temperature: Temperature of the weights ``exp(advantage / temperature)``, in units of return.
         weight_type: ``"binary"`` clones the windows with an advantage above 0, and no others.
         advantage_type: What a score is compared with: the mean or the max of those of `n_samples` actions.
         max_weight: Upper bound of a weight.
@@ -63,8 +62,7 @@ class CRRLearner(AWACLearner):
 
 @method("Wang et al. 2020 (CRR), arXiv 2006.15134, with two critics of plain values, and plans that are means",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards and no environment, and actions that are no better than the policy's own shall not be "
-             "cloned (binary weights).")
+        when="if there are rewards and no environment; binary weights drop actions no better than the policy's own.")
 def crr(weight_type: Literal["exp", "binary"] = "exp", advantage_type: Literal["mean", "max"] = "mean",
         temperature: float = 1.0, n_samples: int = 4, features: Schema | None = None) -> Method:
     """Critic regularized regression: clones the stored actions whose score is above that of the policy's own.

@@ -106,7 +106,8 @@ class BCQLearner(OffPolicyActorCriticLearner):
         return self.config.bc_weight * self.policy.loss(batch, rng), -score
 
 
-@method("Fujimoto et al. 2019 (BCQ), arXiv 1812.02900", needs=(NUMBERS, STEP_REWARDS),
+@method("Fujimoto et al. 2019 (BCQ), arXiv 1812.02900, with a lagged autoencoder in targets, and actions that the "
+        "smallest score chooses", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards and no environment, and actions must stay close to those in the data.")
 def bcq(max_perturbation: float = 0.05, n_samples: int = 10, features: Schema | None = None) -> Method:
     """Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved.

@@ -57,7 +57,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
-             ("ROT", "n_step"), ("ADS", "n_step"), ("TrajectoryPerturbation", "offset"),
+             ("ROT", "n_step"), ("ADS", "n_step"), ("BCQ", "n_step"), ("CalQL", "n_step"),
+             ("TrajectoryPerturbation", "offset"),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

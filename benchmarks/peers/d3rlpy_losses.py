@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from d3rlpy.algos import (
     AWACConfig,
+    BCQConfig,
+    CalQLConfig,
     CQLConfig,
+    CRRConfig,
     DiscreteCQLConfig,
     DiscreteSACConfig,
     DoubleDQNConfig,
@@ -35,14 +38,15 @@ def sines(shape, phase: float) -> np.ndarray:
     return np.sin(1.7 * np.arange(1, np.prod(shape, dtype=int) + 1) ** 1.3 + phase).reshape(shape).astype(np.float32)
 
 
-def fill(module, phase: int) -> None:
+def fill(module, phase: int, scale: float = 1.0) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
-            parameter.copy_(torch.from_numpy(sines(tuple(parameter.shape), phase + i)))
+            parameter.copy_(scale * torch.from_numpy(sines(tuple(parameter.shape), phase + i)))
 
 
-def noise(shape, *args, **options) -> torch.Tensor:
-    return torch.from_numpy(sines(tuple(shape), 20))
+def noise(*shape, **options) -> torch.Tensor:
+    """In place of functions whose first arguments are sizes, or a tuple of them."""
+    return torch.from_numpy(sines(shape if isinstance(shape[0], int) else tuple(shape[0]), 20))
 
 
 def make_batch() -> TorchMiniBatch:
@@ -57,20 +61,24 @@ def make_batch() -> TorchMiniBatch:
 def build(config, **options):
     """The implementation of an algorithm whose networks have sines as weights."""
     names = ["actor_encoder_factory", "critic_encoder_factory"]
-    names += ["value_encoder_factory"] if config is IQLConfig else []
+    names += {IQLConfig: ["value_encoder_factory"], BCQConfig: ["imitator_encoder_factory"]}.get(config, [])
     encoder = VectorEncoderFactory(list(HIDDEN))
     algorithm = config(**{name: encoder for name in names}, **options).create(device="cpu:0")
     algorithm.create_impl((STATE,), ACTION)
     implementation = algorithm.impl
     modules = implementation._modules
-    fill(modules.policy, 100)
-    for i in range(2):
+    scale = 0.3 if config is BCQConfig else 1.0
+    fill(modules.policy, 100, scale)
+    for i in range(len(modules.q_funcs)):
         fill(modules.q_funcs[i], 200 + 50 * i)
         fill(modules.targ_q_funcs[i], 300 + 50 * i)
     if config is IQLConfig:
         fill(modules.value_func, 400)
-    if config is TD3PlusBCConfig:
-        fill(modules.targ_policy, 500)
+    if config in (TD3PlusBCConfig, CRRConfig, BCQConfig):
+        fill(modules.targ_policy, 500, scale)
+    if config is BCQConfig:
+        fill(modules.vae_encoder, 600, scale)
+        fill(modules.vae_decoder, 700, scale)
     return implementation
 
 
@@ -134,6 +142,28 @@ def fitted_evaluation(batch: TorchMiniBatch) -> dict:
     return {"loss": fqe.impl.compute_loss(batch, fqe.impl.compute_target(batch, following))}
 
 
+def advantage_weighted(batch: TorchMiniBatch) -> dict:
+    """Losses and weights of AWAC and CRR."""
+    awac, crr = build(AWACConfig, n_action_samples=SAMPLES, lam=2.0), build(CRRConfig, beta=2.0)
+    binary = build(CRRConfig, advantage_type="max", weight_type="binary")
+    output = awac._modules.policy(batch.observations)
+    return {"awac": {"policy": awac.compute_actor_loss(batch, output).actor_loss,
+                     "weights": awac._compute_weights(batch.observations, batch.actions)[:, 0],
+                     "std": output.logstd.exp()[0]},
+            "crr": {"weights": crr._compute_weight(batch.observations, batch.actions)[:, 0],
+                    "binary": binary._compute_weight(batch.observations, batch.actions)[:, 0],
+                    "critic": crr.compute_critic_loss(batch, crr.compute_target(batch)).critic_loss,
+                    "policy": crr.compute_actor_loss(batch, crr._modules.policy(batch.observations)).actor_loss}}
+
+
+def conservative_loss(algorithm, batch: TorchMiniBatch) -> torch.Tensor:
+    """The loss of each critic without its weight and threshold."""
+    with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
+        weighted = algorithm._compute_conservative_loss(batch.observations, batch.actions, batch.next_observations,
+                                                        batch.returns_to_go)
+    return weighted / algorithm._conservative_weight + algorithm._alpha_threshold
+
+
 def losses() -> dict:
     batch, result = make_batch(), {}
     iql = build(IQLConfig)
@@ -142,23 +172,24 @@ def losses() -> dict:
     result["iql"] = {"value": critic.v_loss, "critic": critic.q_loss, "weights": iql._compute_weight(batch)[:, 0],
                      "policy": iql.compute_actor_loss(batch, output).actor_loss, "std": output.logstd.exp()[0]}
     with mock.patch("torch.distributions.normal._standard_normal", noise):
-        awac = build(AWACConfig, n_action_samples=SAMPLES, lam=2.0)
-        output = awac._modules.policy(batch.observations)
-        result["awac"] = {"policy": awac.compute_actor_loss(batch, output).actor_loss,
-                          "weights": awac._compute_weights(batch.observations, batch.actions)[:, 0],
-                          "std": output.logstd.exp()[0]}
+        result |= advantage_weighted(batch)
         cql = build(CQLConfig, n_action_samples=SAMPLES, soft_q_backup=True, initial_temperature=0.5)
-        with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
-            conservative = cql._compute_conservative_loss(batch.observations, batch.actions, batch.next_observations,
-                                                          batch.returns_to_go)
         output = cql._modules.policy(batch.observations)
-        result["cql"] = {"conservative": conservative / cql._conservative_weight + cql._alpha_threshold,
+        cal_ql = build(CalQLConfig, n_action_samples=SAMPLES)
+        returns = dataclasses.replace(batch, returns_to_go=torch.from_numpy(5 * sines((B, 1), 11)))
+        result["cal_ql"] = {"conservative": conservative_loss(cal_ql, returns)}
+        result["cql"] = {"conservative": conservative_loss(cql, batch),
                          "target": cql.compute_target(batch)[:, 0], "std": output.logstd.exp()}
     with mock.patch("torch.randn", noise):
         td3 = build(TD3PlusBCConfig)
         critic = td3.compute_critic_loss(batch, td3.compute_target(batch))
         policy = td3.compute_actor_loss(batch, td3._modules.policy(batch.observations))
         result["td3_bc"] = {"critic": critic.critic_loss, "policy": policy.actor_loss}
+        bcq = build(BCQConfig, n_action_samples=SAMPLES, action_flexibility=0.2)
+        critic = bcq.compute_critic_loss(batch, bcq.compute_target(batch))
+        with mock.patch("torch.distributions.normal._standard_normal", noise):
+            result["bcq"] = {"vae": bcq.compute_imitator_grad(batch)["loss"], "critic": critic.critic_loss,
+                             "policy": bcq.compute_actor_grad(batch).actor_loss}
     result |= {**losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}

@@ -93,6 +93,7 @@ NAMES: dict[str, str] = {  # old "module:Name": new "module:Name"
 } | {
     "understudy.methods.offline_rl.iql:IQL": "understudy.learn.implicit_q_learning:IQL",
     "understudy.improve.retention:BalancedSuccess": "understudy.improve.retention:LastRounds",
+    "understudy.methods.offline_rl.awac:AWAC": "understudy.learn.advantage_weighted_actor_critic:AWAC",
 }
 
 

@@ -11,7 +11,8 @@ from fixtures.staged import call
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
-CRITICS = ("iql", "awac", "cql", "rebrac", "fql", "idql", "td3-bc", "sac", "td3")
+OFFLINE = ("awac", "bcq", "cal-ql", "cql", "crr", "rebrac", "fql", "idql")
+CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")
 N = 40
@@ -73,8 +74,7 @@ def test_time_limits_that_are_marked_as_ends_are_told(name, tmp_path):
     assert code == 0 and "all 4 episodes terminate after 10 steps, as with a time limit" in text
 
 
-@pytest.mark.parametrize("name", ["awac", "cql", "rebrac", "fql", "idql", "td3-bc", "sac", "td3", *MATCHING, "gciql",
-                                  "qrl", "crl", "ccil"])
+@pytest.mark.parametrize("name", [*OFFLINE, "td3-bc", "sac", "td3", *MATCHING, "gciql", "qrl", "crl", "ccil"])
 def test_classes_where_a_critic_reads_numbers_name_a_method_that_reads_them(name, tmp_path):
     refused(train(name, tmp_path, actions=np.arange(N) % 3), "the actions are classes.*(iql|bc).* learn classes",
             tmp_path)
@@ -103,7 +103,7 @@ def test_episodes_of_one_step_train(name, tmp_path):
     assert train(name, tmp_path, episode_ends=np.arange(1, N + 1), terminals=np.ones(N, bool), timeouts=None)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["cql", "rebrac", "sac", "td3", "td3-bc"])
+@pytest.mark.parametrize("name", ["bcq", "cal-ql", "cql", "rebrac", "sac", "td3", "td3-bc"])
 def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
     assert train(name, tmp_path, "--learner.n-step", 500)[0] == 0
 

@@ -7,11 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy, sines
+from fixtures.d3rlpy import (
+    HIDDEN,
+    LOSSES,
+    RNG,
+    STATE,
+    StateNet,
+    TanhNet,
+    fill_critic,
+    inject_noise,
+    make_batch,
+    make_policy,
+    sines,
+)
 from fixtures.fql import LOSSES as LOSSES_OF_FQL
 from fixtures.fql import ActorNet, inject
 from fixtures.fql import Critic as SineCritic
-from torch import nn
 
 from understudy.core import ConfigError, Unsupported
 from understudy.data.codec import Normalizer
@@ -26,20 +37,13 @@ from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
-RNG = torch.Generator()
-NOISE = {(6, 1, 2): sines((6, 2), 20)[:, None], (24, 1, 2): sines((4, 6, 2), 20).transpose(0, 1).reshape(24, 1, 2)}
 CQL = OffPolicyActorCritic(critic=CriticConfig(HIDDEN), bc_weight=0.0, temperature=0.5, conservative_weight=5.0,
                            n_conservative_samples=4)
 
 
 @pytest.fixture
 def noise(monkeypatch):
-    """The noise of the peer, which draws it sample by sample."""
-    draw, uniform = torch.randn, (sines((24, 2), 20).reshape(6, 4, 1, 2) + 1) / 2
-    monkeypatch.setattr(torch, "randn", lambda *shape, **options: NOISE[tuple(
-        shape[0] if isinstance(shape[0], torch.Size) else shape)] if options.get("generator") is RNG
-        and (shape[-1] != 0) else draw(*shape, **options))
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: uniform)
+    inject_noise(monkeypatch)
 
 
 def test_td3_bc_equals_d3rlpy(noise):
@@ -50,20 +54,6 @@ def test_td3_bc_equals_d3rlpy(noise):
     critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
     assert critic == pytest.approx(LOSSES["td3_bc"]["critic"], abs=1e-5)
     assert 2.5 * policy == pytest.approx(LOSSES["td3_bc"]["policy"], abs=1e-5)  # the peer weighs the score by 2.5
-
-
-class StateNet(nn.Module):
-    """Mean and logarithm of the standard deviation by two layers, as the peer has them."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU())
-        self.outputs = nn.ModuleList([nn.Linear(7, 2), nn.Linear(7, 2)])
-        fill(self.parameters(), 100)
-
-    def forward(self, x, t, context):
-        hidden = self.layers(context.flat())
-        return torch.cat([layer(hidden) for layer in self.outputs], -1).unsqueeze(1)
 
 
 def test_cql_equals_d3rlpy(noise):

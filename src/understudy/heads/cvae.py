@@ -48,10 +48,15 @@ class CVAE(TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""
+        decoded, divergence = self.reconstruct(net, context, action, mask, rng)
+        return (decoded - action).abs().mean(-1) + self.beta * divergence
+
+    def reconstruct(self, net, context, action, mask, rng):
+        """Chunks decoded from a draw of the posterior, (B, H, A), and its KL divergence from the prior, (B, 1)."""
         mean, log_std = self._posterior(net, context, action, mask)
         z = mean + log_std.exp() * torch.randn(mean.shape, generator=rng, device=action.device)
         divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1, True)
-        return (self._decode(net, context, z) - action).abs().mean(-1) + self.beta * divergence
+        return self._decode(net, context, z), divergence
 
     def sample(self, net, context, noise):
         return self._decode(net, context, self.temperature * noise)

@@ -190,8 +190,12 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         plans.append(bound * (2 * uniform - 1))
         densities.append(torch.full_like(densities[0], -math.log(2 * bound) * uniform[0, 0].numel()))
         decoded = self.policy.decode(torch.cat(plans, 1).flatten(1, 2), batch.obs).unflatten(1, (3 * n, -1))
-        sampled = self.critic.scores(batch.obs, decoded)
+        sampled = self.conservative_scores(batch, decoded)
         return ((sampled - torch.cat(densities, 1)).logsumexp(-1) - scores).sum(0)
+
+    def conservative_scores(self, batch: Batch, plans: Tensor) -> Tensor:
+        """Returns the scores of sampled plans, (n_critics, B, N), the last third of which is uniform."""
+        return self.critic.scores(batch.obs, plans)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
@@ -218,7 +222,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         return self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
         """Returns the loss of the policy of TD3 for each window, (B,).
 
         It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus

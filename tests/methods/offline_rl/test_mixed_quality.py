@@ -19,7 +19,7 @@ from understudy.learn.method import Method
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 
-METHODS = ("iql", "awac", "idql", "cql", "rebrac", "fql")
+METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq")
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100
 EPISODES = 100
 
@@ -27,6 +27,11 @@ EPISODES = 100
 @functools.cache
 def recorded():
     return rollout(Skilled(-0.5, 1.0, 0.3), Center(40), EPISODES, recording_seed(0))
+
+
+def with_end(episode):
+    """The episode, as if its time limit were an end, so that its returns are complete."""
+    return episode.replace({"next.terminated": np.arange(len(episode)) == len(episode) - 1})
 
 
 def points(actor) -> float:
@@ -45,8 +50,8 @@ def smaller(method: Method) -> Method:
 
 
 def trained(name: str, seed: int) -> float:
-    method = smaller(find_method(name, recorded().features()))
-    return points(fit_method(method, recorded(), seed).actor)
+    method, data = smaller(find_method(name, recorded().features())), recorded()
+    return points(fit_method(method, data.map(with_end) if name == "cal-ql" else data, seed).actor)
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from understudy.data.episode import Dataset
 from understudy.heads.flow import Flow
 from understudy.heads.gaussian import Gaussian
 from understudy.heads.gmm import GMM
+from understudy.learn.advantage_weighted_actor_critic import AWAC, AWACLearner, draw_plans
 from understudy.learn.critic import CriticConfig
-from understudy.methods.offline_rl.awac import AWAC, AWACLearner
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
@@ -51,7 +51,7 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
 def test_targets_are_of_the_policys_own_actions(learner):
     batch = make_batch()
     with torch.no_grad():
-        plan = learner.sample(batch.next, 1, torch.Generator().manual_seed(5))[:, 0]
+        plan = draw_plans(learner.policy, batch.next, 1, torch.Generator().manual_seed(5))[:, 0]
         following = torch.stack([layers(torch.cat([batch.next["observation.state"][:, 0], plan[:, 0]], -1))[:, 0]
                                  for layers in learner.target_critic.layers]).amin(0)
         reward, ends = (batch.extra[k][:, 0] for k in ("next.reward", "next.terminated"))

@@ -1,0 +1,121 @@
+"""Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...data.episode import Dataset
+from ...execute.chunking import RecedingHorizon
+from ...execute.planners import BestOfN
+from ...heads.base import TemperatureHead
+from ...heads.cvae import CVAE
+from ...learn.advantage_weighted_actor_critic import draw_plans
+from ...learn.critic import CriticConfig
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.targets import td_terms
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
+from ..needs import NUMBERS, STEP_REWARDS
+from ..registry import method
+
+
+@part
+class PerturbedCVAE(TemperatureHead):
+    """Samples of a conditional variational autoencoder, and a network that changes them within a limit.
+
+    The loss trains the autoencoder alone. The gradients of samples train the network alone.
+
+    Args:
+        max_perturbation: Largest change of a component (phi), in coded units.
+        beta: Weight of the KL divergence, which is a mean over the dimensions of the latent.
+        temperature: Scale of the latent, whose components are clipped to 0.5.
+    """
+
+    max_perturbation: Annotated[float, AtLeast(0)] = 0.05
+    beta: Annotated[float, AtLeast(0)] = 0.5
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+
+    def noise(self, horizon, coded_dim):
+        return (2 * horizon * coded_dim,)
+
+    def build(self, trunk, coded_dim, spec):
+        cvae = CVAE(2 * spec.horizon * coded_dim).build(trunk, coded_dim, spec)
+        return nn.ModuleDict({"cvae": cvae, "perturbation": trunk.build(coded_dim, coded_dim, 0, spec)})
+
+    def loss(self, net, context, action, mask, rng):
+        """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
+        decoded, divergence = CVAE().reconstruct(net["cvae"], context, action, mask, rng)
+        return (decoded - action).square().mean(-1) + self.beta * divergence / (2 * action[0].numel())
+
+    def sample(self, net, context, noise):
+        with torch.no_grad():
+            latent = (self.temperature * noise).clamp(-0.5, 0.5)
+            action = CVAE(temperature=1.0).sample(net["cvae"], context, latent)
+        return action + self.max_perturbation * net["perturbation"](action, action[..., :0], context).tanh()
+
+
+@part
+class BCQ(OffPolicyActorCritic):
+    """Batch-constrained Q-learning, with the head `PerturbedCVAE`.
+
+    Args:
+        bc_weight: Weight of the loss of the autoencoder, beside the score. It matters where both train an encoder.
+        n_samples: Number of plans whose best score is the value of an observation.
+        min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
+
+    References:
+        Fujimoto et al. (2019), Off-Policy Deep Reinforcement Learning without Exploration, arXiv:1812.02900.
+    """
+
+    policy_delay: Annotated[int, AtLeast(1)] = 1
+    bc_weight: Annotated[float, AtLeast(0)] = 1.0
+    n_samples: Annotated[int, AtLeast(1)] = 10
+    min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> BCQLearner:
+        if not isinstance(policy.config.head, PerturbedCVAE):
+            raise Unsupported(f"nothing keeps the actions of {type(policy.config.head).__name__} close to stored ones",
+                              where="BCQ", hint="use the head PerturbedCVAE(), or train td3-bc")
+        return BCQLearner(self, policy, seed, steps, data)
+
+
+class BCQLearner(OffPolicyActorCriticLearner):
+    """Learner of `BCQ`."""
+
+    config: BCQ
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the rewards of the steps plus the discounted value of the best of several plans, (B,)."""
+        assert batch.next is not None
+        plans = draw_plans(self.target_policy, batch.next, self.config.n_samples, rng)
+        scores = self.target_critic.scores(batch.next, plans)
+        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
+        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), self.config.min_weight).amax(1)
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Returns the weighted loss of the autoencoder, (B, H), and the negative score of a changed sample, (B,)."""
+        plan = draw_plans(self.policy, batch.obs, 1, rng).squeeze(1)
+        score = self.critic.scores(batch.obs, plan, n_critics=1)[0]
+        return self.config.bc_weight * self.policy.loss(batch, rng), -score
+
+
+@method("Fujimoto et al. 2019 (BCQ), arXiv 1812.02900, with a lagged autoencoder in targets, and actions that the "
+        "smallest score chooses", needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and actions must stay close to those in the data.")
+def bcq(max_perturbation: float = 0.05, n_samples: int = 10, features: Schema | None = None) -> Method:
+    """Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved.
+
+    Args:
+        max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.
+        n_samples: Number of actions of which the best is taken, in targets and while acting.
+    """
+    encoder = simplest_encoder(features)
+    return Method(PolicyConfig(PerturbedCVAE(max_perturbation), MLP(256, 2), encoder), RecedingHorizon(),
+                  BCQ(n_samples=n_samples, critic=CriticConfig(encoder=encoder)), inference=(BestOfN(n=n_samples),))

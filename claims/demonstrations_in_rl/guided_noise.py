@@ -68,12 +68,12 @@ class SameSize(Exploration):
 
     guided: DataGuidedExploration
 
-    @torch.no_grad()
     def build(self, actor, env, training):
         policy, noise = training.learner.trained_policy, self.guided.noise_policy(training)
         batch, head = next(noise.windows(deviations(policy, training.data)).scan(10**6)), noise.config.head
         assert isinstance(head, ZeroMeanGaussian)
-        factor = policy.action_scale[:, None] * head.factor(noise.net, noise.context(batch.obs), batch.action)
+        with torch.no_grad():
+            factor = policy.action_scale[:, None] * head.factor(noise.net, noise.context(batch.obs), batch.action)
         std = factor.square().sum(-1).mean().sqrt().item() * math.exp(-training.n_updates / self.guided.decay)
         return GaussianExploration(std).build(actor, env, training)
 

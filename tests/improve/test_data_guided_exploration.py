@@ -53,7 +53,7 @@ def test_deviations_are_demonstrated_minus_planned_actions_in_coded_units(traini
 
 def test_a_covariance_that_depends_on_the_state_is_recovered(training):
     training, _ = training
-    policy = DataGuidedExploration(MLP(64, 1), 600).noise_policy(training)
+    policy = DataGuidedExploration(MLP(64, 1), 400).noise_policy(training)
     for state, covariance in ((-0.5, ALONG), (0.5, ACROSS)):
         obs = {STATE: torch.full((20_000, 1, 1), state)}
         draws = policy.plan(obs, torch.randn(20_000, 1, 2, generator=torch.Generator().manual_seed(0)))[:, 0]
@@ -85,6 +85,10 @@ def test_noise_decays_and_the_deployed_actor_acts_as_before(training):
         return (exploring.act(obs, exploring.start(obs, key))[0] - plan) / size
     torch.testing.assert_close(noise(30.0 / np.log(4), 0.25), noise(1e9), atol=1e-5, rtol=1e-4)
     assert torch.equal(actor.act(obs, actor.start(obs, key))[0], plan)
+    still = training.data.map(lambda e: e.replace({"action": np.zeros_like(e.steps["action"])}))
+    small = SimpleNamespace(**{**vars(training), "data": still})
+    exploring = DataGuidedExploration(MLP(16, 1), 1, 1e9).build(actor, env, small)
+    assert exploring.act(obs, exploring.start(obs, key))[0].abs().max() == 1  # the limit of the environment
 
 
 def test_a_collection_resumes_exactly():

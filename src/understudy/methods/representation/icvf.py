@@ -21,7 +21,7 @@ from ..registry import method
         rows=("098",), needs=(SOME_ACTIONS,),
         when="if many recordings to different goals have no actions (--prior).")
 def icvf(column: str = "observation.state", discount: float = 0.99, features: Schema | None = None) -> Method:
-    """Behavior cloning on a frozen encoder, which was trained to tell how soon who intends what reaches what.
+    """Behavior cloning on a frozen encoder, which was trained on values of all outcomes for all intents.
 
     The encoder learns from all episodes, also from those without actions.
 
@@ -30,9 +30,10 @@ def icvf(column: str = "observation.state", discount: float = 0.99, features: Sc
     """
     discrete = features is not None and "action" in features and features["action"].kind == "discrete"
     policy = PolicyConfig(Categorical() if discrete else Regression(), FeedForward(), inputs=(column,))
-    goals = tuple(Goal(column, into, p_curgoal=0.2, p_randomgoal=0.3) for into in (OUTCOME, INTENT))
+    outcome = Goal(column, OUTCOME, p_curgoal=0.2, p_randomgoal=0.3)
+    passive = replace(policy, target="", window=Window(goals=(outcome, replace(outcome, into=INTENT))))
     learner = RepresentationLearning((IntentionValue(discount=discount),))
-    stage = Stage("encoder", Method(replace(policy, target="", window=Window(goals=goals)), learner=learner))
+    stage = Stage("encoder", Method(passive, learner=learner))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec.obs_transforms", "encoder"), train=())
     return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256), (LabeledSteps(),), (stage,),
                   (frozen,))

@@ -244,6 +244,7 @@ ONE_USER = {
     "learn/attention_supervision.py": "two losses, of two rows of the ledger",
     "learn/cloning_from_observation.py": "the learner of two methods, of which one is made of the other",
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
+    "learn/value_objectives.py": "an objective of any encoder; with same=1.0 it learns plain values of goals",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/lstm.py": "a trunk, with which any head is combined",
     "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it",

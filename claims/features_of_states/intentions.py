@@ -26,8 +26,8 @@ from understudy.claims.measures import flags, train_policy
 from understudy.core import Feature
 from understudy.data.episode import Dataset
 from understudy.data.window import Goal, Window
-from understudy.envs.observation_wrappers import ObservationTransform
-from understudy.envs.toys.four_rooms import CELLS, STEPS
+from understudy.envs.observation_wrappers import ObservationTransform, RandomFeatureObs
+from understudy.envs.toys.four_rooms import CELLS, STEPS, FourRooms
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
@@ -116,7 +116,7 @@ def value_errors(policy: Policy, data: Dataset, seed: int) -> list[float]:
         return policy.context({k: x[:, None].float() for k, x in obs.items()}).flat().double().numpy()
     walked = {k: torch.from_numpy(np.concatenate([e.steps[k] for e in data])) for k in (STATE, POSITION)}
     middles = torch.from_numpy(np.stack(np.divmod(np.arange(N_CELLS), CELLS), 1) + 0.5)
-    position = rooms().env.transform_obs({STATE: middles})[STATE]
+    position = RandomFeatureObs(FourRooms(), column=STATE).transform_obs({STATE: middles})[STATE]
     walks, errors = encode(walked), []
     for _ in range(N_DRAWS):
         noise = walked[STATE][rng.integers(len(walks), size=N_CELLS), position.shape[1]:]

@@ -30,11 +30,11 @@ def forward_walks():
     return Dataset([Episode({STATE: np.eye(N_STATES, dtype=np.float32)[np.arange(N_STATES)]}, rows=N_STATES - 1)])
 
 
-def learned(objective, updates):
+def learned(objective, updates, data=None, window=WINDOW):
     torch.manual_seed(0)
-    config = PolicyConfig(Regression(), FeedForward(), TokenEncoder(32), RAW, WINDOW, (STATE,),
+    config = PolicyConfig(Regression(), FeedForward(), TokenEncoder(32), RAW, window, (STATE,),
                           target="")
-    data = forward_walks()
+    data = data or forward_walks()
     policy = Policy(config, data.features())
     learner = RepresentationLearning((objective,), batch_size=64, ema=ConstantDecay(0.0), optimizer=OptimizerConfig(
         lr=3e-3)).build(policy, 0, updates, data)
@@ -57,6 +57,37 @@ def test_the_value_of_a_chain_is_the_discounted_number_of_steps(same):
     exact = -(1 - DISCOUNT ** np.maximum(steps, 0)) / (1 - DISCOUNT)
     ahead = steps >= 0
     assert np.abs(values[:-1, :-1].numpy() - exact)[ahead].max() < 0.4, values
+
+
+def exact_fork_values(expectile):
+    """The fixed point of values (state, outcome, intent), where two ways lead from state 0 and back to it."""
+    values = np.zeros((5, 5, 5))
+    for _ in range(300):
+        total, weights = np.zeros_like(values), np.zeros_like(values)
+        for at, to in ((0, 1), (1, 2), (2, 0), (0, 3), (3, 4), (4, 0)):
+            backup = np.where(np.arange(5)[:, None] == at, 0, DISCOUNT * values[to] - 1)
+            weight = np.where(np.diag(backup) < np.diag(values[at]), 1 - expectile, expectile)
+            total[at], weights[at] = total[at] + weight * backup, weights[at] + weight
+        values = total / weights
+    return values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("intents", [True, False])
+def test_at_a_fork_the_value_of_an_outcome_depends_on_the_intent(intents):
+    data = Dataset([Episode({STATE: np.eye(5, dtype=np.float32)[way]}, rows=3) for way in ([0, 1, 2, 0], [0, 3, 4, 0])])
+    window = Window(goals=tuple(Goal(STATE, into, p_curgoal=0.2, p_randomgoal=0.8) for into in (OUTCOME, INTENT)))
+    objective = IntentionValue(0.9, DISCOUNT, intents=intents, hidden=(64,), target_decay=0.98)
+    learner = learned(objective, 2500, data, window)
+    at, outcome, intent = (x.flatten() for x in torch.meshgrid(*3 * [torch.arange(5)], indexing="ij"))
+    states = torch.eye(5)[:, None]
+    with learner.evaluation():
+        phi = learner.policy.context({STATE: states}).flat()
+        values = learner.objectives[0].networks(phi[at], {STATE: states[outcome]}, {STATE: states[intent]}).mean(0)
+    # Without intents all transitions have the same weight. State 0 is two rows, and therefore no goal.
+    exact = exact_fork_values(0.9 if intents else 0.5)[:, 1:, 1:]
+    assert np.abs(values.reshape(5, 5, 5).numpy()[:, 1:, 1:] - exact).max() < 0.3
+    assert (np.ptp(exact[0, 0]) > 1) == intents
 
 
 def test_the_loss_by_hand():

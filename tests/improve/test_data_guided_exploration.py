@@ -7,7 +7,7 @@ import pytest
 import torch
 from fixtures.collections import fork
 
-from understudy.core import keys
+from understudy.core import Unsupported, keys
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.evaluate.evaluation import recording_seed
@@ -97,3 +97,8 @@ def test_a_collection_resumes_exactly():
     policy = PolicyConfig(SquashedGaussian(), MLP(8, 1), codec=Normalizer(target="minmax"))
     rounds = CollectionRounds(2, RolloutCollector(2, SMALL), updates=PerNewStep(0.25), initial_updates=2)
     check_collection(Method(policy, learner=BehaviorCloning(steps=10, batch_size=8), collection=rounds), data, fork)
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(Unsupported, match="by one process\n  -> train with one process"):
+        SMALL.build(None, None, SimpleNamespace(processes=SimpleNamespace(count=2)))

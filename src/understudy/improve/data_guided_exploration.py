@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Above, AtLeast, part
+from ..core import Above, AtLeast, Unsupported, part
 from ..data.codec import Normalizer
 from ..data.episode import Dataset
 from ..execute.actor import Actor, PolicyActor, pass_record
@@ -50,6 +50,9 @@ class DataGuidedExploration(Exploration):
     decay: Annotated[float, Above(0)] = 30_000
 
     def build(self, actor, env, training):
+        if training.processes.count > 1:
+            raise Unsupported("the noise is learned by one process", where="DataGuidedExploration",
+                              hint="train with one process, or use GaussianExploration")
         policy, noise = training.learner.trained_policy, self.noise_policy(training)
         noise_actor = PolicyActor(FixedBatch(noise, ROWS), image_sizes=camera_sizes(noise.features))
         scale = math.exp(-training.n_updates / self.decay) * policy.action_scale.cpu()

@@ -42,7 +42,8 @@ def training():
         plan = policy.plan({STATE: torch.from_numpy(state)[:, None]}, torch.zeros(len(state), 1, 0))[:, 0]
     shown = plan.numpy() + policy.action_scale.numpy() * noise.astype("float32")
     data = Dataset([Episode({STATE: state, "action": shown})])
-    return SimpleNamespace(data=data, seed=0, n_updates=30, learner=SimpleNamespace(trained_policy=policy)), noise
+    return SimpleNamespace(data=data, seed=0, n_updates=30, learner=SimpleNamespace(trained_policy=policy),
+                           processes=SimpleNamespace(count=1)), noise
 
 
 def test_deviations_are_demonstrated_minus_planned_actions_in_coded_units(training):

@@ -34,9 +34,14 @@ def with_end(episode):
     return episode.replace({"next.terminated": np.arange(len(episode)) == len(episode) - 1})
 
 
-def points(actor) -> float:
-    worst, best = (evaluate(a, Center(40), 80).returns.estimate for a in (
+@functools.cache
+def worst_and_best() -> tuple[float, float]:
+    return tuple(evaluate(a, Center(40), 80).returns.estimate for a in (
         UniformRandomActor(Center(40)), Center(40).expert()))
+
+
+def points(actor) -> float:
+    worst, best = worst_and_best()
     return 100 * (evaluate(actor, Center(40), 80).returns.estimate - worst) / (best - worst)
 
 

@@ -297,14 +297,14 @@ def test_episodes_stay_a_data_set_of_their_own(folder, improve, tmp_path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif"])
-def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
-    """kill -9 at random moments: before, in and between rounds."""
+@pytest.mark.parametrize("seed, name", [*enumerate(("hg-dagger", "ensemble", "thrifty", "iwr", "sirius", "rlif"))])
+def test_killed_at_any_time_it_is_the_same_run(seed, name, folder, tmp_path, monkeypatch):
+    """kill -9 at up to four random moments of each: before, in and between rounds."""
     args = ["improve", str(folder / "a"), "--with", name, "--supervisor", "scripted", "--out", "run", "--rounds",
             "4", "--episodes", "6", "--steps", "40", "--compare", "30", "--device", "cpu"]
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0
     (tmp_path / "killed").mkdir()
-    assert killed_command(args, tmp_path / "killed"), "it was never killed"
+    assert killed_command(args, tmp_path / "killed", 4, seed), "it was never killed"
     assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")

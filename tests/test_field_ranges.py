@@ -37,8 +37,7 @@ COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
     "Curve", "TrainingCurves", "TransformedActor", "RandomClassActor", "RepresentationSpec", "Bend",
-    "SuccessWeights",
-    "GoalConditioned", "GoalValues", "CriticLearningConfig",  # checked in what is derived from them
+    "SuccessWeights", "GoalConditioned", "GoalValues", "CriticLearningConfig",  # checked in what is derived from them
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",

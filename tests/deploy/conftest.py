@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="package", autouse=True)
 def one_table_of_operators():
-    """PyTorch makes its table of ONNX operators for each export anew, which takes a third of a small one."""
+    """PyTorch builds its table of ONNX operators for every export, which is a third of the work of a small one."""
     registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
     with pytest.MonkeyPatch.context() as patch:
         made = functools.cache(registration.ONNXRegistry.from_torchlib)

@@ -499,6 +499,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..data import cache
     from ..data.column_selection import parse_columns
     from ..data.formats import decode_frames, frame_cost
+
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     needs_actions = not _misses_actions(method)
     if needs_actions and "action" not in data.features():

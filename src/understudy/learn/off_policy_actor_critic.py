@@ -194,7 +194,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         return ((sampled - torch.cat(densities, 1)).logsumexp(-1) - scores).sum(0)
 
     def conservative_scores(self, batch: Batch, plans: Tensor) -> Tensor:
-        """Returns the scores of sampled plans, (n_critics, B, N), the last third of which is uniform."""
+        """Returns the scores of sampled plans, (n_critics, B, N). The last third is drawn uniformly."""
         return self.critic.scores(batch.obs, plans)
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ class BCQ(OffPolicyActorCritic):
     """Batch-constrained Q-learning, with the head `PerturbedCVAE`.
 
     Args:
-        bc_weight: Weight of the loss of the autoencoder, beside the score. It matters where both train an encoder.
+        bc_weight: Weight of the loss of the autoencoder. The score has weight 1. It matters if both train an encoder.
         n_samples: Number of plans whose best score is the value of an observation.
         min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
 
@@ -114,7 +114,7 @@ def bcq(max_perturbation: float = 0.05, n_samples: int = 10, features: Schema | 
 
     Args:
         max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.
-        n_samples: Number of actions of which the best is taken, in targets and while acting.
+        n_samples: Number of actions from which the best is taken, in targets and while acting.
     """
     encoder = simplest_encoder(features)
     return Method(PolicyConfig(PerturbedCVAE(max_perturbation), MLP(256, 2), encoder), RecedingHorizon(),

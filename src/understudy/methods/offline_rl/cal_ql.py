@@ -85,7 +85,7 @@ class CompleteReturns:
 
 
 @method("Nakamoto et al. 2023 (Cal-QL), arXiv 2303.05479, with a fixed weight", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards, episodes end by themselves, and training goes on with the policy's own.")
+        when="if there are rewards, episodes end by themselves, and training continues with the policy's own.")
 def cal_ql(conservative_weight: float = 5.0, n_samples: int = 10, features: Schema | None = None) -> Method:
     """Calibrated Q-learning: conservative Q-learning that lowers no score of the policy below the stored return.
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +20,7 @@ from fixtures.collections import (
     rounds,
     run,
 )
-from folders import TESTS
+from fixtures.killed_training import FORKED, collect_and_train, start
 
 from understudy.checkpoint import FromStage
 from understudy.core import UserError
@@ -57,15 +53,15 @@ def whole(request, demos, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
+def test_stopped_at_each_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
+    """One run, which goes on after each stop."""
     stored_method = Method.load(whole)
     for at in range(1, max(Run(whole).saved_steps()) + 1):
-        out = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):
-            run(out, stored_method, demos, callbacks=[Stop(at)])
-        assert Run(out).saved_steps()[-1] == at
-        run(out, stored_method, demos)
-        assert contents(out) == contents(whole), at
+            run(tmp_path, stored_method, demos, callbacks=[Stop(at)])
+        assert Run(tmp_path).saved_steps()[-1] == at
+    run(tmp_path, stored_method, demos)
+    assert contents(tmp_path) == contents(whole)
 
 
 def test_demonstrations_beside_the_batches_are_those_of_a_run_that_nothing_stopped(demos, tmp_path):
@@ -177,38 +173,21 @@ def test_a_stage_may_collect(demos, tmp_path):
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-KILLED = """
-    import sys
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from fixtures.collections import everything, fork, run
-    from understudy.evaluate.evaluation import recording_seed
-    from understudy.evaluate.rollout import rollout
-    env = fork(6)
-    print("ready", flush=True)
-    run(Path({out!r}), everything(reset_learner={reset}), rollout(env.expert(), env, 6, recording_seed(0)))
-    """
-
-
 @pytest.mark.slow
 def test_killed_at_any_time_it_is_the_same_run(whole, demos, tmp_path):
     """kill -9, again and again, at times that fall into rollouts, into storing and into updates."""
-    out, code = tmp_path / "run", textwrap.dedent(KILLED)
-    code = code.format(tests=str(TESTS), out=str(out),
-                       reset=Method.load(whole).collection.reset_learner)
-    rng, kills = np.random.default_rng(0), 0
+    out, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
     while True:
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-            assert process.stdout.readline() == "ready\n"
-            try:
-                if process.wait(rng.uniform(0.05, 0.05 + 0.08 * 1.3**kills)) == 0:
-                    break
-                raise AssertionError("it failed")
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-                process.wait()
+        ready = FORKED.Event()
+        process = start(collect_and_train, out, Method.load(whole).collection.reset_learner, ready)
+        assert ready.wait(60)
+        process.join(rng.uniform(0.05, 0.05 + 0.08 * 1.3**kills))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        kills += 1
     assert kills >= 3 and contents(out) == contents(whole)
 
 

@@ -49,15 +49,16 @@ OTHERS = {  # need other parts, or are written by code only
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
     "skip", "delay", "max_delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps",
     "n_extra_steps", "fit_steps", "start", "layer", "head", "critic_warmup_updates",
+    "cloning_updates",
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"),
-             ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("OffPolicyActorCritic", "n_step"),
-             ("ROT", "n_step"), ("ADS", "n_step"), ("BCQ", "n_step"), ("CalQL", "n_step"),
-             ("TrajectoryPerturbation", "offset"),
+             ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
+             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "BCQ", "CalQL",
+                                                   "DiverseCritics", "PLAS", "NearestActions")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

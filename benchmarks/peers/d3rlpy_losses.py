@@ -19,10 +19,14 @@ from d3rlpy.algos import (
     CalQLConfig,
     CQLConfig,
     CRRConfig,
+    DDPGConfig,
+    DiscreteBCQConfig,
     DiscreteCQLConfig,
     DiscreteSACConfig,
     DoubleDQNConfig,
     IQLConfig,
+    PLASConfig,
+    PRDCConfig,
     TD3PlusBCConfig,
 )
 from d3rlpy.models import VectorEncoderFactory
@@ -61,22 +65,23 @@ def make_batch() -> TorchMiniBatch:
 def build(config, **options):
     """The implementation of an algorithm whose networks have sines as weights."""
     names = ["actor_encoder_factory", "critic_encoder_factory"]
-    names += {IQLConfig: ["value_encoder_factory"], BCQConfig: ["imitator_encoder_factory"]}.get(config, [])
+    imitates = config in (BCQConfig, PLASConfig)
+    names += ["value_encoder_factory"] if config is IQLConfig else ["imitator_encoder_factory"] if imitates else []
     encoder = VectorEncoderFactory(list(HIDDEN))
     algorithm = config(**{name: encoder for name in names}, **options).create(device="cpu:0")
     algorithm.create_impl((STATE,), ACTION)
     implementation = algorithm.impl
     modules = implementation._modules
-    scale = 0.3 if config is BCQConfig else 1.0
+    scale = 0.3 if imitates else 1.0
     fill(modules.policy, 100, scale)
     for i in range(len(modules.q_funcs)):
         fill(modules.q_funcs[i], 200 + 50 * i)
         fill(modules.targ_q_funcs[i], 300 + 50 * i)
     if config is IQLConfig:
         fill(modules.value_func, 400)
-    if config in (TD3PlusBCConfig, CRRConfig, BCQConfig):
+    if imitates or config in (TD3PlusBCConfig, CRRConfig, DDPGConfig, PRDCConfig):
         fill(modules.targ_policy, 500, scale)
-    if config is BCQConfig:
+    if imitates:
         fill(modules.vae_encoder, 600, scale)
         fill(modules.vae_decoder, 700, scale)
     return implementation
@@ -104,7 +109,7 @@ def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
 
 
 def losses_of_classes(batch: TorchMiniBatch) -> dict:
-    """Losses of double DQN, discrete CQL and discrete SAC."""
+    """Losses of double DQN, discrete CQL, discrete BCQ and discrete SAC."""
     encoder, result = VectorEncoderFactory(list(HIDDEN)), {}
     for name, config in (("dqn", DoubleDQNConfig), ("discrete_cql", DiscreteCQLConfig)):
         algorithm = config(encoder_factory=encoder).create(device="cpu:0")
@@ -113,6 +118,15 @@ def losses_of_classes(batch: TorchMiniBatch) -> dict:
         fill(modules.q_funcs[0], 200)
         fill(modules.targ_q_funcs[0], 300)
         result[name] = {"loss": algorithm.impl.compute_loss(batch, algorithm.impl.compute_target(batch)).loss}
+    algorithm = DiscreteBCQConfig(encoder_factory=encoder, share_encoder=False, beta=0.0).create(device="cpu:0")
+    algorithm.create_impl((STATE,), CLASSES)
+    bcq = algorithm.impl
+    fill(bcq._modules.imitator, 108, 0.5)
+    fill(bcq._modules.q_funcs[0], 200)
+    fill(bcq._modules.targ_q_funcs[0], 300)
+    loss = bcq.compute_loss(batch, bcq.compute_target(batch))
+    result["discrete_bcq"] = {"value": loss.td_loss, "cloning": loss.imitator_loss,
+                              "classes": bcq.predict_best_action(batch.observations)}
     algorithm = DiscreteSACConfig(actor_encoder_factory=encoder, initial_temperature=0.5).create(device="cpu:0")
     algorithm.create_impl((STATE,), CLASSES)
     sac = algorithm.impl
@@ -156,6 +170,19 @@ def advantage_weighted(batch: TorchMiniBatch) -> dict:
                     "policy": crr.compute_actor_loss(batch, crr._modules.policy(batch.observations)).actor_loss}}
 
 
+def deterministic(batch: TorchMiniBatch) -> dict:
+    """Losses of DDPG, PLAS and PRDC, whose data are the batch."""
+    ddpg, plas, prdc = build(DDPGConfig), build(PLASConfig), build(PRDCConfig)
+    prdc._nbsr.fit(torch.cat([prdc._beta * batch.observations, batch.actions], 1).numpy())
+    actions = prdc._modules.policy(batch.observations)
+    with mock.patch("torch.distributions.normal._standard_normal", noise):
+        cloning = plas.compute_imitator_grad(batch)["loss"]
+    return {"ddpg": {"critic": ddpg.compute_critic_loss(batch, ddpg.compute_target(batch)).critic_loss},
+            "plas": {"vae": cloning, "critic": plas.compute_critic_loss(batch, plas.compute_target(batch)).critic_loss,
+                     "policy": plas.compute_actor_loss(batch, plas._modules.policy(batch.observations)).actor_loss},
+            "prdc": {"policy": prdc.compute_actor_loss(batch, actions).actor_loss}}
+
+
 def conservative_loss(algorithm, batch: TorchMiniBatch) -> torch.Tensor:
     """The loss of each critic without its weight and threshold."""
     with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
@@ -190,7 +217,7 @@ def losses() -> dict:
         with mock.patch("torch.distributions.normal._standard_normal", noise):
             result["bcq"] = {"vae": bcq.compute_imitator_grad(batch)["loss"], "critic": critic.critic_loss,
                              "policy": bcq.compute_actor_grad(batch).actor_loss}
-    result |= {**losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
+    result |= {**deterministic(batch), **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

@@ -11,9 +11,9 @@ from fixtures.staged import call
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
-OFFLINE = ("awac", "bcq", "cal-ql", "cql", "crr", "rebrac", "fql", "idql")
+OFFLINE = ("awac", "bcq", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql")
 CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
-MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil")
+MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil", "density-reward")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")
 N = 40
 
@@ -31,7 +31,7 @@ def write(path, **changes):
 
 def train(name: str, tmp_path, *options, **changes) -> tuple[int, str]:
     """The exit status and the output of a small training on data with these changes."""
-    collects = {**dict.fromkeys(("dac", "airl", "rot", "sqil", "iq-learn", "pwil"), ("--method.n-episodes", 1)),
+    collects = {**dict.fromkeys(MATCHING, ("--method.n-episodes", 1)),
                 **dict.fromkeys(("sac", "td3", "ppo", "gail"), ("--method.n-steps", 4)),
                 "td3-bc": ("--method.n-episodes", 1, "--collection.initial-updates", 2)}
     small = ("--env", "fork", "--method.n-rounds", 1, *collects[name]) if name in collects else ("--steps", 2)
@@ -103,7 +103,7 @@ def test_episodes_of_one_step_train(name, tmp_path):
     assert train(name, tmp_path, episode_ends=np.arange(1, N + 1), terminals=np.ones(N, bool), timeouts=None)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["bcq", "cal-ql", "cql", "rebrac", "sac", "td3", "td3-bc"])
+@pytest.mark.parametrize("name", ["bcq", "cal-ql", "cql", "plas", "prdc", "rebrac", "sac", "td3", "td3-bc"])
 def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
     assert train(name, tmp_path, "--learner.n-step", 500)[0] == 0
 
@@ -116,7 +116,7 @@ def test_targets_of_several_steps_have_no_learned_rewards(name, tmp_path):
     assert not (tmp_path / "run" / "stages").exists()
 
 
-@pytest.mark.parametrize("name", ["rot", "pwil"])
+@pytest.mark.parametrize("name", ["rot", "pwil", "density-reward"])
 def test_targets_of_several_steps_have_the_rewards_of_whole_episodes(name, tmp_path):
     assert train(name, tmp_path, "--learner.n-step", 3)[0] == 0
 

@@ -34,7 +34,8 @@ def test_it_keeps_the_contract_of_learners(weight):
 
 @pytest.mark.parametrize(("name", "weight"), [("dqn", 0.0), ("discrete_cql", 1.0)])
 def test_losses_equal_those_of_d3rlpy(name, weight):
-    learner = ActionValues(conservative_weight=weight).build(make_policy_of_classes(200), 0, 1, Dataset([]))
+    policy = make_policy_of_classes(200, Categorical())
+    learner = ActionValues(conservative_weight=weight).build(policy, 0, 1, Dataset([]))
     fill(learner.target_policy.net.parameters(), 300)
     loss = learner.value_loss(make_classes(), RNG).mean().item()
     assert loss == pytest.approx(LOSSES[name]["loss"], abs=1e-5)

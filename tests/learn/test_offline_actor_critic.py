@@ -33,6 +33,7 @@ from understudy.heads.regression import Regression
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.off_policy_actor_critic import NEXT_ACTION, OffPolicyActorCritic
+from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
@@ -54,6 +55,18 @@ def test_td3_bc_equals_d3rlpy(noise):
     critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
     assert critic == pytest.approx(LOSSES["td3_bc"]["critic"], abs=1e-5)
     assert 2.5 * policy == pytest.approx(LOSSES["td3_bc"]["policy"], abs=1e-5)  # the peer weighs the score by 2.5
+
+
+def test_ddpg_equals_d3rlpy():
+    """Its policy follows the score alone, as that of TD3 does."""
+    learner = find_method("ddpg", make_policy(Regression()).features).learner
+    learner = replace(learner, critic=CriticConfig(HIDDEN, n_critics=learner.critic.n_critics)).build(
+        make_policy(Regression()), 0, 1, Dataset([]))
+    learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    assert learner.critic_loss(make_batch(), RNG).mean().item() == pytest.approx(LOSSES["ddpg"]["critic"], abs=1e-5)
+    assert learner.config.bc_weight == 0 and learner.config.policy_delay == 1
 
 
 def test_cql_equals_d3rlpy(noise):

@@ -72,6 +72,16 @@ class CVAE(TemperatureHead):
         return ((out * present).sum(1) / present.sum(1).clamp(min=1)).chunk(2, -1)
 
 
+def squared_error_loss(net, context, action, mask, rng, beta: float):
+    """Negative evidence lower bound of each step, (B, H), with squared errors and means over all dimensions.
+
+    Args:
+        net: The module of a `CVAE` with twice as many dimensions of its latent as a plan has.
+    """
+    decoded, divergence = CVAE().reconstruct(net, context, action, mask, rng)
+    return (decoded - action).square().mean(-1) + beta * divergence / (2 * action[0].numel())
+
+
 class _CVAENet(nn.Module):
     def __init__(self, decoder, posterior, horizon):
         super().__init__()

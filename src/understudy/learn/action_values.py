@@ -76,7 +76,7 @@ class ActionValuesLearner(GradientLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the value of the stored class, and its weighted cross-entropy, (B,)."""
-        values = class_logits(self.policy, batch.obs)
+        values = self.values(self.policy, batch.obs)
         value = (values * self.policy.encode_batch(batch)[:, 0]).sum(1)
         self.log(score=value)
         conservative = values.logsumexp(1) - value
@@ -89,7 +89,11 @@ class ActionValuesLearner(GradientLearner):
         assert batch.next is not None
         best = class_logits(self.policy, batch.next).argmax(1, keepdim=True)
         reward, bootstrap = td_terms(batch, self.config.discount)
-        return reward + bootstrap * class_logits(self.target_policy, batch.next).gather(1, best)[:, 0]
+        return reward + bootstrap * self.values(self.target_policy, batch.next).gather(1, best)[:, 0]
+
+    def values(self, policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the values of the classes, (B, classes). By default they are the logits."""
+        return class_logits(policy, obs)
 
 
 def class_logits(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:

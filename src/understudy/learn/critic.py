@@ -151,6 +151,11 @@ class Critic(Scorer):
         Returns:
             Scores, (n_critics, B) or (n_critics, B, N).
         """
+        return torch.stack(self.network_scores(obs, plan, n_critics))
+
+    def network_scores(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor,
+                       n_critics: int | None = None) -> list[Tensor]:
+        """Returns what `scores` does, one tensor for each network, whose gradients pass through no other network."""
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
         features, networks = encoded.features, list(self.layers)[:n_critics]
@@ -158,7 +163,7 @@ class Critic(Scorer):
             features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
         inputs = [torch.cat([x, plan], -1) for x in features[:n_critics]]
         inputs = inputs * len(networks) if len(inputs) == 1 else inputs
-        return torch.stack([layers(x).squeeze(-1) for x, layers in zip(inputs, networks, strict=True)])
+        return [layers(x).squeeze(-1) for x, layers in zip(inputs, networks, strict=True)]
 
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all."""

@@ -233,7 +233,7 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         inside = self._clipped(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
-        distance = self._distance(coded, batch)
+        distance = self.distance(coded, batch)
         return self.config.bc_weight * distance + beyond - score / score.detach().abs().mean().clamp(min=1e-6)
 
     def soft_policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
@@ -249,14 +249,14 @@ class OffPolicyActorCriticLearner(RewardedLearner):
         score = scores.amin(0) if self.config.critic.target_subset_size is None else scores.mean(0)
         temperature = self.temperature().detach()
         self.log(temperature=temperature, entropy=-log_prob)
-        loss = temperature * log_prob - score + self.config.bc_weight * self._distance(coded, batch)
+        loss = temperature * log_prob - score + self.config.bc_weight * self.distance(coded, batch)
         if self.config.target_entropy is None:
             return (loss,)
         target_entropy = self.config.target_entropy * coded[0].numel()
         return loss, -self.temperature.log * (log_prob.detach() + target_entropy)
 
-    def _distance(self, coded: Tensor, batch: Batch) -> Tensor:
-        """Mean squared distance of coded plans to the stored actions, (B,)."""
+    def distance(self, coded: Tensor, batch: Batch) -> Tensor:
+        """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
         return ((coded - self.policy.encode_batch(batch)) * batch.mask.unsqueeze(-1)).square().mean((1, 2))
 
     def _following_distance(self, coded: Tensor, batch: Batch) -> Tensor:

@@ -80,10 +80,7 @@ class PWILReward(EpisodeRewardConfig):
 
 
 class EpisodeReward(RewardModel):
-    """A reward of whole episodes, computed from demonstrations when the episodes are collected.
-
-    As a scorer it is minus the distance to the nearest step of a demonstration.
-    """
+    """A reward of whole episodes, computed from demonstrations when the episodes are collected."""
 
     annotations = (COLUMN,)
     points: Tensor
@@ -139,7 +136,11 @@ class EpisodeReward(RewardModel):
         if self.config.inputs == "next":
             raise Unsupported("the reward compares what steps lead to, which a plan does not tell",
                               where=type(self.config).__name__, hint='use inputs="action"')
-        return -torch.cdist(self._coded({k: obs[k] for k in self.inputs}, plan), self.points).amin(1)
+        return self.score(self._coded({k: obs[k] for k in self.inputs}, plan))
+
+    def score(self, steps: Tensor) -> Tensor:
+        """Returns how near steps, (T, D), are to those of demonstrations, (T,). The largest is the nearest."""
+        return -torch.cdist(steps, self.points).amin(1)
 
 
 class _OptimalTransport(EpisodeReward):

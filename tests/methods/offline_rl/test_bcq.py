@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, fill, fill_critic, inject_noise, make_batch, make_policy
-from torch import nn
+from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, ActionNet, fill_critic, inject_noise, make_batch, make_policy
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
@@ -20,21 +19,6 @@ from understudy.policy import PolicyConfig
 from understudy.testing import check_learner
 
 EXPECTED = LOSSES["bcq"]
-
-
-class ActionNet(nn.Module):
-    """A network of an observation and an action or latent, with one or several outputs, as the peer has it."""
-
-    def __init__(self, inputs: int, outputs: tuple[int, ...], phase: int):
-        super().__init__()
-        self.inputs = inputs
-        self.layers = nn.Sequential(nn.Linear(3 + inputs, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU())
-        self.outputs = nn.ModuleList(nn.Linear(7, n) for n in outputs)
-        fill(self.parameters(), phase, 0.3)
-
-    def forward(self, x, t, context):
-        hidden = self.layers(torch.cat([context.flat(), x[:, 0, :self.inputs]], -1))
-        return torch.cat([layer(hidden) for layer in self.outputs], -1).unsqueeze(1)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_it_keeps_the_contract_of_learners():
 def test_losses_equal_those_of_d3rlpy():
     expected, batch = LOSSES["discrete_sac"], make_classes()
     config = DiscreteSAC(critic=CriticConfig(HIDDEN), temperature=0.5)
-    learner = config.build(make_policy_of_classes(100), 0, 1, Dataset([]))
+    learner = config.build(make_policy_of_classes(100, Categorical()), 0, 1, Dataset([]))
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)

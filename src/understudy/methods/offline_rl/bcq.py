@@ -12,7 +12,7 @@ from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
-from ...heads.cvae import CVAE
+from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.advantage_weighted_actor_critic import draw_plans
 from ...learn.critic import CriticConfig
 from ...learn.method import Method
@@ -50,8 +50,7 @@ class PerturbedCVAE(TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
-        decoded, divergence = CVAE().reconstruct(net["cvae"], context, action, mask, rng)
-        return (decoded - action).square().mean(-1) + self.beta * divergence / (2 * action[0].numel())
+        return squared_error_loss(net["cvae"], context, action, mask, rng, self.beta)
 
     def sample(self, net, context, noise):
         with torch.no_grad():

@@ -1,0 +1,119 @@
+"""PLAS: a policy that chooses the latent of an autoencoder of the stored actions, so that it can do nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.func import functional_call
+
+from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...data.episode import Dataset
+from ...execute.chunking import RecedingHorizon
+from ...heads.base import Head
+from ...heads.cvae import CVAE, squared_error_loss
+from ...learn.critic import CriticConfig
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.targets import td_terms
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
+from ..needs import NUMBERS, STEP_REWARDS
+from ..registry import method
+
+
+@part
+class ChosenLatent(Head):
+    """Plans that a conditional variational autoencoder decodes from a latent, which a network chooses.
+
+    The loss trains the autoencoder alone. The gradients of samples train the network alone.
+
+    Args:
+        max_latent: Largest absolute value of a component of the latent.
+        beta: Weight of the KL divergence, which is a mean over the dimensions of the latent.
+    """
+
+    max_latent: Annotated[float, Above(0)] = 2.0
+    beta: Annotated[float, AtLeast(0)] = 0.5
+
+    def noise(self, horizon, coded_dim):
+        return (horizon, 0)
+
+    def build(self, trunk, coded_dim, spec):
+        cvae = CVAE(2 * spec.horizon * coded_dim).build(trunk, coded_dim, spec)
+        return nn.ModuleDict({"cvae": cvae, "latent": trunk.build(0, 2 * coded_dim, 0, spec)})
+
+    def loss(self, net, context, action, mask, rng):
+        """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
+        return squared_error_loss(net["cvae"], context, action, mask, rng, self.beta)
+
+    def sample(self, net, context, noise):
+        latent = self.max_latent * net["latent"](noise, noise, context).tanh()
+        x = latent.flatten(1).unsqueeze(1).expand(-1, latent.shape[1], -1)
+        fixed = {name: parameter.detach() for name, parameter in net["cvae"].decoder.named_parameters()}
+        return functional_call(net["cvae"].decoder, fixed, (x, noise, context))
+
+
+@part
+class PLAS(OffPolicyActorCritic):
+    """Policy in the latent action space, with the head `ChosenLatent`.
+
+    Args:
+        cloning_updates: Number of first updates, which train the autoencoder alone. Later ones leave it as it is.
+        min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
+
+    References:
+        Zhou et al. (2020), PLAS: Latent Action Space for Offline Reinforcement Learning, arXiv:2011.07213.
+    """
+
+    policy_delay: Annotated[int, AtLeast(1)] = 1
+    cloning_updates: Annotated[int, AtLeast(0)] = 5000
+    min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PLASLearner:
+        if not isinstance(policy.config.head, ChosenLatent):
+            raise Unsupported(f"{type(policy.config.head).__name__} has no latent to choose", where="PLAS",
+                              hint="use the head ChosenLatent(), or train td3-bc")
+        return PLASLearner(self, policy, seed, steps, data)
+
+
+class PLASLearner(OffPolicyActorCriticLearner):
+    """Learner of `PLAS`."""
+
+    config: PLAS
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        if self.n_updates >= self.config.cloning_updates:
+            return super().update(batch)
+        self.minimize("policy", self.policy.loss, batch)
+        return self.end_update()
+
+    @torch.no_grad()
+    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the rewards of the steps plus the discounted value of the lagged policy's plan, (B,)."""
+        assert batch.next is not None
+        coded = self.target_policy.sample(self.target_policy.context(batch.next), rng)
+        scores = self.target_critic.scores(batch.next, self.policy.decode(coded, batch.next))
+        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
+        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), self.config.min_weight)
+
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the negative score of the decoded plan, (B,)."""
+        coded = self.policy.sample(self.policy.context(batch.obs), rng)
+        return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs), n_critics=1)[0]
+
+
+@method("Zhou et al. 2020 (PLAS), arXiv 2011.07213, without the perturbation", needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and only actions like those in the data may be taken.")
+def plas(max_latent: float = 2.0, cloning_updates: int = 5000, features: Schema | None = None) -> Method:
+    """Policy in the latent space of an autoencoder of the stored actions, which chooses what has the highest score.
+
+    Args:
+        max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
+        cloning_updates: Number of first updates, which train the autoencoder alone.
+    """
+    encoder = simplest_encoder(features)
+    learner = PLAS(cloning_updates=cloning_updates, critic=CriticConfig(encoder=encoder))
+    return Method(PolicyConfig(ChosenLatent(max_latent), MLP(256, 2), encoder), RecedingHorizon(), learner)

@@ -1,0 +1,92 @@
+"""PRDC: an actor-critic whose actions stay near those of similar states, and not near that of each state alone."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from ...core import Above, Batch, Schema, Unsupported, part
+from ...data.episode import Dataset
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...learn.critic import CriticConfig
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...nets.encoders import simplest_encoder
+from ...nets.mlp import MLP
+from ...policy import Policy, PolicyConfig
+from ..needs import NUMBERS, STEP_REWARDS
+from ..registry import method
+
+
+@part
+class NearestActions(OffPolicyActorCritic):
+    """TD3 that stays close to the stored plan whose observation and plan together are nearest to its own.
+
+    The first data are searched. Those that rounds collect are not.
+
+    Args:
+        obs_scale: Factor of observations in the search (beta), where all numbers are in coded units.
+
+    References:
+        Ran et al. (2023), Policy Regularization with Dataset Constraint for Offline Reinforcement Learning,
+        arXiv:2306.06569.
+    """
+
+    obs_scale: Annotated[float, Above(0)] = 2.0
+
+    def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NearestActionsLearner:
+        if other := [name for name in policy.inputs if policy.features[name].kind != "vector"]:
+            raise Unsupported(f"distances are between numbers, and {other[0]!r} is of kind "
+                              f"{policy.features[other[0]].kind!r}", where="NearestActions",
+                              hint="let the policy read other columns (policy.inputs), or train td3-bc")
+        return NearestActionsLearner(self, policy, seed, steps, data)
+
+
+class NearestActionsLearner(OffPolicyActorCriticLearner):
+    """Learner of `NearestActions`."""
+
+    config: NearestActions
+
+    def __init__(self, config: NearestActions, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps, data)
+        self.data = data
+
+    @cached_property
+    def stored(self) -> tuple[cKDTree, Tensor]:
+        """What is searched, and the coded plans, (N, H, A). The codec has its statistics only once training begins."""
+        windows = self.policy.windows(self.data)
+        batch = windows.gather(np.arange(len(windows))).to(self.device)
+        plans = self.policy.encode_batch(batch)
+        return cKDTree(self.search_key(batch, plans)), plans
+
+    def search_key(self, batch: Batch, coded: Tensor) -> np.ndarray:
+        """Returns what is searched for observations and coded plans, (B, D)."""
+        obs = self.policy.codec.encode_obs(batch.obs)
+        numbers = [self.config.obs_scale * obs[name].flatten(1) for name in self.policy.inputs]
+        return torch.cat([*numbers, coded.flatten(1)], 1).detach().cpu().numpy()
+
+    def distance(self, coded: Tensor, batch: Batch) -> Tensor:
+        tree, plans = self.stored
+        _, nearest = tree.query(self.search_key(batch, coded))
+        difference = coded - plans[torch.as_tensor(nearest, device=coded.device)]
+        return (difference * batch.mask.unsqueeze(-1)).square().mean((1, 2))
+
+
+@method("Ran et al. 2023 (PRDC), arXiv 2306.06569", needs=(NUMBERS, STEP_REWARDS),
+        when="if there are rewards and no environment, and similar states have actions of different quality.")
+def prdc(bc_weight: float = 0.4, obs_scale: float = 2.0, features: Schema | None = None) -> Method:
+    """TD3 that stays close to the nearest stored pair of observation and action, of whatever step.
+
+    Args:
+        bc_weight: Weight of the squared distance to the stored plan. The mean absolute score has weight 1.
+        obs_scale: Factor of observations in the search (beta). Large values are td3-bc.
+    """
+    encoder = simplest_encoder(features)
+    learner = NearestActions(bc_weight=bc_weight, obs_scale=obs_scale, critic=CriticConfig(encoder=encoder))
+    return Method(PolicyConfig(Regression(), MLP(256, 2), encoder), RecedingHorizon(), learner)

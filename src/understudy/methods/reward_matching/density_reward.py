@@ -1,0 +1,77 @@
+"""Density of the demonstrations as a reward: how likely each step is among those of demonstrations."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from ...core import Above, part
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...learn.transport_reward import EpisodeReward, EpisodeRewardConfig
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
+from ..needs import ENDS, NUMBERS
+from ..registry import method
+
+
+@part
+class DensityReward(EpisodeRewardConfig):
+    """The logarithm of a kernel density estimate of the steps of demonstrations.
+
+    It has a Gaussian kernel in coded units. The reward is negative far from demonstrations, so that ends of episodes
+    must have a reason other than the reward.
+
+    Args:
+        bandwidth: Standard deviation of the kernel, in coded units.
+        inputs: "next" compares the observations that steps lead to, and "action" observations and actions.
+
+    References:
+        Gleave et al. (2022), imitation: Clean Imitation Learning Implementations, arXiv:2211.11972.
+    """
+
+    bandwidth: Annotated[float, Above(0)] = 0.5
+    inputs: Literal["next", "action"] = "action"
+    compares = False
+
+    def build(self, policy, data):
+        return _Density.of(self, policy, data)
+
+
+class _Density(EpisodeReward):
+    def rewards(self, steps):
+        return self.score(steps)
+
+    @torch.no_grad()
+    def score(self, steps: Tensor) -> Tensor:
+        """Returns the log-density of steps, (T, D), per step, (T,)."""
+        variance, (n, size) = self.config.bandwidth**2, self.points.shape
+        exponents = -torch.cdist(steps, self.points).square() / (2 * variance)
+        return exponents.logsumexp(1) - math.log(n) - size / 2 * math.log(2 * math.pi * variance)
+
+
+@method("Gleave et al. 2022 (DensityAlgorithm of imitation), arXiv 2211.11972, with TD3",
+        needs=(NUMBERS, ENDS, "an environment"),
+        when="if there are demonstrations without rewards and an environment, as the simplest reward to compare with.")
+def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bandwidth: float = 0.5) -> Method:
+    """TD3 with the log-density of each step among those of demonstrations as its reward.
+
+    Args:
+        n_rounds: Number of collection rounds.
+        n_episodes: Number of episodes in each round.
+        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
+        bandwidth: Standard deviation of the kernel, in coded units.
+    """
+    return Method(
+        PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
+        RecedingHorizon(),
+        OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth)),
+        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
+    )

@@ -1,0 +1,74 @@
+"""EDAC: the similarity of the critics' gradients in closed form, and that training lowers it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.d3rlpy import HIDDEN, RNG, STATE, fill_critic, make_batch, make_policy
+from torch import nn
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.learn.critic import CriticConfig
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCriticLearner
+from understudy.methods import find_method
+from understudy.methods.offline_rl.edac import DiverseCritics, DiverseCriticsLearner
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+from understudy.testing import check_learner
+
+
+def build(n_critics: int, **options) -> DiverseCriticsLearner:
+    config = DiverseCritics(critic=CriticConfig(HIDDEN, n_critics=n_critics), temperature=1.0, bc_weight=0.0, **options)
+    return config.build(make_policy(SquashedGaussian()), 0, 1, Dataset([]))
+
+
+def with_gradients(learner: DiverseCriticsLearner, directions: list[tuple[float, float]]) -> DiverseCriticsLearner:
+    """Critics that are linear, with these gradients with respect to the action."""
+    for i, direction in enumerate(directions):
+        learner.critic.layers[i] = nn.Linear(5, 1)
+        with torch.no_grad():
+            learner.critic.layers[i].weight[0, 3:] = torch.tensor(direction)
+    return learner
+
+
+@pytest.mark.parametrize(("directions", "expected"), [
+    ([(1.0, 0.0), (5.0, 0.0)], 2.0), ([(1.0, 0.0), (-3.0, 0.0)], -2.0), ([(1.0, 0.0), (0.0, 2.0)], 0.0),
+    ([(1.0, 0.0), (1.0, 0.0), (0.0, 1.0)], 1.0), ([(3.0, 4.0), (4.0, 3.0)], 2 * 24 / 25)])
+def test_similarity_in_closed_form(directions, expected):
+    """Each pair counts twice, as in the code of the authors. The sum is divided by the number of critics minus 1."""
+    learner = with_gradients(build(len(directions)), directions)
+    torch.testing.assert_close(learner.similarity(make_batch()), torch.full((6,), expected))
+
+
+def test_the_loss_is_that_of_sac_plus_the_weighted_similarity():
+    learner, batch = build(3, diversity_weight=0.7), make_batch()
+    fill_critic(learner.critic, 200)
+    expected = OffPolicyActorCriticLearner.critic_loss(learner, batch, RNG.manual_seed(1))
+    actual = learner.critic_loss(batch, RNG.manual_seed(1))
+    torch.testing.assert_close(actual, expected + 0.7 * learner.similarity(batch))
+    assert (learner.similarity(batch) > 0.1).any()
+
+
+def test_training_moves_the_gradients_apart():
+    similarities = {}
+    for weight in (0.0, 100.0):
+        learner, batch = build(4, diversity_weight=weight), make_batch()
+        for _ in range(50):
+            learner.update(batch)
+        similarities[weight] = learner.similarity(batch).mean().item()
+    assert similarities[100.0] < similarities[0.0] - 0.5, similarities
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(DiverseCritics(batch_size=8, critic=CriticConfig((8,), n_critics=3), temperature=1.0), (
+        PolicyConfig(SquashedGaussian(), MLP(16, 1, dropout=0.2), inputs=(STATE,)),))
+
+
+def test_bad_settings_are_refused():
+    for options, says in (({"n_critics": 1}, "one critic has no other to differ from"), ({"n_critics": 0}, "n_critics"),
+                          ({"diversity_weight": -1.0}, "diversity_weight")):
+        with pytest.raises(UserError, match=says):
+            find_method("edac", **options)
+    assert find_method("edac", n_critics=1, diversity_weight=0.0).learner.critic.n_critics == 1

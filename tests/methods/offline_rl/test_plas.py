@@ -1,0 +1,107 @@
+"""PLAS: losses of a peer, limits of the latent, and what each loss trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.d3rlpy import (
+    HIDDEN,
+    LOSSES,
+    RNG,
+    STATE,
+    ActionNet,
+    fill,
+    fill_critic,
+    inject_noise,
+    make_batch,
+    make_policy,
+)
+from torch import nn
+
+from understudy.core import Unsupported, UserError
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.heads.cvae import CVAE
+from understudy.learn.critic import CriticConfig
+from understudy.methods import find_method
+from understudy.methods.offline_rl.plas import PLAS, ChosenLatent, PLASLearner
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+from understudy.testing import check_learner
+
+EXPECTED = LOSSES["plas"]
+
+
+class LatentNet(nn.Module):
+    """A network of an observation with four outputs, as the peer has it."""
+
+    def __init__(self, phase: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4))
+        fill(self.layers.parameters(), phase, 0.3)
+
+    def forward(self, x, t, context):
+        return self.layers(context.flat()).unsqueeze(1)
+
+
+def build(**options) -> PLASLearner:
+    learner = PLAS(critic=CriticConfig(HIDDEN), **options).build(make_policy(ChosenLatent()), 0, 1, Dataset([]))
+    for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
+        policy.net["latent"] = LatentNet(phase)
+        policy.net["cvae"].posterior, policy.net["cvae"].decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    return learner
+
+
+def test_losses_equal_those_of_d3rlpy(monkeypatch):
+    inject_noise(monkeypatch)
+    learner, batch = build(), make_batch()
+    assert learner.policy.loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
+    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
+    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_plans_are_those_of_the_autoencoder_within_the_limit(limit):
+    learner, batch = build(), make_batch()
+    context, net = learner.policy.context(batch.obs), learner.policy.net
+    for parameter in net["latent"].parameters():
+        parameter.data *= 1e3  # so that the tanh is -1 or 1
+    signs = net["latent"](None, None, context)[:, 0].sign()
+    plan = ChosenLatent(max(limit, 1e-9)).sample(net, context, torch.zeros(6, 1, 0))
+    torch.testing.assert_close(plan, CVAE(temperature=1.0).sample(net["cvae"], context, limit * signs))
+
+
+@pytest.mark.parametrize("kind", ["loss", "policy_loss"])
+def test_cloning_trains_the_autoencoder_and_the_score_the_latent(kind):
+    learner, batch, rng = build(), make_batch(), torch.Generator().manual_seed(0)
+    loss = learner.policy.loss(batch, rng) if kind == "loss" else learner.policy_loss(batch, rng)
+    loss.sum().backward()
+    for name, parameter in learner.policy.net.named_parameters():
+        assert (parameter.grad is not None) == (name.startswith("cvae") == (kind == "loss")), name
+
+
+def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
+    config = PLAS(critic=CriticConfig(HIDDEN), cloning_updates=2)
+    learner = config.build(make_policy(ChosenLatent()), 0, 1, Dataset([]))
+    for update, changes in enumerate((True, True, False, False)):
+        before = {name: p.detach().clone() for name, p in learner.policy.net.named_parameters()}
+        critic = learner.critic.layers[0][0].weight.detach().clone()
+        learner.update(make_batch())
+        for name, parameter in learner.policy.net.named_parameters():
+            assert (not parameter.equal(before[name])) == (name.startswith("cvae") == changes), (update, name)
+        assert critic.equal(learner.critic.layers[0][0].weight) == changes
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(PLAS(batch_size=8, critic=CriticConfig((8,)), cloning_updates=1), (
+        PolicyConfig(ChosenLatent(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(Unsupported, match="CVAE has no latent to choose"):
+        PLAS().build(make_policy(CVAE()), 0, 1, Dataset([]))
+    for options, says in (({"max_latent": 0.0}, "max_latent"), ({"cloning_updates": -1}, "cloning_updates")):
+        with pytest.raises(UserError, match=says):
+            find_method("plas", **options)

@@ -41,6 +41,7 @@ NO_CONFIGS = {  # values that others make, not options of a user
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
+    "RetryActor",
 }
 OTHERS = {  # need other parts, or are written by code only
     "PastObservationGuidance", "ComposedConditions", "ComposedPolicies", "MeasuredDelay", "DroppedObservation",

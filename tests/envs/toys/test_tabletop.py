@@ -93,3 +93,37 @@ def test_a_click_says_the_same_as_the_words():
         assert clicked["observation.click"][row].tolist() == pytest.approx(expected)
     with pytest.raises(UserError, match="there is no control 'keys'"):
         Tabletop(control="keys")
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_block_that_slips_is_knocked_a_tenth_of_a_meter_in_every_direction(control):
+    n = 2000
+    env = Tabletop(n, control=control, blocks=2, slip=0.3)
+    env.reset(torch.arange(n), keys(0, range(n)))
+    env.state["blocks"][:] = [(0.5, 0.4), (0.1, 0.1)]
+    env.state["hand"][:] = (0.51, 0.4)
+    env.step(torch.tensor([[0.0, 0.0, 1.0] if control == "velocity" else [0.02, -0.2, 0.0, 0.0]]).expand(n, -1))
+    at, put = env.state["blocks"], (0.51, 0.4) if control == "velocity" else (0.5, 0.5)
+    slips = (at[:, 0] != np.float32(put)).any(1)
+    assert slips.mean() == pytest.approx(0.3, abs=0.03) and (at[:, 1] == np.float32([0.1, 0.1])).all()
+    away = at[slips, 0] - [0.5, 0.4]
+    assert np.linalg.norm(away, axis=1) == pytest.approx(tabletop.KNOCK) and away.mean(0) == pytest.approx(0, abs=0.01)
+    if control == "velocity":
+        assert np.array_equal(env.state["held"], np.where(slips, -1, 0)) and env.state["closed"].all()
+        before = at.copy()
+        env.step(torch.tensor([[0.0, 0.0, 1.0]]).expand(n, -1))
+        assert np.array_equal(before, env.state["blocks"])  # a hand that stays closed neither takes nor knocks
+
+
+def test_blocks_that_slip_stay_on_the_table_and_in_front_of_the_bins():
+    env = Tabletop(500, blocks=1, slip=1.0)
+    env.reset(torch.arange(500), keys(0, range(500)))
+    expert = env.expert()
+    obs, state = env._observation(), expert.start({}, env.key)
+    for _ in range(60):
+        action, state = expert.act(obs, state)
+        obs = env.step(action).obs
+        at = env.state["blocks"][:, 0]
+        assert at.min() >= np.float32(tabletop.BLOCK) and at[:, 0].max() <= np.float32(1 - tabletop.BLOCK)
+        assert at[:, 1].max() < 0.9 - tabletop.BIN[1]
+    assert at[:, 0].max() == np.float32(1 - tabletop.BLOCK)  # some came to the edge

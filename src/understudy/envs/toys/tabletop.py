@@ -19,6 +19,7 @@ CENTERS = np.array([[0.17, 0.9], [0.5, 0.9], [0.83, 0.9]], np.float32)  # m, of 
 BIN = np.array([0.15, 0.09], np.float32)  # m, half of a bin's width and depth
 BLOCK = 0.045  # m, half of a side
 GRASP = 0.04  # m: as near as this the hand takes a block
+KNOCK = 0.1  # m: how far a hand that misses a block knocks it away
 TABLE, HAND = 0.2, 0.45  # m: height of the table and of the hand in the picture from the side
 SPEED = 0.08  # m: how far the hand goes in one step at most
 MISSIONS = tuple(f"put the {color} block into the {side} bin" for color in COLORS for side in BINS)
@@ -46,25 +47,27 @@ class Tabletop(Toy):
     step is a whole motion. Actions are clipped to [-1, 1]. The named block in the named bin, let go, ends the episode
     with reward 1.
 
-    Best possible success: 1.0. `TabletopExpert(noise=0)` attains it.
+    Best possible success: 1.0 without `slip`. `TabletopExpert(noise=0)` attains it.
 
     Args:
         control: One of `CONTROLS`.
         instruction: One of `INSTRUCTIONS`.
         blocks: Number of blocks, from 1 to 6.
         camera_size: Width and height of the pictures. 0 for none.
+        slip: Probability that a hand that closes on a block misses it and knocks it 0.1 m away, in a random direction.
+            Blocks stay on the table and in front of the bins.
     """
 
     state_columns = ("observation.state", "observation.environment_state", "simulator.state")
 
     def __init__(self, rows: int = 1, limit: int = 60, control: str = "velocity", instruction: str = "words",
-                 blocks: int = 4, camera_size: int = 0):
+                 blocks: int = 4, camera_size: int = 0, slip: float = 0.0):
         for name, value, there in (("control", control, CONTROLS), ("instruction", instruction, INSTRUCTIONS)):
             if value not in there:
                 raise UserError(f"there is no {name} {value!r}", where="tabletop", hint=f"there are {', '.join(there)}")
         if not 1 <= blocks <= len(COLORS):
             raise UserError(f"the number of blocks is {blocks}", where="tabletop", hint=f"from 1 to {len(COLORS)}")
-        self.control, self.instruction, self.camera_size = control, instruction, camera_size
+        self.control, self.instruction, self.camera_size, self.slip = control, instruction, camera_size, slip
         self.colors = tuple(COLORS)[:blocks]
         instruction_feature = (Feature("uint8", (LENGTH,), "text") if instruction == "words" else
                                named_vector("take.x", "take.y", "put.x", "put.y", unit="m"))
@@ -122,11 +125,11 @@ class Tabletop(Toy):
         if self.control == "velocity":
             s["hand"] = np.clip(s["hand"] + np.float32(SPEED) * action[:, :2], 0, 1)
             closes = action[:, 2] > 0
-            s["held"] = np.where(closes, np.where(s["closed"], s["held"], self._nearest(s["hand"])), -1)
+            s["held"] = np.where(closes & s["closed"], s["held"], self._grasp(s["hand"], closes & ~s["closed"]))
             s["closed"] = closes
         else:
             place = (action + 1) / 2
-            s["held"], s["hand"] = self._nearest(place[:, :2]), place[:, 2:]
+            s["held"], s["hand"] = self._grasp(place[:, :2], np.ones(self.rows, bool)), place[:, 2:]
         moved = s["blocks"].copy()
         moved[rows, np.maximum(s["held"], 0)] = s["hand"]
         s["blocks"] = np.where((s["held"] >= 0)[:, None, None], moved, s["blocks"])
@@ -137,10 +140,17 @@ class Tabletop(Toy):
         success = inside & (s["held"] != named)
         return success, success, np.zeros_like(success)
 
-    def _nearest(self, at: np.ndarray) -> np.ndarray:
-        """Number of the block within reach of `at`, (rows,). -1 where there is none."""
-        gap = distance(self.state["blocks"], at[:, None])
-        return np.where(gap.min(1) < GRASP, gap.argmin(1), -1)
+    def _grasp(self, at: np.ndarray, closes: np.ndarray) -> np.ndarray:
+        """Number of the block that a hand takes which closes at `at`, (rows,). -1 where there is none, or it slips."""
+        gap, blocks = distance(self.state["blocks"], at[:, None]), self.state["blocks"]
+        block = np.where(closes & (gap.min(1) < GRASP), gap.argmin(1), -1)
+        drawn = uniform(self.key, self.clock, (2,)).numpy()
+        slips = np.flatnonzero((block >= 0) & (drawn[:, 0] < self.slip))
+        angle = 2 * np.pi * drawn[slips, 1]
+        knocked = blocks[slips, block[slips]] + KNOCK * np.stack([np.cos(angle), np.sin(angle)], 1)
+        blocks[slips, block[slips]] = np.clip(knocked, BLOCK, (1 - BLOCK, CENTERS[0, 1] - BIN[1] - BLOCK))
+        block[slips] = -1
+        return block
 
     def expert(self):
         return TabletopExpert(self.control)

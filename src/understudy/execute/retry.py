@@ -1,0 +1,57 @@
+"""Acting in attempts: a script starts again when a test reports that it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ..core import AtLeast, keys, part, put, take
+from .actor import Actor
+
+ATTEMPT = "attempt"  # recorded column: number of the attempt, from 1
+
+
+@part
+class RetryActor(Actor):
+    """Starts an actor again, in the same episode, when a test reports that its attempt failed.
+
+    The actor is usually a script. Each attempt has random numbers of its own. The number of the attempt is recorded as
+    the column `attempt`, (T, 1).
+
+    Args:
+        actor: Acts in one attempt. It begins where the failed attempt ended, so it must first let go, for example.
+        failed: Called with the observation, {column: (B, ...)}. Returns whether the attempt has failed, (B,) bool. A
+            new attempt begins at the step at which this becomes true.
+        max_attempts: Largest number of attempts in an episode. The last one goes on after it failed.
+
+    References:
+        Ha et al. (2023), Scaling Up and Distilling Down, arXiv:2307.14535.
+
+    Example:
+        >>> actor = RetryActor(script, lambda obs: obs["observation.state"][:, 7] < 0.01)  # the gripper is empty
+        >>> episodes = rollout(actor, env, 100)
+    """
+
+    actor: Actor
+    failed: Callable[[Mapping[str, Tensor]], Tensor]
+    max_attempts: Annotated[int, AtLeast(1)] = 100
+
+    def start(self, obs, key):
+        return {"actor": self.actor.start(obs, key), "key": key, ATTEMPT: torch.ones_like(key),
+                "failed": torch.zeros_like(key, dtype=torch.bool)}
+
+    def act(self, obs, state):
+        failed, inner = self.failed(obs), state["actor"]
+        begins = failed & ~state["failed"] & (state[ATTEMPT] < self.max_attempts)
+        attempt, rows = state[ATTEMPT] + begins, begins.nonzero().flatten()
+        if len(rows):
+            numbers = zip(state["key"][rows].tolist(), attempt[rows].tolist(), strict=True)
+            key = torch.cat([keys(of_episode, [number]) for of_episode, number in numbers])
+            inner = put(inner, rows, self.actor.start(take(obs, rows), key))
+        action, inner = self.actor.act(obs, inner)
+        inner = dict(inner)
+        record = {**inner.pop("record", {}), ATTEMPT: attempt[:, None]}
+        return action, {**state, "actor": inner, ATTEMPT: attempt, "failed": failed, "record": record}

@@ -37,7 +37,8 @@ COUNTS = ("int", "int | None", "tuple[int, ...]", "tuple[int, int] | None")
 NO_CONFIGS = {  # values that others make, not options of a user
     "PlanRequest", "PathCost", "Processes", "SkillPosteriorSpec", "StateActionEmbeddingSpec", "TaskSimilaritySpec",
     "Curve", "TrainingCurves", "TransformedActor", "RandomClassActor", "RepresentationSpec", "Bend",
-    "SuccessWeights", "GoalConditioned", "GoalValues", "CriticLearningConfig",  # checked in what is derived from them
+    # checked in what is derived from them
+    "SuccessWeights", "GoalConditioned", "GoalValues", "CriticLearningConfig", "ActorCritic",
 }
 BUILT = {  # need a planner or an actor: the configs that build them are checked here
     "FixedBatch", "ScorerGuidance", "NoisyActor", "ClassPrediction", "DelayedPlan", "DelayedAction",
@@ -50,7 +51,6 @@ OTHERS = {  # need other parts, or are written by code only
 MAY_BE_ZERO = {  # no steps, no layers, no change: something that a user may want
     "skip", "delay", "max_delay", "state_size", "encoder_depth", "n_frequencies", "steps", "warmup_steps",
     "n_extra_steps", "fit_steps", "start", "layer", "head", "critic_warmup_updates",
-    "cloning_updates",
 }
 ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "n_steps"), ("TokenEncoder", "crop"),
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),

@@ -126,12 +126,20 @@ def _joined_columns(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"known_column" if name == "known" else name: field for name, field in fields.items()}
 
 
+def _without_noise_and_density(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """BCQ had settings of TD3, SAC and CQL, which it never read."""
+    unread = {"target_noise", "max_target_noise", "temperature", "target_entropy", "critic_bc_weight",
+              "conservative_weight", "n_conservative_samples"}
+    return {name: field for name, field in fields.items() if name not in unread}
+
+
 # Old "module:Name": function of its JSON, without "$", that returns the present fields.
 UPGRADES: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "understudy.execute.planner_config:HierarchyConfig": _hierarchy,
     "understudy.execute.planner_config:InverseDynamicsConfig": _inverse_dynamics,
     "understudy.improve.collection:CollectionRounds": _collection_rounds,
     "understudy.data.relabel:ConcatColumns": _joined_columns,
+    "understudy.methods.offline_rl.bcq:BCQ": _without_noise_and_density,
     "understudy.improve.retention:BalancedSuccess": lambda fields: {"keep_initial": True},  # abco's learner balances
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -24,12 +26,8 @@ NEXT_ACTION = "next.action"  # column of the actions that follow a window
 
 
 @part
-class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
-    """TD3, with `bc_weight` TD3+BC, and with `temperature` SAC: off-policy reinforcement learning from stored episodes.
-
-    A critic learns the discounted return of a plan, which is the sum of rewards over the plan's steps and the value of
-    what follows. The policy maximizes the critic's score, and stays close to the stored actions. With a temperature it
-    also maximizes its entropy; its head must then have a density, such as `SquashedGaussian`.
+class ActorCritic(RewardedConfig, CriticLearningConfig):
+    """Base class of configs of learners with a critic of plans, and a policy that follows its scores.
 
     Batches need the columns `next.reward`, unless `reward` gives another, and `next.terminated`. A step that was cut
     off by a time limit is no end: the value of what would follow counts.
@@ -38,12 +36,107 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
             models, only those of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy.
+        reward: A reward model that is trained beside the policy, or that a stage trained. None: the rewards of the
+            data.
+        critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
+            already does not follow a critic that knows nothing.
+        policy_optimizer: Optimizer of the policy. None for that of the critic.
+    """
+
+    policy_delay: Annotated[int, AtLeast(1)] = 2
+    reward: RewardModelConfig | FromStage | None = None
+    n_step: Annotated[int, AtLeast(0)] = 0
+    critic_warmup_updates: Annotated[int, AtLeast(0)] = 0
+    policy_optimizer: OptimizerConfig | None = None
+
+    def __post_init__(self):
+        if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
+            raise ConfigError("a reward model of steps gives the rewards of a plan's own steps",
+                              where="OffPolicyActorCritic.n_step", hint="use 0, or a reward of whole episodes")
+
+    @property
+    def lookahead(self):
+        return self.n_step
+
+
+class ActorCriticLearner(RewardedLearner):
+    """Base class of learners of an `ActorCritic`.
+
+    Args:
+        auxiliary: Modules that are trained with the policy.
+        entropy: Largest entropy that is part of the return of a plan, in units of the reward.
+    """
+
+    config: ActorCritic
+
+    def __init__(self, config: ActorCritic, policy: Policy, seed: int, steps: int, data: Dataset,
+                 auxiliary: Sequence[nn.Module] = (), entropy: float = 0.0):
+        super().__init__(config, policy, seed, steps)
+        if policy.target.kind == "discrete" or policy.window.action_offset:
+            raise Unsupported("the critic scores plans of numbers that begin at the current step",
+                              where="OffPolicyActorCritic",
+                              hint="use it for continuous actions and with action_offset=0")
+        if 0 < config.n_step < policy.window.horizon:
+            raise Unsupported(f"the target has the rewards of {config.n_step} steps, but a plan has "
+                              f"{policy.window.horizon}", where="OffPolicyActorCritic.n_step",
+                              hint="use at least as many, or 0")
+        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+        self.register("policy", policy, config.policy_optimizer or config.optimizer, auxiliary=list(auxiliary))
+        self.register_reward(data)
+        self.bound = ReturnBound(data, config.discount, entropy)
+        self.target_critic = self.target_network("critic", config.target_decay)
+
+    @property
+    def discount(self) -> float:
+        """Discount per step, which batches are read with."""
+        return self.config.discount
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        batch = self.with_rewards(batch)
+        self.minimize("critic", self.critic_loss, batch)
+        if self.n_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
+            self.minimize("policy", self.policy_loss, batch)
+        metrics = self.end_update()
+        self.bound.check(metrics["critic/score"], batch, self.n_updates)
+        return metrics
+
+    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the squared error against `target_value`, summed over the critic networks, and a penalty, (B,)."""
+        target = self.target_value(batch, rng)
+        scores = self.critic.scores(batch.obs, batch.action)
+        self.log(score=scores.mean(0))
+        return (scores - target).square().sum(0) + self.score_penalty(scores, batch, rng)
+
+    def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
+        """Returns what the loss of the critic has beside the squared error, (B,).
+
+        Args:
+            scores: Scores of the stored plans, (n_critics, B).
+        """
+        return 0.0
+
+    @abstractmethod
+    def target_value(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns the target of the critic for each window, (B,)."""
+
+    @abstractmethod
+    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
+        """Returns the loss of the policy for each window, (B,) or (B, H), and further terms, (B,) each."""
+
+
+@part
+class OffPolicyActorCritic(ActorCritic):
+    """TD3, with `bc_weight` TD3+BC, and with `temperature` SAC: off-policy reinforcement learning from stored episodes.
+
+    A critic learns the discounted return of a plan, which is the sum of rewards over the plan's steps and the value of
+    what follows. The policy maximizes the critic's score, and stays close to the stored actions. With a temperature it
+    also maximizes its entropy; its head must then have a density, such as `SquashedGaussian`.
+
+    Args:
         target_noise: Standard deviation of the noise on target actions, in coded units. For TD3.
         max_target_noise: Largest noise on target actions, in coded units. For TD3.
         bc_weight: Weight of the squared distance to the stored actions. It is relative to a score of mean absolute
             value 1, but to the score itself with a temperature. 0.4 is that of TD3+BC, 0 is TD3 or SAC.
-        reward: A reward model that is trained beside the policy, or that a stage trained. None: the rewards of the
-            data.
         temperature: Weight of the entropy, in units of the reward: the first one, if there is a `target_entropy`. None
             for TD3.
         target_entropy: Entropy for each component of a plan, in coded units, to which the temperature is adjusted, such
@@ -54,9 +147,6 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
             ones. Above 0 in CQL, with a temperature.
         n_conservative_samples: Number of actions from which the soft maximum is estimated, of each of three kinds: of
             the policy here, of the policy after the plan, and uniform in the range of the data.
-        critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
-            already does not follow a critic that knows nothing.
-        policy_optimizer: Optimizer of the policy. None for that of the critic.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
@@ -68,24 +158,17 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
         and a temperature).
     """
 
-    policy_delay: Annotated[int, AtLeast(1)] = 2
     target_noise: Annotated[float, AtLeast(0)] = 0.2
     max_target_noise: Annotated[float, AtLeast(0)] = 0.5
     bc_weight: Annotated[float, AtLeast(0)] = 0.4
-    reward: RewardModelConfig | FromStage | None = None
     temperature: Annotated[float | None, Above(0)] = None
     target_entropy: float | None = None
-    n_step: Annotated[int, AtLeast(0)] = 0
     critic_bc_weight: Annotated[float, AtLeast(0)] = 0.0
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
     n_conservative_samples: Annotated[int, AtLeast(1)] = 10
-    critic_warmup_updates: Annotated[int, AtLeast(0)] = 0
-    policy_optimizer: OptimizerConfig | None = None
 
     def __post_init__(self):
-        if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
-            raise ConfigError("a reward model of steps gives the rewards of a plan's own steps",
-                              where="OffPolicyActorCritic.n_step", hint="use 0, or a reward of whole episodes")
+        super().__post_init__()
         if self.target_entropy is not None and self.temperature is None:
             raise ConfigError("there is no temperature to adjust", where="OffPolicyActorCritic.target_entropy",
                               hint="give the first one, such as temperature=1.0, or leave target_entropy out")
@@ -93,50 +176,28 @@ class OffPolicyActorCritic(RewardedConfig, CriticLearningConfig):
             raise ConfigError("conservative scores are of a policy with a density, as SAC has",
                               where="OffPolicyActorCritic.conservative_weight", hint="give a temperature, such as 1.0")
 
-    @property
-    def lookahead(self):
-        return self.n_step
-
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> OffPolicyActorCriticLearner:
         return OffPolicyActorCriticLearner(self, policy, seed, steps, data)
 
 
-class OffPolicyActorCriticLearner(RewardedLearner):
+class OffPolicyActorCriticLearner(ActorCriticLearner):
     """Learner of `OffPolicyActorCritic`."""
 
     config: OffPolicyActorCritic
 
     def __init__(self, config: OffPolicyActorCritic, policy: Policy, seed: int, steps: int, data: Dataset):
-        super().__init__(config, policy, seed, steps)
-        if policy.target.kind == "discrete" or policy.window.action_offset:
-            raise Unsupported("the critic scores plans of numbers that begin at the current step",
-                              where="OffPolicyActorCritic",
-                              hint="use it for continuous actions and with action_offset=0")
-        if 0 < config.n_step < policy.window.horizon:
-            raise Unsupported(f"the target has the rewards of {config.n_step} steps, but a plan has "
-                              f"{policy.window.horizon}", where="OffPolicyActorCritic.n_step",
-                              hint="use at least as many, or 0")
-        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.temperature = None
         if config.temperature is not None:
             policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
             self.temperature = Temperature(config.temperature, config.target_entropy is not None).to(policy.device)
-        self.register("policy", policy, config.policy_optimizer or config.optimizer,
-                      auxiliary=[self.temperature] if self.temperature else [])
-        self.register_reward(data)
+        entropy = math.prod(policy.noise_shape)  # about 1 for each component of a plan
+        super().__init__(config, policy, seed, steps, data, auxiliary=[self.temperature] if self.temperature else [],
+                         entropy=entropy * (config.temperature or 0.0))
         if config.conservative_weight and policy.codec.bound in (None, math.inf):
             raise Unsupported("conservative scores need a range of actions", where="OffPolicyActorCritic",
                               hint='use a codec that knows one, such as Normalizer(target="minmax")')
-        entropy = math.prod(policy.noise_shape)  # about 1 for each component of a plan
-        self.bound = ReturnBound(data, config.discount, entropy * (config.temperature or 0.0))
-        self.target_critic = self.target_network("critic", config.target_decay)
         if self.temperature is None:
             self.target_policy = self.target_network("policy", config.target_decay)
-
-    @property
-    def discount(self) -> float:
-        """Discount per step, which batches are read with."""
-        return self.config.discount
 
     def batch_sampler(self, data, sampling_weights=None):
         if self.config.critic_bc_weight:
@@ -148,28 +209,10 @@ class OffPolicyActorCriticLearner(RewardedLearner):
     def batch_columns(self):
         return (*super().batch_columns, *((NEXT_ACTION,) if self.config.critic_bc_weight else ()))
 
-    def update(self, batch: Batch) -> dict[str, float]:
-        batch = self.with_rewards(batch)
-        self.minimize("critic", self.critic_loss, batch)
-        warmup, delay = self.config.critic_warmup_updates, self.config.policy_delay
-        if self.n_updates >= warmup and self.n_updates % delay == 0:
-            self.minimize("policy", self.policy_loss if self.temperature is None else self.soft_policy_loss, batch)
-        metrics = self.end_update()
-        self.bound.check(metrics["critic/score"], batch, self.n_updates)
-        return metrics
-
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against `target_value`, summed over the critic networks, (B,).
-
-        With a `conservative_weight`, the conservative loss is added.
-        """
-        target = self.target_value(batch, rng)
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mean(0))
-        loss = (scores - target).square().sum(0)
+    def score_penalty(self, scores, batch, rng):
         if not self.config.conservative_weight:
-            return loss
-        return loss + self.config.conservative_weight * self.conservative_loss(scores, batch, rng)
+            return 0.0
+        return self.config.conservative_weight * self.conservative_loss(scores, batch, rng)
 
     def conservative_loss(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the logarithm of the integral of exponential scores minus the score of stored plans, (B,).
@@ -227,8 +270,10 @@ class OffPolicyActorCriticLearner(RewardedLearner):
 
         It is the negative score of the first critic network, divided by the mean absolute score of the batch, plus
         `bc_weight` times the squared distance to the stored actions, plus the squared distance to the range of actions
-        in the data. Distances are in coded units.
+        in the data. Distances are in coded units. With a temperature it is `soft_policy_loss`.
         """
+        if self.temperature is not None:
+            return self.soft_policy_loss(batch, rng)
         coded = self.policy.sample(self.policy.context(batch.obs), rng)
         inside = self._clipped(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]

@@ -17,7 +17,6 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.methods import find_method
-from understudy.methods.offline_rl.plas import PLAS
 from understudy.nets.mlp import MLP
 
 METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
@@ -52,8 +51,6 @@ def smaller(method: Method) -> Method:
     learner = replace(method.learner, steps=800, batch_size=64, optimizer=replace(method.learner.optimizer, lr=1e-3))
     if not isinstance(learner, BehaviorCloning):
         learner = replace(learner, critic=CriticConfig((64, 64)))
-    if isinstance(learner, PLAS):
-        learner = replace(learner, cloning_updates=300)
     stages = tuple(replace(stage, method=smaller(stage.method)) for stage in method.stages)
     return replace(method, policy=replace(method.policy, trunk=MLP(64, 2)), learner=learner, stages=stages)
 

@@ -83,8 +83,8 @@ def test_cloning_trains_the_autoencoder_and_the_score_the_latent(kind):
 
 
 def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
-    config = PLAS(critic=CriticConfig(HIDDEN), cloning_updates=2)
-    learner = config.build(make_policy(ChosenLatent()), 0, 1, Dataset([]))
+    config = PLAS(critic=CriticConfig(HIDDEN), cloning_fraction=0.5)
+    learner = config.build(make_policy(ChosenLatent()), 0, 4, Dataset([]))
     for update, changes in enumerate((True, True, False, False)):
         before = {name: p.detach().clone() for name, p in learner.policy.net.named_parameters()}
         critic = learner.critic.layers[0][0].weight.detach().clone()
@@ -95,13 +95,13 @@ def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
 
 
 def test_it_keeps_the_contract_of_learners():
-    check_learner(PLAS(batch_size=8, critic=CriticConfig((8,)), cloning_updates=1), (
+    check_learner(PLAS(batch_size=8, critic=CriticConfig((8,))), (
         PolicyConfig(ChosenLatent(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))
 
 
 def test_bad_settings_are_refused():
     with pytest.raises(Unsupported, match="CVAE has no latent to choose"):
         PLAS().build(make_policy(CVAE()), 0, 1, Dataset([]))
-    for options, says in (({"max_latent": 0.0}, "max_latent"), ({"cloning_updates": -1}, "cloning_updates")):
+    for options, says in (({"max_latent": 0.0}, "max_latent"), ({"cloning_fraction": 1.0}, "cloning_fraction")):
         with pytest.raises(UserError, match=says):
             find_method("plas", **options)

@@ -16,7 +16,7 @@ from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.advantage_weighted_actor_critic import draw_plans
 from ...learn.critic import CriticConfig
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
@@ -60,7 +60,7 @@ class PerturbedCVAE(TemperatureHead):
 
 
 @part
-class BCQ(OffPolicyActorCritic):
+class BCQ(ActorCritic):
     """Batch-constrained Q-learning, with the head `PerturbedCVAE`.
 
     Args:
@@ -84,10 +84,14 @@ class BCQ(OffPolicyActorCritic):
         return BCQLearner(self, policy, seed, steps, data)
 
 
-class BCQLearner(OffPolicyActorCriticLearner):
+class BCQLearner(ActorCriticLearner):
     """Learner of `BCQ`."""
 
     config: BCQ
+
+    def __init__(self, config: BCQ, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps, data)
+        self.target_policy = self.target_network("policy", config.target_decay)
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:

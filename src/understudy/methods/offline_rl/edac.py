@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
 from ...core import AtLeast, Batch, ConfigError, Schema, part
@@ -52,9 +52,9 @@ class DiverseCriticsLearner(OffPolicyActorCriticLearner):
 
     config: DiverseCritics
 
-    def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        loss = super().critic_loss(batch, rng)
-        return loss + self.config.diversity_weight * self.similarity(batch) if self.config.diversity_weight else loss
+    def score_penalty(self, scores, batch, rng):
+        weight, penalty = self.config.diversity_weight, super().score_penalty(scores, batch, rng)
+        return penalty + weight * self.similarity(batch) if weight else penalty
 
     def similarity(self, batch: Batch) -> Tensor:
         """Returns the cosine similarity of the gradients of all pairs of critics, over their number minus 1, (B,)."""

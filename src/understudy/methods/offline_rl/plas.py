@@ -8,14 +8,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from ...core import Above, AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.critic import CriticConfig
 from ...learn.method import Method
-from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
+from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
 from ...nets.encoders import simplest_encoder
 from ...nets.mlp import MLP
@@ -57,11 +57,12 @@ class ChosenLatent(Head):
 
 
 @part
-class PLAS(OffPolicyActorCritic):
+class PLAS(ActorCritic):
     """Policy in the latent action space, with the head `ChosenLatent`.
 
     Args:
-        cloning_updates: Number of first updates, which train the autoencoder alone. Later ones leave it as it is.
+        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone. Later ones leave it
+            as it is.
         min_weight: Weight of the smallest score among the critic networks (lambda). The largest has the remainder.
 
     References:
@@ -69,7 +70,7 @@ class PLAS(OffPolicyActorCritic):
     """
 
     policy_delay: Annotated[int, AtLeast(1)] = 1
-    cloning_updates: Annotated[int, AtLeast(0)] = 5000
+    cloning_fraction: Annotated[float, AtLeast(0), Below(1)] = 0.25
     min_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.75
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PLASLearner:
@@ -79,13 +80,18 @@ class PLAS(OffPolicyActorCritic):
         return PLASLearner(self, policy, seed, steps, data)
 
 
-class PLASLearner(OffPolicyActorCriticLearner):
+class PLASLearner(ActorCriticLearner):
     """Learner of `PLAS`."""
 
     config: PLAS
 
+    def __init__(self, config: PLAS, policy: Policy, seed: int, steps: int, data: Dataset):
+        super().__init__(config, policy, seed, steps, data)
+        self.target_policy = self.target_network("policy", config.target_decay)
+        self.cloning_updates = int(config.cloning_fraction * steps)
+
     def update(self, batch: Batch) -> dict[str, float]:
-        if self.n_updates >= self.config.cloning_updates:
+        if self.n_updates >= self.cloning_updates:
             return super().update(batch)
         self.minimize("policy", self.policy.loss, batch)
         return self.end_update()
@@ -107,13 +113,13 @@ class PLASLearner(OffPolicyActorCriticLearner):
 
 @method("Zhou et al. 2020 (PLAS), arXiv 2011.07213, without the perturbation", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards and no environment, and only actions like those in the data may be taken.")
-def plas(max_latent: float = 2.0, cloning_updates: int = 5000, features: Schema | None = None) -> Method:
+def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, features: Schema | None = None) -> Method:
     """Policy in the latent space of an autoencoder of the stored actions, which chooses what has the highest score.
 
     Args:
         max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
-        cloning_updates: Number of first updates, which train the autoencoder alone.
+        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone.
     """
     encoder = simplest_encoder(features)
-    learner = PLAS(cloning_updates=cloning_updates, critic=CriticConfig(encoder=encoder))
+    learner = PLAS(cloning_fraction=cloning_fraction, critic=CriticConfig(encoder=encoder))
     return Method(PolicyConfig(ChosenLatent(max_latent), MLP(256, 2), encoder), RecedingHorizon(), learner)

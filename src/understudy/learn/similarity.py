@@ -27,8 +27,8 @@ def triplet_loss(encodings: Tensor, margin: float) -> Tensor:
         encodings: Of the similar segments a and b and of the third, c, (B, 3, D).
     """
     a, b, c = encodings.unbind(1)
-    near, *far = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
-    return sum(((near - distance + margin).relu() for distance in far), torch.zeros_like(near))
+    similar, *others = ((x - y).square().sum(-1) for x, y in ((a, b), (a, c), (b, c)))
+    return sum(((similar - other + margin).relu() for other in others), torch.zeros_like(similar))
 
 
 @part

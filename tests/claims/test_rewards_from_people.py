@@ -1,10 +1,12 @@
-"""Row 027: the regret against an exact process, the clone, the reward and both learners against closed forms."""
+"""Rows 027 and 324: the regret, the clone, rewards and learners against closed forms, and what people answer."""
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 from claims.rewards_from_people import compounding_errors as rope
+from claims.rewards_from_people import similarity_queries as similar
 from understudy.envs.toys.mdp import tightrope
 
 RIGHT = rope.right_actions(7, 5, 2)
@@ -44,3 +46,42 @@ def test_ppo_and_soft_q_learning_end_at_the_exact_maximum_of_their_objective():
     assert np.abs(learned - exact).mean() < 0.05 and np.abs(exact - reference).mean() > 1.9
     practiced = rope.ppo(RIGHT, reference, reward, np.random.default_rng(3), 100, 3.0)
     assert np.abs(practiced - exact).mean() < 0.15
+
+
+def test_similar_segments_are_the_closest_and_rewards_are_the_optimum_of_bradley_and_terry():
+    data = similar.segments(40, 7)
+    features = similar.column(data, similar.FEATURES).mean(1)
+    number = {x.tobytes(): i for i, x in enumerate(similar.column(data, similar.STATE))}
+    for query in similar.queries(data, 20, np.random.default_rng(0), "features"):
+        a, b, c = (features[number[x.tobytes()]] for x in query.steps[similar.STATE].reshape(3, similar.STEPS, -1))
+        assert np.linalg.norm(a - b) < min(np.linalg.norm(a - c), np.linalg.norm(b - c))
+    users = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 1.0]])
+    better, worse = similar.compared(features, users, 30, np.random.default_rng(1))
+    assert (np.einsum("unk,uk->un", features[better] - features[worse], users) > 0).all()
+    weights = similar.linear_rewards(torch.from_numpy(features), better, worse).requires_grad_()
+    gap = torch.from_numpy(features[better] - features[worse])
+    loss = torch.nn.functional.softplus(-torch.einsum("und,ud->un", gap, weights)).sum() + weights.square().sum() / 2
+    loss.backward()
+    assert weights.grad.abs().max() < 1e-6 < 1 < weights.abs().max()
+
+
+def test_spurious_inputs_follow_the_features_and_in_shifted_data_they_do_not():
+    for shifted, expected in ((False, similar.CORRELATION), (True, 0.0)):
+        data = similar.segments(800, 7, shifted=shifted)
+        features, inputs = (similar.column(data, name).mean(1) for name in (similar.FEATURES, similar.STATE))
+        np.testing.assert_allclose(features.mean(0), 0, atol=0.15)
+        np.testing.assert_allclose(features.std(0), 1, atol=0.15)
+        for k in range(6):
+            assert np.corrcoef(inputs[:, -6 + k], features[:, k % 3])[0, 1] == pytest.approx(expected, abs=0.12)
+
+
+def test_the_true_features_order_nearly_all_pairs_and_a_network_learns():
+    data = similar.segments(200, 7)
+    accuracy = similar.accuracies(None, similar.RewardLearner("features"), data, 7, 1, 1)
+    assert len(accuracy[similar.ACCURACY]) == similar.N_USERS and np.mean(accuracy[similar.ACCURACY]) > 0.9
+    assert accuracy[similar.FIT] == pytest.approx([1.0])
+    features, inputs = (similar.column(data, name) for name in (similar.FEATURES, similar.STATE))
+    better, worse = similar.compared(features.mean(1), np.eye(3), 100, np.random.default_rng(0))
+    rewards = similar.network_rewards(*2 * (torch.from_numpy(inputs),), better, worse, 150, 0.01, 0).numpy()
+    user = np.arange(3)[:, None]
+    assert (rewards[user, better] > rewards[user, worse]).mean(1).min() > 0.9

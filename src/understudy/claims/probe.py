@@ -269,7 +269,8 @@ def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
         data = experiment.source.load(seed)
     numbers = recorder.numbers
     numbers["episodes and steps"] = [len(data), sum(len(e) for e in data)]
-    numbers["actions"] = _entries(np.concatenate([np.asarray(e.steps["action"], float).ravel() for e in data]))
+    column = "action" if "action" in data[0].steps else next(iter(data[0].steps))
+    numbers["actions"] = _entries(np.concatenate([np.asarray(e.steps[column], float).ravel() for e in data]))
     for i, column in enumerate(k for k in data[0].steps if k.startswith("keep.")):
         weights = np.concatenate([np.asarray(e.steps[column], float) for e in data])
         numbers[f"weights of arm {i + 1}"] = [float(weights.sum()), *_entries(weights)]

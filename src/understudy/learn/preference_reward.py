@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Annotated
 
@@ -161,6 +162,16 @@ class PreferenceLearner(GradientLearner):
         return values.reshape(len(numbers), -1)
 
 
+def padded_columns(data: Dataset, names: Iterable[str]) -> dict[str, Tensor]:
+    """Returns columns of all episodes, (N, T, ...). The last step is repeated up to the length of the longest one."""
+    longest = max(data.lengths)
+
+    def padded(name: str, episode: Episode) -> np.ndarray:
+        column = np.asarray(episode.steps[name])[:len(episode)]
+        return np.concatenate([column, np.repeat(column[-1:], longest - len(column), 0)])
+    return {name: torch.from_numpy(np.stack([padded(name, e) for e in data])) for name in names}
+
+
 class Comparisons:
     """All comparisons, in memory.
 
@@ -171,12 +182,8 @@ class Comparisons:
     """
 
     def __init__(self, data: Dataset, names: tuple[str, ...]):
-        def padded(name: str, episode: Episode) -> np.ndarray:
-            column = np.asarray(episode.steps[name])[:len(episode)]
-            return np.concatenate([column, np.repeat(column[-1:], longest - len(column), 0)])
-        longest = max(data.lengths)
-        self.columns = {name: torch.from_numpy(np.stack([padded(name, e) for e in data])) for name in names}
-        sign, better = torch.zeros(len(data), longest), []
+        self.columns = padded_columns(data, names)
+        sign, better = torch.zeros(len(data), max(data.lengths)), []
         for number, episode in enumerate(data):
             segment, preference = (np.reshape(episode.steps[name], -1)[:len(episode)] for name in (SEGMENT, PREFERENCE))
             sign[number, :len(episode)] = torch.from_numpy(1.0 - 2.0 * (segment > 0)).float()

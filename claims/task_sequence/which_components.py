@@ -175,7 +175,8 @@ def successes(nets, highest: np.ndarray, episodes: int, starts: int) -> np.ndarr
     rows, start_keys, rates = len(highest) * episodes, keys(starts, range(episodes)).repeat(len(highest)), []
     for number in range(N_CONTEXTS):
         env, context = world(number, rows), np.full(shape, number)
-        expert, obs, success = env.expert(), env.reset(torch.arange(rows), start_keys), torch.zeros((rows,), dtype=torch.bool)
+        expert, obs, success = (env.expert(), env.reset(torch.arange(rows), start_keys),
+                                torch.zeros((rows,), dtype=torch.bool))
         expert_state, error = expert.start(obs, start_keys), np.zeros((N_TASKS, *shape))
         error[np.arange(N_TASKS)[:, None] > highest] = np.inf
         for t in range(env.metadata["limit"]):

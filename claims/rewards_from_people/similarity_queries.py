@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.functional import softplus
 
 from understudy.claims.base import SCORE, DemonstrationSource, Measure, smaller
 from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.toys.planar_arms import SPEED, PlanarArms, PlanarArmsExpert
@@ -217,9 +219,13 @@ def explained(x: Tensor, features: np.ndarray, new: Tensor, new_features: np.nda
     return float(np.mean(1 - error.var(0) / new_features.var(0)))
 
 
+_shifted = Memo()  # segments that all arms are judged on
+
+
 def accuracies(experiment, arm: RewardLearner, data: Dataset, seed: int, episodes: int, starts: int):
     """The fraction of pairs of shifted segments that the learned reward of each new user orders as the user does."""
-    shifted, rng = segments(N_TEST, seed, 100_000, True), np.random.default_rng([seed, 1])
+    shifted = _shifted.get(seed, partial(segments, N_TEST, seed, 100_000, shifted=True))
+    rng = np.random.default_rng([seed, 1])
     (features, new_features), (inputs, new_inputs) = (
         [column(d, name) for d in (data, shifted)] for name in (FEATURES, STATE))
     features, new_features = features.mean(1), new_features.mean(1)

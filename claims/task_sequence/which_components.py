@@ -112,7 +112,7 @@ class Course:
     updates: int = 400  # in a context
 
     def for_probe(self):
-        return smaller(self, updates=60)
+        return smaller(self, updates=12)
 
     def learn(self, data: Dataset, seed: int, evaluate) -> tuple[np.ndarray, np.ndarray]:
         """Trains.

@@ -6,15 +6,14 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.killed_training import save_each_update, start
 from fixtures.runs import Stop, contents, made_up, plain, run
-from folders import TESTS
 
 from understudy.core import UserError
 from understudy.learn.run import Run, disk_space_errors
@@ -118,30 +117,20 @@ def test_a_checkpoint_that_was_not_yet_named_counts(tmp_path, whole):
     assert steps_run[0] == 7 and contents(out) == contents(whole)
 
 
-PROGRAM = """
-import sys
-sys.path.insert(0, {tests!r})
-from fixtures.runs import plain, made_up, run
-print("ready", flush=True)
-run({out!r}, plain(60), save_freq=1)
-"""
-
-
 @pytest.mark.slow  # processes are started and killed
 def test_killed_at_any_moment_the_checkpoints_are_whole_and_it_goes_on(tmp_path):
     """It saves after every update, so that most kills come in the midst of saving."""
     out, rng, last = tmp_path / "run", np.random.default_rng(0), -1
-    program = PROGRAM.format(tests=str(TESTS), out=str(out))
     for n in range(9):
-        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert child.stdout.readline() == b"ready\n", child.stderr.read()
+        child = start(save_each_update, out)
         # The first time at once; then when it is at work, which on a busy machine may take a while to begin.
         deadline = time.monotonic() + 60
         while n and max(Run(out).saved_steps(), default=-1) <= last and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
         saved = Run(out).saved_steps()
         assert n == 0 or saved[-1] > last
         last = max(saved, default=-1)

@@ -11,7 +11,7 @@ def test_a_step_is_detected_after_as_many_values_as_the_sum_needs(interval, dela
     """Mean 0 and deviation 1, then 3: the sums are 2.50, 4.73, 6.76 and 8.62, as the average follows the step."""
     detector = DriftDetector(interval=interval)
     alarms = [n for n, value in enumerate([1.0, -1.0] * 25 + [3.0] * 30, 1) if detector.update(value)]
-    assert alarms == [50 + delay]  # and it begins anew, so the new level raises no second one
+    assert alarms == [50 + delay]  # and it begins again, so the new level raises no second one
 
 
 def test_a_loss_that_falls_or_stays_raises_no_alarm():

@@ -53,15 +53,16 @@ def whole(request, demos, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_stopped_at_each_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
-    """One run, which goes on after each stop."""
-    stored_method = Method.load(whole)
+def test_stopped_at_any_update_it_is_the_same_run_bit_by_bit(whole, demos, tmp_path):
+    """One run is stopped at each update. A copy of it is completed from there."""
+    stored_method, stopped, expected = Method.load(whole), tmp_path / "stopped", contents(whole)
     for at in range(1, max(Run(whole).saved_steps()) + 1):
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, stored_method, demos, callbacks=[Stop(at)])
-        assert Run(tmp_path).saved_steps()[-1] == at
-    run(tmp_path, stored_method, demos)
-    assert contents(tmp_path) == contents(whole)
+            run(stopped, stored_method, demos, callbacks=[Stop(at)])
+        assert Run(stopped).saved_steps()[-1] == at
+        shutil.copytree(stopped, out := tmp_path / str(at))
+        run(out, stored_method, demos)
+        assert contents(out) == expected, at
 
 
 def test_demonstrations_beside_the_batches_are_those_of_a_run_that_nothing_stopped(demos, tmp_path):

@@ -18,14 +18,14 @@ ATTEMPT = "attempt"  # recorded column: number of the attempt, from 1
 class RetryActor(Actor):
     """Starts an actor again, in the same episode, when a test reports that its attempt failed.
 
-    The actor is usually a script. Each attempt has random numbers of its own. The number of the attempt is recorded as
+    The actor is usually a script. Each attempt draws its own random numbers. The number of the attempt is recorded as
     the column `attempt`, (T, 1).
 
     Args:
         actor: Acts in one attempt. It begins where the failed attempt ended, so it must first let go, for example.
         failed: Called with the observation, {column: (B, ...)}. Returns whether the attempt has failed, (B,) bool. A
             new attempt begins at the step at which this becomes true.
-        max_attempts: Largest number of attempts in an episode. The last one goes on after it failed.
+        max_attempts: Largest number of attempts in an episode. The last one continues after it failed.
 
     References:
         Ha et al. (2023), Scaling Up and Distilling Down, arXiv:2307.14535.

@@ -9,7 +9,7 @@ class DriftDetector:
     """One-sided CUSUM of a loss, in standard deviations from its moving average.
 
     The sum is of the log-likelihood ratios of a rise by `shift` and no rise, and begins again where it falls below 0.
-    The detector alarms when it exceeds ``log(interval)``, and then begins anew. It allows a loss that falls slowly.
+    The detector alarms when it exceeds ``log(interval)``, and then starts again. It allows a loss that falls slowly.
 
     Args:
         shift: Rise that is found soonest, in standard deviations.

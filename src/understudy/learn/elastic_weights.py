@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core import ConfigError, part
+from ..core import AtLeast, ConfigError, part
 from ..data.episode import Dataset
 from ..policy import Policy
 from .behavior_cloning import AuxiliaryLoss
@@ -63,7 +64,7 @@ class EWC(AuxiliaryLoss):
     """
 
     anchors: tuple[str, ...]
-    weight: float = 1.0
+    weight: Annotated[float, AtLeast(0)] = 1.0
 
     def build(self, policy):
         own, anchors = dict(policy.named_parameters()), []

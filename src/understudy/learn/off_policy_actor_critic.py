@@ -36,7 +36,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
             models, only those of whole episodes give rewards of later steps.
         policy_delay: Updates of the critic per update of the policy.
-        reward: A reward model that is trained beside the policy, or that a stage trained. None: the rewards of the
+        reward: A reward model that is trained along with the policy, or that a stage trained. None: the rewards of the
             data.
         critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
             already does not follow a critic that knows nothing.
@@ -52,7 +52,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
     def __post_init__(self):
         if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
             raise ConfigError("a reward model of steps gives the rewards of a plan's own steps",
-                              where="OffPolicyActorCritic.n_step", hint="use 0, or a reward of whole episodes")
+                              where=f"{type(self).__name__}.n_step", hint="use 0, or a reward of whole episodes")
 
     @property
     def lookahead(self):
@@ -74,11 +74,11 @@ class ActorCriticLearner(RewardedLearner):
         super().__init__(config, policy, seed, steps)
         if policy.target.kind == "discrete" or policy.window.action_offset:
             raise Unsupported("the critic scores plans of numbers that begin at the current step",
-                              where="OffPolicyActorCritic",
+                              where=type(config).__name__,
                               hint="use it for continuous actions and with action_offset=0")
         if 0 < config.n_step < policy.window.horizon:
             raise Unsupported(f"the target has the rewards of {config.n_step} steps, but a plan has "
-                              f"{policy.window.horizon}", where="OffPolicyActorCritic.n_step",
+                              f"{policy.window.horizon}", where=f"{type(config).__name__}.n_step",
                               hint="use at least as many, or 0")
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer or config.optimizer, auxiliary=list(auxiliary))
@@ -108,7 +108,7 @@ class ActorCriticLearner(RewardedLearner):
         return (scores - target).square().sum(0) + self.score_penalty(scores, batch, rng)
 
     def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
-        """Returns what the loss of the critic has beside the squared error, (B,).
+        """Returns what is added to the squared error in the loss of the critic, (B,).
 
         Args:
             scores: Scores of the stored plans, (n_critics, B).

@@ -127,3 +127,9 @@ def test_blocks_that_slip_stay_on_the_table_and_in_front_of_the_bins():
         assert at.min() >= np.float32(tabletop.BLOCK) and at[:, 0].max() <= np.float32(1 - tabletop.BLOCK)
         assert at[:, 1].max() < 0.9 - tabletop.BIN[1]
     assert at[:, 0].max() == np.float32(1 - tabletop.BLOCK)  # some came to the edge
+
+
+@pytest.mark.parametrize("slip", [-0.1, 1.5])
+def test_a_slip_that_is_no_probability_is_refused(slip):
+    with pytest.raises(UserError, match=f"the probability slip is {slip}"):
+        Tabletop(slip=slip)

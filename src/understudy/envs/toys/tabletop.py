@@ -67,6 +67,8 @@ class Tabletop(Toy):
                 raise UserError(f"there is no {name} {value!r}", where="tabletop", hint=f"there are {', '.join(there)}")
         if not 1 <= blocks <= len(COLORS):
             raise UserError(f"the number of blocks is {blocks}", where="tabletop", hint=f"from 1 to {len(COLORS)}")
+        if not 0 <= slip <= 1:
+            raise UserError(f"the probability slip is {slip}", where="tabletop", hint="from 0 to 1")
         self.control, self.instruction, self.camera_size, self.slip = control, instruction, camera_size, slip
         self.colors = tuple(COLORS)[:blocks]
         instruction_feature = (Feature("uint8", (LENGTH,), "text") if instruction == "words" else

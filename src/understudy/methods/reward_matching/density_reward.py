@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from ...core import Above, part
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
-from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.transport_reward import EpisodeReward, EpisodeRewardConfig
-from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS
 from ..registry import method
+from .pwil import pwil
 
 
 @part
@@ -69,9 +65,5 @@ def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, 
         noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
         bandwidth: Standard deviation of the kernel, in coded units.
     """
-    return Method(
-        PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth)),
-        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
-    )
+    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth))
+    return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

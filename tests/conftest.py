@@ -87,8 +87,16 @@ def pytest_configure(config):
         config.pluginmanager.register(Skips(HERE / "expected_skips.txt"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Tests with the marker gpu are skipped where there is no GPU."""
+    """Those in slow_tests.txt are slow, and those with the marker gpu are skipped where there is no GPU."""
+    if (HERE / "slow_tests.txt").exists():
+        from slow_tests import LIST, entries, slow
+
+        listed = entries(LIST.read_text(encoding="utf-8"))
+        for item in items:
+            if slow(listed, item.nodeid):
+                item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch  # late: most commands of pytest need no PyTorch

@@ -424,7 +424,7 @@ def test_other_names_say_what_they_are():
 MAX_TEST_LINES = 500
 # Tests at the root that are of no module at the root of the package.
 AT_THE_ROOT = {"architecture", "docs", "docstrings", "field_choices", "field_ranges", "gpu", "packaging",
-               "real_arm_page", "real_input", "skips"}
+               "real_arm_page", "real_input", "skips", "slow_tests"}
 
 
 def test_files_of_tests_are_short():

@@ -438,7 +438,7 @@ def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | 
     Args:
         position: Position of all shafts (steps).
     """
-    if kind.manufacturer == "feetech":
+    if kind.is_feetech:
         return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
     servos = (DynamixelServo(m.id, m.model, position) for m in kind.servos.values())
     return EmulatedDynamixelBus(*servos, faults=faults)

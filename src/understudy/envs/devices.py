@@ -53,7 +53,6 @@ class Keyboard:
         low: Lowest action, (A,).
         high: Highest action, (A,).
         handle: File descriptor of the terminal.
-        clock: Current time, in seconds.
     """
 
     low: Sequence[float]

@@ -64,9 +64,6 @@ class Takeover:
     The policy acts, or the person does. Either can be held: then no step follows until the person continues, takes
     over, gives back, or ends the episode.
 
-    Args:
-        clock: Current time (s).
-
     Attributes:
         is_person: Whether the person acts, or did before the hold.
         is_held: Whether nobody acts.
@@ -210,8 +207,6 @@ class Screen:
     Args:
         show: Draws a text: the image of the environment and the keys.
         lines: Height of the image in lines.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
 
     show: Callable[[str], None]

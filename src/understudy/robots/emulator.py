@@ -88,7 +88,6 @@ class EmulatedServo(ABC):
         position: Position of the shaft when it was switched on (steps of 1/4096 turn, before the homing offset).
         velocity: Largest velocity of the shaft (steps/s).
         registers: The registers that the emulator itself uses, by name.
-        clock: Current time (s).
 
     Attributes:
         fault: Error bits that every status packet carries.

@@ -20,8 +20,6 @@ class RobotEnv(Env):
         robot: The robot. It must be connected while the environment is used.
         max_episode_steps: Number of steps of an episode. None for no limit.
         prepare: Called before each episode, for example to ask a person to arrange the scene.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
 
     rows = 1

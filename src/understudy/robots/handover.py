@@ -26,8 +26,6 @@ class Handover:
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
         max_velocity: Largest velocity of each joint, in units of the action per second.
         follow_seconds: Longest time in which the device is driven.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
 
     Attributes:
         is_complete: Whether the robot does what the device says.

@@ -38,7 +38,6 @@ class SimulatedArm(Robot):
         link: The connection, in both directions.
         position: Initial position of each joint (deg).
         servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
-        clock: Current time (s).
         cameras: Its cameras by name, which are not simulated.
     """
 

@@ -111,24 +111,6 @@ class MDP:
         last = self.action_values(horizon, discount, policy, rewards)[-1]
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
-    def visits(self, policy: np.ndarray, horizon: int) -> np.ndarray:
-        """Probability of each state and action at each step under a policy.
-
-        Args:
-            policy: As for `action_values`.
-            horizon: Number of steps.
-
-        Returns:
-            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode has not
-            ended.
-        """
-        probabilities = np.zeros((horizon, self.states, self.actions))
-        at = self.start * ~self.final
-        for t in range(horizon):
-            probabilities[t] = at[:, None] * (policy if policy.ndim == 2 else policy[horizon - 1 - t])
-            at = np.einsum("sa,sat->t", probabilities[t], self.transitions) * ~self.final
-        return probabilities
-
     def best_policy(self, horizon: int, discount: float = 1.0, rewards: np.ndarray | None = None) -> np.ndarray:
         """Policy of largest expected discounted return. All best actions have equal probability.
 

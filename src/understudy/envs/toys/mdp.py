@@ -98,31 +98,28 @@ class MDP:
                 value = ((policy if policy.ndim == 2 else policy[h]) * values[h]).sum(1)
         return values
 
-    def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0,
-                        rewards: np.ndarray | None = None) -> float:
+    def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0) -> float:
         """Expected discounted return of a policy, computed exactly.
 
         Args:
             policy: Probability of each action, as for `action_values`.
             horizon: Number of steps.
             discount: Factor per step.
-            rewards: Other rewards, (states, actions, states). None for the process's own.
         """
-        last = self.action_values(horizon, discount, policy, rewards)[-1]
+        last = self.action_values(horizon, discount, policy)[-1]
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
-    def best_policy(self, horizon: int, discount: float = 1.0, rewards: np.ndarray | None = None) -> np.ndarray:
+    def best_policy(self, horizon: int, discount: float = 1.0) -> np.ndarray:
         """Policy of largest expected discounted return. All best actions have equal probability.
 
         Args:
             horizon: Number of steps.
             discount: Factor per step.
-            rewards: Other rewards, (states, actions, states). None for the process's own.
 
         Returns:
             Probabilities, (horizon, states, actions). Entry [h] is for h + 1 steps to go.
         """
-        values = self.action_values(horizon, discount, rewards=rewards)
+        values = self.action_values(horizon, discount)
         best = values >= values.max(2, keepdims=True) - 1e-9
         return best / best.sum(2, keepdims=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,9 +89,8 @@ class PegInsertion(Toy):
         s["peg"] = _to_world(np.stack([u, v, turn], 1).astype(np.float32), s["hole"], s["outline"])
         return success, success, np.zeros_like(success)
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "outline": torch.from_numpy(self.state["outline"].copy())})
+    def numbers(self):
+        return {"outline": self.state["outline"]}
 
     def expert(self):
         return PegInsertionExpert(float(self.tolerance))

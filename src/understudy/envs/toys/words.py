@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -92,9 +92,8 @@ class Words(Toy):
         failure = on.any(1) & ~success
         return success.astype(np.float32) - failure, success, failure
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["meant"].copy())})
+    def numbers(self):
+        return {"mission": self.state["meant"]}
 
     def expert(self):
         return WordsExpert()

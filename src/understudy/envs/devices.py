@@ -55,8 +55,8 @@ class Keyboard:
         handle: File descriptor of the terminal.
     """
 
-    low: Sequence[float]
-    high: Sequence[float]
+    low: Sequence[float] = (-1, -1)
+    high: Sequence[float] = (1, 1)
     handle: int = 0
     clock: Callable[[], float] = time.monotonic
     _until: dict[int, tuple[int, float]] = field(default_factory=dict)  # component: direction, until when
@@ -132,9 +132,6 @@ class DiscreteKeyboard(Keyboard):
     Each step executes the last key that was pressed since the step before. Without a key there is no step.
     """
 
-    low: Sequence[float] = (-1, -1)
-    high: Sequence[float] = (1, 1)
-
     def read(self) -> np.ndarray | None:
         """(1,) int64, or None while no key was pressed."""
         self._listen()
@@ -152,9 +149,6 @@ class RecordingKeys(Keyboard):
 
     The right arrow ends the episode (enter), the left arrow records it again (discard), and escape stops (quit).
     """
-
-    low: Sequence[float] = (-1, -1)
-    high: Sequence[float] = (1, 1)
 
     def _press(self, key: str, now: float) -> None:
         if key == "\x1b":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -266,43 +268,27 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
         text: Such as "{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}".
     """
     tokens = re.findall(r'"[^"]*"|\'[^\']*\'|[{}:,]|[^{}:,\s"\']+(?::(?=\S)[^{}:,\s]+)*', text)
+    pairs = list(zip(tokens, [*tokens[1:], ""], strict=True))  # each with the one after it
+    words = [_as_json(token, after == ":") for token, after in pairs if (token, after) != (",", "}")]
     try:
-        value = _mapping(tokens)
-        if tokens or not all(isinstance(v, dict) for v in value.values()):
+        value = json.loads("".join(words))
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
             raise ValueError
-    except (ValueError, IndexError):
+    except ValueError:
         raise ConfigError(f"{text!r} does not describe cameras", where="--robot.cameras",
                           hint="such as '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'"
                           ) from None
     return value
 
 
-def _mapping(tokens: list[str]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    if tokens.pop(0) != "{":
-        raise ValueError
-    while tokens[0] != "}":
-        name = tokens.pop(0).strip("\"'")
-        if tokens.pop(0) != ":":
-            raise ValueError
-        entries[name] = _mapping(tokens) if tokens[0] == "{" else _scalar(tokens.pop(0))
-        if tokens[0] == ",":
-            tokens.pop(0)
-    tokens.pop(0)
-    return entries
-
-
-def _scalar(word: str) -> int | float | bool | str:
-    if word in "{}:,":
-        raise ValueError
-    if word in ("true", "false"):
-        return word == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word.strip("\"'")
+def _as_json(word: str, is_key: bool) -> str:
+    """A sign or a word of a description of cameras. Words may have no quotes."""
+    if word in "{}:," or not is_key and word in ("true", "false"):
+        return word
+    for kind in () if is_key else (int, float):
+        with suppress(ValueError):
+            return json.dumps(kind(word))
+    return json.dumps(word.strip("\"'"))
 
 
 def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -> Camera:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import UserError, normal, uniform
+from ...core import UserError, normal, uniform, unknown_name
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
 from ..raster import render_map
@@ -48,7 +48,7 @@ class FourRooms(Toy):
     def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate",
                  goal: tuple[float, float] | None = None, walls: str = "stop"):
         if style not in STYLES:
-            raise UserError(f"there is no style {style!r}", where="four_rooms", hint=f"there are {', '.join(STYLES)}")
+            raise unknown_name("style", style, STYLES, "four_rooms")
         if walls not in ("stop", "end"):
             raise UserError(f"walls is {walls!r}", where="four_rooms", hint='choose "stop" or "end"')
         self.style, self.goal, self.walls = style, goal, walls

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...core import Feature, UserError, normal, uniform
+from ...core import Feature, UserError, normal, uniform, unknown_name
 from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, distance, named_vector
@@ -62,9 +62,9 @@ class Tabletop(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 60, control: str = "velocity", instruction: str = "words",
                  blocks: int = 4, camera_size: int = 0, slip: float = 0.0):
-        for name, value, there in (("control", control, CONTROLS), ("instruction", instruction, INSTRUCTIONS)):
-            if value not in there:
-                raise UserError(f"there is no {name} {value!r}", where="tabletop", hint=f"there are {', '.join(there)}")
+        for kind, name, valid_names in (("control", control, CONTROLS), ("instruction", instruction, INSTRUCTIONS)):
+            if name not in valid_names:
+                raise unknown_name(kind, name, valid_names, "tabletop")
         if not 1 <= blocks <= len(COLORS):
             raise UserError(f"the number of blocks is {blocks}", where="tabletop", hint=f"from 1 to {len(COLORS)}")
         if not 0 <= slip <= 1:

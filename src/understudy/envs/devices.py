@@ -248,13 +248,7 @@ class Gamepad:
 
 @dataclass(frozen=True)
 class LeaderArm:
-    """A second arm that a person moves. The action is ``joints * scale + offset``.
-
-    Args:
-        joints: Returns the joint positions of the leader.
-        scale: Calibration to the joints of the follower.
-        offset: Calibration to the joints of the follower.
-    """
+    """A second arm that a person moves. The action is ``joints * scale + offset``."""
 
     joints: Callable[[], Sequence[float]]
     scale: Sequence[float] | float = 1.0

@@ -45,8 +45,6 @@ class Improvement:
     """How a trained policy is improved.
 
     Args:
-        run: The run that is improved.
-        data: The episodes that it was trained on.
         supervisor: "expert", "person", or the run of a policy. None for nobody.
         n_updates: Updates after each round. None for as many in all as the run had.
         intervention_rate: Fraction of the policy's steps at which it asks for help, for methods in which it asks.
@@ -160,7 +158,6 @@ class ImprovementMethod:
     """A way to improve a policy.
 
     Args:
-        summary: What it does, in a line.
         build: Returns the method, given the improvement and the method that continues the run.
         starts_as_run: Whether the untrained policy is that of the run. Otherwise it may be worse.
     """

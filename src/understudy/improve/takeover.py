@@ -64,7 +64,6 @@ class Takeover:
         is_person: Whether the person acts, or did before the hold.
         is_held: Whether nobody acts.
         success: What the person says of the episode, which ends it. None while the person has not said anything.
-        n_takeovers: Number of takeovers of this episode.
         n_returns: How often the policy has begun to act again. It then needs a new plan.
         seconds: Time in which the person acted, and watched.
     """
@@ -214,8 +213,6 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
     Enter starts an episode. Keys count from the next step on. The person ends an episode with y or n.
 
     Args:
-        env: The toy.
-        keyboard: Gives the commands.
         takeover: Who acts, with the same clock as the screen.
     """
 

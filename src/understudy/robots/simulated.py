@@ -35,10 +35,8 @@ class SimulatedArm(Robot):
     arrived. Time comes from `clock` alone, so a test decides how it passes.
 
     Args:
-        link: The connection, in both directions.
         position: Initial position of each joint (deg).
         servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
-        cameras: Its cameras by name, which are not simulated.
     """
 
     name = "simulated_arm"

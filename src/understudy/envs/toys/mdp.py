@@ -103,18 +103,12 @@ class MDP:
 
         Args:
             policy: Probability of each action, as for `action_values`.
-            horizon: Number of steps.
-            discount: Factor per step.
         """
         last = self.action_values(horizon, discount, policy)[-1]
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
     def best_policy(self, horizon: int, discount: float = 1.0) -> np.ndarray:
         """Policy of largest expected discounted return. All best actions have equal probability.
-
-        Args:
-            horizon: Number of steps.
-            discount: Factor per step.
 
         Returns:
             Probabilities, (horizon, states, actions). Entry [h] is for h + 1 steps to go.

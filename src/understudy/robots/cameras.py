@@ -313,10 +313,10 @@ def frame_number(picture: np.ndarray) -> int:
     return int("".join("01"[int(mean > 127)] for mean in blocks.mean((0, 2, 3))), 2)
 
 
-def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
+def find_cameras() -> list[dict[str, int | float | str]]:
     """The cameras that OpenCV can open: index or path, width, height and fps of each."""
     cv2 = _opencv()
-    paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(most))
+    paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(10))
     cameras = []
     for path in paths:
         capture = cv2.VideoCapture(path)

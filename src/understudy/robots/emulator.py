@@ -431,26 +431,21 @@ class EmulatedDynamixelBus(EmulatedBus):
         return bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")])
 
 
-def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | None = None) -> EmulatedBus:
-    """The servos of an arm.
-
-    Args:
-        position: Position of all shafts (steps).
-    """
+def emulate_arm(kind: ServoArmType, faults: Faults | None = None) -> EmulatedBus:
+    """The servos of an arm, in the middle of their turn."""
     if kind.is_feetech:
-        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
-    servos = (DynamixelServo(m.id, m.model, position) for m in kind.servos.values())
+        return EmulatedFeetechBus(*(FeetechServo(m.id) for m in kind.servos.values()), faults=faults)
+    servos = (DynamixelServo(m.id, m.model) for m in kind.servos.values())
     return EmulatedDynamixelBus(*servos, faults=faults)
 
 
-def wave(bus: EmulatedBus, seconds: float, size: int = 800) -> None:
+def wave(bus: EmulatedBus, seconds: float) -> None:
     """Moves all joints without torque around half a turn, as a hand would.
 
     Args:
         seconds: Time since the beginning (s).
-        size: Largest distance from the middle (steps).
     """
     with bus.lock:
         for servo in bus.servos:
             if not servo.get("Torque_Enable"):
-                servo.push(TURN / 2 + size * np.sin(seconds * (0.5 + 0.1 * servo.number)))
+                servo.push(TURN / 2 + 800 * np.sin(seconds * (0.5 + 0.1 * servo.number)))

@@ -497,18 +497,14 @@ def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
 # -- setting up -----------------------------------------------------------------------------------------------------
 
 
-def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[int] = (1_000_000, 57_600, 115_200)
-                 ) -> tuple[int, int]:
+def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
     """Gives the only connected servo the id that it has in the arm, and the fastest usual baud rate.
-
-    Args:
-        baudrates: Rates at which to look for it.
 
     Returns:
         The id and the baud rate that it had.
     """
     motor = kind.servos[name]
-    for rate in baudrates:
+    for rate in (1_000_000, 57_600, 115_200):
         bus = kind.bus(port)
         bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
         bus.connect(check=False)

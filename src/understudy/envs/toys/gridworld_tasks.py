@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, uniform
+from ...data.tasks import decode_text
+from ...data.text_columns import TaskText
 from ...execute.actor import Actor
 from ..grid import MOVES
 from ..raster import COLOR_OF_ROLE, Canvas
@@ -156,7 +158,7 @@ class GridworldTasks(Toy):
         return canvas.image[0]
 
 
-_TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) for text in MISSIONS])
+_TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
@@ -170,7 +172,7 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
     """
     same = (np.asarray(task)[:, None] == _TEXTS).all(2)
     if len(unknown_rows := np.flatnonzero(~same.any(1))):
-        text = bytes(np.asarray(task)[unknown_rows[0]]).rstrip(b"\0").decode(errors="replace")
+        text = decode_text(np.asarray(task)[unknown_rows[0]])
         raise UserError(f"{text!r} is not a mission", where="gridworld_tasks, column 'observation.task'",
                         hint=f"such as {MISSIONS[0]!r}")
     return same.argmax(1)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, normal, uniform, unknown_name
+from ...data.text_columns import TaskText
 from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 
 COLORS = {"red": (205, 70, 62), "green": (92, 160, 96), "blue": (70, 112, 190), "yellow": (226, 182, 70),
           "purple": (142, 98, 170), "orange": (226, 132, 60)}
@@ -200,7 +201,7 @@ class Tabletop(Toy):
         return canvas.image
 
 
-_TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) for text in MISSIONS])
+_TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class TabletopExpert(CountingActor):
             return action, {**state, "count": state["count"] + 1}
         has = (held_block == mission // len(BINS))[:, None]
         ahead = torch.where(has, to, block) - hand
-        gap = (ahead * ahead).sum(1, keepdim=True).sqrt()
+        gap = length(ahead)
         takes = ~has & (gap < 0.6 * GRASP) & (closed < 0.5)
         keeps = has & (gap > 0.02)
         speed = (ahead / SPEED).clamp(-1, 1)

@@ -32,7 +32,7 @@ def test_retention_rules():
     assert TopReturns(2).keep(data)[1].metadata == {ROUND: 1}  # of equal returns the newer
     for rule in (LastRounds(), TopReturns(1)):  # nothing is copied
         assert np.shares_memory(rule.keep(data).column(STATE)[0], data.column(STATE)[0])
-    with pytest.raises(UserError, match="at least one must stay"):
+    with pytest.raises(UserError, match="n_episodes.* at least 1"):
         TopReturns(0)
     with pytest.raises(UserError, match="no column 'reward'"):
         TopReturns(1, "reward").keep(data)

@@ -53,7 +53,7 @@ def test_checksums_are_those_of_the_manuals():
     for packet, crc in (("FFFFFD0001030001", "194E"), ("FFFFFD000107005500060426", "655D")):
         assert crc16(bytes.fromhex(packet)).to_bytes(2, "little") == bytes.fromhex(crc)
     emulated = EmulatedFeetechBus(FeetechServo(1))
-    assert emulated._status(emulated.servos[0]) == bytes.fromhex("FFFF010200FC")  # the manual's reply to a ping
+    assert emulated._status(1, emulated.servos[0]) == bytes.fromhex("FFFF010200FC")  # the manual's reply to a ping
 
 
 @pytest.fixture

@@ -53,11 +53,10 @@ class Keyboard:
         low: Lowest action, (A,).
         high: Highest action, (A,).
         handle: File descriptor of the terminal.
-        clock: Current time, in seconds.
     """
 
-    low: Sequence[float]
-    high: Sequence[float]
+    low: Sequence[float] = (-1, -1)
+    high: Sequence[float] = (1, 1)
     handle: int = 0
     clock: Callable[[], float] = time.monotonic
     _until: dict[int, tuple[int, float]] = field(default_factory=dict)  # component: direction, until when
@@ -133,9 +132,6 @@ class DiscreteKeyboard(Keyboard):
     Each step executes the last key that was pressed since the step before. Without a key there is no step.
     """
 
-    low: Sequence[float] = (-1, -1)
-    high: Sequence[float] = (1, 1)
-
     def read(self) -> np.ndarray | None:
         """(1,) int64, or None while no key was pressed."""
         self._listen()
@@ -153,9 +149,6 @@ class RecordingKeys(Keyboard):
 
     The right arrow ends the episode (enter), the left arrow records it again (discard), and escape stops (quit).
     """
-
-    low: Sequence[float] = (-1, -1)
-    high: Sequence[float] = (1, 1)
 
     def _press(self, key: str, now: float) -> None:
         if key == "\x1b":
@@ -255,13 +248,7 @@ class Gamepad:
 
 @dataclass(frozen=True)
 class LeaderArm:
-    """A second arm that a person moves. The action is ``joints * scale + offset``.
-
-    Args:
-        joints: Returns the joint positions of the leader.
-        scale: Calibration to the joints of the follower.
-        offset: Calibration to the joints of the follower.
-    """
+    """A second arm that a person moves. The action is ``joints * scale + offset``."""
 
     joints: Callable[[], Sequence[float]]
     scale: Sequence[float] | float = 1.0

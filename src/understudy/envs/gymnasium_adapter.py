@@ -248,10 +248,6 @@ def _misfit(space: spaces.Space, value, name: str) -> str:
     return ""
 
 
-class HeadlessGymVector(GymVector):
-    """An environment that cannot be rendered."""
-
-
 class RenderableGymVector(GymVector, Renderable):
     """An environment with render_mode "rgb_array"."""
 
@@ -305,7 +301,7 @@ def wrap_vector(vec: VectorEnv, facts: Mapping[str, Any]) -> Env:
     Args:
         facts: Metadata of the environment. "env" is required.
     """
-    return (RenderableGymVector if vec.render_mode == "rgb_array" else HeadlessGymVector)(vec, facts)
+    return (RenderableGymVector if vec.render_mode == "rgb_array" else GymVector)(vec, facts)
 
 
 def vectorize(build: Callable[[], gymnasium.Env], rows: int) -> SyncVectorEnv:

@@ -160,7 +160,10 @@ class MujocoVector(MujocoCameras, Restorable):
         mujoco.mj_setState(model, data, state, STATE)  # which has changed the warm start
 
     def _recorded_column(self, steps, i: int, column: str, size: int) -> np.ndarray:
-        """Row i of a column that has to be of this size."""
+        """Row i of a column that has to be there, and of this size."""
+        if column not in steps:
+            raise UserError(f"there is no column {column!r}, only {', '.join(sorted(steps))}",
+                            where=self.metadata["env"], hint="restore from steps recorded in this environment")
         components = np.asarray(steps[column][i], np.float64)
         if components.shape != (size,):
             raise UserError(f"has shape {components.shape}, but must have {size} numbers",
@@ -168,9 +171,10 @@ class MujocoVector(MujocoCameras, Restorable):
                             hint="restore from steps recorded in this environment")
         return components
 
-    @abstractmethod
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
         """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+        raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
+                        where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
     def restore(self, which, steps, key=None):
         self.reset(which, torch.zeros_like(which) if key is None else key)
@@ -201,8 +205,7 @@ class Mujoco(MujocoVector):
 
     def _restore_from_obs(self, row, steps, i):
         if "observation.state" not in steps or not self.metadata["env"].startswith(HIDE_X_POSITION):
-            raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
-                            where=self.metadata["env"], hint="record again with understudy record, which writes it")
+            super()._restore_from_obs(row, steps, i)
         model, data = self.models[row]
         state = self._recorded_column(steps, i, "observation.state", model.nq - 1 + model.nv)
         data.qpos[:], data.qvel[:] = [0.0, *state[:model.nq - 1]], state[model.nq - 1:]

@@ -179,22 +179,25 @@ class HiddenObs(ObservationTransform):
         return {k: v[:, self.kept[k]] if k in self.kept else v for k, v in visible.items()}
 
 
-class _RandomObservation(EnvWrapper):
-    """Adds one observation with noise of its own, which depends on the key of an episode and the number of the step."""
+class NoiseColumns(EnvWrapper):
+    """Adds a column of numbers that have nothing to do with the task: autoregressive noise with standard deviation 1.
 
-    def __init__(self, env: Env, into: str, size: int):
+    The key of an episode and the number of the step decide the noise.
+
+    Args:
+        correlation: Of each component with itself one step later, from 0 to below 1.
+    """
+
+    def __init__(self, env: Env, size: int = 16, correlation: float = 0.9, into: str = "observation.noise"):
+        if not 0 <= correlation < 1:
+            raise UserError(f"the correlation is {correlation}", where="NoiseColumns", hint="use 0 or more, below 1")
         if into in env.features:
-            raise UserError(f"there is a column {into!r} already", where=type(self).__name__,
-                            hint="choose another name")
+            raise UserError(f"there is a column {into!r} already", where="NoiseColumns", hint="choose another name")
         super().__init__(env)
-        self.into, self.size = into, size
+        self.size, self.correlation, self.into = size, correlation, into
         self.features = {**env.features, into: Feature("float32", (size,))}
-        self.key = torch.zeros(env.rows, dtype=torch.int64)
-        self.clock = torch.zeros(env.rows, dtype=torch.int64)
-
-    @abstractmethod
-    def add(self, obs: Obs, rows: Tensor, noise: Tensor) -> Obs:
-        """Returns the observation of some rows, (n,), with the new column. `noise` (n, size) is standard normal."""
+        self.key, self.clock = (torch.zeros(env.rows, dtype=torch.int64) for _ in range(2))
+        self.value = torch.zeros(env.rows, size)
 
     def reset(self, which, key):
         self.key[which], self.clock[which] = key, 0
@@ -207,51 +210,11 @@ class _RandomObservation(EnvWrapper):
 
     def _observe(self, obs: Obs, which: Tensor) -> Obs:
         """Adds new noise to the rows `which` alone, because `reset` also returns rows that it did not start."""
-        noise = torch.zeros(self.rows, self.size)
-        noise[which] = normal(self.key[which], self.clock[which], (self.size,), stream=NOISE_STREAM)
-        return self.add(obs, which, noise)
-
-
-class NoiseColumns(_RandomObservation):
-    """Adds a column of numbers that have nothing to do with the task: autoregressive noise with standard deviation 1.
-
-    Args:
-        correlation: Of each component with itself one step later, from 0 to below 1.
-    """
-
-    def __init__(self, env: Env, size: int = 16, correlation: float = 0.9, into: str = "observation.noise"):
-        if not 0 <= correlation < 1:
-            raise UserError(f"the correlation is {correlation}", where="NoiseColumns", hint="use 0 or more, below 1")
-        super().__init__(env, into, size)
-        self.correlation, self.value = correlation, torch.zeros(env.rows, size)
-
-    def add(self, obs, rows, noise):
-        value, first = self.value.clone(), (self.clock[rows] == 0)[:, None]
-        following = self.correlation * value[rows] + math.sqrt(1 - self.correlation**2) * noise[rows]
-        value[rows] = torch.where(first, noise[rows], following)
-        self.value = value
-        return {**obs, self.into: value}
-
-
-class NoisySensor(_RandomObservation):
-    """Adds a second, noisy measurement of a column of numbers: ``gain * value`` and white noise.
-
-    Args:
-        noise: Standard deviation of the noise, in the units of the measurement.
-    """
-
-    def __init__(self, env: Env, column: str = "observation.state", gain: float = 1.0, noise: float = 0.1,
-                 into: str = "observation.sensor"):
-        self.column, self.gain, self.noise = column, gain, noise
-        size = _vector(env, column, "NoisySensor").size
-        self.value = torch.zeros(env.rows, size)
-        super().__init__(env, into, size)
-
-    def add(self, obs, rows, noise):
-        value = self.value.clone()
-        value[rows] = self.gain * obs[self.column][rows] + self.noise * noise[rows]
-        self.value = value
-        return {**obs, self.into: value}
+        noise = normal(self.key[which], self.clock[which], (self.size,), stream=NOISE_STREAM)
+        following = self.correlation * self.value[which] + math.sqrt(1 - self.correlation**2) * noise
+        self.value = self.value.clone()
+        self.value[which] = torch.where((self.clock[which] == 0)[:, None], noise, following)
+        return {**obs, self.into: self.value}
 
 
 def _vector(env: Env, column: str, where: str) -> Feature:

@@ -408,10 +408,9 @@ def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
     """Of MuJoCo's environments: those with a state that can be set, and Meta-World's."""
     if "mujoco" not in sys.modules:  # then it is none of them
         return ()
-    from .mujoco import MujocoVector
+    from .mujoco import MujocoCameras, MujocoVector
 
-    metaworld = sys.modules.get(f"{__package__}.simulators.metaworld")
-    if not isinstance(env, (MujocoVector, *((metaworld.MetaWorld,) if metaworld else ()))):
+    if not isinstance(env, MujocoCameras):
         return ()
     kick = (
         Shift("start", "joints that start with another velocity", "m/s, rad/s", (0.1, 0.3, 1.0, 3.0), InitialVelocity),

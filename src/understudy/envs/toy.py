@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -69,6 +68,10 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
             Reward, success and failure, (rows,) each. Success and failure both end the episode.
         """
 
+    def numbers(self) -> Arrays:
+        """Whole numbers that tell more about each row, (rows,), for `info`. They become metadata of the episode."""
+        return {}
+
     def reset(self, which, key):
         self._set_rows(which, self.initial_state(key), key)
         return self._observation()
@@ -93,12 +96,14 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         self.clock = self.clock + 1
         push = action.detach().cpu().numpy().astype(np.float32)
         reward, success, failure = self.advance(np.clip(push, self.low, self.high))
+        info = {} if self.metadata["success"] is None else {"success": torch.from_numpy(success)}
+        info |= {k: torch.from_numpy(v.astype(np.int64)) for k, v in self.numbers().items()}
         return StepResult(
             self._observation(),
             torch.from_numpy(reward.astype(np.float32)),
             torch.from_numpy(success | failure),
             self.clock >= self.limit,
-            {} if self.metadata["success"] is None else {"success": torch.from_numpy(success)},
+            info,
         )
 
     def _set_rows(self, which, state, key):
@@ -109,22 +114,6 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
 
     def _observation(self):
         return {k: torch.from_numpy(v.copy()) for k, v in self.observe().items()}
-
-
-class MultimodalToy(Toy):
-    """A toy that can be solved in several ways.
-
-    `info["mode"]` is the number of the way that was taken, which becomes metadata of the episode. `metadata["modes"]`
-    has the descriptions of the ways, in the order of their numbers.
-    """
-
-    @abstractmethod
-    def mode(self) -> np.ndarray:
-        """Number of the way that each row has taken, (rows,) int64. -1 while it is open."""
-
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "mode": torch.from_numpy(self.mode().astype(np.int64))})
 
 
 def named_vector(*names: str, unit: str | None = None) -> Feature:

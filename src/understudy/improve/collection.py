@@ -42,12 +42,13 @@ from ..files import whole_folder, write_json
 from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
+from ..learn.fit_method import ROWS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
 from .journal import EpisodeJournal, WatchedEnv
 from .retention import AllEpisodes, RetentionRule
-from .supervisors import SUPERVISOR_ROWS, PolicySupervisor
+from .supervisors import PolicySupervisor
 from .updates import PerNewStep, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
@@ -297,7 +298,7 @@ class RolloutCollector(EpisodeCollector):
         if isinstance(self.supervisor, PolicySupervisor):
             return self.supervisor.actor(env.features)
         if isinstance(self.supervisor, Policy):  # in place of the reference to a stage
-            return PolicyActor(FixedBatch(self.supervisor, SUPERVISOR_ROWS),
+            return PolicyActor(FixedBatch(self.supervisor, ROWS),
                                image_sizes=camera_sizes(self.supervisor.features))
         if self.uses_person:
             assert person is not None  # `check` has refused it

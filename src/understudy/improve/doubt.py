@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Above, AtLeast, AtMost, DataError, State, Unsupported, UserError, keys, part, role, take
+from ..core import Above, AtLeast, AtMost, DataError, State, Unsupported, UserError, keys, part, role
 from ..data.episode import Dataset, Episode
 from ..data.mixture import ROUND
 from ..execute.actor import Actor, PolicyActor
 from ..execute.doubt import DOUBT
+from ..execute.planners import FixedBatch
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.fit import fit
+from ..learn.fit_method import ROWS
 from ..learn.fitted_q import FittedQ, FittedQLearner
 from ..learn.method import Method
 from ..learn.stacked import fit_seeds
@@ -26,7 +28,6 @@ from ..policy import camera_sizes
 from .gates import INTERVENTION, BuiltGate, Gate
 
 SUCCESS = "next.success"
-FIXED_ROWS = 16  # rows that networks always see, so that doubt does not depend on how many there are
 HOLD_OUT_EVERY = 5  # episodes
 SEED_STRIDE = 1000  # between the seeds of two rounds
 
@@ -281,13 +282,10 @@ class FailureRisk(Doubt):
 
     @torch.no_grad()
     def rate(self, obs, action, state):
-        windows, device = self.history.next_windows(obs, state["seen"]), self.learner.device
-        score, plans = [], action.float().unsqueeze(1).to(device)
-        for first in range(0, len(action), FIXED_ROWS):
-            rows = torch.arange(first, first + FIXED_ROWS)
-            rows = torch.where(rows < len(action), rows, first).to(device)
-            score.append(self.learner.critic.scores(take(windows, rows), plans[rows])[0])
-        return 1 - self.learner.scale * torch.cat(score)[:len(action)].cpu(), {"seen": windows}
+        windows, plans = self.history.next_windows(obs, state["seen"]), action.float().unsqueeze(1)
+        score = FixedBatch(self.history.planner, ROWS).in_groups(
+            lambda *rows: self.learner.critic.scores(*rows)[0], len(action), windows, plans.to(self.learner.device))
+        return 1 - self.learner.scale * score.cpu(), {"seen": windows}
 
 
 # -- doubt of recorded steps ------------------------------------------------------------------------------------------
@@ -300,8 +298,8 @@ def doubt_along(doubt: Doubt, steps: list[tuple[Episode, np.ndarray]]) -> np.nda
         steps: Episodes, and which of their steps count, (T,) bool.
     """
     values = []
-    for first in range(0, len(steps), FIXED_ROWS):
-        group = steps[first:first + FIXED_ROWS]
+    for first in range(0, len(steps), ROWS):
+        group = steps[first:first + ROWS]
         columns = [{k: np.asarray(v) for k, v in e.steps.items() if role(k) == "observation"} for e, _ in group]
         names, lengths = set.intersection(*map(set, columns)), [len(e) for e, _ in group]
         key, state = keys(0, range(first, first + len(group))), None

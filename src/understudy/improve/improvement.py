@@ -45,8 +45,6 @@ class Improvement:
     """How a trained policy is improved.
 
     Args:
-        run: The run that is improved.
-        data: The episodes that it was trained on.
         supervisor: "expert", "person", or the run of a policy. None for nobody.
         n_updates: Updates after each round. None for as many in all as the run had.
         intervention_rate: Fraction of the policy's steps at which it asks for help, for methods in which it asks.
@@ -135,6 +133,10 @@ class Improvement:
         """Whether some of the episodes were collected with a supervisor."""
         return any(INTERVENTION in episode.steps for episode in self.data)
 
+    def watched_rounds(self, method: Method) -> CollectionRounds:
+        """Rounds with a supervisor that watches."""
+        return self.rounds(method, self.takeover_gate())
+
     def takeover_gate(self) -> Gate:
         """The gate of a supervisor that watches: a person, or what stands for one."""
         if self.supervisor == "person":
@@ -156,7 +158,6 @@ class ImprovementMethod:
     """A way to improve a policy.
 
     Args:
-        summary: What it does, in a line.
         build: Returns the method, given the improvement and the method that continues the run.
         starts_as_run: Whether the untrained policy is that of the run. Otherwise it may be worse.
     """
@@ -182,27 +183,6 @@ def _intervention_steps(improvement: Improvement, method: Method, gate: Gate | N
                    collection=improvement.rounds(method, gate, **fields))
 
 
-def _hg_dagger(improvement: Improvement, method: Method) -> Method:
-    return _intervention_steps(improvement, method, improvement.takeover_gate())
-
-
-def _iwr(improvement: Improvement, method: Method) -> Method:
-    return iwr(method, improvement.rounds(method, improvement.takeover_gate()))
-
-
-def _sirius(improvement: Improvement, method: Method) -> Method:
-    return sirius(method, improvement.rounds(method, improvement.takeover_gate()))
-
-
-def _rlif(improvement: Improvement, method: Method) -> Method:
-    rounds = improvement.rounds(method, improvement.takeover_gate())
-    return rlif(method, rounds, improvement.data.features()["action"])
-
-
-def _ensemble(improvement: Improvement, method: Method) -> Method:
-    return _intervention_steps(improvement, method, _ensemble_gate(improvement.intervention_rate, method))
-
-
 def _thrifty(improvement: Improvement, method: Method) -> Method:
     half = improvement.intervention_rate / 2
     critic = replace(RiskGate().critic, steps=max(min(method.learner.steps, RiskGate().critic.steps), 1))
@@ -213,14 +193,6 @@ def _thrifty(improvement: Improvement, method: Method) -> Method:
 def _ensemble_gate(rate: float, method: Method) -> EnsembleGate:
     """A short training of a policy has short trainings of the ensemble."""
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
-
-
-def _safe(improvement: Improvement, method: Method) -> Method:
-    return _intervention_steps(improvement, method, improvement.gate())
-
-
-def _lazy(improvement: Improvement, method: Method) -> Method:
-    return _intervention_steps(improvement, method, improvement.gate(THRESHOLD / 5))
 
 
 def _doubt(improvement: Improvement, method: Method) -> Method:
@@ -255,18 +227,25 @@ def _alone(build: Callable[[Practice, Method], Method]) -> Callable[[Improvement
 IMPROVEMENTS = {
     "dagger": ImprovementMethod("the policy acts, and the supervisor labels every step", True, _dagger),
     "hg-dagger": ImprovementMethod("the supervisor watches, takes over and gives back, and the policy learns these "
-                                   "steps", True, _hg_dagger),
-    "safe": ImprovementMethod("the supervisor acts where its action and the policy's differ (SafeDAgger)", True, _safe),
-    "lazy": ImprovementMethod("as safe, and gives back only once they agree closely (LazyDAgger)", True, _lazy),
+                                   "steps", True, lambda improvement, method: _intervention_steps(
+                                       improvement, method, improvement.takeover_gate())),
+    "safe": ImprovementMethod("the supervisor acts where its action and the policy's differ (SafeDAgger)", True,
+                              lambda improvement, method: _intervention_steps(improvement, method, improvement.gate())),
+    "lazy": ImprovementMethod("as safe, and gives back only once they agree closely (LazyDAgger)", True,
+                              lambda improvement, method: _intervention_steps(
+                                  improvement, method, improvement.gate(THRESHOLD / 5))),
     "ensemble": ImprovementMethod("the policy asks where an ensemble disagrees, and the supervisor acts there "
-                                  "(EnsembleDAgger)", True, _ensemble),
+                                  "(EnsembleDAgger)", True, lambda improvement, method: _intervention_steps(
+                                      improvement, method, _ensemble_gate(improvement.intervention_rate, method))),
     "thrifty": ImprovementMethod("the policy asks where an ensemble disagrees or a critic predicts failure "
                                  "(ThriftyDAgger)", True, _thrifty),
     "iwr": ImprovementMethod("as hg-dagger, and the policy learns all steps, half of them the supervisor's (IWR)", True,
-                             _iwr),
+                             lambda improvement, method: iwr(method, improvement.watched_rounds(method))),
     "sirius": ImprovementMethod("as hg-dagger, and the policy learns all steps but those before a takeover (Sirius)",
-                                True, _sirius),
-    "rlif": ImprovementMethod("as hg-dagger, and a takeover is a negative reward (RLIF)", True, _rlif),
+                                True, lambda improvement, method: sirius(method, improvement.watched_rounds(method))),
+    "rlif": ImprovementMethod("as hg-dagger, and a takeover is a negative reward (RLIF)", True,
+                              lambda improvement, method: rlif(method, improvement.watched_rounds(method),
+                                                               improvement.data.features()["action"])),
     "doubt": ImprovementMethod("the policy asks where its failure detector raises an alarm, and the supervisor acts "
                                "from there", True, _doubt),
     "filtered": ImprovementMethod("the policy acts alone, and learns from its successes", False, _filtered),

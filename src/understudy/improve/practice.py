@@ -50,8 +50,6 @@ class Practice:
     """How much a policy practises.
 
     Args:
-        data: The episodes that it was trained on.
-        n_episodes: Number of episodes in each round.
         n_updates: Updates after each round. None for the usual number of the method.
     """
 

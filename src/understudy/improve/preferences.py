@@ -32,12 +32,7 @@ _GAP = 4  # pixels between two frames
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of an episode.
-
-    Args:
-        episode: Number of the episode.
-        start: Its first step.
-    """
+    """A part of an episode: its number, and the first step."""
 
     episode: int
     start: int
@@ -152,7 +147,6 @@ class PreferenceScreen:
     """Shows both segments side by side, again and again, until the person answers.
 
     Args:
-        show: Draws a text.
         period: Time between two frames (s).
         lines: Height of the pictures in lines, at most.
         columns: Width of the terminal in characters.

@@ -23,7 +23,6 @@ class Promotion:
     slow decline. Every line of the metrics has all outcomes, so that nothing is evaluated again after a kill.
 
     Args:
-        env: The environment of the comparison.
         episodes: Number of starts. They are those of `validation_seed(seed)`, on which no policy trains.
         run: The run whose metrics hold the comparisons so far.
         base: The evaluation of the first checkpoint, if it is known.

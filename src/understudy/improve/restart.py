@@ -117,9 +117,7 @@ class Attempts(Env):
         return self._observation()
 
     def step(self, action):
-        if tuple(action.shape) != (self.rows, 1):
-            raise UserError(f"the actions have shape {tuple(action.shape)}, but must have shape ({self.rows}, 1)",
-                            where=self.metadata["env"], hint="one number for each row: to continue, or to start again")
+        self.check_actions(action)
         plan, state = self.actor.act({**self.seen, LAST_REWARD: self.reward}, self.state)
         self.state = {k: v for k, v in state.items() if k != "record"}
         out = self.env.step(plan)

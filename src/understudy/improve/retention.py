@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from ..core import UserError
+from ..core import AtLeast, UserError, part
 from ..data.episode import Dataset, Episode
 from ..data.mixture import ROUND
 
@@ -33,7 +34,7 @@ class AllEpisodes(RetentionRule):
         return data
 
 
-@dataclass(frozen=True)
+@part
 class LastRounds(RetentionRule):
     """Only the episodes of the newest rounds stay, for on-policy learners for example.
 
@@ -41,11 +42,8 @@ class LastRounds(RetentionRule):
         keep_initial: Whether the episodes that were there before the first round stay as well.
     """
 
-    n_rounds: int = 1
+    n_rounds: Annotated[int, AtLeast(1)] = 1
     keep_initial: bool = False
-
-    def __post_init__(self):
-        _check_count(self.n_rounds, "LastRounds.n_rounds")
 
     def keep(self, data):
         rounds = [episode.metadata.get(ROUND) for episode in data]
@@ -53,7 +51,7 @@ class LastRounds(RetentionRule):
         return data.select(i for i, r in enumerate(rounds) if (self.keep_initial if r is None else r >= oldest))
 
 
-@dataclass(frozen=True)
+@part
 class TopReturns(RetentionRule):
     """The episodes with the highest returns stay. Of equal returns the newer stays.
 
@@ -65,11 +63,8 @@ class TopReturns(RetentionRule):
         Oh et al. (2018), Self-Imitation Learning, arXiv:1806.05635.
     """
 
-    n_episodes: int
+    n_episodes: Annotated[int, AtLeast(1)]
     column: str = "next.reward"
-
-    def __post_init__(self):
-        _check_count(self.n_episodes, "TopReturns.n_episodes")
 
     def keep(self, data):
         returns = np.array([self._return(number, episode) for number, episode in enumerate(data)])
@@ -90,8 +85,3 @@ class SuccessfulEpisodes(RetentionRule):
     def keep(self, data):
         return data.select(i for i, episode in enumerate(data)
                            if episode.metadata.get(ROUND) is None or episode.metadata.get("success", False))
-
-
-def _check_count(count: int, where: str) -> None:
-    if count < 1:
-        raise UserError(f"at least one must stay, and this is {count}", where=where, hint="use 1 or more")

@@ -40,9 +40,6 @@ class RobotPerson:
     """The person at a robot.
 
     Args:
-        handover: Gives the actions of the device.
-        keys: Gives the commands.
-        show: Shows one line.
         listening: Context in which keys are read one by one. It is entered for each episode.
     """
 

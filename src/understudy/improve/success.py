@@ -20,7 +20,6 @@ from ..learn.method import Method
 from ..policy import Planner, PolicyConfig
 
 SUCCEEDS = "succeeds"  # column: 1 at the frames that show success, otherwise 0
-ROWS = 16  # rows that the network always sees, so that its answers do not depend on how many there are
 
 
 @part
@@ -70,7 +69,7 @@ class SuccessClassifier:
             raise UserError("this is no classifier of success", where="--success",
                             hint="understudy train understudy.improve.success:success_classifier DATA --out RUN trains "
                                  "one")
-        self.planner = FixedBatch(policy, ROWS)
+        self.planner = FixedBatch(policy)
 
     @torch.no_grad()
     def __call__(self, obs: Mapping[str, Tensor]) -> Tensor:

@@ -8,10 +8,9 @@ from ..checkpoint import FromStage
 from ..core import Schema, Unsupported, UserError
 from ..execute.actor import Actor
 from ..learn.behavior_cloning import BehaviorCloning
+from ..learn.fit_method import ROWS
 from ..learn.method import ACTING, Method, build_actor, find_references, online_changes
 from ..policy import Policy
-
-SUPERVISOR_ROWS = 16  # rows that the network of a supervisor always sees, so that its actions do not depend on how many
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class PolicySupervisor:
     def actor(self, features: Schema) -> Actor:
         """Returns the actor for an environment with these columns. The policy must be resolved."""
         assert isinstance(self.policy, Policy)
-        return build_actor(self.method, {"policy": self.policy}, SUPERVISOR_ROWS, features=features)
+        return build_actor(self.method, {"policy": self.policy}, ROWS, features=features)
 
 
 def acting_method(method: Method) -> Method:

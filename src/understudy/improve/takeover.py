@@ -14,7 +14,7 @@ from ..data.episode import Episode
 from ..envs.base import Env, EnvWrapper, Renderable, StepResult
 from ..envs.devices import JointKeyboard, Keyboard, RecordingKeys
 from ..evaluate.teleoperate import render_ansi
-from ..execute.actor import Actor
+from ..execute.actor import Actor, pass_record
 from .gates import INTERVENTION
 from .journal import EpisodeDiscarded, WatchedEnv
 from .unlearned_steps import HANDOVER, UNDONE
@@ -27,8 +27,8 @@ _COMMANDS = {"p": "hold", "t": "takeover", "u": "undo"}
 # -- keys -----------------------------------------------------------------------------------------------------------
 
 
-class _TakeoverCommands(Keyboard):
-    """The keys of a takeover: p (hold), t (takeover) and u (undo)."""
+class TakeoverKeyboard(Keyboard):
+    """The keys of `Keyboard`, and p (hold), t (takeover) and u (undo)."""
 
     def _press(self, key: str, now: float) -> None:
         if key.lower() in _COMMANDS:
@@ -37,15 +37,11 @@ class _TakeoverCommands(Keyboard):
             super()._press(key, now)
 
 
-class TakeoverKeyboard(_TakeoverCommands):
-    """The keys of `Keyboard`, and p (hold), t (takeover) and u (undo)."""
-
-
-class TakeoverJointKeyboard(_TakeoverCommands, JointKeyboard):
+class TakeoverJointKeyboard(TakeoverKeyboard, JointKeyboard):
     """The keys of `JointKeyboard`, which move joints, and those of a takeover."""
 
 
-class TakeoverKeys(_TakeoverCommands, RecordingKeys):
+class TakeoverKeys(TakeoverKeyboard, RecordingKeys):
     """The keys of a takeover while another device moves the robot. Space also holds and tab also takes over, as in
     LeRobot.
     """
@@ -64,14 +60,10 @@ class Takeover:
     The policy acts, or the person does. Either can be held: then no step follows until the person continues, takes
     over, gives back, or ends the episode.
 
-    Args:
-        clock: Current time (s).
-
     Attributes:
         is_person: Whether the person acts, or did before the hold.
         is_held: Whether nobody acts.
         success: What the person says of the episode, which ends it. None while the person has not said anything.
-        n_takeovers: Number of takeovers of this episode.
         n_returns: How often the policy has begun to act again. It then needs a new plan.
         seconds: Time in which the person acted, and watched.
     """
@@ -164,18 +156,15 @@ class ReplanningActor(Actor):
     takeover: Takeover
 
     def start(self, obs, key):
-        return {"actor": self.actor.start(obs, key), "key": key,
+        return {"inner": self.actor.start(obs, key), "key": key,
                 "returns": torch.full_like(key, self.takeover.n_returns)}
 
     def act(self, obs, state):
-        key, inner = state["key"], state["actor"]
+        key, inner = state["key"], state["inner"]
         if int(state["returns"][0]) != self.takeover.n_returns:  # with other random numbers than at the start
             inner = self.actor.start(obs, keys(int(key[0]), [self.takeover.n_returns]).expand(len(key)))
         action, inner = self.actor.act(obs, inner)
-        inner = dict(inner)
-        record = {"record": inner.pop("record")} if "record" in inner else {}
-        return action, {"actor": inner, "key": key, **record,
-                        "returns": torch.full_like(key, self.takeover.n_returns)}
+        return action, pass_record({"key": key, "returns": torch.full_like(key, self.takeover.n_returns)}, inner)
 
 
 @dataclass(frozen=True)
@@ -210,8 +199,6 @@ class Screen:
     Args:
         show: Draws a text: the image of the environment and the keys.
         lines: Height of the image in lines.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
 
     show: Callable[[str], None]
@@ -226,8 +213,6 @@ class SupervisedEnv(EnvWrapper, WatchedEnv):
     Enter starts an episode. Keys count from the next step on. The person ends an episode with y or n.
 
     Args:
-        env: The toy.
-        keyboard: Gives the commands.
         takeover: Who acts, with the same clock as the screen.
     """
 

@@ -121,8 +121,6 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
         keys: Commands of a person. Each of them ends the episode.
         recorder: Records the observations, and the actions that were sent.
         alarm_at: Doubt of a `DoubtActor` that ends the episode before the action of its step is sent.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
     robot.check_rate(fps)
 

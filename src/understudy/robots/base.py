@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +139,15 @@ class Teleoperator(ABC):
 
     def __exit__(self, *error) -> None:
         self.disconnect()
+
+
+def connect_all(devices: Iterable[Any]) -> None:
+    """Connects devices one after the other. If one cannot be connected, those before it are disconnected."""
+    with ExitStack() as undo:
+        for device in devices:
+            device.connect()
+            undo.callback(device.disconnect)
+        undo.pop_all()
 
 
 class DrivenTeleoperator(Teleoperator):

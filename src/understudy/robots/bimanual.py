@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from ..core import Feature
-from .base import Robot, RobotError, Teleoperator
+from .base import Robot, RobotError, Teleoperator, connect_all
 from .cameras import Camera, camera_features, read_cameras
 from .limits import SafetyLimits
 
@@ -37,11 +37,7 @@ class BimanualRobot(Robot):
         return sum(arm.n_retries for arm in self.arms)
 
     def connect(self):
-        with ExitStack() as undo:
-            for part in (*self.arms, *self.cameras.values()):
-                part.connect()
-                undo.callback(part.disconnect)
-            undo.pop_all()
+        connect_all((*self.arms, *self.cameras.values()))
 
     def observe(self):
         state = [arm.observe()["observation.state"] for arm in self.arms]
@@ -89,11 +85,7 @@ class BimanualTeleoperator(Teleoperator):
         self.parts = left_arm, right_arm
 
     def connect(self):
-        with ExitStack() as undo:
-            for part in self.parts:
-                part.connect()
-                undo.callback(part.disconnect)
-            undo.pop_all()
+        connect_all(self.parts)
 
     def read(self):
         return np.concatenate([part.read() for part in self.parts])

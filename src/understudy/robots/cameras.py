@@ -109,7 +109,6 @@ class ThreadedCamera(Camera):
         height: Height, after the rotation.
         rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
         max_age: Age of a frame that counts as a lost connection (s).
-        clock: Current time (s).
     """
 
     def __init__(self, label: str, width: int, height: int, fps: float, rotation: int, max_age: float,
@@ -207,18 +206,13 @@ class ThreadedCamera(Camera):
 
 
 class OpenCVCamera(ThreadedCamera):
-    """A camera, or a video file, that OpenCV reads.
+    """A camera, or a video file, that OpenCV reads. Other arguments are those of `ThreadedCamera`.
 
     Args:
         index_or_path: Number of the camera, its device file, or a video file.
-        width: Width of the frames in pixels, after the rotation.
-        height: Height, after the rotation.
         fps: Frames per second that are asked for.
-        rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
         fourcc: Format in which the camera sends frames, such as "MJPG" or "YUYV". None leaves it to the camera. Two
             USB cameras at one controller often need "MJPG".
-        max_age: Age of a frame that counts as a lost connection (s).
-        clock: Current time (s).
     """
 
     def __init__(self, index_or_path: int | str, width: int = 640, height: int = 480, fps: float = 30,
@@ -269,14 +263,7 @@ class EmulatedCamera(ThreadedCamera):
 
     The first 16 columns of blocks, an eighth of the picture high, are white for the ones and black for the zeros of the
     frame number, most significant bit first. `frame_number` reads it, also after lossy video. Depth is
-    400 + x + y + frame number % 1000 mm, before the rotation.
-
-    Args:
-        width: Width of the frames in pixels, after the rotation.
-        height: Height, after the rotation.
-        rotation: Degrees by which frames are rotated clockwise: 0, 90, 180 or 270.
-        max_age: Age of a frame that counts as a lost connection (s).
-        clock: Current time (s).
+    400 + x + y + frame number % 1000 mm, before the rotation. Arguments are those of `ThreadedCamera`.
     """
 
     def __init__(self, width: int = 640, height: int = 480, fps: float = 30, rotation: int = 0, depth: bool = False,
@@ -326,10 +313,10 @@ def frame_number(picture: np.ndarray) -> int:
     return int("".join("01"[int(mean > 127)] for mean in blocks.mean((0, 2, 3))), 2)
 
 
-def find_cameras(most: int = 10) -> list[dict[str, int | float | str]]:
+def find_cameras() -> list[dict[str, int | float | str]]:
     """The cameras that OpenCV can open: index or path, width, height and fps of each."""
     cv2 = _opencv()
-    paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(most))
+    paths: list[int | str] = sorted(map(str, Path("/dev").glob("video*"))) or list(range(10))
     cameras = []
     for path in paths:
         capture = cv2.VideoCapture(path)

@@ -103,7 +103,7 @@ def excess(recorded: Range, allowed: Range) -> float:
 
 def _offset(arm: ServoArm, each: MotorCalibration) -> int:
     """Steps between a position that the servo shows and the turned shaft. Feetech subtracts them, Dynamixel adds."""
-    return each.homing_offset if arm.kind.manufacturer == "feetech" else -each.homing_offset
+    return each.homing_offset if arm.kind.is_feetech else -each.homing_offset
 
 
 def _turned_steps(arm: ServoArm, each: MotorCalibration) -> float:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 from .base import RobotError
 from .motors_bus import MotorsBus
 from .registers import DYNAMIXEL
 
-_READ, _WRITE, _SYNC_READ, _SYNC_WRITE, _BROADCAST = 2, 3, 0x82, 0x83, 254
 ERRORS = {1: "the instruction failed", 2: "unknown instruction", 3: "wrong checksum", 4: "value out of range",
           5: "wrong length", 6: "value beyond a limit", 7: "register is read-only or locked"}
 
@@ -17,6 +14,7 @@ class DynamixelMotorsBus(MotorsBus):
     """Dynamixel servos on a serial line, with protocol 2.0."""
 
     name, module, registers = "dynamixel", "dynamixel_sdk", DYNAMIXEL
+    address_bytes, status_bytes = 2, 11
 
     def _packet_handler(self, sdk):
         from dynamixel_sdk.protocol2_packet_handler import Protocol2PacketHandler
@@ -33,24 +31,6 @@ class DynamixelMotorsBus(MotorsBus):
     def _packet(self, number, instruction, parameters):
         length = len(parameters) + 3
         return [0, 0, 0, 0, number, length & 255, length >> 8, instruction, *parameters, 0, 0]
-
-    def _read_packet(self, number, address, size):
-        return self._packet(number, _READ, struct.pack("<HH", address, size))
-
-    def _write_packet(self, number, address, data):
-        return self._packet(number, _WRITE, struct.pack("<H", address) + data)
-
-    def _sync_read_packet(self, address, size, numbers):
-        return self._packet(_BROADCAST, _SYNC_READ, struct.pack("<HH", address, size) + bytes(numbers))
-
-    def _sync_write_packet(self, address, size, data):
-        return self._packet(_BROADCAST, _SYNC_WRITE, struct.pack("<HH", address, size) + data)
-
-    def _receive(self):
-        return self._packets.rxPacket(self._port, *self._receive_options)
-
-    def _status_length(self, size):
-        return 11 + size
 
     def _split(self, packet):
         length = packet[5] | packet[6] << 8  # without the stuffing, which the packet may still have at its end

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import select
-import struct
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from .servo_arm import ServoArmType
 
 BROADCAST = 254
-PING, READ, WRITE, REG_WRITE, ACTION, RESET, REBOOT = 1, 2, 3, 4, 5, 6, 8
-SYNC_READ, SYNC_WRITE, FAST_SYNC_READ, BULK_READ, BULK_WRITE, STATUS = 0x82, 0x83, 0x8A, 0x92, 0x93, 0x55
+PING, READ, WRITE, SYNC_READ, SYNC_WRITE, STATUS = 1, 2, 3, 0x82, 0x83, 0x55
 TURN = 4096  # steps
 
 
@@ -90,7 +88,6 @@ class EmulatedServo(ABC):
         position: Position of the shaft when it was switched on (steps of 1/4096 turn, before the homing offset).
         velocity: Largest velocity of the shaft (steps/s).
         registers: The registers that the emulator itself uses, by name.
-        clock: Current time (s).
 
     Attributes:
         fault: Error bits that every status packet carries.
@@ -109,7 +106,6 @@ class EmulatedServo(ABC):
     def __post_init__(self):
         self.memory = bytearray(256)
         self.writes: list[tuple[float, int, bytes]] = []
-        self.registered: tuple[int, bytes] | None = None
         self._at = self.clock()
         for name, value in {**self.defaults, "Model_Number": self.model, "ID": self.number}.items():
             self.set(name, value)
@@ -134,10 +130,6 @@ class EmulatedServo(ABC):
     @abstractmethod
     def write(self, address: int, data: bytes) -> int:
         """Writes into the control table. Returns the error of the status packet."""
-
-    @abstractmethod
-    def reboot(self) -> None:
-        """Switches the torque off, and clears faults."""
 
 
 class FeetechServo(EmulatedServo):
@@ -180,9 +172,6 @@ class FeetechServo(EmulatedServo):
             self.number = self.get("ID")
         self.update()
         return 0
-
-    def reboot(self):
-        self.set("Torque_Enable", 0)
 
 
 class DynamixelServo(EmulatedServo):
@@ -238,10 +227,6 @@ class DynamixelServo(EmulatedServo):
         self.update()
         return 0
 
-    def reboot(self):
-        self.fault = 0
-        self.set("Torque_Enable", 0)
-
 
 # The inner ends of terminals that were closed. While they are open, the system gives the path of the terminal to no
 # other, which a `TorqueGuard` that waits for the lost one would release.
@@ -258,6 +243,11 @@ class EmulatedBus(ABC):
         instructions: Number of valid instruction packets.
         lock: Held while packets are answered.
     """
+
+    header: bytes  # of a packet
+    width: int  # bytes of a length, an address and a checksum
+    lengths: range  # of valid packets
+    invalid_ids: tuple[int, ...]
 
     def __init__(self, *servos: EmulatedServo, faults: Faults | None = None):
         self.servos, self.faults = list(servos), faults or Faults()
@@ -322,85 +312,87 @@ class EmulatedBus(ABC):
     def _addressed(self, number: int) -> list[EmulatedServo]:
         return [s for s in self.servos if number in (s.number, BROADCAST)]
 
-    @abstractmethod
     def _next_packet(self) -> tuple[int, int, bytes] | None:
         """Removes the next valid packet from the buffer: id, instruction and parameters."""
+        at = len(self.header)  # of the id, after which come the length and what it counts
+        first = at + 1 + self.width
+        while (start := self._buffer.find(self.header)) >= 0:
+            self._buffer = self._buffer[start:]
+            if len(self._buffer) < first:
+                return None
+            length = int.from_bytes(self._buffer[at + 1:first], "little")
+            if length in self.lengths and self._buffer[at] not in self.invalid_ids:
+                packet = self._buffer[:first + length]
+                if len(packet) < first + length:
+                    return None
+                if self._checksum(packet[:-self.width]) == packet[-self.width:]:
+                    self._buffer = self._buffer[len(packet):]
+                    body = self._instruction_body(packet[first:-self.width])
+                    return packet[at], body[0], body[1:]
+                self.rejected += 1
+            self._buffer = self._buffer[1:]
+        self._buffer = self._buffer[1 - at:]
+        return None
 
-    @abstractmethod
     def _execute(self, number: int, instruction: int, data: bytes) -> Iterator[bytes]:
         """Executes an instruction. Yields the status packets."""
+        address, size = (int.from_bytes(data[i:i + self.width], "little") for i in (0, self.width))
+        each = data[2 * self.width:]
+        if instruction == SYNC_WRITE:
+            for i in range(0, len(each) - size, size + 1):
+                for servo in self._addressed(each[i]):
+                    servo.write(address, each[i + 1:i + 1 + size])
+        elif instruction == SYNC_READ:
+            for single in each:
+                yield from self._execute(single, READ, data[:2 * self.width])
+        else:
+            for servo in self._addressed(number):
+                before, answers = servo.number, servo.number == number
+                servo.update()
+                if instruction == PING and (answers or number == BROADCAST):
+                    yield self._status(before, servo, 0, self._ping_reply(servo))
+                elif instruction == READ and answers:
+                    yield self._status(before, servo, 0, bytes(servo.memory[address:address + size]))
+                elif instruction == WRITE:
+                    error = servo.write(address, data[self.width:])
+                    if answers:
+                        yield self._status(before, servo, error)
+
+    def _status(self, number: int, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
+        """The status packet of a servo under the id that was asked, which an instruction may have changed."""
+        body = self._status_body(servo, error, data)
+        packet = self.header + bytes([number]) + (len(body) + self.width).to_bytes(self.width, "little") + body
+        return packet + self._checksum(packet)
+
+    @abstractmethod
+    def _checksum(self, packet: bytes) -> bytes:
+        """The checksum of a packet that has none yet."""
+
+    def _instruction_body(self, body: bytes) -> bytes:
+        """Instruction and parameters of what stands in a packet after the length."""
+        return body
+
+    @abstractmethod
+    def _status_body(self, servo: EmulatedServo, error: int, data: bytes) -> bytes:
+        """What stands in a status packet after the length."""
+
+    @abstractmethod
+    def _ping_reply(self, servo: EmulatedServo) -> bytes: ...
 
 
 class EmulatedFeetechBus(EmulatedBus):
     """Feetech's protocol: FF FF ID LENGTH INSTRUCTION PARAMETERS... CHECKSUM, with addresses of one byte."""
 
-    def _next_packet(self):
-        while True:
-            start = self._buffer.find(b"\xff\xff")
-            if start < 0:
-                self._buffer = self._buffer[-1:]
-                return None
-            self._buffer = self._buffer[start:]
-            if len(self._buffer) < 4:
-                return None
-            length = self._buffer[3]
-            if self._buffer[2] == 0xFF or not 2 <= length <= 250:
-                self._buffer = self._buffer[1:]
-                continue
-            if len(self._buffer) < length + 4:
-                return None
-            packet, remaining_bytes = self._buffer[:length + 4], self._buffer[length + 4:]
-            if ~sum(packet[2:-1]) & 0xFF != packet[-1]:
-                self.rejected += 1
-                self._buffer = self._buffer[1:]
-                continue
-            self._buffer = remaining_bytes
-            return packet[2], packet[4], packet[5:-1]
+    header, width, lengths, invalid_ids = b"\xff\xff", 1, range(2, 251), (0xFF,)
 
-    def _status(self, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
-        body = bytes([servo.number, len(data) + 2, servo.fault | error]) + data
-        return b"\xff\xff" + body + bytes([~sum(body) & 0xFF])
+    def _checksum(self, packet):
+        return bytes([~sum(packet[2:]) & 0xFF])
 
-    def _execute(self, number, instruction, data):
-        if instruction == SYNC_WRITE:
-            address, size = data[0], data[1]
-            for i in range(2, len(data) - size, size + 1):
-                for servo in self._addressed(data[i]):
-                    servo.write(address, data[i + 1:i + 1 + size])
-            return
-        if instruction == SYNC_READ:
-            for each in data[2:]:
-                for servo in self._addressed(each):
-                    servo.update()
-                    yield self._status(servo, 0, bytes(servo.memory[data[0]:data[0] + data[1]]))
-            return
-        for servo in self._addressed(number):
-            before = servo.number
-            if instruction == PING:
-                yield self._status(servo)
-                continue
-            if number == BROADCAST and instruction == READ:
-                continue
-            servo.update()
-            error, reply = 0, b""
-            if instruction == READ and len(data) == 2:
-                reply = bytes(servo.memory[data[0]:data[0] + data[1]])
-            elif instruction == WRITE:
-                error = servo.write(data[0], data[1:])
-            elif instruction == REG_WRITE:
-                servo.registered = data[0], data[1:]
-            elif instruction == ACTION:
-                if servo.registered is not None:
-                    servo.write(*servo.registered)
-                    servo.registered = None
-            elif instruction == REBOOT:
-                servo.reboot()
-            else:
-                continue
-            if number != BROADCAST and (instruction == READ or servo.get("Response_Status_Level")):
-                now, servo.number = servo.number, before  # it answers under the id that was asked
-                yield self._status(servo, error, reply)
-                servo.number = now
+    def _status_body(self, servo, error, data):
+        return bytes([servo.fault | error]) + data
+
+    def _ping_reply(self, servo):
+        return b""
 
 
 def crc16(data: bytes) -> int:
@@ -419,125 +411,41 @@ class EmulatedDynamixelBus(EmulatedBus):
     FF FF FD inside a packet is followed by a stuffed FD.
     """
 
-    HEADER = b"\xff\xff\xfd\x00"
-    LENGTH_ERROR = 5
+    header, width, lengths, invalid_ids = b"\xff\xff\xfd\x00", 2, range(3, 1025), (0xFD, 0xFF)
 
     def _addressed(self, number):
         """A servo also executes what its Secondary_ID is told. Only the servo with this id answers."""
         return [s for s in self.servos if number in (s.number, BROADCAST) or number == s.get("Secondary_ID") < 253]
 
-    def _next_packet(self):
-        while True:
-            start = self._buffer.find(self.HEADER)
-            if start < 0:
-                self._buffer = self._buffer[-3:]
-                return None
-            self._buffer = self._buffer[start:]
-            if len(self._buffer) < 7:
-                return None
-            length = int.from_bytes(self._buffer[5:7], "little")
-            if not 3 <= length <= 1024 or self._buffer[4] in (0xFD, 0xFF):
-                self._buffer = self._buffer[1:]
-                continue
-            if len(self._buffer) < length + 7:
-                return None
-            packet, remaining_bytes = self._buffer[:length + 7], self._buffer[length + 7:]
-            if crc16(packet[:-2]) != int.from_bytes(packet[-2:], "little"):
-                self.rejected += 1
-                self._buffer = self._buffer[1:]
-                continue
-            self._buffer = remaining_bytes
-            body = packet[7:-2].replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
-            return packet[4], body[0], body[1:]
+    def _checksum(self, packet):
+        return crc16(packet).to_bytes(2, "little")
 
-    def _status(self, servo: EmulatedServo, error: int = 0, data: bytes = b"") -> bytes:
+    def _instruction_body(self, body):
+        return body.replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
+
+    def _status_body(self, servo, error, data):
         body = bytes([STATUS, error | (0x80 if servo.fault else 0)]) + data
-        body = body.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
-        packet = self.HEADER + bytes([servo.number]) + struct.pack("<H", len(body) + 2) + body
-        return packet + struct.pack("<H", crc16(packet))
+        return body.replace(b"\xff\xff\xfd", b"\xff\xff\xfd\xfd")
 
-    def _execute(self, number, instruction, data):
-        if instruction == SYNC_WRITE:
-            address, size = struct.unpack_from("<HH", data)
-            for i in range(4, len(data) - size, size + 1):
-                for servo in self._addressed(data[i]):
-                    servo.write(address, data[i + 1:i + 1 + size])
-            return
-        if instruction == BULK_WRITE:
-            i = 0
-            while i + 5 <= len(data):
-                each, address, size = struct.unpack_from("<BHH", data, i)
-                for servo in self._addressed(each):
-                    servo.write(address, data[i + 5:i + 5 + size])
-                i += 5 + size
-            return
-        if instruction == SYNC_READ:
-            address, size = struct.unpack_from("<HH", data)
-            for each in data[4:]:
-                yield from self._read(each, address, size)
-            return
-        if instruction == BULK_READ:
-            for i in range(0, len(data) - 4, 5):
-                yield from self._read(*struct.unpack_from("<BHH", data, i))
-            return
-        for servo in self._addressed(number):
-            before, answers = servo.number, servo.number == number
-            servo.update()
-            if instruction in (PING, READ) and not answers and number != BROADCAST:
-                continue
-            if instruction == PING:
-                yield self._status(servo, 0, bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")]))
-                continue
-            error, reply = self._execute_alone(servo, number, instruction, data)
-            if answers and (instruction == READ or servo.get("Status_Return_Level") == 2):
-                now, servo.number = servo.number, before
-                yield self._status(servo, error, reply)
-                servo.number = now
-
-    def _execute_alone(self, servo, number, instruction, data) -> tuple[int, bytes]:
-        """Executes an instruction of one servo. Returns the error code and what was read."""
-        if instruction == READ and len(data) == 4 and number != BROADCAST:
-            address, size = struct.unpack("<HH", data)
-            return 0, bytes(servo.memory[address:address + size])
-        if instruction == WRITE and len(data) > 2:
-            return servo.write(int.from_bytes(data[:2], "little"), data[2:]), b""
-        if instruction == REG_WRITE and len(data) > 2:
-            servo.registered = int.from_bytes(data[:2], "little"), data[2:]
-            return 0, b""
-        if instruction == ACTION:
-            registered, servo.registered = servo.registered, None
-            return 0 if registered is None else servo.write(*registered), b""
-        if instruction == REBOOT:
-            servo.reboot()
-            return 0, b""
-        return self.LENGTH_ERROR, b""
-
-    def _read(self, number: int, address: int, size: int) -> Iterator[bytes]:
-        for servo in (s for s in self.servos if s.number == number):
-            servo.update()
-            yield self._status(servo, 0, bytes(servo.memory[address:address + size]))
+    def _ping_reply(self, servo):
+        return bytes(servo.memory[:2]) + bytes([servo.get("Firmware_Version")])
 
 
-def emulate_arm(kind: ServoArmType, position: int = TURN // 2, faults: Faults | None = None) -> EmulatedBus:
-    """The servos of an arm.
-
-    Args:
-        position: Position of all shafts (steps).
-    """
-    if kind.manufacturer == "feetech":
-        return EmulatedFeetechBus(*(FeetechServo(m.id, position) for m in kind.servos.values()), faults=faults)
-    servos = (DynamixelServo(m.id, m.model, position) for m in kind.servos.values())
+def emulate_arm(kind: ServoArmType, faults: Faults | None = None) -> EmulatedBus:
+    """The servos of an arm, in the middle of their turn."""
+    if kind.is_feetech:
+        return EmulatedFeetechBus(*(FeetechServo(m.id) for m in kind.servos.values()), faults=faults)
+    servos = (DynamixelServo(m.id, m.model) for m in kind.servos.values())
     return EmulatedDynamixelBus(*servos, faults=faults)
 
 
-def wave(bus: EmulatedBus, seconds: float, size: int = 800) -> None:
+def wave(bus: EmulatedBus, seconds: float) -> None:
     """Moves all joints without torque around half a turn, as a hand would.
 
     Args:
         seconds: Time since the beginning (s).
-        size: Largest distance from the middle (steps).
     """
     with bus.lock:
         for servo in bus.servos:
             if not servo.get("Torque_Enable"):
-                servo.push(TURN / 2 + size * np.sin(seconds * (0.5 + 0.1 * servo.number)))
+                servo.push(TURN / 2 + 800 * np.sin(seconds * (0.5 + 0.1 * servo.number)))

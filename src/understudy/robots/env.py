@@ -19,17 +19,13 @@ class RobotEnv(Env):
     Args:
         robot: The robot. It must be connected while the environment is used.
         max_episode_steps: Number of steps of an episode. None for no limit.
-        prepare: Called before each episode, for example to ask a person to arrange the scene.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
 
     rows = 1
 
     def __init__(self, robot: Robot, fps: float = 30, max_episode_steps: int | None = None,
-                 prepare: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
-                 sleep: Callable[[float], None] = time.sleep):
-        self.robot, self.max_episode_steps, self.prepare = robot, max_episode_steps, prepare
+                 clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep):
+        self.robot, self.max_episode_steps = robot, max_episode_steps
         self.pace, self.features = Pace(fps, clock, sleep), dict(robot.schema)
         robot.check_rate(fps)
         limits = robot.limits if isinstance(robot, SafeRobot) else None
@@ -38,7 +34,6 @@ class RobotEnv(Env):
         self._n_steps = 0
 
     def reset(self, which, key):
-        self.prepare()
         self._n_steps = 0
         self.pace.restart()
         return self._observe()

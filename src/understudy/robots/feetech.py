@@ -6,7 +6,6 @@ from .base import RobotError
 from .motors_bus import MotorsBus
 from .registers import FEETECH
 
-_READ, _WRITE, _SYNC_READ, _SYNC_WRITE, _BROADCAST = 2, 3, 0x82, 0x83, 254
 ERROR_BITS = {1: "voltage", 2: "position sensor", 4: "overheating", 8: "overcurrent", 32: "overload"}
 _STOPPING_BITS = 2 | 4 | 8 | 32  # the voltage drops for a moment whenever several joints accelerate
 
@@ -15,30 +14,13 @@ class FeetechMotorsBus(MotorsBus):
     """Feetech servos on a serial line."""
 
     name, module, registers = "feetech", "scservo_sdk", FEETECH
+    address_bytes, status_bytes = 1, 6
 
     def _packet_handler(self, sdk):
         return sdk.PacketHandler(0)  # byte order of the STS series
 
     def _packet(self, number, instruction, parameters):
         return [0, 0, number, len(parameters) + 2, instruction, *parameters, 0]
-
-    def _read_packet(self, number, address, size):
-        return self._packet(number, _READ, [address, size])
-
-    def _write_packet(self, number, address, data):
-        return self._packet(number, _WRITE, [address, *data])
-
-    def _sync_read_packet(self, address, size, numbers):
-        return self._packet(_BROADCAST, _SYNC_READ, [address, size, *numbers])
-
-    def _sync_write_packet(self, address, size, data):
-        return self._packet(_BROADCAST, _SYNC_WRITE, [address, size, *data])
-
-    def _receive(self):
-        return self._packets.rxPacket(self._port)
-
-    def _status_length(self, size):
-        return 6 + size
 
     def _split(self, packet):
         return packet[2], packet[4], bytes(packet[5:-1])

@@ -12,6 +12,7 @@ from .base import DrivenTeleoperator, Robot, Teleoperator
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
+_FOLLOW_SECONDS = 10.0  # in which the device is driven, at most
 _NEAR = 2.0  # units of the action: as near, the robot goes to the device at once
 
 
@@ -25,18 +26,15 @@ class Handover:
             "nobody": the difference stays, as long as the person acts.
         seconds: Time in which the robot goes to the pose of the device, at least. Its safety limits may need longer.
         max_velocity: Largest velocity of each joint, in units of the action per second.
-        follow_seconds: Longest time in which the device is driven.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
 
     Attributes:
         is_complete: Whether the robot does what the device says.
     """
 
     def __init__(self, teleop: Teleoperator, max_velocity: Sequence[float], mover: Mover = "leader",
-                 seconds: float = 1.0, follow_seconds: float = 10.0, clock: Callable[[], float] = time.perf_counter,
+                 seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter,
                  sleep: Callable[[float], None] = time.sleep):
-        self.teleop, self.mover, self.seconds, self.follow_seconds = teleop, mover, seconds, follow_seconds
+        self.teleop, self.mover, self.seconds = teleop, mover, seconds
         self.max_velocity, self.clock, self.sleep = np.array(max_velocity, np.float64), clock, sleep
         self.is_complete, self._offset = True, np.zeros(len(self.max_velocity))
         self._origin, self._began, self._last, self._ramp = self._offset, clock(), clock(), seconds
@@ -53,7 +51,7 @@ class Handover:
         pose = robot.position(robot.observe())
         if self.mover == "leader" and isinstance(self.teleop, DrivenTeleoperator):
             pose = robot.stop()
-            ends = self.clock() + self.follow_seconds
+            ends = self.clock() + _FOLLOW_SECONDS
             while not self.teleop.follow(pose) and self.clock() < ends:
                 show("hold the leader loosely: it goes to the pose of the robot, and is released there")
                 self.sleep(period)

@@ -130,7 +130,6 @@ class SafetyLimits:
 
         Args:
             position: The measured pose, (A,). It may be outside the limits; then the robot can only move back.
-            now: Current time (s).
         """
         return SafetyState(np.array(position, np.float64), now, now)
 
@@ -146,7 +145,6 @@ class SafetyLimits:
         Args:
             command: The commanded goal, (A,).
             position: The measured position, (A,). It may be late or wrong.
-            now: Current time (s).
             load: Measured load of each joint, as a fraction, (A,). None if unknown.
 
         Returns:
@@ -175,7 +173,6 @@ class SafetyLimits:
 
         Args:
             pose: The pose that the robot holds now, (A,).
-            now: Current time (s).
         """
         return replace(state, goal=np.array(pose, np.float64), sent=now, began=now)
 

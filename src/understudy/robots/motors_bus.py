@@ -35,6 +35,7 @@ except ImportError:  # Windows
 N_RETRIES = 10  # with 2 % lost packets, none of 20,000 observations of six servos needed more than 5
 RETRY_SECONDS = 0.3  # longest time of the repetitions of a request, less than the timeout of a robot
 UNTIMED_RETRIES = 3  # that do not end by time: a busy computer can take all of it for one
+_READ, _WRITE, _SYNC_READ, _SYNC_WRITE, _BROADCAST = 2, 3, 0x82, 0x83, 254
 QUIET_SECONDS = 0.02  # the line must be silent for so long before it is used again after a missing reply
 
 
@@ -69,6 +70,8 @@ class MotorsBus(ABC):
     name: str  # of the manufacturer, as in BAUD_RATES, and of the extra
     module: str  # of the SDK
     registers: Mapping[str, Register]
+    address_bytes: int  # of an address or a size in a packet
+    status_bytes: int  # of a status packet without data
     resolution = 4096  # steps of a turn
 
     def __init__(self, port: str, motors: Mapping[str, Motor], baudrate: int = 1_000_000, reply_timeout: float = 0.02,
@@ -80,6 +83,7 @@ class MotorsBus(ABC):
         self.n_repeated = 0  # requests that were repeated so far
         self._port: Any = None
         self._packets: Any = None
+        self._receive_options: tuple[Any, ...] = ()
         self._lock = threading.RLock()
 
     # -- the line ----------------------------------------------------------------------------------------------------
@@ -138,11 +142,11 @@ class MotorsBus(ABC):
                                  where=f"{self.port_name}, {name} (id {self.motors[name].id})",
                                  hint="name the type of this robot, and check which servo has which id")
 
-    def ping(self, number: int) -> int | None:
+    def ping(self, number: int, n_retries: int | None = None) -> int | None:
         """Model number of the servo with this id. None if there is no answer."""
         r = self.registers["Model_Number"]
         try:
-            return r.decode(self._read(number, r, self.n_retries))
+            return r.decode(self._read(number, r, self.n_retries if n_retries is None else n_retries))
         except ConnectionLost:
             if self._port is None:
                 raise
@@ -150,14 +154,7 @@ class MotorsBus(ABC):
 
     def scan(self, numbers: Iterable[int] = range(21)) -> dict[int, int]:
         """Ids that answer, with their model numbers."""
-        r, models = self.registers["Model_Number"], {}
-        for number in numbers:
-            try:
-                models[number] = r.decode(self._read(number, r, 0))
-            except ConnectionLost:
-                if self._port is None:
-                    raise
-        return models
+        return {number: model for number in numbers if (model := self.ping(number, 0)) is not None}
 
     # -- values ------------------------------------------------------------------------------------------------------
 
@@ -169,7 +166,7 @@ class MotorsBus(ABC):
     def write(self, register: str, motor: str, value: int) -> None:
         """Sets a register of one servo, which confirms it."""
         r, number = self.registers[register], self.motors[motor].id
-        packet = self._write_packet(number, r.address, r.encode(value))
+        packet = self._packet(number, _WRITE, self._fields(r.address) + r.encode(value))
         self._request(packet, [(number, 0)], self.n_retries, f"{motor} (id {number})")
 
     def sync_read(self, registers: Sequence[str], motors: Sequence[str] | None = None) -> dict[str, tuple[int, ...]]:
@@ -186,7 +183,7 @@ class MotorsBus(ABC):
         first = min(r.address for r in layouts)
         size = max(r.address + r.size for r in layouts) - first
         ids = [self.motors[n].id for n in names]
-        packet = self._sync_read_packet(first, size, ids)
+        packet = self._packet(_BROADCAST, _SYNC_READ, self._fields(first, size) + bytes(ids))
         replies = self._request(packet, [(i, size) for i in ids], self.n_retries, "the servos")
         return {n: tuple(r.decode(data[r.address - first:r.address - first + r.size]) for r in layouts)
                 for n, data in zip(names, replies, strict=True)}
@@ -204,13 +201,18 @@ class MotorsBus(ABC):
     def _sync_write(self, register: str, values: Mapping[str, int]) -> list[int]:
         r = self.registers[register]
         parts = b"".join(bytes([self.motors[n].id]) + r.encode(v) for n, v in values.items())
-        return self._sync_write_packet(r.address, r.size, parts)
+        return self._packet(_BROADCAST, _SYNC_WRITE, self._fields(r.address, r.size) + parts)
 
     # -- packets -----------------------------------------------------------------------------------------------------
 
     def _read(self, number: int, r: Register, n_retries: int, motor: str = "") -> bytes:
         who = f"{motor} (id {number})" if motor else f"id {number}"
-        return self._request(self._read_packet(number, r.address, r.size), [(number, r.size)], n_retries, who)[0]
+        packet = self._packet(number, _READ, self._fields(r.address, r.size))
+        return self._request(packet, [(number, r.size)], n_retries, who)[0]
+
+    def _fields(self, *numbers: int) -> bytes:
+        """Addresses and sizes as they are in a packet."""
+        return b"".join(n.to_bytes(self.address_bytes, "little") for n in numbers)
 
     def _request(self, packet: list[int], replies: list[tuple[int, int]], n_retries: int, who: str) -> list[bytes]:
         """Sends a packet, and receives a status packet from each (id, number of bytes) in order."""
@@ -243,10 +245,10 @@ class MotorsBus(ABC):
         if (result := packets.txPacket(port, packet)) != 0:
             raise _NoReply(packets.getTxRxResult(result))
         port.is_using = False
-        port.setPacketTimeout(sum(self._status_length(size) for _, size in replies))
+        port.setPacketTimeout(sum(self.status_bytes + size for _, size in replies))
         payloads, errors = [], []
         for number, size in replies:
-            received, result = self._receive()
+            received, result = packets.rxPacket(port, *self._receive_options)
             if result != 0:
                 raise _NoReply("no reply" if not received else "a damaged or incomplete reply")
             sender, error, data = self._split(received)
@@ -290,24 +292,8 @@ class MotorsBus(ABC):
     def _packet_handler(self, sdk: ModuleType) -> Any: ...
 
     @abstractmethod
-    def _read_packet(self, number: int, address: int, size: int) -> list[int]: ...
-
-    @abstractmethod
-    def _write_packet(self, number: int, address: int, data: bytes) -> list[int]: ...
-
-    @abstractmethod
-    def _sync_read_packet(self, address: int, size: int, numbers: Sequence[int]) -> list[int]: ...
-
-    @abstractmethod
-    def _sync_write_packet(self, address: int, size: int, data: bytes) -> list[int]: ...
-
-    @abstractmethod
-    def _receive(self) -> tuple[list[int], int]:
-        """One status packet, and the SDK's result."""
-
-    @abstractmethod
-    def _status_length(self, size: int) -> int:
-        """Bytes of a status packet with so many bytes of data."""
+    def _packet(self, number: int, instruction: int, parameters: bytes) -> list[int]:
+        """An instruction packet, without what the SDK fills in."""
 
     @abstractmethod
     def _split(self, packet: list[int]) -> tuple[int, int, bytes]:

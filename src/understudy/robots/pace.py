@@ -11,8 +11,6 @@ class Pace:
 
     Args:
         fps: Turns per second.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
 
     def __init__(self, fps: float, clock: Callable[[], float] = time.perf_counter,

@@ -52,12 +52,7 @@ class RecordingTimes:
 
 
 class RobotSession:
-    """A person who moves a connected robot with a connected teleoperator.
-
-    Args:
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
-    """
+    """A person who moves a connected robot with a connected teleoperator."""
 
     def __init__(self, robot: Robot, teleop: Teleoperator, keys: CommandKeys, fps: float,
                  show: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.perf_counter,
@@ -235,8 +230,6 @@ def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20
         goal: The pose, (A,).
         seconds: Longest time.
         tolerance: Largest remaining distance of a joint, in units of the action.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
     """
     pace, ends = Pace(fps, clock, sleep), clock() + seconds
     while clock() < ends:
@@ -259,8 +252,6 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
 
     Args:
         episode: The recorded episode, of the same kind of robot.
-        clock: Current time (s).
-        sleep: Sleeps for some seconds.
 
     Returns:
         The largest distance of each joint from its recorded position, (A,).

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,13 +187,14 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
             _leader(config, one, config.left_arm_port, f"{name}_left", "--teleop.left-arm-port"),
             _leader(config, one, config.right_arm_port, f"{name}_right", "--teleop.right-arm-port")), None
     limits = robot.limits
+    half_velocity = tuple(v / 2 for v in limits.max_velocity)
     if config.type == "keyboard":
         keys = JointKeyboard(n_joints=len(limits.low))
-        return VelocityTeleoperator(keys, _half(limits.max_velocity), limits.low, limits.high), keys
+        return VelocityTeleoperator(keys, half_velocity, limits.low, limits.high), keys
     if config.type == "gamepad":
         axes = tuple(range(min(len(limits.low), 6)))
         pad = Gamepad(axes=axes, scale=tuple(1.0 if i % 2 == 0 else -1.0 for i in axes))
-        return VelocityTeleoperator(pad, _half(limits.max_velocity), limits.low, limits.high), None
+        return VelocityTeleoperator(pad, half_velocity, limits.low, limits.high), None
     if config.type.startswith(PREFIX):
         return make_lerobot_teleoperator(config.type.removeprefix(PREFIX), _lerobot_options(config), robot.robot), None
     return _from_factory(config.type, TELEOPERATORS, "--teleop", trust, {"port": config.port, "id": config.id}), None
@@ -217,25 +220,24 @@ def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]
 
 def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
               cameras: Mapping[str, Camera]) -> ServoFollower:
-    port = _required(port, option, "understudy robot find-port finds it")
+    port = _required_port(port, option)
     calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "robot")
     robot = ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
                           config.use_degrees)
-    robot.arm.calibration_file = path
-    _set_retries(robot.arm, config.retries)
+    _set_up(robot.arm, path, config.retries)
     return robot
 
 
 def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
-    port = _required(port, option, "understudy robot find-port finds it")
+    port = _required_port(port, option)
     calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "teleop")
     leader = ServoLeader(ARM_TYPES[kind], port, calibration, config.use_degrees)
-    leader.arm.calibration_file = path
-    _set_retries(leader.arm, config.retries)
+    _set_up(leader.arm, path, config.retries)
     return leader
 
 
-def _set_retries(arm: ServoArm, retries: int | None) -> None:
+def _set_up(arm: ServoArm, calibration_file: Path, retries: int | None) -> None:
+    arm.calibration_file = calibration_file
     if retries is not None:
         arm.bus.n_retries = retries
 
@@ -266,43 +268,27 @@ def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
         text: Such as "{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}".
     """
     tokens = re.findall(r'"[^"]*"|\'[^\']*\'|[{}:,]|[^{}:,\s"\']+(?::(?=\S)[^{}:,\s]+)*', text)
+    pairs = list(zip(tokens, [*tokens[1:], ""], strict=True))  # each with the one after it
+    words = [_as_json(token, after == ":") for token, after in pairs if (token, after) != (",", "}")]
     try:
-        value = _mapping(tokens)
-        if tokens or not all(isinstance(v, dict) for v in value.values()):
+        value = json.loads("".join(words))
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
             raise ValueError
-    except (ValueError, IndexError):
+    except ValueError:
         raise ConfigError(f"{text!r} does not describe cameras", where="--robot.cameras",
                           hint="such as '{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}'"
                           ) from None
     return value
 
 
-def _mapping(tokens: list[str]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    if tokens.pop(0) != "{":
-        raise ValueError
-    while tokens[0] != "}":
-        name = tokens.pop(0).strip("\"'")
-        if tokens.pop(0) != ":":
-            raise ValueError
-        entries[name] = _mapping(tokens) if tokens[0] == "{" else _scalar(tokens.pop(0))
-        if tokens[0] == ",":
-            tokens.pop(0)
-    tokens.pop(0)
-    return entries
-
-
-def _scalar(word: str) -> int | float | bool | str:
-    if word in "{}:,":
-        raise ValueError
-    if word in ("true", "false"):
-        return word == "true"
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
-    return word.strip("\"'")
+def _as_json(word: str, is_key: bool) -> str:
+    """A sign or a word of a description of cameras. Words may have no quotes."""
+    if word in "{}:," or not is_key and word in ("true", "false"):
+        return word
+    for kind in () if is_key else (int, float):
+        with suppress(ValueError):
+            return json.dumps(kind(word))
+    return json.dumps(word.strip("\"'"))
 
 
 def _make_camera(name: str, settings: Mapping[str, Any], trust: Sequence[str]) -> Camera:
@@ -351,10 +337,10 @@ def _read_limits(path: Path) -> SafetyLimits:
     return limits
 
 
-def _required(value: str | None, option: str, hint: str) -> str:
-    if value is None:
-        raise ConfigError("is missing", where=option, hint=hint)
-    return value
+def _required_port(port: str | None, option: str) -> str:
+    if port is None:
+        raise ConfigError("is missing", where=option, hint="understudy robot find-port finds it")
+    return port
 
 
 def _per_joint(values: tuple[float, ...], size: int, name: str) -> tuple[float, ...]:
@@ -362,7 +348,3 @@ def _per_joint(values: tuple[float, ...], size: int, name: str) -> tuple[float, 
         raise ConfigError(f"has {len(values)} numbers, but the robot has {size} joints",
                           where=f"--robot.{name.replace('_', '-')}", hint="give one number, or one per joint")
     return values if len(values) == size else values * size
-
-
-def _half(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(v / 2 for v in values)

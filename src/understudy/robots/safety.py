@@ -28,7 +28,6 @@ class SafeRobot(Robot):
     it can be reached, and every later call raises the same error, until `connect` is called again.
 
     Args:
-        clock: Current time (s).
         watchdog: Whether a thread watches for missing commands.
 
     Attributes:

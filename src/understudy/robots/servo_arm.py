@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,13 +67,17 @@ class ServoArmType:
         return (*self.inverted, *(n for n, (first, _) in self.shadows.items() if first not in self.inverted))
 
     @property
+    def is_feetech(self) -> bool:
+        return self.manufacturer == "feetech"
+
+    @property
     def max_offset(self) -> int:
         """Largest homing offset that the servos store (steps)."""
-        return 2047 if self.manufacturer == "feetech" else 1_044_479
+        return 2047 if self.is_feetech else 1_044_479
 
     def bus(self, port: str) -> MotorsBus:
         """The bus of these servos, not yet connected."""
-        return (FeetechMotorsBus if self.manufacturer == "feetech" else DynamixelMotorsBus)(port, self.servos)
+        return (FeetechMotorsBus if self.is_feetech else DynamixelMotorsBus)(port, self.servos)
 
 
 def _arm(name: str, manufacturer: str, models: Sequence[str], **options) -> ServoArmType:
@@ -152,6 +156,20 @@ class ServoArm:
         """Measured positions in steps."""
         return {n: v[0] for n, v in self.bus.sync_read(["Present_Position"], list(self.kind.motors)).items()}
 
+    def write(self, name: str, **values: int) -> None:
+        """Sets registers of one servo, in this order."""
+        for register, value in values.items():
+            self.bus.write(register, name, value)
+
+    def limit(self, name: str, steps: float, torque: float | None = None) -> None:
+        """Limits the velocity (steps/s) of a servo, and the fraction of its torque that it may use."""
+        turns = steps / self.bus.resolution * 60  # per minute; Dynamixel's unit is 0.229 of them
+        velocity = max(1, min(math.floor(steps if self.kind.is_feetech else turns / 0.229), 32767))
+        self.write(name, **{"Goal_Velocity" if self.kind.is_feetech else "Profile_Velocity": velocity})
+        if torque is not None:
+            register, full = ("Torque_Limit", 1000) if self.kind.is_feetech else ("Goal_PWM", _PWM_FULL)
+            self.write(name, **{register: round(full * torque)})
+
     def set_torque(self, on: bool) -> None:
         """Switches the torque of all servos."""
         for name in self.kind.servos:
@@ -171,7 +189,7 @@ class ServoArm:
         for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
                 "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
-            mode = self.bus.read("Drive_Mode", name) & 1 if self.kind.manufacturer == "dynamixel" else 0
+            mode = 0 if self.kind.is_feetech else self.bus.read("Drive_Mode", name) & 1
             calibration[name] = MotorCalibration(motor.id, mode, offset, low, high)
         return calibration
 
@@ -194,15 +212,11 @@ class ServoArm:
         self.set_torque(False)
         self.set_shadows(False)
         for name, each in calibration.items():
-            if self.kind.manufacturer == "feetech":
-                self.bus.write("Lock", name, 0)
-            else:
-                self.bus.write("Drive_Mode", name, each.drive_mode)
-            self.bus.write("Homing_Offset", name, each.homing_offset)
-            self.bus.write("Min_Position_Limit", name, each.range_min)
-            self.bus.write("Max_Position_Limit", name, each.range_max)
-            if self.kind.manufacturer == "feetech":
-                self.bus.write("Lock", name, 1)
+            first = {"Lock": 0} if self.kind.is_feetech else {"Drive_Mode": each.drive_mode}
+            self.write(name, **first, Homing_Offset=each.homing_offset, Min_Position_Limit=each.range_min,
+                       Max_Position_Limit=each.range_max)
+            if self.kind.is_feetech:
+                self.write(name, Lock=1)
 
     def set_shadows(self, on: bool) -> None:
         """Lets second servos of joints do what the first ones are told, or not. Torque must be off.
@@ -247,7 +261,7 @@ class ServoArm:
         """An inverted Feetech servo is mirrored here, as in LeRobot. Dynamixel servos invert themselves."""
         assert self.calibration is not None
         unit = self.units[name]
-        if self.kind.manufacturer == "dynamixel" or not self.calibration[name].drive_mode or unit == "degrees":
+        if not self.kind.is_feetech or not self.calibration[name].drive_mode or unit == "degrees":
             return value
         return 100 - value if unit == "percent" else -value
 
@@ -268,7 +282,7 @@ class ServoArm:
 
     def servo_values(self, c: MotorCalibration) -> tuple[int, ...]:
         """The part of a calibration that the servo stores."""
-        mode = c.drive_mode if self.kind.manufacturer == "dynamixel" else 0
+        mode = 0 if self.kind.is_feetech else c.drive_mode
         return mode, c.homing_offset, c.range_min, c.range_max
 
 
@@ -298,30 +312,25 @@ class ServoFollower(Robot):
         self._load: np.ndarray | None = None
         self._guard: TorqueGuard | None = None
         self._full_load = np.array([_FULL_LOAD[m.model] for m in kind.motors.values()], np.float64)
-        self._is_feetech = kind.manufacturer == "feetech"
 
     def connect(self):
         if self._guard is not None:  # of a connection that was lost
             self._guard.abandon()
             self._guard = None
         self.arm.connect()
-        opened = []
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._release)
             self._configure()
-            for name, camera in self.cameras.items():
+            for camera in self.cameras.values():
                 camera.connect()
-                opened.append(name)
+                undo.callback(camera.disconnect)
             if self.disable_torque_on_disconnect:
                 self._guard = TorqueGuard(self.arm.bus, self.arm.place)
             self._enable_torque()
-        except BaseException:
-            for name in opened:
-                self.cameras[name].disconnect()
-            self._release()
-            raise
+            undo.pop_all()
 
     def observe(self):
-        load = "Present_Load" if self._is_feetech else "Present_Current"
+        load = "Present_Load" if self.arm.kind.is_feetech else "Present_Current"
         readings = self.arm.bus.sync_read(["Present_Position", load], list(self.arm.kind.motors))
         self._load = np.array([v[1] for v in readings.values()]) / self._full_load
         state = self.arm._to_units({n: v[0] for n, v in readings.items()})
@@ -346,20 +355,11 @@ class ServoFollower(Robot):
 
     def _release(self) -> None:
         """Switches the torque off and closes the port. If a servo does not answer, the guard tries again."""
-        bus, released = self.arm.bus, True
-        for name in self.arm.kind.servos:
-            try:
-                bus.write("Torque_Enable", name, 0)
-            except ConnectionLost:
-                released = False
-                if not bus.is_connected:
-                    break
-            except RobotError:
-                continue  # it answered, with a fault
-        bus.disconnect()
+        silent = _switch_torque_off(self.arm.bus, self.arm.kind)
+        self.arm.bus.disconnect()
         if self._guard is not None:
-            self._guard.end(released)
-            self._guard = None if released else self._guard
+            self._guard.end(released=not silent)
+            self._guard = self._guard if silent else None
 
     def load(self):
         return self._load
@@ -371,11 +371,7 @@ class ServoFollower(Robot):
     def apply_limits(self, limits: SafetyLimits):
         """Limits velocity and torque in the servos too, so that late goals that arrive together do no harm."""
         for name, fastest in zip(self.arm.units, limits.max_velocity, strict=True):
-            self._set_velocity(name, fastest * self.arm.steps_per_unit(name))
-            if self._is_feetech:
-                self.arm.bus.write("Torque_Limit", name, round(1000 * min(limits.max_torque, 1.0)))
-            else:
-                self.arm.bus.write("Goal_PWM", name, round(_PWM_FULL * min(limits.max_torque, 1.0)))
+            self.arm.limit(name, fastest * self.arm.steps_per_unit(name), min(limits.max_torque, 1.0))
 
     def default_limits(self, **changes) -> SafetyLimits:
         """Limits from the calibrated ranges: 120 deg/s, and the whole range of the gripper in 0.8 s.
@@ -388,44 +384,27 @@ class ServoFollower(Robot):
                               tuple(MAX_RELATIVE_TARGET[u] for u in units))
         return replace(limits, **changes)
 
-    def _set_velocity(self, name: str, steps: float) -> None:
-        """Limits the velocity of a servo (steps/s)."""
-        if self._is_feetech:
-            self.arm.bus.write("Goal_Velocity", name, max(1, min(math.floor(steps), 32767)))
-        else:
-            turns = steps / self.arm.bus.resolution * 60  # per minute, in units of 0.229
-            self.arm.bus.write("Profile_Velocity", name, max(1, min(math.floor(turns / 0.229), 32767)))
-
     def _configure(self) -> None:
-        bus = self.arm.bus
         self.arm.set_torque(False)
         for name in self.arm.kind.motors:
-            if self._is_feetech:
-                bus.write("Lock", name, 0)
-            bus.write("Return_Delay_Time", name, 0)
-            if self._is_feetech:
-                for register, value in (("Operating_Mode", 0), ("P_Coefficient", 16), ("I_Coefficient", 0),
-                                        ("D_Coefficient", 32), ("Acceleration", 254)):
-                    bus.write(register, name, value)
+            if self.arm.kind.is_feetech:
+                self.arm.write(name, Lock=0, Return_Delay_Time=0, Operating_Mode=0, P_Coefficient=16, I_Coefficient=0,
+                               D_Coefficient=32, Acceleration=254)
                 if name == "gripper":  # it presses against objects for minutes
-                    for register, value in (("Max_Torque_Limit", 500), ("Protection_Current", 250),
-                                            ("Overload_Torque", 25)):
-                        bus.write(register, name, value)
-                bus.write("Lock", name, 1)
+                    self.arm.write(name, Max_Torque_Limit=500, Protection_Current=250, Overload_Torque=25)
+                self.arm.write(name, Lock=1)
             else:  # the gripper is limited by its current, and the other joints may pass the end of a turn
-                bus.write("Operating_Mode", name, 5 if name == "gripper" else 4)
+                self.arm.write(name, Return_Delay_Time=0, Operating_Mode=5 if name == "gripper" else 4)
                 if name == "elbow_flex":
-                    for register, value in (("Position_P_Gain", 1500), ("Position_I_Gain", 0),
-                                            ("Position_D_Gain", 600)):
-                        bus.write(register, name, value)
+                    self.arm.write(name, Position_P_Gain=1500, Position_I_Gain=0, Position_D_Gain=600)
 
     def _enable_torque(self) -> None:
         """Switches the torque on, slowly, with the present pose as the goal."""
         for name in self.arm.kind.motors:
-            self._set_velocity(name, _CONNECT_STEPS)
+            self.arm.limit(name, _CONNECT_STEPS)
         self.stop()
         self.arm.set_torque(True)
-        if not self._is_feetech:
+        if not self.arm.kind.is_feetech:
             return
         readings = self.arm.bus.sync_read(["Goal_Position", "Present_Position"])
         gaps = {n: g - p for n, (g, p) in readings.items() if abs(g - p) > 0.02 * self.arm.bus.resolution}
@@ -466,12 +445,7 @@ class ServoLeader(DrivenTeleoperator):
             if self._guard is None:
                 self._guard = TorqueGuard(bus, self.arm.place)
             for name in self.arm.kind.motors:
-                if self.arm.kind.manufacturer == "feetech":
-                    bus.write("Goal_Velocity", name, _CONNECT_STEPS)
-                    bus.write("Torque_Limit", name, round(1000 * _FOLLOW_TORQUE))
-                else:
-                    bus.write("Profile_Velocity", name, round(_CONNECT_STEPS / bus.resolution * 60 / 0.229))
-                    bus.write("Goal_PWM", name, round(_PWM_FULL * _FOLLOW_TORQUE))
+                self.arm.limit(name, _CONNECT_STEPS, _FOLLOW_TORQUE)
             bus.sync_write("Goal_Position", self.arm.read_positions())
             self._follows = True  # from here on `disconnect` has to release it
             self.arm.set_torque(True)
@@ -498,37 +472,39 @@ def release_arm(kind: ServoArmType, port: str) -> list[str]:
     Raises:
         ConnectionLost: The port cannot be opened.
     """
-    bus, silent = kind.bus(port), []
+    bus = kind.bus(port)
     bus.connect(check=False)
     try:
         bus.sync_write("Torque_Enable", dict.fromkeys(kind.servos, 0))  # all at once, which nobody confirms
-        for name in kind.servos:
-            try:
-                bus.write("Torque_Enable", name, 0)
-            except ConnectionLost:
-                silent.append(name)
-            except RobotError:
-                continue  # it answered, with a fault
+        return _switch_torque_off(bus, kind)
     finally:
         bus.disconnect()
+
+
+def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
+    """Switches the torque of all servos off, one by one. Returns the names of those that do not confirm it."""
+    silent = []
+    for name in kind.servos:
+        try:
+            bus.write("Torque_Enable", name, 0)
+        except ConnectionLost:
+            silent.append(name)
+        except RobotError:
+            continue  # it answered, with a fault
     return silent
 
 
 # -- setting up -----------------------------------------------------------------------------------------------------
 
 
-def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[int] = (1_000_000, 57_600, 115_200)
-                 ) -> tuple[int, int]:
+def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
     """Gives the only connected servo the id that it has in the arm, and the fastest usual baud rate.
-
-    Args:
-        baudrates: Rates at which to look for it.
 
     Returns:
         The id and the baud rate that it had.
     """
     motor = kind.servos[name]
-    for rate in baudrates:
+    for rate in (1_000_000, 57_600, 115_200):
         bus = kind.bus(port)
         bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
         bus.connect(check=False)
@@ -543,7 +519,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
             bus.motors, bus.reply_timeout = {name: Motor(number, motor.model)}, 0.5  # after the search it may wait
             bus.check_motors()
             bus.write("Torque_Enable", name, 0)
-            if kind.manufacturer == "feetech":
+            if kind.is_feetech:
                 bus.write("Lock", name, 0)
             bus.write("ID", name, motor.id)
             bus.motors = {name: motor}
@@ -553,7 +529,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str, baudrates: Sequence[i
             time.sleep(0.05)
             bus.baudrate = 1_000_000
             bus.connect()
-            if kind.manufacturer == "feetech":
+            if kind.is_feetech:
                 bus.write("Lock", name, 1)
             return number, rate
         finally:
@@ -590,16 +566,10 @@ class Calibrator:
         self.arm.set_shadows(False)
         half = (bus.resolution - 1) // 2
         for name in kind.servos:  # positions without an offset
-            if kind.manufacturer == "feetech":
-                bus.write("Lock", name, 0)
-                bus.write("Operating_Mode", name, 0)
-            else:
-                bus.write("Operating_Mode", name, 4)
-                bus.write("Drive_Mode", name, int(name in kind.inverted_servos))
-            bus.write("Homing_Offset", name, 0)
-            bus.write("Min_Position_Limit", name, 0)
-            bus.write("Max_Position_Limit", name, bus.resolution - 1)
-        sign = 1 if kind.manufacturer == "feetech" else -1  # Feetech subtracts the offset, Dynamixel adds it
+            first = {"Lock": 0, "Operating_Mode": 0} if kind.is_feetech else {
+                "Operating_Mode": 4, "Drive_Mode": int(name in kind.inverted_servos)}
+            self.arm.write(name, **first, Homing_Offset=0, Min_Position_Limit=0, Max_Position_Limit=bus.resolution - 1)
+        sign = 1 if kind.is_feetech else -1  # Feetech subtracts the offset, Dynamixel adds it
         for name, (steps,) in bus.sync_read(["Present_Position"]).items():
             self.offsets[name] = sign * min(steps - half, half)  # Feetech's offset has 11 bits and a sign
             bus.write("Homing_Offset", name, self.offsets[name])

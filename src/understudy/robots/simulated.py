@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core import Feature
-from .base import ConnectionLost, Robot
+from .base import ConnectionLost, Robot, connect_all
 from .cameras import Camera, camera_features, read_cameras
 from .limits import SafetyLimits
 
@@ -36,11 +35,8 @@ class SimulatedArm(Robot):
     arrived. Time comes from `clock` alone, so a test decides how it passes.
 
     Args:
-        link: The connection, in both directions.
         position: Initial position of each joint (deg).
         servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
-        clock: Current time (s).
-        cameras: Its cameras by name, which are not simulated.
     """
 
     name = "simulated_arm"
@@ -61,11 +57,7 @@ class SimulatedArm(Robot):
         self._readings: list[tuple[float, np.ndarray]] = [(self._now, self.joints.copy())]
 
     def connect(self):
-        with ExitStack() as stack:
-            for camera in self.cameras.values():
-                camera.connect()
-                stack.callback(camera.disconnect)
-            stack.pop_all()
+        connect_all(self.cameras.values())
         self.is_connected, self.is_broken = True, False
 
     def observe(self):

@@ -19,7 +19,6 @@ class VelocityTeleoperator(Teleoperator):
     Args:
         device: Gives a velocity for each joint, as a fraction of the largest: a gamepad or `JointKeyboard`.
         max_velocity: Largest velocity of each joint, in units of the action per second.
-        clock: Current time (s).
     """
 
     def __init__(self, device: TeleopDevice, max_velocity: Sequence[float], low: Sequence[float],

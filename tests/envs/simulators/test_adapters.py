@@ -64,7 +64,7 @@ def test_a_name_leads_to_its_module(name):
 
 @pytest.mark.parametrize(("name", "near"), [
     pytest.param("ogbench/pointmaze-medum-v0", "pointmaze-medium-v0", marks=needs("ogbench")),
-    pytest.param("ogbench/pointmaze-medium-v0:6", "task from 1 to 5", marks=needs("ogbench")),
+    pytest.param("ogbench/pointmaze-medium-v0:6", "task must be from 1 to 5", marks=needs("ogbench")),
     pytest.param("BabyAI-GoToLocl-v0", "BabyAI-GoToLocal-v0", marks=needs("minigrid")),
     pytest.param("dm_control/cartpole-swingdown", "cartpole-swingup", marks=needs("dm_control")),
     pytest.param("highway-fst-v0", "highway-fast-v0", marks=needs("highway_env")),

@@ -10,7 +10,7 @@ from dm_control import suite
 from dm_env import specs
 from gymnasium import spaces
 
-from ...core import UserError, unknown_name
+from ...core import unknown_name
 from .. import gymnasium_adapter
 from ..mujoco import MujocoVector
 
@@ -69,10 +69,6 @@ def _box_space(spec: specs.BoundedArray) -> spaces.Box:
 
 class DmControlVector(MujocoVector):
     """A task of the control suite, with a column for each of its observations: observation.position, ..."""
-
-    def _restore_from_obs(self, row, steps, i):
-        raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
-                        where=self.metadata["env"], hint="record again with understudy record, which writes it")
 
     def _observe_restored(self, row, steps, i):
         env = self.vec.envs[row].env

@@ -1,13 +1,9 @@
-"""Single environments that others wrote, before they stand in rows: those that draw from NumPy's own generator, and
-those whose expert acts from the simulator's state."""
+"""Rows of environments that others wrote, whose expert acts from the simulator's state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -15,40 +11,6 @@ from ...core import UserError
 from ...execute.actor import Actor
 from ..base import HasExpert
 from ..gymnasium_adapter import GymVector, RenderableGymVector
-
-
-class IsolatedNumpyRandom(gymnasium.Wrapper):
-    """Wrapper for simulators that draw from NumPy's global generator.
-
-    Each environment has its own state of this generator, which depends on the seed of the episode alone. Its expert
-    draws from another.
-    """
-
-    def __init__(self, env: gymnasium.Env):
-        super().__init__(env)
-        self.drawn: dict[str, tuple] = {}
-
-    @contextmanager
-    def own_random_state(self, who: str = "world") -> Iterator[None]:
-        before = np.random.get_state()
-        np.random.set_state(self.drawn.get(who, before))
-        try:
-            yield
-        finally:
-            self.drawn[who] = np.random.get_state()
-            np.random.set_state(before)
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.action_space.seed(seed)
-            self.drawn = {who: np.random.RandomState([seed, stream]).get_state()
-                          for stream, who in enumerate(("world", "expert"))}
-        with self.own_random_state():
-            return self.env.reset(seed=seed, options=options)
-
-    def step(self, action):
-        with self.own_random_state():
-            return self.env.step(action)
 
 
 class ExpertVector(RenderableGymVector, HasExpert):

@@ -3,6 +3,9 @@ on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import gymnasium
 import numpy as np
 import ogbench  # noqa: F401  (names the environments)
@@ -12,7 +15,7 @@ from ...core import UserError, unknown_name
 from .. import gymnasium_adapter
 from ..gymnasium_adapter import RenderableGymVector
 from ..mujoco import MujocoVector
-from .external import ExpertVector, IsolatedNumpyRandom
+from .external import ExpertVector
 
 TASKS = 5
 
@@ -50,12 +53,17 @@ def _is_goal_env(gym_id: str) -> bool:
     return str(spec.entry_point).startswith("ogbench.") and "reward_task_id" not in spec.kwargs
 
 
-class GoalEnv(IsolatedNumpyRandom):
-    """Shows the goal's observation next to its own, and draws the task from the seed."""
+class GoalEnv(gymnasium.Wrapper):
+    """Shows the goal's observation next to its own, and draws the task from the seed.
+
+    OGBench draws from NumPy's global generator. Here each environment has its own state of it, which depends on the
+    seed of the episode alone. Its expert draws from another.
+    """
 
     def __init__(self, env, task: int | None):
         super().__init__(env)
         self.task, self.goal, self.number = task, None, 0
+        self.drawn: dict[str, tuple] = {}
         simulator, space = env.unwrapped, env.observation_space
         if isinstance(getattr(type(simulator), "action_space", None), property):
             # A new space at every look, which no seed reaches: the goal is settled by two actions drawn from it.
@@ -65,15 +73,31 @@ class GoalEnv(IsolatedNumpyRandom):
         self.key = "camera" if space.dtype == np.uint8 and len(space.shape) == 3 else "state"
         self.observation_space = gymnasium.spaces.Dict({self.key: space, "goal": space})
 
+    @contextmanager
+    def own_random_state(self, who: str = "world") -> Iterator[None]:
+        before = np.random.get_state()
+        np.random.set_state(self.drawn.get(who, before))
+        try:
+            yield
+        finally:
+            self.drawn[who] = np.random.get_state()
+            np.random.set_state(before)
+
     def reset(self, *, seed=None, options=None):
         if self.task is not None or seed is not None:
             self.number = self.task or 1 + int(np.random.default_rng([seed, 2]).integers(TASKS))
-        obs, info = super().reset(seed=seed, options={"task_id": self.number})
+        if seed is not None:
+            self.action_space.seed(seed)
+            self.drawn = {who: np.random.RandomState([seed, stream]).get_state()
+                          for stream, who in enumerate(("world", "expert"))}
+        with self.own_random_state():
+            obs, info = self.env.reset(seed=seed, options={"task_id": self.number})
         self.goal, self.info = info["goal"], info
         return self._observation(obs), info
 
     def step(self, action):
-        obs, reward, terminated, truncated, self.info = super().step(action)
+        with self.own_random_state():
+            obs, reward, terminated, truncated, self.info = self.env.step(action)
         return self._observation(obs), reward, terminated, truncated, self.info
 
     def _observation(self, obs):
@@ -151,9 +175,6 @@ class MazeVector(ReachingVector, MujocoVector):
     """
 
     def _restore_from_obs(self, row, steps, i):
-        if "observation.state" not in steps and "qpos" not in steps:
-            raise UserError(f"there is no column 'observation.state', only {', '.join(sorted(steps))}",
-                            where=self.metadata["env"], hint="restore from steps recorded in this environment")
         self.vec.envs[row].unwrapped.set_xy(
             self._recorded_column(steps, i, "qpos" if "qpos" in steps else "observation.state", 2))
 

@@ -17,7 +17,7 @@ import robosuite  # noqa: E402  (greets)
 
 def make(
     name: str, rows: int = 1, limit: int = 400, robots: str | tuple[str, ...] | None = None, **options
-) -> gymnasium_adapter.HeadlessGymVector:
+) -> gymnasium_adapter.GymVector:
     """Makes a task of robosuite. An episode ends with the first success.
 
     Args:
@@ -30,7 +30,7 @@ def make(
         raise unknown_name("environment", task, robosuite.ALL_ENVIRONMENTS, name, owner="robosuite")
     arms = robots or (["Panda", "Panda"] if task.startswith("TwoArm") else "Panda")
     vec = gymnasium_adapter.vectorize(lambda: RobosuiteArm(task, arms, limit, options), rows)
-    return gymnasium_adapter.HeadlessGymVector(
+    return gymnasium_adapter.GymVector(
         vec,
         {
             "env": name,

@@ -10,7 +10,7 @@ import torch
 from ...core import UserError, normal, uniform
 from ...execute.actor import Actor
 from ..raster import COLOR_OF_ROLE, Canvas
-from ..toy import MultimodalToy, distance, length, named_vector, push_apart, unit
+from ..toy import Toy, distance, length, named_vector, push_apart, unit
 
 SIDE = 1.0  # m, of the table
 DISC, BLOCK = 0.035, 0.06  # m, radii
@@ -27,7 +27,7 @@ MODES = ("the left block first, to the left", "the left block first, to the righ
 COLOURS = COLOR_OF_ROLE["block"], (222, 150, 70)
 
 
-class Blocks(MultimodalToy):
+class Blocks(Toy):
     """A disc pushes two blocks onto two targets. The order of the blocks and their targets are free, which makes four
     ways.
 
@@ -93,10 +93,10 @@ class Blocks(MultimodalToy):
         """(rows, block, target) bool."""
         return distance(self.state["blocks"][:, :, None], self.state["targets"][:, None]) < RADIUS
 
-    def mode(self):
+    def numbers(self):
         first = self.state["first"]
         to = self._on_target()[np.arange(self.rows), np.maximum(first, 0)].argmax(1)
-        return np.where(first < 0, -1, 2 * first + to)
+        return {"mode": np.where(first < 0, -1, 2 * first + to)}
 
     def expert(self):
         return BlocksExpert()

@@ -10,7 +10,7 @@ import torch
 from ...core import normal
 from ...execute.actor import Actor
 from ..raster import render_map
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 
 PILLAR, PILLAR_RADIUS = (0.6, 0.0), 0.25
 GOAL, GOAL_RADIUS = (1.2, 0.0), 0.1
@@ -93,6 +93,5 @@ class ForkExpert(Actor):
         at = obs["observation.state"]
         around = torch.stack([torch.full_like(state["way"], PILLAR[0]), 0.45 * state["way"]], 1)
         aim = torch.where(at[:, :1] < PILLAR[0] - 0.05, around, torch.tensor(GOAL)) - at
-        length = (aim * aim).sum(1, keepdim=True).sqrt()
-        action = aim / length.clamp(min=0.1) + self.noise * normal(state["key"], state["count"], (2,), stream=2)
+        action = aim / length(aim).clamp(min=0.1) + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}

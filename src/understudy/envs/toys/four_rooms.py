@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import UserError, normal, uniform
+from ...core import UserError, normal, uniform, unknown_name
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
 from ..raster import render_map
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 from .maze import RADIUS, SPEED, cell_of, closed, sides, walk, wall_shapes
 
 CELLS, HALF = 8, 4  # along each side; where the rooms part
@@ -48,7 +48,7 @@ class FourRooms(Toy):
     def __init__(self, rows: int = 1, limit: int = 150, style: str = "navigate",
                  goal: tuple[float, float] | None = None, walls: str = "stop"):
         if style not in STYLES:
-            raise UserError(f"there is no style {style!r}", where="four_rooms", hint=f"there are {', '.join(STYLES)}")
+            raise unknown_name("style", style, STYLES, "four_rooms")
         if walls not in ("stop", "end"):
             raise UserError(f"walls is {walls!r}", where="four_rooms", hint='choose "stop" or "end"')
         self.style, self.goal, self.walls = style, goal, walls
@@ -88,13 +88,12 @@ class FourRooms(Toy):
         return STYLES[self.style] if self.goal is None else replace(STYLES[self.style], goal=self.goal)
 
     def map(self):
+        hidden_goal = [] if self.goal is None else [
+            {"kind": "circle", "at": self.goal, "radius": RADIUS, "role": "goal"}]
         return {"x": (0.0, float(CELLS)), "y": (0.0, float(CELLS)), "path": ("observation.state", 0, 1),
-                "shapes": [*wall_shapes(WALLS, CELLS), *self._hidden_goal()],
+                "shapes": [*wall_shapes(WALLS, CELLS), *hidden_goal],
                 "marks": [{"kind": "circle", "column": (column, 0, 1), "radius": RADIUS, "role": "goal"}
                           for column in self.state_columns[1:]]}
-
-    def _hidden_goal(self) -> list[dict]:
-        return [] if self.goal is None else [{"kind": "circle", "at": self.goal, "radius": RADIUS, "role": "goal"}]
 
     def frame(self, row):
         at, goal = (tuple(self.state[k][row]) for k in ("at", "goal"))
@@ -143,13 +142,13 @@ class FourRoomsExpert(Actor):
     def act(self, obs, state):
         at, aim = obs["observation.state"], state["aim"]
         if self.waypoints:
-            arrived = ((at - aim) ** 2).sum(1, keepdim=True).sqrt() < RADIUS
+            arrived = length(at - aim) < RADIUS
             aim = torch.where(arrived, self._waypoint(state), aim)
         cell, last = (torch.from_numpy(cell_of(x.numpy(), CELLS)) for x in (at, aim))
         best = _BEST[CELLS * last[:, 0] + last[:, 1], :, cell[:, 0], cell[:, 1]]
         onward = cell + torch.from_numpy(MOVES)[(best * state["liked"]).argmax(1)] + 0.5
         offset = torch.where((cell == last).all(1, keepdim=True), aim, onward.float()) - at
-        action = SPEED * offset / (offset * offset).sum(1, keepdim=True).sqrt().clamp(min=0.2)
+        action = SPEED * offset / length(offset).clamp(min=0.2)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         if self.aimless:
             wander = 2 * SPEED * (uniform(state["key"], state["count"] // 8, (2,), stream=3) - 0.5)

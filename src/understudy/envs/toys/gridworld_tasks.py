@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, permutations
 
@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from ...core import Feature, UserError, uniform
+from ...data.tasks import decode_text
+from ...data.text_columns import TaskText
 from ...execute.actor import Actor
 from ..grid import MOVES
 from ..raster import COLOR_OF_ROLE, Canvas
@@ -126,9 +128,8 @@ class GridworldTasks(Toy):
         success = s["done"].all(1)
         return success.astype(np.float32) - failure, success, failure
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["mission"].copy())})
+    def numbers(self):
+        return {"mission": self.state["mission"]}
 
     def expert(self):
         return GridworldTasksExpert()
@@ -157,7 +158,7 @@ class GridworldTasks(Toy):
         return canvas.image[0]
 
 
-_TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) for text in MISSIONS])
+_TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
@@ -171,7 +172,7 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
     """
     same = (np.asarray(task)[:, None] == _TEXTS).all(2)
     if len(unknown_rows := np.flatnonzero(~same.any(1))):
-        text = bytes(np.asarray(task)[unknown_rows[0]]).rstrip(b"\0").decode(errors="replace")
+        text = decode_text(np.asarray(task)[unknown_rows[0]])
         raise UserError(f"{text!r} is not a mission", where="gridworld_tasks, column 'observation.task'",
                         hint=f"such as {MISSIONS[0]!r}")
     return same.argmax(1)

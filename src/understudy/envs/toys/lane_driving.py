@@ -41,14 +41,12 @@ class LaneDriving(Toy):
     Args:
         gust: Standard deviation of a random yaw acceleration at every step, rad/s^2.
         offset: Largest offset of the start, m.
-        clearance: The distance from the box at which the expert passes it, m.
     """
 
     state_columns = ("observation.state", "simulator.state")
 
-    def __init__(self, rows: int = 1, limit: int = 120, gust: float = 0.0, offset: float = 0.4,
-                 clearance: float = 0.5):
-        self.gust, self.offset, self.clearance = gust, offset, clearance
+    def __init__(self, rows: int = 1, limit: int = 120, gust: float = 0.0, offset: float = 0.4):
+        self.gust, self.offset = gust, offset
         self.features = {
             "observation.state": named_vector(
                 "offset", "heading", "speed", "yaw_rate", *(f"curvature.{i}" for i in range(len(AHEAD))),
@@ -96,7 +94,7 @@ class LaneDriving(Toy):
         return success.astype(np.float32) - failure, success, failure
 
     def expert(self):
-        return LaneExpert(self.clearance)
+        return LaneExpert()
 
     def map(self):
         half_length = LENGTH / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from ...core import Feature, UserError, keys, normal, uniform
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
 from ..raster import render_map
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 
 MARGIN = 0.1  # m: as near to a wall the point comes
 RADIUS = 0.25  # m, of the goal
@@ -86,9 +86,8 @@ class Maze(Toy):
         success = distance(s["at"], s["goal"]) < RADIUS
         return success, success, np.zeros_like(success)
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "level": torch.from_numpy(self.state["level"].copy())})
+    def numbers(self):
+        return {"level": self.state["level"]}
 
     def expert(self):
         return MazeExpert()
@@ -225,7 +224,6 @@ class MazeExpert(Actor):
         there = (cell == last).all(1, keepdim=True)
         onward = cell + torch.from_numpy(MOVES)[state["best"][torch.arange(len(at)), cell[:, 0], cell[:, 1]]] + 0.5
         aim = torch.where(there, goal, onward.float()) - at
-        length = (aim * aim).sum(1, keepdim=True).sqrt()
-        action = SPEED * aim / length.clamp(min=0.2)
+        action = SPEED * aim / length(aim).clamp(min=0.2)
         action = action + self.noise * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}

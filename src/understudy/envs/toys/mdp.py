@@ -98,49 +98,22 @@ class MDP:
                 value = ((policy if policy.ndim == 2 else policy[h]) * values[h]).sum(1)
         return values
 
-    def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0,
-                        rewards: np.ndarray | None = None) -> float:
+    def expected_return(self, policy: np.ndarray, horizon: int, discount: float = 1.0) -> float:
         """Expected discounted return of a policy, computed exactly.
 
         Args:
             policy: Probability of each action, as for `action_values`.
-            horizon: Number of steps.
-            discount: Factor per step.
-            rewards: Other rewards, (states, actions, states). None for the process's own.
         """
-        last = self.action_values(horizon, discount, policy, rewards)[-1]
+        last = self.action_values(horizon, discount, policy)[-1]
         return float(self.start @ ((policy if policy.ndim == 2 else policy[horizon - 1]) * last).sum(1))
 
-    def visits(self, policy: np.ndarray, horizon: int) -> np.ndarray:
-        """Probability of each state and action at each step under a policy.
-
-        Args:
-            policy: As for `action_values`.
-            horizon: Number of steps.
-
-        Returns:
-            (horizon, states, actions). Entry [t] is for step t, and sums to the probability that the episode has not
-            ended.
-        """
-        probabilities = np.zeros((horizon, self.states, self.actions))
-        at = self.start * ~self.final
-        for t in range(horizon):
-            probabilities[t] = at[:, None] * (policy if policy.ndim == 2 else policy[horizon - 1 - t])
-            at = np.einsum("sa,sat->t", probabilities[t], self.transitions) * ~self.final
-        return probabilities
-
-    def best_policy(self, horizon: int, discount: float = 1.0, rewards: np.ndarray | None = None) -> np.ndarray:
+    def best_policy(self, horizon: int, discount: float = 1.0) -> np.ndarray:
         """Policy of largest expected discounted return. All best actions have equal probability.
-
-        Args:
-            horizon: Number of steps.
-            discount: Factor per step.
-            rewards: Other rewards, (states, actions, states). None for the process's own.
 
         Returns:
             Probabilities, (horizon, states, actions). Entry [h] is for h + 1 steps to go.
         """
-        values = self.action_values(horizon, discount, rewards=rewards)
+        values = self.action_values(horizon, discount)
         best = values >= values.max(2, keepdims=True) - 1e-9
         return best / best.sum(2, keepdims=True)
 

@@ -11,7 +11,7 @@ import torch
 from ...core import Feature, UserError, normal, uniform
 from ...execute.actor import Actor
 from ..raster import render_map
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 
 PERIOD, SUBSTEPS = 0.005, 10  # s: integrated at 200 Hz, controlled at 20 Hz
 STIFFNESS, DAMPING = 10.0, 5.0  # of the controller that follows the target, 1/s^2 and 1/s
@@ -132,8 +132,7 @@ class ParticleExpert(Actor):
         observed = obs["observation.state"]
         vectors = observed[:, : observed.shape[1] // 4 * 4]  # without the flag, if there is one
         at, _, first, second = vectors.chunk(4, 1)
-        offset = at - first
-        onward = state["onward"] | ((offset * offset).sum(1).sqrt() < self.near)
+        onward = state["onward"] | (length(at - first)[:, 0] < self.near)
         target = torch.where(onward.unsqueeze(1), second, first)
         if self.noise:
             target = target + self.noise * normal(state["key"], state["count"], tuple(target.shape[1:]), stream=2)

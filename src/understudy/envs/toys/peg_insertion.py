@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,9 +89,8 @@ class PegInsertion(Toy):
         s["peg"] = _to_world(np.stack([u, v, turn], 1).astype(np.float32), s["hole"], s["outline"])
         return success, success, np.zeros_like(success)
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "outline": torch.from_numpy(self.state["outline"].copy())})
+    def numbers(self):
+        return {"outline": self.state["outline"]}
 
     def expert(self):
         return PegInsertionExpert(float(self.tolerance))
@@ -103,14 +102,14 @@ class PegInsertion(Toy):
     def frame(self, row):
         peg, hole, outline = (self.state[k][row] for k in ("peg", "hole", "outline"))
 
-        def placed(kind, u, v, half, role, turn=0.0, radius=None):
-            at = _to_world(np.array([[u, v, turn]], np.float32), hole[None], np.array([outline]))[0]
+        def placed(u, v, half, role):
+            at = _to_world(np.array([[u, v, 0.0]], np.float32), hole[None], np.array([outline]))[0]
             heading = (float(np.cos(hole[2])), float(np.sin(hole[2])))
-            return {"kind": kind, "at": tuple(at[:2]), "half": half, "radius": radius, "heading": heading, "role": role}
+            return {"kind": "box", "at": tuple(at[:2]), "half": half, "heading": heading, "role": role}
         wide = 0.04
         gap = wide + float(self.tolerance)
-        shapes = [placed("box", side * (gap + 0.6), -0.1, (0.6, 0.1), "obstacle") for side in (-1, 1)]
-        shapes.append(placed("box", 0, -0.16, (gap, 0.04), "goal"))
+        shapes = [placed(side * (gap + 0.6), -0.1, (0.6, 0.1), "obstacle") for side in (-1, 1)]
+        shapes.append(placed(0, -0.16, (gap, 0.04), "goal"))
         angle = float(peg[2] - TURN[outline])
         axis = np.array([-np.sin(angle), np.cos(angle)])
         shapes += [{"kind": "box", "at": tuple(peg[:2] + 0.1 * axis), "half": (wide, 0.1), "role": "agent",

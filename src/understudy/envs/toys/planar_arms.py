@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...core import Feature, UserError, normal, uniform
+from ...core import Feature, normal, uniform, unknown_name
 from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
 from ..toy import Toy, distance, named_vector, push_apart
@@ -53,10 +53,9 @@ class PlanarArms(Toy):
     state_columns = ("observation.state", "observation.environment_state")
 
     def __init__(self, rows: int = 1, limit: int = 120, task: str = "reach", arm: str = "three", camera_size: int = 0):
-        if task not in TASKS or arm not in ARMS:
-            name, there = ("task", TASKS) if task not in TASKS else ("arm", tuple(ARMS))
-            raise UserError(f"there is no {name} {task if name == 'task' else arm!r}", where="planar_arms",
-                            hint=f"there are {', '.join(there)}")
+        for kind, name, valid_names in (("task", task, TASKS), ("arm", arm, ARMS)):
+            if name not in valid_names:
+                raise unknown_name(kind, name, valid_names, "planar_arms")
         self.task, self.arm, self.camera_size = task, arm, camera_size
         self.lengths = np.array(ARMS[arm], np.float32)
         links = len(self.lengths)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...core import Feature, UserError, normal, uniform
+from ...core import Feature, UserError, normal, uniform, unknown_name
+from ...data.text_columns import TaskText
 from ...execute.actor import CountingActor
 from ..raster import COLOR_OF_ROLE, Canvas
-from ..toy import Toy, distance, named_vector
+from ..toy import Toy, distance, length, named_vector
 
 COLORS = {"red": (205, 70, 62), "green": (92, 160, 96), "blue": (70, 112, 190), "yellow": (226, 182, 70),
           "purple": (142, 98, 170), "orange": (226, 132, 60)}
@@ -62,9 +63,9 @@ class Tabletop(Toy):
 
     def __init__(self, rows: int = 1, limit: int = 60, control: str = "velocity", instruction: str = "words",
                  blocks: int = 4, camera_size: int = 0, slip: float = 0.0):
-        for name, value, there in (("control", control, CONTROLS), ("instruction", instruction, INSTRUCTIONS)):
-            if value not in there:
-                raise UserError(f"there is no {name} {value!r}", where="tabletop", hint=f"there are {', '.join(there)}")
+        for kind, name, valid_names in (("control", control, CONTROLS), ("instruction", instruction, INSTRUCTIONS)):
+            if name not in valid_names:
+                raise unknown_name(kind, name, valid_names, "tabletop")
         if not 1 <= blocks <= len(COLORS):
             raise UserError(f"the number of blocks is {blocks}", where="tabletop", hint=f"from 1 to {len(COLORS)}")
         if not 0 <= slip <= 1:
@@ -200,7 +201,7 @@ class Tabletop(Toy):
         return canvas.image
 
 
-_TEXTS = np.stack([np.frombuffer(text.encode().ljust(LENGTH, b"\0"), np.uint8) for text in MISSIONS])
+_TEXTS = np.stack([TaskText(LENGTH).encode(text) for text in MISSIONS])
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ class TabletopExpert(CountingActor):
             return action, {**state, "count": state["count"] + 1}
         has = (held_block == mission // len(BINS))[:, None]
         ahead = torch.where(has, to, block) - hand
-        gap = (ahead * ahead).sum(1, keepdim=True).sqrt()
+        gap = length(ahead)
         takes = ~has & (gap < 0.6 * GRASP) & (closed < 0.5)
         keeps = has & (gap > 0.02)
         speed = (ahead / SPEED).clamp(-1, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core import Feature, UserError, uniform
+from ...core import Feature, UserError, uniform, unknown_name
 from ...execute.actor import CountingActor
 from ..raster import render_map
 from ..toy import Toy, named_vector
@@ -38,7 +38,7 @@ class Tabular(Toy):
     def __init__(self, rows: int = 1, limit: int = 60, task: str | MDP = "slippery-grid", discount: float = 0.99,
                  **options):
         if isinstance(task, str) and task not in TASKS:
-            raise UserError(f"there is no task {task!r}", where="tabular", hint=f"there are {', '.join(TASKS)}")
+            raise unknown_name("task", task, TASKS, "tabular")
         name = task if isinstance(task, str) else "own"
         self.mdp = TASKS[task](**options) if isinstance(task, str) else task
         self.discount = discount

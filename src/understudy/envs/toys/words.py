@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ...core import Feature, UserError, uniform
+from ...data.tasks import decode_text
+from ...data.text_columns import TaskText
 from ...execute.actor import Actor
 from ..grid import MOVES, cost_by_move, cost_to_go
 from ..raster import COLOR_OF_ROLE, Canvas
@@ -62,12 +64,7 @@ class Words(Toy):
         at = np.stack(np.divmod(free[:, :SIZE**2].argmin(1), SIZE), 1)
         aim, saying = (free[:, -2:] * [THINGS, len(PHRASES)]).astype(np.int64).T
         meant = looks[np.arange(len(key)), aim]
-        missions = (
-            np.stack([_ENCODED_MISSIONS[m, s] for m, s in zip(meant, saying, strict=True)])
-            if len(key)
-            else np.empty((0, LENGTH), np.uint8)
-        )
-        return {"at": at, "things": things, "looks": looks, "meant": meant, "said": missions}
+        return {"at": at, "things": things, "looks": looks, "meant": meant, "said": _ENCODED_MISSIONS[meant, saying]}
 
     def observe(self):
         s = self.state
@@ -92,9 +89,8 @@ class Words(Toy):
         failure = on.any(1) & ~success
         return success.astype(np.float32) - failure, success, failure
 
-    def step(self, action):
-        out = super().step(action)
-        return replace(out, info={**out.info, "mission": torch.from_numpy(self.state["meant"].copy())})
+    def numbers(self):
+        return {"mission": self.state["meant"]}
 
     def expert(self):
         return WordsExpert()
@@ -126,8 +122,8 @@ def _thing_name(look: int) -> str:
     return f"{tuple(COLOURS)[look // len(KINDS)]} {KINDS[look % len(KINDS)]}"
 
 
-_ENCODED_MISSIONS = {(m, s): np.frombuffer(text.format(_thing_name(m)).encode().ljust(LENGTH, b"\0"), np.uint8)
-                     for m in range(len(COLOURS) * len(KINDS)) for s, text in enumerate(PHRASES)}
+_ENCODED_MISSIONS = np.stack([[TaskText(LENGTH).encode(text.format(_thing_name(m))) for text in PHRASES]
+                              for m in range(len(COLOURS) * len(KINDS))])
 
 
 def parse_missions(task: np.ndarray) -> np.ndarray:
@@ -137,7 +133,7 @@ def parse_missions(task: np.ndarray) -> np.ndarray:
         task: Missions as UTF-8 bytes, (n, LENGTH) uint8.
     """
     numbers = []
-    for text in (bytes(row).rstrip(b"\0").decode(errors="replace") for row in task):
+    for text in map(decode_text, task):
         named_things = [m for m in range(len(COLOURS) * len(KINDS)) if _thing_name(m) in text]
         if len(named_things) != 1:
             raise UserError(f"the mission must name one thing, but is {text!r}", where="words",

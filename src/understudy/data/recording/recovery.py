@@ -29,7 +29,16 @@ from ...core import UserError
 from ...files import read_json, write_json
 from .. import cache, journal
 from ..episode import Dataset
-from ..formats import hdf5, interrupted_recording, preview_dataset, read_errors, rlds, sidecar, zarr_store
+from ..formats import (
+    hdf5,
+    interrupted_recording,
+    message_logs,
+    preview_dataset,
+    read_errors,
+    rlds,
+    sidecar,
+    zarr_store,
+)
 from ..formats.describe import lerobot_source, short_videos
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..source_parts import find_parts, recover_parts
@@ -673,31 +682,35 @@ def _stored_eof(path: Path) -> int | None:
 
 
 def _repair_mcap(path: Path, folder: Path, report_loss) -> Path:
-    """All messages before the cut, in a file with an index."""
-    try:
-        from mcap.exceptions import McapError
-        from mcap.records import Channel, Message, Schema
-        from mcap.stream_reader import StreamReader
-        from mcap.writer import Writer
-    except ImportError:
-        raise UserError("needs mcap", where=path, hint="pip install 'understudy[bags]'") from None
-    out = folder / path.name
-    schemas, channels, count = {0: 0}, {}, 0
-    with open(path, "rb") as source, open(out, "wb") as target:
+    """All messages before the damage, and the records of metadata, in a file with an index."""
+    message_logs.import_reader("mcap.reader")
+    from mcap.writer import Writer
+
+    out, log, channels, count = folder / path.name, message_logs.McapStream(), {}, 0
+    with open(out, "wb") as target:
         writer = Writer(target)
         writer.start()
+
+        def register(channel) -> int:
+            if channel.id not in channels:
+                schema = log.schemas.get(channel.schema_id)
+                schema_id = 0 if schema is None else writer.register_schema(schema.name, schema.encoding, schema.data)
+                channels[channel.id] = writer.register_channel(channel.topic, channel.message_encoding, schema_id,
+                                                               channel.metadata)
+            return channels[channel.id]
         try:
-            for record in StreamReader(source, record_size_limit=None).records:
-                if isinstance(record, Schema) and record.id not in schemas:
-                    schemas[record.id] = writer.register_schema(record.name, record.encoding, record.data)
-                elif isinstance(record, Channel) and record.id not in channels:
-                    channels[record.id] = writer.register_channel(
-                        record.topic, record.message_encoding, schemas[record.schema_id], record.metadata)
-                elif isinstance(record, Message):
-                    writer.add_message(channels[record.channel_id], record.log_time, record.data,
-                                       record.publish_time, record.sequence)
-                    count += 1
-        except (McapError, EOFError, struct.error, KeyError, ValueError, OSError, RuntimeError) as error:
-            report_loss(f"{path}: what follows after {count} messages ({type(error).__name__})")
+            for _, channel, m in log.records(path):
+                writer.add_message(register(channel), m.log_time, m.data, m.publish_time, m.sequence)
+                count += 1
+        except ImportError:
+            raise
+        except Exception as error:  # decoders may raise anything for a damaged chunk
+            log.cut = type(error).__name__
+        if log.cut:
+            report_loss(f"{path}: what follows after {count} messages ({log.cut})")
+        for channel in log.channels.values():
+            register(channel)
+        for name, record in log.metadata.items():
+            writer.add_metadata(name, record)
         writer.finish()
     return out

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class NpzArrays:
         for key in keys:
             if key not in self.without:
                 with _member(path, key) as handle:
-                    shape, _, dtype = _header(handle, f"{path}, {key}")
+                    shape, _, dtype = read_header(handle, f"{path}, {key}")
                 self.headers[key] = shape, dtype.str
 
     @cached_property
@@ -75,7 +76,7 @@ class NpzArrays:
             Number of the first row, and the rows, (n, *shape).
         """
         with _member(self.path, key) as handle:
-            shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
+            shape, fortran, dtype = read_header(handle, f"{self.path}, {key}")
             if not shape:
                 yield 0, np.frombuffer(_read_exactly(handle, dtype.itemsize, f"{self.path}, {key}"), dtype)
                 return
@@ -221,7 +222,8 @@ def _member(path, key):
         yield handle
 
 
-def _header(handle, where):
+def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order (whether Fortran's) and dtype of an .npy file of numbers or text."""
     form = np.lib.format
     try:
         version = form.read_magic(handle)

@@ -7,6 +7,7 @@ missing part is reported as a loss and never becomes zeros.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ from ..formats import (
     hdf5,
     interrupted_recording,
     message_logs,
+    npz_arrays,
     preview_dataset,
     read_errors,
     rlds,
@@ -216,22 +218,19 @@ def _repair_rlds(path: Path, folder: Path, report_loss) -> Path:
 
 def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
     """Complete records with correct checksums. After a wrong length, the start of the next record is unknown."""
-    data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
-    while at < len(data):
-        head = data[at: at + 12].tobytes()
-        length = int.from_bytes(head[:8], "little")
-        if len(head) < 12 or rlds.masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little") \
-                or at + 16 + length > len(data):
-            report_loss(f"{file}, record {number}: cut short or damaged, with what follows "
-                        f"({n_records - number} of {n_records} "
-                        "episodes)")
-            return
-        record = data[at: at + 16 + length].tobytes()
-        if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
-            yield record
-        else:
-            report_loss(f"{file}, record {number}: its checksum is wrong")
-        at, number = at + len(record), number + 1
+    data, number = rlds.map_file(file), 0
+    try:
+        for at, length in rlds.scan_records(data, file):
+            record = data[at - 12: at + length + 4]
+            if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
+                yield record
+            else:
+                report_loss(f"{file}, record {number}: its checksum is wrong")
+            number += 1
+    except UserError:
+        report_loss(f"{file}, record {number}: cut short or damaged, with what follows "
+                    f"({n_records - number} of {n_records} episodes)")
+        return
     if number < n_records:
         report_loss(f"{file}: {n_records - number} of {n_records} episodes are missing at its end")
 
@@ -542,7 +541,7 @@ def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
         end, is_whole = next_at, len(raw) == size and zlib.crc32(raw) == check
         if len(raw) == size and not is_whole:
             report_loss(f"{path}, {name}: its checksum is wrong")
-        elif (array := _read_partial_npy(raw)) is not None:
+        elif (array := _read_partial_npy(raw, path)) is not None:
             arrays[name] = array
             if not is_whole:
                 report_loss(f"{path}, {name}: cut short, {len(array)} rows can be read")
@@ -577,18 +576,14 @@ def _whole_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, path: Path,
     return {"episode_ends": ends[:n_whole], **arrays}
 
 
-def _read_partial_npy(raw: bytes) -> np.ndarray | None:
+def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
     """The complete rows of an .npy file that may be cut off."""
-    import io
-
     stream = io.BytesIO(raw)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except (ValueError, EOFError):
+        shape, fortran, dtype = npz_arrays.read_header(stream, path)
+    except UserError:
         return None
-    if dtype.hasobject or fortran and len(shape) > 1:
+    if fortran and len(shape) > 1:
         return None
     row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     there = len(raw) - stream.tell()
@@ -602,7 +597,7 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 
 def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
     """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
-    h5py = read_errors.import_optional("h5py", "the repair of HDF5 files needs h5py", "formats")
+    h5py = hdf5.import_h5py()
     out, long = folder / path.name, folder / "long.hdf5"
     size, expected_size = path.stat().st_size, _stored_eof(path)
     if expected_size is None or expected_size <= size:

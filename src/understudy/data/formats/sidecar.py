@@ -153,7 +153,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         "columns": {name: asdict(f) for name, f in features.items()},
         "places": {name: place.name for name, place in capability.columns.items()},
         "metadata": [dict(e.metadata) for e in data]}
-    text = np.frombuffer(json.dumps(document, default=_to_json_value).encode(), np.uint8)
+    text = np.frombuffer(json.dumps(document, default=to_json_value).encode(), np.uint8)
     arrays = [whole_array("document", text), whole_array("lengths", lengths)]
     for name, f in features.items():
         place, rows = capability.columns.get(name), data.rows(name)
@@ -315,6 +315,6 @@ def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:
     return (column[len(e):] for e in data for column in [np.asarray(e.steps[name])] if len(column) > len(e))
 
 
-def _to_json_value(value):
-    """NumPy's numbers and arrays as JSON's."""
+def to_json_value(value):
+    """Convert NumPy's numbers and arrays to JSON's, and anything else to text: `default` of `json.dumps`."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

@@ -503,16 +503,11 @@ def _header(fields: bytes):
 # -- which ------------------------------------------------------------------------------------------------------------
 
 
-def open_logs(path: Path) -> list[MessageLog]:
-    """Open the recordings at a path: a file, the folder of a ROS 2 bag, or a folder of several recordings.
+def log_paths(path: Path) -> list[Path]:
+    """Return the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
 
     Several recordings are ordered by the last number in their names.
     """
-    return [_log(p) for p in log_paths(path)]
-
-
-def log_paths(path: Path) -> list[Path]:
-    """Return the path of each recording. Empty if `path` has anything else."""
     path = Path(path)
     if path.is_file() or _ros2(path):
         return [path]
@@ -534,7 +529,8 @@ def _ros2(folder: Path) -> bool:
         return "rosbag2_bagfile_information" in handle.read(4096)
 
 
-def _log(path: Path) -> MessageLog:
+def open_log(path: Path) -> MessageLog:
+    """Open a recording: a file, or the folder of a ROS 2 bag."""
     if path.is_dir():
         films = sorted(path.glob("*.mcap"), key=recording_order)
         return McapLog(path, films) if films else RosbagLog(path)

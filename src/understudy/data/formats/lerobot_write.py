@@ -46,8 +46,7 @@ _NO_TASK = np.broadcast_to("", (1,))
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
 
-def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
-          images: Literal["video", "av1", "h264", "png"] = "video") -> None:
+def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
     """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
@@ -56,18 +55,13 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
 
     Args:
         path: The new folder. It is complete or absent, also after a crash.
-        fps: Frames per second. By default `dataset.fps`.
-        robot_type: Name of the robot. By default that of the data set.
         images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
             encoded as AV1 here.
     """
     check_images(images)
-    fps = dataset.fps if fps is None else fps
-    robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
-    dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
-        _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
+        _LeRobotWriter.create(part, own.features(), dataset.fps, dataset.metadata.get("robot_type"), images).add(own)
 
 
 def check_images(images: str) -> None:
@@ -142,8 +136,9 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
     return (times if begins else times - times[0]).astype(np.float32)
 
 
-def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
-           progress: Callable[[int], None] = lambda n_frames: None, **options) -> None:
+def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
+           images: Literal["video", "av1", "h264", "png"] = "video", threads: int | None = None,
+           progress: Callable[[int], None] = lambda n_frames: None) -> None:
     """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
@@ -151,14 +146,15 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
+        robot_type: Name of the robot, for the first episodes. By default the one with which `create` was called.
+        images: How frames are stored, as in `write`, for the first episodes.
         threads: As in `VideoWriter`.
         progress: Called with the number of frames that are written, also those that become images.
-        **options: Options of `write`, for a new data set.
     """
     path = Path(path)
     if not path.exists():
         _plan(dataset.features(), None, None, "png")  # refuses columns that could not be appended to
-        return write(dataset, path, **options)
+        return write(dataset, path, images=images)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
         if not len(dataset):
@@ -167,9 +163,8 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
         else:  # as `create` left it: its columns are now those of its first episodes
-            create_options = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
-            create_options |= {name: value for name, value in options.items() if value is not None}
-            writer = _LeRobotWriter.create(path, dataset.features(), **create_options)
+            robot = robot_type or info.get("robot_type")
+            writer = _LeRobotWriter.create(path, dataset.features(), dataset.fps, robot, images)
         writer.threads, writer.progress = threads, progress
         writer.add(dataset)
 

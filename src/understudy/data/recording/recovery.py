@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from ...core import UserError
 from ...files import read_json, write_json
-from .. import cache, journal
+from .. import cache, journal, video
 from ..episode import Dataset
 from ..formats import (
     hdf5,
@@ -41,7 +41,7 @@ from ..formats import (
     sidecar,
     zarr_store,
 )
-from ..formats.describe import lerobot_source, short_videos
+from ..formats.describe import lerobot_source
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..source_parts import find_parts, recover_parts
 
@@ -119,9 +119,12 @@ def check_readable(data: Dataset) -> None:
             if f.kind != "image":
                 episode.steps[name]
     if (source := lerobot_source(data)) is not None:
-        for problem in short_videos(source):
-            file, _, what = problem.partition(": ")
-            raise UserError(what, where=file, hint="take it from a copy, or leave out the episodes in it")
+        for files, _ in source.index.videos.values():
+            for file in dict.fromkeys(files):
+                n_steps = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+                if (source.path / file).exists() and (n_frames := video.count_frames(source.path / file)) < n_steps:
+                    raise UserError(f"it is damaged: {n_frames} of {n_steps} frames. It cannot be trained on",
+                                    where=file, hint="take it from a copy, or leave out the episodes in it")
 
 
 def _read_error(data: Dataset, index: int) -> str | None:
@@ -144,7 +147,7 @@ RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 def _repair_function(path: Path) -> RepairFunction | None:
     if path.is_dir():
         if (path / "meta" / "info.json").exists():
-            return _repair_lerobot
+            return lambda *arguments: _LeRobotRepair(*arguments).run()
         if (path / "features.json").exists() and (path / "dataset_info.json").exists():
             return _repair_rlds
         if (path / ".zgroup").exists() or (path / "zarr.json").exists():
@@ -318,14 +321,11 @@ def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
     return rows
 
 
-def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
-    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
-    return _LeRobotRepair(path, folder / "data", report_loss).run()
-
-
 class _LeRobotRepair:
-    def __init__(self, path: Path, out: Path, report_loss):
-        self.path, self.out, self.report_loss, self.info = path, out, report_loss, read_info(path)
+    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
+
+    def __init__(self, path: Path, folder: Path, report_loss):
+        self.path, self.out, self.report_loss, self.info = path, folder / "data", report_loss, read_info(path)
         self.is_v3 = self.info["codebase_version"] == "v3.0"
         self.cameras = [c for c, f in self.info["features"].items() if f["dtype"] == "video"]
         self.chunks = max(1, int(self.info.get("chunks_size", 1000)))

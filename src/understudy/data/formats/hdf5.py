@@ -364,12 +364,10 @@ def to_json_value(value, where: str):
     Args:
         value: Numbers or text, alone or in arrays.
     """
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
+        value = value.tolist()
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUSO":
-        return [to_json_value(v, where) for v in value.tolist()]
-    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
-        return to_json_value(value.item(), where)
     if isinstance(value, (list, tuple)):
         return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:

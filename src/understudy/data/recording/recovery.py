@@ -338,18 +338,20 @@ class _LeRobotRepair:
         if self.is_v3:
             rows = _read_episode_tables(self.path, self.info, self.report_loss)
         else:
-            rows = {r["episode_index"]: {**r, "place": r["episode_index"]}
-                    for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
-        for file in dict.fromkeys(self._stored_path("data_path", r) for r in rows.values()):
-            self._copy_numbers(file, {n: r for n, r in rows.items() if self._stored_path("data_path", r) == file})
-        for row in self.kept:
-            self._copy_videos(row)
+            rows = {r["episode_index"]: r for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
+        files: dict[str, dict[int, dict]] = {}
+        for number, row in rows.items():
+            files.setdefault(self._stored_path("data_path", number, row), {})[number] = row
+        for file, inside in files.items():
+            self._copy_numbers(file, inside)
+        for number, row in zip(self.numbers, self.kept, strict=True):
+            self._copy_videos(number, row)
         _write_metadata(self.path, self.out, self.info, self.kept, self.numbers, self.is_v3)
         return self.out
 
-    def _stored_path(self, key: str, row, **more) -> str:
+    def _stored_path(self, key: str, number: int, row, **more) -> str:
+        """The file of an episode: by its number in v2, and by its row of the tables in v3.0."""
         if not self.is_v3:
-            number = row["place"]
             return self.info[key].format(episode_chunk=number // self.chunks, episode_index=number, **more)
         at = f"videos/{more['video_key']}" if more else "data"
         return self.info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
@@ -357,27 +359,27 @@ class _LeRobotRepair:
     def _copy_numbers(self, file: str, rows: dict[int, dict]) -> None:
         """Writes the intact episodes of one file."""
         table = _readable_row_groups(self.path / file, self.report_loss)
-        parts = []
+        parts: dict[str, list[pa.Table]] = {}  # by file
         for number, row in rows.items():
             if (part := self._intact_part(table, file, number, row)) is None:
                 continue
             episode, length = len(self.kept), len(part)
-            parts.append((_renumber(part, episode, self.frames), episode))
+            target = self._stored_path("data_path", episode, row)
+            parts.setdefault(target, []).append(_renumber(part, episode, self.frames))
             self.kept.append({**row, "episode_index": episode, "length": length, "dataset_from_index": self.frames,
                               "dataset_to_index": self.frames + length})
             self.numbers.append(number)
             self.frames += length
-        for group in [[p] for p in parts] if not self.is_v3 else [parts] * bool(parts):
-            target = self.out / (file if self.is_v3 else self._stored_path("data_path", {"place": group[0][1]}))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables([p for p, _ in group]), target)
+        for target, tables in parts.items():
+            (self.out / target).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables(tables), self.out / target)
 
     def _intact_part(self, table: pa.Table | None, file: str, number: int, row: dict) -> pa.Table | None:
         """The rows of an episode. None if some are missing, or a video, which is reported."""
         part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
         steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
         length = int(row.get("length") or len(steps))
-        videos = [self._stored_path("video_path", row, video_key=c) for c in self.cameras]
+        videos = [self._stored_path("video_path", number, row, video_key=c) for c in self.cameras]
         missing = [video for video in videos if not (self.path / video).is_file()]
         if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
             self.report_loss(f"{self.path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
@@ -387,11 +389,11 @@ class _LeRobotRepair:
             return None
         return part
 
-    def _copy_videos(self, row: dict) -> None:
+    def _copy_videos(self, number: int, row: dict) -> None:
         for camera in self.cameras:
-            source = self._stored_path("video_path", row, video_key=camera)
-            place = {"place": row["episode_index"]}
-            target = self.out / (source if self.is_v3 else self._stored_path("video_path", place, video_key=camera))
+            source, copy = (self._stored_path("video_path", n, row, video_key=camera)
+                            for n in (number, row["episode_index"]))
+            target = self.out / copy
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _repair_video(self.path / source, target, self.report_loss)
@@ -428,8 +430,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
         if (path / "meta" / name).exists():
             shutil.copy(path / "meta" / name, out / "meta" / name)
     if not v3:
-        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(
-            {k: v for k, v in r.items() if k != "place"}) + "\n" for r in kept))
+        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     elif kept:
         names = [n for n in kept[0] if not n.startswith("stats/") and all(n in r for r in kept)]
         (out / "meta/episodes/chunk-000").mkdir(parents=True)

@@ -55,7 +55,7 @@ SHOWN = [episode(number) for number in range(EPISODES)]
 
 def write_ours(folder: Path, codec: str) -> None:
     for episode in SHOWN:
-        files.append(folder, Dataset([episode]), fps=FPS, images=codec)
+        files.append(folder, Dataset([episode], {"fps": FPS}), images=codec)
 
 
 def write_theirs(folder: Path, codec: str):

@@ -74,7 +74,7 @@ def test_what_the_readers_of_others_count(shared):
                            "rosbag_ros1_episode_3.bag"), ("rosbag/ros2_sqlite3/episode_3",
                                                           "rosbag_ros2_sqlite3_episode_3")):
         counts = json.loads((shared / f"fixtures/expected/{expected}.json").read_text())["episodes"][0]
-        log, = message_logs.open_logs(shared / "fixtures" / name)
+        log = message_logs.open_log(shared / "fixtures" / name)
         assert log.counts == {t: s["n"] for t, s in counts.items()}
         for topic, s in counts.items():
             times = [time for _, time, _ in log.messages([topic])]
@@ -200,7 +200,7 @@ def test_header_stamps_or_the_log_never_both(tmp_path):
         return [(0.1 * i, {"header": {"stamp": {"sec": 0 if i == drop else int(i + off), "nanosec": 0}},
                            "data": [float(i)]}) for i in range(n)]
     path = written(tmp_path / "a.mcap", {"/state": stamped(4), "/mixed": stamped(4, drop=2)})
-    log, = message_logs.open_logs(path)
+    log = message_logs.open_log(path)
     for by, state in (("header", [5, 6, 7, 8]), ("log", [0, 0.1, 0.2, 0.3])):
         source = BagSource(
             path,

@@ -24,11 +24,7 @@ def test_statistics_of_episodes_of_any_lengths_are_numpys(lengths, width, seed, 
     if not finite and values.dtype.kind == "f":
         values[rng.random(values.shape) < 0.2] = np.nan
     was = values.copy()
-    before, lerobot_write._PIECE = lerobot_write._PIECE, 64  # so that some come in several pieces
-    try:
-        statistics = lerobot_write._episode_statistics(values, np.array(lengths))
-    finally:
-        lerobot_write._PIECE = before
+    statistics = lerobot_write._episode_statistics(values, np.array(lengths))
     assert values.tobytes() == was.tobytes()
     for e, part in enumerate(np.split(values, np.cumsum(lengths)[:-1])):
         for w in range(width):

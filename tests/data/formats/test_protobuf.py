@@ -144,7 +144,7 @@ def test_the_stamps_of_messages_join_them(tmp_path):
     ns = 1_700_000_000_123_456_789
     rows = [(t / 10, "/s", state(t, timestamp={
         "seconds": ns // 10**9, "nanos": ns % 10**9 + 100 * t})) for t in range(3)]
-    log, = message_logs.open_logs(written(tmp_path / "a.mcap", rows))
+    log = message_logs.open_log(written(tmp_path / "a.mcap", rows))
     assert [message_logs.message_time(m) for _, _, m in log.messages(["/s"])] == [ns, ns + 100, ns + 200]
     assert message_logs.message_time(protobuf.Message(timestamp=protobuf.Timestamp(0))) is None
 
@@ -251,7 +251,7 @@ def test_packets_of_video_are_frames(codec, form, tmp_path):
     data = packets(codec)
     assert len(data) == 12
     path = video(tmp_path / "a.mcap", data, form)
-    log, = message_logs.open_logs(path)
+    log = message_logs.open_log(path)
     assert [message_logs.is_key_frame(m) for _, _, m in log.messages(["/cam"])] == [i % 4 == 0 for i in range(12)]
     reopened = open_dataset(path, mapping=MAP)
     assert shown(reopened[0]) == list(range(12)) and reopened.features()["observation.images.cam"].shape == (48, 64, 3)

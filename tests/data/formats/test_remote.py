@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fixtures.lerobot_files import CAMERA, LEROBOT, closed
 
 from understudy.cli import main
 from understudy.core import UserError
+from understudy.data import cache
 from understudy.data.formats import lerobot, open_dataset, preview_dataset, remote
 
 fsspec = pytest.importorskip("fsspec", reason="extra cloud not installed")
@@ -185,12 +187,23 @@ def test_downloads_are_bounded(tmp_path, monkeypatch):
         fsspec.filesystem("counted").pipe_file(f"/{i}.npz", (tmp_path / "d.npz").read_bytes())
         remote.local_path(f"counted://{i}.npz")
         remote._held.clear()
-    root = tmp_path / "cache" / "fetched"
+    root = tmp_path / "cache" / ".fetched"
     kept = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
     assert kept <= 500_000 + 10_000 and len([e for e in root.iterdir() if e.is_dir()]) < 3
     fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
     with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB"):
         remote.local_path("counted://big.npz")
+
+
+def test_derived_arrays_do_not_push_downloads_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.0005")
+    local = remote.local_path(put(LEROBOT / "v3.0/images", "bucket/images"))
+    for folder in (local, *local.parents[:2]):
+        os.utime(folder, (0, 0))
+    for key in ("one", "two"):
+        cache.columns(key, {"a": ((300_000,), np.uint8)}, lambda out: None, "test")
+        cache._held.clear()
+    assert (local / "meta/info.json").exists() and not (cache.folder() / "one").exists()
 
 
 @pytest.mark.parametrize("at, match", [

@@ -185,6 +185,34 @@ def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
     assert count == n_messages > 0 and f"after {count} messages" in losses[0]
 
 
+@pytest.mark.parametrize("damage", [b"211.5", None])
+def test_an_mcap_with_a_changed_number_is_read_until_its_chunk(tmp_path, damage):
+    """Its checksum is wrong. Records of metadata are kept, of which the proposed mapping makes the task."""
+    mcap = pytest.importorskip("mcap.writer")
+    path = tmp_path / "run.mcap"
+    with open(path, "wb") as out:
+        writer = mcap.Writer(out, chunk_size=2000, compression=mcap.CompressionType.NONE)
+        writer.start()
+        writer.add_metadata("about", {"task": "pour"})
+        schema = writer.register_schema("numbers", "jsonschema", b"{}")
+        topics = [writer.register_channel(topic, "json", schema) for topic in ("/state", "/command", "/silent")]
+        for i in range(200):
+            for topic in topics[:2]:
+                writer.add_message(topic, i * 10**8, json.dumps({"v": [111.5 + i, 2.0]}).encode(), i * 10**8)
+        writer.finish()
+    if damage is not None:
+        whole = bytearray(path.read_bytes())
+        whole[whole.index(damage)] = ord("9")
+        path.write_bytes(whole)
+    with recover(path) as recovered:
+        [states], [tasks] = ([e.steps[name] for e in recovered.data] for name in (STATE, "task"))
+        n, topics = len(states), [topic["name"] for topic in recovered.data.metadata["topics"]]
+        assert 70 < n <= 100 if damage else n == 200
+        assert states[:, 0].tolist() == (111.5 + np.arange(n)).tolist() and set(tasks) == {"pour"}
+        assert topics == ["/state", "/command", "/silent"]
+        assert ["CRCValidationError" in problem for problem in recovered.problems] == [True] * bool(damage)
+
+
 @pytest.mark.parametrize("name, whole, lost", [
     ("lerobot_truncated_mp4", [0], "after 5 frames"), ("lerobot_episodes_without_footer", [0, 1, 2], "episode 3"),
     ("lerobot_missing_video", [0, 1, 3], "episode 2"), ("lerobot_image_not_png", [1, 2, 3], "frame 4"),

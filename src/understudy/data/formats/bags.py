@@ -26,6 +26,7 @@ from .topic_mapping import ColumnMapping, TopicMapping
 
 _MAX_CLOCK_DIFFERENCE = 1.0  # s between header stamps and the times logged that deserve a word
 _MAX_LISTED = 5  # gaps that are said one by one
+_CORRECT_COLUMN = "correct field, names or indices of the mapping"
 
 
 class MappingMismatch(UserError):
@@ -81,10 +82,10 @@ def preview_bags(path: Path) -> Dataset:
 def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
     """The recordings that have messages, and a warning for each that has none. All of them if none has messages."""
     paths = streams.log_paths(path)
-    logs = [log for p in paths if p.is_dir() or p.stat().st_size for log in streams.open_logs(p)]
+    logs = [streams.open_log(p) for p in paths if p.is_dir() or p.stat().st_size]
     full = [log for log in logs if any(log.counts.values())]
     if not full:
-        return streams.open_logs(path), []
+        return [streams.open_log(p) for p in paths], []
     kept = {log.path.name for log in full}
     return full, [f"{p.name} has no messages and is left out" for p in paths if p.name not in kept]
 
@@ -192,15 +193,19 @@ def _build(log: MessageLog, topics, columns, schema, by, paths, part: Path) -> N
         cache.create_array(part, f"value/{name}", array.shape, array.dtype)[:] = array
 
 
+def _column_value(log, name, column, message, i, order=None):
+    """The value of a column in one message. Raises MappingMismatch."""
+    try:
+        return maps.column_value(message, name, column, order)
+    except maps.MessageMismatch as error:
+        raise MappingMismatch(name, str(error), where=f"{log.path}, topic {column.topic}, message {i}",
+                              hint=_CORRECT_COLUMN) from None
+
+
 def _message_value(log, name, column, feature, message, i, order):
     """The value of a column in one message, in the shape of the first. Raises MappingMismatch."""
     location = f"{log.path}, topic {column.topic}, message {i}"
-    try:
-        column_value = maps.column_value(message, name, column, order)
-    except maps.MessageMismatch as error:
-        raise MappingMismatch(
-            name, str(error), where=location, hint="correct field, names or indices of the mapping"
-        ) from None
+    column_value = _column_value(log, name, column, message, i, order)
     if isinstance(column_value, str) != (feature.kind == "string"):
         kinds = ("text", "numbers") if isinstance(column_value, str) else ("numbers", "text")
         raise MappingMismatch(name, "the message has {}, but the first message has {}".format(*kinds), where=location,
@@ -328,25 +333,19 @@ class BagSource(ColumnSource):
                 return Feature("uint8", decode(message, location).shape, "image")
             except UserError as error:
                 raise MappingMismatch(name, error.problem, where=error.where, hint=error.hint) from None
-        try:
-            column_value = maps.column_value(message, name, c)
-            if not isinstance(column_value, str):
-                self._paths[name] = maps.component_paths(message, c)
-            names = None if isinstance(column_value, str) else maps.component_names(message, c)
-        except maps.MessageMismatch as error:
-            raise MappingMismatch(
-                name, str(error), where=location, hint="correct field, names or indices of the mapping"
-            ) from None
-        if isinstance(column_value, str):
+        first_value = _column_value(log, name, c, message, 0)
+        if isinstance(first_value, str):
             if c.join == "interpolate":
                 raise MappingMismatch(name, "text cannot be interpolated", where=location, hint="join it by last")
             return Feature("string", (), "string")
-        if 0 in column_value.shape:
-            raise MappingMismatch(name, f"the value is empty: its shape is {column_value.shape}", where=location,
-                                  hint="correct field, names or indices of the mapping")
-        if c.join == "interpolate" and column_value.dtype.kind != "f":
-            column_value = column_value.astype(np.float64)
-        feature = Feature.from_array(column_value[None])
+        if 0 in first_value.shape:
+            raise MappingMismatch(name, f"the value is empty: its shape is {first_value.shape}", where=location,
+                                  hint=_CORRECT_COLUMN)
+        if c.join == "interpolate" and first_value.dtype.kind != "f":
+            first_value = first_value.astype(np.float64)
+        self._paths[name] = tuple(path for path, _ in maps.column_numbers(message, c))
+        names = maps.component_names(message, c)
+        feature = Feature.from_array(first_value[None])
         return replace(feature, names=names if names and len(names) == feature.size else None)
 
     def _join(self, log: MessageLog) -> tuple[_AlignedRecording, list[tuple[int, int, bool]]]:

@@ -32,13 +32,11 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
     return _OURS.get(key.lower()) or others + key
 
 
-def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str],
-                  valid: str = r"\w[\w.\-]*") -> dict[str, str]:
+def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str]) -> dict[str, str]:
     """Choose the shortest key for each column such that no two columns become one when they are read.
 
     Args:
         read: Returns the column that a key becomes when it is read.
-        valid: Regular expression of the keys that can be stored.
 
     Returns:
         The key of each column. Columns without a possible key are missing.
@@ -49,7 +47,7 @@ def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature]
         for key in dict.fromkeys((short, name)):
             column = read(key, features[name])
             free = column not in taken and key.lower() not in {k.lower() for k in keys.values()}  # disks know one case
-            if free and key in (name, short if column == name else name) and re.fullmatch(valid, key):
+            if free and key in (name, short if column == name else name) and re.fullmatch(r"\w[\w.\-]*", key):
                 keys[name] = key
                 taken.add(column)
                 break

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ...core import Feature, UserError, role
-from .. import video
 from ..episode import Dataset, Episode
 from ..segments import SEGMENTS
 from ..tasks import task_texts
@@ -112,15 +111,3 @@ def lerobot_source(data: Dataset):
     from .lerobot_read import LeRobotSource
 
     return data.source if isinstance(data.source, LeRobotSource) and len(data) == len(data.source) else None
-
-
-def short_videos(source) -> Iterator[str]:
-    """Yield a line for each video with fewer frames than its episodes have steps.
-
-    Reading the data would fail only when it reaches these frames.
-    """
-    for files, _ in source.index.videos.values():
-        for file in dict.fromkeys(files):
-            n_steps = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
-            if (source.path / file).exists() and (n_frames := video.count_frames(source.path / file)) < n_steps:
-                yield f"{file}: it is damaged: {n_frames} of {n_steps} frames. It cannot be trained on"

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -110,10 +111,15 @@ class ContiguousLayout:
 
 
 class OpenFiles:
-    """HDF5 files by path, opened for reading. Only the last one stays open. A context manager."""
+    """HDF5 files by path, opened for reading. Only the last one stays open. A context manager.
 
-    def __init__(self):
-        self._path, self._file, self._bytes = None, None, None
+    Args:
+        layouts: The layout of arrays of a single file, by key. Their rows are read without the HDF5 library, which is
+            much faster for small arrays.
+    """
+
+    def __init__(self, layouts: Mapping[str, ContiguousLayout] = MappingProxyType({})):
+        self._path, self._file, self._bytes, self._layouts = None, None, None, layouts
 
     def __enter__(self) -> OpenFiles:
         return self
@@ -131,18 +137,13 @@ class OpenFiles:
                 self._file = open_file(path)
         return self._file
 
-    def read_rows(
-        self, path: Path, key: str, first: int, stop: int, where: str, layout: ContiguousLayout | None = None
-    ) -> np.ndarray:
+    def read_rows(self, path: Path, key: str, first: int, stop: int, where: str) -> np.ndarray:
         """Read rows of the array `key` of a file.
-
-        Args:
-            layout: The layout of the array, if it is known. Rows are then read without the HDF5 library, which is much
-                faster for small arrays.
 
         Returns:
             (stop - first, *shape).
         """
+        layout = self._layouts.get(key)
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
         self._turn(path)
@@ -364,12 +365,10 @@ def to_json_value(value, where: str):
     Args:
         value: Numbers or text, alone or in arrays.
     """
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
+        value = value.tolist()
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUSO":
-        return [to_json_value(v, where) for v in value.tolist()]
-    if isinstance(value, np.generic) and value.dtype.kind in "biufUS":
-        return to_json_value(value.item(), where)
     if isinstance(value, (list, tuple)):
         return [to_json_value(v, where) for v in value]
     if isinstance(value, (bool, int, float, str)) or value is None:

@@ -41,14 +41,12 @@ _SAMPLED = 100  # frames per episode that the statistics of images are computed 
 _ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _FRAMES_TOGETHER = 1 << 25  # bytes of frames that are in memory at once
-_PIECE = 1 << 18  # numbers that are sorted at once: they fit into the cache of the processor
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _NO_TASK = np.broadcast_to("", (1,))
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
 
-def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
-          images: Literal["video", "av1", "h264", "png"] = "video") -> None:
+def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
     """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
@@ -57,18 +55,13 @@ def write(dataset: Dataset, path: str | Path, *, fps: float | None = None, robot
 
     Args:
         path: The new folder. It is complete or absent, also after a crash.
-        fps: Frames per second. By default `dataset.fps`.
-        robot_type: Name of the robot. By default that of the data set.
         images: ``"png"`` is lossless. ``"video"`` is lossy and small: ``"av1"``, or ``"h264"`` if the frames cannot be
             encoded as AV1 here.
     """
     check_images(images)
-    fps = dataset.fps if fps is None else fps
-    robot = dataset.metadata.get("robot_type") if robot_type is None else robot_type
-    dataset = Dataset(dataset.source, {**dataset.metadata, "fps": fps, "robot_type": robot}, dataset.indices)
     own, kept = split_for_lerobot(dataset)
     with sidecar.new_folder(path, dataset, kept) as part:
-        _LeRobotWriter.create(part, own.features(), fps, robot, images).add(own)
+        _LeRobotWriter.create(part, own.features(), dataset.fps, dataset.metadata.get("robot_type"), images).add(own)
 
 
 def check_images(images: str) -> None:
@@ -143,8 +136,9 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
     return (times if begins else times - times[0]).astype(np.float32)
 
 
-def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
-           progress: Callable[[int], None] = lambda n_frames: None, **options) -> None:
+def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
+           images: Literal["video", "av1", "h264", "png"] = "video", threads: int | None = None,
+           progress: Callable[[int], None] = lambda n_frames: None) -> None:
     """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
@@ -152,14 +146,15 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
     Args:
         path: The folder. If there is none, a data set is written.
         dataset: The episodes to add. Columns of cameras may be `JournalFrames`, which are read frame by frame.
+        robot_type: Name of the robot, for the first episodes. By default the one with which `create` was called.
+        images: How frames are stored, as in `write`, for the first episodes.
         threads: As in `VideoWriter`.
         progress: Called with the number of frames that are written, also those that become images.
-        **options: Options of `write`, for a new data set.
     """
     path = Path(path)
     if not path.exists():
         _plan(dataset.features(), None, None, "png")  # refuses columns that could not be appended to
-        return write(dataset, path, **options)
+        return write(dataset, path, images=images)
     with cache.disk_errors(path), cache.locked(path / UNDERSTUDY_FOLDER / ".lock"):
         _clean(path)
         if not len(dataset):
@@ -168,9 +163,8 @@ def append(path: str | Path, dataset: Dataset, *, threads: int | None = None,
         if info["total_episodes"] or not (path / UNDERSTUDY_FOLDER).is_dir():
             writer = _LeRobotWriter.open(path, info)
         else:  # as `create` left it: its columns are now those of its first episodes
-            create_options = {"fps": dataset.fps, "robot_type": info.get("robot_type"), "images": "video"}
-            create_options |= {name: value for name, value in options.items() if value is not None}
-            writer = _LeRobotWriter.create(path, dataset.features(), **create_options)
+            robot = robot_type or info.get("robot_type")
+            writer = _LeRobotWriter.create(path, dataset.features(), dataset.fps, robot, images)
         writer.threads, writer.progress = threads, progress
         writer.add(dataset)
 
@@ -801,56 +795,26 @@ def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic.
-
-    Several episodes of similar length are sorted at once, with the values of a component adjacent in memory.
-    """
+    """Statistics of values (R, W), which are E episodes end to end: (E, W) by statistic."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return _stacked([_finite_statistics(part) for part in np.split(values, np.cumsum(rows)[:-1])])
-    values = values.astype(np.float32) if values.dtype == np.float16 else values  # whose differences overflow
-    first, width = np.cumsum(rows) - rows, values.shape[1]
-    out = {name: np.empty((len(rows), width)) for name in ("mean", "std", *_QUANTILES)}
-    low, high = np.empty((2, len(rows), width), values.dtype)
-    for episodes in _similar_length_groups(rows, width):
-        n, most = rows[episodes], int(rows[episodes].max())
-        step = np.arange(most)
-        if (n == most).all() and (np.diff(episodes) == 1).all():
-            x, is_padding = values[first[episodes[0]]:][: most * len(episodes)].reshape(-1, most, width), None
-        else:
-            is_padding = step >= n[:, None]
-            x = values[first[episodes][:, None] + np.minimum(step, n[:, None] - 1)]
-        out["mean"][episodes] = mean = _sum(x, is_padding) / n[:, None]
-        deviations = x - mean[:, None]  # float64
-        out["std"][episodes] = np.sqrt(_sum(np.square(deviations, out=deviations), is_padding) / n[:, None])
-        if is_padding is not None:  # padding is replaced by the largest value, so that it is sorted to the end
-            x[is_padding] = np.inf if x.dtype.kind == "f" else x.max()
-        x = x.transpose(0, 2, 1).copy()
-        x.sort(-1)
-        each = np.arange(len(n))
-        low[episodes], high[episodes] = x[:, :, 0], x[each, :, n - 1]
-        for name, q in _QUANTILES.items():
-            place = q * (n - 1)
-            below = np.floor(place).astype(np.int64)
-            a, b = (x[each, :, np.minimum(k, n - 1)].astype(np.float64) for k in (below, below + 1))
-            t = (place - below)[:, None]
-            out[name][episodes] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
-    return {"min": _stored_extreme(low), "max": _stored_extreme(high), **out}
-
-
-def _similar_length_groups(rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    """Numbers of episodes whose lengths are at most a factor of two apart, some at a time."""
-    order = np.arange(len(rows)) if (rows == rows[0]).all() else np.argsort(rows, kind="stable")
-    ordered, at = rows[order], 0
-    while at < len(order):
-        stop = at + max(1, _PIECE // int(ordered[at] * width))
-        stop = min(stop, int(np.searchsorted(ordered, 2 * ordered[at])))
-        yield order[at:stop]
-        at = stop
-
-
-def _sum(x: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
-    """The sum over the steps, without padded ones."""
-    return x.sum(1, np.float64) if beyond is None else x.sum(1, np.float64, where=~beyond[..., None])
+    # A copy with the values of a component adjacent in memory, which is sorted below. Differences of float16 overflow.
+    columns = np.array(values.T, np.float32 if values.dtype == np.float16 else None, order="C")
+    first = np.cumsum(rows) - rows
+    mean = np.add.reduceat(columns, first, 1, np.float64) / rows
+    deviations = columns - np.repeat(mean, rows, 1)  # float64
+    std = np.sqrt(np.add.reduceat(np.square(deviations, out=deviations), first, 1) / rows)
+    for episode in np.split(columns, first[1:], 1):
+        episode.sort(1)
+    out = {"min": _stored_extreme(columns[:, first]), "max": _stored_extreme(columns[:, first + rows - 1]),
+           "mean": mean, "std": std}
+    for name, q in _QUANTILES.items():
+        place = q * (rows - 1)
+        below = np.floor(place).astype(np.int64)
+        a, b = (columns[:, first + np.minimum(k, rows - 1)].astype(np.float64) for k in (below, below + 1))
+        t = place - below
+        out[name] = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
+    return {name: statistic.T for name, statistic in out.items()}
 
 
 def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,9 +14,10 @@ import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import av
@@ -227,13 +228,9 @@ def _readable(where: object, what: str = "recording") -> AbstractContextManager[
     return read_errors.as_user_error(f"the {what}", where, passed_through=(ModuleNotFoundError,), named=True)
 
 
-@contextmanager
-def _extra() -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"reading bags needs the package {error.name}, which is not installed",
-                        hint="pip install 'understudy[bags]'") from None
+def import_reader(module: str) -> ModuleType:
+    """Import a module of the packages that read recordings, which are optional."""
+    return read_errors.import_optional(module, f"reading bags needs the package {module.partition('.')[0]}", "bags")
 
 
 # -- MCAP -------------------------------------------------------------------------------------------------------------
@@ -246,8 +243,7 @@ class McapLog(MessageLog):
 
     def __init__(self, path: Path, files: Collection[Path]):
         super().__init__(path, files)
-        with _extra():
-            import mcap.reader  # noqa: F401
+        import_reader("mcap.reader")
         self._indexed: dict[Path, bool] = {}
         cut = []
         for file in self.files:
@@ -271,7 +267,7 @@ class McapLog(MessageLog):
                 with open(file, "rb") as handle:
                     self._keep({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
             return ""
-        state = _McapStream()
+        state = McapStream()
         for schema, channel, _ in state.records(file):
             self._add(schema, channel, 1)
         for channel in state.channels.values():
@@ -322,7 +318,7 @@ class McapLog(MessageLog):
                     records = make_reader(handle, validate_crcs=True).iter_messages(
                         list(topics), starting_at=begin, ending_at=end)
                 else:
-                    records = _McapStream().records(file)
+                    records = McapStream().records(file)
                 for schema, channel, message in records:
                     yield file, channel.topic, message.log_time, partial(self._decode, schema, channel, message)
 
@@ -332,14 +328,18 @@ class McapLog(MessageLog):
         return _decoder(schema.name, schema.encoding, schema.data)(message.data)
 
 
-class _McapStream:
-    """An MCAP file that is read from its start to its end."""
+class McapStream:
+    """An MCAP file that is read from its start to its end.
+
+    Attributes:
+        cut: How the recording was cut short, once it is read. Empty if it is complete.
+    """
 
     def __init__(self):
         self.schemas, self.channels, self.metadata, self.cut = {}, {}, {}, ""
 
-    def records(self, file: Path):
-        """(schema, channel, message) of each."""
+    def records(self, file: Path) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield schema, channel and record of each message."""
         from mcap.exceptions import EndOfFile, McapError, RecordLengthLimitExceeded
         from mcap.records import Channel, Chunk, DataEnd, Message, Metadata, Schema
         from mcap.stream_reader import StreamReader, breakup_chunk
@@ -372,15 +372,14 @@ def _decoder(name: str, encoding: str, schema: bytes) -> Callable[[bytes], Any]:
     """A function from the bytes of a message to an object of its fields."""
     if encoding == "protobuf":
         return protobuf.make_decoder(name, schema)
-    with _extra():
-        from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
-    store, text = get_typestore(Stores.EMPTY), schema.decode()
+    typesys = import_reader("rosbags.typesys")
+    store, text = typesys.get_typestore(typesys.Stores.EMPTY), schema.decode()
     name = name if name.count("/") > 1 else name.replace("/", "/msg/")
     if encoding == "ros2idl":
         parts = [p.split("\n", 1)[1] for p in text.split("=" * 80 + "\n") if p.startswith("IDL: ")] or [text]
-        store.register({k: v for p in parts for k, v in get_types_from_idl(p).items()})
+        store.register({k: v for p in parts for k, v in typesys.get_types_from_idl(p).items()})
     else:
-        store.register(get_types_from_msg(text, name))
+        store.register(typesys.get_types_from_msg(text, name))
     read = store.deserialize_ros1 if encoding == "ros1msg" else store.deserialize_cdr
     return lambda data: read(data, name)
 
@@ -393,8 +392,7 @@ class RosbagLog(MessageLog):
 
     def __init__(self, path: Path):
         super().__init__(path, sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path])
-        with _extra():
-            import rosbags.highlevel  # noqa: F401
+        import_reader("rosbags.highlevel")
         self.kind = "ros2" if path.is_dir() else "ros1"
         with _readable(path), self._open() as reader:
             for c in reader.connections:
@@ -470,9 +468,7 @@ def _unpacked(how: str, data: bytes) -> bytes:
     if how == "bz2":
         return bz2.BZ2Decompressor().decompress(data)
     if how == "lz4":
-        with _extra():
-            from lz4.frame import LZ4FrameDecompressor
-        return LZ4FrameDecompressor().decompress(data)
+        return import_reader("lz4.frame").LZ4FrameDecompressor().decompress(data)
     if how != "none":
         raise ValueError(f"compression {how}")
     return data
@@ -507,16 +503,11 @@ def _header(fields: bytes):
 # -- which ------------------------------------------------------------------------------------------------------------
 
 
-def open_logs(path: Path) -> list[MessageLog]:
-    """Open the recordings at a path: a file, the folder of a ROS 2 bag, or a folder of several recordings.
+def log_paths(path: Path) -> list[Path]:
+    """Return the path of each recording: a file, the folder of a ROS 2 bag, or those in a folder of several.
 
     Several recordings are ordered by the last number in their names.
     """
-    return [_log(p) for p in log_paths(path)]
-
-
-def log_paths(path: Path) -> list[Path]:
-    """Return the path of each recording. Empty if `path` has anything else."""
     path = Path(path)
     if path.is_file() or _ros2(path):
         return [path]
@@ -538,7 +529,8 @@ def _ros2(folder: Path) -> bool:
         return "rosbag2_bagfile_information" in handle.read(4096)
 
 
-def _log(path: Path) -> MessageLog:
+def open_log(path: Path) -> MessageLog:
+    """Open a recording: a file, or the folder of a ROS 2 bag."""
     if path.is_dir():
         films = sorted(path.glob("*.mcap"), key=recording_order)
         return McapLog(path, films) if films else RosbagLog(path)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ class Hdf5Source(_MinariSource):
 
     def __init__(self, folder: Path, about: Mapping[str, Any], file: Path):
         self.file, self._sizes = file, {}  # of encoded images: that of the first
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
         if not file.is_file():
             raise damaged("the file is missing", file)
         with hdf5.OpenFiles() as files, hdf5.hdf5_errors(file):
@@ -194,14 +195,13 @@ class Hdf5Source(_MinariSource):
             if not self.episodes:
                 raise damaged("there are no groups episode_0, episode_1, ...", file)
             parts = zip(*(self._episode(top[e], e) for e in self.episodes), strict=True)
-            lengths, features, self._layouts, self.stored_metadata = parts
+            lengths, features, self.stored_metadata = parts
             self._set_schema(lengths, features, lambda e: f"{file}, {self.episodes[e]}")
             self.schema = hdf5.restore_column_order(self.schema, top)
 
-    def _episode(self, group, episode) -> tuple[
-            int, dict[str, tuple[Feature, int]], dict[str, hdf5.ContiguousLayout], dict[str, Any]]:
-        """Steps, (feature, rows) of each array, the layout of each array, metadata."""
-        location, features, layouts = f"{self.file}, {episode}", {}, {}
+    def _episode(self, group, episode) -> tuple[int, dict[str, tuple[Feature, int]], dict[str, Any]]:
+        """Steps, (feature, rows) of each array, metadata."""
+        location, features = f"{self.file}, {episode}", {}
         arrays, own = hdf5.arrays(group, location), hdf5.read_attributes(group, location)
         steps = hdf5.count_steps(arrays, "rewards", location, ("total_steps", own["total_steps"])
                                  if "total_steps" in own else None)
@@ -215,9 +215,9 @@ class Hdf5Source(_MinariSource):
                 hdf5.check_rows(array, steps + 1, f"for {steps} steps", f"{location}, {key}")
             features[key] = f, array.shape[0] - (array.filled_marker == "last")
             if at := array.layout:
-                layouts[key] = at
+                self._layouts[f"{episode}/{key}"] = at
         hdf5.warn_of_holes(arrays, episode, self.warnings)
-        return steps, features, layouts, own
+        return steps, features, own
 
     def encoded(self, key, array) -> bool:
         if hdf5.is_variable_bytes(array):
@@ -236,7 +236,8 @@ class Hdf5Source(_MinariSource):
         f = Feature("uint8", self.decode_images([array[0]], key, 0, f"{where}, {key}").shape[1:], "image")
         return self._sizes.setdefault(key, f)
 
-    open_files = staticmethod(hdf5.OpenFiles)
+    def open_files(self):
+        return hdf5.OpenFiles(self._layouts)
 
     def location(self, name, episode):
         return f"{self.file}, {self.episodes[episode]}/{self.keys[name]}"
@@ -247,8 +248,7 @@ class Hdf5Source(_MinariSource):
         with hdf5.hdf5_errors(location):
             if name not in self.numeric_columns and self.encoded(key, array := files[self.file][path]):
                 return self.decode_images(array[first:stop], key, first, location)
-        values = files.read_rows(self.file, path, first, stop, location, self._layouts[episode].get(key))
-        return self._grayscale(name, values)
+        return self._grayscale(name, files.read_rows(self.file, path, first, stop, location))
 
 
 class TablesSource(_MinariSource):
@@ -312,9 +312,8 @@ class TablesSource(_MinariSource):
         column = KEYS.column(key)
         return self.image_feature(key, stored_feature(column, values.shape[1:], values.dtype, column in END_COLUMNS))
 
-    @contextmanager
-    def open_files(self) -> Iterator[dict]:
-        yield {}  # the last table, by its episode
+    def open_files(self):
+        return nullcontext({})  # the last table, by its episode
 
     def location(self, name, episode):
         return f"{self.episode_folder(episode)}, {self.keys[name]}"

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class NpzArrays:
         for key in keys:
             if key not in self.without:
                 with _member(path, key) as handle:
-                    shape, _, dtype = _header(handle, f"{path}, {key}")
+                    shape, _, dtype = read_header(handle, f"{path}, {key}")
                 self.headers[key] = shape, dtype.str
 
     @cached_property
@@ -74,21 +75,18 @@ class NpzArrays:
         Yields:
             Number of the first row, and the rows, (n, *shape).
         """
+        location = f"{self.path}, {key}"
         with _member(self.path, key) as handle:
-            shape, fortran, dtype = _header(handle, f"{self.path}, {key}")
-            if not shape:
-                yield 0, np.frombuffer(_read_exactly(handle, dtype.itemsize, f"{self.path}, {key}"), dtype)
-                return
-            if fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
-                data = _read_exactly(handle, int(np.prod(shape)) * dtype.itemsize, f"{self.path}, {key}")
-                yield 0, np.frombuffer(data, dtype).reshape(shape, order="F")
+            shape, fortran, dtype = read_header(handle, location)
+            if not shape or fortran and len(shape) > 1:  # columns first: rows cannot be had in pieces
+                data = _read_exactly(handle, int(np.prod(shape)) * dtype.itemsize, location)
+                yield 0, np.frombuffer(data, dtype).reshape(shape or (1,), order="F")
                 return
             width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
             step = max(1, min(_CHUNK, max_bytes // max(width, 1)))
             for row in range(0, shape[0], step):
                 n = min(step, shape[0] - row)
-                data = _read_exactly(handle, n * width, f"{self.path}, {key}")
-                yield row, np.frombuffer(data, dtype).reshape(n, *shape[1:])
+                yield row, np.frombuffer(_read_exactly(handle, n * width, location), dtype).reshape(n, *shape[1:])
 
 
 class NpzArchiveSource(MemmapSource):
@@ -147,7 +145,8 @@ def column_array(data: Dataset, name: str, key: str, rows: np.ndarray) -> ArrayC
     Args:
         rows: Number of rows to write of each episode, (E,). If the column has one row less, its last row is repeated.
     """
-    return column_chunks(key, data.features()[name], int(rows.sum()), partial(column_pieces, data, name, rows))
+    feature, pieces = data.features()[name], partial(column_pieces, data, name, rows)
+    return key, (int(rows.sum()), *feature.shape), stored_dtype(feature, pieces), pieces
 
 
 def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -155,15 +154,6 @@ def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.nda
     for e, n in zip(data, rows.tolist(), strict=True):
         column = np.asarray(e.steps[name])
         yield column[:n] if len(column) >= n else np.concatenate([column, column[-1:]])
-
-
-def column_chunks(name: str, feature: Feature, rows: int, pieces: Callable[[], Iterable[np.ndarray]]) -> ArrayChunks:
-    """Return a column as `write_npz` takes it.
-
-    Args:
-        pieces: Returns the rows in order, in arrays of any length.
-    """
-    return name, (rows, *feature.shape), stored_dtype(feature, pieces), pieces
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
@@ -221,7 +211,8 @@ def _member(path, key):
         yield handle
 
 
-def _header(handle, where):
+def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order (whether Fortran's) and dtype of an .npy file of numbers or text."""
     form = np.lib.format
     try:
         version = form.read_magic(handle)

@@ -29,7 +29,8 @@ from .read_errors import first_line
 _BLOCK = 2**23  # bytes fetched at a time
 _ANSWER = 60.0  # seconds in which a source has to answer at all
 _TOLD = 10**6  # bytes from which a download is reported
-_FOLDER, _LIST = "fetched", ".understudy.json"
+# Of a hidden folder, the cache removes nothing: it cannot see what is in use there.
+_FOLDER, _LIST = ".fetched", ".understudy.json"
 _held: set[Path] = set()  # data sets that this process reads
 
 

@@ -131,7 +131,7 @@ class RldsSource(MemmapSource):
             warnings.append(f"{', '.join(unlisted[:4])}{', ...' if len(unlisted) > 4 else ''}: not named by "
                             "dataset_info.json, and left out")
         self.key = cache.files_digest([path / "features.json", *files], "rlds", final_step)
-        self._maps_of: dict[Path, mmap.mmap] = {}
+        self._maps_of: dict[Path, mmap.mmap | bytes] = {}
         self._checked: set[int] = set()
         self._last_record: tuple[int, _Example] | None = None  # the record that was read last
         self._locations: list[tuple[Path, int, int, int, str]] = []  # file, number in it, first byte, bytes, split
@@ -148,28 +148,15 @@ class RldsSource(MemmapSource):
 
     def _map(self, file: Path):
         if file not in self._maps_of:
-            with open(file, "rb") as handle:
-                self._maps_of[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps_of[file] = map_file(file)
         return self._maps_of[file]
 
     def _scan(self, file: Path, n_expected: int, split: str):
-        size, at, number = file.stat().st_size, 0, 0
-        data = self._map(file) if size else b""
-        while at < size:
-            location = f"{file}, record {number}"
-            if size - at < 16:
-                raise damaged(f"the file is cut short: it ends after {size - at} bytes of the record", location)
-            length, crc = struct.unpack_from("<QI", data, at)
-            if masked_crc32c(data[at: at + 8]) != crc:
-                if at == 0 and data[:2] == b"\x1f\x8b":
-                    raise UserError("the file is compressed with gzip", where=location, hint="unpack the file (gunzip)")
-                raise damaged("the checksum of the record's length is wrong", location)
-            if length > size - at - 16:
-                raise damaged(f"the file is cut short: {size - at - 16} of {length} bytes of the record", location)
-            self._locations.append((file, number, at + 12, length, split))
-            at, number = at + 16 + length, number + 1
-        if number != n_expected:
-            raise damaged(f"it has {number} records, but dataset_info.json says {n_expected}", file)
+        records = [(file, number, at, length, split)
+                   for number, (at, length) in enumerate(scan_records(self._map(file), file))]
+        if len(records) != n_expected:
+            raise damaged(f"it has {len(records)} records, but dataset_info.json says {n_expected}", file)
+        self._locations += records
 
     def _record(self, episode: int) -> _Example:
         """A record whose checksum is right."""
@@ -436,6 +423,34 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
 def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
     """Return the names of files of records in the folder that are not among `files`."""
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
+
+
+def map_file(file: Path) -> mmap.mmap | bytes:
+    """Map a file into memory. An empty one cannot be mapped."""
+    with open(file, "rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
+
+
+def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
+    """Yield the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+
+    Raises:
+        UserError: The file is cut short, or the checksum of a length is wrong.
+    """
+    at = number = 0
+    while (n_bytes := len(data) - at) > 0:
+        location = f"{file}, record {number}"
+        if n_bytes < 16:
+            raise damaged(f"the file is cut short: it ends after {n_bytes} bytes of the record", location)
+        length, crc = struct.unpack_from("<QI", data, at)
+        if masked_crc32c(data[at: at + 8]) != crc:
+            if at == 0 and data[:2] == b"\x1f\x8b":
+                raise UserError("the file is compressed with gzip", where=location, hint="unpack the file (gunzip)")
+            raise damaged("the checksum of the record's length is wrong", location)
+        if length > n_bytes - 16:
+            raise damaged(f"the file is cut short: {n_bytes - 16} of {length} bytes of the record", location)
+        yield at + 12, length
+        at, number = at + 16 + length, number + 1
 
 
 # -- tf.train.Example, by the encoding of Protocol Buffers ----------------------------------------------------------

@@ -39,7 +39,8 @@ class RobomimicSource(ChunkedSource):
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
         self._episode_metadata: dict[int, dict[str, Any]] = {}  # of the episodes for which it was asked
-        with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
+        self._layouts: dict[str, hdf5.ContiguousLayout] = {}  # of the arrays that have one, by key
+        with self.open_files() as files, hdf5.hdf5_errors(path):
             file = files[path]
             data = file.get("data")
             self.demos = sort_numbered(list(data), "demo_")
@@ -48,7 +49,7 @@ class RobomimicSource(ChunkedSource):
             attributes = self._of_file(hdf5.read_attributes(data, f"{path}, data"))
             total = attributes.pop("total", None)
             self._of_all = attributes
-            steps, stored, self._tasks, self._small, self._layouts = zip(
+            steps, stored, self._tasks, self._small = zip(
                 *(self._demo(data[d], d, warnings) for d in self.demos), strict=True)
             if total is not None and total != sum(steps):
                 warnings.append(f"data, attribute total: {total}, but the demos have {sum(steps)} steps")
@@ -73,11 +74,10 @@ class RobomimicSource(ChunkedSource):
         self._task = _inside(self._env, "lang") or _inside(self._env, "env_kwargs", "env_lang")
         return attributes
 
-    def _demo(self, group, demo: str, warnings) -> tuple[
-            int, dict[str, Feature], str | None, list[str] | None, dict[str, hdf5.ContiguousLayout]]:
-        """Steps, the feature of each array by its key, the task in words, keys of short arrays that are metadata (None
-        if there are no metadata at all), the layout of each array."""
-        location, features, small, layouts = f"{self.path}, data/{demo}", {}, [], {}
+    def _demo(self, group, demo: str, warnings) -> tuple[int, dict[str, Feature], str | None, list[str] | None]:
+        """Steps, the feature of each array by its key, the task in words, and keys of short arrays that are metadata.
+        They are None if there are no metadata at all."""
+        location, features, small = f"{self.path}, data/{demo}", {}, []
         arrays = hdf5.arrays(group, location)
         steps = hdf5.count_steps(arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
                                  if "num_samples" in group.attrs else None)
@@ -94,14 +94,14 @@ class RobomimicSource(ChunkedSource):
             if array.filled_marker != "last":
                 features[key] = f
                 if at := array.layout:
-                    layouts[key] = at
+                    self._layouts[f"data/{demo}/{key}"] = at
         hdf5.warn_of_holes(arrays, demo, warnings)
         task = hdf5.decode_json_attribute(
             hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{location}, attribute ep_meta"), location
         )
         task = _inside(task, "lang") or self._task
         plain = not small and list(group.attrs) == ["num_samples"]
-        return steps, features, task if isinstance(task, str) else None, None if plain else small, layouts
+        return steps, features, task if isinstance(task, str) else None, None if plain else small
 
     def _masks(self, file, warnings) -> dict[str, dict[str, None]]:
         """The demos of each filter key, in order."""
@@ -119,14 +119,12 @@ class RobomimicSource(ChunkedSource):
 
     def _check_next_obs(self, files, stored, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        demos = zip(self.demos, stored, self.lengths, self._layouts, strict=True)
-        for demo, arrays, steps, layouts in list(demos)[:_LOOKED]:
+        for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_LOOKED]:
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
                     location = f"{self.path}, data/{demo}"
-                    here, there = (
-                        files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}", layouts.get(k))
-                        for k, row in ((key[5:], steps - 1), (key, steps - 2)))
+                    here, there = (files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}")
+                                   for k, row in ((key[5:], steps - 1), (key, steps - 2)))
                     if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
@@ -158,7 +156,8 @@ class RobomimicSource(ChunkedSource):
 
     # -- reading
 
-    open_files = staticmethod(hdf5.OpenFiles)
+    def open_files(self):
+        return hdf5.OpenFiles(self._layouts)
 
     def location(self, name, episode):
         return f"{self._group(episode)}/{self._keys[name]}"
@@ -170,12 +169,11 @@ class RobomimicSource(ChunkedSource):
         steps, location = int(self.lengths[episode]), self.location(name, episode)
         if self._keys[name] == "ep_meta":
             return np.broadcast_to(np.array(self._tasks[episode], object), (stop - first,))
-        key, at, layouts, parts = self._keys[name], f"data/{self.demos[episode]}", self._layouts[episode], []
+        key, at, parts = self._keys[name], f"data/{self.demos[episode]}", []
         if first < min(stop, steps):
-            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location, layouts.get(key)))
+            parts.append(files.read_rows(self.path, f"{at}/{key}", first, min(stop, steps), location))
         if stop > steps:
-            parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{location} (next_obs)",
-                                         layouts.get(f"next_{key}")))
+            parts.append(files.read_rows(self.path, f"{at}/next_{key}", steps - 1, steps, f"{location} (next_obs)"))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def episode_metadata(self, episode):

@@ -22,9 +22,10 @@ from ...files import whole_file, whole_folder
 from .. import cache
 from ..episode import ColumnSource, Dataset, episode_starts
 from ..sources import WrapperSource
-from .npz_arrays import NpzArrays, column_array, column_chunks, whole_array, write_npz
+from .npz_arrays import NpzArrays, column_array, stored_dtype, whole_array, write_npz
 
 SIDECAR_NAME = "understudy.npz"
+_INEXACT = "is compressed, and not exactly the same afterwards"  # the only loss that no sidecar file repairs
 
 
 @dataclass(frozen=True)
@@ -94,25 +95,20 @@ def conversion_losses(data: Dataset, capability: FormatCapability) -> list[Conve
         if place is None:
             out.append(ConversionLoss(name, "the format has no place for this column"))
             continue
-        if place.name != name:
-            out.append(ConversionLoss(name, f"is called {place.name} there"))
-        if (place.dtype, place.shape) != (f.dtype, f.shape):
-            out.append(ConversionLoss(name, f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}"))
-        if not place.is_exact:
-            out.append(ConversionLoss(name, "is compressed, and not exactly the same afterwards", in_sidecar=False))
-        rows = data.rows(name)
-        if not place.has_last_row and (rows > lengths).any():
-            out.append(ConversionLoss(name, "the row after the last action"))
-        if place.repeats_last_row and (rows == lengths).any():
-            out.append(ConversionLoss(name, "that no row follows the last action: its last row is written twice"))
-        if f.names and not capability.component_names:
-            out.append(ConversionLoss(name, "the names of its components"))
-        if (classes := declared[name].num_classes) and not capability.component_names:
-            out.append(ConversionLoss(name, f"how many choices there are, {', '.join(map(str, classes))}"))
-        if f.kind != _kind(f) and not capability.component_names:
-            out.append(ConversionLoss(name, f"that it is of kind {f.kind}"))
-        if f.unit and not capability.units:
-            out.append(ConversionLoss(name, f"its unit, {f.unit}"))
+        rows, classes, named = data.rows(name), declared[name].num_classes, capability.component_names
+        losses = {
+            f"is called {place.name} there": place.name != name,
+            f"{f.dtype} {f.shape} is stored as {place.dtype} {place.shape}":
+                (place.dtype, place.shape) != (f.dtype, f.shape),
+            _INEXACT: not place.is_exact,
+            "the row after the last action": not place.has_last_row and (rows > lengths).any(),
+            "that no row follows the last action: its last row is written twice":
+                place.repeats_last_row and (rows == lengths).any(),
+            "the names of its components": f.names and not named,
+            f"how many choices there are, {', '.join(map(str, classes or ()))}": classes and not named,
+            f"that it is of kind {f.kind}": f.kind != _kind(f) and not named,
+            f"its unit, {f.unit}": f.unit and not capability.units}
+        out += [ConversionLoss(name, reason, reason != _INEXACT) for reason, is_lost in losses.items() if is_lost]
     if data.fps is not None and not capability.fps:
         out.append(ConversionLoss("fps", f"{data.fps:g} steps a second"))
     if data.metadata.get("robot_type") and not capability.robot_type:
@@ -153,7 +149,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
         "columns": {name: asdict(f) for name, f in features.items()},
         "places": {name: place.name for name, place in capability.columns.items()},
         "metadata": [dict(e.metadata) for e in data]}
-    text = np.frombuffer(json.dumps(document, default=_to_json_value).encode(), np.uint8)
+    text = np.frombuffer(json.dumps(document, default=to_json_value).encode(), np.uint8)
     arrays = [whole_array("document", text), whole_array("lengths", lengths)]
     for name, f in features.items():
         place, rows = capability.columns.get(name), data.rows(name)
@@ -164,7 +160,8 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
             arrays.append(whole_array(f"rows/{name}", rows))
         elif longer.any() and not place.has_last_row:
             last = partial(_last_rows, data, name)
-            arrays += [whole_array(f"rows/{name}", rows), column_chunks(f"last/{name}", f, int(longer.sum()), last)]
+            arrays += [whole_array(f"rows/{name}", rows),
+                       (f"last/{name}", (int(longer.sum()), *f.shape), stored_dtype(f, last), last)]
     write_npz(sidecar_path(path), arrays)
 
 
@@ -315,6 +312,6 @@ def _last_rows(data: Dataset, name: str) -> Iterable[np.ndarray]:
     return (column[len(e):] for e in data for column in [np.asarray(e.steps[name])] if len(column) > len(e))
 
 
-def _to_json_value(value):
-    """NumPy's numbers and arrays as JSON's."""
+def to_json_value(value):
+    """Convert NumPy's numbers and arrays to JSON's, and anything else to text: `default` of `json.dumps`."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)

@@ -263,20 +263,20 @@ def _inside(value) -> Mapping[str, Any] | None:
     return None
 
 
-def component_paths(message, column: ColumnMapping) -> tuple[str, ...]:
-    """Return the paths of all numbers of a message that a column has.
+def column_numbers(message, column: ColumnMapping) -> list[tuple[str, np.ndarray]]:
+    """Return the path and the value of all numbers of a message that a column has.
 
     Raises:
         MessageMismatch: The message has no such part.
     """
-    return tuple(path for p in column.field or ("",) for path, _ in numeric_fields(value_at(message, p), p))
+    return [part for p in column.field or ("",) for part in numeric_fields(value_at(message, p), p)]
 
 
 def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
     """Return the value of a column in a message.
 
     Args:
-        order: The `component_paths` of the first message, which later messages must have. None for the first message.
+        order: The paths of the numbers of the first message, which later messages must have. None for the first one.
 
     Returns:
         Text, or numbers: (n,), the shape of the field if it is an array, or () for an outcome that is a single number.
@@ -285,16 +285,16 @@ def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ..
         MessageMismatch: The message does not have what the mapping says.
     """
     fields = column.field or ("",)
-    parts = [value_at(message, p) for p in fields]
-    if len(parts) == 1 and isinstance(parts[0], str):
-        return parts[0]
-    numbers = [(path, a) for p, part in zip(fields, parts, strict=True) for path, a in numeric_fields(part, p)]
+    value = value_at(message, fields[0])
+    if len(fields) == 1 and isinstance(value, str):
+        return value
+    numbers = column_numbers(message, column)
     if not numbers:
         raise MessageMismatch(f"there are neither numbers nor text in {', '.join(map(repr, fields))}")
     arrays = _reordered(numbers, order)
     array = arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(-1) for a in arrays])
     if array.dtype.kind not in "biuf":
-        raise MessageMismatch(f"this is neither numbers nor text: {_shorten(parts[0])}")
+        raise MessageMismatch(f"this is neither numbers nor text: {_shorten(value)}")
     array = _cast(_picked(message, array, column), is_json=type(message) is dict)
     if array.ndim == 0 and role(name) in ("observation", "action"):
         return array.reshape(1)
@@ -353,7 +353,7 @@ def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
     if column.names is not None:
         names = list(column.names)
     else:
-        names = [n for p in column.field or ("",) for path, a in numeric_fields(value_at(message, p), p)
+        names = [n for path, a in column_numbers(message, column)
                  for n in ([path] if a.ndim == 0 else [f"{path}[{i}]" for i in range(a.size)])]
         if len(names) < 2 or all(re.search(r"\[\d+\]", n) for n in names):
             return None

@@ -34,6 +34,7 @@ from .. import cache, journal
 from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
+from ..formats.sidecar import to_json_value
 from .encoder import WAIT, Backlog, Encoder, Report
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
@@ -133,7 +134,7 @@ class Recorder:
         self.sync_lag = 0.0  # s; the longest time that something waited for its sync so far
         self._queued_bytes, self._guard = 0, threading.Lock()  # bytes
         self._error: Exception | None = None
-        self._closed = False
+        self._closed, self._stopped = False, threading.Event()
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         header = {"fps": fps, "robot_type": robot_type, "images": images}
         self._journal = journal.JournalWriter(self.path / journal.JOURNAL_FOLDER, header)
@@ -215,7 +216,7 @@ class Recorder:
                     **({} if self.clock is None else {"late": self._n_late}), "dropped": self._dropped}
         number, steps, self._steps = self.count, self._steps, -1
         self.count, self._can_change_last = self.count + 1, True
-        self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=_to_json_value).encode()], saved=number)
+        self._put(b"F", [json.dumps({**metadata, "steps": steps}, default=to_json_value).encode()], saved=number)
         self.wait_for_encoder(self.max_backlog_bytes)
         return number
 
@@ -231,22 +232,14 @@ class Recorder:
     def label(self, **metadata) -> None:
         """Set metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
         self._last_finished("labeled")
-        self._put(b"T", [json.dumps(metadata, default=_to_json_value).encode()], saved=-1)
+        self._put(b"T", [json.dumps(metadata, default=to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
         """Add a finished episode with its own columns and metadata. Return its number."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
-        episode_columns = {n: (f.dtype, f.shape) for n, f in episode.features().items()}
-        schema_columns = {n: (f.dtype, f.shape) for n, f in self.schema.items()}
-        for name in dict.fromkeys((*schema_columns, *episode_columns)):
-            if name not in _OPTIONAL_COLUMNS and episode_columns.get(name) != schema_columns.get(name):
-                raise UserError(
-                    f"the other episodes have {_column_list(schema_columns, name)}, but this one has "
-                    f"{_column_list(episode_columns, name)}",
-                    where=f"episode {self.count}, column {name!r}",
-                    hint="give all episodes the same columns",
-                )
+        _check_same_columns(self.schema, episode.features(), "the other episodes have {}, but this one has {}",
+                            f"episode {self.count}", "give all episodes the same columns")
         for name in (n for n in episode.steps if role(n) == "action"):
             values = np.asarray(episode.steps[name])
             if values.dtype.kind == "f" and not (good := np.isfinite(values)).all():
@@ -270,7 +263,7 @@ class Recorder:
             "metadata": {**self.metadata, **self._episode_metadata},
         }
         self._episode_metadata = {}
-        self._put(b"B", [json.dumps(description, default=_to_json_value).encode()])
+        self._put(b"B", [json.dumps(description, default=to_json_value).encode()])
 
     def _last_finished(self, what: str) -> None:
         if self._steps >= 0 or not self._can_change_last:
@@ -326,7 +319,11 @@ class Recorder:
         """Wait until every finished episode is in the LeRobot files."""
         if self._steps >= 0:
             raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
-        self._run_in_thread("rotate")
+        done = threading.Event()
+        self._queue.put(done)
+        while not done.wait(0.2) and self._thread.is_alive():
+            pass
+        self._check_writer()
         self._can_change_last = False
         warn_of_losses(self.path, publish(self.path, progress=self._show_progress))
         self._encoder.forget()
@@ -340,11 +337,10 @@ class Recorder:
             return
         self._closed = True
         try:
-            self._queue.put(("stop", threading.Event()))
+            self._queue.put(self._stopped)
             self._thread.join()
             self._encoder.close(self._show)
-            if self._error is not None:
-                self._raise_error()
+            self._check_writer()
             warn_of_losses(self.path, publish(self.path, progress=self._show_progress))
         finally:
             self._lock.close()
@@ -365,35 +361,26 @@ class Recorder:
     # -- the writer thread -------------------------------------------------------------------------------------------
 
     def _put(self, kind: bytes, parts: list, size: int = 0, saved: int | None = None) -> None:
-        if self._error is not None:
-            self._raise_error()
+        self._check_writer()
         with self._guard:
             self._queued_bytes += size
         first = self.count - (saved is not None and saved >= 0)
         self._queue.put((kind, parts, size, saved, first, time.perf_counter()))
 
-    def _run_in_thread(self, what: str) -> None:
-        done = threading.Event()
-        self._queue.put((what, done))
-        while not done.wait(0.2):
-            if not self._thread.is_alive():
-                break
-        if self._error is not None:
-            self._raise_error()
-
-    def _raise_error(self):
-        assert self._error is not None
+    def _check_writer(self) -> None:
+        """Raises the error that stopped the writer thread."""
         if isinstance(self._error, OSError) and self._error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError("the disk is full; every episode that was saved is kept", where=self.path,
                             hint=f"make room, then {command_line('repair', self.path)}") from self._error
-        raise self._error
+        if self._error is not None:
+            raise self._error
 
     def _writer_loop(self) -> None:
         """The thread: writes everything that waits, then syncs once."""
         unsynced: list[int] = []
-        since, stop = None, False  # time of the first step that is not synced
+        since = None  # time of the first step that is not synced
         n_steps = 0  # of the segment
-        while not stop:
+        while not self._stopped.is_set():
             items, asked = [], []
             with suppress(queue.Empty):
                 items.append(self._queue.get(timeout=SYNC_SECONDS / 2))
@@ -401,7 +388,7 @@ class Recorder:
                     items.append(self._queue.get_nowait())
             try:
                 for item in items:
-                    if isinstance(item[0], str):
+                    if isinstance(item, threading.Event):
                         asked.append(item)
                         continue
                     kind, parts, size, saved, first, when = item
@@ -434,8 +421,7 @@ class Recorder:
                 self._error = self._error or error
                 with suppress(OSError):  # everything that was written before is complete
                     self._sync_journal(unsynced)
-            for what, done in asked:
-                stop = stop or what == "stop"
+            for done in asked:
                 done.set()
 
     def _sync_journal(self, unsynced: list[int]) -> None:
@@ -472,16 +458,8 @@ class Recorder:
             raise UserError(f"episodes can be added only to LeRobot v3.0, but this is {info['codebase_version']}",
                             where=self.path, hint="record into another folder, or convert it first")
         data = open_dataset(self.path)
-        stored_columns = {n: (f.dtype, f.shape) for n, f in data.features().items()}
-        own_columns = {n: (f.dtype, f.shape) for n, f in schema.items()}
-        for name in dict.fromkeys((*stored_columns, *own_columns)):
-            if name not in _OPTIONAL_COLUMNS and stored_columns.get(name) != own_columns.get(name):
-                raise UserError(
-                    f"the episodes there have {_column_list(stored_columns, name)}, but the schema has "
-                    f"{_column_list(own_columns, name)}",
-                    where=f"{self.path}, column {name!r}",
-                    hint="record into another folder",
-                )
+        _check_same_columns(data.features(), schema, "the episodes there have {}, but the schema has {}", self.path,
+                            "record into another folder")
         if self.fps is not None and data.fps is not None and data.fps != self.fps:
             raise UserError(f"the episodes there have {data.fps:g} steps a second, but fps is {self.fps:g}",
                             where=self.path, hint="record into another folder")
@@ -635,12 +613,13 @@ def _not_finite(name: str, value, feature: Feature, at, where: str, after: str =
                      hint=f"correct what gave it. It was not recorded; what was recorded before is kept.{way}")
 
 
-def _column_list(columns, name: str) -> str:
-    return "no such column" if name not in columns else f"{columns[name][0]} {columns[name][1]}"
-
-
-def _to_json_value(value):
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else str(value)
+def _check_same_columns(first: Schema, second: Schema, problem: str, where: object, hint: str) -> None:
+    """Raises a UserError for a column that the schemas do not share. `problem` has a place for that of each."""
+    for name in dict.fromkeys((*first, *second)):
+        columns = [f"{schema[name].dtype} {schema[name].shape}" if name in schema else "no such column"
+                   for schema in (first, second)]
+        if name not in _OPTIONAL_COLUMNS and columns[0] != columns[1]:
+            raise UserError(problem.format(*columns), where=f"{where}, column {name!r}", hint=hint)
 
 
 def _publish_worker(path: Path) -> None:

@@ -7,6 +7,7 @@ missing part is reported as a loss and never becomes zeros.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -27,10 +28,20 @@ import pyarrow.parquet as pq
 
 from ...core import UserError
 from ...files import read_json, write_json
-from .. import cache, journal
+from .. import cache, journal, video
 from ..episode import Dataset
-from ..formats import hdf5, interrupted_recording, preview_dataset, read_errors, rlds, sidecar, zarr_store
-from ..formats.describe import lerobot_source, short_videos
+from ..formats import (
+    hdf5,
+    interrupted_recording,
+    message_logs,
+    npz_arrays,
+    preview_dataset,
+    read_errors,
+    rlds,
+    sidecar,
+    zarr_store,
+)
+from ..formats.describe import lerobot_source
 from ..formats.lerobot_read import UNDERSTUDY_FOLDER, open_parquet, read_info, read_json_lines
 from ..source_parts import find_parts, recover_parts
 
@@ -108,9 +119,12 @@ def check_readable(data: Dataset) -> None:
             if f.kind != "image":
                 episode.steps[name]
     if (source := lerobot_source(data)) is not None:
-        for problem in short_videos(source):
-            file, _, what = problem.partition(": ")
-            raise UserError(what, where=file, hint="take it from a copy, or leave out the episodes in it")
+        for files, _ in source.index.videos.values():
+            for file in dict.fromkeys(files):
+                n_steps = sum(int(n) for n, f in zip(source.lengths, files, strict=True) if f == file)
+                if (source.path / file).exists() and (n_frames := video.count_frames(source.path / file)) < n_steps:
+                    raise UserError(f"it is damaged: {n_frames} of {n_steps} frames. It cannot be trained on",
+                                    where=file, hint="take it from a copy, or leave out the episodes in it")
 
 
 def _read_error(data: Dataset, index: int) -> str | None:
@@ -133,7 +147,7 @@ RepairFunction = Callable[[Path, Path, Callable[[str], None]], Path]
 def _repair_function(path: Path) -> RepairFunction | None:
     if path.is_dir():
         if (path / "meta" / "info.json").exists():
-            return _repair_lerobot
+            return lambda *arguments: _LeRobotRepair(*arguments).run()
         if (path / "features.json").exists() and (path / "dataset_info.json").exists():
             return _repair_rlds
         if (path / ".zgroup").exists() or (path / "zarr.json").exists():
@@ -207,22 +221,19 @@ def _repair_rlds(path: Path, folder: Path, report_loss) -> Path:
 
 def _intact_records(file: Path, n_records: int, report_loss) -> Iterator[bytes]:
     """Complete records with correct checksums. After a wrong length, the start of the next record is unknown."""
-    data, at, number = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8), 0, 0
-    while at < len(data):
-        head = data[at: at + 12].tobytes()
-        length = int.from_bytes(head[:8], "little")
-        if len(head) < 12 or rlds.masked_crc32c(head[:8]) != int.from_bytes(head[8:], "little") \
-                or at + 16 + length > len(data):
-            report_loss(f"{file}, record {number}: cut short or damaged, with what follows "
-                        f"({n_records - number} of {n_records} "
-                        "episodes)")
-            return
-        record = data[at: at + 16 + length].tobytes()
-        if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
-            yield record
-        else:
-            report_loss(f"{file}, record {number}: its checksum is wrong")
-        at, number = at + len(record), number + 1
+    data, number = rlds.map_file(file), 0
+    try:
+        for at, length in rlds.scan_records(data, file):
+            record = data[at - 12: at + length + 4]
+            if rlds.masked_crc32c(record[12:-4]) == int.from_bytes(record[-4:], "little"):
+                yield record
+            else:
+                report_loss(f"{file}, record {number}: its checksum is wrong")
+            number += 1
+    except UserError:
+        report_loss(f"{file}, record {number}: cut short or damaged, with what follows "
+                    f"({n_records - number} of {n_records} episodes)")
+        return
     if number < n_records:
         report_loss(f"{file}: {n_records - number} of {n_records} episodes are missing at its end")
 
@@ -310,14 +321,11 @@ def _renumber(rows: pa.Table, episode: int, first: int) -> pa.Table:
     return rows
 
 
-def _repair_lerobot(path: Path, folder: Path, report_loss) -> Path:
-    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
-    return _LeRobotRepair(path, folder / "data", report_loss).run()
-
-
 class _LeRobotRepair:
-    def __init__(self, path: Path, out: Path, report_loss):
-        self.path, self.out, self.report_loss, self.info = path, out, report_loss, read_info(path)
+    """Copies the numbers without the lost episodes and renumbers them. Videos are linked."""
+
+    def __init__(self, path: Path, folder: Path, report_loss):
+        self.path, self.out, self.report_loss, self.info = path, folder / "data", report_loss, read_info(path)
         self.is_v3 = self.info["codebase_version"] == "v3.0"
         self.cameras = [c for c, f in self.info["features"].items() if f["dtype"] == "video"]
         self.chunks = max(1, int(self.info.get("chunks_size", 1000)))
@@ -330,18 +338,20 @@ class _LeRobotRepair:
         if self.is_v3:
             rows = _read_episode_tables(self.path, self.info, self.report_loss)
         else:
-            rows = {r["episode_index"]: {**r, "place": r["episode_index"]}
-                    for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
-        for file in dict.fromkeys(self._stored_path("data_path", r) for r in rows.values()):
-            self._copy_numbers(file, {n: r for n, r in rows.items() if self._stored_path("data_path", r) == file})
-        for row in self.kept:
-            self._copy_videos(row)
+            rows = {r["episode_index"]: r for r in read_json_lines(self.path / "meta" / "episodes.jsonl")}
+        files: dict[str, dict[int, dict]] = {}
+        for number, row in rows.items():
+            files.setdefault(self._stored_path("data_path", number, row), {})[number] = row
+        for file, inside in files.items():
+            self._copy_numbers(file, inside)
+        for number, row in zip(self.numbers, self.kept, strict=True):
+            self._copy_videos(number, row)
         _write_metadata(self.path, self.out, self.info, self.kept, self.numbers, self.is_v3)
         return self.out
 
-    def _stored_path(self, key: str, row, **more) -> str:
+    def _stored_path(self, key: str, number: int, row, **more) -> str:
+        """The file of an episode: by its number in v2, and by its row of the tables in v3.0."""
         if not self.is_v3:
-            number = row["place"]
             return self.info[key].format(episode_chunk=number // self.chunks, episode_index=number, **more)
         at = f"videos/{more['video_key']}" if more else "data"
         return self.info[key].format(chunk_index=row[f"{at}/chunk_index"], file_index=row[f"{at}/file_index"], **more)
@@ -349,27 +359,27 @@ class _LeRobotRepair:
     def _copy_numbers(self, file: str, rows: dict[int, dict]) -> None:
         """Writes the intact episodes of one file."""
         table = _readable_row_groups(self.path / file, self.report_loss)
-        parts = []
+        parts: dict[str, list[pa.Table]] = {}  # by file
         for number, row in rows.items():
             if (part := self._intact_part(table, file, number, row)) is None:
                 continue
             episode, length = len(self.kept), len(part)
-            parts.append((_renumber(part, episode, self.frames), episode))
+            target = self._stored_path("data_path", episode, row)
+            parts.setdefault(target, []).append(_renumber(part, episode, self.frames))
             self.kept.append({**row, "episode_index": episode, "length": length, "dataset_from_index": self.frames,
                               "dataset_to_index": self.frames + length})
             self.numbers.append(number)
             self.frames += length
-        for group in [[p] for p in parts] if not self.is_v3 else [parts] * bool(parts):
-            target = self.out / (file if self.is_v3 else self._stored_path("data_path", {"place": group[0][1]}))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables([p for p, _ in group]), target)
+        for target, tables in parts.items():
+            (self.out / target).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.concat_tables(tables), self.out / target)
 
     def _intact_part(self, table: pa.Table | None, file: str, number: int, row: dict) -> pa.Table | None:
         """The rows of an episode. None if some are missing, or a video, which is reported."""
         part = None if table is None else table.filter(pa.array(table["episode_index"].to_numpy() == number))
         steps = part["frame_index"].to_numpy() if part is not None else np.zeros(0)
         length = int(row.get("length") or len(steps))
-        videos = [self._stored_path("video_path", row, video_key=c) for c in self.cameras]
+        videos = [self._stored_path("video_path", number, row, video_key=c) for c in self.cameras]
         missing = [video for video in videos if not (self.path / video).is_file()]
         if part is None or len(steps) != length or (steps != np.arange(length)).any() or not length:
             self.report_loss(f"{self.path / file}, episode {number}: {len(steps)} of its {length} rows can be read")
@@ -379,11 +389,11 @@ class _LeRobotRepair:
             return None
         return part
 
-    def _copy_videos(self, row: dict) -> None:
+    def _copy_videos(self, number: int, row: dict) -> None:
         for camera in self.cameras:
-            source = self._stored_path("video_path", row, video_key=camera)
-            place = {"place": row["episode_index"]}
-            target = self.out / (source if self.is_v3 else self._stored_path("video_path", place, video_key=camera))
+            source, copy = (self._stored_path("video_path", n, row, video_key=camera)
+                            for n in (number, row["episode_index"]))
+            target = self.out / copy
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _repair_video(self.path / source, target, self.report_loss)
@@ -420,8 +430,7 @@ def _write_metadata(path: Path, out: Path, info: dict, kept: list[dict], numbers
         if (path / "meta" / name).exists():
             shutil.copy(path / "meta" / name, out / "meta" / name)
     if not v3:
-        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(
-            {k: v for k, v in r.items() if k != "place"}) + "\n" for r in kept))
+        (out / "meta/episodes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     elif kept:
         names = [n for n in kept[0] if not n.startswith("stats/") and all(n in r for r in kept)]
         (out / "meta/episodes/chunk-000").mkdir(parents=True)
@@ -533,7 +542,7 @@ def _repair_npz(path: Path, folder: Path, report_loss) -> Path:
         end, is_whole = next_at, len(raw) == size and zlib.crc32(raw) == check
         if len(raw) == size and not is_whole:
             report_loss(f"{path}, {name}: its checksum is wrong")
-        elif (array := _read_partial_npy(raw)) is not None:
+        elif (array := _read_partial_npy(raw, path)) is not None:
             arrays[name] = array
             if not is_whole:
                 report_loss(f"{path}, {name}: cut short, {len(array)} rows can be read")
@@ -568,18 +577,14 @@ def _whole_episodes(arrays: dict[str, np.ndarray], ends: np.ndarray, path: Path,
     return {"episode_ends": ends[:n_whole], **arrays}
 
 
-def _read_partial_npy(raw: bytes) -> np.ndarray | None:
+def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
     """The complete rows of an .npy file that may be cut off."""
-    import io
-
     stream = io.BytesIO(raw)
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-    except (ValueError, EOFError):
+        shape, fortran, dtype = npz_arrays.read_header(stream, path)
+    except UserError:
         return None
-    if dtype.hasobject or fortran and len(shape) > 1:
+    if fortran and len(shape) > 1:
         return None
     row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
     there = len(raw) - stream.tell()
@@ -593,7 +598,7 @@ def _read_partial_npy(raw: bytes) -> np.ndarray | None:
 
 def _repair_hdf5(path: Path, folder: Path, report_loss) -> Path:
     """Copies the groups of episodes before the end of the file. Arrays that hold all episodes must be complete."""
-    h5py = read_errors.import_optional("h5py", "the repair of HDF5 files needs h5py", "formats")
+    h5py = hdf5.import_h5py()
     out, long = folder / path.name, folder / "long.hdf5"
     size, expected_size = path.stat().st_size, _stored_eof(path)
     if expected_size is None or expected_size <= size:
@@ -673,31 +678,35 @@ def _stored_eof(path: Path) -> int | None:
 
 
 def _repair_mcap(path: Path, folder: Path, report_loss) -> Path:
-    """All messages before the cut, in a file with an index."""
-    try:
-        from mcap.exceptions import McapError
-        from mcap.records import Channel, Message, Schema
-        from mcap.stream_reader import StreamReader
-        from mcap.writer import Writer
-    except ImportError:
-        raise UserError("needs mcap", where=path, hint="pip install 'understudy[bags]'") from None
-    out = folder / path.name
-    schemas, channels, count = {0: 0}, {}, 0
-    with open(path, "rb") as source, open(out, "wb") as target:
+    """All messages before the damage, and the records of metadata, in a file with an index."""
+    message_logs.import_reader("mcap.reader")
+    from mcap.writer import Writer
+
+    out, log, channels, count = folder / path.name, message_logs.McapStream(), {}, 0
+    with open(out, "wb") as target:
         writer = Writer(target)
         writer.start()
+
+        def register(channel) -> int:
+            if channel.id not in channels:
+                schema = log.schemas.get(channel.schema_id)
+                schema_id = 0 if schema is None else writer.register_schema(schema.name, schema.encoding, schema.data)
+                channels[channel.id] = writer.register_channel(channel.topic, channel.message_encoding, schema_id,
+                                                               channel.metadata)
+            return channels[channel.id]
         try:
-            for record in StreamReader(source, record_size_limit=None).records:
-                if isinstance(record, Schema) and record.id not in schemas:
-                    schemas[record.id] = writer.register_schema(record.name, record.encoding, record.data)
-                elif isinstance(record, Channel) and record.id not in channels:
-                    channels[record.id] = writer.register_channel(
-                        record.topic, record.message_encoding, schemas[record.schema_id], record.metadata)
-                elif isinstance(record, Message):
-                    writer.add_message(channels[record.channel_id], record.log_time, record.data,
-                                       record.publish_time, record.sequence)
-                    count += 1
-        except (McapError, EOFError, struct.error, KeyError, ValueError, OSError, RuntimeError) as error:
-            report_loss(f"{path}: what follows after {count} messages ({type(error).__name__})")
+            for _, channel, m in log.records(path):
+                writer.add_message(register(channel), m.log_time, m.data, m.publish_time, m.sequence)
+                count += 1
+        except ImportError:
+            raise
+        except Exception as error:  # decoders may raise anything for a damaged chunk
+            log.cut = type(error).__name__
+        if log.cut:
+            report_loss(f"{path}: what follows after {count} messages ({log.cut})")
+        for channel in log.channels.values():
+            register(channel)
+        for name, record in log.metadata.items():
+            writer.add_metadata(name, record)
         writer.finish()
     return out

@@ -15,8 +15,9 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
+from ..data.formats.column_names import format_list
+from ..hints import pluralize
 from .base import Finding, Location, is_numeric
-from .text import format_list, pluralize
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its image
@@ -552,7 +553,6 @@ class _LeastSquares:
 class _MotionModel:
     state_only: _LeastSquares  # on the state alone
     state_action: _LeastSquares  # and the action
-    names: list[str]
 
     @property
     def change(self) -> np.ndarray:
@@ -576,10 +576,10 @@ def _fit_model(data: Dataset, lag: int) -> _MotionModel | None:
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
     """Fits models in one pass, for all lags with enough steps."""
     features = data[0].features()
-    names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
-             for n in _columns_of_kind(features, "observation") for i in range(features[n].size)]
-    width = len(names) + sum(features[n].size for n in _columns_of_kind(features, "action"))
-    if not names or width == len(names) or width > _WIDEST:
+    n_states, n_actions = (sum(features[n].size for n in _columns_of_kind(features, kind))
+                           for kind in ("observation", "action"))
+    width = n_states + n_actions
+    if not n_states or not n_actions or width > _WIDEST:
         return {}
     sums, waiting = {lag: (_LeastSquares(), _LeastSquares()) for lag in lags}, {lag: [] for lag in lags}
 
@@ -601,5 +601,5 @@ def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
     for lag in lags:
         if waiting[lag]:
             add(lag)
-    return {lag: _MotionModel(plain.solve(), full.solve(), names) for lag, (plain, full) in sums.items()
+    return {lag: _MotionModel(plain.solve(), full.solve()) for lag, (plain, full) in sums.items()
             if full.n >= max(100, _FEWEST * width)}

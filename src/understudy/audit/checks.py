@@ -18,12 +18,13 @@ import numpy as np
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
 from ..data.sources import camera_names
+from ..hints import pluralize
 from . import action_motion, lerobot_checks
 from .base import Finding, Location, finding_from_error, is_numeric
-from .text import format_list, pluralize
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"

@@ -23,13 +23,14 @@ import numpy as np
 from ..core import UserError
 from ..data import views
 from ..data.formats import hdf5, read_errors, rlds
+from ..data.formats.column_names import format_list
 from ..data.formats.detection import VIEW_PATTERN
+from ..hints import pluralize
 from . import lerobot_checks
 from .base import Finding, Location, finding_from_error
-from .text import format_list, pluralize
 
 _COPY = "take it from a copy"
-_HDF5, _MCAP, _BAG = b"\x89HDF\r\n\x1a\n", b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
+_MCAP, _BAG = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 
 
 def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
@@ -38,24 +39,22 @@ def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
     Args:
         checksums: Also verify the checksums in the files. This takes as long as reading every byte.
     """
-    def refused(error, code="cannot-be-read"):
-        return finding_from_error(error, path, code=code)
     try:
         if path.is_dir():
-            yield from _folder(path, checksums, refused)
+            yield from _folder(path, checksums)
         elif path.is_file():
             yield from _file(path, path.name, checksums)
     except UserError as error:
-        yield refused(error)
+        yield finding_from_error(error, path)
 
 
 def _error(code: str, message: str, where: Location, remedy: str = _COPY) -> Finding:
     return Finding(code, "error", message, remedy, where)
 
 
-def _folder(path, deep, refused):
+def _folder(path, deep):
     if (path / "meta/info.json").exists():
-        yield from lerobot_checks.check_files(path, refused)
+        yield from lerobot_checks.check_files(path)
     elif (path / "dataset_info.json").exists() and (path / "features.json").exists():
         yield from _records(path, deep)
     elif (path / ".zgroup").exists() or (path / "zarr.json").exists():
@@ -76,7 +75,7 @@ def _file(path, name, deep):
         view = views.read_view(path)
         for parent in view.parents:
             yield from check_files(view.parent_path(parent), deep)
-    elif first.startswith(_HDF5):
+    elif first.startswith(hdf5.MAGIC):
         yield from _hdf5(path, name)
     elif first.startswith(b"PK\x03\x04"):
         yield from _zip(path, name, deep)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import DataError, Feature, role
+from ..hints import pluralize
 
 Indices = Sequence[int] | np.ndarray  # numbers of episodes
 
@@ -58,7 +59,7 @@ class Episode:
     def __repr__(self) -> str:
         columns = ", ".join(f"{n} {f.dtype} {f.shape}" for n, f in self.features().items()) or "none"
         meta = ", ".join(f"{k}={v!r}" for k, v in self.metadata.items())
-        return f"Episode({_many(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
+        return f"Episode({pluralize(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
 
     def __len__(self) -> int:
         """Number of steps: the rows that all columns have."""
@@ -97,10 +98,6 @@ def _array_hint(column: object) -> str:
     if type(column).__module__ == "torch":
         return "column.numpy() makes an array of a tensor"
     return "np.asarray(values) makes an array of a list. A number that is the same at all steps belongs in the metadata"
-
-
-def _many(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _common_length(rows, columns):
@@ -340,10 +337,10 @@ class Dataset(Sequence[Episode]):
         self.indices = range(len(self.source)) if indices is None else indices
 
     def __repr__(self) -> str:
-        parts = [_many(len(self), "episode")]
+        parts = [pluralize(len(self), "episode")]
         if len(self) and not isinstance(self.source, _LazyMap):  # its episodes would be computed for this
             rate = [f"{self.fps:g} steps a second"] if self.fps else []
-            parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
+            parts += [pluralize(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
         return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.metadata.get('path')) else ''})"
 
     def __len__(self) -> int:

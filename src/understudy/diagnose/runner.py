@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..audit.text import format_list
 from ..core import Feature, Schema, role
 from ..data.episode import Dataset, concat_columns
+from ..data.formats.column_names import format_list
 from ..data.video import resize
 from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction

@@ -10,7 +10,7 @@ import numpy as np
 from ...core import UserError
 from ...data.episode import Dataset, Episode
 from ..base import Score, StepScore
-from .step_table import StepTable, action_columns
+from .step_table import StepTable, action_columns, state_columns
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,9 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
         One integer per step of `data`, equal for steps in the same cell, (N,).
     """
     features = reference.features()
-    inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
-                                    and f.kind in ("vector", "discrete")))
+    actions = action_columns(features, str(reference.metadata.get("path", "data set")))
     columns = []
-    for name in (*inputs, *action_columns(features, str(reference.metadata.get("path", "data set")))):
+    for name in (*(inputs or state_columns(features)), *actions):
         rows, reference_rows = (np.concatenate([_rows(e, name) for e in d])
                                 for d in (data, reference))
         if features[name].kind == "discrete":

@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..core import AtLeast, Feature, UserError, keys, part, role, unknown_name
+from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .sources import WrapperSource
@@ -34,7 +33,7 @@ class Operation(ABC):
         """Check the types of the fields, because operations are read from files."""
         hints = get_type_hints(type(self))
         for f in fields(self):
-            if not _matches_type(value := getattr(self, f.name), hints[f.name]):
+            if not is_of_kind(value := getattr(self, f.name), hints[f.name]):
                 raise UserError(f"{value!r} is not {_type_name(hints[f.name])}",
                                 where=f"{type(self).__name__.lower()}, {f.name}", hint="correct it where it is written")
 
@@ -731,19 +730,6 @@ def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
     alike = all(f.names == first.names for f in present), all(f.unit == first.unit for f in present)
     return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
-
-
-def _matches_type(value, hint) -> bool:
-    options = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_matches_type(value, h) for h in options)
-    if get_origin(hint) is Literal:
-        return value in options
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_matches_type(v, options[0]) for v in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _type_name(hint) -> str:

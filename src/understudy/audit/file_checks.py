@@ -52,6 +52,10 @@ def _error(code: str, message: str, where: Location, remedy: str = _COPY) -> Fin
     return Finding(code, "error", message, remedy, where)
 
 
+def _damaged(problem: str, error: Exception, where: Location) -> Finding:
+    return _error("damaged-file", f"{problem} ({read_errors.first_line(error)})", where)
+
+
 def _folder(path, deep):
     if (path / "meta/info.json").exists():
         yield from lerobot_checks.check_files(path)
@@ -112,7 +116,7 @@ def _hdf5(path, name):
                           and not k.startswith("virtual")}
                 yield from _check_equal_lengths(arrays, name, "actions")
     except Exception as error:  # of h5py, which raises what it likes at damaged bytes
-        yield _error("damaged-file", f"the HDF5 file is cut short or damaged ({_line(error)})", Location(name))
+        yield _damaged("the HDF5 file is cut short or damaged", error, Location(name))
 
 
 def _arrays(group, h5py) -> dict:
@@ -198,7 +202,7 @@ def _minari(path):
     try:
         about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        yield _error("damaged-file", f"the file cannot be read as JSON ({_line(error)})", Location("metadata.json"))
+        yield _damaged("the file cannot be read as JSON", error, Location("metadata.json"))
         return
     n_episodes = steps = None
     if (path / "main_data.hdf5").exists():
@@ -239,7 +243,7 @@ def _zip(path, name, deep):
             if deep and (bad := archive.testzip()) is not None:
                 yield _error("checksum", f"the checksum of {bad} is wrong", Location(name, feature=bad))
     except read_errors.ZIP_ERRORS as error:
-        yield _error("damaged-file", f"the zip of arrays is cut short or damaged ({_line(error)})", Location(name))
+        yield _damaged("the zip of arrays is cut short or damaged", error, Location(name))
 
 
 def _header(archive, key, name):
@@ -249,7 +253,7 @@ def _header(archive, key, name):
             read = form.read_array_header_1_0 if form.read_magic(handle) == (1, 0) else form.read_array_header_2_0
             _, _, dtype = read(handle)
     except ValueError as error:
-        yield _error("damaged-file", f"{key} is not a NumPy array ({_line(error)})", Location(name, feature=key[:-4]))
+        yield _damaged(f"{key} is not a NumPy array", error, Location(name, feature=key[:-4]))
         return
     if dtype.hasobject and key != "infos.npy":  # imitation's infos are; its other arrays load without
         yield _error("pickled-array", "the array holds Python objects (a pickle), which are never loaded",
@@ -306,7 +310,7 @@ def _zarr(stored):
                 continue
             array = _ZarrArray.parse(node, about, is_v3=file.endswith("zarr.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield _error("damaged-file", f"the file does not describe an array ({_line(error)})", Location(file))
+            yield _damaged("the file does not describe an array", error, Location(file))
             continue
         rows[node] = array.shape[0] if array.shape else None
         yield from _check_chunks(array, stored)
@@ -376,8 +380,7 @@ def _records(path, deep):
         name, kind = about["name"], about.get("fileFormat", "tfrecord")
         splits = [(s["name"], rlds.shard_files(path, name, s, kind)) for s in about.get("splits", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield _error("damaged-file", f"the file does not describe the shards ({_line(error)})",
-                     Location("dataset_info.json"))
+        yield _damaged("the file does not describe the shards", error, Location("dataset_info.json"))
         return
     for split, shards in splits:
         for file, n_records in shards:
@@ -460,7 +463,7 @@ def _mcap(path, name, deep):
                              f"has {n_messages}", Location(name))
         except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
             yield _error("checksum" if "crc" in str(error).lower() else "damaged-file",
-                         f"a record cannot be read ({_line(error)})", Location(name))
+                         f"a record cannot be read ({read_errors.first_line(error)})", Location(name))
 
 
 def _bag(path, name):
@@ -507,7 +510,7 @@ def _database(path, name, text):
         with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
             n_messages = base.execute("select count(*) from messages").fetchone()[0]
     except sqlite3.Error as error:
-        yield _error("damaged-file", f"the SQLite file of messages is damaged ({_line(error)})", Location(name))
+        yield _damaged("the SQLite file of messages is damaged", error, Location(name))
         return
     stated_count = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
@@ -517,7 +520,3 @@ def _database(path, name, text):
 
 def _last_number(name: str) -> int:
     return int((re.findall(r"\d+", name) or ["0"])[-1])
-
-
-def _line(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -115,7 +115,7 @@ class RecordedActions(Actor):
 
 
 def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, recorded: Recorded | None,
-             observed: Observed | None = None, actor: Actor | None = None) -> RunDiagnosis:
+             observed: Observed | None = None) -> RunDiagnosis:
     """Finds reasons why a policy may fail.
 
     Args:
@@ -123,7 +123,6 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         step: Updates of the checkpoint. None if it is not one of the run's.
         recorded: The data of the run. None if they are not there.
         observed: Where the policy acts. None to check the run and the data alone.
-        actor: The actor that is deployed. None for that of the method.
     """
     findings, checked, unchecked = [], ["checkpoint"], []
     if step is not None:
@@ -131,7 +130,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
     if recorded is None:
         unchecked.append("fit, statistics and actions: the data of the run are not there")
     else:
-        findings += _data_findings(trained, recorded, actor or trained.actor(features=recorded.data.features()))
+        findings += _data_findings(trained, recorded)
         checked += ["fit", "statistics", "recorded actions", "deployed actor"]
     if observed is None:
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
@@ -145,7 +144,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 # -- the run and its data ---------------------------------------------------------------------------------------------
 
 
-def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Iterator[RunFinding]:
+def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
     sampled = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
     learned = training_data(data.select(sampled), method)
@@ -155,6 +154,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Ite
         yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
     if not has_latent_actions(method) and method.wrapper is None and not method.transforms:
+        actor = trained.actor(features=data.features())
         yield from fit_checks.check_serving(policy, actor, data.select(sampled))
     if (model := _motion_model(data, data.features())) is not None:
         yield from motion.check_recorded_lag(model)
@@ -294,8 +294,7 @@ def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Ite
         return
 
     def points(episodes):
-        return [np.concatenate([np.asarray(e.steps[n], np.float64)[:len(e)].reshape(len(e), -1) for n in names], 1)
-                for e in episodes]
+        return [concat_columns(e, names)[:len(e)] for e in episodes]
     yield from observations.check_novelty(points(data.select(recorded.trained)), points(data.select(recorded.held_out)),
                                           points(observed.episodes))
 

@@ -17,7 +17,7 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from ..data.formats.column_names import format_list
 from ..hints import pluralize
-from .base import Finding, Location, is_numeric
+from .base import Finding, Location, finding_of_episodes, is_numeric
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its image
@@ -98,15 +98,9 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
     usual = float(np.median(list(slopes.values()))) if slopes else 0.0
     unrelated = [e for e, slope in slopes.items() if slope < 0.5 * usual]
     if unrelated and len(unrelated) <= 0.2 * len(slopes):
-        yield Finding(
-            "action-unrelated",
-            "warning",
-            f"{pluralize(len(unrelated), 'episode')} whose actions do not have the same "
-            f"effect as elsewhere: {format_list(unrelated)}",
-            "check that the actions belong to this episode and to this robot",
-            Location(episode=unrelated[0], feature="action"),
-            tuple(unrelated),
-        )
+        yield finding_of_episodes("action-unrelated", "warning", unrelated,
+                                  "whose actions do not have the same effect as elsewhere",
+                                  "check that the actions belong to this episode and to this robot", "action")
 
 
 def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:

@@ -52,7 +52,7 @@ def _error(code: str, message: str, where: Location, remedy: str = _COPY) -> Fin
     return Finding(code, "error", message, remedy, where)
 
 
-def _damaged(problem: str, error: Exception, where: Location) -> Finding:
+def _damaged(problem: str, error: BaseException, where: Location) -> Finding:
     return _error("damaged-file", f"{problem} ({read_errors.first_line(error)})", where)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audit.base import component_names
 from ..core import Feature, Schema, role
 from ..data.episode import Dataset, concat_columns
 from ..data.formats.column_names import format_list
@@ -211,7 +212,7 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
              and all(n in e.steps for e in episodes)]
     findings = []
     for name in names:
-        parts = fit_checks.named_parts(data.features()[name])
+        parts = component_names(data.features()[name])
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
     findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
                                            _images(episodes, data.features(), (0,)))
@@ -249,8 +250,8 @@ def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str
         return  # shifted actions have a finding of their own
     bounds = None if clipping is None else _bounds(observed, features["action"])
     parts = [f"{n.removeprefix('observation.')}[{part}]" for n in _numeric(features)
-             for part in fit_checks.named_parts(features[n])]
-    actions = fit_checks.named_parts(features["action"])
+             for part in component_names(features[n])]
+    actions = component_names(features["action"])
     yield from motion.check_motion(model, _transitions(observed.probes, features, bounds), actions, parts)
 
 
@@ -284,7 +285,7 @@ def _limits(recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
         return
     actions = [np.concatenate(_columns(part, "action") or [np.zeros((0, feature.size))])
                for part in (recorded.data, observed.episodes if observed.moves else ())]
-    yield from observations.check_limits(*actions, *bounds, fit_checks.named_parts(feature))
+    yield from observations.check_limits(*actions, *bounds, component_names(feature))
 
 
 def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:

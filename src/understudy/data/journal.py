@@ -113,8 +113,7 @@ class JournalWriter:
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
     """Describe the columns of a step as JSON values, in their order in a record. Text is last: its length varies."""
-    order = sorted(schema, key=lambda n: schema[n].kind == "string")
-    return {n: asdict(schema[n]) for n in order}
+    return {n: asdict(schema[n]) for n in columns_with_last_row(schema, schema)}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:

@@ -216,9 +216,10 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
     findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
                                            _images(episodes, data.features(), (0,)))
-    clipping = _clipping_model(recorded, observed, names)
+    read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
+    clipping = _clipping_model(data, observed, read)
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
-        findings += _motion_findings(recorded, observed, names, clipping)
+        findings += _motion_findings(data, observed, read, clipping)
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
@@ -242,10 +243,9 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
     return merged
 
 
-def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str],
+def _motion_findings(data: Dataset, observed: Observed, features: Schema,
                      clipping: motion.MotionModel | None) -> Iterator[RunFinding]:
-    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
-    model = _motion_model(recorded.data, features) if clipping is None else clipping
+    model = _motion_model(data, features) if clipping is None else clipping
     if observed.probes is None or model is None or model.lag:
         return  # shifted actions have a finding of their own
     bounds = None if clipping is None else _bounds(observed, features["action"])
@@ -255,15 +255,14 @@ def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str
     yield from motion.check_motion(model, _transitions(observed.probes, features, bounds), actions, parts)
 
 
-def _clipping_model(recorded: Recorded, observed: Observed, names: Sequence[str]) -> motion.MotionModel | None:
+def _clipping_model(data: Dataset, observed: Observed, features: Schema) -> motion.MotionModel | None:
     """The model of the motion with actions that the limits of what acts clip. None if it explains the data no better.
 
     If it does, the recorded actions were clipped by the same limits.
     """
-    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
     bounds = _bounds(observed, features["action"])
-    plain = _motion_model(recorded.data, features)
-    model = None if bounds is None else _motion_model(recorded.data, features, bounds)
+    plain = _motion_model(data, features)
+    model = None if bounds is None else _motion_model(data, features, bounds)
     if model is None or plain is not None and (
             model.unexplained[model.lag] > CLIPPED * plain.unexplained[plain.lag]):
         return None

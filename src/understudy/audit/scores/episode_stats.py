@@ -98,16 +98,13 @@ class Return(Score):
     best_return: float | None = None
 
     def __call__(self, data):
-        scale = 1.0 if self.best_return is None else self.best_return - self.random_return
-        if not scale > 0:
-            raise UserError(
-                f"the best return must be above {self.random_return}, not {self.best_return}",
-                where="Return",
-                hint="give as `random` what chance gets and as `best` what the best get",
-            )
-        return (
-            np.array([_return(e) for e in data]) - (0.0 if self.best_return is None else self.random_return)
-        ) / scale
+        returns = np.array([_return(e) for e in data])
+        if self.best_return is None:
+            return returns
+        if not self.best_return > self.random_return:
+            raise UserError(f"the best return must be above {self.random_return}, not {self.best_return}",
+                            where="Return", hint="give as `random` what chance gets and as `best` what the best get")
+        return (returns - self.random_return) / (self.best_return - self.random_return)
 
 
 def _return(episode: Episode) -> float:

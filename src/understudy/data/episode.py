@@ -478,4 +478,4 @@ def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
     """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
     parts = [np.asarray(episode.steps[k], float) for k in columns]
     rows = min((len(p) for p in parts), default=len(episode))
-    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)
+    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, math.prod(p.shape[1:])) for p in parts)], 1)

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from ..core import role
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset, Episode, concat_columns
 from .base import Finding, Location
 
 NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
@@ -96,7 +96,7 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
     """Hashes of the distinct rows of each episode, and points (E, N) with the distance of `find_leakage`."""
     hashes, points, total, shift = [], [], [], None
     for e in episodes:
-        rows = np.concatenate([np.asarray(e.steps[c][:len(e)], np.float64).reshape(len(e), -1) for c in columns], 1)
+        rows = concat_columns(e, columns)[:len(e)]
         hashes.append(np.unique(_row_hashes(rows)))
         rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
         shift = rows[0] if shift is None else shift

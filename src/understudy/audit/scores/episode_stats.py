@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...core import UserError
-from ...data.episode import Dataset, Episode
+from ...data.episode import Dataset, Episode, concat_columns
 from ..base import Score, StepScore
 from .step_table import StepTable, action_columns, state_columns
 
@@ -25,7 +25,7 @@ class Brevity(Score):
     """
 
     def __call__(self, data):
-        return -np.array([len(e) for e in data], float)
+        return -data.lengths.astype(float)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _rows(episode: Episode, name: str) -> np.ndarray:
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
     """The actions of each episode, (T, A), and the standard deviation of each component (inf if constant), (A,)."""
     names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
-    actions = [np.concatenate([_rows(e, name).astype(float) for name in names], 1) for e in data]
+    actions = [concat_columns(e, names)[: len(e)] for e in data]
     whole = np.concatenate(actions)
     spread = whole[np.isfinite(whole).all(1)].std(0) if np.isfinite(whole).all(1).any() else np.zeros(whole.shape[1])
     return actions, np.where(spread > 0, spread, np.inf)
@@ -103,7 +103,7 @@ class Return(Score):
             return returns
         if not self.best_return > self.random_return:
             raise UserError(f"the best return must be above {self.random_return}, not {self.best_return}",
-                            where="Return", hint="give as `random` what chance gets and as `best` what the best get")
+                            where="Return", hint="give what chance gets, and then what the best known policy gets")
         return (returns - self.random_return) / (self.best_return - self.random_return)
 
 
@@ -190,7 +190,7 @@ class Novelty(Score):
 
     def __call__(self, data):
         which = discretize(data, data, self.n_bins, self.inputs)
-        episode_cells = [np.unique(w) for w in np.split(which, np.cumsum([len(e) for e in data])[:-1])]
+        episode_cells = [np.unique(w) for w in np.split(which, np.cumsum(data.lengths)[:-1])]
         owners = np.bincount(np.concatenate(episode_cells)) if episode_cells else np.zeros(0, int)
         return np.array([(owners[m] == 1).mean() if len(m) else np.nan for m in episode_cells])
 

@@ -21,7 +21,6 @@ from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
-_MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that repeat a metadata field
 
 
 class Operation(ABC):
@@ -394,7 +393,9 @@ class Label(Operation):
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
         narrowed = _narrow(data, self.episodes is not None)
-        return Dataset(LabeledSource(narrowed.source, self), data.metadata, narrowed.indices)
+        numbers = range(len(narrowed.source)) if self.episodes is None else self.episodes
+        labels = dict.fromkeys(numbers, {self.field: self.value})
+        return Dataset(LabeledSource(narrowed.source, labels), data.metadata, narrowed.indices)
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -650,45 +651,44 @@ def _interpolate(column, last, at, times):
 
 
 class LabeledSource(WrapperSource):
-    """Another source with a metadata field of some episodes set: see `Label`."""
+    """Another source with metadata fields of some episodes set: see `Label`.
 
-    def __init__(self, inner: ColumnSource, label: Label):
-        super().__init__(inner, label.field, label.value, label.episodes)
-        self._label = label
-        self._episode_set = None if label.episodes is None else frozenset(label.episodes)
-        if label.field == "task":
+    Args:
+        labels: The fields and their values, by the number of the episode. None removes a field.
+    """
+
+    def __init__(self, inner: ColumnSource, labels: Mapping[int, Mapping[str, Any]]):
+        super().__init__(inner, labels)
+        self._labels, self._fields = labels, set().union(*labels.values())
+        if "task" in self._fields:
             self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
 
-    def _is_selected(self, episode) -> bool:
-        return self._episode_set is None or episode in self._episode_set
-
     def episode_metadata(self, episode):
-        metadata = self.inner.episode_metadata(episode)
-        return {**metadata, self._label.field: self._label.value} if self._is_selected(episode) else metadata
+        label = self._labels.get(episode, {})
+        metadata = {**self.inner.episode_metadata(episode), **label}
+        return {k: v for k, v in metadata.items() if k not in label or v is not None}
 
     def rows(self, name):
         return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths
 
     def column(self, name, episode):
-        field, n = self._label.field, int(self.lengths[episode])
-        if name not in self.inner.schema:
-            return np.broadcast_to(np.array([str(self.episode_metadata(episode).get("task") or "")], np.str_), (n,))
-        column = self.inner.column(name, episode)
-        if not self._is_selected(episode) or (name, field) not in _MIRRORED_COLUMNS:
+        n, label = int(self.lengths[episode]), self._labels.get(episode, {})
+        column = self.inner.column(name, episode) if name in self.inner.schema else None
+        if name == "task" and (column is None or "task" in label):
+            text = str(self.episode_metadata(episode).get("task") or "")
+            return np.broadcast_to(np.array([text], np.str_), (n if column is None else len(column),))
+        if name != _SUCCESS or "success" not in label:
             return column
-        if name == "task":
-            return np.broadcast_to(np.array([self._label.value], np.str_), (len(column),))
         column = np.array(column)
-        if not self._label.value:
+        if not label["success"]:
             column[:] = 0
         elif not column.any():
             column[n - 1] = 1
         return column
 
     def packed_column(self, name):
-        return (
-            self.gather_rows(name) if (name, self._label.field) in _MIRRORED_COLUMNS else self.inner.packed_column(name)
-        )
+        is_changed = name == "task" or name == _SUCCESS and "success" in self._fields
+        return self.gather_rows(name) if is_changed else self.inner.packed_column(name)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 from ...core import Feature, UserError, role
 from ...data.episode import Dataset
 from ...data.packed_columns import PackedColumns
+from ...evaluate.behavior.scaling import component_scale
 
 MAX_COMPONENTS = 12  # points with more components are reduced to this many: nearest neighbors mean little in more
 
@@ -156,10 +157,7 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (infinite if constant) of each component, (D,), of points, (N, D)."""
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
-    spread = x.std(0)
-    # Components that vary only by rounding count as constant, so that noise is not scaled up.
-    still = spread <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-12)
-    return x.mean(0), np.where(still, np.inf, spread)
+    return x.mean(0), component_scale(x)
 
 
 def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:

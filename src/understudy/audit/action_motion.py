@@ -56,7 +56,7 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
     """Finds steps with a much larger prediction error than all others."""
-    model = _fit_model(data, 0)
+    model = _fit_models(data, (0,)).get(0)
     if model is None:
         return
     sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
@@ -86,7 +86,7 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
     """
-    model = _fit_model(data, 0)
+    model = _fit_models(data, (0,)).get(0)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
     scale = np.sqrt(model.state_only.residual_variance) + _FLOOR * model.change + 1e-9
@@ -561,10 +561,6 @@ class _MotionModel:
             if live.any()
             else 1.0
         )
-
-
-def _fit_model(data: Dataset, lag: int) -> _MotionModel | None:
-    return _fit_models(data, (lag,)).get(lag)
 
 
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:

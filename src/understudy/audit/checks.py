@@ -267,18 +267,19 @@ def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
     for e, episode in enumerate(data):
-        fact = episode.metadata.get("success")
-        column = np.asarray(episode.steps["next.success"], bool) if "next.success" in episode.steps else None
-        if isinstance(fact, (bool, np.bool_)) and column is not None and bool(fact) != bool(column.any()):
-            yield Finding("success-disagrees", "error", f"the fact success is {bool(fact)}, the column next.success "
-                          f"{'has a' if column.any() else 'is never'} True", "correct the one or the other",
+        label = episode.metadata.get("success")
+        label = bool(label) if isinstance(label, (bool, np.bool_)) else None
+        column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
+        if None not in (label, column) and label != column:
+            yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
+                          f"{'has a' if column else 'is never'} True", "correct the one or the other",
                           Location(None, e, None, "next.success"))
             return
-        well = fact if isinstance(fact, (bool, np.bool_)) else None if column is None else bool(column.any())
+        well = column if label is None else label
         if well is not None and "next.reward" in episode.steps:
             reward = np.asarray(episode.steps["next.reward"], np.float64)[:len(episode)]
             if reward.size and np.isfinite(reward).all():
-                labels.append((e, bool(well)))
+                labels.append((e, well))
                 best.append(reward.max())
     if not labels or (wins := sum(w for _, w in labels)) in (0, len(labels)):
         return

@@ -210,7 +210,7 @@ def check_fields(value: object) -> None:
     for f in _checked_fields(type(value)):
         content, field_name = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
         if f.limits is None:
-            if not _is_of_kind(content, f.kind):
+            if not is_of_kind(content, f.kind):
                 raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=field_name,
                                   hint=_suggest(content, _members(f.kind)[0], f.default))
         elif (must := _missed_limit(content, f)) is not None:
@@ -311,20 +311,21 @@ def _members(kind: Any) -> tuple[list[Any], list[type]]:
     return [], [kind] if isinstance(kind, type) else []
 
 
-def _is_of_kind(value: object, kind: Any) -> bool:
-    """Whether a value is of a type. Types that are not made of classes, `Literal`s and tuples are not checked."""
+def is_of_kind(value: object, kind: Any) -> bool:
+    """Whether a value is of a type: True is no number. Other types than classes, `Literal`s and tuples are not checked.
+    """
     origin, members = get_origin(kind), get_args(kind)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in members)
     if origin in (Union, types.UnionType):
-        return any(_is_of_kind(value, k) for k in members)
+        return any(is_of_kind(value, k) for k in members)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             return False
         several = members[:1] * len(value) if members[1:] == (Ellipsis,) else members
-        return len(value) == len(several) and all(map(_is_of_kind, value, several))
-    if kind is float:
-        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return len(value) == len(several) and all(map(is_of_kind, value, several))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else numbers.Real) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)
 
 

@@ -18,6 +18,11 @@ def join_and(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def pluralize(n: int, what: str) -> str:
+    """A number and what is counted: "1 step", "2 steps"."""
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
 def nearest_names(name: object, valid_names: Iterable[object], most: int = 1, cutoff: float = 0.6) -> list[str]:
     """Finds the known names that are nearest to a name, in upper or lower case.
 

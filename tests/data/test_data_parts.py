@@ -22,7 +22,7 @@ from understudy.data.augment import (
     SensorDropout,
 )
 from understudy.data.column_changes import ConstantColumn, LastAction, LastStep, Progress, Rename, ReturnToGo, TimeLeft
-from understudy.data.episode import Dataset, Episode
+from understudy.data.episode import Dataset, Episode, concat_columns
 from understudy.data.mixture import mix
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.relabel import Hindsight, InterventionPenalty, NextObservation, SelectColumns
@@ -380,3 +380,8 @@ def test_an_episode_refuses_columns_of_other_lengths():
     for rows in (10, 13):
         with pytest.raises(DataError, match=f"'observation.state' has 12 rows, but the episode has {rows} steps"):
             Episode({"observation.state": state}, rows=rows)
+
+
+def test_columns_of_an_episode_without_steps_are_put_side_by_side():
+    empty = Episode({"observation.a": np.zeros((0, 2)), "observation.b": np.zeros((0,))})
+    assert concat_columns(empty, ["observation.a", "observation.b"]).shape == (0, 3)

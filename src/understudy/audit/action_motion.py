@@ -15,8 +15,9 @@ from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
-from .base import Finding, Location, is_numeric
-from .text import format_list, pluralize
+from ..data.formats.column_names import format_list
+from ..hints import pluralize
+from .base import Finding, Location, finding_of_episodes, is_numeric
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its image
@@ -55,7 +56,7 @@ def has_motion(episode: Episode, first: int, last: int) -> bool:
 
 def check_jumps(data: Dataset) -> Iterator[Finding]:
     """Finds steps with a much larger prediction error than all others."""
-    model = _fit_model(data, 0)
+    model = _fit_models(data, (0,)).get(0)
     if model is None:
         return
     sample = [np.abs(r).astype(np.float32) for _, _, r in _residuals(data, model, _STEPS // 4)]
@@ -85,7 +86,7 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
     The contribution of the action to the prediction is regressed on what happened. The slope is near 1 if the actions
     belong to the episode, and near 0 or below if not. Episodes with fewer than 12 steps are too short to judge.
     """
-    model = _fit_model(data, 0)
+    model = _fit_models(data, (0,)).get(0)
     if model is None or len(data) < 5 or model.unexplained > 0.98:
         return
     scale = np.sqrt(model.state_only.residual_variance) + _FLOOR * model.change + 1e-9
@@ -97,15 +98,9 @@ def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:
     usual = float(np.median(list(slopes.values()))) if slopes else 0.0
     unrelated = [e for e, slope in slopes.items() if slope < 0.5 * usual]
     if unrelated and len(unrelated) <= 0.2 * len(slopes):
-        yield Finding(
-            "action-unrelated",
-            "warning",
-            f"{pluralize(len(unrelated), 'episode')} whose actions do not have the same "
-            f"effect as elsewhere: {format_list(unrelated)}",
-            "check that the actions belong to this episode and to this robot",
-            Location(episode=unrelated[0], feature="action"),
-            tuple(unrelated),
-        )
+        yield finding_of_episodes("action-unrelated", "warning", unrelated,
+                                  "whose actions do not have the same effect as elsewhere",
+                                  "check that the actions belong to this episode and to this robot", "action")
 
 
 def _gap_outliers(sizes: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
@@ -552,7 +547,6 @@ class _LeastSquares:
 class _MotionModel:
     state_only: _LeastSquares  # on the state alone
     state_action: _LeastSquares  # and the action
-    names: list[str]
 
     @property
     def change(self) -> np.ndarray:
@@ -569,17 +563,13 @@ class _MotionModel:
         )
 
 
-def _fit_model(data: Dataset, lag: int) -> _MotionModel | None:
-    return _fit_models(data, (lag,)).get(lag)
-
-
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
     """Fits models in one pass, for all lags with enough steps."""
     features = data[0].features()
-    names = [f"{n}[{features[n].names[i] if features[n].names else i}]" if features[n].shape else n
-             for n in _columns_of_kind(features, "observation") for i in range(features[n].size)]
-    width = len(names) + sum(features[n].size for n in _columns_of_kind(features, "action"))
-    if not names or width == len(names) or width > _WIDEST:
+    n_states, n_actions = (sum(features[n].size for n in _columns_of_kind(features, kind))
+                           for kind in ("observation", "action"))
+    width = n_states + n_actions
+    if not n_states or not n_actions or width > _WIDEST:
         return {}
     sums, waiting = {lag: (_LeastSquares(), _LeastSquares()) for lag in lags}, {lag: [] for lag in lags}
 
@@ -601,5 +591,5 @@ def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:
     for lag in lags:
         if waiting[lag]:
             add(lag)
-    return {lag: _MotionModel(plain.solve(), full.solve(), names) for lag, (plain, full) in sums.items()
+    return {lag: _MotionModel(plain.solve(), full.solve()) for lag, (plain, full) in sums.items()
             if full.n >= max(100, _FEWEST * width)}

@@ -13,6 +13,8 @@ import numpy as np
 
 from ..core import Feature, UserError
 from ..data.episode import Dataset
+from ..data.formats.column_names import format_list
+from ..hints import pluralize
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Finding:
     episodes: tuple[int, ...] = ()
 
 
+def finding_of_episodes(code: str, severity: Literal["error", "warning", "note"], episodes: Iterable[int], text: str,
+                        remedy: str, feature: str | None = None) -> Finding:
+    """A finding whose message is the number of episodes, the text and the list of the episodes."""
+    numbers = tuple(map(int, episodes))
+    return Finding(code, severity, f"{pluralize(len(numbers), 'episode')} {text}: {format_list(numbers)}", remedy,
+                   Location(episode=numbers[0], feature=feature), numbers)
+
+
 def finding_from_error(
     error: UserError, path: Path, columns: Iterable[str] = (), code: str = "cannot-be-read"
 ) -> Finding:
@@ -83,6 +93,11 @@ def is_numeric(feature: Feature) -> bool:
     Many cells of a map never change, many are equal, and they have no unit.
     """
     return feature.kind == "vector" and len(feature.shape) < 3
+
+
+def component_names(feature: Feature) -> list[str]:
+    """Names of the components of a column, or their numbers."""
+    return [str(name) for name in feature.names or range(feature.size)]
 
 
 class Score(ABC):
@@ -127,7 +142,7 @@ class AuditReport:
         n_episodes: Number of episodes. None if not all of them can be read.
     """
     findings: tuple[Finding, ...]
-    scores: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> (E,)
+    scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     lowest_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
     n_episodes: int | None = None
 

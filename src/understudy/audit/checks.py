@@ -18,12 +18,13 @@ import numpy as np
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
 from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
 from ..data.sources import camera_names
+from ..hints import pluralize
 from . import action_motion, lerobot_checks
-from .base import Finding, Location, finding_from_error, is_numeric
-from .text import format_list, pluralize
+from .base import Finding, Location, component_names, finding_from_error, finding_of_episodes, is_numeric
 
 Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
@@ -154,15 +155,10 @@ def check_episode_ends(data: Dataset) -> Iterator[Finding]:
         if not last:
             missing.append(e)
     if len(flags) == 2 and missing:
-        some = len(missing) < len(data)
-        yield Finding(
-            "end-missing",
-            "warning" if some else "note",
-            f"{pluralize(len(missing), 'episode')} {'ends' if len(missing) == 1 else 'end'} neither terminated "
-            f"nor truncated: {format_list(missing)}",
-            "store how it ended: offline RL needs it to bootstrap from the last observation",
-            Location(episode=missing[0]),
-        )
+        yield finding_of_episodes(
+            "end-missing", "warning" if len(missing) < len(data) else "note", missing,
+            f"{'ends' if len(missing) == 1 else 'end'} neither terminated nor truncated",
+            "store how it ended: offline RL needs it to bootstrap from the last observation")
 
 
 def _time_steps(data: Dataset, is_defined: bool
@@ -271,18 +267,19 @@ def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
     for e, episode in enumerate(data):
-        fact = episode.metadata.get("success")
-        column = np.asarray(episode.steps["next.success"], bool) if "next.success" in episode.steps else None
-        if isinstance(fact, (bool, np.bool_)) and column is not None and bool(fact) != bool(column.any()):
-            yield Finding("success-disagrees", "error", f"the fact success is {bool(fact)}, the column next.success "
-                          f"{'has a' if column.any() else 'is never'} True", "correct the one or the other",
+        label = episode.metadata.get("success")
+        label = bool(label) if isinstance(label, (bool, np.bool_)) else None
+        column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
+        if None not in (label, column) and label != column:
+            yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
+                          f"{'has a' if column else 'is never'} True", "correct the one or the other",
                           Location(None, e, None, "next.success"))
             return
-        well = fact if isinstance(fact, (bool, np.bool_)) else None if column is None else bool(column.any())
+        well = column if label is None else label
         if well is not None and "next.reward" in episode.steps:
             reward = np.asarray(episode.steps["next.reward"], np.float64)[:len(episode)]
             if reward.size and np.isfinite(reward).all():
-                labels.append((e, bool(well)))
+                labels.append((e, well))
                 best.append(reward.max())
     if not labels or (wins := sum(w for _, w in labels)) in (0, len(labels)):
         return
@@ -322,13 +319,8 @@ def check_metadata(data: Dataset) -> Iterator[Finding]:
     lengths, features = data.lengths, data[0].features()
     short = np.flatnonzero(lengths == 1)
     if len(short):
-        yield Finding(
-            "single-step",
-            "note",
-            f"{pluralize(len(short), 'episode')} of a single step: {format_list(short)}",
-            "leave it out, unless one step is a complete task",
-            Location(episode=int(short[0])),
-        )
+        yield finding_of_episodes("single-step", "note", short, "of a single step",
+                                  "leave it out, unless one step is a complete task")
     observations = [n for n in features if role(n) == "observation" and features[n].kind != "image"]
     if any(role(n) == "observation" for n in features) and not any(
             len(data[0].steps[n]) > len(data[0]) for n in observations):
@@ -373,9 +365,9 @@ def check_short_episodes(data: Dataset) -> Iterator[Finding]:
             if n in episode.steps)
         early += [] if won else [int(e)]
     if early:
-        yield Finding("early-end", "warning", f"{pluralize(len(early), 'episode')} shorter than a quarter of the usual "
-                      f"{np.median(lengths):g} steps, without having reached an end: {format_list(early)}",
-                      "leave it out if the recording stopped too early", Location(episode=early[0]), tuple(early))
+        yield finding_of_episodes("early-end", "warning", early, f"shorter than a quarter of the usual "
+                                  f"{np.median(lengths):g} steps, without having reached an end",
+                                  "leave it out if the recording stopped too early")
 
 
 def interrupted(data: Dataset) -> Iterator[Finding]:
@@ -398,7 +390,7 @@ def check_constant(data: Dataset) -> Iterator[Finding]:
         low, high = _value_range(data, name)
         still = np.flatnonzero((low == high).reshape(-1))
         if len(still):
-            labels = [f.names[i] for i in still] if f.names else still
+            labels = [component_names(f)[i] for i in still]
             change = "component of {} never changes" if len(still) == 1 else "components of {} never change"
             yield Finding("constant", "warning" if len(still) == f.size else "note",
                           f"{name}: {len(still)} {change.format(f.size)}: {format_list(labels)}",
@@ -447,7 +439,7 @@ def _find_copied_components(data: Dataset, names: list[str]) -> Iterator[Finding
         low, high = (x.reshape(-1) for x in _value_range(data, name))
         for i, digest in enumerate(digests):
             if low[i] < high[i]:
-                component = f"{name}[{f.names[i] if f.names else i}]" if f.shape else name
+                component = f"{name}[{component_names(f)[i]}]" if f.shape else name
                 copies.setdefault(digest.digest(), []).append(component)
     groups = [same for same in copies.values() if len(same) > 1]
     for description, severity, chosen in (
@@ -552,7 +544,7 @@ def check_saturation(data: Dataset) -> Iterator[Finding]:
             inside += ((values != low) & (values != high) & (values != 0)).sum(0)
         cut = np.flatnonzero(((at > 0.1 * steps) & (at > 20) & (low < high) & (inside > 0.1 * steps)).reshape(-1))
         if len(cut):
-            labels = [f.names[i] for i in cut] if f.names else cut
+            labels = [component_names(f)[i] for i in cut]
             most = float((at / max(steps, 1)).reshape(-1)[cut].max())
             yield Finding("saturated", "note" if most < 0.5 else "warning",
                           f"{name}: up to {most:.0%} of the steps lie at a limit: {format_list(labels)}",
@@ -578,25 +570,18 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
         elif moving.mean() < 0.5:
             slow.append(e)
     if still:
-        yield Finding("no-motion", "warning", f"{pluralize(len(still), 'episode')} in which no observation changes: "
-                      f"{format_list(still)}", "leave it out", Location(episode=still[0]), tuple(still))
+        yield finding_of_episodes("no-motion", "warning", still, "in which no observation changes", "leave it out")
     if slow:
-        yield Finding(
-            "idle",
-            "note" if len(slow) > 0.5 * len(data) else "warning",
-            f"{pluralize(len(slow), 'episode')} in which nothing moves for most of the time: {format_list(slow)}",
-            "crop the start and the end, or check for a sensor that stopped",
-            Location(episode=slow[0]),
-            tuple(slow),
-        )
+        yield finding_of_episodes("idle", "note" if len(slow) > 0.5 * len(data) else "warning", slow,
+                                  "in which nothing moves for most of the time",
+                                  "crop the start and the end, or check for a sensor that stopped")
 
 
 def check_tasks(data: Dataset) -> Iterator[Finding]:
     """Finds episodes without a task in data in which other episodes have one."""
     empty = [e for e, episode in enumerate(data) if not episode_tasks(episode)]
     if empty and len(empty) < len(data):
-        yield Finding("task-missing", "warning", f"{pluralize(len(empty), 'episode')} without a task in words: "
-                      f"{format_list(empty)}", "store the task", Location(episode=empty[0], feature="task"))
+        yield finding_of_episodes("task-missing", "warning", empty, "without a task in words", "store the task", "task")
 
 
 # -- frames ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .base import Finding, Location
 
 _STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # for statistics: rows, evenly spaced episodes, components
 _APART = 10.0  # ratio of standard deviations that needs another unit as explanation: degrees, millimeters, bytes
-_RATIOS = {"degrees and radians": 57.3, "millimetres and metres": 1000.0, "bytes and shares": 255.0}
+_UNITS = {"degrees and radians": 57.3, "millimeters and meters": 1000.0, "bytes and fractions": 255.0}
 _FITS, _FAILS = 0.5, 0.3  # fractions of variance
 _DELTA = re.compile(r"(^|[._/\s-])(d|delta|diff|rel|relative|vel|velocity)([._/\s-]|$)|^d(x|y|z|r|rx|ry|rz|roll|pitch|"
                     r"yaw|theta|q\d*)$", re.IGNORECASE)
@@ -43,6 +43,12 @@ def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
     schemas = [d.features() for d in sets.values()]
     return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if any(n not in s for s in schemas)
                  or len({(s[n].shape, s[n].kind == "string") for s in schemas}) > 1)
+
+
+def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
+    """The two units whose values have this ratio, within a factor of `tolerance`."""
+    size = max(abs(ratio), 1 / max(abs(ratio), 1e-12))
+    return next((unit for unit, factor in _UNITS.items() if 1 / tolerance < size / factor < tolerance), None)
 
 
 class _DatasetSample:
@@ -144,7 +150,7 @@ def _compare_values(name, x, y, finding) -> Iterator[Finding]:
     ratio = y.std(0)[moving] / x.std(0)[moving]
     middle = float(np.median(ratio))
     if not 1 / _APART < middle < _APART:
-        like = next((f", as {what}" for what, r in _RATIOS.items() if 0.5 < max(middle, 1 / middle) / r < 2), "")
+        like = f", as {unit}" if (unit := unit_of_ratio(middle, 2)) else ""
         spreads = [f"{np.median(values.std(0)[moving]):.3g}" for values in (x, y)]
         yield finding("scale-differs", "error", (f"{name} has a spread of {spreads[0]}", f"{spreads[1]}{like}"),
                       "convert one of them", name)

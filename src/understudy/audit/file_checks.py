@@ -23,13 +23,14 @@ import numpy as np
 from ..core import UserError
 from ..data import views
 from ..data.formats import hdf5, read_errors, rlds
+from ..data.formats.column_names import format_list
 from ..data.formats.detection import VIEW_PATTERN
+from ..hints import pluralize
 from . import lerobot_checks
 from .base import Finding, Location, finding_from_error
-from .text import format_list, pluralize
 
 _COPY = "take it from a copy"
-_HDF5, _MCAP, _BAG = b"\x89HDF\r\n\x1a\n", b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
+_MCAP, _BAG = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 
 
 def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
@@ -38,24 +39,26 @@ def check_files(path: Path, checksums: bool = True) -> Iterator[Finding]:
     Args:
         checksums: Also verify the checksums in the files. This takes as long as reading every byte.
     """
-    def refused(error, code="cannot-be-read"):
-        return finding_from_error(error, path, code=code)
     try:
         if path.is_dir():
-            yield from _folder(path, checksums, refused)
+            yield from _folder(path, checksums)
         elif path.is_file():
             yield from _file(path, path.name, checksums)
     except UserError as error:
-        yield refused(error)
+        yield finding_from_error(error, path)
 
 
 def _error(code: str, message: str, where: Location, remedy: str = _COPY) -> Finding:
     return Finding(code, "error", message, remedy, where)
 
 
-def _folder(path, deep, refused):
+def _damaged(problem: str, error: BaseException, where: Location) -> Finding:
+    return _error("damaged-file", f"{problem} ({read_errors.first_line(error)})", where)
+
+
+def _folder(path, deep):
     if (path / "meta/info.json").exists():
-        yield from lerobot_checks.check_files(path, refused)
+        yield from lerobot_checks.check_files(path)
     elif (path / "dataset_info.json").exists() and (path / "features.json").exists():
         yield from _records(path, deep)
     elif (path / ".zgroup").exists() or (path / "zarr.json").exists():
@@ -76,7 +79,7 @@ def _file(path, name, deep):
         view = views.read_view(path)
         for parent in view.parents:
             yield from check_files(view.parent_path(parent), deep)
-    elif first.startswith(_HDF5):
+    elif first.startswith(hdf5.MAGIC):
         yield from _hdf5(path, name)
     elif first.startswith(b"PK\x03\x04"):
         yield from _zip(path, name, deep)
@@ -113,7 +116,7 @@ def _hdf5(path, name):
                           and not k.startswith("virtual")}
                 yield from _check_equal_lengths(arrays, name, "actions")
     except Exception as error:  # of h5py, which raises what it likes at damaged bytes
-        yield _error("damaged-file", f"the HDF5 file is cut short or damaged ({_line(error)})", Location(name))
+        yield _damaged("the HDF5 file is cut short or damaged", error, Location(name))
 
 
 def _arrays(group, h5py) -> dict:
@@ -199,7 +202,7 @@ def _minari(path):
     try:
         about = json.loads((path / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        yield _error("damaged-file", f"the file cannot be read as JSON ({_line(error)})", Location("metadata.json"))
+        yield _damaged("the file cannot be read as JSON", error, Location("metadata.json"))
         return
     n_episodes = steps = None
     if (path / "main_data.hdf5").exists():
@@ -240,7 +243,7 @@ def _zip(path, name, deep):
             if deep and (bad := archive.testzip()) is not None:
                 yield _error("checksum", f"the checksum of {bad} is wrong", Location(name, feature=bad))
     except read_errors.ZIP_ERRORS as error:
-        yield _error("damaged-file", f"the zip of arrays is cut short or damaged ({_line(error)})", Location(name))
+        yield _damaged("the zip of arrays is cut short or damaged", error, Location(name))
 
 
 def _header(archive, key, name):
@@ -250,7 +253,7 @@ def _header(archive, key, name):
             read = form.read_array_header_1_0 if form.read_magic(handle) == (1, 0) else form.read_array_header_2_0
             _, _, dtype = read(handle)
     except ValueError as error:
-        yield _error("damaged-file", f"{key} is not a NumPy array ({_line(error)})", Location(name, feature=key[:-4]))
+        yield _damaged(f"{key} is not a NumPy array", error, Location(name, feature=key[:-4]))
         return
     if dtype.hasobject and key != "infos.npy":  # imitation's infos are; its other arrays load without
         yield _error("pickled-array", "the array holds Python objects (a pickle), which are never loaded",
@@ -307,7 +310,7 @@ def _zarr(stored):
                 continue
             array = _ZarrArray.parse(node, about, is_v3=file.endswith("zarr.json"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield _error("damaged-file", f"the file does not describe an array ({_line(error)})", Location(file))
+            yield _damaged("the file does not describe an array", error, Location(file))
             continue
         rows[node] = array.shape[0] if array.shape else None
         yield from _check_chunks(array, stored)
@@ -377,8 +380,7 @@ def _records(path, deep):
         name, kind = about["name"], about.get("fileFormat", "tfrecord")
         splits = [(s["name"], rlds.shard_files(path, name, s, kind)) for s in about.get("splits", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        yield _error("damaged-file", f"the file does not describe the shards ({_line(error)})",
-                     Location("dataset_info.json"))
+        yield _damaged("the file does not describe the shards", error, Location("dataset_info.json"))
         return
     for split, shards in splits:
         for file, n_records in shards:
@@ -461,7 +463,7 @@ def _mcap(path, name, deep):
                              f"has {n_messages}", Location(name))
         except Exception as error:  # of mcap, lz4 and zstandard, which raise what they like at damaged bytes
             yield _error("checksum" if "crc" in str(error).lower() else "damaged-file",
-                         f"a record cannot be read ({_line(error)})", Location(name))
+                         f"a record cannot be read ({read_errors.first_line(error)})", Location(name))
 
 
 def _bag(path, name):
@@ -508,7 +510,7 @@ def _database(path, name, text):
         with sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True) as base:
             n_messages = base.execute("select count(*) from messages").fetchone()[0]
     except sqlite3.Error as error:
-        yield _error("damaged-file", f"the SQLite file of messages is damaged ({_line(error)})", Location(name))
+        yield _damaged("the SQLite file of messages is damaged", error, Location(name))
         return
     stated_count = re.search(r"^  message_count:\s*(\d+)", text, re.MULTILINE)
     if stated_count and text.count(".db3") <= 2 and int(stated_count[1]) != n_messages:
@@ -518,7 +520,3 @@ def _database(path, name, text):
 
 def _last_number(name: str) -> int:
     return int((re.findall(r"\d+", name) or ["0"])[-1])
-
-
-def _line(error) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -12,7 +12,8 @@ from itertools import combinations
 import numpy as np
 
 from ..core import role
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset, Episode, concat_columns
+from ..evaluate.behavior.scaling import resample_rows
 from .base import Finding, Location
 
 NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
@@ -96,15 +97,12 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
     """Hashes of the distinct rows of each episode, and points (E, N) with the distance of `find_leakage`."""
     hashes, points, total, shift = [], [], [], None
     for e in episodes:
-        rows = np.concatenate([np.asarray(e.steps[c][:len(e)], np.float64).reshape(len(e), -1) for c in columns], 1)
+        rows = concat_columns(e, columns)[:len(e)]
         hashes.append(np.unique(_row_hashes(rows)))
         rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
         shift = rows[0] if shift is None else shift
         total.append((len(rows), (rows - shift).sum(0), np.square(rows - shift).sum(0)))
-        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)
-        low = at.astype(int)
-        share = (at - low)[:, None]
-        points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
+        points.append(resample_rows(rows, TRAJECTORY_POINTS) - shift)
     count, mean, square = (sum(part) for part in zip(*total, strict=True))
     spread = np.sqrt(np.maximum(square / count - np.square(mean / count), 0))
     assert shift is not None

@@ -17,6 +17,7 @@ from ..core import UserError
 from ..data import video
 from ..data.episode import Dataset, episode_starts
 from ..data.formats import remote
+from ..data.formats.column_names import format_list
 from ..data.formats.describe import lerobot_source
 from ..data.formats.lerobot_read import (
     UNDERSTUDY_FOLDER,
@@ -27,8 +28,8 @@ from ..data.formats.lerobot_read import (
     read_tasks_v3,
 )
 from ..files import read_json
-from .base import Finding, Location
-from .text import format_list, pluralize
+from ..hints import pluralize
+from .base import Finding, Location, finding_from_error
 
 _COPY = "take it from a copy, or leave out the episodes in it"
 _META = "write the data set again, so that the metadata come from the data"
@@ -37,17 +38,13 @@ _BLOCK = 1 << 20  # numbers that are worked through at once
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
-def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
-    """Checks counts, lengths, indices, data files and videos.
-
-    Args:
-        finding_from_error: Turns the error of a reader into a finding.
-    """
+def check_files(path: Path) -> Iterator[Finding]:
+    """Checks counts, lengths, indices, data files and videos."""
     try:
         info = read_info(path)
         episodes = sorted(_episodes(path, info), key=lambda e: e["episode_index"])
     except UserError as error:
-        yield finding_from_error(error)
+        yield finding_from_error(error, path)
         return
     ours = (path / UNDERSTUDY_FOLDER).is_dir()
     if ours and not info["total_episodes"]:  # a recording that has only begun
@@ -75,17 +72,16 @@ def check_files(path: Path, finding_from_error) -> Iterator[Finding]:
                  else {r.get("task_index") for r in read_json_lines(path / "meta/tasks.jsonl")})
     except UserError as error:
         tasks = None
-        yield finding_from_error(error)
-    yield from _check_data_files(path, info, episodes, tasks, finding_from_error)
+        yield finding_from_error(error, path)
+    yield from _check_data_files(path, info, episodes, tasks)
     yield from _check_videos(path, info, episodes)
 
 
 def _episodes(path, info) -> list[dict[str, Any]]:
     """One row per episode, with the names of v3.0. Rows that cannot be read are left out."""
     if info["codebase_version"] != "v3.0":
-        rows = [r for r in read_json_lines(path / "meta/episodes.jsonl")
+        return [r for r in read_json_lines(path / "meta/episodes.jsonl")
                 if isinstance(r.get("episode_index"), int) and isinstance(r.get("length"), int)]
-        return rows
     names = ["episode_index", "length", "dataset_from_index", "dataset_to_index", "data/chunk_index",
              "data/file_index"]
     cameras = [k for k, f in info["features"].items() if f.get("dtype") == "video"]
@@ -150,7 +146,7 @@ def _check_indices(name: str, columns: Mapping[str, np.ndarray], members: list[d
                           Location(name, None, int(unknown[0]), "task_index"))
 
 
-def _check_data_files(path, info, episodes, tasks, refused):
+def _check_data_files(path, info, episodes, tasks):
     """Finds data files that are missing or damaged, or whose rows disagree with the metadata."""
     within: dict[str, list[dict]] = {}
     for e in episodes:
@@ -169,7 +165,7 @@ def _check_data_files(path, info, episodes, tasks, refused):
             table = source.read(columns=stored)
             columns = {n: table[n].to_numpy() for n in stored}
         except UserError as error:
-            yield refused(error, "damaged-file")
+            yield finding_from_error(error, path, code="damaged-file")
             row = None
             continue
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -11,13 +11,14 @@ from ..core import UserError, role
 from ..data.column_selection import open_columns
 from ..data.episode import Dataset, Episode
 from ..data.formats import preview_dataset
+from ..data.formats.column_names import format_list
 from ..evaluate.episode_video import film_strip
 from ..evaluate.plots import Axis, Figure, curves, histogram
 from ..evaluate.report import Commands, Content, Details, Figures, Paragraph, Remedies, Section, Table, write_page
+from ..hints import pluralize
 from .base import AuditReport
 from .purposes import Ranking, typical_episodes
 from .scores import SCORE_MEANINGS
-from .text import format_list, pluralize
 
 _MAX_FINDINGS = 200  # findings of one severity that are listed
 _N_EXAMPLES = 3  # episodes at each end

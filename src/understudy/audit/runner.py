@@ -12,11 +12,10 @@ from ..data.column_selection import column_options, open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
-from ..hints import command_line
+from ..hints import command_line, pluralize
 from . import checks
 from .base import AuditReport, Finding, Location, StepScore, finding_from_error
 from .file_checks import check_files
-from .text import pluralize
 
 Progress = Callable[[int, int], None]  # (checks done, of)
 _ORDER = ("error", "warning", "note")
@@ -53,27 +52,26 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
         return AuditReport(_sort_findings([*findings, finding_from_error(error, path)]))
     path = Path(data.metadata.get("path", path))  # the folder may contain exactly one data set
     findings = list(check_files(path))
-    findings += find_problems(data, path, frames=frames, include_files=False, progress=progress)
+    findings += find_problems(data, frames=frames, progress=progress)
     if {f.code for f in findings} & _ERROR_CODES:
         return AuditReport(_sort_findings(findings))
     values, lowest = _scores(data) if scores and 0 < data.steps <= _MAX_SCORED_STEPS else ({}, {})
     return AuditReport(_sort_findings(findings), values, lowest, len(data))
 
 
-def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False, include_files: bool = True,
+def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False,
                   progress: Progress | None = None) -> tuple[Finding, ...]:
     """Findings of an open data set.
 
     Args:
-        path: The files of the data set. By default they are not checked.
+        path: The files of the data set, which are checked without their checksums. By default they are not checked.
         frames: Also decode and check every camera frame.
-        include_files: Check the files at `path`, without their checksums.
 
     Returns:
         The findings, errors first.
     """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
-    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None and include_files else ()),
+    return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None else ()),
                            *_run_checks(data, chosen, Path(path or data.metadata.get("path", ".")), progress)])
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
+from ..hints import pluralize
 from .common import Output, command_line, demonstrations_path, given_options, parse, progress_bar
 from .groups import ColumnsOption, HtmlFile, JsonOption, MapOption, command_options
 
@@ -36,7 +37,6 @@ def main(args: list[str]) -> None:
     from ..audit import audit
     from ..audit.checks import FRAME_CHECKS, INTEGRITY_CHECKS, QUALITY_CHECKS
     from ..audit.purposes import rank_episodes
-    from ..audit.text import pluralize
     from ..data.column_selection import parse_columns
 
     with Output(o.json) as out:
@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
 
 def _ranking_lines(ranking: Ranking) -> list[str]:
     """Episodes that are listed for a purpose, with their evidence and the command that leaves them out."""
-    from ..audit.text import format_list, pluralize
+    from ..data.formats.column_names import format_list
 
     numbers = format_list(e.episode for e in ranking.episodes)
     lines = [f"{ranking.name}: {pluralize(len(ranking.episodes), 'episode')}: {numbers}", f"  {ranking.meaning}"]

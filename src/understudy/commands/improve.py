@@ -433,7 +433,7 @@ class _Command:
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
         """What it cost a person, and how many demonstrations would have cost as much."""
-        from ..audit.text import pluralize
+        from ..hints import pluralize
         from ..policy import find_checkpoint
 
         o, total, trust = self.o, sum(costs.values()), trust_options(self.o.trust, env_name)

@@ -183,7 +183,7 @@ def _range_table(data) -> Table:
 
 def _task_lines(tasks: Mapping[str, int]) -> list[str]:
     """The most frequent tasks, each with its number of episodes."""
-    from ..audit.text import pluralize
+    from ..hints import pluralize
 
     most = sorted(tasks.items(), key=lambda item: -item[1])[:_SHOWN_TASKS]
     others = len(tasks) - len(most)

@@ -157,7 +157,7 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
     """What the data set contains, and whether anything was added to it."""
-    from ..audit.text import pluralize
+    from ..hints import pluralize
     from ..robots.recording import n_interrupted
 
     counts = f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}{succeeded}"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -40,8 +40,48 @@ class Augmentation(ABC):
         """Raise UserError if the policy reads no column that this can change. By default all features fit."""
 
 
+class _ColumnAugmentation(Augmentation):
+    """Changes the columns that its first field names."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    kind: ClassVar[str | None] = None  # that the columns must have
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        named = getattr(self, fields(self)[0].name)
+        return (named,) if isinstance(named, str) else named
+
+    def check_features(self, features):
+        usable = [k for k, f in features.items() if self.kind in (None, f.kind)]
+        for key in self.columns:
+            if key not in usable:
+                raise self._refuse(key, usable, features)
+
+    def _refuse(self, key: str, usable: list[str], features: Schema) -> UserError:
+        """The error about a column that the policy does not read, or that has another kind."""
+        name, kind_plural = type(self).__name__, f"{self.kind or 'column'}s"
+        column_list = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
+        suggestions = nearest_names(key, usable) or usable[:len(usable) == 1]
+        problem = f"The policy reads no column {key!r}. It" if key not in features else (
+            f"{name} changes {kind_plural}, and {key!r} has the kind {features[key].kind!r}. The policy")
+        return UserError(
+            f"{problem} reads {column_list or 'nothing'}.", where=f"{name}.{fields(self)[0].name}",
+            hint=f"Did you mean {suggestions[0]!r}?" if suggestions else f"Name one of these {kind_plural}." if usable
+            else f"Leave the augmentation out: the policy reads no {kind_plural}.")
+
+
+class _MaskAugmentation(_ColumnAugmentation):
+    """Hides columns by setting ``"<key>?"`` to False."""
+
+    changes_images: ClassVar[bool] = False  # only the masks
+
+    @property
+    def hides(self):
+        return self.columns
+
+
 @part
-class ConditionDropout(Augmentation):
+class ConditionDropout(_MaskAugmentation):
     """Hides a column in a fraction of the windows, all rows at once, by setting ``"<key>?"`` to False.
 
     The policy then also learns to act without it, for classifier-free guidance or for a sensor that may fail.
@@ -56,24 +96,14 @@ class ConditionDropout(Augmentation):
     key: str
     p: Annotated[float, AtLeast(0), AtMost(1)] = 0.1
 
-    changes_images: ClassVar[bool] = False  # only the masks
-
-    @property
-    def hides(self):
-        return (self.key,)
-
-    def check_features(self, features):
-        _check_column(self, "key", self.key, features)
-
     def __call__(self, obs, rng):
         x = obs[self.key]
         keep = torch.rand(x.shape[0], 1, generator=rng, device=x.device) >= self.p
-        present = obs.get(self.key + "?", torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
-        return {**obs, self.key + "?": present & keep}
+        return {**obs, self.key + "?": _presence(obs, self.key) & keep}
 
 
 @dataclass(frozen=True)
-class ModalityDropout(Augmentation):
+class ModalityDropout(_MaskAugmentation):
     """Shows one of several columns in each window and hides the others by setting ``"<key>?"`` to False.
 
     The policy then learns to act with any one of them, such as a goal that is an observation or a sentence. The column
@@ -86,27 +116,15 @@ class ModalityDropout(Augmentation):
 
     keys: tuple[str, ...]
 
-    changes_images: ClassVar[bool] = False  # only the masks
-
-    @property
-    def hides(self):
-        return self.keys
-
-    def check_features(self, features):
-        for key in self.keys:
-            _check_column(self, "keys", key, features)
-
     def __call__(self, obs, rng):
-        rows, device = obs[self.keys[0]].shape[:2], obs[self.keys[0]].device
-        present = torch.stack([obs.get(key + "?", torch.ones(rows, dtype=torch.bool, device=device))
-                               for key in self.keys])  # (keys, B, To)
-        draw = torch.rand(len(self.keys), rows[0], generator=rng, device=device)
+        present = torch.stack([_presence(obs, key) for key in self.keys])  # (keys, B, To)
+        draw = torch.rand(present.shape[:2], generator=rng, device=present.device)
         visible_key = draw.masked_fill(~present[:, :, -1], -1).argmax(0)
         return {**obs, **{key + "?": present[i] & (visible_key == i).unsqueeze(1) for i, key in enumerate(self.keys)}}
 
 
 @part
-class SensorDropout(Augmentation):
+class SensorDropout(_ColumnAugmentation):
     """Marks one number as missing in a fraction of the windows, at all rows, by setting its flag to 0.
 
     The number is drawn among those that are given at the newest row. Use it with an encoder that reads flags, such as
@@ -122,9 +140,6 @@ class SensorDropout(Augmentation):
 
     changes_images: ClassVar[bool] = False  # only the flags
 
-    def check_features(self, features):
-        _check_column(self, "flags", self.flags, features)
-
     def __call__(self, obs, rng):
         flags = obs[self.flags]
         newest = flags[:, -1].flatten(1)
@@ -135,7 +150,7 @@ class SensorDropout(Augmentation):
 
 
 @dataclass(frozen=True)
-class RandomMasking(Augmentation):
+class RandomMasking(_MaskAugmentation):
     """Hides random entries of a window, at other rows for each column, by setting ``"<key>?"`` to False.
 
     An entry is one column at one row, such as the state or the action at one step. Each window draws one of the ratios,
@@ -154,37 +169,25 @@ class RandomMasking(Augmentation):
     keys: tuple[str, ...]
     ratios: tuple[float, ...] = (0.15, 0.35, 0.55, 0.75, 0.95)
 
-    changes_images: ClassVar[bool] = False  # only the masks
-
     def __post_init__(self):
         if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise UserError(f"The ratios are fractions of hidden entries, but they are {self.ratios}.",
                             where="RandomMasking.ratios", hint="Use (0.15, 0.55, 0.95), for example.")
 
-    @property
-    def hides(self):
-        return self.keys
-
-    def check_features(self, features):
-        for key in self.keys:
-            _check_column(self, "keys", key, features)
-
     def __call__(self, obs, rng):
-        x = obs[self.keys[0]]
-        size, device = x.shape[:2], x.device
-        present = torch.cat([obs.get(key + "?", torch.ones(size, dtype=torch.bool, device=device))
-                             for key in self.keys], 1)  # (B, keys * To)
+        present = torch.cat([_presence(obs, key) for key in self.keys], 1)  # (B, keys * To)
+        device = present.device
         ratio = torch.tensor(self.ratios, device=device)[
-            torch.randint(len(self.ratios), (size[0], 1), generator=rng, device=device)]
+            torch.randint(len(self.ratios), (len(present), 1), generator=rng, device=device)]
         n_visible = (present.shape[1] * (1 - ratio)).round().clamp(min=1)
         draw = torch.rand(present.shape, generator=rng, device=device).masked_fill(~present, 2.0)
         visible = present & (draw.argsort(1).argsort(1) < n_visible)
         return {**obs, **{key + "?": mask for key, mask in
-                          zip(self.keys, visible.split(size[1], 1), strict=True)}}
+                          zip(self.keys, visible.chunk(len(self.keys), 1), strict=True)}}
 
 
 @part
-class GaussianNoise(Augmentation):
+class GaussianNoise(_ColumnAugmentation):
     """Adds Gaussian noise to every row of a vector.
 
     Args:
@@ -195,9 +198,7 @@ class GaussianNoise(Augmentation):
     std: Annotated[float | tuple[float, ...], AtLeast(0)] = 0.01
 
     changes_images: ClassVar[bool] = False
-
-    def check_features(self, features):
-        _check_column(self, "key", self.key, features, "vector")
+    kind: ClassVar[str] = "vector"
 
     def __call__(self, obs, rng):
         x = obs[self.key]
@@ -206,7 +207,7 @@ class GaussianNoise(Augmentation):
 
 
 @part
-class ColorJitter(Augmentation):
+class ColorJitter(_ColumnAugmentation):
     """Changes brightness, contrast and saturation of images, in this order, clipping to [0, 255] after each.
 
     Each factor is drawn once per window from [1 - value, 1 + value], because light does not change between two frames.
@@ -222,8 +223,7 @@ class ColorJitter(Augmentation):
     contrast: Annotated[float, AtLeast(0)] = 0.3
     saturation: Annotated[float, AtLeast(0)] = 0.3
 
-    def check_features(self, features):
-        _check_column(self, "key", self.key, features, "image")
+    kind: ClassVar[str] = "image"
 
     def __call__(self, obs, rng):
         image = obs[self.key]  # (B, To, h, w, C) uint8
@@ -235,7 +235,7 @@ class ColorJitter(Augmentation):
 
 
 @part
-class RandomShift(Augmentation):
+class RandomShift(_ColumnAugmentation):
     """Shifts images by up to some pixels in each direction. Pixels at the border are repeated where nothing is known.
 
     The shift is drawn once per window, the same for all of its frames, as DrQ does with stacked frames. It is padding
@@ -253,8 +253,10 @@ class RandomShift(Augmentation):
     key: str
     pixels: Annotated[int, AtLeast(1)] = 4
 
+    kind: ClassVar[str] = "image"
+
     def check_features(self, features):
-        _check_column(self, "key", self.key, features, "image")
+        super().check_features(features)
         height, width = features[self.key].shape[:2]
         if self.pixels >= min(height, width):
             raise UserError(f"A shift by up to {self.pixels} pixels can move the whole image out of view: the images "
@@ -276,19 +278,9 @@ def camera_jitter(features: Schema | None) -> tuple[ColorJitter, ...]:
     return tuple(ColorJitter(k) for k, f in (features or {}).items() if f.kind == "image")
 
 
-def _check_column(change: Augmentation, name: str, key: str, features: Schema, kind: str | None = None) -> None:
-    """Check that the policy reads the column `key`, the field `name` of `change`, and that it has the kind."""
-    field_name, usable = f"{type(change).__name__}.{name}", [k for k, f in features.items() if kind in (None, f.kind)]
-    if key in usable:
-        return
-    kind_plural = {"image": "images", "vector": "vectors"}.get(kind or "", "columns")
-    column_list = ", ".join(f"{k!r} ({f.kind} of shape {f.shape})" for k, f in sorted(features.items()))
-    suggestions = nearest_names(key, usable) or usable[:len(usable) == 1]
-    problem = f"The policy reads no column {key!r}. It" if key not in features else (
-        f"{type(change).__name__} changes {kind_plural}, and {key!r} has the kind {features[key].kind!r}. The policy")
-    raise UserError(f"{problem} reads {column_list or 'nothing'}.", where=field_name, hint=(
-        f"Did you mean {suggestions[0]!r}?" if suggestions else f"Name one of these {kind_plural}." if usable else
-        f"Leave the augmentation out: the policy reads no {kind_plural}."))
+def _presence(obs: Mapping[str, Tensor], key: str) -> Tensor:
+    """The mask of a column, (B, To). It is True everywhere if there is none."""
+    return obs.get(key + "?", torch.ones(obs[key].shape[:2], dtype=torch.bool, device=obs[key].device))
 
 
 def _scale_around(x: Tensor, origin: Tensor, factor: Tensor) -> Tensor:

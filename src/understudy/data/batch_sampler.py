@@ -84,14 +84,11 @@ class MixtureSampler(BatchSampler):
             first, last = max(low - begin, 0), min(high - begin, count)
             begin += count
             if first < last:
-                part = self.samplers[number].batch(count, step, seeds[number], slice(first, last))
-                index = torch.full((len(part), 1), number, device=part.action.device)
-                parts.append(part.replace(extra={**part.extra, "dataset_index": index}))
+                parts.append((number, self.samplers[number].batch(count, step, seeds[number], slice(first, last))))
         if not parts:  # an empty share
-            part = self.samplers[0].batch(1, step, seeds[0], slice(0, 0))
-            index = torch.zeros((0, 1), dtype=torch.int64, device=part.action.device)
-            return part.replace(extra={**part.extra, "dataset_index": index})
-        return join_batches(parts)
+            parts.append((0, self.samplers[0].batch(1, step, seeds[0], slice(0, 0))))
+        return join_batches([part.replace(extra={**part.extra, "dataset_index": torch.full(
+            (len(part), 1), number, device=part.action.device)}) for number, part in parts])
 
 
 class SourcesSampler(BatchSampler):

@@ -6,15 +6,16 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..core import DataError, Feature, role
+from ..hints import pluralize
 
 Indices = Sequence[int] | np.ndarray  # numbers of episodes
 
@@ -58,7 +59,7 @@ class Episode:
     def __repr__(self) -> str:
         columns = ", ".join(f"{n} {f.dtype} {f.shape}" for n, f in self.features().items()) or "none"
         meta = ", ".join(f"{k}={v!r}" for k, v in self.metadata.items())
-        return f"Episode({_many(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
+        return f"Episode({pluralize(len(self), 'step')}, columns: {columns}{'; meta: ' + meta if meta else ''})"
 
     def __len__(self) -> int:
         """Number of steps: the rows that all columns have."""
@@ -66,9 +67,11 @@ class Episode:
 
     def replace(self, columns: Mapping[str, np.ndarray | None]) -> Episode:
         """Return a copy with columns added, replaced, or removed (None). Other columns stay lazy."""
+        columns = dict(columns)
+        names = dict.fromkeys(n for n in (*self.steps, *columns) if columns.get(n, ()) is not None)
         return replace(
             self,
-            steps=_ColumnOverrides(self.steps, columns),
+            steps=LazyColumns(names, partial(_read_override, columns, self.steps)),
             rows=None if self.rows is None else _common_length(self.rows, columns),
             schema={k: f for k, f in self.schema.items() if k not in columns},
         )
@@ -76,6 +79,10 @@ class Episode:
     def features(self) -> dict[str, Feature]:
         """Return the feature of each column. A column that is not in `schema` is read."""
         return {k: self.schema.get(k) or Feature.from_array(self.steps[k]) for k in self.steps}
+
+
+def _read_override(columns: Mapping[str, Any], others: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    return columns[name] if name in columns else others[name]
 
 
 def _describe_column(column: object) -> str:
@@ -93,31 +100,33 @@ def _array_hint(column: object) -> str:
     return "np.asarray(values) makes an array of a list. A number that is the same at all steps belongs in the metadata"
 
 
-def _many(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
-
-
 def _common_length(rows, columns):
     return min([rows, *(len(c) for c in columns.values() if c is not None)])
 
 
-class _ColumnOverrides(Mapping):
-    def __init__(self, source, columns):
-        self.source, self.overrides = source, dict(columns)
+class LazyColumns(Mapping):
+    """Columns that are read when they are asked for.
 
-    def __getitem__(self, key):
-        if key in self.overrides:
-            if self.overrides[key] is None:
-                raise KeyError(key)
-            return self.overrides[key]
-        return self.source[key]
+    Args:
+        read: Returns a column by its name.
+    """
 
-    def __iter__(self):
-        yield from (k for k in self.source if self.overrides.get(k, 0) is not None)
-        yield from (k for k, v in self.overrides.items() if v is not None and k not in self.source)
+    def __init__(self, names: Collection[str], read: Callable[[str], Any]):
+        self._names, self._read = names, read
 
-    def __len__(self):
-        return sum(1 for _ in self)
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class ColumnSource(ABC):
@@ -170,8 +179,11 @@ class ColumnSource(ABC):
 
     def episode(self, number: int, read: Mapping[str, np.ndarray] | None = None) -> Episode:
         """Return one episode, whose columns are read when they are asked for. Those in `read` are read already."""
-        return Episode(LazyColumns(self, number, read or {}), self.episode_metadata(number), int(self.lengths[number]),
-                       self.schema)
+        columns = LazyColumns(self.schema, partial(self._read_column, number, read or {}))
+        return Episode(columns, self.episode_metadata(number), int(self.lengths[number]), self.schema)
+
+    def _read_column(self, number: int, read: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        return read[name] if name in read else self.column(name, number)
 
     def lengths_of(self, indices: Indices) -> np.ndarray:
         """Return the number of steps of some episodes, (n,)."""
@@ -206,29 +218,6 @@ class ColumnSource(ABC):
             return
         for number, read in zip(indices, self.stream_episodes(first, first + n), strict=True):
             yield self.episode(number, read)
-
-
-class LazyColumns(Mapping):
-    """The columns of one episode. Each is read when it is asked for."""
-
-    def __init__(self, source: ColumnSource, episode: int, read: Mapping[str, np.ndarray]):
-        self._source, self._episode, self._read = source, episode, read
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name in self._read:
-            return self._read[name]
-        if name not in self._source.schema:
-            raise KeyError(name)
-        return self._source.column(name, self._episode)
-
-    def __contains__(self, name) -> bool:
-        return name in self._source.schema
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.schema)
-
-    def __len__(self) -> int:
-        return len(self._source.schema)
 
 
 class EpisodeList(ColumnSource):
@@ -348,10 +337,10 @@ class Dataset(Sequence[Episode]):
         self.indices = range(len(self.source)) if indices is None else indices
 
     def __repr__(self) -> str:
-        parts = [_many(len(self), "episode")]
+        parts = [pluralize(len(self), "episode")]
         if len(self) and not isinstance(self.source, _LazyMap):  # its episodes would be computed for this
             rate = [f"{self.fps:g} steps a second"] if self.fps else []
-            parts += [_many(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
+            parts += [pluralize(self.steps, "step"), *rate, f"columns: {', '.join(self[0].steps)}"]
         return f"Dataset({', '.join(parts)}{'; ' + str(path) if (path := self.metadata.get('path')) else ''})"
 
     def __len__(self) -> int:
@@ -489,4 +478,4 @@ def concat_columns(episode: Episode, columns: Sequence[str]) -> np.ndarray:
     """Columns side by side, (rows, D) float64. They have as many rows as the shortest."""
     parts = [np.asarray(episode.steps[k], float) for k in columns]
     rows = min((len(p) for p in parts), default=len(episode))
-    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, -1) for p in parts)], 1)
+    return np.concatenate([np.zeros((rows, 0)), *(p[:rows].reshape(rows, math.prod(p.shape[1:])) for p in parts)], 1)

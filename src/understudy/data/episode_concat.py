@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
 
 from ..core import AtLeast, Feature, UserError, part
-from .episode import Dataset, Episode
+from .episode import Dataset, Episode, LazyColumns
 from .operations import Operation, Scalar, episode_values
 
 ENDS = ("next.terminated", "next.truncated", "next.success")  # which say something of the whole episode
@@ -109,29 +110,18 @@ class EpisodeConcat(Operation):
 
 def _join(parts: Sequence[Episode], numbers: list[int], schema: Mapping[str, Feature], into: str) -> Episode:
     schema = {**schema, into: Feature("float32", (1,))} if into else schema
-    return Episode(_JoinedColumns(parts, tuple(schema), into), {**parts[-1].metadata, "joined": numbers},
+    return Episode(LazyColumns(schema, partial(_join_column, parts, into)), {**parts[-1].metadata, "joined": numbers},
                    sum(map(len, parts)), schema)
 
 
-class _JoinedColumns(Mapping):
-    """The columns of several episodes, one after another. They are joined when they are asked for."""
-
-    def __init__(self, parts: Sequence[Episode], names: tuple[str, ...], into: str):
-        self._parts, self._names, self._into = parts, names, into
-
-    def __getitem__(self, name):
-        if name == self._into:
-            new = np.zeros((sum(map(len, self._parts)) + 1, 1), np.float32)  # one more, as in recorded observations
-            new[np.cumsum([0, *(len(part) for part in self._parts[:-1])])] = 1
-            return new
-        *earlier, last = self._parts
-        columns = [part.steps[name][:len(part)] for part in earlier]
-        if name in ENDS:
-            columns = [np.zeros_like(column) for column in columns]
-        return np.concatenate([*columns, last.steps[name]])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self):
-        return len(self._names)
+def _join_column(parts: Sequence[Episode], into: str, name: str) -> np.ndarray:
+    """The columns of several episodes, one after another."""
+    if name == into:
+        new = np.zeros((sum(map(len, parts)) + 1, 1), np.float32)  # one more, as in recorded observations
+        new[np.cumsum([0, *(len(part) for part in parts[:-1])])] = 1
+        return new
+    *earlier, last = parts
+    columns = [part.steps[name][:len(part)] for part in earlier]
+    if name in ENDS:
+        columns = [np.zeros_like(column) for column in columns]
+    return np.concatenate([*columns, last.steps[name]])

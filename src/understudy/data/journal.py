@@ -33,7 +33,7 @@ import numpy as np
 
 from ..core import Feature, Schema
 from ..files import sync_folder
-from .episode import Episode
+from .episode import Episode, LazyColumns
 
 JOURNAL_FOLDER = Path("meta") / "understudy" / "journal"
 _MAGIC = b"\xd5uj1"
@@ -113,8 +113,7 @@ class JournalWriter:
 
 def describe_columns(schema: Schema) -> dict[str, dict]:
     """Describe the columns of a step as JSON values, in their order in a record. Text is last: its length varies."""
-    order = sorted(schema, key=lambda n: schema[n].kind == "string")
-    return {n: asdict(schema[n]) for n in order}
+    return {n: asdict(schema[n]) for n in columns_with_last_row(schema, schema)}
 
 
 def pack_row(schema: Schema, values: Mapping[str, Any]) -> list[bytes]:
@@ -265,25 +264,10 @@ class JournalEpisode:
 
     def episode(self) -> Episode:
         """Return the episode, whose columns are read when they are asked for. Those of cameras are `JournalFrames`."""
-        return Episode(_JournalColumns(self), self.metadata, rows=len(self), schema=self.schema)
+        return Episode(LazyColumns(self.schema, self._read), self.metadata, rows=len(self), schema=self.schema)
 
-
-class _JournalColumns(Mapping):
-    def __init__(self, taken: JournalEpisode):
-        self._episode = taken
-
-    def __getitem__(self, name):
-        if name not in self._episode.schema:
-            raise KeyError(name)
-        if self._episode.schema[name].kind in ("image", "depth"):
-            return JournalFrames(self._episode, name)
-        return self._episode.column(name)
-
-    def __iter__(self):
-        return iter(self._episode.schema)
-
-    def __len__(self):
-        return len(self._episode.schema)
+    def _read(self, name: str) -> np.ndarray | JournalFrames:
+        return JournalFrames(self, name) if self.schema[name].kind in ("image", "depth") else self.column(name)
 
 
 @dataclass
@@ -418,11 +402,7 @@ def _record_at(data: _SegmentBytes, at: int) -> tuple[bytes, int, int] | None:
 
 
 def _schema(columns: Mapping[str, Mapping]) -> dict[str, Feature]:
-    def feature(f):
-        optional_fields: list[Any] = [None if f[k] is None else tuple(f[k]) if k != "unit" else f[k]
-                                      for k in ("names", "unit", "num_classes")]
-        return Feature(f["dtype"], tuple(f["shape"]), f["kind"], *optional_fields)
-    return {n: feature(f) for n, f in columns.items()}
+    return {n: Feature.from_json(f) for n, f in columns.items()}
 
 
 def _decode_episode(data: _SegmentBytes, at: int) -> JournalEpisode:

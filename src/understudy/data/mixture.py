@@ -29,18 +29,6 @@ class MixtureWeights:
         return np.full(len(episode), self.weights[episode.metadata[DATASET_INDEX]])
 
 
-@dataclass(frozen=True)
-class _MarkDataset:
-    """Writes into an episode which dataset of the mixture it comes from."""
-
-    dataset_index: int
-    name: str | None
-
-    def __call__(self, episode: Episode) -> Episode:
-        name = {} if self.name is None else {DATASET_NAME: self.name}
-        return replace(episode, metadata={**episode.metadata, DATASET_INDEX: self.dataset_index, **name})
-
-
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
     """Join datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
@@ -78,8 +66,9 @@ def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> 
     metadata["mix"] = [{"path": str(data.metadata.get("path", "")), "share": float(s),
                         **({} if name is None else {"name": name})}
                        for (data, _), s, name in zip(parts, share, names, strict=True)]
-    episodes = [e for i, ((data, _), name) in enumerate(zip(parts, names, strict=True))
-                for e in data.map(_MarkDataset(i, name))]
+    marks = [{DATASET_INDEX: i, **({} if name is None else {DATASET_NAME: name})} for i, name in enumerate(names)]
+    episodes = [replace(e, metadata={**e.metadata, **mark}) for (data, _), mark in zip(parts, marks, strict=True)
+                for e in data]
     return Dataset(episodes, metadata), MixtureWeights(tuple((share / steps).tolist()))
 
 

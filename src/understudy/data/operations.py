@@ -9,12 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..core import AtLeast, Feature, UserError, keys, part, role, unknown_name
+from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
 from .sources import WrapperSource
@@ -22,7 +21,6 @@ from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
-_MIRRORED_COLUMNS = {("task", "task"), (_SUCCESS, "success")}  # columns that repeat a metadata field
 
 
 class Operation(ABC):
@@ -34,7 +32,7 @@ class Operation(ABC):
         """Check the types of the fields, because operations are read from files."""
         hints = get_type_hints(type(self))
         for f in fields(self):
-            if not _matches_type(value := getattr(self, f.name), hints[f.name]):
+            if not is_of_kind(value := getattr(self, f.name), hints[f.name]):
                 raise UserError(f"{value!r} is not {_type_name(hints[f.name])}",
                                 where=f"{type(self).__name__.lower()}, {f.name}", hint="correct it where it is written")
 
@@ -395,7 +393,9 @@ class Label(Operation):
                             hint="any other name is free: operator, scene, ...")
         _check_indices(self.episodes or (), data, self)
         narrowed = _narrow(data, self.episodes is not None)
-        return Dataset(LabeledSource(narrowed.source, self), data.metadata, narrowed.indices)
+        numbers = range(len(narrowed.source)) if self.episodes is None else self.episodes
+        labels = dict.fromkeys(numbers, {self.field: self.value})
+        return Dataset(LabeledSource(narrowed.source, labels), data.metadata, narrowed.indices)
 
 
 # -- fields ------------------------------------------------------------------------------------------------------------
@@ -651,45 +651,44 @@ def _interpolate(column, last, at, times):
 
 
 class LabeledSource(WrapperSource):
-    """Another source with a metadata field of some episodes set: see `Label`."""
+    """Another source with metadata fields of some episodes set: see `Label`.
 
-    def __init__(self, inner: ColumnSource, label: Label):
-        super().__init__(inner, label.field, label.value, label.episodes)
-        self._label = label
-        self._episode_set = None if label.episodes is None else frozenset(label.episodes)
-        if label.field == "task":
+    Args:
+        labels: The fields and their values, by the number of the episode. None removes a field.
+    """
+
+    def __init__(self, inner: ColumnSource, labels: Mapping[int, Mapping[str, Any]]):
+        super().__init__(inner, labels)
+        self._labels, self._fields = labels, set().union(*labels.values())
+        if "task" in self._fields:
             self.schema = {**self.schema, "task": self.schema.get("task", Feature("string", (), "string"))}
 
-    def _is_selected(self, episode) -> bool:
-        return self._episode_set is None or episode in self._episode_set
-
     def episode_metadata(self, episode):
-        metadata = self.inner.episode_metadata(episode)
-        return {**metadata, self._label.field: self._label.value} if self._is_selected(episode) else metadata
+        label = self._labels.get(episode, {})
+        metadata = {**self.inner.episode_metadata(episode), **label}
+        return {k: v for k, v in metadata.items() if k not in label or v is not None}
 
     def rows(self, name):
         return self.inner.rows(name) if name in self.inner.schema else self.inner.lengths
 
     def column(self, name, episode):
-        field, n = self._label.field, int(self.lengths[episode])
-        if name not in self.inner.schema:
-            return np.broadcast_to(np.array([str(self.episode_metadata(episode).get("task") or "")], np.str_), (n,))
-        column = self.inner.column(name, episode)
-        if not self._is_selected(episode) or (name, field) not in _MIRRORED_COLUMNS:
+        n, label = int(self.lengths[episode]), self._labels.get(episode, {})
+        column = self.inner.column(name, episode) if name in self.inner.schema else None
+        if name == "task" and (column is None or "task" in label):
+            text = str(self.episode_metadata(episode).get("task") or "")
+            return np.broadcast_to(np.array([text], np.str_), (n if column is None else len(column),))
+        if name != _SUCCESS or "success" not in label:
             return column
-        if name == "task":
-            return np.broadcast_to(np.array([self._label.value], np.str_), (len(column),))
         column = np.array(column)
-        if not self._label.value:
+        if not label["success"]:
             column[:] = 0
         elif not column.any():
             column[n - 1] = 1
         return column
 
     def packed_column(self, name):
-        return (
-            self.gather_rows(name) if (name, self._label.field) in _MIRRORED_COLUMNS else self.inner.packed_column(name)
-        )
+        is_changed = name == "task" or name == _SUCCESS and "success" in self._fields
+        return self.gather_rows(name) if is_changed else self.inner.packed_column(name)
 
 
 # -- small things ------------------------------------------------------------------------------------------------------
@@ -731,19 +730,6 @@ def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
     alike = all(f.names == first.names for f in present), all(f.unit == first.unit for f in present)
     return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
-
-
-def _matches_type(value, hint) -> bool:
-    options = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return any(_matches_type(value, h) for h in options)
-    if get_origin(hint) is Literal:
-        return value in options
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_matches_type(v, options[0]) for v in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
 def _type_name(hint) -> str:

@@ -31,28 +31,22 @@ class PackedColumn:
     lengths: np.ndarray
     constant: bool = False
 
-    def gather(
+    def gather(self, episode: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Return rows of episodes, (B, n, *shape): see `flat_indices`."""
+        return self.take(self.flat_indices(episode, row))
+
+    def flat_indices(
         self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
     ) -> np.ndarray:
-        """Gather rows. Rows outside the episode become its first or last row.
+        """Return the indices of rows in `array`, (B, n). Rows outside the episode become its first or last row.
+
+        Columns with the same starts and lengths have the same indices.
 
         Args:
             episode: Number of the episode, (B,).
             row: Rows of the episode, (B, n).
             clip_start: Whether rows may be before the start of the episode. False saves time.
             clip_end: Whether rows may be after the end of the episode. False saves time.
-
-        Returns:
-            (B, n, *shape).
-        """
-        return self.take(self.flat_indices(episode, row, clip_start, clip_end))
-
-    def flat_indices(
-        self, episode: np.ndarray, row: np.ndarray, clip_start: bool = True, clip_end: bool = True
-    ) -> np.ndarray:
-        """Return the indices of rows in `array`, (B, n), from the arguments of `gather`.
-
-        Columns with the same starts and lengths have the same indices.
         """
         first = self.starts[episode][:, None]
         if self.constant:

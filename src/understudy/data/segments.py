@@ -6,16 +6,15 @@ Long recordings without tasks and resets become episodes of single tasks, after 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import index
 
 import numpy as np
 
-from ..core import DataError, Feature
-from .episode import ColumnSource, Dataset, Episode
-from .operations import ConcatSource, Operation, SlicedSource
-from .sources import WrapperSource
+from ..core import DataError
+from .episode import Dataset, Episode
+from .operations import ConcatSource, LabeledSource, Operation, SlicedSource
 
 SEGMENTS = "segments"  # metadata of an episode: its segments, a list of [start, stop, task]
 _FIELD = f"metadata {SEGMENTS!r}"
@@ -66,7 +65,10 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
     inner = ConcatSource([(data.source, [data.indices[episode] for episode, _ in numbered_segments])])
     start = np.array([one.start for _, one in numbered_segments], np.int64)
     stop = np.array([min(one.stop + extra_steps, lengths[episode]) for episode, one in numbered_segments], np.int64)
-    return Dataset(SegmentSource(SlicedSource(inner, start, stop), numbered_segments), data.metadata)
+    labels = {i: {SEGMENTS: None, "task": one.task,
+                  "segment": {"episode": episode, "start": int(one.start), "stop": int(one.stop)}}
+              for i, (episode, one) in enumerate(numbered_segments)}
+    return Dataset(LabeledSource(SlicedSource(inner, start, stop), labels), data.metadata)
 
 
 class SegmentDetector(ABC):
@@ -146,37 +148,6 @@ class CutSegments(Operation):
                 place = f"episode {number}" + (f", {error.where}" if error.where else "")
                 raise DataError(error.problem, where=place, hint=error.hint) from None
         return cut_segments(data, segments, self.extra_steps)
-
-
-class SegmentSource(WrapperSource):
-    """The segments of another source with their tasks: see `cut_segments`.
-
-    Args:
-        inner: The other source. Its episodes are the segments.
-        segments: For each, the number of the long episode, and the segment.
-    """
-
-    def __init__(self, inner: ColumnSource, segments: Sequence[tuple[int, LabeledSegment]]):
-        super().__init__(inner, [[episode, one.start, one.stop, one.task] for episode, one in segments])
-        self._segments = segments
-        self.schema = {**inner.schema, "task": Feature("string", (), "string")}
-
-    def rows(self, name):
-        return self.lengths if name == "task" else self.inner.rows(name)
-
-    def column(self, name, episode):
-        if name != "task":
-            return self.inner.column(name, episode)
-        return np.broadcast_to(np.array([self._segments[episode][1].task]), (int(self.lengths[episode]),))
-
-    def packed_column(self, name):
-        return None if name == "task" else self.inner.packed_column(name)
-
-    def episode_metadata(self, episode):
-        number, segment = self._segments[episode]
-        metadata: Mapping = self.inner.episode_metadata(episode)
-        return {**{k: v for k, v in metadata.items() if k != SEGMENTS}, "task": segment.task,
-                "segment": {"episode": number, "start": int(segment.start), "stop": int(segment.stop)}}
 
 
 def _check_segment(one: LabeledSegment, length: int, where: str) -> None:

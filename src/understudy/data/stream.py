@@ -40,7 +40,7 @@ from ..hints import command_line
 from . import cache, video
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
-from .formats import remote
+from .formats import arrow, remote
 from .sources import batch_ranges
 from .view_file import is_view
 from .window import Windows
@@ -408,22 +408,5 @@ def _to_array(values: pa.Array, where: str) -> np.ndarray:
     if pa.types.is_struct(values.type) and "bytes" in [f.name for f in values.type]:
         return np.stack([video.decode_image(v.as_py(), 3, f"{where}, row {i}")
                          for i, v in enumerate(values.field("bytes"))])
-    shape = [len(values)]
-    while isinstance(values.type, pa.BaseExtensionType) or pa.types.is_nested(values.type):
-        if isinstance(values.type, pa.BaseExtensionType):
-            values = values.storage
-            continue
-        inner = values.flatten()
-        rows = len(values)
-        if rows and len(inner) % rows or not pa.types.is_nested(values.type) or pa.types.is_struct(values.type):
-            raise UserError(
-                f"the rows differ in length ({values.type})", where=where, hint="leave the column out"
-            )
-        shape.append(len(inner) // max(rows, 1))
-        values = inner
-    if values.null_count:
-        raise UserError(f"{values.null_count} rows have no value", where=where,
-                        hint="leave the column out, or fill them")
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return np.array(values.to_pylist(), np.str_)
-    return values.to_numpy(zero_copy_only=False).reshape(shape)
+    array = arrow.to_numpy(values, where)
+    return array.astype(np.str_) if array.dtype == object else array

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core import Feature, UserError
 from .column_changes import ColumnChange, get_column, with_column
 from .episode import Episode
-from .tasks import SHOWN_TASK, task_texts
+from .tasks import SHOWN_TASK, decode_text, task_texts
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ class TaskText(ColumnChange):
                             f"{{{self.into!r}: torch.tensor(TaskText({self.max_bytes}).encode('WORDS'))}})")
         mask, text = self.into + "?", torch.zeros(len(last.exists), self.max_bytes, dtype=torch.uint8)
         if self.into in obs:
-            text = _cut_text(obs[self.into], self.max_bytes)
+            text = torch.as_tensor(obs[self.into])
+            if text.dim() == 2 and text.shape[1] > self.max_bytes:  # cut as in the training data
+                text = torch.from_numpy(np.stack([self.encode(decode_text(row)) for row in text.cpu().numpy()]))
         if not self.optional or (self.into in obs and mask in obs):
             return {self.into: text}, state
         return {self.into: text, mask: (text != 0).any(1)}, state
@@ -83,21 +84,3 @@ class ThoughtText:
         rows = np.stack([TaskText(self.max_bytes).encode(str(text)) for text in texts])[which]
         rows = np.concatenate([rows, rows[-1:]])[: len(episode) + 1]
         return with_column(episode, self.into, rows, Feature("uint8", (self.max_bytes,), "text"))
-
-
-def _cut_text(text, max_bytes: int) -> Tensor:
-    """Texts as the training data had them: those of more bytes are cut after a complete character, (B, max_bytes)."""
-    text = torch.as_tensor(text)
-    if text.dim() != 2 or text.shape[1] <= max_bytes:
-        return text
-    kept, is_cut = text[:, :max_bytes].clone(), _continues_character(text[:, max_bytes])
-    for i in reversed(range(max(max_bytes - 3, 0), max_bytes)):  # a character has at most 4 bytes
-        is_first = ~_continues_character(kept[:, i])
-        kept[is_cut, i] = 0
-        is_cut = is_cut & ~is_first
-    return kept
-
-
-def _continues_character(byte: Tensor) -> Tensor:
-    """Whether each byte of UTF-8 is not the first of its character."""
-    return (byte & 0xC0) == 0x80

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..core import UserError
 from ..files import read_json, replace_nonfinite
 from . import cache, operations
 from .episode import Dataset
-from .formats import sidecar
+from .formats import remote, sidecar
 from .formats.detection import VIEW_PATTERN
 from .operations import ConcatSource, Merge, Operation
 from .segments import ColumnSegments, CutSegments, StoredSegments
@@ -77,8 +76,11 @@ class View:
     created_with: Mapping[str, Any] = field(default_factory=dict)
 
     def parent_path(self, parent: Parent) -> Path:
-        """Return the path of a parent, relative to the working directory if it is below it."""
-        return Path(parent.path) if is_remote(parent.path) else _display_path(self.path.resolve().parent / parent.path)
+        """Return the path of a parent without `..`, relative to the working directory if it is below it."""
+        if remote.url_of(parent.path):
+            return Path(parent.path)
+        path = Path(os.path.normpath(self.path.resolve().parent / parent.path))
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def read_view(path: str | Path) -> View:
@@ -145,9 +147,9 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
     """Say whether a parent has changed since the view was made. The state of a remote one is the key of its source."""
     place = view.parent_path(parent)
-    if not is_remote(parent.path) and not place.exists():
+    if not remote.url_of(parent.path) and not place.exists():
         return "missing"
-    if is_remote(parent.path):
+    if remote.url_of(parent.path):
         return "as it was" if file_fingerprint(parent.path, open_parent)[1] == parent.content_hash else "changed"
     same = parent.file_stamp == _file_stamp(place) or parent.content_hash == _content_hash(place)
     return "as it was" if same else "changed"
@@ -185,7 +187,7 @@ def _describe(document: Mapping[str, Any]) -> str:
 
 def file_fingerprint(path: str | Path, open_parent: Open) -> tuple[str, str]:
     """Return file stamp and content hash as in `Parent`. Both are the key of the source if the path is a URL."""
-    if is_remote(path):
+    if remote.url_of(path):
         key = open_parent(path).source.key
         return key, key
     path = Path(path)
@@ -304,22 +306,11 @@ def check_operations(parents: int, what: Sequence[Operation], path: Path) -> Non
         )
 
 
-def is_remote(path: str | Path) -> bool:
-    """Whether a path is a URL, such as ``s3://bucket/demos``."""
-    return re.match(r"[a-z0-9]{2,}:/", str(path)) is not None  # not C:/, a drive
-
-
 def relative_path(path: str | Path, folder: Path) -> str:
     """Return a path relative to an absolute folder, with forward slashes. URLs stay as they are."""
-    if is_remote(path):
+    if remote.url_of(path):
         return str(path)
     try:
         return Path(os.path.relpath(Path(path).expanduser().resolve(), folder)).as_posix()
     except ValueError:  # another drive
         return Path(path).resolve().as_posix()
-
-
-def _display_path(path: Path) -> Path:
-    """The path without `..`, relative to the working directory if it is below it, for messages."""
-    path = Path(os.path.normpath(path))
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -11,7 +11,7 @@ from .. import __version__
 from ..core import UserError
 from ..files import whole_file
 from . import view_file
-from .formats import open_dataset
+from .formats import open_dataset, remote
 from .operations import Operation
 from .view_file import (
     Parent,
@@ -20,7 +20,6 @@ from .view_file import (
     check_operations,
     describe_operation,
     file_fingerprint,
-    is_remote,
     is_view,
     read_view,
     relative_path,
@@ -51,7 +50,7 @@ def write_view(path: str | Path, parents: str | Path | Sequence[str | Path], *op
     final = (location or path).resolve()
     check_operations(len(parents), operations, path)
     for parent in parents:
-        if not is_remote(parent) and Path(parent).is_dir() and final.is_relative_to(Path(parent).resolve()):
+        if not remote.url_of(parent) and Path(parent).is_dir() and final.is_relative_to(Path(parent).resolve()):
             raise UserError(f"the view would be written into {parent}, but a data set stays as it is", where=path,
                             hint="write the view next to it")
     opened = [open_dataset(p) for p in parents]
@@ -80,7 +79,7 @@ def lineage(path: str | Path) -> dict[str, Any]:
     parents = []
     for parent in view.parents:
         place, state = view.parent_path(parent), parent_state(view, parent)
-        if state != "missing" and not is_remote(parent.path) and is_view(place):
+        if state != "missing" and not remote.url_of(parent.path) and is_view(place):
             parents.append({**lineage(place), "state": state})
         else:
             parents.append({"path": str(place), "state": state, "episodes": parent.episodes, "steps": parent.steps})

@@ -53,7 +53,7 @@ class RunFinding:
 
     def to_json(self) -> dict[str, Any]:
         """An element of `findings` of `understudy diagnose --json`."""
-        return replace_nonfinite({**asdict(self), "healthy": list(self.healthy), "command": list(self.command)})
+        return replace_nonfinite(asdict(self))
 
 
 @dataclass(frozen=True)

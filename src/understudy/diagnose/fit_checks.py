@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..audit.base import Location
-from ..core import Feature, keys, role
+from ..core import keys, role
 from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..evaluate.stats import clopper_pearson
@@ -257,8 +257,3 @@ def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
             f"between {interval.low:.0%} and {interval.high:.0%}: another {len(successes)} may look very different",
             width, (0, WIDE), "evaluate on more episodes before you compare",
             ("eval", "RUN", "ENV", "--episodes", "100"))
-
-
-def named_parts(feature: Feature) -> list[str]:
-    """Names of the components of a column."""
-    return [str(part) for part in feature.names or range(feature.size)]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..audit.base import Location
-from ..audit.text import format_list
+from ..audit.compatibility import unit_of_ratio
+from ..data.formats.column_names import format_list
 from .base import RunFinding
 
 Episodes = Sequence[tuple[np.ndarray, np.ndarray]]  # states (n + 1, D) and actions (n, A) of each
@@ -27,7 +28,6 @@ STRONG = 0.3  # effect of an action component on what it drives, see `_LagFit.st
 BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
 NEAR, AGREE, RANGE = 0.1, 0.3, 0.5  # see _constant_difference
 CONVENTION = 0.5  # of the dependence on the position that another convention would bring
-UNITS = {"degrees and radians": 57.3, "millimeters and meters": 1000.0, "bytes and fractions": 255.0}
 
 
 @dataclass(frozen=True)
@@ -205,12 +205,6 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
         f"{text} ({format_list(names[k] for k in changed)})" + (f", as between {unit}" if unit else ""), gains[i],
         GAINS, "bring the actions of the policy and of what acts to one unit and range", ("replay", "DATA", "ENV"),
         Location(feature=names[i]))
-
-
-def unit_of_ratio(ratio: float) -> str | None:
-    """The two units whose values have this ratio, within a quarter."""
-    size = max(abs(ratio), 1 / max(abs(ratio), 1e-12))
-    return next((unit for unit, factor in UNITS.items() if 0.75 < size / factor < 1.33), None)
 
 
 def trimmed_least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

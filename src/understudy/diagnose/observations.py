@@ -10,11 +10,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from ..audit.base import Location
-from ..audit.text import format_list
+from ..audit.compatibility import unit_of_ratio
 from ..core import Schema
+from ..data.formats.column_names import format_list
 from ..hints import nearest_names
 from .base import RunFinding
-from .motion import unit_of_ratio
 
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
 SHIFT = 1.0  # standard deviations of the data between the mean first observations

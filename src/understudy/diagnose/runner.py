@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..audit.text import format_list
+from ..audit.base import component_names
 from ..core import Feature, Schema, role
 from ..data.episode import Dataset, concat_columns
+from ..data.formats.column_names import format_list
 from ..data.video import resize
 from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
@@ -115,7 +116,7 @@ class RecordedActions(Actor):
 
 
 def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, recorded: Recorded | None,
-             observed: Observed | None = None, actor: Actor | None = None) -> RunDiagnosis:
+             observed: Observed | None = None) -> RunDiagnosis:
     """Finds reasons why a policy may fail.
 
     Args:
@@ -123,7 +124,6 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         step: Updates of the checkpoint. None if it is not one of the run's.
         recorded: The data of the run. None if they are not there.
         observed: Where the policy acts. None to check the run and the data alone.
-        actor: The actor that is deployed. None for that of the method.
     """
     findings, checked, unchecked = [], ["checkpoint"], []
     if step is not None:
@@ -131,7 +131,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
     if recorded is None:
         unchecked.append("fit, statistics and actions: the data of the run are not there")
     else:
-        findings += _data_findings(trained, recorded, actor or trained.actor(features=recorded.data.features()))
+        findings += _data_findings(trained, recorded)
         checked += ["fit", "statistics", "recorded actions", "deployed actor"]
     if observed is None:
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
@@ -145,7 +145,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 # -- the run and its data ---------------------------------------------------------------------------------------------
 
 
-def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Iterator[RunFinding]:
+def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
     sampled = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
     learned = training_data(data.select(sampled), method)
@@ -155,6 +155,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded, actor: Actor) -> Ite
         yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
     if not has_latent_actions(method) and method.wrapper is None and not method.transforms:
+        actor = trained.actor(features=data.features())
         yield from fit_checks.check_serving(policy, actor, data.select(sampled))
     if (model := _motion_model(data, data.features())) is not None:
         yield from motion.check_recorded_lag(model)
@@ -211,13 +212,14 @@ def _compare(trained: TrainedRun, recorded: Recorded, observed: Observed, episod
              and all(n in e.steps for e in episodes)]
     findings = []
     for name in names:
-        parts = fit_checks.named_parts(data.features()[name])
+        parts = component_names(data.features()[name])
         findings += observations.check_starts(name, parts, _columns(sample, name), _columns(episodes, name))
     findings += observations.check_cameras(_images(sample, data.features(), (0, 0.5, 1)),
                                            _images(episodes, data.features(), (0,)))
-    clipping = _clipping_model(recorded, observed, names)
+    read = {n: data.features()[n] for n in (*names, "action") if n in data.features()}
+    clipping = _clipping_model(data, observed, read)
     if not any(f.code in ("observation-units", "constant-sensor", "sign-flip") for f in findings):
-        findings += _motion_findings(recorded, observed, names, clipping)
+        findings += _motion_findings(data, observed, read, clipping)
         findings += fit_checks.check_tiny_spread(trained.policy, observed.episodes) if len(observed.episodes) else ()
         findings += _novelty(trained, recorded, observed) if observed.moves else ()
     if not observed.moves:
@@ -241,28 +243,26 @@ def _merged(findings: Iterable[RunFinding]) -> list[RunFinding]:
     return merged
 
 
-def _motion_findings(recorded: Recorded, observed: Observed, names: Sequence[str],
+def _motion_findings(data: Dataset, observed: Observed, features: Schema,
                      clipping: motion.MotionModel | None) -> Iterator[RunFinding]:
-    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
-    model = _motion_model(recorded.data, features) if clipping is None else clipping
+    model = _motion_model(data, features) if clipping is None else clipping
     if observed.probes is None or model is None or model.lag:
         return  # shifted actions have a finding of their own
     bounds = None if clipping is None else _bounds(observed, features["action"])
     parts = [f"{n.removeprefix('observation.')}[{part}]" for n in _numeric(features)
-             for part in fit_checks.named_parts(features[n])]
-    actions = fit_checks.named_parts(features["action"])
+             for part in component_names(features[n])]
+    actions = component_names(features["action"])
     yield from motion.check_motion(model, _transitions(observed.probes, features, bounds), actions, parts)
 
 
-def _clipping_model(recorded: Recorded, observed: Observed, names: Sequence[str]) -> motion.MotionModel | None:
+def _clipping_model(data: Dataset, observed: Observed, features: Schema) -> motion.MotionModel | None:
     """The model of the motion with actions that the limits of what acts clip. None if it explains the data no better.
 
     If it does, the recorded actions were clipped by the same limits.
     """
-    features = {n: recorded.data.features()[n] for n in (*names, "action") if n in recorded.data.features()}
     bounds = _bounds(observed, features["action"])
-    plain = _motion_model(recorded.data, features)
-    model = None if bounds is None else _motion_model(recorded.data, features, bounds)
+    plain = _motion_model(data, features)
+    model = None if bounds is None else _motion_model(data, features, bounds)
     if model is None or plain is not None and (
             model.unexplained[model.lag] > CLIPPED * plain.unexplained[plain.lag]):
         return None
@@ -284,7 +284,7 @@ def _limits(recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
         return
     actions = [np.concatenate(_columns(part, "action") or [np.zeros((0, feature.size))])
                for part in (recorded.data, observed.episodes if observed.moves else ())]
-    yield from observations.check_limits(*actions, *bounds, fit_checks.named_parts(feature))
+    yield from observations.check_limits(*actions, *bounds, component_names(feature))
 
 
 def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Iterator[RunFinding]:
@@ -294,8 +294,7 @@ def _novelty(trained: TrainedRun, recorded: Recorded, observed: Observed) -> Ite
         return
 
     def points(episodes):
-        return [np.concatenate([np.asarray(e.steps[n], np.float64)[:len(e)].reshape(len(e), -1) for n in names], 1)
-                for e in episodes]
+        return [concat_columns(e, names)[:len(e)] for e in episodes]
     yield from observations.check_novelty(points(data.select(recorded.trained)), points(data.select(recorded.held_out)),
                                           points(observed.episodes))
 

@@ -24,7 +24,6 @@ def test_the_table_is_in_standard_deviations_and_knows_what_follows():
     assert t.has_next.tolist() == [True, True, True, True, False]
     assert np.allclose((t.next_state - t.state)[t.has_next] * np.std([0, 1, 2, 4, 5]), 1)
     assert [v.tolist() for v in t.split(np.arange(5.0))] == [[0, 1, 2], [3, 4]]
-    assert t.mean(np.array([1, 2, np.nan, 5, 7])).tolist() == [1.5, 6]
 
 
 def test_rounding_is_no_variation():

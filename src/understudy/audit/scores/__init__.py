@@ -74,43 +74,26 @@ __all__ = [
     "trajectory_quality",
 ]
 
-SCORES: dict[str, Callable[[], Score]] = {
-    "action-variance": ActionVariance,
-    "action-consistency": ActionConsistency,
-    "state-diversity": StateDiversity,
-    "state-similarity": StateSimilarity,
-    "transition-diversity": TransitionDiversity,
-    "mutual-information": MutualInformation,
-    "typicality": Typicality,
-    "unimodality": Unimodality,
-    "local-unimodality": LocalUnimodality,
-    "novelty": Novelty,
-    "return": Return,
-    "brevity": Brevity,
-    "smoothness": Smoothness,
-    "motion": Motion,
-    "compatibility": Compatibility,
-    "expertise": Expertise,
-    "alignment": Alignment,
+_TABLE: dict[str, tuple[Callable[[], Score], str]] = {  # each score, and what a high one means
+    "action-variance": (ActionVariance, "all episodes act alike in this state"),
+    "action-consistency": (ActionConsistency, "this episode acts like the others in this state"),
+    "state-diversity": (StateDiversity, "no other episode visits this state"),
+    "state-similarity": (StateSimilarity, "many episodes visit this state"),
+    "transition-diversity": (TransitionDiversity, "the same action led to different states: noise of the system"),
+    "mutual-information": (MutualInformation, "varied states, predictable actions"),
+    "typicality": (Typicality, "the episode is not an outlier"),
+    "unimodality": (Unimodality, "there is one way of acting in this state, not two"),
+    "local-unimodality": (LocalUnimodality, "there is one way of acting in this state, not two, after a linear "
+                                            "function of the state was subtracted"),
+    "novelty": (Novelty, "pairs of state and action that no other episode has"),
+    "return": (Return, "high reward"),
+    "brevity": (Brevity, "few steps"),
+    "smoothness": (Smoothness, "little jerk"),
+    "motion": (Motion, "something moves in most steps"),
+    "compatibility": (Compatibility, "acts like a base policy, or where the base policy is uncertain"),
+    "expertise": (Expertise, "the demonstrator acts like the experts, learned without labels"),
+    "alignment": (Alignment, "other episodes have similar steps in the same order"),
 }
-SCORE_MEANINGS = {
-    "action-variance": "all episodes act alike in this state",
-    "action-consistency": "this episode acts like the others in this state",
-    "state-diversity": "no other episode visits this state",
-    "state-similarity": "many episodes visit this state",
-    "transition-diversity": "the same action led to different states: noise of the system",
-    "mutual-information": "varied states, predictable actions",
-    "typicality": "the episode is not an outlier",
-    "local-unimodality": "there is one way of acting in this state, not two, after a linear function of the state was "
-                         "subtracted",
-    "unimodality": "there is one way of acting in this state, not two",
-    "novelty": "pairs of state and action that no other episode has",
-    "return": "high reward",
-    "brevity": "few steps",
-    "smoothness": "little jerk",
-    "motion": "something moves in most steps",
-    "compatibility": "acts like a base policy, or where the base policy is uncertain",
-    "expertise": "the demonstrator acts like the experts, learned without labels",
-    "alignment": "other episodes have similar steps in the same order",
-}
+SCORES = {name: make for name, (make, _) in _TABLE.items()}
+SCORE_MEANINGS = {name: meaning for name, (_, meaning) in _TABLE.items()}
 NETWORK_SCORES = frozenset({"compatibility", "expertise", "alignment"})  # seconds to minutes each

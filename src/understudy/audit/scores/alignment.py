@@ -69,19 +69,14 @@ class Alignment(StepScore):
             pairs = rng.choice(np.flatnonzero(table.length), (8, 2))
             at = np.stack([[first[e] + np.sort(rng.integers(0, table.length[e], self.frames)) for e in pair]
                            for pair in pairs])  # (8, 2, frames)
-            loss = cycle_consistency_loss(*_sample_pairs(net, x[at]))
+            z = net(x[at].flatten(0, 2))[0].unflatten(0, at.shape)
+            loss = cycle_consistency_loss(z[:, 0], z[:, 1])
             optim.zero_grad()
             loss.backward()
             optim.step()
         with torch.no_grad():
             z = torch.nn.functional.normalize(net(x)[0], dim=1).numpy()
         return np.split(z, np.cumsum(table.length)[:-1])
-
-
-def _sample_pairs(net: NetworkEnsemble, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeds pairs of demonstrations (P, 2, F, D) and returns both halves, (P, F, n_components) each."""
-    z = net(x.flatten(0, 2))[0].unflatten(0, x.shape[:3])
-    return z[:, 0], z[:, 1]
 
 
 def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...core import UserError
-from ...data.episode import Dataset, Episode
+from ...data.episode import Dataset, Episode, concat_columns
 from ..base import Score, StepScore
-from .step_table import StepTable, action_columns
+from .step_table import StepTable, action_columns, state_columns
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Brevity(Score):
     """
 
     def __call__(self, data):
-        return -np.array([len(e) for e in data], float)
+        return -data.lengths.astype(float)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _rows(episode: Episode, name: str) -> np.ndarray:
 def _actions(data: Dataset) -> tuple[list[np.ndarray], np.ndarray]:
     """The actions of each episode, (T, A), and the standard deviation of each component (inf if constant), (A,)."""
     names = action_columns(data.features(), str(data.metadata.get("path", "data set")))
-    actions = [np.concatenate([_rows(e, name).astype(float) for name in names], 1) for e in data]
+    actions = [concat_columns(e, names)[: len(e)] for e in data]
     whole = np.concatenate(actions)
     spread = whole[np.isfinite(whole).all(1)].std(0) if np.isfinite(whole).all(1).any() else np.zeros(whole.shape[1])
     return actions, np.where(spread > 0, spread, np.inf)
@@ -98,16 +98,13 @@ class Return(Score):
     best_return: float | None = None
 
     def __call__(self, data):
-        scale = 1.0 if self.best_return is None else self.best_return - self.random_return
-        if not scale > 0:
-            raise UserError(
-                f"the best return must be above {self.random_return}, not {self.best_return}",
-                where="Return",
-                hint="give as `random` what chance gets and as `best` what the best get",
-            )
-        return (
-            np.array([_return(e) for e in data]) - (0.0 if self.best_return is None else self.random_return)
-        ) / scale
+        returns = np.array([_return(e) for e in data])
+        if self.best_return is None:
+            return returns
+        if not self.best_return > self.random_return:
+            raise UserError(f"the best return must be above {self.random_return}, not {self.best_return}",
+                            where="Return", hint="give what chance gets, and then what the best known policy gets")
+        return (returns - self.random_return) / (self.best_return - self.random_return)
 
 
 def _return(episode: Episode) -> float:
@@ -159,10 +156,9 @@ def discretize(data: Dataset, reference: Dataset, bins: int = 100, inputs: tuple
         One integer per step of `data`, equal for steps in the same cell, (N,).
     """
     features = reference.features()
-    inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
-                                    and f.kind in ("vector", "discrete")))
+    actions = action_columns(features, str(reference.metadata.get("path", "data set")))
     columns = []
-    for name in (*inputs, *action_columns(features, str(reference.metadata.get("path", "data set")))):
+    for name in (*(inputs or state_columns(features)), *actions):
         rows, reference_rows = (np.concatenate([_rows(e, name) for e in d])
                                 for d in (data, reference))
         if features[name].kind == "discrete":
@@ -194,7 +190,7 @@ class Novelty(Score):
 
     def __call__(self, data):
         which = discretize(data, data, self.n_bins, self.inputs)
-        episode_cells = [np.unique(w) for w in np.split(which, np.cumsum([len(e) for e in data])[:-1])]
+        episode_cells = [np.unique(w) for w in np.split(which, np.cumsum(data.lengths)[:-1])]
         owners = np.bincount(np.concatenate(episode_cells)) if episode_cells else np.zeros(0, int)
         return np.array([(owners[m] == 1).mean() if len(m) else np.nan for m in episode_cells])
 

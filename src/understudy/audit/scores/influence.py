@@ -135,36 +135,14 @@ class ValidationWeights(Score):
 
     def __call__(self, data):
         table = StepTable.from_data(data, self.inputs)
-        test = StepTable.from_data(self.test, like=table)
-        x, y, tx, ty = (torch.as_tensor(v) for v in (table.state, table.action, test.state[test.is_complete],
-                                                     test.action[test.is_complete]))
-        episode, whole = torch.as_tensor(table.episode), torch.as_tensor(np.flatnonzero(table.is_complete))
-        episode_features = torch.eye(len(data))
+        episode, features = torch.as_tensor(table.episode), torch.eye(len(data))
         if self.base_scores:
             ranks = [_scaled_ranks(score(data)) for score in self.base_scores]
-            episode_features = torch.as_tensor(np.stack(ranks, 1), dtype=torch.float32)
-        logits = torch.zeros(episode_features.shape[1], requires_grad=True)
-        net = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
-        theta = {k: v.detach().clone() for k, v in net.named_parameters()}
-        rng, optim = Generator().manual_seed(self.seed), torch.optim.Adam([logits], 0.05)
-
-        def losses(weights, x, y):
-            return (functional_call(net, weights, (x,))[0] - y).square().mean(1)
-
-        for _ in range(self.n_updates):
-            at = whole[torch.randint(len(whole), (self.batch_size,), generator=rng)]
-            theta = {k: v.requires_grad_() for k, v in theta.items()}
-            share = torch.softmax((episode_features @ logits)[episode[at]], 0)
-            slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
-                                        create_graph=True)
-            after = {k: v - self.lr * g for (k, v), g in zip(theta.items(), slope, strict=True)}
-            some = torch.randint(len(tx), (self.batch_size,), generator=rng)
-            outer = losses(after, tx[some], ty[some]).mean()
-            optim.zero_grad()
-            (logits.grad,) = torch.autograd.grad(outer, [logits])
-            optim.step()
-            theta = {k: v.detach() for k, v in after.items()}
-        return (episode_features @ logits).detach().double().numpy()
+            features = torch.as_tensor(np.stack(ranks, 1), dtype=torch.float32)
+        logits = torch.zeros(features.shape[1], requires_grad=True)
+        _learn_weights(self, table, StepTable.from_data(self.test, like=table), [logits], 0.05,
+                       lambda at: (features @ logits)[episode[at]])
+        return (features @ logits).detach().double().numpy()
 
 
 @dataclass(frozen=True)
@@ -201,7 +179,7 @@ class FilterLikeYouTest(StepScore):
         scorer = self._train(learned, StepTable.from_data(self.downstream, like=learned))
         table = learned if self.pool is None else StepTable.from_data(data, like=learned)
         with torch.no_grad():
-            step_scores = scorer(_state_and_action(table))[0, :, 0].double().numpy()
+            step_scores = scorer(torch.as_tensor(table.state_action))[0, :, 0].double().numpy()
         return table.split(np.where(table.is_complete, step_scores, np.nan))
 
     def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
@@ -213,39 +191,55 @@ class FilterLikeYouTest(StepScore):
         return gradient
 
     def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:
-        x, y, both = torch.as_tensor(pool.state), torch.as_tensor(pool.action), _state_and_action(pool)
-        tx, ty = (torch.as_tensor(v[downstream.is_complete]) for v in (downstream.state, downstream.action))
-        complete, rng = torch.as_tensor(np.flatnonzero(pool.is_complete)), Generator().manual_seed(self.seed)
-        reference = NetworkEnsemble(x.shape[1], y.shape[1], seed=self.seed)
+        both = torch.as_tensor(pool.state_action)
         scorer = NetworkEnsemble(both.shape[1], 1, seed=self.seed + 1)
-        optim = torch.optim.Adam(scorer.parameters(), self.scorer_lr)
-        theta = {k: v.detach().clone() for k, v in reference.named_parameters()}
-
-        def losses(weights, x, y):
-            return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
-
-        for n in range(self.n_updates):
-            at = complete[torch.randint(len(complete), (self.batch_size,), generator=rng)]
-            theta = {k: v.requires_grad_() for k, v in theta.items()}
-            share = torch.softmax(scorer(both[at])[0, :, 0], 0)
-            slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
-                                        create_graph=True)
-            after = {k: (v - self.lr * g).detach().requires_grad_()
-                     for (k, v), g in zip(theta.items(), slope, strict=True)}
-            some = torch.randint(len(tx), (self.batch_size,), generator=rng)
-            gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
-            signal = self.downstream_signal(dict(zip(after, gradients, strict=True)), n)
-            # What the downstream loss changes by, to first order, when the update changes with the shares.
-            change = -self.lr * torch.stack([(g * signal[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
-            optim.zero_grad()
-            change.backward(inputs=list(scorer.parameters()))
-            optim.step()
-            theta = {k: v.detach() for k, v in after.items()}
+        _learn_weights(self, pool, downstream, list(scorer.parameters()), self.scorer_lr,
+                       lambda at: scorer(both[at])[0, :, 0], self.downstream_signal)
         return scorer
 
 
-def _state_and_action(table: StepTable) -> Tensor:
-    return torch.as_tensor(np.concatenate([table.state, table.action], 1))
+def _learn_weights(
+    config: ValidationWeights | FilterLikeYouTest,
+    pool: StepTable,
+    downstream: StepTable,
+    parameters: list[Tensor],
+    parameters_lr: float,
+    log_weights: Callable[[Tensor], Tensor],
+    signal: Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]] = lambda gradient, update: gradient,
+) -> None:
+    """Trains the parameters of the weights with which a regression learns from `pool` what `downstream` needs.
+
+    Args:
+        log_weights: The log weights of rows of `pool`, from the numbers of these rows.
+        signal: See `FilterLikeYouTest.downstream_signal`.
+    """
+    x, y = torch.as_tensor(pool.state), torch.as_tensor(pool.action)
+    tx, ty = (torch.as_tensor(v[downstream.is_complete]) for v in (downstream.state, downstream.action))
+    complete, rng = torch.as_tensor(np.flatnonzero(pool.is_complete)), Generator().manual_seed(config.seed)
+    reference = NetworkEnsemble(x.shape[1], y.shape[1], seed=config.seed)
+    optim = torch.optim.Adam(parameters, parameters_lr)
+    theta = {k: v.detach().clone() for k, v in reference.named_parameters()}
+
+    def losses(weights, x, y):
+        return (functional_call(reference, weights, (x,))[0] - y).square().mean(1)
+
+    for n in range(config.n_updates):
+        at = complete[torch.randint(len(complete), (config.batch_size,), generator=rng)]
+        theta = {k: v.requires_grad_() for k, v in theta.items()}
+        share = torch.softmax(log_weights(at), 0)
+        slope = torch.autograd.grad((share * losses(theta, x[at], y[at])).sum(), list(theta.values()),
+                                    create_graph=True)
+        after = {k: (v - config.lr * g).detach().requires_grad_()
+                 for (k, v), g in zip(theta.items(), slope, strict=True)}
+        some = torch.randint(len(tx), (config.batch_size,), generator=rng)
+        gradients = torch.autograd.grad(losses(after, tx[some], ty[some]).mean(), list(after.values()))
+        direction = signal(dict(zip(after, gradients, strict=True)), n)
+        # What the downstream loss changes by, to first order, when the update changes with the shares.
+        change = -config.lr * torch.stack([(g * direction[k]).sum() for k, g in zip(theta, slope, strict=True)]).sum()
+        optim.zero_grad()
+        change.backward(inputs=parameters)
+        optim.step()
+        theta = {k: v.detach() for k, v in after.items()}
 
 
 def _scaled_ranks(values: np.ndarray) -> np.ndarray:

@@ -175,7 +175,7 @@ class TransitionDiversity(NeighborScore):
     """
 
     def search_space(self, table):
-        return np.concatenate([table.state, table.action], 1)
+        return table.state_action
 
     def score_neighbors(self, table, distances, indices, is_valid):
         change = table.next_state - table.state
@@ -195,7 +195,7 @@ class Typicality(NeighborScore):
     """
 
     def search_space(self, table):
-        return np.concatenate([table.state, table.action], 1)
+        return table.state_action
 
     def score_neighbors(self, table, distances, indices, is_valid):
         return -np.where(is_valid, distances, 0).max(1)

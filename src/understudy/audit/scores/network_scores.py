@@ -156,16 +156,12 @@ class Compatibility(StepScore):
         error_limit, novelty_limit = self.error_threshold, self.novelty_threshold
         if error_limit is None or novelty_limit is None:
             half = np.random.default_rng(self.seed).permutation(len(episodes)) % 2 == 0
-            if half.all():  # a single episode
-                half = None
-            error, spread = [], []
-            for fitted, tested in (((episodes[half], episodes[~half]), (episodes[~half], episodes[half]))
-                                   if half is not None else ((episodes, episodes),)):
-                e, u = self._ensemble_error(base, fitted, base, tested)
-                error.append(e)
-                spread.append(u)
-            error_limit = float(np.quantile(np.concatenate(error), 0.95)) if error_limit is None else error_limit
-            novelty_limit = float(np.quantile(np.concatenate(spread), 0.95)) if novelty_limit is None else novelty_limit
+            a, b = episodes[half], episodes[~half]
+            tests = [self._ensemble_error(base, fitted, base, tested)
+                     for fitted, tested in ([(a, b), (b, a)] if len(b) else [(a, a)])]  # or a single episode
+            limits = [float(np.quantile(np.concatenate(values), 0.95)) for values in zip(*tests, strict=True)]
+            error_limit = limits[0] if error_limit is None else error_limit
+            novelty_limit = limits[1] if novelty_limit is None else novelty_limit
         error, spread = self._ensemble_error(base, episodes, table, None)
         return CompatibilityResult(table.split(error), table.split(spread), error_limit, novelty_limit)
 

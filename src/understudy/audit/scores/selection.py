@@ -40,7 +40,7 @@ def select_within_budget(
     if isinstance(candidates, Dataset):
         if existing is not None and not isinstance(existing, Dataset):
             raise UserError("both must be data sets or both points", where="select_within_budget",
-                            hint="give `have` in the form that the candidates are in")
+                            hint="give `existing` in the form that the candidates are in")
         table = StepTable.from_data(candidates if existing is None else candidates + existing)
         starts = table.state[np.cumsum(table.length) - table.length]
         candidates, existing = starts[: len(candidates)], starts[len(candidates):]
@@ -50,7 +50,7 @@ def select_within_budget(
     if price.shape != (len(points),) or value.shape != price.shape or not (price > 0).all():
         raise UserError(f"each of the {len(points)} candidates needs a cost above 0 and a value, but costs have shape "
                         f"{price.shape} and are at least {price.min(initial=np.inf):g}, and values have shape "
-                        f"{value.shape}", where="choose",
+                        f"{value.shape}", where="select_within_budget",
                         hint="give one number of each for every candidate, or none if all are alike")
     existing_points = np.zeros((0, points.shape[1])) if existing is None else np.asarray(existing, float)
     # Without existing data, all are equally far, and the value decides.

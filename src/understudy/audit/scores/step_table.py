@@ -10,6 +10,7 @@ import numpy as np
 from ...core import Feature, UserError, role
 from ...data.episode import Dataset
 from ...data.packed_columns import PackedColumns
+from ...evaluate.behavior.scaling import component_scale
 
 MAX_COMPONENTS = 12  # points with more components are reduced to this many: nearest neighbors mean little in more
 
@@ -43,8 +44,7 @@ class StepTable:
         features = data.features()
         if like is not None:
             inputs = like.inputs
-        inputs = inputs or tuple(sorted(k for k, f in features.items() if k.startswith("observation.")
-                                        and f.kind in ("vector", "discrete") and f.size))
+        inputs = inputs or state_columns(features)
         place = str(data.metadata.get("path", "data set"))
         for name in inputs:
             if name not in features or features[name].kind not in ("vector", "discrete"):
@@ -86,17 +86,21 @@ class StepTable:
     def __len__(self) -> int:
         return len(self.episode)
 
+    @property
+    def state_action(self) -> np.ndarray:
+        """States and actions side by side, (N, S + A)."""
+        return np.concatenate([self.state, self.action], 1)
+
     def split(self, values: np.ndarray) -> Sequence[np.ndarray]:
         """Divides values of steps among episodes: (N,) -> (T,) for each episode. NaN at steps that are not complete."""
         complete_values = np.where(self.is_complete, np.asarray(values, float), np.nan)
         return np.split(complete_values, np.cumsum(self.length)[:-1])
 
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Means of values of steps (N,) over each episode, (E,). NaN values are left out."""
-        good = np.isfinite(values) & self.is_complete
-        count = np.bincount(self.episode[good], minlength=len(self.length))
-        total = np.bincount(self.episode[good], values[good], minlength=len(self.length))
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+def state_columns(features: Mapping[str, Feature]) -> tuple[str, ...]:
+    """All numeric observations."""
+    return tuple(sorted(k for k, f in features.items() if role(k) == "observation"
+                        and f.kind in ("vector", "discrete") and f.size))
 
 
 def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ...]:
@@ -153,10 +157,7 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (infinite if constant) of each component, (D,), of points, (N, D)."""
     if not len(x):
         return np.zeros(x.shape[1]), np.ones(x.shape[1])
-    spread = x.std(0)
-    # Components that vary only by rounding count as constant, so that noise is not scaled up.
-    still = spread <= 1e-6 * np.maximum(np.abs(x).max(0), 1e-12)
-    return x.mean(0), np.where(still, np.inf, spread)
+    return x.mean(0), component_scale(x)
 
 
 def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:

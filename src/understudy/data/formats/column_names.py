@@ -77,7 +77,7 @@ def number_sort_key(name: str) -> tuple:
     return int(numbers[-1]) if numbers else -1, name
 
 
-def format_list(items: Iterable, most: int = 5) -> str:
+def format_list(items: Iterable, most: int = 8) -> str:
     """Join items with commas, for a message.
 
     Args:

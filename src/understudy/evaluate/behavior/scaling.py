@@ -46,9 +46,9 @@ class TrajectoryScaling:
         if all("action" in f and _is_numeric(f["action"]) and f["action"].shape == features["action"].shape
                for f in (features, *shared)):
             actions = [concat_columns(e, ("action",)) for e in some]
-            action_scale = _component_scale(_stack_finite(actions, features["action"].size))
+            action_scale = component_scale(_stack_finite(actions, features["action"].size))
         center = states.mean(0) if len(states) else np.zeros(len(names))
-        return TrajectoryScaling(columns, names, center, _component_scale(states), action_scale)
+        return TrajectoryScaling(columns, names, center, component_scale(states), action_scale)
 
     def states(self, episode: Episode) -> np.ndarray:
         """(T or T + 1, S), about the mean; what was seen last is among them."""
@@ -96,7 +96,7 @@ def _stack_finite(parts: list[np.ndarray], width: int) -> np.ndarray:
     return rows[np.isfinite(rows).all(1)]
 
 
-def _component_scale(rows: np.ndarray) -> np.ndarray:
+def component_scale(rows: np.ndarray) -> np.ndarray:
     """Deviations; infinite for what varies by rounding only, so that rounding noise is not amplified."""
     if not len(rows):
         return np.full(rows.shape[1], np.inf)

@@ -26,7 +26,6 @@ from .checkpoint import (
     load_features,
     load_tensors,
     load_weights,
-    read_document,
     save_features,
     save_weights,
 )
@@ -999,7 +998,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 def read_checkpoint_json(folder: Path, name: str):
     """Read a JSON file of a checkpoint."""
-    return read_document(folder / name, _replacement_hint(folder))
+    return read_json(folder / name, _replacement_hint(folder))
 
 
 def _describe_path(folder: Path) -> str:

@@ -147,7 +147,30 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         return FitResult(method, loop.modules(), recorded)
 
 
-class _MemoryTraining(Training):
+class MethodTraining(Training):
+    """A training of a method. A subclass says where results are stored.
+
+    Attributes:
+        recorded: The columns of the data before the method's transforms.
+    """
+
+    method: Method
+    recorded: Schema
+
+    def modules(self) -> dict[str, CheckpointModule]:
+        """The modules of a checkpoint, by name."""
+        return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
+
+    def actor(self, policy=None):
+        features = self.recorded if self.env is None else self.env.features
+        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
+        return build_actor(self.method, modules, ROWS, features=features)
+
+    def transform(self, episodes):
+        return training_data(episodes, self.method)
+
+
+class _MemoryTraining(MethodTraining):
     """A training that writes no files."""
 
     folder = None
@@ -164,19 +187,8 @@ class _MemoryTraining(Training):
     def build_learner(self, data):
         self.learner = self.build(data)
 
-    def modules(self) -> dict[str, CheckpointModule]:
-        return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
-
     def annotated(self, data):
         return self.learner.annotate(data, None)
-
-    def actor(self, policy=None):
-        features = self.recorded if self.env is None else self.env.features
-        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
-        return build_actor(self.method, modules, ROWS, features=features)
-
-    def transform(self, episodes):
-        return training_data(episodes, self.method)
 
     def update(self, sampler, until, *, evaluate=True, meanwhile=None):
         size = self.learner.config.batch_size

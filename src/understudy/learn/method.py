@@ -70,10 +70,9 @@ class Method:
         path = Path(path)
         folder = None if path.is_file() else find_checkpoint(path)
         if folder is not None and is_lerobot_checkpoint(folder):
-            from .lerobot_policies import read_parts
+            from .lerobot_policies import read_method
 
-            parts = read_parts(folder)
-            return Method(parts.policy, parts.executor, parts.learner)
+            return Method(*read_method(folder))
         document = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
         path = path if folder is None else folder / "method.json"
         method = config.load(document, ("understudy", *trust), str(path))

@@ -54,11 +54,11 @@ from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .background_updates import update_meanwhile
 from .callbacks import LossCurve, ProgressBar
-from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
 from .fit_method import (
     ROWS,
+    MethodTraining,
     acting_policy,
     check_arguments,
     check_collection,
@@ -205,7 +205,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
         if processes.first:
             write_model_card(run, method, prepared.documents["provenance.json"])
         processes.wait()
-        return loop.acting_policy()
+        return acting_policy(loop.learner, loop.data)
 
 
 def _update(loop: _RunTraining, prepared: _Preparation) -> None:
@@ -352,7 +352,7 @@ def default_save_freq(steps: int) -> int:
     return max(-(-steps // 10), 1)
 
 
-class _RunTraining(Training):
+class _RunTraining(MethodTraining):
     """A training in a run's folder: what is saved, and how it continues."""
 
     save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
@@ -365,7 +365,8 @@ class _RunTraining(Training):
         collection = method.collection
         self.learner = prepared.build_learner(
             self.data if collection is None else collection.initial_data(self.data))
-        _check_acts(method, self.learner, prepared.recorded)
+        self.recorded = prepared.recorded
+        _check_acts(method, self.learner, self.recorded)
         self.save_freq = run_config.save_freq or (default_save_freq(method.learner.steps) if collection is None
                                                   else None)
         self.judge = _CheckpointEvaluation(prepared)
@@ -382,13 +383,6 @@ class _RunTraining(Training):
     def _log(self, **line):
         self.run.log_metrics(**line, seconds=self.elapsed())
 
-    def acting_policy(self) -> Policy:
-        return acting_policy(self.learner, self.data)
-
-    def modules(self) -> dict[str, CheckpointModule]:
-        """The modules of a checkpoint, by name."""
-        return {**self.learner.modules, "policy": self.acting_policy()}
-
     def annotated(self, data: Dataset) -> Dataset:
         if not self.learner.annotates:
             return data
@@ -402,18 +396,10 @@ class _RunTraining(Training):
         return Dataset([replace(episode.replace(dict(annotated.steps)), metadata=annotated.metadata)
                         for episode, annotated in zip(data, stored, strict=True)], data.metadata)
 
-    def actor(self, policy: Policy | None = None) -> Actor:
-        features = self.judge.recorded if self.env is None else self.env.features
-        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
-        return build_actor(self.method, modules, ROWS, features=features)
-
     def best_policy(self) -> Policy | None:
         best = self.run.named_checkpoints().get("best")
         return None if best is None else Policy.load(self.run.folder / best, packages_of(self.method),
                                                      self.prepared.device)
-
-    def transform(self, episodes: Dataset) -> Dataset:
-        return training_data(episodes, self.method)
 
     def save(self, step: int) -> None:
         self.n_updates, self.last_save_time = step, time.perf_counter()

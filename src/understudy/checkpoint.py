@@ -154,10 +154,8 @@ def save_built(module: nn.Module, folder: Path | str, kind: str, about: object, 
     """Writes a module with what it was built from. The folder needs no other file.
 
     Args:
-        folder: An existing folder, or a new one.
         kind: What the module is, such as "critic". The description is written as KIND.json.
         about: A frozen dataclass that describes the module.
-        features: Features of the columns that it was built for.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +170,6 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
 
     Args:
         build: Builds the module from its description and its features.
-        kind: What the module is, as for `save_built`.
     """
     path = Path(folder) / f"{kind}.json"
     spec = config.load(read_json(path, RETRAIN), ("understudy", *trust), str(path))

@@ -85,12 +85,7 @@ class EncodedObs:
 
 
 class Critic(Scorer):
-    """One or several networks that score an observation window, or plans for it.
-
-    Args:
-        features: The columns that the critic reads, and the target.
-        codec: Codec module to share with a policy. None builds a new one without statistics.
-    """
+    """One or several networks that score an observation window, or plans for it."""
 
     def __init__(self, about: CriticSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()

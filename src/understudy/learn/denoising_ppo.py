@@ -87,11 +87,7 @@ class DenoisingPPOLearner(PPOLearner):
                               where="DenoisingPPO.reward", hint="leave it out: the data have the rewards")
 
     def exploring_actor(self, actor: Actor) -> Actor:
-        """Returns the actor that adds noise to denoising steps and records them.
-
-        Args:
-            actor: The deployed one.
-        """
+        """Returns the actor that adds noise to the denoising steps of the deployed one, and records them."""
         if not isinstance(actor, PolicyActor) or not isinstance(actor.executor, RecedingHorizon):
             raise Unsupported("the density is that of whole chunks, one executed after the other", where="DenoisingPPO",
                               hint="train the policy with RecedingHorizon and no wrapper")
@@ -177,11 +173,7 @@ def sample_chain(planner: StepwisePlanner, obs: Mapping[str, Tensor], noise: Ten
 
 
 def chain_log_prob(policy: Policy, context: Context, chain: Tensor, std: float) -> Tensor:
-    """Returns the log-density of each step of a chain, (B, K).
-
-    Args:
-        chain: As of `sample_chain`.
-    """
+    """Returns the log-density of each step of a chain that `sample_chain` made, (B, K)."""
     rows, n = len(chain), chain.shape[1] - 1
     number = torch.arange(n, device=chain.device).repeat(rows)
     mean = _step_mean(policy, context.repeat(n), chain[:, :-1].flatten(0, 1), number, n)

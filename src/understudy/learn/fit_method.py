@@ -287,8 +287,6 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
     """Checks that a method's data collection, and that of its stages, can be run.
 
     Args:
-        env: The environment (`understudy.envs.Env`) to collect in, if there is one.
-        person: The actor through which a person takes part, if there is one.
         stream: Where the data come from, if they are not opened as a whole.
     """
     for stage in method.stages:
@@ -353,11 +351,7 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
 
 def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
                modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
-    """Gives a new policy its statistics and its initial weights.
-
-    Args:
-        parts: What is taken over from stages. Everything else is fitted to the data.
-    """
+    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data."""
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
     load_weights_from(policy, parts, modules)

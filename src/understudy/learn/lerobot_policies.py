@@ -58,13 +58,7 @@ def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
 
 
 def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Policy:
-    """Load the policy of a LeRobot checkpoint.
-
-    Args:
-        folder: The folder `pretrained_model`.
-
-    Returns:
-        The policy, in evaluation mode.
+    """Load the policy of a LeRobot checkpoint, the folder `pretrained_model`, in evaluation mode.
 
     Raises:
         Unsupported: The policy is neither ACT nor Diffusion Policy, or has a setting that understudy lacks.

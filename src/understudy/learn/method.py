@@ -417,12 +417,7 @@ class TrainedRun:
         return build_planner(self.method, self.modules, rows)
 
     def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
-        """Builds the actor of the method, see `build_actor`.
-
-        Args:
-            rows: The networks always see batches of this many rows. None for as many rows as there are.
-            features: The columns of the environment. Methods that pad actions need them.
-        """
+        """See `build_actor`."""
         return build_actor(self.method, self.modules, rows, features=features)
 
 

@@ -15,12 +15,8 @@ from .representation_objectives import RepresentationObjective, encoding_size, f
 from .targets import REWARD
 
 
-def reconstruction_target(policy: Policy, batch: Batch) -> Tensor:
+def observation_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
-    return _as_vector(policy, batch.obs)
-
-
-def _as_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     coded = policy.codec.encode_obs(obs)
     columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
     return torch.cat([column.float().flatten(1) for column in columns], -1)
@@ -52,7 +48,7 @@ class _ReconstructionLoss(nn.Module):
         self.decoder = feed_forward_layers((encoding_size(policy), *config.hidden, _target_size(policy)))
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        error = self.decoder(flat_encoding(captured)) - reconstruction_target(policy, batch)
+        error = self.decoder(flat_encoding(captured)) - observation_vector(policy, batch.obs)
         return self.config.weight * error.square().mean(-1)
 
 
@@ -99,7 +95,7 @@ class _ObservationPredictionLoss(nn.Module):
         assert batch.next is not None
         actions = policy.encode_batch(batch).flatten(1)
         prediction = self.predictor(torch.cat([flat_encoding(captured), actions], -1))
-        later = _as_vector(policy, {name: column[:, -1:] for name, column in batch.next.items()})
+        later = observation_vector(policy, {name: column[:, -1:] for name, column in batch.next.items()})
         loss = (prediction[:, :-1] - later).square().mean(-1)
         if self.config.reward_weight:
             mask = batch.extra.get("lookahead_mask", batch.mask)
@@ -146,6 +142,6 @@ class VAELoss(nn.Module):
         mean, log_variance = self.to_latent(flat_encoding(captured)).chunk(2, -1)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
         decoded = self.decoder(mean + (log_variance / 2).exp() * noise)
-        error = (decoded - reconstruction_target(policy, batch)).square().sum(-1) / 2
+        error = (decoded - observation_vector(policy, batch.obs)).square().sum(-1) / 2
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
         return self.config.weight * (error + self.config.beta * divergence)

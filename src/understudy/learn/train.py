@@ -78,7 +78,7 @@ from .method import (
     training_data,
     with_steps,
 )
-from .model_card import write_model_card
+from .model_card import evaluations, write_model_card
 from .representation import RepresentationLearning
 from .reward_models import RewardedConfig, RewardModelConfig
 from .run import Run
@@ -505,7 +505,7 @@ class _CheckpointEvaluation:
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates
-        logged = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
+        logged = next((line for line in evaluations(self.run) if line["step"] == step), {})
         if not logged or (self.score and "score" not in logged):
             modules, metrics = loop.modules(), {}
             if len(self.test):
@@ -529,18 +529,10 @@ class _CheckpointEvaluation:
         self.run.name_checkpoints(last=last, **({} if best is None else {"best": best}))
 
 
-def is_evaluation(line: dict[str, Any]) -> bool:
-    return "score" in line or "validation/energy" in line
-
-
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """Returns the step of the best evaluation. Among equals, the latest.
+    """Returns the step of the best evaluation, among equals the latest. None if no line has the metric `by`.
 
-    Args:
-        by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
-
-    Returns:
-        The step, or None if no line has the metric.
+    Higher values of "score" are better. For every other metric, lower values are better.
     """
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
              if line.get(by) is not None and line["step"] in set(steps)}
@@ -756,10 +748,6 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
 def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
                     device: torch.device, processes: Processes) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
-
-    Args:
-        data: The episodes, before the method's transforms.
-        left_out: Indices of the interrupted episodes that are left out.
     """
     source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
@@ -782,43 +770,38 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
     }
 
 
-def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
+def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
 
-    If there are more than `most` episodes, so many evenly spaced ones are read.
+    At most 1000 episodes are read, evenly spaced ones.
     """
     simulators: dict[str, set[str]] = {}
-    for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
+    for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
         facts = data[i].metadata
         if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
             simulators.setdefault(facts["env"], set()).add(facts["simulator"])
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 
-def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] | None:
+def trained_tasks(method: Method, data: Dataset) -> list[str] | None:
     """Returns the tasks in words on which a policy is trained, in alphabetical order.
 
     Args:
         data: The episodes that it is trained on, after its transforms.
-        most: Largest number of tasks.
 
     Returns:
-        The tasks. None if the policy reads no words, or if there are more tasks.
+        The tasks. None if the policy reads no words, or if there are more than 1000 tasks.
     """
-    words, features = task_column(method), data.features()
+    features = data.features()
+    words = next((part.into for part in method.transforms if isinstance(part, TaskText)), SHOWN_TASK)
     if words not in policy_inputs(method.policy, features) or features[words].kind != "text":
         return None
     tasks: set[str] = set()
     for episode in data:
         tasks.update(str(text) for text in task_texts(episode) if text)
-        if len(tasks) > most:
+        if len(tasks) > 1000:
             return None
     return sorted(tasks)
-
-
-def task_column(method: Method) -> str:
-    """Returns the column in which a policy reads its task in words, if it reads one."""
-    return next((part.into for part in method.transforms if isinstance(part, TaskText)), SHOWN_TASK)
 
 
 def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
-from ..data.mixture import DATASET_NAME, EXPERT, expert_episodes
+from ..data.mixture import expert_episodes
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
@@ -239,23 +239,22 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     path = data.metadata.get("path") or "data set"
     learner = method.learner
     reward = learner.reward if isinstance(learner, RewardedConfig) else None
-    kept = [episode.metadata for i, episode in enumerate(data) if i not in left_out]
-    expert = [facts for facts in kept if facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]
+    demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
+    expert = [data[i].metadata for i in demonstrations if i not in left_out]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
     if imitates and (failures := sum(not facts.get("success", True) for facts in expert)):
         warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
                       "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
                       DataWarning, stacklevel=3)
-    if kept and not expert and imitates:
+    if n_kept and not expert and imitates:
         raise DataError(f"none of the {len(data)} episodes is a demonstration of an expert", where=path,
                         hint="give demonstrations as DATA and the other episodes as --prior, and label no "
                              "demonstration expert=false")
-    if isinstance(reward, ConstantReward) and len(expert) < len(kept):
-        raise DataError(f"only {len(expert)} of {len(kept)} episodes are demonstrations, but a constant reward is that "
+    if isinstance(reward, ConstantReward) and len(expert) < n_kept:
+        raise DataError(f"only {len(expert)} of {n_kept} episodes are demonstrations, but a constant reward is that "
                         "of all of them", where=path,
                         hint="leave the others out (understudy view make DATA --delete), or choose dac")
-    if (learner.compares and learner.needs_others and method.collection is None
-            and len(expert_episodes(data)) == len(data)):
+    if learner.compares and learner.needs_others and method.collection is None and len(demonstrations) == len(data):
         raise DataError(f"all {len(data)} episodes are demonstrations, and a learner that tells them from others needs "
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "

@@ -36,7 +36,7 @@ from ..core import (
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, Episode, episode_fingerprints, interrupted_episodes
+from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
@@ -343,10 +343,6 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
                         documents, modules, last)
 
 
-def _without_images(episode: Episode) -> Episode:
-    return episode.replace({k: None for k, f in episode.features().items() if f.kind == "image"})
-
-
 def default_save_freq(steps: int) -> int:
     """Default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
@@ -389,8 +385,10 @@ class _RunTraining(MethodTraining):
         folder = self.run.folder / "annotated"
         if self.processes.first and not folder.is_dir():
             episodes = self.learner.annotate(data, None)
-            with whole_folder(folder) as part:  # images are long, and are those of the data
-                write_dataset(episodes.map(_without_images), part / "episodes.npz", "npz")
+            without_images = episodes.map(lambda e: e.replace(  # they are long, and are those of the data
+                {k: None for k, f in e.features().items() if f.kind == "image"}))
+            with whole_folder(folder) as part:
+                write_dataset(without_images, part / "episodes.npz", "npz")
         self.processes.wait()
         stored = open_dataset(folder / "episodes.npz")
         return Dataset([replace(episode.replace(dict(annotated.steps)), metadata=annotated.metadata)

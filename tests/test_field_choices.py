@@ -11,7 +11,7 @@ import pytest
 from fixtures.parts import EXAMPLES
 
 from understudy import config
-from understudy.core import ConfigError, Feature, choice_fields, part
+from understudy.core import ConfigError, Feature, _checked_fields, part
 from understudy.data.codec import Normalizer
 from understudy.data.operations import Resample
 from understudy.execute.chunking import RealTimeChunking
@@ -25,6 +25,11 @@ PACKAGES = ("core", "policy", "heads", "nets", "execute", "learn", "data", "impr
 NO_CONFIGS = {"_Preprocessing", "TfdsFeature", "Improvement"}  # values that others make, not options of a user
 MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
         "CollectionRounds": CollectionRounds(1, RolloutCollector(1))}
+
+
+def choice_fields(part):
+    """Names of the fields whose values are no numbers but choices."""
+    return [f.name for f in _checked_fields(part) if f.limits is None]
 
 
 def parts():

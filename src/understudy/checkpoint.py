@@ -126,14 +126,7 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
     Args:
         kind: What the error calls the module.
     """
-    path = Path(folder) / WEIGHTS
-    try:
-        check_checksum(path, hint)
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise UserError("there is no such file", where=path, hint=hint) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the safetensors file is damaged ({error})", where=path, hint=hint) from None
+    weights = read_tensors(Path(folder) / WEIGHTS, hint, has_checksum=True)
     try:
         load_tensors(module, weights)
     except RuntimeError as error:
@@ -141,14 +134,28 @@ def load_weights(module: nn.Module, folder: Path | str, hint: str, kind: str = "
                         hint=f"{kind}.json and {WEIGHTS} must come from the same run; {hint}") from None
 
 
+def read_tensors(path: Path, hint: str, *, has_checksum: bool = False) -> dict[str, Tensor]:
+    """Reads a safetensors file, and compares it with its checksum if it has one.
+
+    Args:
+        hint: What the user can do if it is missing or damaged.
+    """
+    try:
+        if has_checksum:
+            check_checksum(path, hint)
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=path, hint=hint) from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"the safetensors file is damaged ({error})", where=path, hint=hint) from None
+
+
 def save_built(module: nn.Module, folder: Path | str, kind: str, about: object, features: Schema) -> None:
     """Writes a module with what it was built from. The folder needs no other file.
 
     Args:
-        folder: An existing folder, or a new one.
         kind: What the module is, such as "critic". The description is written as KIND.json.
         about: A frozen dataclass that describes the module.
-        features: Features of the columns that it was built for.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,10 +170,9 @@ def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind:
 
     Args:
         build: Builds the module from its description and its features.
-        kind: What the module is, as for `save_built`.
     """
     path = Path(folder) / f"{kind}.json"
-    spec = config.load(read_document(path, RETRAIN), ("understudy", *trust), str(path))
+    spec = config.load(read_json(path, RETRAIN), ("understudy", *trust), str(path))
     if not isinstance(spec, description):
         raise UserError(f"the file describes no {kind}", where=path, hint=RETRAIN)
     module = build(spec, load_features(folder, RETRAIN))
@@ -183,7 +189,7 @@ def load_features(folder: Path | str, hint: str) -> dict[str, Feature]:
     """Reads what `save_features` wrote."""
     path = Path(folder) / FEATURES
     try:
-        return {name: Feature.from_json(feature) for name, feature in read_document(path, hint).items()}
+        return {name: Feature.from_json(feature) for name, feature in read_json(path, hint).items()}
     except (TypeError, AttributeError) as error:
         raise UserError(f"the columns are not stored with dtype, shape and kind ({error})", where=path,
                         hint=hint) from None
@@ -206,14 +212,6 @@ def find_lerobot_checkpoint(folder: Path) -> Path | None:
 def is_lerobot_checkpoint(folder: Path) -> bool:
     """Whether a folder that `policy.find_checkpoint` returned was written by LeRobot."""
     return (folder / "config.json").is_file() and not (folder / "policy.json").exists()
-
-
-def read_document(path: Path, hint: str):
-    """Reads a JSON file of a checkpoint."""
-    try:
-        return read_json(path)
-    except UserError as error:
-        raise UserError(error.problem, where=error.where, hint=hint) from None
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

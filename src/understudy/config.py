@@ -117,12 +117,7 @@ def load(data, trust: tuple[str, ...] = ("understudy",), where: str = ""):
 
 
 def find_class(name: str, base: type[T], trust: tuple[str, ...] = ("understudy",), where: str = "") -> type[T]:
-    """Finds the class that "package.module:Class" names.
-
-    Args:
-        name: Import path and class.
-        base: The class must be one of its subclasses.
-        trust: Packages whose code may be loaded.
+    """Finds the class that "package.module:Class" names, a subclass of `base`.
 
     Raises:
         UntrustedCode: The package is not trusted, or the name is not that of such a class defined in that very module.
@@ -142,7 +137,7 @@ def _find(name: str, trust: tuple[str, ...], where: str):
         raise UntrustedCode(f"names {name}, which is outside the trusted packages ({', '.join(trust)})",
                             where=where or None, hint=f"add --trust {package} if you trust that code to run")
     try:
-        definition = getattr(_import_module(path, where), attribute, None)
+        definition = getattr(import_module(path, where or path), attribute, None)
     except UserError:
         if package != "understudy":
             raise
@@ -167,9 +162,3 @@ def _version_hint(package: str, where: str) -> str:
         return (f"it was written by understudy {version}, and this is {__version__}: install {version} "
                 f"(pip install understudy=={version}), or train it again")
     return f"this is understudy {__version__}: install the version that wrote the file, or correct the name"
-
-
-def _import_module(path: str, where: str):
-    if path in sys.modules:
-        return sys.modules[path]
-    return import_module(path, where or path)

@@ -277,12 +277,6 @@ def _checked_fields(part: type) -> tuple[_Field, ...]:
     return tuple(checked)
 
 
-@functools.cache
-def choice_fields(part: type) -> dict[str, Any]:
-    """The type of each field of a dataclass that has choices: a `Literal`, or a union or tuple with one."""
-    return {f.name: f.kind for f in _checked_fields(part) if f.limits is None}
-
-
 def _field_type(owner: type, name: str) -> Any:
     """The type of a field that a class declares. None if it names something that is imported for type checkers only."""
     # One field at a time, because `get_type_hints` reads all fields of a class or none.
@@ -511,19 +505,19 @@ class Batch:
 
     def select_rows(self, which: slice) -> Batch:
         """Return the batch with some of its rows."""
-        def cut(tree):
-            return {k: v[which] for k, v in tree.items()}
-        return Batch(cut(self.obs), self.action[which], self.mask[which], cut(self.extra),
-                     None if self.next is None else cut(self.next),
-                     {k: v.select_rows(which) for k, v in self.others.items()})
+        return self._map(lambda x: x[which])
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on a device."""
-        def move(tree):
-            return {k: v.to(device, non_blocking=True) for k, v in tree.items()}
-        return Batch(move(self.obs), self.action.to(device, non_blocking=True), self.mask.to(device, non_blocking=True),
-                     move(self.extra), None if self.next is None else move(self.next),
-                     {k: v.to(device) for k, v in self.others.items()})
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with a function of each tensor in its place."""
+        def each(columns):
+            return {k: function(v) for k, v in columns.items()}
+        return Batch(each(self.obs), function(self.action), function(self.mask), each(self.extra),
+                     None if self.next is None else each(self.next),
+                     {k: v._map(function) for k, v in self.others.items()})
 
 
 @dataclass(frozen=True)
@@ -583,7 +577,6 @@ def tree_map(function: Callable[..., Any], *trees):
     """Apply a function to the tensors at the same place of several trees.
 
     Args:
-        function: Called with one tensor of each tree.
         *trees: Tensors, or nested dicts and `Context` objects of tensors, all of the same structure.
     """
     first = trees[0]
@@ -606,11 +599,7 @@ def take(tree, rows):
 
 
 def put(tree, rows, new):
-    """Return a copy of a tree of tensors with some rows replaced. The tree itself is not changed.
-
-    Args:
-        tree: A tensor, or nested dicts of tensors, rows first.
-    """
+    """Return a copy of a tree, as of `take` but without `Context`, with some rows replaced."""
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
     copied = tree.clone()
@@ -746,13 +735,7 @@ def uniform(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0)
 
 
 def normal(key: Tensor, count: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Draw standard normal random numbers that depend only on the key, count and stream of their row.
-
-    Args:
-        key: Key of each row, (B,) int64: see `keys`.
-        count: Number of the draw in its episode, (B,).
-        shape: Shape of the numbers of one row.
-        stream: Keeps the random numbers of parts with the same key independent: see `uniform`.
+    """Draw standard normal random numbers that depend only on the key, count and stream of their row: see `uniform`.
 
     Returns:
         (B, *shape) float32, on the device of `key`.

@@ -54,8 +54,11 @@ def replace_nonfinite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path | str):
+def read_json(path: Path | str, hint: str | None = None):
     """Reads a JSON file.
+
+    Args:
+        hint: What the user can do if it is missing or damaged. None for the general advice.
 
     Raises:
         UserError: The file is missing or is not JSON. The message has the line of the error.
@@ -65,11 +68,11 @@ def read_json(path: Path | str):
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("there is no such file", where=path,
-                        hint="check the path, or take it from a copy") from None
+                        hint=hint or "check the path, or take it from a copy") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"the file cannot be read as JSON{line} ({error})", where=path,
-                        hint="the file is damaged: take it from a copy, or write it again") from None
+                        hint=hint or "the file is damaged: take it from a copy, or write it again") from None
 
 
 def write_checksums(folder: Path | str, *names: str) -> None:
@@ -89,10 +92,7 @@ def check_checksum(path: Path | str, do: str) -> None:
     """
     path = Path(path)
     digest = file_sha256(path)
-    try:
-        checksums = read_json(path.with_name(CHECKSUMS))
-    except UserError as error:
-        raise UserError(error.problem, where=error.where, hint=do) from None
+    checksums = read_json(path.with_name(CHECKSUMS), do)
     if not isinstance(checksums, dict) or path.name not in checksums:
         raise UserError(f"the checksum of {path.name} is missing", where=path.with_name(CHECKSUMS), hint=do)
     if checksums[path.name] != digest:

@@ -26,7 +26,6 @@ from .checkpoint import (
     load_features,
     load_tensors,
     load_weights,
-    read_document,
     save_features,
     save_weights,
 )
@@ -132,10 +131,9 @@ class NetworkGuidance(ABC):
         return self
 
     def for_head(self, head: DenoisingHead) -> NetworkGuidance:
-        """Return the guidance for a policy with this head. By default it is the same for all heads.
+        """Return the guidance for a policy with this head, by default the same for all.
 
-        Raises:
-            Unsupported: The guidance cannot wrap the network of this head.
+        Raises Unsupported if the guidance cannot wrap the network of this head.
         """
         return self
 
@@ -163,7 +161,7 @@ class CostGuidance(ABC):
     """Guidance that lowers a cost of the estimated clean chunk at each denoising step."""
 
     def select_rows(self, rows: Tensor) -> CostGuidance:
-        """Return the guidance of some rows. Override it if the guidance contains tensors with rows."""
+        """Return the guidance of some rows: see `NetworkGuidance.select_rows`."""
         return self
 
     def select_components(self, components: slice) -> CostGuidance:
@@ -392,51 +390,31 @@ class Planner(ABC):
         """
 
     def context(self, obs: Mapping[str, Tensor]) -> Context:
-        """Encode observation windows, (B, To, ...).
-
-        Raises:
-            Unsupported: The planner has no encoder.
-        """
+        """Encode observation windows, (B, To, ...). Raises Unsupported if the planner has no encoder."""
         raise Unsupported(f"{type(self).__name__} does not encode observations apart from planning", hint=_NO_CONTEXT)
 
     @property
     def action_scale(self) -> Tensor:
-        """Scale of each action component in world units, (A,), for comparing actions.
-
-        Raises:
-            Unsupported: The planner has no codec.
-        """
-        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+        """Scale of each action component in world units, (A,), for comparing actions: see `encode`."""
+        raise self._has_no_codec()
 
     def encode(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Convert actions in world units to coded actions.
+        """Convert actions in world units, (B, H, A), to coded actions, (B, H, width).
 
         Args:
-            action: Actions in world units, (B, H, A).
             obs: Observation windows by name, (B, To, ...).
-
-        Returns:
-            Coded actions, (B, H, width).
 
         Raises:
             Unsupported: The planner has no codec.
         """
-        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+        raise self._has_no_codec()
 
     def decode(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Convert coded actions to actions in world units.
+        """Convert coded actions, (B, H, width), to actions in world units, (B, H, A): see `encode`."""
+        raise self._has_no_codec()
 
-        Args:
-            coded: Coded actions, (B, H, width).
-            obs: Observation windows by name, (B, To, ...).
-
-        Returns:
-            Actions in world units, (B, H, A).
-
-        Raises:
-            Unsupported: The planner has no codec.
-        """
-        raise Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
+    def _has_no_codec(self) -> Unsupported:
+        return Unsupported(f"{type(self).__name__} has no codec apart from planning", hint=_NO_CONTEXT)
 
 
 _NO_CONTEXT = "use an executor that only asks for plans, such as RecedingHorizon"
@@ -448,11 +426,7 @@ class StepwisePlanner(Planner):
     @property
     @abstractmethod
     def head(self) -> StepwiseHead:
-        """The head that makes the steps.
-
-        Raises:
-            Unsupported: The head answers in one step.
-        """
+        """The head that makes the steps. Raises Unsupported if it answers in one step."""
 
     @abstractmethod
     def denoise_step(self, context: Context, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
@@ -470,11 +444,7 @@ class StepwisePlanner(Planner):
 
 
 class Policy(CheckpointModule, StepwisePlanner):
-    """A network with its codec, which plans chunks of the target column.
-
-    Args:
-        features: Features of the data: of the inputs and the target.
-    """
+    """A network with its codec, which plans chunks of the target column."""
 
     def __init__(self, config: PolicyConfig, features: Schema):
         super().__init__()
@@ -549,7 +519,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     def _check_data(self, data: Dataset) -> None:
         features, path = data.features(), str(data.metadata.get("path", "data set"))
-        self.check_features(features, path)
+        check_features(self, features, path)
         if not self.config.target:
             return
         trained_classes, data_classes = self.target.num_classes or (), features[self.config.target].num_classes or ()
@@ -562,10 +532,6 @@ class Policy(CheckpointModule, StepwisePlanner):
     def image_sizes(self) -> dict[str, tuple[int, int]]:
         """Height and width in pixels of each camera that the policy reads."""
         return camera_sizes(self.features)
-
-    def check_features(self, features: Schema, where: str, *, resized: bool = False, hint: str = "") -> None:
-        """Check that columns fit this policy: see the function `check_features`."""
-        check_features(self, features, where, resized=resized, hint=hint)
 
     @torch.no_grad()
     def fit_statistics(self, data: Dataset, *, refit_codec: bool = True, refit_head: bool = True) -> Policy:
@@ -663,10 +629,7 @@ class Policy(CheckpointModule, StepwisePlanner):
         """Sample coded actions, (B, H, width), with gradients.
 
         Args:
-            temperature: None for that of the head.
-
-        Raises:
-            Unsupported: The head has no temperature.
+            temperature: None for that of the head. Another one needs a `TemperatureHead`.
         """
         head = self.config.head
         if temperature is not None:
@@ -791,11 +754,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @property
     def guided_head(self) -> DenoisingHead:
-        """The head of a policy whose plans can be guided.
-
-        Raises:
-            Unsupported: The head answers in one step.
-        """
+        """The head of a policy whose plans can be guided. Raises Unsupported if it answers in one step."""
         if not isinstance(self.config.head, DenoisingHead):
             raise Unsupported(f"{type(self.config.head).__name__} answers at once; only heads that move noise to "
                               "action step by step can be guided",
@@ -804,11 +763,7 @@ class Policy(CheckpointModule, StepwisePlanner):
 
     @property
     def likelihood_head(self) -> LikelihoodHead:
-        """The head of a policy that has a density.
-
-        Raises:
-            Unsupported: It has none.
-        """
+        """The head of a policy that has a density. Raises Unsupported if it has none."""
         if not isinstance(self.config.head, LikelihoodHead):
             raise Unsupported(f"{type(self.config.head).__name__} has no density", hint="use a head that has one, such "
                               "as SquashedGaussian or Gaussian for numbers, or Categorical for classes")
@@ -999,7 +954,7 @@ def find_checkpoint(folder: Path | str) -> Path:
 
 def read_checkpoint_json(folder: Path, name: str):
     """Read a JSON file of a checkpoint."""
-    return read_document(folder / name, _replacement_hint(folder))
+    return read_json(folder / name, _replacement_hint(folder))
 
 
 def _describe_path(folder: Path) -> str:

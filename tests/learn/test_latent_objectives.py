@@ -1,4 +1,4 @@
-"""Self-prediction and latent dynamics: exact small cases, and which of them collapse."""
+"""Latent dynamics: exact small cases, and encodings that do not collapse."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.fit import fit
-from understudy.learn.latent_objectives import LatentDynamics, SelfPrediction
+from understudy.learn.latent_objectives import LatentDynamics
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
 from understudy.nets.ema import ConstantDecay
@@ -22,95 +22,13 @@ from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner
 
 RAW = Normalizer("identity", "identity")
-STATE, N_STATES, WIDTH = "observation.state", 12, 3
+STATE = "observation.state"
 
 
 def policy_of(size, width, seed=0):
     torch.manual_seed(seed)
     config = PolicyConfig(Regression(), FeedForward(()), TokenEncoder(width), RAW, target="")
     return Policy(config, {STATE: Feature("float32", (size,))})
-
-
-def chain(seed):
-    """Every transition of a chain in which each state has four equally likely next states, and its matrix."""
-    rng = np.random.default_rng(seed)
-    pairs = [(x, int(y)) for _ in range(4) for x, y in enumerate(rng.permutation(N_STATES))]
-    matrix = np.zeros((N_STATES, N_STATES))
-    for x, y in pairs:
-        matrix[x, y] += 0.25
-    states = torch.eye(N_STATES)[:, None]
-    now, later = (torch.tensor(index) for index in zip(*pairs, strict=True))
-    batch = Batch({STATE: states[now]}, torch.zeros(48, 1, 0), torch.ones(48, 1).bool(), next={STATE: states[later]})
-    return batch, matrix
-
-
-def descend(objective, batch, updates=600, seed=0):
-    """Gradient descent with predictors that are always the best ones. Returns the encodings of the states."""
-    policy = policy_of(N_STATES, WIDTH, seed)
-    loss, linear = objective.build(policy), policy.encoder.maps[0]
-    later_linear = loss.later_encoder.maps[0]
-    torch.nn.init.orthogonal_(linear.weight)
-    torch.nn.init.orthogonal_(later_linear.weight)
-    for layer in (linear, later_linear):
-        torch.nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.SGD([linear.weight, later_linear.weight], lr=0.3)
-    for _ in range(updates):
-        context = policy.context(batch.obs)
-        with torch.no_grad():
-            now, later = context.flat(), later_linear(batch.next[STATE][:, 0]).flatten(1)
-            for predictor, x, y in ((loss.forward_map, now, later), (loss.backward_map, later, now)):
-                predictor.weight.copy_(torch.linalg.lstsq(x, y).solution / predictor.rate)
-        value = loss(policy, batch, torch.Generator(), {"context": context.tokens, "context_mask": context.mask}).mean()
-        optimizer.zero_grad()
-        (value * N_STATES).backward()
-        optimizer.step()
-    return linear.weight.detach().T.double().numpy()
-
-
-def subspace_share(features, basis):
-    """How much of the columns of `basis` lies in the span of the features, from 0 to 1."""
-    q, _ = np.linalg.qr(features)
-    return np.square(q.T @ basis).sum() / basis.shape[1]
-
-
-@pytest.mark.slow
-def test_two_way_self_prediction_learns_the_left_singular_vectors_of_a_chain():
-    shares = []
-    for seed in range(3):
-        batch, matrix = chain(seed)
-        left = np.linalg.svd(matrix)[0][:, :WIDTH]
-        shares.append(subspace_share(descend(SelfPrediction(5.0, two_way=True), batch, seed=seed), left))
-    assert np.mean(shares) > 0.9, shares  # a random subspace has 0.25
-
-
-def test_the_loss_by_hand():
-    batch, _ = chain(0)
-    policy = policy_of(N_STATES, WIDTH)
-    now, later = (policy.context(o).flat() for o in (batch.obs, batch.next))
-    captured = {"context": now[:, None], "context_mask": torch.ones(48, 1).bool()}
-    for target in ("stop", "full"):
-        loss = SelfPrediction(7.0, target, weight=2.0).build(policy)
-        value = loss(policy, batch, torch.Generator(), captured)
-        assert torch.allclose(value, 2 * (now - later).square().mean(-1), atol=1e-6)  # the first predictor is 1
-        weight = policy.encoder.maps[0].weight
-        gradients = torch.autograd.grad(value.sum(), weight, retain_graph=True)[0]
-        expected = 2 * (now - (later.detach() if target == "stop" else later)).square().mean(-1)
-        assert torch.allclose(gradients, torch.autograd.grad(expected.sum(), weight, retain_graph=True)[0], atol=1e-5)
-
-
-def test_the_predictor_moves_as_much_faster_as_its_rate():
-    batch, _ = chain(0)
-    moved = []
-    for rate in (1.0, 10.0):
-        policy = policy_of(N_STATES, WIDTH)
-        loss, context = SelfPrediction(rate).build(policy), policy.context(batch.obs)
-        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3, eps=1e-12)
-        captured = {"context": context.tokens, "context_mask": context.mask}
-        loss(policy, batch, torch.Generator(), captured).sum().backward()
-        optimizer.step()
-        matrix = loss.forward_map(torch.eye(WIDTH)).detach()
-        moved.append((matrix - torch.eye(WIDTH)).abs().mean().item())
-    assert moved[1] == pytest.approx(10 * moved[0], rel=1e-3)
 
 
 def walk(seed):
@@ -132,9 +50,7 @@ def spread(objective, updates=300, steps=1):
     return logged[-1] / logged[0]
 
 
-def test_what_collapses_is_shown_by_the_logged_spread():
-    collapsed = spread(SelfPrediction(target="full"))
-    assert collapsed < 0.2 < 0.5 < spread(SelfPrediction(10.0))
+def test_encodings_do_not_collapse():
     assert spread(LatentDynamics(2, Transformer(16, 1)), steps=5) > 0.5
 
 
@@ -190,6 +106,5 @@ def test_latent_dynamics_needs_a_next_observation():
         LatentDynamics().build(policy_of(4, 5))
 
 
-@pytest.mark.parametrize("objective", [SelfPrediction(two_way=True), LatentDynamics(2, Transformer(8, 1, 2))])
-def test_the_contract(objective):
-    check_learner(RepresentationLearning((objective,), batch_size=8))
+def test_the_contract():
+    check_learner(RepresentationLearning((LatentDynamics(2, Transformer(8, 1, 2)),), batch_size=8))

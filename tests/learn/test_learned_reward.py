@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from fixtures.staged import call
 
 from understudy import make
@@ -37,6 +38,17 @@ def test_rewards_are_those_of_the_environment_with_the_model(place):
     for ours, theirs in zip(LearnedReward(model).apply(plain), rollout(env.expert(), wrapped, 2, 5), strict=True):
         np.testing.assert_allclose(ours.steps["next.reward"], theirs.steps["next.reward"], rtol=1e-4, atol=1e-5)
         assert ours.steps["next.reward"].std() > 0
+
+
+def test_the_model_reads_batches_on_its_own_device(place, monkeypatch):
+    model, env, devices = load_modules(place / "dac")["reward"].to("meta"), make("particle", 2), []
+
+    def reward(batch, policy):
+        devices.append((batch.action.device.type, batch.next["observation.state"].device.type))
+        return torch.zeros(len(batch), 1)
+    monkeypatch.setattr(model, "reward", reward)
+    LearnedReward(model).apply(rollout(env.expert(), env, 2, 5))
+    assert set(devices) == {("meta", "meta")}
 
 
 def test_the_command_learns_from_them_online_and_from_data(place, tmp_path):

@@ -8,7 +8,7 @@ from understudy.core import Batch, Feature
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
-from understudy.learn.reconstruction_objectives import VAE, ObservationPrediction, Reconstruction, reconstruction_target
+from understudy.learn.reconstruction_objectives import VAE, ObservationPrediction, Reconstruction, observation_vector
 from understudy.learn.representation import RepresentationLearning
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.nets.feed_forward import FeedForward
@@ -72,7 +72,7 @@ def test_targets_are_coded_numbers_and_pixels():
     policy = Policy(PolicyConfig(Regression(), FeedForward(()), codec=RAW, target=""), features)
     obs = {"observation.images.top": torch.full((3, 1, 4, 4, 3), 255, dtype=torch.uint8),
            STATE: torch.full((3, 1, 2), 7.0)}
-    target = reconstruction_target(policy, Batch(obs, torch.zeros(3, 1, 0), torch.ones(3, 1).bool()))
+    target = observation_vector(policy, obs)
     assert target.shape == (3, 50) and sorted(set(target.flatten().tolist())) == [1.0, 7.0]
 
 

@@ -226,5 +226,5 @@ def test_whole_episodes_are_held_out():
 
 
 def test_options_that_mean_nothing_are_refused():
-    with pytest.raises(UserError, match="2 samples"):
+    with pytest.raises(UserError, match="n_samples is 1, but must be at least 2"):
         Validation(n_samples=1)

@@ -682,7 +682,7 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     from ..envs.image_obs import check_images
     from ..learn.method import find_references, policy_features, training_data
     from ..nets.vision import without_downloads
-    from ..policy import Policy
+    from ..policy import Policy, check_features
 
     if method.inference or method.wrapper is not None or any(find_references(method.transforms)):
         return  # what the actor reads is known when the stages are trained
@@ -691,8 +691,8 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
         policy = Policy(method.policy, data.features())
     check_images({name: policy.features[name] for name in policy.inputs}, env)
     recorded = recorded_env(data)
-    policy.check_features(
-        policy_features(method, env.features), str(env.metadata["env"]), resized=True,
+    check_features(
+        policy, policy_features(method, env.features), str(env.metadata["env"]), resized=True,
         hint="name the environment of the demonstrations" + (f", which is {recorded}" if recorded else "")
              + ", or take demonstrations of this one")
     tell_scaled_images(policy, env, data.metadata.get("camera_sizes"), "the policy")

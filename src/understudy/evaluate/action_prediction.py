@@ -15,7 +15,7 @@ from ..data.episode import Dataset, episode_fingerprints
 from ..execute.base import Executor
 from ..files import replace_nonfinite
 from ..learn.validation import Validation, check_training_data, energy_score, target_scale
-from ..policy import Policy
+from ..policy import Policy, check_features
 from . import stats
 from .stats import LEVEL, Interval
 
@@ -310,7 +310,7 @@ def evaluate_action_prediction(
             the best.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
     """
-    policy.check_features(data.features(), str(data.metadata.get("path", "data set")))
+    check_features(policy, data.features(), str(data.metadata.get("path", "data set")))
     check_training_data(policy, data)
     validation = validation or Validation(n_windows=512, n_samples=16)
     numbers = list(range(len(data))) if episodes is None else list(episodes)

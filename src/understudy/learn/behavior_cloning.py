@@ -131,22 +131,16 @@ class BehaviorCloningLearner(GradientLearner):
         return super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
 
     def update(self, batch: Batch) -> dict[str, float]:
-        batch = batch.to(self.device)
-        if isinstance(self.sample_weights, LearnedWeightFunction):
-            self.minimize("weights", self.weight_loss, batch)
-        fixed = isinstance(self.sample_weights, FixedWeights)
-        with torch.no_grad() if fixed else self.evaluation():
-            weights = self.sample_weights(batch, self.policy)
+        batch, function = batch.to(self.device), self.sample_weights
+        if isinstance(function, LearnedWeightFunction):
+            self.minimize("weights", lambda part, rng: function.loss(part, self.policy, rng), batch)
+        with torch.no_grad() if isinstance(function, FixedWeights) else self.evaluation():
+            weights = function(batch, self.policy)
         self.minimize("policy", self.policy_loss, batch, weights)
         metrics = self.end_update()
-        self.sample_weights.after_update(self.policy)
+        function.after_update(self.policy)
         update_lagged(self.auxiliary_losses, self.policy)
         return metrics
-
-    def weight_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of a `LearnedWeightFunction` for each window, (B,), or each step, (B, H), not reduced."""
-        assert isinstance(self.sample_weights, LearnedWeightFunction)
-        return self.sample_weights.loss(batch, self.policy, rng)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
         """Returns the loss of the head, (B, H), then the loss of each auxiliary loss, (B,), not reduced."""

@@ -104,7 +104,7 @@ class CloningFromObservationLearner(GradientLearner):
             self.processes.all_reduce([error])
             self.error.mean.lerp_(error / self.processes.count, 1 - ERROR_DECAY)
         self.minimize("inverse", self.inverse_loss, batch)
-        self.minimize("policy", self.policy_loss, labeled)
+        self.minimize("policy", self.policy.loss, labeled)
         return self.end_update(label_error=float(self.error.mean.mean()))
 
     def transitions(self, batch: Batch) -> dict[str, Tensor]:
@@ -132,10 +132,6 @@ class CloningFromObservationLearner(GradientLearner):
         """Returns the loss of the inverse dynamics model at each step, (B, 1), not reduced."""
         return self.inverse.loss(batch.replace(obs=self.transitions(batch)), rng)
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the loss of the policy at each step, (B, 1), not reduced."""
-        return self.policy.loss(batch, rng)
-
 
 class _RunningError(nn.Module):
     """The running mean of the squared error of each component, (width,)."""
@@ -149,13 +145,9 @@ class _RunningError(nn.Module):
 
 @dataclass(frozen=True)
 class ClassBalance:
-    """Sampling weights that draw all actions of a discrete column equally often.
+    """Sampling weights that draw all actions of a discrete column equally often."""
 
-    Args:
-        counts: Number of steps with each action.
-    """
-
-    counts: Mapping[tuple[int, ...], int]
+    counts: Mapping[tuple[int, ...], int]  # number of steps with each action
 
     @staticmethod
     def of(data: Dataset) -> ClassBalance:

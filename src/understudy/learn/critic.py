@@ -85,12 +85,7 @@ class EncodedObs:
 
 
 class Critic(Scorer):
-    """One or several networks that score an observation window, or plans for it.
-
-    Args:
-        features: The columns that the critic reads, and the target.
-        codec: Codec module to share with a policy. None builds a new one without statistics.
-    """
+    """One or several networks that score an observation window, or plans for it."""
 
     def __init__(self, about: CriticSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()
@@ -173,13 +168,17 @@ class Critic(Scorer):
         return scores.amin(0)
 
     def score_plans(self, obs, plans):
-        return self.scores(obs, plans).amin(0)
+        return self(obs, plans)
 
     def forward(self, obs, plan):
         return self.scores(obs, plan).amin(0)
 
     def save(self, folder):
         save_built(self, folder, "critic", self.about, self.features)
+
+    @classmethod
+    def load(cls, folder, trust=(), device="cpu"):
+        return load_built(cls, folder, "critic", CriticSpec, trust, device)
 
 
 class QFunction(Critic):
@@ -192,10 +191,6 @@ class QFunction(Critic):
     def read_plan(self, obs, plan):
         # A codec codes each step alone, so that N plans are like one with N times as many steps.
         return self.codec.encode(plan.flatten(1, -2), obs).reshape(*plan.shape[:-2], self.plan_size)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(QFunction, folder, "critic", CriticSpec, trust, device)
 
 
 class ValueFunction(Critic):
@@ -214,7 +209,3 @@ class ValueFunction(Critic):
 
     def forward(self, obs, plan=None):
         return self.scores(obs, plan).amin(0)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(ValueFunction, folder, "critic", CriticSpec, trust, device)

@@ -96,15 +96,7 @@ class DataCollection(ABC):
 
     @abstractmethod
     def check(self, env: Any, person: Actor | None) -> None:
-        """Check that collecting has everything that it needs.
-
-        Args:
-            env: The environment, an `understudy.envs.Env`, or None.
-            person: The actor through which a person acts, or None.
-
-        Raises:
-            UserError: Something is missing.
-        """
+        """Raise UserError if something that collecting needs is missing: see `Training.env` and `Training.person`."""
 
     def scaled(self, factor: float) -> DataCollection:
         """Return the collection with the numbers of updates multiplied by a factor. By default it has none."""

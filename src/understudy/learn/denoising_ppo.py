@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import Above, AtLeast, AtMost, Context, Unsupported, normal, part, put, take
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset
 from ..execute.actor import Actor, PolicyActor
 from ..execute.base import require_stepwise
 from ..execute.chunking import RecedingHorizon
@@ -87,11 +87,7 @@ class DenoisingPPOLearner(PPOLearner):
                               where="DenoisingPPO.reward", hint="leave it out: the data have the rewards")
 
     def exploring_actor(self, actor: Actor) -> Actor:
-        """Returns the actor that adds noise to denoising steps and records them.
-
-        Args:
-            actor: The deployed one.
-        """
+        """Returns the actor that adds noise to the denoising steps of the deployed one, and records them."""
         if not isinstance(actor, PolicyActor) or not isinstance(actor.executor, RecedingHorizon):
             raise Unsupported("the density is that of whole chunks, one executed after the other", where="DenoisingPPO",
                               hint="train the policy with RecedingHorizon and no wrapper")
@@ -106,7 +102,7 @@ class DenoisingPPOLearner(PPOLearner):
         if round is None:  # demonstrations, which have no chains
             return episodes
         plans = [np.flatnonzero(np.asarray(e.steps[PLANS][:len(e)]).reshape(-1)) for e in episodes]
-        ends = np.cumsum([len(e) for e in episodes])
+        ends = np.cumsum(episodes.lengths)
         rows = np.concatenate([p + end - len(e) for p, end, e in zip(plans, ends, episodes, strict=True)])
         windows = self.policy.windows(episodes, extra=(CHAIN,))
         parts = [self._judge(windows.gather(rows[i:i + 256])) for i in range(0, len(rows), 256)]
@@ -122,9 +118,9 @@ class DenoisingPPOLearner(PPOLearner):
         advantage = gae(torch.from_numpy(reward), value, next_value, terminated, last, self.config.discount,
                         self.config.gae_decay)
         columns = {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage, RETURN: advantage + value}
-        of_episodes = zip(*(np.split(x.numpy(), bounds[:-1]) for x in columns.values()), strict=True)
-        return Dataset([self._with_columns(e, {k: _at_rows(e, p, v) for k, v in zip(columns, values, strict=True)})
-                        for e, p, values in zip(episodes, plans, of_episodes, strict=True)], episodes.metadata)
+        return self._with_columns(episodes, {  # zero but at these rows
+            name: torch.zeros(ends[-1], *x.shape[1:]).index_copy(0, torch.from_numpy(rows), x)
+            for name, x in columns.items()})
 
     def _judge(self, batch):
         """Log-densities, those of the reference, (B, K) each, and value, (B,)."""
@@ -177,11 +173,7 @@ def sample_chain(planner: StepwisePlanner, obs: Mapping[str, Tensor], noise: Ten
 
 
 def chain_log_prob(policy: Policy, context: Context, chain: Tensor, std: float) -> Tensor:
-    """Returns the log-density of each step of a chain, (B, K).
-
-    Args:
-        chain: As of `sample_chain`.
-    """
+    """Returns the log-density of each step of a chain that `sample_chain` made, (B, K)."""
     rows, n = len(chain), chain.shape[1] - 1
     number = torch.arange(n, device=chain.device).repeat(rows)
     mean = _step_mean(policy, context.repeat(n), chain[:, :-1].flatten(0, 1), number, n)
@@ -193,13 +185,6 @@ def _step_mean(planner: StepwisePlanner, context: Context, x: Tensor, number: Te
     """Where the deployed sampler moves x (B, H, A) in its step of this number (B,)."""
     t = number[:, None].expand(x.shape[:2])
     return planner.denoise_step(context, x, t / n_steps, (t + 1) / n_steps)
-
-
-def _at_rows(episode: Episode, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A column that is zero but at some rows."""
-    column = np.zeros((len(episode), *values.shape[1:]), np.float32)
-    column[rows] = values
-    return column
 
 
 class ChainActor(Actor):

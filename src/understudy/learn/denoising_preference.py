@@ -11,9 +11,9 @@ from typing import Annotated, cast
 import torch
 from torch import Generator, Tensor
 
-from ..checkpoint import RETRAIN, Scorer, read_document
+from ..checkpoint import RETRAIN, Scorer
 from ..core import Above, AtLeast, Batch, Unsupported, part
-from ..files import write_json
+from ..files import read_json, write_json
 from ..heads.base import DenoisingHead
 from ..policy import Policy
 from .fit import LearnerConfig
@@ -77,7 +77,7 @@ class ImplicitReward(Scorer):
     @staticmethod
     def load(folder, trust=(), device="cpu"):
         tuned, base = (Policy.load(Path(folder) / name, trust) for name in ("tuned", "base"))
-        return ImplicitReward(tuned, base, **read_document(Path(folder) / "reward.json", RETRAIN)).to(device)
+        return ImplicitReward(tuned, base, **read_json(Path(folder) / "reward.json", RETRAIN)).to(device)
 
 
 @part

@@ -117,11 +117,7 @@ class Discriminator(RewardModel):
         return loss + self.config.penalty * self.gradient_penalty(mixed * expert + (1 - mixed) * own)
 
     def gradient_penalty(self, points: Tensor) -> Tensor:
-        """Returns the penalty at each point, (B,).
-
-        Args:
-            points: What the network reads, (B, D).
-        """
+        """Returns the penalty, (B,), at points that the network reads, (B, D)."""
         points = points.detach().requires_grad_()
         gradient, = torch.autograd.grad(self.layers(points).sum(), points, create_graph=True)
         excess = gradient.norm(dim=1) - self.config.target

@@ -16,7 +16,7 @@ import torch
 from ..checkpoint import CheckpointModule, FromStage
 from ..core import DataError, DataWarning, Schema, Unsupported, UserError, as_seed, role
 from ..data.episode import Dataset
-from ..data.mixture import DATASET_NAME, EXPERT, expert_episodes
+from ..data.mixture import expert_episodes
 from ..data.packed_columns import check_steps
 from ..data.shown_demonstration import ShowDemonstration, task_of
 from ..data.stream import ShardStream
@@ -147,7 +147,30 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
         return FitResult(method, loop.modules(), recorded)
 
 
-class _MemoryTraining(Training):
+class MethodTraining(Training):
+    """A training of a method. A subclass says where results are stored.
+
+    Attributes:
+        recorded: The columns of the data before the method's transforms.
+    """
+
+    method: Method
+    recorded: Schema
+
+    def modules(self) -> dict[str, CheckpointModule]:
+        """The modules of a checkpoint, by name."""
+        return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
+
+    def actor(self, policy=None):
+        features = self.recorded if self.env is None else self.env.features
+        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
+        return build_actor(self.method, modules, ROWS, features=features)
+
+    def transform(self, episodes):
+        return training_data(episodes, self.method)
+
+
+class _MemoryTraining(MethodTraining):
     """A training that writes no files."""
 
     folder = None
@@ -164,19 +187,8 @@ class _MemoryTraining(Training):
     def build_learner(self, data):
         self.learner = self.build(data)
 
-    def modules(self) -> dict[str, CheckpointModule]:
-        return {**self.learner.modules, "policy": acting_policy(self.learner, self.data)}
-
     def annotated(self, data):
         return self.learner.annotate(data, None)
-
-    def actor(self, policy=None):
-        features = self.recorded if self.env is None else self.env.features
-        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
-        return build_actor(self.method, modules, ROWS, features=features)
-
-    def transform(self, episodes):
-        return training_data(episodes, self.method)
 
     def update(self, sampler, until, *, evaluate=True, meanwhile=None):
         size = self.learner.config.batch_size
@@ -227,23 +239,22 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
     path = data.metadata.get("path") or "data set"
     learner = method.learner
     reward = learner.reward if isinstance(learner, RewardedConfig) else None
-    kept = [episode.metadata for i, episode in enumerate(data) if i not in left_out]
-    expert = [facts for facts in kept if facts.get(DATASET_NAME) != "prior" and facts.get(EXPERT, True)]
+    demonstrations, n_kept = expert_episodes(data), sum(i not in left_out for i in range(len(data)))
+    expert = [data[i].metadata for i in demonstrations if i not in left_out]
     imitates = learner.compares or isinstance(reward, RewardModelConfig)
     if imitates and (failures := sum(not facts.get("success", True) for facts in expert)):
         warnings.warn(f"{path}: {failures} of {len(expert)} demonstrations did not succeed, and are imitated like the "
                       "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
                       DataWarning, stacklevel=3)
-    if kept and not expert and imitates:
+    if n_kept and not expert and imitates:
         raise DataError(f"none of the {len(data)} episodes is a demonstration of an expert", where=path,
                         hint="give demonstrations as DATA and the other episodes as --prior, and label no "
                              "demonstration expert=false")
-    if isinstance(reward, ConstantReward) and len(expert) < len(kept):
-        raise DataError(f"only {len(expert)} of {len(kept)} episodes are demonstrations, but a constant reward is that "
+    if isinstance(reward, ConstantReward) and len(expert) < n_kept:
+        raise DataError(f"only {len(expert)} of {n_kept} episodes are demonstrations, but a constant reward is that "
                         "of all of them", where=path,
                         hint="leave the others out (understudy view make DATA --delete), or choose dac")
-    if (learner.compares and learner.needs_others and method.collection is None
-            and len(expert_episodes(data)) == len(data)):
+    if learner.compares and learner.needs_others and method.collection is None and len(demonstrations) == len(data):
         raise DataError(f"all {len(data)} episodes are demonstrations, and a learner that tells them from others needs "
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
@@ -275,8 +286,6 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
     """Checks that a method's data collection, and that of its stages, can be run.
 
     Args:
-        env: The environment (`understudy.envs.Env`) to collect in, if there is one.
-        person: The actor through which a person takes part, if there is one.
         stream: Where the data come from, if they are not opened as a whole.
     """
     for stage in method.stages:
@@ -341,11 +350,7 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
 
 def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
                modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
-    """Gives a new policy its statistics and its initial weights.
-
-    Args:
-        parts: What is taken over from stages. Everything else is fitted to the data.
-    """
+    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data."""
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
     load_weights_from(policy, parts, modules)

@@ -76,7 +76,8 @@ class FittedQLearner(GradientLearner):
         self.critic = self.register("critic", QFunction(spec, policy.features, policy.codec), config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.bound = ReturnBound(data, config.discount)
-        self.scale = _scale_of_returns(data, config.discount)
+        # The root mean square of the returns, in units of which the critics learn.
+        self.scale = float(np.sqrt(np.mean(discounted_returns(data, config.discount) ** 2))) or 1.0
         self.ends = np.cumsum(data.lengths)
         self.counts = _resampled(len(data), config.n_resamples, seed)
 
@@ -134,8 +135,3 @@ def discounted_returns(data: Dataset, discount: float) -> np.ndarray:
     """Returns the discounted return of each episode from its start, as far as it was recorded, (n_episodes,)."""
     rewards = [np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data]
     return np.array([(r * discount ** np.arange(len(r))).sum() for r in rewards])
-
-
-def _scale_of_returns(data: Dataset, discount: float) -> float:
-    """The root mean square of the returns of the episodes, in units of which the critics learn. 1 if all are 0."""
-    return float(np.sqrt(np.mean(discounted_returns(data, discount) ** 2))) or 1.0

@@ -160,11 +160,7 @@ class ImplicitValueLearner(GoalConditionedLearner):
 
     @abstractmethod
     def values(self, network: Any, obs: Observations, goal: str) -> Tensor:
-        """Values of reaching a goal, (networks, B).
-
-        Args:
-            network: `value` or `target_value`.
-        """
+        """Values of reaching a goal by `value` or `target_value`, (networks, B)."""
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss of the value networks, (B,).
@@ -209,11 +205,7 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
 
     @abstractmethod
     def score(self, obs: Observations, coded_action: Tensor) -> Tensor:
-        """Scores of actions for the goal of the policy, (B,).
-
-        Args:
-            coded_action: Coded actions, (B, 1, A).
-        """
+        """Scores of coded actions, (B, 1, A), for the goal of the policy, (B,)."""
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
@@ -280,12 +272,7 @@ class RepresentationSpec:
 
 
 class Representation(CheckpointModule):
-    """Networks from columns that a policy reads, and possibly an action, to vectors.
-
-    Args:
-        features: The columns that the policy reads, and its target.
-        codec: Codec module to share with a policy. None builds a new one without statistics.
-    """
+    """Networks from columns that a policy reads, and possibly an action, to vectors."""
 
     def __init__(self, about: RepresentationSpec, features: Schema, codec: CodecModule | None = None):
         super().__init__()
@@ -307,11 +294,7 @@ class Representation(CheckpointModule):
         return Representation(about, policy.features, policy.codec)
 
     def forward(self, obs: Observations, coded_action: Tensor | None = None) -> Tensor:
-        """Returns the vectors, (networks, B, size).
-
-        Args:
-            coded_action: Coded actions, (B, 1, A).
-        """
+        """Returns the vectors, (networks, B, size), for coded actions, (B, 1, A), if they are read."""
         coded = self.codec.encode_obs(obs)
         coded = {name: coded[name] for name in self.about.columns}
         action = [] if coded_action is None else [coded_action.flatten(1)]

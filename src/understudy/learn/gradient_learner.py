@@ -47,6 +47,8 @@ class GradientLearner(Learner):
     `minimize` call within it and the number of the part. The processes share the parts. A result therefore does not
     depend on how many processes there are, and a restored learner continues bit for bit.
 
+    `CONTRIBUTING.md` has an example, advantage-weighted regression.
+
     Attributes:
         steps: Number of updates that will be made. Learning-rate schedules depend on it.
         n_updates: Number of updates made.
@@ -55,25 +57,6 @@ class GradientLearner(Learner):
     Args:
         policy: The policy to train. It is not registered by itself, because optimizers differ.
         seed: Seed of noise and dropout.
-
-    Example:
-        Advantage-weighted regression (Peng et al. 2019), with a value network of one's own:
-
-        >>> class AWRLearner(GradientLearner):
-        ...     def __init__(self, config, policy, seed, steps):
-        ...         super().__init__(config, policy, seed, steps)
-        ...         self.value = self.register("value", ValueNetwork(policy), config.optimizer)
-        ...         self.register("policy", policy, config.optimizer)
-        ...
-        ...     def update(self, batch):
-        ...         self.minimize("value", self.value_loss, batch)
-        ...         with self.evaluation():
-        ...             advantage = batch.extra["return_to_go"][:, 0] - self.value(batch.obs)
-        ...         self.minimize("policy", self.policy.loss, batch, weights=(advantage / self.config.beta).exp())
-        ...         return self.end_update()
-        ...
-        ...     def value_loss(self, batch, rng):
-        ...         return (self.value(batch.obs) - batch.extra["return_to_go"][:, 0]).square()
     """
 
     def __init__(self, config: LearnerConfig, policy: Policy, seed: int, steps: int):
@@ -134,9 +117,6 @@ class GradientLearner(Learner):
 
     def average_weights(self, name: str, decay: EMADecay) -> nn.Module:
         """Keep averaged weights of a registered network. They act and are stored in checkpoints.
-
-        Args:
-            decay: Fraction of the average that each update keeps.
 
         Returns:
             A copy of the network with averaged weights, in evaluation mode and without gradients.

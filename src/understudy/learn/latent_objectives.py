@@ -1,83 +1,20 @@
-"""Objectives that predict the next encoding: self-prediction, and dynamics with a hidden action."""
+"""An objective that predicts the next encoding: dynamics with a hidden action."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..core import Above, AtLeast, Batch, ConfigError, Context, HeadSpec, part
+from ..core import AtLeast, Batch, ConfigError, Context, HeadSpec, part
 from ..nets.base import Trunk
 from ..nets.transformer import Transformer
 from ..policy import Policy
-from .representation_objectives import RepresentationObjective, encoding_size, flat_encoding
-
-
-@part
-class SelfPrediction(RepresentationObjective):
-    """Predicts the encoding of a later observation by a linear map of the present encoding.
-
-    What keeps encodings from shrinking to a constant is that the target has no gradient, and that the predictor learns
-    faster than the encoder. `encoding_std` in the metrics of training shows whether they shrink.
-
-    Args:
-        predictor_rate: Learning rate of the predictor, in learning rates of the encoder.
-        target: Encodings that are predicted. ``"stop"`` are those of the encoder, without gradient. ``"full"`` have
-            the gradient too, which lets them shrink, to compare with.
-        two_way: A second encoder of the same kind encodes the later observation, and is predicted from it back. The
-            two learn the left and the right singular vectors of the transitions.
-
-    References:
-        Tang et al. (2023), Understanding Self-Predictive Learning for Reinforcement Learning, arXiv:2212.03319.
-    """
-
-    predictor_rate: Annotated[float, Above(0)] = 10.0
-    target: Literal["stop", "full"] = "stop"
-    two_way: bool = False
-    weight: float = 1.0
-
-    next_obs = True
-
-    def build(self, policy):
-        return _SelfPredictionLoss(self, policy)
-
-
-class _SelfPredictionLoss(nn.Module):
-    def __init__(self, config: SelfPrediction, policy: Policy):
-        super().__init__()
-        size = encoding_size(policy)
-        self.config, self.forward_map = config, _FastLinear(size, config.predictor_rate)
-        if config.two_way:
-            self.backward_map, self.later_encoder = _FastLinear(size, config.predictor_rate), copy.deepcopy(
-                policy.encoder)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        assert batch.next is not None
-        now = flat_encoding(captured)
-        if self.config.two_way:
-            coded = policy.codec.encode_obs(policy.augment(batch.next, rng))
-            later = self.later_encoder(coded, rng if policy.training else None).flat()
-            back = (self.backward_map(later) - now.detach()).square().mean(-1)
-        else:
-            later, back = policy.training_context(batch.next, rng).flat(), 0.0
-        target = later.detach() if self.config.target == "stop" else later
-        return self.config.weight * ((self.forward_map(now) - target).square().mean(-1) + back)
-
-
-class _FastLinear(nn.Module):
-    """A square matrix, first the identity, that an optimizer such as Adam moves `rate` times as fast."""
-
-    def __init__(self, size: int, rate: float):
-        super().__init__()
-        self.rate, self.weight = rate, nn.Parameter(torch.eye(size) / rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ (self.rate * self.weight)
+from .representation_objectives import RepresentationObjective, encoding_size
 
 
 @part

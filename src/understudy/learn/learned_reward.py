@@ -41,7 +41,8 @@ class LearnedReward(Operation):
         annotated = model.annotate(data)
         windows = window.windows(annotated, model.inputs, model.about.target, next_obs=True,
                                  extra=(*model.about.config.extra, *model.annotations))
+        device = next((tensor.device for tensor in model.state_dict().values()), "cpu")
         with torch.no_grad():
-            rewards = torch.cat([model.reward(batch, None)[:, 0] for batch in windows.scan()]).float().numpy()
-        parts = np.split(rewards, np.cumsum(data.lengths)[:-1])
+            rewards = torch.cat([model.reward(batch.to(device), None)[:, 0].float().cpu() for batch in windows.scan()])
+        parts = np.split(rewards.numpy(), np.cumsum(data.lengths)[:-1])
         return Dataset([e.replace({REWARD: reward}) for e, reward in zip(data, parts, strict=True)], data.metadata)

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checkpoint import load_tensors
+from ..checkpoint import load_tensors, read_tensors
 from ..core import Feature, Unsupported, UserError
 from ..data.codec import Normalizer, Scale
 from ..data.window import Window
@@ -52,44 +49,26 @@ _LIMITS = {"MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99"), "QUANTILE10":
 _EPS = 1e-8  # of LeRobot's normalization, where a file does not say it
 
 
-@dataclass(frozen=True)
-class LeRobotParts:
-    """What the configuration of a LeRobot checkpoint corresponds to.
+def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
+    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`: what a `Method` begins with.
 
-    Args:
-        features: Columns of the policy. Their names are those of the robot or environment, before LeRobot renames them.
-        learner: Learner with the optimizer settings of LeRobot.
+    The learner has the optimizer settings of LeRobot.
     """
-
-    policy: PolicyConfig
-    features: dict[str, Feature]
-    executor: Executor
-    learner: LearnerConfig
-
-
-def read_parts(folder: Path) -> LeRobotParts:
-    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`."""
-    return _Checkpoint(folder).parts()
+    return _Checkpoint(folder).method()
 
 
 def load_lerobot_policy(folder: Path, device: str | torch.device = "cpu") -> Policy:
-    """Load the policy of a LeRobot checkpoint.
-
-    Args:
-        folder: The folder `pretrained_model`.
-
-    Returns:
-        The policy, in evaluation mode.
+    """Load the policy of a LeRobot checkpoint, the folder `pretrained_model`, in evaluation mode.
 
     Raises:
         Unsupported: The policy is neither ACT nor Diffusion Policy, or has a setting that understudy lacks.
     """
     checkpoint = _Checkpoint(folder)
-    parts = checkpoint.parts()
     with without_downloads():
-        policy = Policy(parts.policy, parts.features)
+        policy = Policy(checkpoint.method()[0], checkpoint.features())
     path = folder / "model.safetensors"
-    stored = {k.replace("._orig_mod.", "."): v.float() for k, v in _read_tensors(path).items()}  # torch.compile's
+    # torch.compile adds "_orig_mod" to names.
+    stored = {k.replace("._orig_mod.", "."): v.float() for k, v in read_tensors(path, _DOWNLOAD).items()}
     tensors = checkpoint.statistics(policy, stored)
     names = tensor_names(policy)
     if missing := [lerobot_name for lerobot_name in names.values() if lerobot_name not in stored]:
@@ -158,7 +137,7 @@ class _Checkpoint:
                 if name == normalizer:
                     modes, eps = settings.get("norm_map", modes), settings.get("eps", eps)
                     if "state_file" in step:
-                        _add_statistics(stored, _read_tensors(self.folder / step["state_file"]))
+                        _add_statistics(stored, read_tensors(self.folder / step["state_file"], _DOWNLOAD))
                 elif name == "rename_observations_processor":
                     renamed |= {new: old for old, new in settings.get("rename_map", {}).items()}
                 elif name not in ("to_batch_processor", "device_processor"):
@@ -185,14 +164,13 @@ class _Checkpoint:
             raise UserError("the policy has no output 'action'", where=self.path, hint=_DOWNLOAD)
         return {**features, ACTION: Feature("float32", tuple(outputs[ACTION]["shape"]))}
 
-    def parts(self) -> LeRobotParts:
+    def method(self) -> tuple[PolicyConfig, Executor, LearnerConfig]:
         features = self.features()
         trunk, encoder, head, window, executor = (self._act if self.kind == "act" else self._diffusion)(features)
         policy = PolicyConfig(head, trunk, encoder, self._codec(), window, tuple(k for k in features if k != ACTION))
         rate = float(self.get("optimizer_lr", (int, float), 1e-4))
         decay = float(self.get("optimizer_weight_decay", (int, float), 1e-6))
-        return LeRobotParts(policy, features, executor,
-                            BehaviorCloning(optimizer=OptimizerConfig(lr=rate, weight_decay=decay)))
+        return policy, executor, BehaviorCloning(optimizer=OptimizerConfig(lr=rate, weight_decay=decay))
 
     def _codec(self) -> Normalizer:
         vectors = {self._mode(kind) for kind, _ in self.columns().values() if kind != "VISUAL"} - {"IDENTITY"}
@@ -342,22 +320,10 @@ def _add_statistics(statistics: dict[str, dict[str, Tensor]], tensors: Mapping[s
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        document = read_json(path)
-    except UserError as error:
-        raise UserError(error.problem, where=path, hint=_DOWNLOAD) from None
+    document = read_json(path, _DOWNLOAD)
     if not isinstance(document, dict):
         raise UserError("the file does not hold a JSON object", where=path, hint=_DOWNLOAD)
     return document
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise UserError("there is no such file", where=path, hint=_DOWNLOAD) from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the safetensors file is damaged ({error})", where=path, hint=_DOWNLOAD) from None
 
 
 # -- weights --------------------------------------------------------------------------------------------------------

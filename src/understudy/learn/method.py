@@ -70,10 +70,9 @@ class Method:
         path = Path(path)
         folder = None if path.is_file() else find_checkpoint(path)
         if folder is not None and is_lerobot_checkpoint(folder):
-            from .lerobot_policies import read_parts
+            from .lerobot_policies import read_method
 
-            parts = read_parts(folder)
-            return Method(parts.policy, parts.executor, parts.learner)
+            return Method(*read_method(folder))
         document = read_json(path) if folder is None else read_checkpoint_json(folder, "method.json")
         path = path if folder is None else folder / "method.json"
         method = config.load(document, ("understudy", *trust), str(path))
@@ -418,12 +417,7 @@ class TrainedRun:
         return build_planner(self.method, self.modules, rows)
 
     def actor(self, rows: int | None = None, *, features: Schema | None = None) -> Actor:
-        """Builds the actor of the method, see `build_actor`.
-
-        Args:
-            rows: The networks always see batches of this many rows. None for as many rows as there are.
-            features: The columns of the environment. Methods that pad actions need them.
-        """
+        """See `build_actor`."""
         return build_actor(self.method, self.modules, rows, features=features)
 
 

@@ -16,9 +16,8 @@ def write_model_card(run: Run, method: Method, provenance: dict[str, Any]) -> No
     data, versions, device = provenance["data"], provenance["versions"], provenance["device"]
     places = run.named_checkpoints()
     lines: dict[int, dict[str, Any]] = {}
-    for line in run.read_metrics():
-        if any(k in line for k in ("score", "validation/energy")):
-            lines[line["step"]] = {**lines.get(line["step"], {}), **line}
+    for line in evaluations(run):
+        lines[line["step"]] = {**lines.get(line["step"], {}), **line}
     figures = [f"| {which} | {step} | {_metric_of(lines.get(step, {}), 'score')} | "
                f"{_metric_of(lines.get(step, {}), 'validation/energy')} |"
                for which, step in ((k, int(v.rsplit('/', 1)[-1])) for k, v in sorted(places.items()))]
@@ -64,6 +63,11 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 """
     with disk_space_errors(run.folder, "make room, and give the same command"):
         write_text(run.folder / "CARD.md", text)
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    """The measurements of a run that judge a checkpoint."""
+    return [line for line in run.read_metrics() if "score" in line or "validation/energy" in line]
 
 
 def _metric_of(line: dict[str, Any], key: str) -> str:

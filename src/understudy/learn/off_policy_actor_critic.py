@@ -108,11 +108,7 @@ class ActorCriticLearner(RewardedLearner):
         return (scores - target).square().sum(0) + self.score_penalty(scores, batch, rng)
 
     def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
-        """Returns what is added to the squared error in the loss of the critic, (B,).
-
-        Args:
-            scores: Scores of the stored plans, (n_critics, B).
-        """
+        """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
         return 0.0
 
     @abstractmethod
@@ -218,9 +214,6 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         """Returns the logarithm of the integral of exponential scores minus the score of stored plans, (B,).
 
         The integral is a mean over sampled plans, divided by their densities. It is summed over the critic networks.
-
-        Args:
-            scores: Scores of the stored plans, (n_critics, B).
         """
         n, bound, plans, densities = self.config.n_conservative_samples, self.policy.codec.bound, [], []
         assert batch.next is not None and bound is not None

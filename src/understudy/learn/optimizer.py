@@ -46,12 +46,7 @@ class OptimizerConfig:
     compile: bool = False
 
     def lr_factor(self, update: int, steps: int) -> float:
-        """Factor of the learning rate in one update, from 0 to 1.
-
-        Args:
-            update: Number of the update, from 0.
-            steps: Number of updates in all.
-        """
+        """Factor of the learning rate, from 0 to 1, in update number `update`, from 0, of `steps`."""
         if update < self.warmup_steps:
             return (update + 1) / (self.warmup_steps + 1)
         if self.lr_schedule == "constant":

@@ -111,16 +111,13 @@ class PPOLearner(RewardedLearner):
         episodes = super().annotate(episodes, round)
         parts = list(self.policy.windows(episodes, extra=self.batch_columns, next_obs=True).scan())
         columns = [torch.cat(column) for column in zip(*map(self._judge, parts), strict=True)]
-        lengths = [len(episode) for episode in episodes]
-        last = torch.zeros(sum(lengths), dtype=torch.bool)
-        last[np.cumsum(lengths) - 1] = True
+        ends = np.cumsum(episodes.lengths)
+        last = torch.zeros(ends[-1], dtype=torch.bool)
+        last[ends - 1] = True
         log_prob, reference, reward, value, next_value, terminated = columns
         advantage = gae(reward, value, next_value, terminated.bool(), last, self.config.discount, self.config.gae_decay)
-        added = {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage, RETURN: advantage + value}
-        ends = np.cumsum(lengths)[:-1]
-        rows = zip(*(np.split(column.numpy(), ends) for column in added.values()), strict=True)
-        return Dataset([self._with_columns(episode, dict(zip(added, values, strict=True)))
-                        for episode, values in zip(episodes, rows, strict=True)], episodes.metadata)
+        return self._with_columns(episodes, {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage,
+                                             RETURN: advantage + value})
 
     def _judge(self, batch: Batch) -> tuple[Tensor, ...]:
         """Log-density, that of the reference, reward, value, next value and termination of each step, (B,) each."""
@@ -137,9 +134,13 @@ class PPOLearner(RewardedLearner):
         log_prob, reference = self.log_prob(self.policy, batch), self.config.kl_reference
         return log_prob, self.log_prob(reference, batch) if isinstance(reference, Policy) else log_prob
 
-    def _with_columns(self, episode, columns):
-        added = episode.replace(columns)
-        return replace(added, metadata={**episode.metadata, FIRST_UPDATE: self.n_updates})
+    def _with_columns(self, episodes: Dataset, columns: dict[str, Tensor]) -> Dataset:
+        """The episodes with columns of all their steps, (T, ...), and the number of this update."""
+        ends = np.cumsum(episodes.lengths)[:-1]
+        rows = zip(*(np.split(column.numpy(), ends) for column in columns.values()), strict=True)
+        return Dataset([replace(episode.replace(dict(zip(columns, values, strict=True))),
+                                metadata={**episode.metadata, FIRST_UPDATE: self.n_updates})
+                        for episode, values in zip(episodes, rows, strict=True)], episodes.metadata)
 
     def batch_sampler(self, data, sampling_weights=None):
         if sampling_weights is not None:

@@ -68,12 +68,7 @@ class PreferenceModel(RewardModel):
         self.register_buffer("deviation", torch.ones(()))
 
     def value(self, obs, action: Tensor) -> Tensor:
-        """Returns the reward before it is standardized, (B,).
-
-        Args:
-            obs: Observation windows, (B, 1, ...).
-            action: (B, 1, A).
-        """
+        """Returns the reward before it is standardized, (B,), of observations (B, 1, ...) and actions (B, 1, A)."""
         encoded = self.encoder(self.codec.encode_obs(obs)).flat()
         return self.layers(torch.cat([encoded, self.codec.encode(action, obs).flatten(1)], -1)).squeeze(-1)
 

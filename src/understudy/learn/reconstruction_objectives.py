@@ -6,21 +6,17 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
-from ..core import Above, AtLeast, Batch, part
+from ..core import Above, AtLeast, part
 from ..nets.feed_forward import feed_forward_layers
 from ..policy import Policy
-from .representation_objectives import RepresentationObjective, encoding_size, flat_encoding
+from .representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from .targets import REWARD
 
 
-def reconstruction_target(policy: Policy, batch: Batch) -> Tensor:
+def observation_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     """The observation as one vector for each window, (B, D): coded numbers, and pixels from 0 to 1."""
-    return _as_vector(policy, batch.obs)
-
-
-def _as_vector(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     coded = policy.codec.encode_obs(obs)
     columns = [coded[name] / 255 if policy.features[name].kind == "image" else coded[name] for name in policy.inputs]
     return torch.cat([column.float().flatten(1) for column in columns], -1)
@@ -31,7 +27,7 @@ def _target_size(policy: Policy) -> int:
 
 
 @part
-class Reconstruction(RepresentationObjective):
+class Reconstruction(NetworkObjective):
     """Reconstructs the observation from its encoding (an autoencoder).
 
     Args:
@@ -41,23 +37,16 @@ class Reconstruction(RepresentationObjective):
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
     weight: float = 1.0
 
-    def build(self, policy):
-        return _ReconstructionLoss(self, policy)
+    def networks(self, policy):
+        return {"decoder": feed_forward_layers((encoding_size(policy), *self.hidden, _target_size(policy)))}
 
-
-class _ReconstructionLoss(nn.Module):
-    def __init__(self, config: Reconstruction, policy: Policy):
-        super().__init__()
-        self.config = config
-        self.decoder = feed_forward_layers((encoding_size(policy), *config.hidden, _target_size(policy)))
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        error = self.decoder(flat_encoding(captured)) - reconstruction_target(policy, batch)
-        return self.config.weight * error.square().mean(-1)
+    def loss(self, networks, policy, batch, rng, captured):
+        error = networks.decoder(flat_encoding(captured)) - observation_vector(policy, batch.obs)
+        return self.weight * error.square().mean(-1)
 
 
 @part
-class ObservationPrediction(RepresentationObjective):
+class ObservationPrediction(NetworkObjective):
     """Predicts the observation after a chunk from the encoding before it and the actions of the chunk.
 
     With a reward as a further target, a history must keep what the reward depends on, even if no later observation
@@ -83,33 +72,26 @@ class ObservationPrediction(RepresentationObjective):
     def columns(self):
         return (REWARD,) if self.reward_weight else ()
 
-    def build(self, policy):
-        return _ObservationPredictionLoss(self, policy)
-
-
-class _ObservationPredictionLoss(nn.Module):
-    def __init__(self, config: ObservationPrediction, policy: Policy):
-        super().__init__()
-        self.config = config
+    def networks(self, policy):
         n_read = encoding_size(policy) + policy.window.horizon * policy.codec.width
         size = sum(policy.features[name].size for name in policy.inputs)
-        self.predictor = feed_forward_layers((n_read, *config.hidden, size + 1))  # the last output is the reward
+        return {"predictor": feed_forward_layers((n_read, *self.hidden, size + 1))}  # the last output is the reward
 
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         assert batch.next is not None
         actions = policy.encode_batch(batch).flatten(1)
-        prediction = self.predictor(torch.cat([flat_encoding(captured), actions], -1))
-        later = _as_vector(policy, {name: column[:, -1:] for name, column in batch.next.items()})
+        prediction = networks.predictor(torch.cat([flat_encoding(captured), actions], -1))
+        later = observation_vector(policy, {name: column[:, -1:] for name, column in batch.next.items()})
         loss = (prediction[:, :-1] - later).square().mean(-1)
-        if self.config.reward_weight:
+        if self.reward_weight:
             mask = batch.extra.get("lookahead_mask", batch.mask)
             reward = (batch.extra[REWARD].flatten(1) * mask).sum(1)
-            loss = loss + self.config.reward_weight * (prediction[:, -1] - reward).square()
-        return self.config.weight * loss
+            loss = loss + self.reward_weight * (prediction[:, -1] - reward).square()
+        return self.weight * loss
 
 
 @part
-class VAE(RepresentationObjective):
+class VAE(NetworkObjective):
     """Variational autoencoder: reconstructs the observation from a latent that is drawn, and near a standard normal.
 
     The loss is ``|x - decode(z)|^2 / 2 + beta * KL(q(z | x) || N(0, 1))``. With linear networks and ``beta`` as the
@@ -129,23 +111,14 @@ class VAE(RepresentationObjective):
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
     weight: float = 1.0
 
-    def build(self, policy):
-        return VAELoss(self, policy)
+    def networks(self, policy):
+        return {"to_latent": feed_forward_layers((encoding_size(policy), 2 * self.latent)),  # means, log-variances
+                "decoder": feed_forward_layers((self.latent, *self.hidden, _target_size(policy)))}
 
-
-class VAELoss(nn.Module):
-    """The networks of a `VAE`: `to_latent` makes means and logarithms of variances, and `decoder` observations."""
-
-    def __init__(self, config: VAE, policy: Policy):
-        super().__init__()
-        self.config = config
-        self.to_latent = feed_forward_layers((encoding_size(policy), 2 * config.latent))
-        self.decoder = feed_forward_layers((config.latent, *config.hidden, _target_size(policy)))
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        mean, log_variance = self.to_latent(flat_encoding(captured)).chunk(2, -1)
+    def loss(self, networks, policy, batch, rng, captured):
+        mean, log_variance = networks.to_latent(flat_encoding(captured)).chunk(2, -1)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
-        decoded = self.decoder(mean + (log_variance / 2).exp() * noise)
-        error = (decoded - reconstruction_target(policy, batch)).square().sum(-1) / 2
+        decoded = networks.decoder(mean + (log_variance / 2).exp() * noise)
+        error = (decoded - observation_vector(policy, batch.obs)).square().sum(-1) / 2
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
-        return self.config.weight * (error + self.config.beta * divergence)
+        return self.weight * (error + self.beta * divergence)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -34,6 +34,33 @@ class RepresentationObjective(AuxiliaryLoss):
     @abstractmethod
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,), and holds the networks of the objective."""
+
+
+class NetworkObjective(RepresentationObjective):
+    """An objective with networks that only its loss reads."""
+
+    @abstractmethod
+    def networks(self, policy: Policy) -> dict[str, nn.Module]:
+        """Returns new networks by name."""
+
+    @abstractmethod
+    def loss(self, networks: Any, policy: Policy, batch: Batch, rng: Generator,
+             captured: Mapping[str, Tensor]) -> Tensor:
+        """Returns the loss of each window, (B,). The networks are attributes of `networks`."""
+
+    def build(self, policy):
+        return _NetworkObjectiveFunction(self, policy)
+
+
+class _NetworkObjectiveFunction(nn.Module):
+    def __init__(self, objective: NetworkObjective, policy: Policy):
+        super().__init__()
+        self.objective = objective
+        for name, network in objective.networks(policy).items():
+            self.add_module(name, network)
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        return self.objective.loss(self, policy, batch, rng, captured)
 
 
 def projector_layers(*sizes: int) -> nn.Sequential:
@@ -93,7 +120,7 @@ class TargetEncoder(nn.Module):
 
 
 @part
-class InverseDynamics(RepresentationObjective):
+class InverseDynamics(NetworkObjective):
     """Predicts the actions of a chunk from the encoding before it and the encoding after it.
 
     Both observations are encoded alone, by the same encoder, and gradients pass through both. What the encoder keeps is
@@ -114,20 +141,13 @@ class InverseDynamics(RepresentationObjective):
 
     next_obs = reads_actions = True
 
-    def build(self, policy):
-        return _InverseDynamicsLoss(self, policy)
+    def networks(self, policy):
+        return {"net": self.head.build(self.trunk, policy.codec.width, _pair_spec(policy))}
 
-
-class _InverseDynamicsLoss(nn.Module):
-    def __init__(self, config: InverseDynamics, policy: Policy):
-        super().__init__()
-        self.config = config
-        self.net = config.head.build(config.trunk, policy.codec.width, _pair_spec(policy))
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         contexts = _pair(policy, batch, rng, captured)
-        loss = self.config.head.loss(self.net, contexts, policy.encode_batch(batch), batch.mask, rng) * batch.mask
-        return self.config.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
+        loss = self.head.loss(networks.net, contexts, policy.encode_batch(batch), batch.mask, rng) * batch.mask
+        return self.weight * loss.sum(1) / batch.mask.sum(1).clamp(min=1)
 
 
 @part
@@ -176,7 +196,7 @@ class _ForwardDynamicsLoss(LaggedAuxiliaryLoss):
 
 
 @part
-class MaskedPrediction(RepresentationObjective):
+class MaskedPrediction(NetworkObjective):
     """Predicts the hidden actions of a chunk from the others, the encoding before the chunk and the encoding after it.
 
     For each window a fraction is drawn uniformly from 0 to 1, and each action is hidden with this probability. With all
@@ -196,32 +216,23 @@ class MaskedPrediction(RepresentationObjective):
 
     next_obs = reads_actions = True
 
-    def build(self, policy):
-        return _MaskedPredictionLoss(self, policy)
+    def networks(self, policy):
+        return {"net": self.trunk.build(policy.codec.width + 1, policy.codec.width, 0, _pair_spec(policy))}
 
-
-class _MaskedPredictionLoss(nn.Module):
-    def __init__(self, config: MaskedPrediction, policy: Policy):
-        super().__init__()
-        self.config, self.num_classes = config, policy.codec.num_classes
-        self.net = config.trunk.build(policy.codec.width + 1, policy.codec.width, 0, _pair_spec(policy))
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         action, contexts = policy.encode_batch(batch), _pair(policy, batch, rng, captured)
         rows, device = batch.mask.shape, batch.mask.device
         fraction = torch.rand(rows[0], 1, generator=rng, device=device)
         hidden = torch.rand(rows, generator=rng, device=device) < fraction
         visible = (~hidden & batch.mask).unsqueeze(-1).to(action.dtype)
-        prediction = self.net(torch.cat([action * visible, visible], -1), action[..., :0], contexts)
+        prediction = networks.net(torch.cat([action * visible, visible], -1), action[..., :0], contexts)
         counted = hidden & batch.mask
-        return self.config.weight * (self._error(prediction, action) * counted).sum(1) / counted.sum(1).clamp(min=1)
-
-    def _error(self, prediction: Tensor, action: Tensor) -> Tensor:
-        """The error of each step, (B, H)."""
-        if not self.num_classes:
-            return (prediction - action).square().mean(-1)
-        log_probs = torch.cat([part.log_softmax(-1) for part in prediction.split(self.num_classes, -1)], -1)
-        return -(log_probs * action).sum(-1)
+        if num_classes := policy.codec.num_classes:
+            log_probs = torch.cat([part.log_softmax(-1) for part in prediction.split(num_classes, -1)], -1)
+            error = -(log_probs * action).sum(-1)
+        else:
+            error = (prediction - action).square().mean(-1)
+        return self.weight * (error * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 @part
@@ -275,7 +286,7 @@ class _BYOLLoss(LaggedAuxiliaryLoss):
 
 
 @part
-class TimeContrastive(RepresentationObjective):
+class TimeContrastive(NetworkObjective):
     """Finds the observation after a chunk among those of all windows of the batch (InfoNCE).
 
     The other windows of the batch are the negatives. With gradient accumulation or several processes, those of each
@@ -296,20 +307,13 @@ class TimeContrastive(RepresentationObjective):
 
     next_obs = True
 
-    def build(self, policy):
-        return _TimeContrastiveLoss(self, policy)
+    def networks(self, policy):
+        return {"projector": projector_layers(encoding_size(policy), self.hidden, self.size)}
 
-
-class _TimeContrastiveLoss(nn.Module):
-    def __init__(self, config: TimeContrastive, policy: Policy):
-        super().__init__()
-        self.config = config
-        self.projector: nn.Module = projector_layers(encoding_size(policy), config.hidden, config.size)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         assert batch.next is not None
         views = (flat_encoding(captured), policy.training_context(batch.next, rng).flat())
-        before, after = (F.normalize(self.projector(view), dim=-1) for view in views)
-        similarity = before @ after.T / self.config.temperature
-        return self.config.weight * F.cross_entropy(similarity, torch.arange(len(before), device=before.device),
-                                                    reduction="none")
+        before, after = (F.normalize(networks.projector(view), dim=-1) for view in views)
+        similarity = before @ after.T / self.temperature
+        return self.weight * F.cross_entropy(similarity, torch.arange(len(before), device=before.device),
+                                             reduction="none")

@@ -57,8 +57,6 @@ class Run:
         """Writes a checkpoint, complete or not at all.
 
         Args:
-            step: Number of updates so far.
-            learner: Its state is what training needs to continue.
             modules: Modules by name. "policy" is the one that acts.
             facts: What training needs besides the learner's state, as JSON.
             documents: JSON files to store next to the weights, by name.
@@ -85,21 +83,11 @@ class Run:
         self.name_checkpoints(last=step)
 
     def resume(self, step: int, learner: Learner) -> dict[str, Any]:
-        """Restores the state of a learner from a checkpoint.
-
-        Args:
-            step: Number of updates of the checkpoint.
-
-        Returns:
-            The metadata that were saved with the checkpoint.
-        """
+        """Restores the state of a learner from a checkpoint, and returns the `facts` that were saved with it."""
         folder = self.checkpoint_path(step) / "train"
         facts = read_json(folder / "state.json")
-        hint = (
-            f"remove {folder.parent}, and training continues from the checkpoint before it"
-            if self.saved_steps()[0] < step
-            else f"remove {folder.parent}, and training starts again"
-        )
+        hint = f"remove {folder.parent}, and training " + (
+            "continues from the checkpoint before it" if self.saved_steps()[0] < step else "starts again")
         try:
             check_checksum(folder / "learner.safetensors", hint)
             learner.restore(load_file(folder / "learner.safetensors"), facts["learner"])

@@ -180,11 +180,7 @@ class SkillAutoencoderLearner(GradientLearner):
         """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
 
         It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
-        prior. The prior may therefore be any distribution.
-
-        Args:
-            std: Standard deviation of the posterior, (B, D).
-            skill: Skills that were drawn from the posterior, (B, D).
+        prior. The prior may therefore be any distribution. Both arguments are of the posterior, (B, D).
         """
         n = self.policy.window.n_obs_steps
         first = {k: v[:, :n] for k, v in batch.obs.items()}
@@ -195,13 +191,9 @@ class SkillAutoencoderLearner(GradientLearner):
         return surprise - entropy
 
     def decoder_batch(self, batch: Batch, skill: Tensor) -> Batch:
-        """Returns the windows of the policy at each step of each piece, with the skill of the piece.
+        """Returns the B * length windows of the policy at each step of each piece, with the skill of the piece, (B, D).
 
-        Args:
-            skill: Skills, (B, D).
-
-        Returns:
-            A batch of B * length windows. Those of a piece are adjacent.
+        Those of a piece are adjacent.
         """
         n, length = self.policy.window.n_obs_steps, self.config.length
         column = skill.repeat_interleave(length, 0).unsqueeze(1).expand(-1, n, -1)
@@ -263,10 +255,6 @@ class SkillPosterior(LatentEncoder):
     """The distribution of the skill, given the observations and the actions of a piece.
 
     It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
-
-    Args:
-        features: The columns of the policy, the skill among them.
-        codec: Codec module to share with the policy. None builds a new one without statistics.
     """
 
     def __init__(self, about: SkillPosteriorSpec, features: Schema, codec: CodecModule | None = None):

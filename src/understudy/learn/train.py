@@ -36,7 +36,7 @@ from ..core import (
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.device_windows import to_device
-from ..data.episode import Dataset, Episode, episode_fingerprints, interrupted_episodes
+from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
 from ..data.missing_actions import NoActions
 from ..data.packed_columns import check_columns
@@ -54,11 +54,11 @@ from ..policy import Policy, find_checkpoint, policy_inputs
 from . import devices
 from .background_updates import update_meanwhile
 from .callbacks import LossCurve, ProgressBar
-from .data_collection import Training
 from .devices import Processes
 from .fit import Callback, Learner, fit
 from .fit_method import (
     ROWS,
+    MethodTraining,
     acting_policy,
     check_arguments,
     check_collection,
@@ -78,7 +78,7 @@ from .method import (
     training_data,
     with_steps,
 )
-from .model_card import write_model_card
+from .model_card import evaluations, write_model_card
 from .representation import RepresentationLearning
 from .reward_models import RewardedConfig, RewardModelConfig
 from .run import Run
@@ -205,7 +205,7 @@ def train(method: Method, data: Dataset, out: Path | str, **options: Any) -> Pol
         if processes.first:
             write_model_card(run, method, prepared.documents["provenance.json"])
         processes.wait()
-        return loop.acting_policy()
+        return acting_policy(loop.learner, loop.data)
 
 
 def _update(loop: _RunTraining, prepared: _Preparation) -> None:
@@ -343,16 +343,12 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
                         documents, modules, last)
 
 
-def _without_images(episode: Episode) -> Episode:
-    return episode.replace({k: None for k, f in episode.features().items() if f.kind == "image"})
-
-
 def default_save_freq(steps: int) -> int:
     """Default number of updates between checkpoints."""
     return max(-(-steps // 10), 1)
 
 
-class _RunTraining(Training):
+class _RunTraining(MethodTraining):
     """A training in a run's folder: what is saved, and how it continues."""
 
     save_freq: int | None  # updates between evaluated checkpoints; None for those that `update` is told to evaluate
@@ -365,7 +361,8 @@ class _RunTraining(Training):
         collection = method.collection
         self.learner = prepared.build_learner(
             self.data if collection is None else collection.initial_data(self.data))
-        _check_acts(method, self.learner, prepared.recorded)
+        self.recorded = prepared.recorded
+        _check_acts(method, self.learner, self.recorded)
         self.save_freq = run_config.save_freq or (default_save_freq(method.learner.steps) if collection is None
                                                   else None)
         self.judge = _CheckpointEvaluation(prepared)
@@ -382,38 +379,25 @@ class _RunTraining(Training):
     def _log(self, **line):
         self.run.log_metrics(**line, seconds=self.elapsed())
 
-    def acting_policy(self) -> Policy:
-        return acting_policy(self.learner, self.data)
-
-    def modules(self) -> dict[str, CheckpointModule]:
-        """The modules of a checkpoint, by name."""
-        return {**self.learner.modules, "policy": self.acting_policy()}
-
     def annotated(self, data: Dataset) -> Dataset:
         if not self.learner.annotates:
             return data
         folder = self.run.folder / "annotated"
         if self.processes.first and not folder.is_dir():
             episodes = self.learner.annotate(data, None)
-            with whole_folder(folder) as part:  # images are long, and are those of the data
-                write_dataset(episodes.map(_without_images), part / "episodes.npz", "npz")
+            without_images = episodes.map(lambda e: e.replace(  # they are long, and are those of the data
+                {k: None for k, f in e.features().items() if f.kind == "image"}))
+            with whole_folder(folder) as part:
+                write_dataset(without_images, part / "episodes.npz", "npz")
         self.processes.wait()
         stored = open_dataset(folder / "episodes.npz")
         return Dataset([replace(episode.replace(dict(annotated.steps)), metadata=annotated.metadata)
                         for episode, annotated in zip(data, stored, strict=True)], data.metadata)
 
-    def actor(self, policy: Policy | None = None) -> Actor:
-        features = self.judge.recorded if self.env is None else self.env.features
-        modules = self.modules() if policy is None else {**self.modules(), "policy": policy}
-        return build_actor(self.method, modules, ROWS, features=features)
-
     def best_policy(self) -> Policy | None:
         best = self.run.named_checkpoints().get("best")
         return None if best is None else Policy.load(self.run.folder / best, packages_of(self.method),
                                                      self.prepared.device)
-
-    def transform(self, episodes: Dataset) -> Dataset:
-        return training_data(episodes, self.method)
 
     def save(self, step: int) -> None:
         self.n_updates, self.last_save_time = step, time.perf_counter()
@@ -519,7 +503,7 @@ class _CheckpointEvaluation:
 
     def __call__(self, loop: _RunTraining) -> None:
         step = loop.n_updates
-        logged = next((line for line in self.run.read_metrics() if line["step"] == step and is_evaluation(line)), {})
+        logged = next((line for line in evaluations(self.run) if line["step"] == step), {})
         if not logged or (self.score and "score" not in logged):
             modules, metrics = loop.modules(), {}
             if len(self.test):
@@ -543,18 +527,10 @@ class _CheckpointEvaluation:
         self.run.name_checkpoints(last=last, **({} if best is None else {"best": best}))
 
 
-def is_evaluation(line: dict[str, Any]) -> bool:
-    return "score" in line or "validation/energy" in line
-
-
 def best_step(lines, steps: Iterable[int], by: str) -> int | None:
-    """Returns the step of the best evaluation. Among equals, the latest.
+    """Returns the step of the best evaluation, among equals the latest. None if no line has the metric `by`.
 
-    Args:
-        by: Metric to compare. Higher values of "score" are better. For every other metric, lower values are better.
-
-    Returns:
-        The step, or None if no line has the metric.
+    Higher values of "score" are better. For every other metric, lower values are better.
     """
     value = {line["step"]: (line[by] if by == "score" else -line[by]) for line in lines
              if line.get(by) is not None and line["step"] in set(steps)}
@@ -770,10 +746,6 @@ def _fingerprint(data: Dataset, stream: ShardStream | None) -> str:
 def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run_config: RunConfig,
                     device: torch.device, processes: Processes) -> dict[str, Any]:
     """Describes the origin of a policy, for provenance.json. It names no folder of this machine, except in `command`.
-
-    Args:
-        data: The episodes, before the method's transforms.
-        left_out: Indices of the interrupted episodes that are left out.
     """
     source, stream = data.metadata, run_config.stream
     name = source.get("name") or Path(str(source.get("path", ""))).name or source.get("env")
@@ -796,43 +768,38 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
     }
 
 
-def recorded_simulators(data: Dataset, most: int = 1000) -> dict[str, list[str]]:
+def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
 
-    If there are more than `most` episodes, so many evenly spaced ones are read.
+    At most 1000 episodes are read, evenly spaced ones.
     """
     simulators: dict[str, set[str]] = {}
-    for i in np.linspace(0, len(data) - 1, min(len(data), most)).astype(int).tolist():
+    for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
         facts = data[i].metadata
         if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
             simulators.setdefault(facts["env"], set()).add(facts["simulator"])
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 
-def trained_tasks(method: Method, data: Dataset, most: int = 1000) -> list[str] | None:
+def trained_tasks(method: Method, data: Dataset) -> list[str] | None:
     """Returns the tasks in words on which a policy is trained, in alphabetical order.
 
     Args:
         data: The episodes that it is trained on, after its transforms.
-        most: Largest number of tasks.
 
     Returns:
-        The tasks. None if the policy reads no words, or if there are more tasks.
+        The tasks. None if the policy reads no words, or if there are more than 1000 tasks.
     """
-    words, features = task_column(method), data.features()
+    features = data.features()
+    words = next((part.into for part in method.transforms if isinstance(part, TaskText)), SHOWN_TASK)
     if words not in policy_inputs(method.policy, features) or features[words].kind != "text":
         return None
     tasks: set[str] = set()
     for episode in data:
         tasks.update(str(text) for text in task_texts(episode) if text)
-        if len(tasks) > most:
+        if len(tasks) > 1000:
             return None
     return sorted(tasks)
-
-
-def task_column(method: Method) -> str:
-    """Returns the column in which a policy reads its task in words, if it reads one."""
-    return next((part.into for part in method.transforms if isinstance(part, TaskText)), SHOWN_TASK)
 
 
 def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:

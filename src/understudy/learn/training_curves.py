@@ -118,14 +118,7 @@ class TrainingCurves:
 
 
 def describe_checkpoint(run: Path) -> str | None:
-    """Returns which checkpoint the name of a run stands for, and why, in one line.
-
-    Args:
-        run: A run, RUN/last or RUN/best.
-
-    Returns:
-        The line. None for a path that is a checkpoint itself.
-    """
+    """Returns which checkpoint RUN, RUN/last or RUN/best stands for, and why, in one line. None for a checkpoint."""
     checkpoint = find_checkpoint(run)
     if checkpoint == run:
         return None

@@ -104,11 +104,7 @@ class EpisodeReward(RewardModel):
 
     @abstractmethod
     def rewards(self, steps: Tensor) -> Tensor:
-        """Returns the reward of each step of an episode, (T,).
-
-        Args:
-            steps: What is compared of each step, (T, D).
-        """
+        """Returns the reward of each step of an episode, (T,), from what is compared of it, (T, D)."""
 
     @torch.no_grad()
     def read(self, episode: Episode) -> Tensor:
@@ -191,10 +187,7 @@ def transport_plan(cost: Tensor, epsilon: float, n_iterations: int) -> Tensor:
 def greedy_costs(cost: Tensor, mass: float) -> Tensor:
     """Returns what each row costs if it moves `mass`, in order, to the cheapest columns that have mass left, (T,).
 
-    All columns have equal mass, 1 together. Rows cost infinitely much once no mass is left.
-
-    Args:
-        cost: Cost of each pair, (T, U).
+    All columns have equal mass, 1 together. Rows cost infinitely much once no mass is left. `cost` is (T, U).
     """
     pairs, room = cost.double().cpu().numpy(), np.full(cost.shape[1], 1 / cost.shape[1])
     costs = np.zeros(len(pairs))

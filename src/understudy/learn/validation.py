@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch, DataWarning, UserError, keys, part, role
+from ..core import AtLeast, Batch, DataWarning, UserError, keys, part, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.packed_columns import check_columns
@@ -39,13 +40,8 @@ class Validation:
         n_samples: Number of plans per window.
     """
 
-    n_windows: int = 128
-    n_samples: int = 8
-
-    def __post_init__(self):
-        if self.n_windows < 1 or self.n_samples < 2:
-            raise UserError(f"at least 1 window and 2 samples are needed, not {self.n_windows} and {self.n_samples}",
-                            where="Validation", hint="such as n_windows=128, n_samples=8")
+    n_windows: Annotated[int, AtLeast(1)] = 128
+    n_samples: Annotated[int, AtLeast(2)] = 8
 
     def sampled_plans(self, policy: Policy, data: Dataset, size: int = 64,
                       executor: Executor | None = None) -> Iterator[tuple[Batch, Tensor]]:

@@ -23,7 +23,6 @@ from ...checkpoint import (
     load_built,
     load_module,
     load_weights,
-    read_document,
     save_built,
     save_module,
     save_weights,
@@ -35,7 +34,7 @@ from ...data.episode import Dataset, Episode
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...files import write_json
+from ...files import read_json, write_json
 from ...heads.categorical import Categorical
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -117,7 +116,7 @@ class CalibratedScorer(CheckpointModule):
     @staticmethod
     def load(folder, trust=(), device="cpu"):
         folder = Path(folder)
-        document = read_document(folder / "scorer.json", RETRAIN)
+        document = read_json(folder / "scorer.json", RETRAIN)
         scorer: Any = (load_module(folder / "scorer", trust, device) if document is None else
                        config.load(document, ("understudy", *trust), str(folder / "scorer.json")))
         module = CalibratedScorer(scorer)

@@ -250,13 +250,13 @@ def test_bad_input(args, words, folder, improve, tmp_path, monkeypatch):
 
 def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):
     args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", str(tmp_path / "run")]
-    refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: -3 is no number of episodes")
+    refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: must be at least 0, but is -3")
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
 def test_there_is_at_least_one_round(rounds, improve, tmp_path):
     refused(improve("--with", "iwr", "--supervisor", "scripted", "--out", tmp_path / "run", "--rounds", rounds),
-            "--rounds: must be 1 or more", "such as --rounds 5")
+            "--rounds: must be at least 1", "such as --rounds 5")
 
 
 def test_without_success_there_is_nothing_to_practice(folder, improve, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 def check_options(o: EvalOptions) -> None:
     """Checks the options of behavior metrics."""
-    if o.repeats < 0 or o.repeats == 1:
+    if o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
     if (o.sequential or o.interactive) and (asked := given_options(o, "demonstrations", "repeats")):

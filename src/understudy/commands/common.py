@@ -64,7 +64,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     parsed = parse_options(options, args, f"understudy {command}")
     if getattr(parsed, "trust", ()) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
-    for problem, flag, advice in _invalid_options(parsed):
+    for problem, flag, advice in _invalid_files(parsed):
         raise UserError(problem, where=flag, hint=advice)
     return parsed
 
@@ -108,41 +108,8 @@ def executor_options(executor: str | None) -> list[str]:
     return ["--executor", name, *options, *trust]
 
 
-# What no command takes fewer than one of, and how many are usual.
-EXAMPLE_COUNTS = {
-    "episodes": 100,
-    "rows": 16,
-    "workers": 2,
-    "rollouts": 20,
-    "rounds": 5,
-    "steps": 1000,
-    "save_freq": 100,
-    "buffer_size": 100_000,
-    "max_episode_steps": 1000,
-    "inputs": 1000,
-}
-
-# Times and rates that must be above 0, or may be 0 where nothing is recorded, and what is usual.
-EXAMPLE_TIMES = {"fps": 30, "warmup_time_s": 5, "episode_time_s": 60, "reset_time_s": 60, "teleop_time_s": 60}
-
-
-def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
-    """(problem, where, hint) of each invalid value of an option that several commands have, before hours of work."""
-    for name, usual in EXAMPLE_COUNTS.items():
-        option = "--" + name.replace("_", "-")
-        if type(count := getattr(options, name, None)) is int and count < 1:
-            yield f"must be 1 or more, but is {count}", option, f"such as {option} {usual}"
-    for name, usual in EXAMPLE_TIMES.items():
-        option, value = "--" + name.replace("_", "-"), getattr(options, name, None)
-        may_be_0 = name in ("warmup_time_s", "reset_time_s")
-        if isinstance(value, (int, float)) and not (value > 0 or may_be_0 and value == 0):  # NaN is refused too
-            yield (f"must be {'0 or more' if may_be_0 else 'above 0'}, but is {value:g}", option,
-                   f"such as {option} {usual}")
-    if (seed := getattr(options, "seed", 0)) < 0:
-        yield (f"must be 0 or more, but is {seed}", "--seed",
-               "negative seeds are understudy's own, so that nothing shares a start with what judges it")
-    if seed >= 2**63:
-        yield f"must be below 2^63, but is {seed}", "--seed", "such as --seed 1"
+def _invalid_files(options: Any) -> Iterator[tuple[str, str, str]]:
+    """(problem, where, hint) of each file of --html and --map that cannot be written or read, before hours of work."""
     html, mapped = getattr(options, "html", None), getattr(options, "map", None)
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         problem = "it is a folder" if html.is_dir() else f"there is no folder {html.parent}"

@@ -125,9 +125,6 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
                         hint=command_line("eval", o.run, "ENV", "--detect"))
     if o.discount is not None and not o.fitted_q:
         raise UserError("is the discount of --fitted-q", where="--discount", hint="add --fitted-q, or leave it out")
-    if o.updates < 1:
-        raise UserError(f"must be at least 1, but is {o.updates}", where="--updates",
-                        hint="leave it out for 10,000 updates")
     if o.columns and (o.interactive or not is_recorded(o.target)):
         raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
                         hint="leave it out: an environment has the columns that it shows")

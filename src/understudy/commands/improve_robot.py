@@ -53,9 +53,6 @@ def check_robot_options(o: ImproveOptions) -> None:
         raise ConfigError("is missing" if o.supervisor == "leader" else f"says nothing with --supervisor "
                           f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
                           "--teleop.port PORT; keyboard and gamepad need none")
-    if o.handover_seconds < 0:
-        raise ConfigError(f"must be 0 or more, but is {o.handover_seconds:g}", where="--handover-seconds",
-                          hint="0 lets the robot go as fast as its limits allow")
     if not sys.stdin.isatty():
         raise ConfigError("there is no terminal to read keys from", where=f"--supervisor {o.supervisor}",
                           hint="run it in a terminal, without a pipe")

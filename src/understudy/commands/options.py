@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import ConfigError
+from ..core import ConfigError, Limit
 from ..hints import did_you_mean
 
 T = TypeVar("T")
@@ -29,6 +29,13 @@ _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True)
+class Advice:
+    """In the type of an option with limits: the hint for a number outside them, in place of a usual number."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of a command.
 
@@ -37,6 +44,8 @@ class Option:
         kind: The type of its value; of a repeatable option, the type of one occurrence.
         is_repeatable: Each occurrence adds one element.
         metavar: What stands for its value in messages.
+        limits: Limits of its numbers: ``Annotated[int, AtLeast(1)]``.
+        advice: The hint for a number outside them.
     """
 
     name: str
@@ -46,6 +55,8 @@ class Option:
     is_repeatable: bool
     is_required: bool
     metavar: str
+    limits: tuple[Limit, ...]
+    advice: str
 
 
 @cache
@@ -59,8 +70,10 @@ def options_of(owner: Any) -> tuple[Option, ...]:
         is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
         flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
         is_required = f.default is MISSING and f.default_factory is MISSING
+        usual = f"such as {flag} {f.default if isinstance(f.default, (int, float)) else 100}"
         options.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
-                              is_required, config.metavar or ""))
+                              is_required, config.metavar or "", tuple(m for m in markers if isinstance(m, Limit)),
+                              next((m.text for m in markers if isinstance(m, Advice)), usual)))
     return tuple(options)
 
 
@@ -98,7 +111,16 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     if missing := [o for o in options if o.is_required and o.name not in values]:
         names = ", ".join(o.flag if o.is_positional else f"{o.flag} {o.metavar}".strip() for o in missing)
         raise ConfigError(f"missing {names}", where=prog, hint=_help_hint(prog))
+    for option in options:
+        if option.limits and isinstance(number := values.get(option.name), (int, float)):
+            _check_limits(option, number)
     return owner(**values)
+
+
+def _check_limits(option: Option, number: float) -> None:
+    """Raises ConfigError for a number outside the limits of an option. NaN is outside of all."""
+    if missed := [f"{limit.word} {limit.limit}" for limit in option.limits if not limit.holds(number, limit.limit)]:
+        raise ConfigError(f"must be {' and '.join(missed)}, but is {number:g}", where=option.flag, hint=option.advice)
 
 
 def change_fields(value: T, args: Sequence[str], prog: str) -> T:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import Above, AtLeast, ConfigError, UserError
 from ..methods import recommend
 from .arms import prepare_session
 from .common import Output, batch_rows, command_line, given_options, parse, progress_bar, trust_options, unused_path
-from .groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
+from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
 from .robot_options import (
     RobotOptions,
     TeleopOptions,
@@ -60,15 +60,15 @@ class RecordOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
     """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
-    fps: Annotated[float, arg(metavar="N")] = 30.0
+    fps: Annotated[float, Above(0), arg(metavar="N")] = 30.0
     """steps per second of a robot"""
     task: Annotated[str, arg(metavar="WORDS")] = ""
     """the task in words, of a recording on a robot"""
-    warmup_time_s: Annotated[float, arg(metavar="SECONDS")] = 5.0
+    warmup_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 5.0
     """teleoperation of a robot before the first episode, which is not recorded"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    episode_time_s: Seconds = 60.0
     """longest duration of an episode on a robot"""
-    reset_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    reset_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 60.0
     """time to arrange the scene of a robot between two episodes, which is not recorded"""
 
 

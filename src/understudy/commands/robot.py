@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import Above, ConfigError, UserError
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, command_line, parse, plain_table
 from .groups import TrustOption, command_options
@@ -50,9 +50,9 @@ class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions)
     subcommand: Annotated[SUBCOMMANDS, Positional, arg(
         metavar="find-port|find-cameras|setup|calibrate|teleoperate|check|release|emulate")]
     """what to do"""
-    fps: Annotated[float, arg(metavar="N")] = 60.0
+    fps: Annotated[float, Above(0), arg(metavar="N")] = 60.0
     """teleoperate: steps per second"""
-    teleop_time_s: Annotated[float | None, arg(metavar="SECONDS")] = None
+    teleop_time_s: Annotated[float | None, Above(0), arg(metavar="SECONDS")] = None
     """teleoperate: how long; by default until you stop it"""
     wave: bool = False
     """emulate: move all joints as a hand would"""

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import ConfigError, Unsupported, UserError, keys
+from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
 from ..serve.address import is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations
-from .groups import ActingOptions, ConditionTexts, SchemeName, TaskWords, command_options
+from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
+from .options import Advice
 from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ServeOptions(ActingOptions):
     """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run of LeRobot"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all, which needs --token-file or --open"""
-    port: int = 8000
+    port: Annotated[int, AtLeast(0), AtMost(65535), Advice("choose another one, or 0 for any that is free")] = 8000
     """port; 0 for any that is free"""
     token_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """file with one token a line; clients need one of them"""
@@ -64,18 +65,18 @@ class ServeOptions(ActingOptions):
     """another execution scheme than the policy was trained with"""
     reply: Literal["chunk", "action"] | None = None
     """send whole chunks, or execute them here and send single actions; by default chunks if the executor has them"""
-    deadline: Annotated[float | None, arg(metavar="SECONDS")] = None
+    deadline: Annotated[float | None, Above(0), Advice("such as --deadline 0.1"), arg(metavar="SECONDS")] = None
     """time after a request by which the reply must be ready"""
     fallback: Literal["hold", "last-chunk", "stop"] = "stop"
     """what a client gets if the reply is not ready by --deadline: its last action again, the rest of its last chunk, or
     an error, so that it stops"""
-    max_message: Annotated[float, arg(metavar="MB")] = 16.0
+    max_message: Annotated[float, Above(0), arg(metavar="MB")] = 16.0
     """largest size of a message"""
-    max_rate: Annotated[float, arg(metavar="N")] = 1000.0
+    max_rate: Annotated[float, Above(0), arg(metavar="N")] = 1000.0
     """largest number of requests per second of one client; faster ones wait"""
-    max_clients: Annotated[int, arg(metavar="N")] = 256
+    max_clients: PositiveCount = 256
     """largest number of clients at a time"""
-    max_batch: Annotated[int, arg(metavar="N")] = 64
+    max_batch: PositiveCount = 64
     """largest number of requests that are planned together"""
     watch: bool = False
     """load each new checkpoint of the run as soon as it is complete"""
@@ -90,7 +91,7 @@ class ServeOptions(ActingOptions):
     demonstration=DATA:3 for what episode 3 of DATA shows"""
     steer: Annotated[str | None, arg(metavar="ENV")] = None
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
-    steer_scale: Annotated[float, arg(metavar="X")] = 100.0
+    steer_scale: Annotated[float, AtLeast(0), Below(math.inf), arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
 
     @property
@@ -112,16 +113,6 @@ def main(args: list[str]) -> None:
     if served_address(o.run) is not None:
         raise Unsupported("a policy at an address is served already", where=str(o.run),
                           hint="give the run on the machine that serves it")
-    for name in ("deadline", "max_message", "max_rate", "max_clients", "max_batch"):
-        if (value := getattr(o, name)) is not None and not value > 0:
-            raise ConfigError(f"must be positive, but is {value:g}", where="--" + name.replace("_", "-"),
-                              hint="leave it out for the usual value")
-    if not 0 <= o.port <= 65535:
-        raise ConfigError(f"must be from 0 to 65535, but is {o.port}", where="--port",
-                          hint="choose another one, or 0 for any that is free")
-    if not 0 <= o.steer_scale < math.inf:
-        raise ConfigError(f"must be at least 0 and finite, but is {o.steer_scale:g}", where="--steer-scale",
-                          hint="leave it out for the usual value")
     if o.steer is None and o.steer_scale != ServeOptions.steer_scale:
         raise ConfigError("has no effect without --steer ENV", where="--steer-scale",
                           hint="leave it out, or add --steer")

@@ -16,7 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from .. import __version__
 from ..config import dump
-from ..core import ConfigError, UserError
+from ..core import AtLeast, ConfigError, UserError
 from ..files import whole_folder
 from .common import (
     Output,
@@ -36,9 +36,11 @@ from .groups import (
     DeviceOption,
     IgnoredCodes,
     JsonOption,
+    PositiveCount,
     ReadingOptions,
     SchemeName,
     Seed,
+    StepCount,
     TrustOption,
     command_options,
 )
@@ -84,7 +86,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     environment of --env"""
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
-    steps: Annotated[int | None, arg(metavar="N")] = None
+    steps: StepCount = None
     """number of updates, instead of the method's; those of its stages and of its data collection change by the same
     factor (--stages.0.method.learner.steps N sets that of the first stage)"""
     seed: Seed = 0
@@ -94,14 +96,14 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     eval: Annotated[str | None, arg(metavar="ENV")] = None
     """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
     kept"""
-    save_freq: Annotated[int | None, arg(metavar="N")] = None
+    save_freq: StepCount = None
     """updates between checkpoints; by default a tenth of all updates"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """environment in which the method collects episodes, if it does; by default the environment in which DATA were
     recorded"""
     random_steps: Annotated[int, arg(metavar="N")] = 1000
     """number of steps with random actions, at least, if there are no DATA"""
-    rollouts: Annotated[int, arg(metavar="N")] = 20
+    rollouts: PositiveCount = 20
     """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
     """fraction of the episodes of DATA that is held out for validation"""
@@ -130,7 +132,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """also read the task in words (the column or the metadata "task"), so that one policy learns several tasks"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """decode camera frames once to this side, or height and width"""
-    buffer_size: Annotated[int | None, arg(metavar="STEPS")] = None
+    buffer_size: Annotated[int | None, AtLeast(1), arg(metavar="STEPS")] = None
     """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with this many
     steps in memory at once"""
     ignore: IgnoredCodes = ()

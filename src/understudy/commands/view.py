@@ -15,7 +15,7 @@ from ..core import UserError
 from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
 from .convert import main as convert
-from .groups import IgnoredCodes, JsonOption, Seed, command_options
+from .groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
 from .merge import check_absent
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ViewOptions(JsonOption):
     "subtask", where a segment is as long as the text stays the same"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
     """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
+    fps: StepRate = None
     """resample to this number of steps per second"""
     rule: Literal["last", "nearest", "linear"] = "last"
     """values at the new rate: the last row until then, the nearest row, or linear interpolation"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,10 +12,9 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError, unknown_name
 from ..files import read_json
-from .common import Output, command_line, parse, plain_table
+from .common import Output, command_line, parse, parse_duration, plain_table
 from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
 
-SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
 
 
@@ -159,7 +157,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     from ..claims.records import find_claim, missing_requirements
     from ..claims.scheduler import confirm_stale, due_claims, run_all, try_claim
 
-    budget = parse_duration(o.budget)  # before anything takes time
+    budget = None if o.budget is None else parse_duration(o.budget)  # before anything takes time
     entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
     outcome = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
@@ -245,7 +243,6 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.spot_check import check_records, disagreement, draw_claims, save
 
     budget = parse_duration(o.budget or "20m")
-    assert budget is not None
     names = draw_claims(list_claims(), budget, np.random.default_rng())
     checks = []
     for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):
@@ -262,21 +259,6 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     out.print_json([{**asdict(c), "agrees": c.agrees} for c in checks])
     if not all(c.agrees for c in checks):
         raise SystemExit(3)
-
-
-def parse_duration(budget: str | None) -> float | None:
-    """Parses a duration such as "90s", "30m", "2h", "1.5h" or "1h30m".
-
-    Returns:
-        Seconds. None for None.
-    """
-    if budget is None:
-        return None
-    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
-    if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",
-                        hint="such as --budget 2h")
-    return sum(float(number) * SECONDS_PER_UNIT[unit] for number, unit in parts)
 
 
 def _write_table(o: ClaimsOptions, out: Output) -> None:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EnvName = Annotated[str, Positional, arg(metavar="ENV")]
+_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -146,6 +148,20 @@ def _for_help(options: Any) -> type:
                       metavar=f"{{{','.join(literals[0])}}}" if literals and f.default is None else None)
         parts.append((f.name, Annotated[annotated[f.name], changes], f))  # ty: ignore[invalid-type-form]  # computed
     return make_dataclass(options.__name__, parts, namespace={"__doc__": options.__doc__}, kw_only=True)
+
+
+def parse_duration(text: str) -> float:
+    """Parses the value of --budget, such as "90s", "30m" or "1h30m". A number without a unit is in seconds.
+
+    Returns:
+        Seconds.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", text)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if not seconds or "".join(a + b for a, b in parts) != text or any(not unit for _, unit in parts[:-1]):
+        raise UserError(f"expected a time such as 90s, 30m or 2h, found {text!r}", where="--budget",
+                        hint="such as --budget 2h")
+    return seconds
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

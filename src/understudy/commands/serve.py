@@ -7,7 +7,6 @@ import contextlib
 import math
 import shlex
 import signal
-import socket
 import sys
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
-from ..serve.address import is_this_machine, served_address
+from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations
 from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ..data.text_columns import TaskText
     from ..policy import Policy
     from ..serve.policy_service import PolicyService
-    from ..serve.server import PolicyServer, ServerOptions
+    from ..serve.server import PolicyServer
 
 
 @command_options
@@ -133,7 +132,7 @@ def main(args: list[str]) -> None:
             "--tls-cert and --tls-key")
     reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(o, service, PolicyServer(service, options, log), options))
+        asyncio.run(_serve(o, service, PolicyServer(service, options, log)))
 
 
 STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "condition", "steer", "steer_scale", "seed",
@@ -143,6 +142,7 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 def _serve_steering(o: ServeOptions) -> None:
     """Serves the page of --steer."""
     from ..envs import make
+    from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage
 
     for field in fields(o):
@@ -153,69 +153,43 @@ def _serve_steering(o: ServeOptions) -> None:
     env = make(o.steer, 1, o.trust)
     actor, _ = load_actor(o.run, env, o, rows=None, tell=True)
     page = SteeringPage(actor, env, o.steer_scale, o.seed, f"{o.run} in {o.steer}")
-    try:
-        listening = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ":" in o.host else socket.AF_INET)
-    except OSError as error:
-        raise _cannot_listen(error, o.host, o.port) from None
-    port, host = listening.getsockname()[1], _host_in_address(o.host)
-    Output().print(f"Open http://{host}:{port} and click on the picture. Ctrl-C ends it.")
+    listening, address, origins = open_page_port(o.host, o.port, f"--host {o.host} --port {o.port}")
+    Output().print(f"Open {address} and click on the picture. Ctrl-C ends it.")
     sys.stdout.flush()
-    origins = None if o.open else [f"http://{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)]
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(page.run(listening, origins))
+        asyncio.run(page.run(listening, None if o.open else origins))
 
 
-def _host_in_address(host: str) -> str:
-    """The host as part of an address that others can connect to."""
-    if host in ("0.0.0.0", "::", ""):
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
-def _cannot_listen(error: OSError, host: str, port: int) -> UserError:
-    return UserError(f"the server cannot listen there: {error.strerror or error}", where=f"--host {host} --port {port}",
-                     hint="another server may use the port: choose another one, or --port 0")
-
-
-async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
+async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer) -> None:
     from ..learn.training_curves import describe_checkpoint
     from ..serve.reload import Reloader
     from ..serve.remote import TOKEN_VARIABLE
 
     loop, out = asyncio.get_running_loop(), Output()
     reloader = Reloader(service, partial(load_service, o), partial(_newest, o), server.metrics, server.log)
-    running = asyncio.ensure_future(server.run())
-    started = asyncio.ensure_future(server.started.wait())
-    await asyncio.wait([running, started], return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        await _raise_start_error(running, options)
-    if not has_no_run(o.run) and (line := describe_checkpoint(o.run)) is not None:
-        server.log("policy", message=line)
     reloads: set[asyncio.Future] = set()
 
     def reload() -> None:
         reloads.add(asyncio.ensure_future(reloader.reload()))
-    with contextlib.suppress(NotImplementedError):  # on Windows
-        loop.add_signal_handler(signal.SIGTERM, server.stop)
-        loop.add_signal_handler(signal.SIGINT, server.stop)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-    address = f"{'wss' if options.tls else 'ws'}://{_host_in_address(o.host)}:{server.port}"
-    out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
-    token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
-    out.suggest(token + command_line("act", address, "--robot", "TYPE"), token + command_line("eval", address, "ENV"))
-    sys.stdout.flush()
-    if o.watch:
-        reloads.add(asyncio.ensure_future(reloader.watch()))
-    await running
+
+    def announce() -> None:
+        if not has_no_run(o.run) and (line := describe_checkpoint(o.run)) is not None:
+            server.log("policy", message=line)
+        with contextlib.suppress(NotImplementedError):  # on Windows
+            loop.add_signal_handler(signal.SIGTERM, server.stop)
+            loop.add_signal_handler(signal.SIGINT, server.stop)
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        address = f"{'wss' if server.options.tls else 'ws'}://{address_host(o.host)}:{server.port}"
+        out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
+        token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
+        out.suggest(token + command_line("act", address, "--robot", "TYPE"),
+                    token + command_line("eval", address, "ENV"))
+        sys.stdout.flush()
+        if o.watch:
+            reloads.add(asyncio.ensure_future(reloader.watch()))
+    await server.run(announce)
     for task in reloads:
         task.cancel()
-
-
-async def _raise_start_error(running: asyncio.Future, options: ServerOptions) -> None:
-    try:
-        await running
-    except OSError as error:
-        raise _cannot_listen(error, options.host, options.port) from None
 
 
 def load_service(o: ServeOptions) -> PolicyService:

@@ -69,7 +69,7 @@ def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> User
     return None
 
 
-def refuse_python_file(name: str, command: str, option: str = "") -> None:
+def refuse_python_file(name: str, command: str) -> None:
     """Refuses a file of Python code where the name of a function is expected, and says how to name one.
 
     The file is parsed and not run.
@@ -77,7 +77,6 @@ def refuse_python_file(name: str, command: str, option: str = "") -> None:
     Args:
         name: What the user wrote.
         command: The command up to this name, for the hint.
-        option: The option that has the name, for the error.
     """
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
@@ -94,7 +93,7 @@ def refuse_python_file(name: str, command: str, option: str = "") -> None:
     module = ".".join(parts) or path.stem
     elsewhere = "" if parts else f", in the folder {path.resolve().parent}"
     names = f"; it has {', '.join(functions)}" if len(functions) > 1 else ""
-    raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=option or name,
+    raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=name,
                     hint=f"{command} {module}:{function} --trust {module.partition('.')[0]}{elsewhere}")
 
 

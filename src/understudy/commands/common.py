@@ -266,8 +266,8 @@ def recorded_data_of(run: Path) -> dict[str, Any]:
 
 
 def draw_screen(text: str) -> None:
-    """Draws a text on a cleared terminal, on standard error."""
-    print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
+    """Draws a text in place of all that a terminal shows, on standard error, without flicker."""
+    print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n\x1b[J", flush=True, file=sys.stderr)
 
 
 def unused_path(name: str) -> str:

@@ -208,17 +208,12 @@ class _Command:
         if supervisor == "person" and not sys.stdin.isatty():
             raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
                             hint="run it in a terminal, without a pipe; or --supervisor scripted")
-        data, held_out = self._open_data()
+        data, is_unchanged = self._trained_episodes(o.run, o.data)
+        held_out = read_provenance(o.run)["held_out"] if is_unchanged else 0.1
         acts_best = o.robot is not None and o.compare and o.method not in LEARNS_FROM_ITSELF
         improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate,
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
-
-    def _open_data(self) -> tuple[Dataset, Any]:
-        """The episodes that the run was trained on, those of its rounds included, and those that it held out."""
-        o = self.o
-        data, is_unchanged = self._trained_episodes(o.run, o.data)
-        return data, read_provenance(o.run)["held_out"] if is_unchanged else 0.1
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
         """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""

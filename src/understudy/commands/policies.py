@@ -254,8 +254,8 @@ def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
     return _TrainedTasks(texts, task_relabel(Method.load(run, tuple(trust)))) if texts else None
 
 
-def _shortened(text: str, length: int = 80) -> str:
-    return repr(text if len(text) <= length else text[: length - 3] + "...")
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _environment_hint(run: Path, env: Env) -> str:

@@ -15,7 +15,17 @@ from tyro.conf import Positional, arg
 from ..core import Above, AtLeast, ConfigError, UserError
 from ..methods import recommend
 from .arms import prepare_session
-from .common import Output, batch_rows, command_line, given_options, parse, progress_bar, trust_options, unused_path
+from .common import (
+    Output,
+    batch_rows,
+    command_line,
+    draw_screen,
+    given_options,
+    parse,
+    progress_bar,
+    trust_options,
+    unused_path,
+)
 from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
 from .robot_options import (
     RobotOptions,
@@ -227,11 +237,7 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-
-    def show(text: str) -> None:
-        print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[J", flush=True)
     with (DiscreteKeyboard() if isinstance(env, Words) else Keyboard(low, high)).listening() as keyboard:
-        print("\x1b[2J", end="")
         data = teleoperate(
             env,
             keyboard,
@@ -240,8 +246,8 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             recording_seed(o.seed),
             images=o.images,
             on_saved=saved,
-            show=show,
+            show=draw_screen,
             lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
         )
-        print("\x1b[2J\x1b[H", end="", flush=True)
+        draw_screen("")
     return data

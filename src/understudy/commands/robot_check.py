@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from .arms import connected
 from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
         arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).
         recording: Recorded data of the followers, if they are to be compared.
     """
-    from ..robots.drift import allowed_ranges
+    from ..robots.drift import allowed_ranges, servo_states
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
-        states = _read_states(arm)
+        with connected(arm):
+            states = servo_states(arm)
         out.print(f"{arm.place}, {arm.calibration_file}", _servo_table(states))
         problems += [f"{arm.kind.name}, {prefix}{name}: {text}" for name, state in states.items()
                      if (text := state.describe())]
@@ -42,16 +44,6 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
     out.print(*problems or ["nothing differs"])
     out.print_json({"arms": documents, "recorded": recorded, "allowed": ranges, "differences": problems})
     return not problems
-
-
-def _read_states(arm: ServoArm) -> dict[str, ServoState]:
-    from ..robots.drift import servo_states
-
-    arm.bus.connect()
-    try:
-        return servo_states(arm)
-    finally:
-        arm.bus.disconnect()
 
 
 def _recorded(recording: Path, joints: Sequence[str]) -> dict[str, Range]:

@@ -469,11 +469,8 @@ def _whole_numbers(request: Request, name: str, n: int) -> Tensor:
 
 def describe_error(error: BaseException) -> str:
     """The text of an error for a client: its kind and message, without places in files."""
-    text = error.problem if isinstance(error, UserError) else str(error)
-    if isinstance(error, UserError) and error.where is not None and not _is_path(error.where):
-        text = f"{error.where}: {text}"
+    text = str(error)
+    if isinstance(error, UserError):
+        is_place = error.where is None or not {"/", "\\"}.isdisjoint(str(error.where))
+        text = error.problem if is_place else f"{error.where}: {error.problem}"
     return f"{type(error).__name__}: {text}"
-
-
-def _is_path(where: object) -> bool:
-    return "/" in str(where) or "\\" in str(where)

@@ -66,16 +66,11 @@ class PolicyService(Service):
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
             them. A client may ask for the other.
-
-    Raises:
-        RequestError: The executor has no chunks to send.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,
                  reply: Literal["chunk", "action"] | None = None, seed: int = 0):
         self.served, self.metadata, self.schema, self.seed = served, metadata, schema, seed
-        if reply == "chunk" and served.policy_actor is None:
-            raise RequestError(_NO_CHUNKS)
         self.reply = reply or ("action" if served.policy_actor is None else "chunk")
         self._episodes, self._handles = itertools.count(), itertools.count()
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import UserError
-from .common import Output, given_options, open_trained, plain_table, progress_bar, read_provenance
+from .common import Output, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
+from .options import refuse_given
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -30,9 +31,9 @@ def check_options(o: EvalOptions) -> None:
     if o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
-    if (o.sequential or o.interactive) and (asked := given_options(o, "demonstrations", "repeats")):
-        raise UserError("cannot be combined with --sequential or --interactive", where=str(asked[0]),
-                        hint="leave one of them out: behavior is measured over a fixed number of episodes")
+    if o.sequential or o.interactive:
+        refuse_given(o, ("demonstrations", "repeats"), "cannot be combined with --sequential or --interactive",
+                     "leave one of them out: behavior is measured over a fixed number of episodes")
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:

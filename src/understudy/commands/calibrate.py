@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import Above, Below, ConfigError, Unsupported, UserError
+from ..core import Above, Below, Unsupported, UserError
 from .common import (
     Output,
     command_line,
@@ -23,6 +23,7 @@ from .common import (
 )
 from .groups import ActingOptions, JsonOption, StepCount, command_options
 from .improve import trained_on
+from .options import refuse_given
 from .policies import (
     ROWS,
     DoubtSource,
@@ -73,9 +74,9 @@ def main(args: list[str]) -> None:
     from ..evaluate.rollout import rollout
 
     recorded = is_recorded(o.env)
-    if o.episodes is not None and recorded:
-        raise ConfigError("is the number of rollouts in an environment", where="--episodes",
-                          hint="leave it out: all recorded episodes are used")
+    if recorded:
+        refuse_given(o, ("episodes",), "is the number of rollouts in an environment",
+                     "leave it out: all recorded episodes are used")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)

@@ -14,6 +14,7 @@ from ..core import UserError, unknown_name
 from ..files import read_json
 from .common import Output, command_line, parse, parse_duration, plain_table
 from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
+from .options import refuse_given
 
 LEDGER = Path("docs/ledger.md")
 
@@ -75,17 +76,12 @@ def main(args: list[str]) -> None:
     if o.subcommand in ("list", "table", "spot-check") and o.name:
         raise UserError(f"understudy claims {o.subcommand} takes no names",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
-    option_uses = {"--all": (o.all, "run"), "--budget": (o.budget is not None and o.subcommand != "spot-check", "run"),
-                   "--workers": (o.workers != 1, "run"),
-                   "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
-                   "--verdict": (o.verdict is not None, "list"),
-                   "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
-                   "--out": (o.out != LEDGER, "table")}
-    for option, (is_given, subcommand) in option_uses.items():
-        if is_given and (o.subcommand != subcommand or subcommand == "run" and not o.all):
-            with_all = " --all" * (subcommand == "run" and option != "--all")
-            raise UserError(f"expected {option} with {subcommand}{with_all} only",
-                            where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
+    uses = {"all": {"run --all"}, "budget": {"run --all", "spot-check"}, "workers": {"run --all"},
+            "unchanged": {"check"}, "save": {"check"}, "verdict": {"list"}, "stale": {"list"}, "html": {"table"},
+            "out": {"table"}}
+    for name, subcommands in uses.items():
+        if o.subcommand + " --all" * (o.all and o.subcommand == "run") not in subcommands:
+            refuse_given(o, (name,), f"is for understudy claims {' and '.join(sorted(subcommands))} only")
     from ..claims.folder import open_claims
 
     open_claims(o.trust)

@@ -33,6 +33,7 @@ from .common import (
 from .conditions import example_evaluation
 from .eval_options import EvalOptions
 from .interactive import run_interactive
+from .options import refuse_given
 from .policies import (
     append_result,
     evaluate_run,
@@ -76,12 +77,9 @@ def main(args: list[str]) -> None:
                                 hint="there is nothing to tell apart")
             out.print(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
-        if o.threshold is not None and not o.sequential:
-            raise UserError(
-                "needs --sequential or --interactive",
-                where="--threshold",
-                hint=command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold),
-            )
+        if not o.sequential:
+            refuse_given(o, ("threshold",), "needs --sequential or --interactive",
+                         command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold))
         if o.target is None:
             raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
@@ -108,26 +106,25 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
                         hint="compare two at a time")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-    if o.workers != 1 and (o.interactive or o.sequential):
-        raise UserError(f"must be 1 with --sequential or --interactive, but is {o.workers}",
-                        where="--workers", hint="leave it out: these test after every episode")
-    if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
-        raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
-                        hint="leave it out: an environment decides itself what is a success")
+    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if o.interactive or o.sequential:
+        refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
+                     "leave it out: these test after every episode")
+    if not o.interactive:
+        refuse_given(o, ("labels",), "needs --interactive, where a person says how a trial went",
+                     "leave it out: an environment decides itself what is a success")
     behavior_metrics.check_options(o)
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
-    if (o.fitted_q or o.discount is not None) and (o.interactive or not is_recorded(o.target)):
-        raise UserError("estimates a value from recorded episodes, and there are none here",
-                        where="--fitted-q" if o.fitted_q else "--discount",
-                        hint="leave it out: in an environment the return is measured")
-    if o.detect and (o.interactive or o.sequential or is_recorded(o.target)):
-        raise UserError("needs an environment, and a fixed number of episodes", where="--detect",
-                        hint=command_line("eval", o.run, "ENV", "--detect"))
-    if o.discount is not None and not o.fitted_q:
-        raise UserError("is the discount of --fitted-q", where="--discount", hint="add --fitted-q, or leave it out")
-    if o.columns and (o.interactive or not is_recorded(o.target)):
-        raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
-                        hint="leave it out: an environment has the columns that it shows")
+    if not is_recorded_data:
+        refuse_given(o, ("fitted_q", "discount"), "estimates a value from recorded episodes, and there are none here",
+                     "leave it out: in an environment the return is measured")
+        refuse_given(o, ("columns",), "names the columns of recorded episodes, and there are none here",
+                     "leave it out: an environment has the columns that it shows")
+    if o.interactive or o.sequential or is_recorded_data:
+        refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
+                     command_line("eval", o.run, "ENV", "--detect"))
+    if not o.fitted_q:
+        refuse_given(o, ("discount",), "is the discount of --fitted-q", "add --fitted-q, or leave it out")
     return o
 
 
@@ -231,24 +228,17 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    if o.demonstrations is not None or o.repeats:
-        raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
-                        hint="leave out --demonstrations and --repeats: behavior is seen where a policy acts")
-    if o.against is not None:
-        raise UserError("these are recorded episodes, and --against needs an environment", where=o.target,
-                        hint="evaluate each run on them alone: the energy scores compare")
+    refuse_given(o, ("demonstrations", "repeats"), "these are recorded episodes, in which no policy can act",
+                 "leave it out: behavior is seen where a policy acts")
+    refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
+                 "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
-        raise UserError(
-            "these are recorded episodes, and an exported file needs an environment",
-            where=o.target,
-            hint="evaluate the run that it was exported from",
-        )
-    if o.condition:
-        raise UserError("these are recorded episodes, which have their own conditions", where="--condition",
-                        hint="leave it out, or name an environment")
-    if o.executor is not None:
-        raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
-                        hint="leave it out, or name an environment")
+        raise UserError("these are recorded episodes, and an exported file needs an environment", where=o.target,
+                        hint="evaluate the run that it was exported from")
+    refuse_given(o, ("condition",), "these are recorded episodes, which have their own conditions",
+                 "leave it out, or name an environment")
+    refuse_given(o, ("executor",), "these are recorded episodes, in which no policy can act",
+                 "leave it out, or name an environment")
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:

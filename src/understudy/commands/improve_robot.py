@@ -15,6 +15,7 @@ from .common import Output, command_line, given_options, plain_table, trained_ra
 from .eval_options import EvalOptions
 from .groups import ActingOptions
 from .interactive import judge_pairs
+from .options import refuse_given
 from .policies import load_actor
 from .robot_options import command_keys, flush_input, show_session
 
@@ -37,9 +38,7 @@ def check_robot_options(o: ImproveOptions) -> None:
     if o.robot is None:
         o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
                                "you")
-        for name in ("fps", "episode_time_s", "handover", "handover_seconds"):
-            if getattr(o, name) != type(o).__dataclass_fields__[name].default:
-                raise ConfigError("needs --robot TYPE", where=f"--{name.replace('_', '-')}", hint="leave it out")
+        refuse_given(o, ("fps", "episode_time_s", "handover", "handover_seconds"), "needs --robot TYPE")
         if o.supervisor in ("gamepad", "leader"):
             raise ConfigError(f"a {o.supervisor} moves a robot, and none is named", where="--supervisor",
                               hint="--robot TYPE; in an environment: scripted, keyboard, or the run of another policy")

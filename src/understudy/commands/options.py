@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -121,6 +121,14 @@ def _check_limits(option: Option, number: float) -> None:
     """Raises ConfigError for a number outside the limits of an option. NaN is outside of all."""
     if missed := [f"{limit.word} {limit.limit}" for limit in option.limits if not limit.holds(number, limit.limit)]:
         raise ConfigError(f"must be {' and '.join(missed)}, but is {number:g}", where=option.flag, hint=option.advice)
+
+
+def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
+    """Raises ConfigError for the first option of these names whose value is not its default."""
+    defaults = {f.name: f.default for f in fields(o)}
+    for option in options_of(type(o)):
+        if option.name in names and getattr(o, option.name) != defaults[option.name]:
+            raise ConfigError(problem, where=option.flag, hint=hint)
 
 
 def change_fields(value: T, args: Sequence[str], prog: str) -> T:

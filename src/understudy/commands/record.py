@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import ExitStack, closing
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,6 +26,7 @@ from .common import (
     unused_path,
 )
 from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
+from .options import refuse_given
 from .robot_options import (
     RobotOptions,
     TeleopOptions,
@@ -105,11 +105,7 @@ def main(args: list[str]) -> None:
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
-    for f in fields(o):
-        if f.name in ignored and getattr(o, f.name) != f.default:
-            flag = "--" + f.name.replace("_", "-")
-            raise ConfigError("says nothing " + ("on a robot" if o.robot is not None else "in an environment"),
-                              where=flag, hint="leave it out")
+    refuse_given(o, ignored, "says nothing " + ("on a robot" if o.robot is not None else "in an environment"))
     if o.robot is not None:
         _record_robot(o)
         return

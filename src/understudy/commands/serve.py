@@ -8,7 +8,6 @@ import math
 import shlex
 import signal
 import sys
-from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +19,7 @@ from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations
 from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
-from .options import Advice
+from .options import Advice, refuse_given
 from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
@@ -112,9 +111,8 @@ def main(args: list[str]) -> None:
     if served_address(o.run) is not None:
         raise Unsupported("a policy at an address is served already", where=str(o.run),
                           hint="give the run on the machine that serves it")
-    if o.steer is None and o.steer_scale != ServeOptions.steer_scale:
-        raise ConfigError("has no effect without --steer ENV", where="--steer-scale",
-                          hint="leave it out, or add --steer")
+    if o.steer is None:
+        refuse_given(o, ("steer_scale",), "has no effect without --steer ENV", "leave it out, or add --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
     if not (tokens or o.open or is_this_machine(o.host)):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
@@ -145,10 +143,7 @@ def _serve_steering(o: ServeOptions) -> None:
     from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage
 
-    for field in fields(o):
-        if field.name not in STEERING_OPTIONS and getattr(o, field.name) != field.default:
-            raise ConfigError("has no effect with --steer", where="--" + field.name.replace("_", "-"),
-                              hint="leave it out")
+    refuse_given(o, vars(o).keys() - STEERING_OPTIONS, "has no effect with --steer")
     assert o.steer is not None
     env = make(o.steer, 1, o.trust)
     actor, _ = load_actor(o.run, env, o, rows=None, tell=True)

@@ -44,7 +44,7 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .options import find_field, options_of, settable_fields
+from .options import find_field, options_of, refuse_given, settable_fields
 from .policies import tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
@@ -430,9 +430,7 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
 
     if o.prior is None:
         return data, None
-    if o.buffer_size is not None:
-        raise UserError("a stream cannot be mixed with other episodes", where="--prior",
-                        hint="leave out --buffer-size")
+    refuse_given(o, ("buffer_size",), "a stream cannot be mixed with the episodes of --prior")
     return mix(task=(data, 0.5), prior=(_open(o.prior, o), 0.5))
 
 
@@ -480,9 +478,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         tell_checkpoint(Path(run))
         method, stages[name] = use_run(method, name, run, o.trust), Path(run)
     if o.from_run is None:
-        if o.freeze or o.load != TrainOptions.load:
-            raise UserError("needs --from RUN", where="--freeze" if o.freeze else "--load",
-                            hint="name the run whose weights are taken over")
+        refuse_given(o, ("freeze", "load"), "needs --from RUN", "name the run whose weights are taken over")
         return method, stages
     if invalid_parts := [part for part in o.freeze if part not in InitializeFrom.train]:
         raise UserError(f"expected codec, encoder or net, found {invalid_parts[0]!r}", where="--freeze",
@@ -549,10 +545,8 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
 def _open_stream(o: TrainOptions):
     from ..data.stream import ShardStream
 
-    for name in ("image_size", "map", "max_episode_steps"):
-        if getattr(o, name) is not None:
-            raise UserError("expected no such option with --buffer-size: shards are read as they are",
-                            where=f"--{name.replace('_', '-')}", hint="leave one of the two out")
+    refuse_given(o, ("image_size", "map", "max_episode_steps"),
+                 "expected no such option with --buffer-size: shards are read as they are", "leave one of the two out")
     assert o.buffer_size is not None
     stream = ShardStream(_data_path(o), o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "

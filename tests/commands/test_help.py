@@ -110,7 +110,8 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
                                   "compare a b --env fork", "robustness r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
-    refused(call(*args.split(), "--seed", -1), "--seed: must be at least 0, but is -1\n  -> negative seeds")
+    refused(call(*args.split(), "--seed", -1), "--seed: must be at least 0 and below 9223372036854775808, but is -1\n"
+                                               "  -> negative seeds")
 
 
 @pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",

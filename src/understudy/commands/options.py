@@ -118,9 +118,10 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
 
 
 def _check_limits(option: Option, number: float) -> None:
-    """Raises ConfigError for a number outside the limits of an option. NaN is outside of all."""
-    if missed := [f"{limit.word} {limit.limit}" for limit in option.limits if not limit.holds(number, limit.limit)]:
-        raise ConfigError(f"must be {' and '.join(missed)}, but is {number:g}", where=option.flag, hint=option.advice)
+    """Raises ConfigError for a number outside the limits of an option. NaN is outside."""
+    if not all(limit.holds(number, limit.limit) for limit in option.limits):
+        limits = " and ".join(f"{limit.word} {limit.limit}" for limit in option.limits)
+        raise ConfigError(f"must be {limits}, but is {number:g}", where=option.flag, hint=option.advice)
 
 
 def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:

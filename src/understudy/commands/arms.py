@@ -104,9 +104,8 @@ def _ask_about(arm: ServoArm, differences: Calibration) -> None:
     """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
     assert arm.calibration is not None
     if sys.stdin.isatty():
-        table = plain_table("joint", "servo", "file")
-        for name, each in differences.items():
-            table.add_row(name, str(each), str(arm.calibration[name]))
+        table = plain_table(("joint", "servo", "file"),
+                            ((name, each, arm.calibration[name]) for name, each in differences.items()))
         Console(stderr=True, highlight=False).print(
             f"{arm.place}: the servos hold another calibration than {arm.calibration_file}:", table)
     confirm(False, "Is this the right arm? Then its servos get the calibration of the file.", arm.mismatch(differences))

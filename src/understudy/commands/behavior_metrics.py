@@ -110,8 +110,7 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
     """Prints a table of behavior metrics."""
     policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
-    table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(
-        ["demonstrations"] if references else []))
+    rows = []
     episode_counts = [max((m.n_episodes for m in p.metrics), default=0) for p in policies]
     for key in dict.fromkeys(m.key for p in policies for m in p.metrics):
         metrics = [next((m for m in p.metrics if m.key == key), None) for p in policies]
@@ -120,10 +119,11 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
             f"{_format_interval(m.value)}{'' if m.n_episodes == n else f' of {m.n_episodes}'}" if m is not None else "–"
             for m, n in zip(metrics, episode_counts, strict=True)
         ]
-        table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
-                      *([f"{references[key].estimate:.3g}" if key in references else ""] if references else []))
-    if table.row_count:
-        out.print("", table)
+        rows.append((f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
+                     *([f"{references[key].estimate:.3g}" if key in references else ""] if references else [])))
+    if rows:
+        out.print("", plain_table(("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy),
+                                   *(["demonstrations"] if references else [])), rows))
     for name, policy_metrics in metrics_by_policy.items():
         lines = policy_metrics.summary_lines()
         out.print(*(lines if is_single else [f"{name}: {line}" for line in lines]))

@@ -99,12 +99,10 @@ def main(args: list[str]) -> None:
 
 def _print_choice(c: MethodChoice, out: Output) -> None:
     out.print(*c.properties.sentences(), "")
-    table = plain_table(*_header(c), "")
-    for s in c.standings:
-        table.add_row(*_cells(c, s),
-                      s.reason if s.dropped_after is None else f"dropped after round {s.dropped_after}")
-    out.print(table, *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "",
-              " ".join(c.verdict_parts()))
+    rows = ((*_cells(c, s), s.reason if s.dropped_after is None else f"dropped after round {s.dropped_after}")
+            for s in c.standings)
+    out.print(plain_table((*_header(c), ""), rows),
+              *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "", " ".join(c.verdict_parts()))
 
 
 def _header(c: MethodChoice) -> tuple[str, ...]:

@@ -115,11 +115,9 @@ def _is_in_family(family: str | None, entry: dict) -> bool:
 
 def _list_claims(o: ClaimsOptions, out: Output) -> None:
     entries = _selected_claims(o)
-    table = plain_table("claim", "rows", "verdict here", "statement")
-    for e in entries:
-        table.add_row(e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""),
-                      e["statement"])
-    out.print(table if entries else "no claim is like that")
+    rows = ((e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""), e["statement"])
+            for e in entries)
+    out.print(plain_table(("claim", "rows", "verdict here", "statement"), rows) if entries else "no claim is like that")
     out.suggest("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
     out.print_json(entries)
 

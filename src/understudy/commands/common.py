@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, make_dataclass
 from itertools import count, pairwise
@@ -338,11 +338,14 @@ class Output:
             )
 
 
-def plain_table(*header: str) -> Table:
-    """A table without lines, to which rows are added."""
+def plain_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table without lines."""
     from rich.table import Table
 
-    return Table(*header, box=None, pad_edge=False)
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
 
 
 @contextmanager

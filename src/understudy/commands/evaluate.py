@@ -140,9 +140,9 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
     with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
-        evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
-                                  doubt=None if detector is None else doubt_source(o.run, detector.method.score))
-        other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
+        evaluation = evaluate_run(o.run, env, o, o.save, o.target,
+                                  None if detector is None else doubt_source(o.run, detector.method.score))
+        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
     if other is not None:
@@ -191,10 +191,9 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
     if any(trial_rates is None for trial_rates in rates):
         return
     names = list(evaluations) if len(evaluations) > 1 else ["success"]
-    table = plain_table("trial", *names)
-    for number, row in enumerate(zip(*filter(None, rates), strict=True), 1):
-        table.add_row(str(number), *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
-    out.print("", table)
+    rows = ((number, *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
+            for number, row in enumerate(zip(*filter(None, rates), strict=True), 1))
+    out.print("", plain_table(("trial", *names), rows))
     for name, e in evaluations.items():
         if gain := describe_trial_gain(e):
             out.print(gain if len(evaluations) == 1 else f"{name}: {gain}")
@@ -264,7 +263,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
-              _breakdown_table("of the episode", prediction.by_time, prediction.unit), "", prediction.note)
+              _time_table(prediction), "", prediction.note)
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])
@@ -330,20 +329,19 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 def _component_table(prediction: ActionPrediction) -> Table:
     """Errors of each component next to those of predictions without a policy."""
     error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
-    table = plain_table("component", error, "average", "last action", *([] if prediction.is_discrete else ["R²"]),
-                  "spread of its samples")
+    rows = []
     for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):
         r2 = "never changes" if c.is_constant else "" if c.r2 is None else f"{c.r2:.3g}"
-        table.add_row(c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
-                      *([] if prediction.is_discrete else [r2]), f"{part.spread:.3g}")
-    return table
+        rows.append((c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
+                     *([] if prediction.is_discrete else [r2]), f"{part.spread:.3g}"))
+    return plain_table(("component", error, "average", "last action", *([] if prediction.is_discrete else ["R²"]),
+                        "spread of its samples"), rows)
 
 
-def _breakdown_table(name, parts, unit):
-    table = plain_table(name, f"error{f' ({unit})' if unit else ''}", "spread of its samples")
-    for p in parts:
-        table.add_row(p.name, f"{p.error:.3g}", f"{p.spread:.3g}")
-    return table
+def _time_table(prediction: ActionPrediction) -> Table:
+    error = f"error{f' ({prediction.unit})' if prediction.unit else ''}"
+    return plain_table(("of the episode", error, "spread of its samples"),
+                       ((p.name, f"{p.error:.3g}", f"{p.spread:.3g}") for p in prediction.by_time))
 
 
 def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, out) -> None:

@@ -519,16 +519,15 @@ def _gain(line: dict[str, Any], unit: str) -> str:
 
 def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str, first: str):
     """One row for the base and each round."""
-    table = plain_table("", "acted", "labeled", "watched", unit, "95% interval", "minus best so far", "95% interval",
-                        "")
+    cells = []
     for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in COSTS]
+        costs = ["" if row is None else row.get(f"round/{name}", 0) for name in COSTS]
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
-        table.add_row(first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
+        cells.append((first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
                       gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
-                      "not promoted")
-    return table
+                      "not promoted"))
+    return plain_table(("", *COSTS, unit, "95% interval", "minus best so far", "95% interval", ""), cells)
 
 
 def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -224,15 +224,13 @@ class RobotImprovement:
         o, lines = self.o, judged_checkpoints(run)
         first = f"the policy of {o.run}" if IMPROVEMENTS[o.method].starts_as_run else f"untrained: keep {o.run}"
         rounds = [line for line in run.read_metrics() if "round" in line]
-        table = plain_table("", "episodes", "successes", "acted", "watched", "pairs", "gain",
-                            "95% interval", "")
-        for line, row in zip(lines[1:], rounds, strict=True):
-            table.add_row(f"round {row['round'] + 1}", str(row["round/episodes"]),
-                          str(round(row["round/success"] * row["round/episodes"])), str(row["round/acted"]),
-                          str(row["round/watched"]), str(line.get("pairs", 0)), *_difference(line),
-                          "promoted" if line["promoted"] else "not promoted")
+        cells = ((f"round {row['round'] + 1}", row["round/episodes"],
+                  round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
+                  line.get("pairs", 0), *_difference(line), "promoted" if line["promoted"] else "not promoted")
+                 for line, row in zip(lines[1:], rounds, strict=True))
         best = max(lines, key=lambda line: line["score"])
-        self.out.print("", table, "")
+        self.out.print("", plain_table(("", "episodes", "successes", "acted", "watched", "pairs", "gain",
+                                        "95% interval", ""), cells), "")
         if best["step"]:
             verdict = (f"{o.out / 'best'} is the policy of round {lines.index(best)}.",)
         elif not o.compare:

@@ -435,11 +435,9 @@ def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: P
     won = tuple(p["successes"] for p in result["policies"])
     unit = "rounds" if len(won) == 2 else "trials"
     if result["rounds"]:
-        table = plain_table("", *design.labels, "rate", "95% interval", "spoilt")
-        for p in result["policies"]:
-            i = p["success"]
-            table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
-                          f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
+        rows = ((p["name"], *p["labels"].values(), f"{i['estimate']:.1%}", f"{i['low']:.1%} to {i['high']:.1%}",
+                 p["spoilt"]) for p in result["policies"] for i in [p["success"]])
+        table = plain_table(("", *design.labels, "rate", "95% interval", "spoilt"), rows)
         verdict = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
         out.print("", table, "", " ".join(verdict))
         if o.html is not None:

@@ -124,6 +124,15 @@ def _check_limits(option: Option, number: float) -> None:
         raise ConfigError(f"must be {limits}, but is {number:g}", where=option.flag, hint=option.advice)
 
 
+def split_pair(option: str, text: str, example: str) -> tuple[str, str]:
+    """The two sides of an argument such as OLD=NEW."""
+    first, equals, second = text.partition("=")
+    if not (equals and first and second):
+        raise ConfigError(f"{text!r} is not two names with = between them", where=option,
+                          hint=f"such as {option} {example}")
+    return first, second
+
+
 def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
     """Raises ConfigError for the first option of these names whose value is not its default."""
     defaults = {f.name: f.default for f in fields(o)}

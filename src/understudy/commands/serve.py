@@ -19,7 +19,7 @@ from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations
 from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
-from .options import Advice, refuse_given
+from .options import Advice, refuse_given, split_pair
 from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ def load_service(o: ServeOptions) -> PolicyService:
         else:
             computed = tuple(getattr(c, "into", "") for c in actor.transforms if not isinstance(c, TaskText))
     say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
-    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), _renamed(o)
+    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), dict(
+        split_pair("--rename", text, "observation/image=observation.images.front") for text in o.rename)
     for option, columns in (("--condition", defaults), ("--rename", renamed.values())):
         if unknown := [c for c in columns if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
@@ -271,11 +272,3 @@ def _newest(o: ServeOptions) -> str:
 @lru_cache(maxsize=1)
 def _digest(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     return weights_digest(path)
-
-
-def _renamed(o: ServeOptions) -> dict[str, str]:
-    for text in o.rename:
-        if "=" not in text:
-            raise ConfigError(f"{text!r} is not NAME=COLUMN", where="--rename",
-                              hint="such as --rename observation/image=observation.images.front")
-    return dict(text.split("=", 1) for text in o.rename)

@@ -44,7 +44,7 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .options import find_field, options_of, refuse_given, settable_fields
+from .options import find_field, options_of, refuse_given, settable_fields, split_pair
 from .policies import tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
@@ -471,10 +471,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 
     stages: dict[str, Path] = {}
     for text in o.stage:
-        name, equals, run = text.partition("=")
-        if not (name and equals and run):
-            raise UserError(f"{text!r} is not of the form NAME=RUN", where="--stage",
-                            hint="such as --stage base=runs/base")
+        name, run = split_pair("--stage", text, "base=runs/base")
         tell_checkpoint(Path(run))
         method, stages[name] = use_run(method, name, run, o.trust), Path(run)
     if o.from_run is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,18 @@ from .core import UserCodeError, UserError
 _PACKAGE = Path(__file__).resolve().parent
 _STDLIB = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _DEBUG_HINT = "correct it there; --debug prints the whole traceback"
+
+
+def trusted_packages(args: Sequence[str]) -> tuple[str, ...]:
+    """The packages that --trust names in the arguments of a command."""
+    separate = [value for option, value in zip(args, args[1:], strict=False) if option == "--trust"]
+    return *separate, *(a.removeprefix("--trust=") for a in args if a.startswith("--trust="))
+
+
+def search_current_folder(trusted: Sequence[str]) -> None:
+    """Lets modules in the current folder be imported, after all others, if a package is trusted."""
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def import_module(module: str, where: str) -> ModuleType:

@@ -37,6 +37,7 @@ from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
 from ..methods.needs import SOME_ACTIONS
 from ..serve.address import served_address
+from ..user_code import search_current_folder
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
@@ -64,8 +65,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if any(option.name == "executor" for option in options_of(options)):
         args = _join_executor_options(args)
     parsed = parse_options(options, args, f"understudy {command}")
-    if getattr(parsed, "trust", ()) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
+    search_current_folder(getattr(parsed, "trust", ()))
     for problem, flag, advice in _invalid_files(parsed):
         raise UserError(problem, where=flag, hint=advice)
     return parsed

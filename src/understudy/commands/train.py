@@ -18,6 +18,7 @@ from .. import __version__
 from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
 from ..files import whole_folder
+from ..user_code import search_current_folder, trusted_packages
 from .common import (
     Output,
     command_line,
@@ -413,7 +414,7 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
                not in flags]
     if not unknown or not own or own[0].startswith("-"):
         return
-    trust = tuple(_trusted_packages(own))
+    trust = _trusted(own)
     method = build_method(own[0], options, [], None, trust)
     fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
               *(f"--{path}" for path, _, _ in settable_fields(method))]
@@ -648,14 +649,16 @@ def _print_help(own: list[str], options: list[str]) -> None:
         from .method import build_method
         from .methods import settings_table
 
-        trust = tuple(_trusted_packages(own))
+        trust = _trusted(own)
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
         Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust), trust))
     sys.exit(0)
 
 
-def _trusted_packages(own: list[str]) -> list[str]:
-    return [b for a, b in zip(own[:-1], own[1:], strict=True) if a == "--trust"]
+def _trusted(own: list[str]) -> tuple[str, ...]:
+    """The packages of --trust, before the options are parsed."""
+    search_current_folder(trust := trusted_packages(own))
+    return trust
 
 
 def _task_relabel(data: Dataset) -> TaskText:

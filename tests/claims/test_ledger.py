@@ -466,10 +466,10 @@ def test_the_command(listed, tmp_path, capsys, monkeypatch):
     assert failing == [e for e in due_now if e["verdict"] == "fails"]
     for args, text in ((("list", "--family", "policy"), "did you mean 'policy-heads'?"), (("run",), "found neither"),
                        (("run", "x", "--all"), "found both"), (("run", "--all", "--budget", "soon"), "a time such as"),
-                       (("table", "--stale"), "--stale: is for understudy claims list only"),
+                       (("table", "--stale"), "--stale: is for list only"),
                        (("run", "diffusion-bc", "--budget", "1h"),
-                        "--budget: is for understudy claims run --all and spot-check only"),
-                       (("list", "--html", "x"), "--html: is for understudy claims table only")):
+                        "--budget: is for run --all and spot-check only"),
+                       (("list", "--html", "x"), "--html: is for table only")):
         assert text in call(*args, status=2).err
     saved = []
     monkeypatch.setattr(due_module, "save_confirmation", lambda claim: saved.append(claim.name))

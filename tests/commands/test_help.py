@@ -125,8 +125,8 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
 @pytest.mark.parametrize(
     "args, says",
     [
-        ("claims list --out page.md", "--out: is for understudy claims table only\n  -> leave it out"),
-        ("claims list --all", "--all: is for understudy claims run --all only\n  -> leave it out"),
+        ("claims list --out page.md", "--out: is for table only\n  -> leave it out"),
+        ("claims list --all", "--all: is for run --all only\n  -> leave it out"),
         ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
         ("claims run nothing", "there is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),

@@ -81,7 +81,7 @@ def main(args: list[str]) -> None:
             "out": {"table"}}
     for name, subcommands in uses.items():
         if o.subcommand + " --all" * (o.all and o.subcommand == "run") not in subcommands:
-            refuse_given(o, (name,), f"is for understudy claims {' and '.join(sorted(subcommands))} only")
+            refuse_given(o, (name,), f"is for {' and '.join(sorted(subcommands))} only")
     from ..claims.folder import open_claims
 
     open_claims(o.trust)

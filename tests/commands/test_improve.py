@@ -231,7 +231,8 @@ def test_a_supervisor_acts_with_its_own_executor(folder, improve, tmp_path):
 
 @pytest.mark.parametrize(("args", "words"), [
     (["--with", "magic"], ["'magic'", "dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif, doubt"]),
-    (["--with", "ensemble", "--supervisor", "scripted", "--intervention-rate", "0.9"], ["up to 0.5", "such as 0.1"]),
+    (["--with", "ensemble", "--supervisor", "scripted", "--intervention-rate", "0.9"],
+     ["at most 0.5", "such as --intervention-rate 0.1"]),
     (["--with", "dagger"], ["dagger needs a supervisor", "scripted", "keyboard"]),
     (["--with", "filtered", "--supervisor", "scripted"], ["filtered has no supervisor", "hg-dagger"]),
     (["--with", "dagger", "--supervisor", "nobody"], ["'nobody' is no supervisor", "scripted"]),

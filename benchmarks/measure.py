@@ -162,7 +162,7 @@ def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str]
         `tasks`, empty if none is named; `tiny`; `page`; `until`, the `time.monotonic` after which no cell begins; and
         the further options, None or False if they are not given.
     """
-    from understudy.commands.choose import parse_duration
+    from understudy.commands.common import parse_duration
     from understudy.core import UserError
 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,7 +178,7 @@ def task_options(doc: str | None, tasks: Iterable[str], arguments: Sequence[str]
         if name not in names:
             parser.error(f"there is no task {name!r}; there are {', '.join(names)}")
     try:
-        options.until = time.monotonic() + (parse_duration(options.budget, "--budget") if options.budget else math.inf)
+        options.until = time.monotonic() + (parse_duration(options.budget) if options.budget else math.inf)
     except UserError as error:
         parser.error(str(error))
     return options

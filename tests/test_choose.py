@@ -16,7 +16,7 @@ from understudy.choose import (
     data_properties,
     survivors,
 )
-from understudy.commands.choose import _print_choice, parse_duration
+from understudy.commands.choose import _print_choice
 from understudy.commands.common import Output
 from understudy.config import dump
 from understudy.core import Feature, UserError
@@ -196,17 +196,6 @@ def test_what_cannot_act_is_said_before_any_trial(demonstrations, tmp_path, meth
     with pytest.raises(UserError, match=said):
         choose_method(demonstrations, tmp_path / "a", env=make("fork", 4), methods=methods, budget=9.0)
     assert not list((tmp_path).glob("a/*-0"))
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("1h30m", 5400), ("2h", 7200)])
-def test_durations(text, seconds):
-    assert parse_duration(text, "--budget") == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "m", "30 minutes", "-5m", "1d"])
-def test_what_is_no_duration(text):
-    with pytest.raises(UserError, match="is not a duration"):
-        parse_duration(text, "--budget")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 
 from understudy import demo
+from understudy.commands.common import progress_bar
 from understudy.heads.regression import Regression
 
 
@@ -24,12 +25,12 @@ def test_the_two_methods_differ_in_the_head_alone():
     assert list(demo.METHODS) == list(demo.NAMES)
 
 
-def test_from_python_it_needs_no_bar(tmp_path, monkeypatch):
+def test_from_python(tmp_path, monkeypatch):
     small = {name: replace(m, learner=replace(m.learner, steps=4)) for name, m in demo.METHODS.items()}
     for name, value in {"METHODS": small, "STEPS": 4, "DEMONSTRATIONS": 5, "EPISODES": 3}.items():
         monkeypatch.setattr(demo, name, value)
     messages = []
-    evaluations = demo.demo(tmp_path / "demo", say=messages.append)
+    evaluations = demo.demo(tmp_path / "demo", say=messages.append, bar=progress_bar)
     assert [len(e.episodes) for e in evaluations.values()] == [3, 3] and messages[0].startswith("1/5  5 demonstrations")
     assert (tmp_path / "demo" / "report.html").exists()
 

@@ -32,7 +32,7 @@ from .evaluate import stats
 from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
-from .hints import join_and
+from .hints import format_duration, join_and
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.targets import REWARD
@@ -470,7 +470,8 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     share = budget / (ROUNDS_OF_ALL * max(len(tried), 1))
     updates = {name: max(int(steps * min(share / max(seconds, 1e-9), 1)), 1)
                for name, (steps, seconds) in default_costs.items() if name in tried}
-    skipped = {name: f"its {steps} updates take {_minutes(seconds)}, and a trial would have {_minutes(share)}"
+    skipped = {name: f"its {steps} updates take {format_duration(seconds)}, and a trial would have "
+                     f"{format_duration(share)}"
                for name, (steps, seconds) in default_costs.items() if name not in tried}
     if len(updates) < 2:
         raise UserError(f"there is time for {len(updates)} of {len(candidates)} candidates"
@@ -479,10 +480,6 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     plan = {"asked": asked, "updates": updates, "skipped": skipped, "seconds": time.perf_counter() - began}
     write_json(file, plan)
     return plan
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.2g} minutes"
 
 
 def _check_candidate(method: Method, name: str) -> Method:

@@ -144,7 +144,7 @@ def main(args: list[str] | None = None) -> int:
                 return _report_interrupt(name, args)
             if interrupts.seen:  # libraries turn an interrupt into errors of their own
                 return _report_interrupt(name, args)
-            return _report_failure(error, debug, _trusted_packages(args))
+            return _report_failure(error, debug, args)
 
 
 def _open_closed_streams() -> None:
@@ -222,13 +222,8 @@ def _report_interrupt(name: str, args: list[str]) -> int:
     return 130
 
 
-def _trusted_packages(args: list[str]) -> list[str]:
-    separate = [value for option, value in zip(args, args[1:], strict=False) if option == "--trust"]
-    return separate + [a.removeprefix("--trust=") for a in args if a.startswith("--trust=")]
-
-
-def _report_failure(error: Exception, debug: bool, trusted: list[str]) -> int:
-    if text := _user_error_message(error, trusted):
+def _report_failure(error: Exception, debug: bool, args: list[str]) -> int:
+    if text := _user_error_message(error, args):
         if debug:
             _traceback(error)
         _print_error(text)
@@ -238,17 +233,17 @@ def _report_failure(error: Exception, debug: bool, trusted: list[str]) -> int:
     return 1
 
 
-def _user_error_message(error: Exception, trusted: list[str]) -> str | None:
+def _user_error_message(error: Exception, args: list[str]) -> str | None:
     """What to print if the user can fix the error."""
     from .core import UserError, is_out_of_memory
-    from .user_code import locate_user_error
+    from .user_code import locate_user_error, trusted_packages
 
     if isinstance(error, UserError):
         return "\n  ".join([str(error), *getattr(error, "__notes__", ())])
     if is_out_of_memory(error):
         return ("memory is full\n  -> a smaller --learner.batch-size or --image-size takes less in training, and fewer "
                 "--rows or --workers in rollouts")
-    if user_error := locate_user_error(error, trusted):
+    if user_error := locate_user_error(error, trusted_packages(args)):
         return str(user_error)
     if not isinstance(error, OSError):
         return None

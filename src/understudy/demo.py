@@ -7,8 +7,7 @@ Budget and seeds are fixed here, before anything runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,18 +47,11 @@ METHODS = {"flow": method(Flow()), "regression": method(Regression())}
 Report = Callable[[str], None]
 
 
-@contextmanager
-def no_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar that shows nothing."""
-    yield lambda: None
-
-
-def demo(out: Path, *, device: str = "cpu", say: Report = print, bar=no_progress) -> dict[str, Evaluation]:
+def demo(out: Path, *, device: str = "cpu", say: Report, bar) -> dict[str, Evaluation]:
     """Runs the demo in a folder. Steps that an earlier, interrupted call finished are not repeated.
 
     Args:
-        bar: Called with (title, total). Returns a context manager that gives a function to call after each item, such
-            as `no_progress`.
+        bar: Called with (title, total). Returns a context manager that gives a function to call after each item.
 
     Returns:
         The evaluations by name of the run: "flow" and "regression".

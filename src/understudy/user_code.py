@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,18 @@ from .core import UserCodeError, UserError
 _PACKAGE = Path(__file__).resolve().parent
 _STDLIB = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 _DEBUG_HINT = "correct it there; --debug prints the whole traceback"
+
+
+def trusted_packages(args: Sequence[str]) -> tuple[str, ...]:
+    """The packages that --trust names in the arguments of a command."""
+    separate = [value for option, value in zip(args, args[1:], strict=False) if option == "--trust"]
+    return *separate, *(a.removeprefix("--trust=") for a in args if a.startswith("--trust="))
+
+
+def search_current_folder(trusted: Sequence[str]) -> None:
+    """Lets modules in the current folder be imported, after all others, if a package is trusted."""
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def import_module(module: str, where: str) -> ModuleType:
@@ -69,7 +82,7 @@ def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> User
     return None
 
 
-def refuse_python_file(name: str, command: str, option: str = "") -> None:
+def refuse_python_file(name: str, command: str) -> None:
     """Refuses a file of Python code where the name of a function is expected, and says how to name one.
 
     The file is parsed and not run.
@@ -77,7 +90,6 @@ def refuse_python_file(name: str, command: str, option: str = "") -> None:
     Args:
         name: What the user wrote.
         command: The command up to this name, for the hint.
-        option: The option that has the name, for the error.
     """
     path = Path(name)
     if path.suffix != ".py" or not path.is_file():
@@ -94,7 +106,7 @@ def refuse_python_file(name: str, command: str, option: str = "") -> None:
     module = ".".join(parts) or path.stem
     elsewhere = "" if parts else f", in the folder {path.resolve().parent}"
     names = f"; it has {', '.join(functions)}" if len(functions) > 1 else ""
-    raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=option or name,
+    raise UserError(f"this is Python code: name a function in it, as module:function{names}", where=name,
                     hint=f"{command} {module}:{function} --trust {module.partition('.')[0]}{elsewhere}")
 
 

@@ -66,7 +66,7 @@ def test_steps_as_the_policy_commands_them_are_not_counted(capsys):
         assert main(["act", url, *ARM, "--max-bad-share", "1.5"]) == 2
     captured = capsys.readouterr()
     assert re.fullmatch(r"episode 0: \d+ steps(, \d+ late)?\n", captured.out)
-    assert "--max-bad-share: must be from 0 to 1" in captured.err
+    assert "--max-bad-share: must be at least 0 and at most 1" in captured.err
 
 
 @pytest.fixture

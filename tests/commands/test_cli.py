@@ -185,7 +185,7 @@ def test_data_policy_and_environment_must_fit(call, place, tmp_path):
     refused(call("train", "bc", wide, "--out", tmp_path / "r", *TINY, "--eval", "fork"), "fork", "(3,)", "(2,)")
     refused(call("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY, "--eval", "frok"), "fork")
     refused(call("record", "frok", "--out", tmp_path / "d", "--episodes", 2), "did you mean 'fork'")
-    refused(call("eval", place / "a", "fork", "--episodes", 0), "1 or more")
+    refused(call("eval", place / "a", "fork", "--episodes", 0), "at least 1")
     refused(call("eval", place / "a", "fork", "--seed", -1), "-1")
     refused(call("train", "difusion-policy", place / "demos", "--out", tmp_path / "r"), "diffusion-policy")
 

@@ -247,7 +247,7 @@ def test_what_cannot_be_compared(call, place):
     for args in ((a, place / "demos", "--env", "fork"), (a, b, place / "demos")):
         refused(call("compare", *args, "--episodes", 2), f"{place / 'demos'}: these are demonstrations, neither a run "
                 "nor rollouts that eval --save wrote\n  -> train a policy on them: understudy train METHOD")
-    refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "1 or more")
+    refused(call("compare", a, b, "--env", "fork", "--episodes", 0), "at least 1")
     refused(call("compare", a, b, "--env", "fork", "--seed", -1), "but is -1")
     refused(call("compare", a, b, "--env", "fork", "--task", "go"), "trained without words")
     refused(call("compare", a, b, "--env", "fork", "--html", place), "--html", "it is a folder")
@@ -312,7 +312,7 @@ def test_sequential_questions_that_are_none(call, place):
     refused(call("eval", a, "fork", "--sequential"), "--threshold", "neither")
     refused(call("eval", a, "fork", "--sequential", "--against", a), "--against", "the same checkpoint")
     refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--against", place / "b"), "both are given")
-    refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "between 0 and 1, but is 1.5")
+    refused(call("eval", a, "fork", "--sequential", "--threshold", 1.5), "above 0 and below 1, but is 1.5")
     refused(call("eval", a, "fork", "--threshold", 0.5), "--sequential")
     refused(call("eval", a, "fork", "--sequential", "--threshold", 0.5, "--episodes", 3), "at least",
             "3 episodes are too few")

@@ -137,7 +137,7 @@ def test_a_robot_is_read_and_does_not_move(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("options", "problem"), [
     (["--env", "fork", "--robot", "simulated_arm"], "--env: cannot be used with --robot"),
     (["--robot.port", "/dev/x"], "--robot.port: needs --robot TYPE"),
-    (["--env", "fork", "--episodes", "0"], "--episodes: must be 1 or more"),
+    (["--env", "fork", "--episodes", "0"], "--episodes: must be at least 1"),
     (["--env", "frok"], "frok")])
 def test_options_that_do_not_fit(place, call, options, problem):
     status, _, err = call("diagnose", place / "a", *options)

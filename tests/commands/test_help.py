@@ -102,7 +102,7 @@ def test_a_value_of_the_wrong_type_is_told_in_one_line(call, args, words):
 def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, args, count):
     monkeypatch.chdir(tmp_path)
     option = args.split()[-1]
-    refused(call(*args.split(), count), f"understudy: {option}: must be 1 or more, but is {count}\n"
+    refused(call(*args.split(), count), f"understudy: {option}: must be at least 1, but is {count}\n"
                                         f"  -> such as {option} ")
     assert not list(tmp_path.iterdir())
 
@@ -110,7 +110,8 @@ def test_counts_below_one_are_refused_everywhere(call, tmp_path, monkeypatch, ar
 @pytest.mark.parametrize("args", ["record fork --out d --episodes 3", "train bc d --out r", "eval r fork",
                                   "compare a b --env fork", "robustness r fork"])
 def test_seeds_below_0_are_understudys_own(call, args):
-    refused(call(*args.split(), "--seed", -1), "--seed: must be 0 or more, but is -1\n  -> negative seeds")
+    refused(call(*args.split(), "--seed", -1), "--seed: must be at least 0 and below 9223372036854775808, but is -1\n"
+                                               "  -> negative seeds")
 
 
 @pytest.mark.parametrize("args", ["eval r fork --labels", "robustness r fork --levels", "robustness r fork --shifts",
@@ -124,8 +125,8 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
 @pytest.mark.parametrize(
     "args, says",
     [
-        ("claims list --out page.md", "claims list: expected --out with table only\n  -> leave --out out"),
-        ("claims list --all", "expected --all with run only\n  -> leave --all out"),
+        ("claims list --out page.md", "--out: is for table only\n  -> leave it out"),
+        ("claims list --all", "--all: is for run --all only\n  -> leave it out"),
         ("claims run --all --budget 1x", "--budget: expected a time such as 90s, 30m or 2h, found '1x'\n  -> such as"),
         ("claims run nothing", "there is no claim 'nothing'"),
         ("plan 0.7 0.8 --episodes 99999999999999999999", "--episodes: expected at most 100,000, found 99,999,"),
@@ -138,7 +139,7 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
             "eval a fork --repeats 1",
             "--repeats: expected 2 rollouts of the same start or more, or 0 for none, found 1\n",
         ),
-        ("eval a fork --repeats -1", "found -1\n  -> such as --repeats 8"),
+        ("eval a fork --repeats -1", "but is -1\n  -> such as --repeats 8"),
         (
             "record fork --out d --episodes 3 --actor keyboard --workers 2",
             "expected one worker, since you are one, found 2\n",

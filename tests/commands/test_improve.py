@@ -231,7 +231,8 @@ def test_a_supervisor_acts_with_its_own_executor(folder, improve, tmp_path):
 
 @pytest.mark.parametrize(("args", "words"), [
     (["--with", "magic"], ["'magic'", "dagger, hg-dagger, safe, lazy, ensemble, thrifty, iwr, sirius, rlif, doubt"]),
-    (["--with", "ensemble", "--supervisor", "scripted", "--intervention-rate", "0.9"], ["up to 0.5", "such as 0.1"]),
+    (["--with", "ensemble", "--supervisor", "scripted", "--intervention-rate", "0.9"],
+     ["at most 0.5", "such as --intervention-rate 0.1"]),
     (["--with", "dagger"], ["dagger needs a supervisor", "scripted", "keyboard"]),
     (["--with", "filtered", "--supervisor", "scripted"], ["filtered has no supervisor", "hg-dagger"]),
     (["--with", "dagger", "--supervisor", "nobody"], ["'nobody' is no supervisor", "scripted"]),
@@ -250,13 +251,13 @@ def test_bad_input(args, words, folder, improve, tmp_path, monkeypatch):
 
 def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):
     args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", str(tmp_path / "run")]
-    refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: -3 is no number of episodes")
+    refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: must be at least 0, but is -3")
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
 def test_there_is_at_least_one_round(rounds, improve, tmp_path):
     refused(improve("--with", "iwr", "--supervisor", "scripted", "--out", tmp_path / "run", "--rounds", rounds),
-            "--rounds: must be 1 or more", "such as --rounds 5")
+            "--rounds: must be at least 1", "such as --rounds 5")
 
 
 def test_without_success_there_is_nothing_to_practice(folder, improve, tmp_path, monkeypatch):

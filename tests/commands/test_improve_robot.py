@@ -235,7 +235,7 @@ def test_a_classifier_ends_the_episode_as_a_success(session, tmp_path, monkeypat
     (["--compare", "4"], ["4 pairs of trials are too few", "at least 9"]),
     (["--with", "dagger"], ["takes over and gives back", "hg-dagger"]),
     (["--episode-time-s", "0"], ["--episode-time-s: must be above 0"]),
-    (["--handover-seconds", "-1"], ["--handover-seconds: must be 0 or more"])])
+    (["--handover-seconds", "-1"], ["--handover-seconds: must be at least 0"])])
 def test_bad_input(args, words, session, tmp_path):
     refused(session(tmp_path / "run", *args), *words)
     assert not (tmp_path / "run").exists()

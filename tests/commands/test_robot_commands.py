@@ -140,7 +140,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
              "--episode-time-s: must be above 0"),
             (["act", "run", "--robot", "simulated_arm", "--fps", "0"], "--fps: must be above 0"),
             (["robot", "teleoperate", "--robot", "simulated_arm", "--teleop", "keyboard", "--robot.retries", "-1"],
-             "--robot.retries: must be 0 or more"),
+             "--robot.retries: must be at least 0"),
             (["replay", "d", "--robot", "simulated_arm", "--state"], "--state"),
             (["replay", "d", "--robot", "simulated_arm", "--rows", "2"], "--rows: says nothing"),
             (["eval", "run", "fork", "--robot", "simulated_arm"], "--robot: needs --interactive")):

@@ -73,7 +73,7 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
     assert [s.name for s in Method.load(tuned).stages] == ["from"]
     for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
-                          (["--stage", "base"], "'base' is not of the form NAME=RUN"),
+                          (["--stage", "base"], "'base' is not two names with ="),
                           (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)
         assert status == 2 and says in text

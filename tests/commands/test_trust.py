@@ -75,6 +75,17 @@ def test_code_from_outside_runs_only_when_trusted(tmp_path):
     assert stored_method["policy"]["head"]["$"] == "elsewhere:Own" and stored_method["policy"]["trunk"]["width"] == 4
 
 
+@pytest.mark.parametrize("trust", [["--trust", "own_file"], ["--trust=own_file"]])
+def test_a_method_in_the_current_folder_lists_its_fields(call, tmp_path, monkeypatch, trust):
+    """Also where the folder is not on the path, as for the script `understudy`."""
+    (tmp_path / "own_file.py").write_text(OUTSIDE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.delitem(sys.modules, "own_file", raising=False)
+    status, out, err = call("train", "own_file:recipe", *trust, "--help")
+    assert status == 0 and "--method.width" in out, err
+
+
 def test_what_is_proposed_trusts_all_packages_that_a_run_names(call, place, tmp_path):
     assert common.required_packages(place / "a") == ()
     shutil.copytree(place / "a", tmp_path / "a")

@@ -436,7 +436,7 @@ def test_success_after_rounding_is_compared_on_the_same_starts(run, train_bc):
 @pytest.mark.parametrize("given, message", [
     (("--out", "p.pt2", "--precision", "int8"), "int8 is for ONNX files"),
     (("--out", "p.bin"), "must end in .onnx or .pt2"),
-    (("--out", "p.onnx", "--inputs", "0"), "--inputs: must be 1 or more, but is 0")])
+    (("--out", "p.onnx", "--inputs", "0"), "--inputs: must be at least 1, but is 0")])
 def test_what_the_command_refuses(given, message, capsys):
     assert main(["export", "run", *given]) == 2
     assert message in capsys.readouterr().err

@@ -180,7 +180,7 @@ def test_the_command_that_plans(capsys):
 @pytest.mark.parametrize("args, says", [
     (["0.7", "0.7"], "the two rates are equal"), (["70", "80"], "70 % is 0.7"), ([], "missing RATE RATE"),
     (["0.7", "0.8", "--threshold", "0.5"], "one rate with --threshold"), (["0.7", "x"], "x"),
-    (["0.7", "0.8", "--episodes", "0"], "1 or more"), (["0.7", "0.8", "--power", "0.01"], "larger than alpha")])
+    (["0.7", "0.8", "--episodes", "0"], "at least 1"), (["0.7", "0.8", "--power", "0.01"], "larger than alpha")])
 def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
     from understudy.cli import main
 

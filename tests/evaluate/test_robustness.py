@@ -204,7 +204,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
     (["--levels", "delay=1.5"], "'delay' of fork: expected a level that is a whole number"),
     (["--levels", "dropped=2"], "'dropped': the probability is 2, which is not between 0 and 1"),
     (["--shifts", "gust", "--levels", "noise=1"], "--levels: expected levels of gust, found some of 'noise'"),
-    (["--episodes", "0"], "--episodes: must be 1 or more"), (["--seed", "-1"], "--seed: must be 0 or more")])
+    (["--episodes", "0"], "--episodes: must be at least 1"), (["--seed", "-1"], "--seed: must be at least 0")])
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["robustness", "scripted", "fork", *args]) == 2

@@ -12,6 +12,7 @@ import pytest
 from fixtures.served import ANY, http, policy_service, state
 
 pytest.importorskip("websockets", reason="extra serve not installed")
+from websockets.datastructures import Headers  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
@@ -56,8 +57,9 @@ def test_tokens(tmp_path):
         assert http(server.url + "/metrics")[0] == 401 and http(server.url + "/healthz") == (200, "OK\n")
         status, text = http(server.url + "/metrics", Authorization=f"Api-Key {tokens[1]}")
         assert status == 200 and 'understudy_refused_total{reason="token"} 4' in text
-    assert is_allowed(tokens, None, ["understudy", "token.c2VjcmV0LW9mLTE2LWNoYXJz"])
-    assert not is_allowed(tokens, None, ["token.****"]) and not is_allowed(tokens, "Basic x")
+    assert is_allowed(tokens, Headers({"Sec-WebSocket-Protocol": "understudy, token.c2VjcmV0LW9mLTE2LWNoYXJz"}))
+    assert not is_allowed(tokens, Headers({"Sec-WebSocket-Protocol": "token.****"}))
+    assert not is_allowed(tokens, Headers(Authorization="Basic x"))
     for content, says in (("", "no token"), ("short\n", "at least 16"), ("with a space in the middle\n", "spaces")):
         file.write_text(content)
         with pytest.raises(UserError, match=says):

@@ -24,17 +24,19 @@ import numpy as np
 from pathlib import Path
 from understudy.serve.access import JsonLog, tls_context
 from understudy.serve.server import PolicyServer, ServerOptions
-from understudy.serve.service import FunctionService
+from understudy.serve.service import Reply, Service
+
+class Zeros(Service):
+    metadata = {}
+
+    def run(self, requests):
+        return [Reply({"actions": np.zeros((8, 2), np.float32)}) for _ in requests]
 
 async def main():
-    service = FunctionService(lambda columns: {"actions": np.zeros((8, 2), np.float32)})
     files = [Path(name) for name in sys.argv[1:]] or [None, None]
-    server = PolicyServer(service, ServerOptions(port=0, tls=tls_context(*files)), JsonLog())
+    server = PolicyServer(Zeros(), ServerOptions(port=0, tls=tls_context(*files)), JsonLog())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
-    running = asyncio.ensure_future(server.run())
-    await server.started.wait()
-    print(server.port, flush=True)
-    await running
+    await server.run(lambda: print(server.port, flush=True))
 
 asyncio.run(main())
 """

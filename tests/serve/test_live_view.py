@@ -194,7 +194,7 @@ def test_options_that_cannot_work_are_refused(shown):
 
     robot, view = shown
     port = view._socket.getsockname()[1]
-    for address, kind, text in ((f"127.0.0.1:{port}", UserError, "the view cannot be shown there"),
+    for address, kind, text in ((f"127.0.0.1:{port}", UserError, "the server cannot listen there"),
                                 ("8080", ConfigError, "is not a host and a port"),
                                 ("127.0.0.1:99999", ConfigError, "is not a host and a port")):
         o = RecordOptions(out=None, episodes=1, view=True, view_address=address)

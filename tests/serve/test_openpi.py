@@ -16,30 +16,31 @@ from websockets.sync.client import connect  # noqa: E402
 
 from understudy.core import keys  # noqa: E402
 from understudy.serve.server import BackgroundServer  # noqa: E402
-from understudy.serve.service import FunctionService  # noqa: E402
+from understudy.serve.service import Reply, Service  # noqa: E402
 from understudy.serve.wire import pack, unpack  # noqa: E402
 
 STATE = "observation.state"
 
 
-def recorded_service(folder):
+class RecordedService(Service):
     """Answers what openpi's server answered."""
-    answers = {}
-    for asked, reply in (("01_client", "02_server"), ("03_client", "04_server")):
-        request = unpack((folder / f"{asked}.msgpack").read_bytes())
-        answers[int(request["episode"]), request["t"]] = unpack((folder / f"{reply}.msgpack").read_bytes())["actions"]
 
-    def infer(obs):
-        if obs.get("prompt") == "fail":
+    def __init__(self, folder):
+        self.metadata, self.answers = {"action_horizon": 4, "name": "closed form"}, {}
+        for asked, reply in (("01_client", "02_server"), ("03_client", "04_server")):
+            request, answer = (unpack((folder / f"{name}.msgpack").read_bytes()) for name in (asked, reply))
+            self.answers[int(request["episode"]), request["t"]] = answer["actions"]
+
+    def run(self, requests):
+        if any(request.columns.get("prompt") == "fail" for request in requests):
             raise ValueError("asked to fail")
-        return {"actions": answers[int(obs["episode"]), obs["t"]]}
-    return FunctionService(infer, {"action_horizon": 4, "name": "closed form"})
+        return [Reply({"actions": self.answers[int(r.columns["episode"]), r.columns["t"]]}) for r in requests]
 
 
 def test_a_recorded_session_of_openpi_is_answered_byte_by_byte(shared):
     folder = shared / "fixtures" / "openpi_wire"
     frames = json.loads((folder / "frames.json").read_text())
-    with BackgroundServer(recorded_service(folder)) as server, connect(server.url, compression=None) as connection:
+    with BackgroundServer(RecordedService(folder)) as server, connect(server.url, compression=None) as connection:
         for frame in frames:
             raw = (folder / frame["file"]).read_bytes()
             if frame["from"] == "client":

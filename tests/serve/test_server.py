@@ -13,6 +13,7 @@ from fixtures.served import ANY, Slow, policy_service, state
 pytest.importorskip("websockets", reason="extra serve not installed")
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
 from understudy.commands.served import changed_checkpoint, served_client  # noqa: E402
+from understudy.core import UserError  # noqa: E402
 from understudy.serve.client import Client, LinkLost  # noqa: E402
 from understudy.serve.server import BackgroundServer, reduce_pauses  # noqa: E402
 
@@ -77,7 +78,7 @@ def test_a_reply_names_the_checkpoint_that_planned_it():
 
 
 def test_a_port_that_is_taken_is_an_error():
-    with BackgroundServer(policy_service()) as server, pytest.raises(OSError):
+    with BackgroundServer(policy_service()) as server, pytest.raises(UserError, match="cannot listen there"):
         BackgroundServer(policy_service(), replace(ANY, port=server.server.port)).__enter__()
 
 

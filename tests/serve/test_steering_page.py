@@ -130,8 +130,9 @@ def test_what_cannot_be_steered_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options, says", [
-    (["--port", "70000"], "--port: must be from 0 to 65535"), (["--port", "-1"], "--port: must be from 0 to 65535"),
-    (["--steer", "fork", "--port", "70000"], "--port: must be from 0 to 65535"),
+    (["--port", "70000"], "--port: must be at least 0 and at most 65535"),
+    (["--port", "-1"], "--port: must be at least 0 and at most 65535"),
+    (["--steer", "fork", "--port", "70000"], "--port: must be at least 0 and at most 65535"),
     (["--steer", "fork", "--steer-scale", "nan"], "--steer-scale: must be at least 0"),
     (["--steer-scale", "10"], "no effect without --steer")])
 def test_options_out_of_range_are_named(options, says, tmp_path, capsys):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, keys
+from ..core import AtLeast, AtMost, keys
 from ..serve.address import served_address
 from .arms import prepare_robot
 from .calibrate import doubt_source, load_detector
 from .common import Output, command_line, parse, trained_rate
-from .groups import ActingOptions, PositiveCount, command_options
+from .groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
+from .options import Advice
 from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
 from .robot_options import RobotOptions, ViewOptions, command_keys, flush_input, live_view, show_line
 from .served import changed_checkpoint, served_client
@@ -49,16 +50,17 @@ class ActOptions(ActingOptions, ViewOptions, RobotOptions):
     (ws://HOST:PORT)"""
     episodes: PositiveCount = 1
     """number of episodes"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    episode_time_s: Seconds = 60.0
     """longest duration of an episode"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
+    fps: StepRate = None
     """steps per second; by default those of the training data, or 30"""
     out: Annotated[Path | None, arg(metavar="DATA")] = None
     """record the episodes"""
     detect: bool = False
     """at the first alarm of the failure detector of the run (understudy calibrate), hold the robot and end the
     episode"""
-    max_bad_share: Annotated[float, arg(metavar="FRACTION")] = 0.2
+    max_bad_share: Annotated[float, AtLeast(0), AtMost(1), arg(metavar="FRACTION"), Advice(
+        "1 allows every step to be clipped, stale or late")] = 0.2
     """largest fraction of steps that may be clipped, stale or late; the exit status is 3 if there are more"""
 
 
@@ -67,9 +69,6 @@ def main(args: list[str]) -> None:
     from ..data.recording.recorder import Recorder
     from ..robots.env import RobotEnv
 
-    if not 0 <= o.max_bad_share <= 1:
-        raise ConfigError(f"must be from 0 to 1, but is {o.max_bad_share:g}", where="--max-bad-share",
-                          hint="1 allows every step to be clipped, stale or late")
     out = Output()
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
     fps = o.fps or trained_rate(o.run) or 30.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -61,20 +62,24 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
         assert arm.calibration is not None
         if not yes:
             _ask_about(arm, differences)
-        arm.bus.connect()
-        try:
+        with connected(arm):
             arm.write_servo_calibration({name: arm.calibration[name] for name in differences})
-        finally:
-            arm.bus.disconnect()
+
+
+@contextmanager
+def connected(arm: ServoArm) -> Iterator[None]:
+    """Context in which the servos of an arm can be asked."""
+    arm.bus.connect()
+    try:
+        yield
+    finally:
+        arm.bus.disconnect()
 
 
 def _foreign_values(arm: ServoArm) -> Calibration:
     """What servos hold that is neither their calibration nor that of new servos. All that differs, if one does."""
-    arm.bus.connect()
-    try:
+    with connected(arm):
         differences = arm.calibration_differences()
-    finally:
-        arm.bus.disconnect()
     return {} if all(each.is_factory for each in differences.values()) else differences
 
 
@@ -99,9 +104,8 @@ def _ask_about(arm: ServoArm, differences: Calibration) -> None:
     """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
     assert arm.calibration is not None
     if sys.stdin.isatty():
-        table = plain_table("joint", "servo", "file")
-        for name, each in differences.items():
-            table.add_row(name, str(each), str(arm.calibration[name]))
+        table = plain_table(("joint", "servo", "file"),
+                            ((name, each, arm.calibration[name]) for name, each in differences.items()))
         Console(stderr=True, highlight=False).print(
             f"{arm.place}: the servos hold another calibration than {arm.calibration_file}:", table)
     confirm(False, "Is this the right arm? Then its servos get the calibration of the file.", arm.mismatch(differences))

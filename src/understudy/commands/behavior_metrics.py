@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import UserError
-from .common import Output, given_options, open_trained, plain_table, progress_bar, read_provenance
+from .common import Output, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
+from .options import refuse_given
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -27,12 +28,12 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 def check_options(o: EvalOptions) -> None:
     """Checks the options of behavior metrics."""
-    if o.repeats < 0 or o.repeats == 1:
+    if o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
-    if (o.sequential or o.interactive) and (asked := given_options(o, "demonstrations", "repeats")):
-        raise UserError("cannot be combined with --sequential or --interactive", where=str(asked[0]),
-                        hint="leave one of them out: behavior is measured over a fixed number of episodes")
+    if o.sequential or o.interactive:
+        refuse_given(o, ("demonstrations", "repeats"), "cannot be combined with --sequential or --interactive",
+                     "leave one of them out: behavior is measured over a fixed number of episodes")
 
 
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
@@ -109,8 +110,7 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
     """Prints a table of behavior metrics."""
     policies, is_single = list(metrics_by_policy.values()), len(metrics_by_policy) == 1
     references = {m.key: m.demonstrations for p in policies for m in p.metrics if m.demonstrations is not None}
-    table = plain_table("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy), *(
-        ["demonstrations"] if references else []))
+    rows = []
     episode_counts = [max((m.n_episodes for m in p.metrics), default=0) for p in policies]
     for key in dict.fromkeys(m.key for p in policies for m in p.metrics):
         metrics = [next((m for m in p.metrics if m.key == key), None) for p in policies]
@@ -119,10 +119,11 @@ def print_metrics(metrics_by_policy: Mapping[str, BehaviorMetrics], out: Output)
             f"{_format_interval(m.value)}{'' if m.n_episodes == n else f' of {m.n_episodes}'}" if m is not None else "–"
             for m, n in zip(metrics, episode_counts, strict=True)
         ]
-        table.add_row(f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
-                      *([f"{references[key].estimate:.3g}" if key in references else ""] if references else []))
-    if table.row_count:
-        out.print("", table)
+        rows.append((f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}", *cells,
+                     *([f"{references[key].estimate:.3g}" if key in references else ""] if references else [])))
+    if rows:
+        out.print("", plain_table(("behavior metrics", *(["mean of an episode"] if is_single else metrics_by_policy),
+                                   *(["demonstrations"] if references else [])), rows))
     for name, policy_metrics in metrics_by_policy.items():
         lines = policy_metrics.summary_lines()
         out.print(*(lines if is_single else [f"{name}: {line}" for line in lines]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, Unsupported, UserError
+from ..core import Above, Below, Unsupported, UserError
 from .common import (
     Output,
     command_line,
@@ -23,6 +23,7 @@ from .common import (
 )
 from .groups import ActingOptions, JsonOption, StepCount, command_options
 from .improve import trained_on
+from .options import refuse_given
 from .policies import (
     ROWS,
     DoubtSource,
@@ -57,7 +58,7 @@ class CalibrateOptions(ActingOptions, JsonOption):
     score: Literal["spread", "novelty", "loss"] = "spread"
     """what is measured at each step: the spread of sampled plans, the distance of the observation from the
     demonstrations, or the policy's loss at its own plan"""
-    rate: float = 0.1
+    rate: Annotated[float, Above(0), Below(1)] = 0.1
     """largest rate of the error"""
     error: Literal["missed-failures", "false-alarms"] = "missed-failures"
     """what the rate is about: failed episodes without an alarm, or successful ones with an alarm"""
@@ -72,12 +73,10 @@ def main(args: list[str]) -> None:
     from ..evaluate.failure_detection import SCORES, ConformalThreshold, RecordedEnv
     from ..evaluate.rollout import rollout
 
-    if not 0 < o.rate < 1:
-        raise ConfigError(f"must be above 0 and below 1, but is {o.rate:g}", where="--rate", hint="such as 0.1")
     recorded = is_recorded(o.env)
-    if o.episodes is not None and recorded:
-        raise ConfigError("is the number of rollouts in an environment", where="--episodes",
-                          hint="leave it out: all recorded episodes are used")
+    if recorded:
+        refuse_given(o, ("episodes",), "is the number of rollouts in an environment",
+                     "leave it out: all recorded episodes are used")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         method = ConformalThreshold(SCORES[o.score], o.rate, o.error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import UserError
 from .common import (
     Output,
     command_line,
@@ -19,6 +17,7 @@ from .common import (
     given_options,
     open_data,
     parse,
+    parse_duration,
     plain_table,
     trust_options,
     unused_path,
@@ -76,7 +75,7 @@ def main(args: list[str]) -> None:
     from ..learn.method import Method
 
     with Output(o.json) as out:
-        budget, device = parse_duration(o.budget, "--budget"), str(choose_device(o.device))
+        budget, device = parse_duration(o.budget), str(choose_device(o.device))
         data = open_data(o.data, ignore=o.ignore, columns=o.columns)
         env = None if o.env is None else make(o.env, min(o.episodes, ROWS), o.trust)
         try:
@@ -98,46 +97,26 @@ def main(args: list[str]) -> None:
         out.print_json(choice.to_json())
 
 
-def parse_duration(text: str, where: str) -> float:
-    """Parses a duration such as "90s", "30m" or "1h30m".
-
-    Args:
-        text: The duration. A number without a unit is in seconds.
-
-    Returns:
-        Seconds.
-    """
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    hours, minutes, seconds = (float(part or 0) for part in (match.groups() if match else ("", "", "")))
-    if not (total := 3600 * hours + 60 * minutes + seconds) > 0:
-        raise UserError(f"{text!r} is not a duration", where=where, hint="such as 90s, 30m or 1h30m")
-    return total
-
-
 def _print_choice(c: MethodChoice, out: Output) -> None:
     out.print(*c.properties.sentences(), "")
-    table = plain_table("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "")
-    for s in c.standings:
-        value, low, high = _shown_interval(c, s)
-        drop_note = "" if s.dropped_after is None else f"dropped after round {s.dropped_after}"
-        table.add_row(s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
-                      f"{s.seconds:.3g} s", drop_note or s.reason)
-    out.print(table, *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "",
-              " ".join(c.verdict_parts()))
+    rows = ((*_cells(c, s), s.reason if s.dropped_after is None else f"dropped after round {s.dropped_after}")
+            for s in c.standings)
+    out.print(plain_table((*_header(c), ""), rows),
+              *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "", " ".join(c.verdict_parts()))
 
 
-def _value_name(c: MethodChoice) -> str:
-    return {"success": "success", "return": "mean return", "error": "action error"}[c.metric]
+def _header(c: MethodChoice) -> tuple[str, ...]:
+    metric = {"success": "success", "return": "mean return", "error": "action error"}[c.metric]
+    return "", metric, "95% interval", "seeds", "updates", "a trial"
 
 
-def _shown_interval(c: MethodChoice, s: Standing) -> tuple[str, str, str]:
-    """The estimate and the limits of a candidate, as text."""
+def _cells(c: MethodChoice, s: Standing) -> tuple[str, ...]:
+    """The row of a candidate, for `_header`."""
     e = s.estimate
-    if c.metric == "success":
-        return f"{e.estimate:.1%}", f"{e.low:.1%}", f"{e.high:.1%}"
     value, low, high = (-e.estimate, -e.high, -e.low) if c.metric == "error" else (e.estimate, e.low, e.high)
-    limits = ("unknown", "unknown") if math.isnan(low) else (f"{low:.4g}", f"{high:.4g}")  # too few values
-    return f"{value:.4g}", *limits
+    show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
+    limits = "unknown to unknown" if math.isnan(low) else f"{show(low)} to {show(high)}"  # too few values
+    return s.method, show(value), limits, str(s.seeds), f"{s.updates} of {s.full_updates}", f"{s.seconds:.3g} s"
 
 
 def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:
@@ -145,14 +124,8 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
     from ..evaluate import plots
     from ..evaluate.report import Commands, Content, Figures, Paragraph, Section, Table, write_page
 
-    rows = []
-    for s in c.standings:
-        value, low, high = _shown_interval(c, s)
-        drop_round = "" if s.dropped_after is None else f"round {s.dropped_after}"
-        rows.append((s.method, value, f"{low} to {high}", str(s.seeds), f"{s.updates} of {s.full_updates}",
-                     f"{s.seconds:.3g} s", drop_round, s.reason))
-    table = Table(("", _value_name(c), "95% interval", "seeds", "updates", "a trial", "dropped after", "tried because"),
-                  tuple(rows))
+    table = Table((*_header(c), "dropped after", "tried because"), tuple(
+        (*_cells(c, s), "" if s.dropped_after is None else f"round {s.dropped_after}", s.reason) for s in c.standings))
     contents: list[Content] = [table]
     if c.metric == "success":
         bars = [(s.method, s.estimate, f"{s.seeds} seeds") for s in c.standings]

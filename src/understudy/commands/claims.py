@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,10 +12,10 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError, unknown_name
 from ..files import read_json
-from .common import Output, command_line, parse, plain_table
+from .common import Output, command_line, parse, parse_duration, plain_table
 from .groups import HtmlFile, JsonOption, TrustOption, WorkerCount, command_options
+from .options import refuse_given
 
-SECONDS_PER_UNIT = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 LEDGER = Path("docs/ledger.md")
 
 
@@ -77,17 +76,12 @@ def main(args: list[str]) -> None:
     if o.subcommand in ("list", "table", "spot-check") and o.name:
         raise UserError(f"understudy claims {o.subcommand} takes no names",
                         where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
-    option_uses = {"--all": (o.all, "run"), "--budget": (o.budget is not None and o.subcommand != "spot-check", "run"),
-                   "--workers": (o.workers != 1, "run"),
-                   "--unchanged": (o.unchanged, "check"), "--save": (o.save, "check"),
-                   "--verdict": (o.verdict is not None, "list"),
-                   "--stale": (o.stale, "list"), "--html": (o.html is not None, "table"),
-                   "--out": (o.out != LEDGER, "table")}
-    for option, (is_given, subcommand) in option_uses.items():
-        if is_given and (o.subcommand != subcommand or subcommand == "run" and not o.all):
-            with_all = " --all" * (subcommand == "run" and option != "--all")
-            raise UserError(f"expected {option} with {subcommand}{with_all} only",
-                            where=f"understudy claims {o.subcommand}", hint=f"leave {option} out")
+    uses = {"all": {"run --all"}, "budget": {"run --all", "spot-check"}, "workers": {"run --all"},
+            "unchanged": {"check"}, "save": {"check"}, "verdict": {"list"}, "stale": {"list"}, "html": {"table"},
+            "out": {"table"}}
+    for name, subcommands in uses.items():
+        if o.subcommand + " --all" * (o.all and o.subcommand == "run") not in subcommands:
+            refuse_given(o, (name,), f"is for {' and '.join(sorted(subcommands))} only")
     from ..claims.folder import open_claims
 
     open_claims(o.trust)
@@ -121,11 +115,9 @@ def _is_in_family(family: str | None, entry: dict) -> bool:
 
 def _list_claims(o: ClaimsOptions, out: Output) -> None:
     entries = _selected_claims(o)
-    table = plain_table("claim", "rows", "verdict here", "statement")
-    for e in entries:
-        table.add_row(e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""),
-                      e["statement"])
-    out.print(table if entries else "no claim is like that")
+    rows = ((e["name"], ", ".join(e["rows"]), _verdict_text(e) + (" (stale)" if e["stale"] else ""), e["statement"])
+            for e in entries)
+    out.print(plain_table(("claim", "rows", "verdict here", "statement"), rows) if entries else "no claim is like that")
     out.suggest("understudy claims run NAME", "understudy claims run --all --budget 2h", "understudy claims table")
     out.print_json(entries)
 
@@ -159,7 +151,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     from ..claims.records import find_claim, missing_requirements
     from ..claims.scheduler import confirm_stale, due_claims, run_all, try_claim
 
-    budget = parse_duration(o.budget)  # before anything takes time
+    budget = None if o.budget is None else parse_duration(o.budget)  # before anything takes time
     entries, confirmed = confirm_stale(due_claims(_selected_claims(o)), lambda text: print(text, file=sys.stderr))
     outcome = run_all(
         [{**e, "missing": missing_requirements(find_claim(e["name"]))} for e in entries],
@@ -245,7 +237,6 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     from ..claims.spot_check import check_records, disagreement, draw_claims, save
 
     budget = parse_duration(o.budget or "20m")
-    assert budget is not None
     names = draw_claims(list_claims(), budget, np.random.default_rng())
     checks = []
     for check in check_records(names, budget, lambda text: print(text, file=sys.stderr)):
@@ -262,21 +253,6 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
     out.print_json([{**asdict(c), "agrees": c.agrees} for c in checks])
     if not all(c.agrees for c in checks):
         raise SystemExit(3)
-
-
-def parse_duration(budget: str | None) -> float | None:
-    """Parses a duration such as "90s", "30m", "2h", "1.5h" or "1h30m".
-
-    Returns:
-        Seconds. None for None.
-    """
-    if budget is None:
-        return None
-    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", budget)
-    if not parts or "".join(a + b for a, b in parts) != budget or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {budget!r}", where="--budget",
-                        hint="such as --budget 2h")
-    return sum(float(number) * SECONDS_PER_UNIT[unit] for number, unit in parts)
 
 
 def _write_table(o: ClaimsOptions, out: Output) -> None:

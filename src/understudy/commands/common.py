@@ -6,10 +6,11 @@ import ast
 import inspect
 import json
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, make_dataclass
 from itertools import count, pairwise
@@ -36,6 +37,7 @@ from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
 from ..methods.needs import SOME_ACTIONS
 from ..serve.address import served_address
+from ..user_code import search_current_folder
 from .options import options_of, parse_options
 from .robot_options import name_lerobot_fields
 from .served import served_client
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EnvName = Annotated[str, Positional, arg(metavar="ENV")]
+_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "": 1}
 
 
 def parse(options: type[T], command: str, args: Sequence[str]) -> T:
@@ -62,9 +65,8 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
     if any(option.name == "executor" for option in options_of(options)):
         args = _join_executor_options(args)
     parsed = parse_options(options, args, f"understudy {command}")
-    if getattr(parsed, "trust", ()) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # finds modules of the user in the current folder; last
-    for problem, flag, advice in _invalid_options(parsed):
+    search_current_folder(getattr(parsed, "trust", ()))
+    for problem, flag, advice in _invalid_files(parsed):
         raise UserError(problem, where=flag, hint=advice)
     return parsed
 
@@ -108,41 +110,8 @@ def executor_options(executor: str | None) -> list[str]:
     return ["--executor", name, *options, *trust]
 
 
-# What no command takes fewer than one of, and how many are usual.
-EXAMPLE_COUNTS = {
-    "episodes": 100,
-    "rows": 16,
-    "workers": 2,
-    "rollouts": 20,
-    "rounds": 5,
-    "steps": 1000,
-    "save_freq": 100,
-    "buffer_size": 100_000,
-    "max_episode_steps": 1000,
-    "inputs": 1000,
-}
-
-# Times and rates that must be above 0, or may be 0 where nothing is recorded, and what is usual.
-EXAMPLE_TIMES = {"fps": 30, "warmup_time_s": 5, "episode_time_s": 60, "reset_time_s": 60, "teleop_time_s": 60}
-
-
-def _invalid_options(options: Any) -> Iterator[tuple[str, str, str]]:
-    """(problem, where, hint) of each invalid value of an option that several commands have, before hours of work."""
-    for name, usual in EXAMPLE_COUNTS.items():
-        option = "--" + name.replace("_", "-")
-        if type(count := getattr(options, name, None)) is int and count < 1:
-            yield f"must be 1 or more, but is {count}", option, f"such as {option} {usual}"
-    for name, usual in EXAMPLE_TIMES.items():
-        option, value = "--" + name.replace("_", "-"), getattr(options, name, None)
-        may_be_0 = name in ("warmup_time_s", "reset_time_s")
-        if isinstance(value, (int, float)) and not (value > 0 or may_be_0 and value == 0):  # NaN is refused too
-            yield (f"must be {'0 or more' if may_be_0 else 'above 0'}, but is {value:g}", option,
-                   f"such as {option} {usual}")
-    if (seed := getattr(options, "seed", 0)) < 0:
-        yield (f"must be 0 or more, but is {seed}", "--seed",
-               "negative seeds are understudy's own, so that nothing shares a start with what judges it")
-    if seed >= 2**63:
-        yield f"must be below 2^63, but is {seed}", "--seed", "such as --seed 1"
+def _invalid_files(options: Any) -> Iterator[tuple[str, str, str]]:
+    """(problem, where, hint) of each file of --html and --map that cannot be written or read, before hours of work."""
     html, mapped = getattr(options, "html", None), getattr(options, "map", None)
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         problem = "it is a folder" if html.is_dir() else f"there is no folder {html.parent}"
@@ -179,6 +148,20 @@ def _for_help(options: Any) -> type:
                       metavar=f"{{{','.join(literals[0])}}}" if literals and f.default is None else None)
         parts.append((f.name, Annotated[annotated[f.name], changes], f))  # ty: ignore[invalid-type-form]  # computed
     return make_dataclass(options.__name__, parts, namespace={"__doc__": options.__doc__}, kw_only=True)
+
+
+def parse_duration(text: str) -> float:
+    """Parses the value of --budget, such as "90s", "30m" or "1h30m". A number without a unit is in seconds.
+
+    Returns:
+        Seconds.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", text)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    if not seconds or "".join(a + b for a, b in parts) != text or any(not unit for _, unit in parts[:-1]):
+        raise UserError(f"expected a time such as 90s, 30m or 2h, found {text!r}", where="--budget",
+                        hint="such as --budget 2h")
+    return seconds
 
 
 def split_arguments(args: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -283,8 +266,8 @@ def recorded_data_of(run: Path) -> dict[str, Any]:
 
 
 def draw_screen(text: str) -> None:
-    """Draws a text on a cleared terminal, on standard error."""
-    print("\x1b[2J\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n", flush=True, file=sys.stderr)
+    """Draws a text in place of all that a terminal shows, on standard error, without flicker."""
+    print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[K\n\x1b[J", flush=True, file=sys.stderr)
 
 
 def unused_path(name: str) -> str:
@@ -355,11 +338,14 @@ class Output:
             )
 
 
-def plain_table(*header: str) -> Table:
-    """A table without lines, to which rows are added."""
+def plain_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A table without lines."""
     from rich.table import Table
 
-    return Table(*header, box=None, pad_edge=False)
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from .groups import RolloutOptions, StepCount, command_options
 from .policies import evaluate_run, refuse_unused_conditions, run_names, weights_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..evaluate.comparison import Comparison
     from ..evaluate.evaluation import Evaluation
 
@@ -104,16 +106,12 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
                         hint="train the missing ones, or leave some out")
     places: dict[Path, Path] = {}
     for run in (run for group in groups.values() for run in group):
-        place = run.resolve() if _is_saved_rollouts(run) else _run_path(run)
+        place = run.resolve() if _is_saved_rollouts(run) else weights_path(run).resolve()
         if place in places:
             raise UserError(f"{places[place]} and {run} are the same policy",
                             where="compare", hint="there is nothing to tell apart")
         places[place] = run
     return groups
-
-
-def _run_path(run: Path) -> Path:
-    return weights_path(run).resolve()
 
 
 def _is_saved_rollouts(run: Path) -> bool:
@@ -137,7 +135,7 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
         with closing(make(o.env, min(o.rows, episodes), o.trust)) as env:
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
-                evaluations[run] = evaluate_run(run, env, asked, save, name=o.env, workers=o.workers)
+                evaluations[run] = evaluate_run(run, env, asked, save, o.env)
     return {run: _first_episodes(evaluations[run], episodes) for run in runs}
 
 
@@ -178,35 +176,24 @@ def _first_episodes(evaluation: Evaluation, episodes: int) -> Evaluation:
 def _print_comparison(c: Comparison, out: Output) -> None:
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
     gap = (lambda v: f"{100 * v:+.1f}") if c.metric == "success" else (lambda v: f"{v:+.4g}")
-    shared, places = c.letters, c.ranks
-    table = plain_table("", c.metric if c.metric == "success" else "mean return", f"{c.level:.0%} interval",
-                        "letters", "rank")
+
+    def interval(low: float, high: float, show: Callable[[float], str]) -> str:
+        return "none" if math.isnan(low) else f"{show(low)} to {show(high)}"
+    rows, pairs = [], []
     for i in c.ranking:
-        e, r = c.estimates[i], places[i]
-        table.add_row(c.names[i], show(e.estimate),
-                      "none" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}", shared[i],
-                      str(r.low) if r.low == r.high else f"{r.low} to {r.high}")
-    pairs = plain_table("", "difference", f"{c.level:.0%} interval", "p", "adjusted", "")
+        e, r = c.estimates[i], c.ranks[i]
+        rows.append((c.names[i], show(e.estimate), interval(e.low, e.high, show), c.letters[i],
+                     r.low if r.low == r.high else f"{r.low} to {r.high}"))
     for p in c.pairs:
-        verdicts = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
-        pairs.add_row(
-            f"{c.names[p.a]} minus {c.names[p.b]}",
-            gap(p.comparison.difference),
-            "none" if math.isnan(p.comparison.low) else f"{gap(p.comparison.low)} to {gap(p.comparison.high)}",
-            f"{p.comparison.p_value:.2g}",
-            f"{p.adjusted_p_value:.2g}",
-            verdicts[p.better],
-        )
-    out.print(
-        f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
-        + ("" if c.metric == "success" else " It defines no success: returns are compared."),
-        "",
-        table,
-        "",
-        pairs,
-        "",
-        " ".join(c.verdict_parts()),
-    )
+        better = {"first": f"{c.names[p.a]} is better", "second": f"{c.names[p.b]} is better", None: "cannot tell"}
+        pairs.append((f"{c.names[p.a]} minus {c.names[p.b]}", gap(p.comparison.difference),
+                      interval(p.comparison.low, p.comparison.high, gap), f"{p.comparison.p_value:.2g}",
+                      f"{p.adjusted_p_value:.2g}", better[p.better]))
+    metric, limits = "success" if c.metric == "success" else "mean return", f"{c.level:.0%} interval"
+    out.print(f"{c.episodes} episode{'s' * (c.episodes > 1)} in {c.env}, the same starts for all."
+              + ("" if c.metric == "success" else " It defines no success: returns are compared."), "",
+              plain_table(("", metric, limits, "letters", "rank"), rows), "",
+              plain_table(("", "difference", limits, "p", "adjusted", ""), pairs), "", " ".join(c.verdict_parts()))
     if more := c.next_steps():
         who = "the others" if len(c.pairs) > 1 else "them"
         out.print("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))

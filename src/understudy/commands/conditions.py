@@ -179,17 +179,15 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
     return None if name is None or options is None else (name, options)
 
 
-def is_judged(data: Dataset, most: int = 100) -> bool:
+def is_judged(data: Dataset) -> bool:
     """Whether the environment of recorded episodes says what is good: success, or a reward that is not always 0.
 
-    Data without success and rewards say nothing about their environment, which may judge all the same.
-
-    Args:
-        most: Largest number of episodes to look at.
+    Data without success and rewards say nothing about their environment, which may judge all the same. At most 100
+    episodes are looked at.
     """
     import numpy as np
 
-    for episode in data[:most]:
+    for episode in data[:100]:
         reward = episode.steps.get("next.reward")
         tells_success = "success" in episode.metadata or "next.success" in episode.steps
         if tells_success or reward is None or np.any(reward[: len(episode)]):

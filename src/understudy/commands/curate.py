@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..config import UntrustedCode, dump
-from ..core import UserError
+from ..core import Above, AtMost, UserError
 from ..hints import did_you_mean
 from ..user_code import import_module
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import JsonOption, TrustOption, command_options
 from .merge import check_absent
+from .options import Advice
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ class CurateOptions(TrustOption, JsonOption):
     score: Annotated[str, arg(metavar="SCORE")]
     """a score (higher is better), a number in the metadata of the episodes (success, length), or module:function, which
     takes a data set and returns one number for each episode"""
-    keep: Annotated[float, arg(metavar="FRACTION")]
+    keep: Annotated[float, Above(0), AtMost(1), arg(metavar="FRACTION"), Advice("such as --keep 0.8")]
     """fraction of the episodes to keep; among equal scores, earlier episodes are kept"""
     out: Annotated[Path, arg(metavar="VIEW")]
     """where to write the view; nothing may be there"""
@@ -46,9 +47,6 @@ def main(args: list[str]) -> None:
     from ..data.formats import open_dataset
     from ..data.operations import Select
 
-    if not 0 < o.keep <= 1:
-        raise UserError(f"the fraction to keep must be above 0 and at most 1, and not {o.keep:g}", where="--keep",
-                        hint="such as --keep 0.8")
     check_absent(o.out)
     with Output(o.json) as out:
         data = open_dataset(demonstrations_path(o.data))

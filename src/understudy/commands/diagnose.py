@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import UserError
 from .arms import prepare_robot
 from .common import (
     Output,
@@ -27,6 +27,7 @@ from .common import (
 )
 from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
 from .improve import trained_on
+from .options import refuse_given
 from .policies import ROWS, load_actor, tell_checkpoint
 from .robot_options import RobotOptions
 
@@ -71,8 +72,8 @@ def main(args: list[str]) -> None:
         raise UserError("is no run: an exported file does not say what it was trained on", where=o.run,
                         hint="diagnose the run that it was exported from")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
-    if o.env is not None and o.robot is not None:
-        raise ConfigError("cannot be used with --robot", where="--env", hint="name the one in which the policy fails")
+    if o.robot is not None:
+        refuse_given(o, ("env",), "cannot be used with --robot", "name the one in which the policy fails")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)

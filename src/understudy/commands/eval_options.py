@@ -7,7 +7,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from .groups import ColumnTexts, PositiveCount, RolloutOptions, StepCount, command_options
+from ..core import Above, AtLeast, Below
+from .groups import ColumnTexts, PositiveCount, RolloutOptions, Seconds, StepCount, StepRate, command_options
+from .options import Advice
 from .robot_options import RobotOptions
 
 
@@ -38,7 +40,7 @@ class EvalOptions(RolloutOptions, RobotOptions):
     interactive: bool = False
     """ask for your judgment after every trial of a real robot, in an order that hides the policy; stops as --sequential
     does"""
-    threshold: Annotated[float | None, arg(metavar="RATE")] = None
+    threshold: Annotated[float | None, Above(0), Below(1), Advice("such as 0.7"), arg(metavar="RATE")] = None
     """with --sequential or --interactive: test whether the success rate is above or below this rate"""
     labels: Annotated[tuple[str, ...], arg(metavar="LABEL")] = ("failure", "partial", "success")
     """with --interactive: your possible judgments of a trial, worst first; only the last one is a success"""
@@ -61,10 +63,10 @@ class EvalOptions(RolloutOptions, RobotOptions):
     detect: bool = False
     """raise alarms by the failure detector of the run (understudy calibrate), and report failures that it missed and
     false alarms"""
-    repeats: PositiveCount = 0
+    repeats: Annotated[int, AtLeast(0), Advice("such as --repeats 8"), arg(metavar="N")] = 0
     """roll out each of the first 16 starts this many times, to count the different ways that the policy takes from one
     start"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
+    fps: StepRate = None
     """with --interactive and --robot: steps per second; by default those of the training data, or 30"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    episode_time_s: Seconds = 60.0
     """with --interactive and --robot: longest duration of a trial"""

@@ -33,6 +33,7 @@ from .common import (
 from .conditions import example_evaluation
 from .eval_options import EvalOptions
 from .interactive import run_interactive
+from .options import refuse_given
 from .policies import (
     append_result,
     evaluate_run,
@@ -76,12 +77,9 @@ def main(args: list[str]) -> None:
                                 hint="there is nothing to tell apart")
             out.print(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
             o = replace(o, against=None)
-        if o.threshold is not None and not o.sequential:
-            raise UserError(
-                "needs --sequential or --interactive",
-                where="--threshold",
-                hint=command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold),
-            )
+        if not o.sequential:
+            refuse_given(o, ("threshold",), "needs --sequential or --interactive",
+                         command_line("eval", o.run, o.target or "ENV", "--sequential", "--threshold", o.threshold))
         if o.target is None:
             raise UserError("neither an environment nor recorded episodes are named", where="understudy eval",
                             hint=command_line("eval", o.run, "ENV"))
@@ -108,29 +106,25 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
                         hint="compare two at a time")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-    if o.workers != 1 and (o.interactive or o.sequential):
-        raise UserError(f"must be 1 with --sequential or --interactive, but is {o.workers}",
-                        where="--workers", hint="leave it out: these test after every episode")
-    if not o.interactive and any(a.split("=")[0] == "--labels" for a in args):
-        raise UserError("needs --interactive, where a person says how a trial went", where="--labels",
-                        hint="leave it out: an environment decides itself what is a success")
+    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if o.interactive or o.sequential:
+        refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
+                     "leave it out: these test after every episode")
+    if not o.interactive:
+        refuse_given(o, ("labels",), "needs --interactive, where a person says how a trial went",
+                     "leave it out: an environment decides itself what is a success")
     behavior_metrics.check_options(o)
     refuse_python_file(o.target or "", command_line("eval", o.run, *(("--interactive",) if o.interactive else ())))
-    if (o.fitted_q or o.discount is not None) and (o.interactive or not is_recorded(o.target)):
-        raise UserError("estimates a value from recorded episodes, and there are none here",
-                        where="--fitted-q" if o.fitted_q else "--discount",
-                        hint="leave it out: in an environment the return is measured")
-    if o.detect and (o.interactive or o.sequential or is_recorded(o.target)):
-        raise UserError("needs an environment, and a fixed number of episodes", where="--detect",
-                        hint=command_line("eval", o.run, "ENV", "--detect"))
-    if o.discount is not None and not o.fitted_q:
-        raise UserError("is the discount of --fitted-q", where="--discount", hint="add --fitted-q, or leave it out")
-    if o.updates < 1:
-        raise UserError(f"must be at least 1, but is {o.updates}", where="--updates",
-                        hint="leave it out for 10,000 updates")
-    if o.columns and (o.interactive or not is_recorded(o.target)):
-        raise UserError("names the columns of recorded episodes, and there are none here", where="--columns",
-                        hint="leave it out: an environment has the columns that it shows")
+    if not is_recorded_data:
+        refuse_given(o, ("fitted_q", "discount"), "estimates a value from recorded episodes, and there are none here",
+                     "leave it out: in an environment the return is measured")
+        refuse_given(o, ("columns",), "names the columns of recorded episodes, and there are none here",
+                     "leave it out: an environment has the columns that it shows")
+    if o.interactive or o.sequential or is_recorded_data:
+        refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
+                     command_line("eval", o.run, "ENV", "--detect"))
+    if not o.fitted_q:
+        refuse_given(o, ("discount",), "is the discount of --fitted-q", "add --fitted-q, or leave it out")
     return o
 
 
@@ -146,9 +140,9 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     demonstrations = behavior_metrics.demonstrations_of(o)
     detector = load_detector(o.run, o) if o.detect else None
     with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
-        evaluation = evaluate_run(o.run, env, o, o.save, name=o.target, workers=o.workers,
-                                  doubt=None if detector is None else doubt_source(o.run, detector.method.score))
-        other = None if o.against is None else evaluate_run(o.against, env, o, None, name=o.target, workers=o.workers)
+        evaluation = evaluate_run(o.run, env, o, o.save, o.target,
+                                  None if detector is None else doubt_source(o.run, detector.method.score))
+        other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
     if other is not None:
@@ -197,10 +191,9 @@ def _print_trials(evaluations: dict[str, Evaluation], out: Output) -> None:
     if any(trial_rates is None for trial_rates in rates):
         return
     names = list(evaluations) if len(evaluations) > 1 else ["success"]
-    table = plain_table("trial", *names)
-    for number, row in enumerate(zip(*filter(None, rates), strict=True), 1):
-        table.add_row(str(number), *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
-    out.print("", table)
+    rows = ((number, *(f"{r.estimate:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in row))
+            for number, row in enumerate(zip(*filter(None, rates), strict=True), 1))
+    out.print("", plain_table(("trial", *names), rows))
     for name, e in evaluations.items():
         if gain := describe_trial_gain(e):
             out.print(gain if len(evaluations) == 1 else f"{name}: {gain}")
@@ -234,24 +227,17 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    if o.demonstrations is not None or o.repeats:
-        raise UserError("these are recorded episodes, in which no policy can act", where=o.target,
-                        hint="leave out --demonstrations and --repeats: behavior is seen where a policy acts")
-    if o.against is not None:
-        raise UserError("these are recorded episodes, and --against needs an environment", where=o.target,
-                        hint="evaluate each run on them alone: the energy scores compare")
+    refuse_given(o, ("demonstrations", "repeats"), "these are recorded episodes, in which no policy can act",
+                 "leave it out: behavior is seen where a policy acts")
+    refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
+                 "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
-        raise UserError(
-            "these are recorded episodes, and an exported file needs an environment",
-            where=o.target,
-            hint="evaluate the run that it was exported from",
-        )
-    if o.condition:
-        raise UserError("these are recorded episodes, which have their own conditions", where="--condition",
-                        hint="leave it out, or name an environment")
-    if o.executor is not None:
-        raise UserError("these are recorded episodes, in which no policy can act", where="--executor",
-                        hint="leave it out, or name an environment")
+        raise UserError("these are recorded episodes, and an exported file needs an environment", where=o.target,
+                        hint="evaluate the run that it was exported from")
+    refuse_given(o, ("condition",), "these are recorded episodes, which have their own conditions",
+                 "leave it out, or name an environment")
+    refuse_given(o, ("executor",), "these are recorded episodes, in which no policy can act",
+                 "leave it out, or name an environment")
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
@@ -277,7 +263,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
-              _breakdown_table("of the episode", prediction.by_time, prediction.unit), "", prediction.note)
+              _time_table(prediction), "", prediction.note)
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])
@@ -343,20 +329,19 @@ def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> 
 def _component_table(prediction: ActionPrediction) -> Table:
     """Errors of each component next to those of predictions without a policy."""
     error = "wrong" if prediction.is_discrete else f"off by{f' ({prediction.unit})' if prediction.unit else ''}"
-    table = plain_table("component", error, "average", "last action", *([] if prediction.is_discrete else ["R²"]),
-                  "spread of its samples")
+    rows = []
     for c, part in zip(prediction.by_component, prediction.by_dimension, strict=True):
         r2 = "never changes" if c.is_constant else "" if c.r2 is None else f"{c.r2:.3g}"
-        table.add_row(c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
-                      *([] if prediction.is_discrete else [r2]), f"{part.spread:.3g}")
-    return table
+        rows.append((c.name, f"{c.policy:.3g}", f"{c.average:.3g}", f"{c.last_action:.3g}",
+                     *([] if prediction.is_discrete else [r2]), f"{part.spread:.3g}"))
+    return plain_table(("component", error, "average", "last action", *([] if prediction.is_discrete else ["R²"]),
+                        "spread of its samples"), rows)
 
 
-def _breakdown_table(name, parts, unit):
-    table = plain_table(name, f"error{f' ({unit})' if unit else ''}", "spread of its samples")
-    for p in parts:
-        table.add_row(p.name, f"{p.error:.3g}", f"{p.spread:.3g}")
-    return table
+def _time_table(prediction: ActionPrediction) -> Table:
+    error = f"error{f' ({prediction.unit})' if prediction.unit else ''}"
+    return plain_table(("of the episode", error, "spread of its samples"),
+                       ((p.name, f"{p.error:.3g}", f"{p.spread:.3g}") for p in prediction.by_time))
 
 
 def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, out) -> None:

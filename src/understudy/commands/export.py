@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -130,4 +131,4 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
                     "runs_in_onnx_runner": in_runner, "precision": o.precision, "report": str(report),
-                    "parity": parity.to_json()})
+                    "parity": asdict(parity)})

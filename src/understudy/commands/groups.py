@@ -9,13 +9,19 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from tyro.conf import UseAppendAction, arg
 
+from ..core import Above, AtLeast, Below
+from .options import Advice
+
 T = TypeVar("T")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-PositiveCount = Annotated[int, arg(metavar="N")]
-StepCount = Annotated[int | None, arg(metavar="N")]
-Seed = Annotated[int, arg(metavar="S")]
-WorkerCount = Annotated[int | Literal["ray"], arg(metavar="N|ray")]
+PositiveCount = Annotated[int, AtLeast(1), arg(metavar="N")]
+StepCount = Annotated[int | None, AtLeast(1), arg(metavar="N")]
+Seconds = Annotated[float, Above(0), arg(metavar="SECONDS")]
+StepRate = Annotated[float | None, Above(0), Advice("such as --fps 30"), arg(metavar="N")]
+Seed = Annotated[int, AtLeast(0), Below(2**63), Advice("negative seeds are understudy's own, so that nothing shares a "
+                                                       "start with what judges it"), arg(metavar="S")]
+WorkerCount = Annotated[int | Literal["ray"], AtLeast(1), arg(metavar="N|ray")]
 MappingFile = Annotated[Path | None, arg(metavar="FILE")]
 HtmlFile = Annotated[Path | None, arg(metavar="FILE")]
 SchemeName = Annotated[str | None, arg(metavar="SCHEME")]

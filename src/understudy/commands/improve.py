@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import UserError
+from ..core import Above, AtLeast, AtMost, UserError
 from ..files import whole_folder
 from .common import (
     Output,
@@ -35,13 +35,16 @@ from .groups import (
     HtmlOption,
     JsonOption,
     PositiveCount,
+    Seconds,
     Seed,
     StepCount,
+    StepRate,
     TrustOption,
     command_options,
 )
 from .improve_robot import DEVICES, RobotImprovement, check_robot_options, success_lines
 from .improve_success import load_classifier
+from .options import Advice
 from .policies import load_actor
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions
@@ -109,9 +112,9 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     """number of episodes in each round"""
     steps: StepCount = None
     """number of updates after each round; by default as many in all as RUN had"""
-    intervention_rate: Annotated[float, arg(metavar="FRACTION")] = 0.1
+    intervention_rate: Annotated[float, Above(0), AtMost(0.5), arg(metavar="FRACTION")] = 0.1
     """with ensemble and thrifty: fraction of the policy's steps so far that are in greater doubt than where it asks"""
-    compare: PositiveCount = 0
+    compare: Annotated[int, AtLeast(0), Advice("such as 100"), arg(metavar="N")] = 0
     """number of starts on which rounds are compared, and of fresh starts at the end (100); on a robot the largest
     number of pairs of blind trials after each round, and by default nothing is compared or promoted"""
     collect_with: Literal["last", "best"] | None = None
@@ -119,14 +122,15 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     with --compare the best, except with residual and rlpd"""
     seed: Seed = 0
     """seed of the starts, the order of the data, and noise"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
+    fps: StepRate = None
     """steps per second of a robot; by default those of the training data, or 30"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    episode_time_s: Seconds = 60.0
     """longest duration of an episode on a robot"""
     handover: Literal["leader", "robot", "nobody"] = "leader"
     """who moves when you take over with a leader: it is driven to the pose of the robot, if it has motors; the robot
     goes to its pose; or nobody does, and the difference stays"""
-    handover_seconds: Annotated[float, arg(metavar="SECONDS")] = 1.0
+    handover_seconds: Annotated[float, AtLeast(0), arg(metavar="SECONDS"), Advice(
+        "0 lets the robot go as fast as its limits allow")] = 1.0
     """time in which the robot goes to the pose of a leader, at least"""
 
 
@@ -204,22 +208,12 @@ class _Command:
         if supervisor == "person" and not sys.stdin.isatty():
             raise UserError("there is no terminal to read keys from", where="--supervisor keyboard",
                             hint="run it in a terminal, without a pipe; or --supervisor scripted")
-        data, held_out = self._open_data()
-        if o.compare < 0:
-            raise UserError(f"{o.compare} is no number of episodes", where="--compare", hint="such as 100")
-        if not 0 < o.intervention_rate <= 0.5:
-            raise UserError(f"{o.intervention_rate:g} is no fraction above 0 and up to 0.5",
-                            where="--intervention-rate", hint="such as 0.1")
+        data, is_unchanged = self._trained_episodes(o.run, o.data)
+        held_out = read_provenance(o.run)["held_out"] if is_unchanged else 0.1
         acts_best = o.robot is not None and o.compare and o.method not in LEARNS_FROM_ITSELF
         improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate,
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
-
-    def _open_data(self) -> tuple[Dataset, Any]:
-        """The episodes that the run was trained on, those of its rounds included, and those that it held out."""
-        o = self.o
-        data, is_unchanged = self._trained_episodes(o.run, o.data)
-        return data, read_provenance(o.run)["held_out"] if is_unchanged else 0.1
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
         """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
@@ -525,16 +519,15 @@ def _gain(line: dict[str, Any], unit: str) -> str:
 
 def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str, first: str):
     """One row for the base and each round."""
-    table = plain_table("", "acted", "labeled", "watched", unit, "95% interval", "minus best so far", "95% interval",
-                        "")
+    cells = []
     for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = ["" if row is None else str(row.get(f"round/{name}", 0)) for name in COSTS]
+        costs = ["" if row is None else row.get(f"round/{name}", 0) for name in COSTS]
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
-        table.add_row(first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
+        cells.append((first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
                       gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
-                      "not promoted")
-    return table
+                      "not promoted"))
+    return plain_table(("", *COSTS, unit, "95% interval", "minus best so far", "95% interval", ""), cells)
 
 
 def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from .common import Output, command_line, given_options, plain_table, trained_ra
 from .eval_options import EvalOptions
 from .groups import ActingOptions
 from .interactive import judge_pairs
+from .options import refuse_given
 from .policies import load_actor
 from .robot_options import command_keys, flush_input, show_session
 
@@ -37,9 +38,7 @@ def check_robot_options(o: ImproveOptions) -> None:
     if o.robot is None:
         o.refuse_without_robot("understudy robot --help names the robots; in an environment, --supervisor keyboard is "
                                "you")
-        for name in ("fps", "episode_time_s", "handover", "handover_seconds"):
-            if getattr(o, name) != type(o).__dataclass_fields__[name].default:
-                raise ConfigError("needs --robot TYPE", where=f"--{name.replace('_', '-')}", hint="leave it out")
+        refuse_given(o, ("fps", "episode_time_s", "handover", "handover_seconds"), "needs --robot TYPE")
         if o.supervisor in ("gamepad", "leader"):
             raise ConfigError(f"a {o.supervisor} moves a robot, and none is named", where="--supervisor",
                               hint="--robot TYPE; in an environment: scripted, keyboard, or the run of another policy")
@@ -53,9 +52,6 @@ def check_robot_options(o: ImproveOptions) -> None:
         raise ConfigError("is missing" if o.supervisor == "leader" else f"says nothing with --supervisor "
                           f"{o.supervisor}", where="--teleop", hint="--supervisor leader --teleop so101_leader "
                           "--teleop.port PORT; keyboard and gamepad need none")
-    if o.handover_seconds < 0:
-        raise ConfigError(f"must be 0 or more, but is {o.handover_seconds:g}", where="--handover-seconds",
-                          hint="0 lets the robot go as fast as its limits allow")
     if not sys.stdin.isatty():
         raise ConfigError("there is no terminal to read keys from", where=f"--supervisor {o.supervisor}",
                           hint="run it in a terminal, without a pipe")
@@ -228,15 +224,13 @@ class RobotImprovement:
         o, lines = self.o, judged_checkpoints(run)
         first = f"the policy of {o.run}" if IMPROVEMENTS[o.method].starts_as_run else f"untrained: keep {o.run}"
         rounds = [line for line in run.read_metrics() if "round" in line]
-        table = plain_table("", "episodes", "successes", "acted", "watched", "pairs", "gain",
-                            "95% interval", "")
-        for line, row in zip(lines[1:], rounds, strict=True):
-            table.add_row(f"round {row['round'] + 1}", str(row["round/episodes"]),
-                          str(round(row["round/success"] * row["round/episodes"])), str(row["round/acted"]),
-                          str(row["round/watched"]), str(line.get("pairs", 0)), *_difference(line),
-                          "promoted" if line["promoted"] else "not promoted")
+        cells = ((f"round {row['round'] + 1}", row["round/episodes"],
+                  round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
+                  line.get("pairs", 0), *_difference(line), "promoted" if line["promoted"] else "not promoted")
+                 for line, row in zip(lines[1:], rounds, strict=True))
         best = max(lines, key=lambda line: line["score"])
-        self.out.print("", table, "")
+        self.out.print("", plain_table(("", "episodes", "successes", "acted", "watched", "pairs", "gain",
+                                        "95% interval", ""), cells), "")
         if best["step"]:
             verdict = (f"{o.out / 'best'} is the policy of round {lines.index(best)}.",)
         elif not o.compare:

@@ -82,13 +82,13 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
             + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
                f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
     if "topics" in content:
-        out.print("", _topic_table(content["topics"]))
+        out.print("", plain_table(("topic", "type", "messages"),
+                                  ((t["name"], t["type"], t["messages"]) for t in content["topics"])))
     out.print(*_success_lines(data), "")
-    table = plain_table("column", "role", "read as", "dtype", "shape", "components", "unit")
-    for name, f in dataset_features(data).items():
-        table.add_row(name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)),
-                      ", ".join(f.names or ()), f.unit or "")
-    out.print(table, *(["", _range_table(data)] if len(data) else []))
+    rows = ((name, role(name), _reading(f), f.dtype, " x ".join(map(str, f.shape)), ", ".join(f.names or ()),
+             f.unit or "") for name, f in dataset_features(data).items())
+    out.print(plain_table(("column", "role", "read as", "dtype", "shape", "components", "unit"), rows),
+              *(["", _range_table(data)] if len(data) else []))
     if tasks := task_counts(data):
         out.print("", *_task_lines(tasks))
     out.print("", *([f"{f.severity}: {f.message}" for f in report.findings] or ["no warnings"]))
@@ -167,18 +167,16 @@ def _range_table(data) -> Table:
     """The range of each component, for units and normalization. Long vectors have one range for all components."""
     from ..data.formats.describe import value_ranges
 
-    table = plain_table("numbers", "min", "mean", "max")
-    features = data.features()
+    rows, features = [], data.features()
     for name, (low, mean, high) in value_ranges(data).items():
         if low.size > 8:
-            rows = [(f"{name}, all {low.size}", low.min(), mean.mean(), high.max())]
+            rows.append((f"{name}, all {low.size}", low.min(), mean.mean(), high.max()))
         else:
             parts = features[name].names or [str(i) for i in range(low.size)]
-            rows = [(f"{name}[{part}]" if features[name].shape else name, *numbers)
-                    for part, *numbers in zip(parts, low, mean, high, strict=True)]
-        for row, *numbers in rows:
-            table.add_row(row, *(f"{n:.4g}" for n in numbers))
-    return table
+            rows += [(f"{name}[{part}]" if features[name].shape else name, *numbers)
+                     for part, *numbers in zip(parts, low, mean, high, strict=True)]
+    return plain_table(("numbers", "min", "mean", "max"),
+                       ((row, *(f"{n:.4g}" for n in numbers)) for row, *numbers in rows))
 
 
 def _task_lines(tasks: Mapping[str, int]) -> list[str]:
@@ -189,13 +187,6 @@ def _task_lines(tasks: Mapping[str, int]) -> list[str]:
     others = len(tasks) - len(most)
     return [f"{pluralize(len(tasks), 'task')}" + (f", of which the {len(most)} most frequent are:" if others else ":"),
             *(f"  {pluralize(count, 'episode')}: {' '.join(text.split())}" for text, count in most)]
-
-
-def _topic_table(topics) -> Table:
-    table = plain_table("topic", "type", "messages")
-    for t in topics:
-        table.add_row(t["name"], t["type"], str(t["messages"]))
-    return table
 
 
 def _success_lines(data) -> list[str]:

@@ -21,6 +21,7 @@ from ..serve.address import served_address
 from .arms import prepare_robot
 from .common import Output, plain_table, trained_rate
 from .conditions import parse_conditions, shown_demonstrations
+from .options import refuse_given
 from .policies import (
     load_actor,
     load_policy,
@@ -69,10 +70,9 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     robot = None if o.robot is None else _robot_env(o, runs)
     loop = (_robot_loop(o, robot) if robot is not None else
             None if o.target is None else _load_loop(o.target, o.trust))
-    policy_options = [f"--{name}" for name in ("task", "condition", "executor") if getattr(o, name)]
-    if loop is None and policy_options:
-        raise ConfigError("needs --robot TYPE or a loop of your own: otherwise you run the policy",
-                          where=policy_options[0], hint="leave it out")
+    if loop is None:
+        refuse_given(o, ("task", "condition", "executor"),
+                     "needs --robot TYPE or a loop of your own: otherwise you run the policy")
     weights = [_weights_digest(run, loop is not None) for run in runs]
     if len(set(filter(None, weights))) < len([w for w in weights if w]) or len({r.resolve() for r in runs}) < len(runs):
         raise UserError(f"{' and '.join(map(str, runs))} are the same policy", where="eval",
@@ -435,11 +435,9 @@ def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: P
     won = tuple(p["successes"] for p in result["policies"])
     unit = "rounds" if len(won) == 2 else "trials"
     if result["rounds"]:
-        table = plain_table("", *design.labels, "rate", "95% interval", "spoilt")
-        for p in result["policies"]:
-            i = p["success"]
-            table.add_row(p["name"], *map(str, p["labels"].values()), f"{i['estimate']:.1%}",
-                          f"{i['low']:.1%} to {i['high']:.1%}", str(p["spoilt"]))
+        rows = ((p["name"], *p["labels"].values(), f"{i['estimate']:.1%}", f"{i['low']:.1%} to {i['high']:.1%}",
+                 p["spoilt"]) for p in result["policies"] for i in [p["success"]])
+        table = plain_table(("", *design.labels, "rate", "95% interval", "spoilt"), rows)
         verdict = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
         out.print("", table, "", " ".join(verdict))
         if o.html is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import UserError
 from .common import Output, command_line, draw_screen, open_data, parse, recorded_env, unused_path
 from .groups import JsonOption, PositiveCount, Seed, TrustOption, command_options
 
@@ -52,9 +52,6 @@ class JudgeOptions(JsonOption, TrustOption):
 
 def main(args: list[str]) -> None:
     o = parse(JudgeOptions, "judge", args)
-    for name in ("pairs", "length"):
-        if getattr(o, name) < 1:
-            raise ConfigError(f"must be at least 1, but is {getattr(o, name)}", where=f"--{name}", hint="such as 25")
     with Output(o.json) as out, ExitStack() as resources:
         data = open_data(o.data, ignore=(), decode=False)
         reward = None if o.reward is None else _load_reward(o.reward, o.trust)

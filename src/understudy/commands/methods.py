@@ -40,16 +40,16 @@ def _print_methods(out: Output) -> None:
     from ..execute.schemes import EXECUTION_SCHEMES
 
     descriptions = describe_methods()
-    table = plain_table("method", "what it is, when to choose it, and what it needs", "training", "plan")
+    rows = []
     for m in descriptions:
         needs = "; ".join(m["needs"])
         sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
         _, *costs = cost_texts(m["cost"]) or ("", "", "")
-        table.add_row(m["name"], "\n".join(filter(None, sentences)), *costs)
-    out.print(table, "", f"training, plan: {COST_NOTE}")
-    schemes = plain_table("execution scheme", "what it does", "paper", "needs")
-    for name, s in EXECUTION_SCHEMES.items():
-        schemes.add_row(name, s.summary, s.paper, s.needs)
+        rows.append((m["name"], "\n".join(filter(None, sentences)), *costs))
+    out.print(plain_table(("method", "what it is, when to choose it, and what it needs", "training", "plan"), rows), "",
+              f"training, plan: {COST_NOTE}")
+    schemes = plain_table(("execution scheme", "what it does", "paper", "needs"), (
+        (name, s.summary, s.paper, s.needs) for name, s in EXECUTION_SCHEMES.items()))
     out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
     out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
     out.print_json(descriptions)
@@ -93,9 +93,7 @@ def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Ta
     """A table of the options of a method's function and of all fields of the method, with their defaults."""
     from .method import method_options
 
-    table = plain_table("to set", "default")
-    for key, value in method_options(name, trust).items():
-        table.add_row(f"--method.{key}", str(value))
-    for key, _, value in settable_fields(method):
-        table.add_row(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else str(value))
-    return table
+    rows = [(f"--method.{key}", value) for key, value in method_options(name, trust).items()]
+    rows += [(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else value)
+             for key, _, value in settable_fields(method)]
+    return plain_table(("to set", "default"), rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import ConfigError
+from ..core import ConfigError, Limit
 from ..hints import did_you_mean
 
 T = TypeVar("T")
@@ -29,6 +29,13 @@ _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True)
+class Advice:
+    """In the type of an option with limits: the hint for a number outside them, in place of a usual number."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Option:
     """One option of a command.
 
@@ -37,6 +44,8 @@ class Option:
         kind: The type of its value; of a repeatable option, the type of one occurrence.
         is_repeatable: Each occurrence adds one element.
         metavar: What stands for its value in messages.
+        limits: Limits of its numbers: ``Annotated[int, AtLeast(1)]``.
+        advice: The hint for a number outside them.
     """
 
     name: str
@@ -46,6 +55,8 @@ class Option:
     is_repeatable: bool
     is_required: bool
     metavar: str
+    limits: tuple[Limit, ...]
+    advice: str
 
 
 @cache
@@ -59,8 +70,10 @@ def options_of(owner: Any) -> tuple[Option, ...]:
         is_positional, is_repeatable = Positional in markers, UseAppendAction in markers
         flag = config.metavar if is_positional and config.metavar else "--" + (config.name or f.name).replace("_", "-")
         is_required = f.default is MISSING and f.default_factory is MISSING
+        usual = f"such as {flag} {f.default if isinstance(f.default, (int, float)) else 100}"
         options.append(Option(f.name, flag, get_args(kind)[0] if is_repeatable else kind, is_positional, is_repeatable,
-                              is_required, config.metavar or ""))
+                              is_required, config.metavar or "", tuple(m for m in markers if isinstance(m, Limit)),
+                              next((m.text for m in markers if isinstance(m, Advice)), usual)))
     return tuple(options)
 
 
@@ -98,7 +111,34 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     if missing := [o for o in options if o.is_required and o.name not in values]:
         names = ", ".join(o.flag if o.is_positional else f"{o.flag} {o.metavar}".strip() for o in missing)
         raise ConfigError(f"missing {names}", where=prog, hint=_help_hint(prog))
+    for option in options:
+        if option.limits and isinstance(number := values.get(option.name), (int, float)):
+            _check_limits(option, number)
     return owner(**values)
+
+
+def _check_limits(option: Option, number: float) -> None:
+    """Raises ConfigError for a number outside the limits of an option. NaN is outside."""
+    if not all(limit.holds(number, limit.limit) for limit in option.limits):
+        limits = " and ".join(f"{limit.word} {limit.limit}" for limit in option.limits)
+        raise ConfigError(f"must be {limits}, but is {number:g}", where=option.flag, hint=option.advice)
+
+
+def split_pair(option: str, text: str, example: str) -> tuple[str, str]:
+    """The two sides of an argument such as OLD=NEW."""
+    first, equals, second = text.partition("=")
+    if not (equals and first and second):
+        raise ConfigError(f"{text!r} is not two names with = between them", where=option,
+                          hint=f"such as {option} {example}")
+    return first, second
+
+
+def refuse_given(o: Any, names: Iterable[str], problem: str, hint: str = "leave it out") -> None:
+    """Raises ConfigError for the first option of these names whose value is not its default."""
+    defaults = {f.name: f.default for f in fields(o)}
+    for option in options_of(type(o)):
+        if option.name in names and getattr(o, option.name) != defaults[option.name]:
+            raise ConfigError(problem, where=option.flag, hint=hint)
 
 
 def change_fields(value: T, args: Sequence[str], prog: str) -> T:

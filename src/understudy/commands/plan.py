@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from .common import Output, command_line, parse
-from .groups import JsonOption, command_options
+from .groups import JsonOption, StepCount, command_options
 
 RateOption = Annotated[float, arg(metavar="RATE")]
 
@@ -30,7 +30,7 @@ class PlanOptions(JsonOption):
     """significance level: probability of calling equal policies different"""
     power: RateOption = 0.8
     """probability with which the difference must be found"""
-    episodes: Annotated[int | None, arg(metavar="N")] = None
+    episodes: StepCount = None
     """also print the probability that N rollouts of each find it"""
 
 

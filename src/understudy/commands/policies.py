@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ..core import Feature, Schema, Unsupported, UserError, role
 from ..files import file_name, replace_nonfinite
@@ -60,15 +60,13 @@ class DoubtSource:
 
 
 def evaluate_run(
-    run: Path, env, o: RolloutOptions, save_path: Path | None, *, name: str = "", workers: int | Literal["ray"] = 1,
-    doubt: DoubtSource | None = None,
+    run: Path, env, o: RolloutOptions, save_path: Path | None, name: str, doubt: DoubtSource | None = None
 ) -> Evaluation:
     """Evaluates a run in an environment on numbered starts.
 
     Args:
         save_path: Where to record the episodes, or None.
         name: Name of the environment. Workers make their own copies of it.
-        workers: Number of workers, or "ray".
         doubt: What the policy also records as its doubt at each step, or None.
     """
     from ..evaluate.evaluation import evaluation_of
@@ -79,10 +77,10 @@ def evaluate_run(
     plays, by = load_actor(run, env, o, tell=True)
     plays = plays if doubt is None else record_doubt(plays, run, o, doubt)
     warn_simulator_mismatch(env, run)
-    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, workers), doubt)
+    seat = partial(_worker_setup, run, o, name, batch_rows(env.rows, o.episodes, o.workers), doubt)
     began = time.perf_counter()
     with (progress_bar(f"{run.name} in {env.metadata['env']}", o.episodes) as progress,
-          WorkerPool(seat, workers, local=(plays, env)) as crew):
+          WorkerPool(seat, o.workers, local=(plays, env)) as crew):
         def watch(number, episode):
             progress()
         if save_path is None:
@@ -254,8 +252,8 @@ def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
     return _TrainedTasks(texts, task_relabel(Method.load(run, tuple(trust)))) if texts else None
 
 
-def _shortened(text: str, length: int = 80) -> str:
-    return repr(text if len(text) <= length else text[: length - 3] + "...")
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
 def _environment_hint(run: Path, env: Env) -> str:

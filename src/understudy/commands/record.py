@@ -5,18 +5,28 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import ExitStack, closing
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import Above, AtLeast, ConfigError, UserError
 from ..methods import recommend
 from .arms import prepare_session
-from .common import Output, batch_rows, command_line, given_options, parse, progress_bar, trust_options, unused_path
-from .groups import PositiveCount, Seed, TrustOption, WorkerCount, command_options
+from .common import (
+    Output,
+    batch_rows,
+    command_line,
+    draw_screen,
+    given_options,
+    parse,
+    progress_bar,
+    trust_options,
+    unused_path,
+)
+from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
+from .options import refuse_given
 from .robot_options import (
     RobotOptions,
     TeleopOptions,
@@ -60,15 +70,15 @@ class RecordOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
     """environments side by side; results do not depend on it"""
     workers: WorkerCount = 1
     """processes that share the episodes, or `ray` for a cluster; results do not depend on it"""
-    fps: Annotated[float, arg(metavar="N")] = 30.0
+    fps: Annotated[float, Above(0), arg(metavar="N")] = 30.0
     """steps per second of a robot"""
     task: Annotated[str, arg(metavar="WORDS")] = ""
     """the task in words, of a recording on a robot"""
-    warmup_time_s: Annotated[float, arg(metavar="SECONDS")] = 5.0
+    warmup_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 5.0
     """teleoperation of a robot before the first episode, which is not recorded"""
-    episode_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    episode_time_s: Seconds = 60.0
     """longest duration of an episode on a robot"""
-    reset_time_s: Annotated[float, arg(metavar="SECONDS")] = 60.0
+    reset_time_s: Annotated[float, AtLeast(0), arg(metavar="SECONDS")] = 60.0
     """time to arrange the scene of a robot between two episodes, which is not recorded"""
 
 
@@ -95,11 +105,7 @@ def main(args: list[str]) -> None:
                           where="understudy record", hint="understudy record ENV, or understudy record --robot TYPE "
                           "--robot.port PORT --teleop TYPE --teleop.port PORT")
     ignored = _ENVIRONMENT_OPTIONS if o.robot is not None else _ROBOT_OPTIONS
-    for f in fields(o):
-        if f.name in ignored and getattr(o, f.name) != f.default:
-            flag = "--" + f.name.replace("_", "-")
-            raise ConfigError("says nothing " + ("on a robot" if o.robot is not None else "in an environment"),
-                              where=flag, hint="leave it out")
+    refuse_given(o, ignored, "says nothing " + ("on a robot" if o.robot is not None else "in an environment"))
     if o.robot is not None:
         _record_robot(o)
         return
@@ -227,11 +233,7 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
     size = env.features["action"].shape
     low, high = (np.broadcast_to(env.metadata.get(k, np.nan), size).reshape(-1).tolist() for k in ("low", "high"))
-
-    def show(text: str) -> None:
-        print("\x1b[H" + text.replace("\n", "\x1b[K\n"), end="\x1b[J", flush=True)
     with (DiscreteKeyboard() if isinstance(env, Words) else Keyboard(low, high)).listening() as keyboard:
-        print("\x1b[2J", end="")
         data = teleoperate(
             env,
             keyboard,
@@ -240,8 +242,8 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             recording_seed(o.seed),
             images=o.images,
             on_saved=saved,
-            show=show,
+            show=draw_screen,
             lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
         )
-        print("\x1b[2J\x1b[H", end="", flush=True)
+        draw_screen("")
     return data

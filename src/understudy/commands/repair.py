@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from ..core import UserError
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import MapOption, StepsOption, command_options
+from .merge import check_absent
 
 
 @command_options
@@ -62,8 +63,7 @@ def main(args: list[str]) -> None:
     if o.out is None:
         raise UserError("needs --out DST: the recording stays as it is, and what can be read of it is written to a new "
                         "place", where=o.path, hint=command_line("repair", o.path, "--out", "DST"))
-    if o.out.exists():
-        raise UserError("a file or folder already exists there", where=o.out, hint="name another place")
+    check_absent(o.out)
     with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as recovered:
         _print_problems(recovered.problems)
         lerobot.write(recovered.data, o.out, images="png")

@@ -13,6 +13,7 @@ from ..core import ConfigError, UserError
 from .arms import prepare_robot
 from .common import Output, command_line, demonstrations_path, parse, progress_bar, trust_options
 from .groups import JsonOption, PositiveCount, TrustOption, command_options
+from .options import refuse_given
 from .robot_options import RobotOptions, show_line
 
 
@@ -44,12 +45,9 @@ def main(args: list[str]) -> None:
                           where="understudy replay", hint="understudy replay DATA ENV, or understudy replay DATA "
                           "--episode 0 --robot TYPE --robot.port PORT")
     if o.robot is not None:
-        if o.rows != ReplayOptions.rows:
-            raise ConfigError("says nothing on a robot, which repeats one episode", where="--rows",
-                              hint="leave it out")
-        if o.state:
-            raise ConfigError("a robot cannot be set to a recorded state", where="--state",
-                              hint="leave it out; in an environment, it compares one step from each state")
+        refuse_given(o, ("rows",), "says nothing on a robot, which repeats one episode")
+        refuse_given(o, ("state",), "a robot cannot be set to a recorded state",
+                     "leave it out; in an environment, it compares one step from each state")
         _replay_on_robot(o)
         return
     assert o.env is not None

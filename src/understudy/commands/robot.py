@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import ConfigError, UserError
+from ..core import Above, ConfigError, UserError
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, command_line, parse, plain_table
 from .groups import TrustOption, command_options
@@ -50,9 +50,9 @@ class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions)
     subcommand: Annotated[SUBCOMMANDS, Positional, arg(
         metavar="find-port|find-cameras|setup|calibrate|teleoperate|check|release|emulate")]
     """what to do"""
-    fps: Annotated[float, arg(metavar="N")] = 60.0
+    fps: Annotated[float, Above(0), arg(metavar="N")] = 60.0
     """teleoperate: steps per second"""
-    teleop_time_s: Annotated[float | None, arg(metavar="SECONDS")] = None
+    teleop_time_s: Annotated[float | None, Above(0), arg(metavar="SECONDS")] = None
     """teleoperate: how long; by default until you stop it"""
     wave: bool = False
     """emulate: move all joints as a hand would"""
@@ -105,9 +105,8 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
     from ..robots.cameras import find_cameras
 
     cameras = find_cameras()
-    table = plain_table("index_or_path", "width", "height", "fps")
-    for camera in cameras:
-        table.add_row(*(str(camera[k]) for k in ("index_or_path", "width", "height", "fps")))
+    header = ("index_or_path", "width", "height", "fps")
+    table = plain_table(header, ([camera[k] for k in header] for camera in cameras))
     out.print(table if cameras else "there is no camera")
     out.print_json({"cameras": cameras})
 
@@ -201,9 +200,8 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
         calibrator.disconnect()
     old = keep_old_calibration(path)
     write_calibration(path, calibration)
-    table = plain_table("servo", "id", "homing_offset", "range_min", "range_max")
-    for motor, each in calibration.items():
-        table.add_row(motor, *(str(v) for v in (each.id, each.homing_offset, each.range_min, each.range_max)))
+    table = plain_table(("servo", "id", "homing_offset", "range_min", "range_max"), (
+        (motor, c.id, c.homing_offset, c.range_min, c.range_max) for motor, c in calibration.items()))
     out.print(table, f"Calibration written to {path}" + (f". The old one is {old}" if old else ""))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from .arms import connected
 from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
         arms: The arms, each with the prefix of its joints in recorded data ("left_", or nothing).
         recording: Recorded data of the followers, if they are to be compared.
     """
-    from ..robots.drift import allowed_ranges
+    from ..data.formats import open_dataset
+    from ..robots.drift import allowed_ranges, recorded_ranges, servo_states
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
-        states = _read_states(arm)
+        with connected(arm):
+            states = servo_states(arm)
         out.print(f"{arm.place}, {arm.calibration_file}", _servo_table(states))
         problems += [f"{arm.kind.name}, {prefix}{name}: {text}" for name, state in states.items()
                      if (text := state.describe())]
@@ -35,30 +38,14 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
                           "servos": {name: asdict(state) for name, state in states.items()}})
         if not arm.kind.is_leader:
             ranges |= {f"{prefix}{name}.pos": allowed for name, allowed in allowed_ranges(arm, states).items()}
-    recorded = {} if recording is None else _recorded(recording, list(ranges))
+    recorded = {} if recording is None else recorded_ranges(
+        open_dataset(demonstrations_path(recording)), list(ranges))
     if recorded:
         out.print(f"recorded in {recording}", _range_table(recorded, ranges))
         problems += _range_problems(recorded, ranges)
     out.print(*problems or ["nothing differs"])
     out.print_json({"arms": documents, "recorded": recorded, "allowed": ranges, "differences": problems})
     return not problems
-
-
-def _read_states(arm: ServoArm) -> dict[str, ServoState]:
-    from ..robots.drift import servo_states
-
-    arm.bus.connect()
-    try:
-        return servo_states(arm)
-    finally:
-        arm.bus.disconnect()
-
-
-def _recorded(recording: Path, joints: Sequence[str]) -> dict[str, Range]:
-    from ..data.formats import open_dataset
-    from ..robots.drift import recorded_ranges
-
-    return recorded_ranges(open_dataset(demonstrations_path(recording)), joints)
 
 
 def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Iterator[str]:
@@ -71,18 +58,13 @@ def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range])
 
 
 def _servo_table(states: Mapping[str, ServoState]) -> Table:
-    table = plain_table("servo", "in the servo", "in the file", "moved by (deg)")
-    for name, state in states.items():
-        table.add_row(name, str(state.stored), str(state.expected), f"{state.drift:.1f}")
-    return table
+    return plain_table(("servo", "in the servo", "in the file", "moved by (deg)"), (
+        (name, state.stored, state.expected, f"{state.drift:.1f}") for name, state in states.items()))
 
 
 def _range_table(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Table:
     from ..robots.drift import excess
 
-    table = plain_table("joint", "recorded", "reachable", "outside")
-    for joint, (low, high) in recorded.items():
-        first, last = allowed[joint]
-        table.add_row(joint, f"{low:.1f} to {high:.1f}", f"{first:.1f} to {last:.1f}",
-                      f"{excess((low, high), allowed[joint]):.1f}")
-    return table
+    return plain_table(("joint", "recorded", "reachable", "outside"), (
+        (joint, "{:.1f} to {:.1f}".format(*span), "{:.1f} to {:.1f}".format(*allowed[joint]),
+         f"{excess(span, allowed[joint]):.1f}") for joint, span in recorded.items()))

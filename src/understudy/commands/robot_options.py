@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from ..core import ConfigError, UserError
+from ..core import AtLeast, ConfigError, UserError
 from ..serve.address import is_this_machine
-from .options import is_option
+from .options import Advice, is_option
 
 LEROBOT = "lerobot/"  # before the type of a device of LeRobot
+_NO_RETRIES = Advice("0 never repeats a request")
 
 if TYPE_CHECKING:
     from ..envs.devices import JointKeyboard
@@ -68,7 +69,7 @@ class RobotOptions:
     """duration of the slow start after connecting and after every pause"""
     robot_timeout: Annotated[float | None, arg(name="robot.timeout", metavar="SECONDS")] = None
     """longest time between two commands, after which the robot holds"""
-    robot_retries: Annotated[int | None, arg(name="robot.retries", metavar="N")] = None
+    robot_retries: Annotated[int | None, AtLeast(0), _NO_RETRIES, arg(name="robot.retries", metavar="N")] = None
     """number of times that a request to the servos is repeated when its reply is lost, after the third only within
     0.3 s; by default 10"""
     robot_lerobot: Annotated[UseAppendAction[tuple[str, ...]], arg(name="robot.NAME", metavar="VALUE")] = ()
@@ -92,7 +93,7 @@ class RobotOptions:
             self.robot_use_degrees == "true", self.robot_disable_torque_on_disconnect == "true", self.robot_limits,
             self.robot_max_velocity or None, self.robot_max_relative_target or None, self.robot_max_torque,
             self.robot_max_load, self.robot_slow_start, self.robot_timeout, self.robot_left_arm_port,
-            self.robot_right_arm_port, _retries(self.robot_retries, "--robot.retries"), options)
+            self.robot_right_arm_port, self.robot_retries, options)
 
     def robot_arguments(self) -> list[str]:
         """The options of the robot as they were given, to repeat them in another command."""
@@ -136,7 +137,7 @@ class TeleopOptions:
     """name of this leader arm, under which its calibration is stored; by default its type"""
     teleop_calibration_dir: Annotated[Path | None, arg(name="teleop.calibration-dir", metavar="DIR")] = None
     """folder of the calibration of the leader arm"""
-    teleop_retries: Annotated[int | None, arg(name="teleop.retries", metavar="N")] = None
+    teleop_retries: Annotated[int | None, AtLeast(0), _NO_RETRIES, arg(name="teleop.retries", metavar="N")] = None
     """number of times that a request to the servos of the leader arm is repeated; by default 10"""
     teleop_lerobot: Annotated[UseAppendAction[tuple[str, ...]], arg(name="teleop.NAME", metavar="VALUE")] = ()
     """of lerobot/TYPE: any field of LeRobot's config, such as --teleop.gripper-open-pos 50"""
@@ -150,14 +151,7 @@ class TeleopOptions:
                               hint=f"one of {', '.join(TELEOPERATORS)}, lerobot/TYPE, or module:factory")
         return TeleoperatorConfig(self.teleop, self.teleop_port, self.teleop_id, self.teleop_calibration_dir,
                                   use_degrees, self.teleop_left_arm_port, self.teleop_right_arm_port,
-                                  _retries(self.teleop_retries, "--teleop.retries"),
-                                  dict(word.partition("=")[::2] for word in self.teleop_lerobot))
-
-
-def _retries(number: int | None, option: str) -> int | None:
-    if number is not None and number < 0:
-        raise ConfigError(f"must be 0 or more, but is {number}", where=option, hint="0 never repeats a request")
-    return number
+                                  self.teleop_retries, dict(word.partition("=")[::2] for word in self.teleop_lerobot))
 
 
 def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:

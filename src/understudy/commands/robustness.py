@@ -197,11 +197,11 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
     first = sweeps[0]
     show = (lambda v: f"{v:.0%}") if first.success is not None else (lambda v: f"{v:.4g}")
     metric = "return" if first.success is None else "success"
-    table = plain_table("shift", f"level: {metric}", "unit", "halves at")
+    rows = []
     for c in sweeps:
         each = "  ".join(f"{s:g}: {show(r.estimate)}" for s, r in zip(c.severities, c.success_rates(), strict=True))
-        table.add_row(c.shift.name, each, c.shift.unit, str(c.half_success_level()))
-    return table
+        rows.append((c.shift.name, each, c.shift.unit, c.half_success_level()))
+    return plain_table(("shift", f"level: {metric}", "unit", "halves at"), rows)
 
 
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:

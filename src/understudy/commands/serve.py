@@ -7,20 +7,19 @@ import contextlib
 import math
 import shlex
 import signal
-import socket
 import sys
-from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ..core import ConfigError, Unsupported, UserError, keys
-from ..serve.address import is_this_machine, served_address
+from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
+from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations
-from .groups import ActingOptions, ConditionTexts, SchemeName, TaskWords, command_options
+from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
+from .options import Advice, refuse_given, split_pair
 from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ..data.text_columns import TaskText
     from ..policy import Policy
     from ..serve.policy_service import PolicyService
-    from ..serve.server import PolicyServer, ServerOptions
+    from ..serve.server import PolicyServer
 
 
 @command_options
@@ -48,7 +47,7 @@ class ServeOptions(ActingOptions):
     """a run (its last checkpoint), RUN/best, a checkpoint, a file of understudy export, or a run of LeRobot"""
     host: str = "127.0.0.1"
     """address to listen on; 0.0.0.0 for all, which needs --token-file or --open"""
-    port: int = 8000
+    port: Annotated[int, AtLeast(0), AtMost(65535), Advice("choose another one, or 0 for any that is free")] = 8000
     """port; 0 for any that is free"""
     token_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """file with one token a line; clients need one of them"""
@@ -64,18 +63,18 @@ class ServeOptions(ActingOptions):
     """another execution scheme than the policy was trained with"""
     reply: Literal["chunk", "action"] | None = None
     """send whole chunks, or execute them here and send single actions; by default chunks if the executor has them"""
-    deadline: Annotated[float | None, arg(metavar="SECONDS")] = None
+    deadline: Annotated[float | None, Above(0), Advice("such as --deadline 0.1"), arg(metavar="SECONDS")] = None
     """time after a request by which the reply must be ready"""
     fallback: Literal["hold", "last-chunk", "stop"] = "stop"
     """what a client gets if the reply is not ready by --deadline: its last action again, the rest of its last chunk, or
     an error, so that it stops"""
-    max_message: Annotated[float, arg(metavar="MB")] = 16.0
+    max_message: Annotated[float, Above(0), arg(metavar="MB")] = 16.0
     """largest size of a message"""
-    max_rate: Annotated[float, arg(metavar="N")] = 1000.0
+    max_rate: Annotated[float, Above(0), arg(metavar="N")] = 1000.0
     """largest number of requests per second of one client; faster ones wait"""
-    max_clients: Annotated[int, arg(metavar="N")] = 256
+    max_clients: PositiveCount = 256
     """largest number of clients at a time"""
-    max_batch: Annotated[int, arg(metavar="N")] = 64
+    max_batch: PositiveCount = 64
     """largest number of requests that are planned together"""
     watch: bool = False
     """load each new checkpoint of the run as soon as it is complete"""
@@ -90,7 +89,7 @@ class ServeOptions(ActingOptions):
     demonstration=DATA:3 for what episode 3 of DATA shows"""
     steer: Annotated[str | None, arg(metavar="ENV")] = None
     """serve a page on which the policy acts in this environment (fork, particle, push) and is steered by clicks"""
-    steer_scale: Annotated[float, arg(metavar="X")] = 100.0
+    steer_scale: Annotated[float, AtLeast(0), Below(math.inf), arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
 
     @property
@@ -112,19 +111,8 @@ def main(args: list[str]) -> None:
     if served_address(o.run) is not None:
         raise Unsupported("a policy at an address is served already", where=str(o.run),
                           hint="give the run on the machine that serves it")
-    for name in ("deadline", "max_message", "max_rate", "max_clients", "max_batch"):
-        if (value := getattr(o, name)) is not None and not value > 0:
-            raise ConfigError(f"must be positive, but is {value:g}", where="--" + name.replace("_", "-"),
-                              hint="leave it out for the usual value")
-    if not 0 <= o.port <= 65535:
-        raise ConfigError(f"must be from 0 to 65535, but is {o.port}", where="--port",
-                          hint="choose another one, or 0 for any that is free")
-    if not 0 <= o.steer_scale < math.inf:
-        raise ConfigError(f"must be at least 0 and finite, but is {o.steer_scale:g}", where="--steer-scale",
-                          hint="leave it out for the usual value")
-    if o.steer is None and o.steer_scale != ServeOptions.steer_scale:
-        raise ConfigError("has no effect without --steer ENV", where="--steer-scale",
-                          hint="leave it out, or add --steer")
+    if o.steer is None:
+        refuse_given(o, ("steer_scale",), "has no effect without --steer ENV", "leave it out, or add --steer")
     tokens = () if o.token_file is None else read_tokens(o.token_file)
     if not (tokens or o.open or is_this_machine(o.host)):
         raise ConfigError("anybody in the network could use this server", where=f"--host {o.host}",
@@ -142,7 +130,7 @@ def main(args: list[str]) -> None:
             "--tls-cert and --tls-key")
     reduce_pauses()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(o, service, PolicyServer(service, options, log), options))
+        asyncio.run(_serve(o, service, PolicyServer(service, options, log)))
 
 
 STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "condition", "steer", "steer_scale", "seed",
@@ -152,79 +140,51 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 def _serve_steering(o: ServeOptions) -> None:
     """Serves the page of --steer."""
     from ..envs import make
+    from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage
 
-    for field in fields(o):
-        if field.name not in STEERING_OPTIONS and getattr(o, field.name) != field.default:
-            raise ConfigError("has no effect with --steer", where="--" + field.name.replace("_", "-"),
-                              hint="leave it out")
+    refuse_given(o, vars(o).keys() - STEERING_OPTIONS, "has no effect with --steer")
     assert o.steer is not None
     env = make(o.steer, 1, o.trust)
     actor, _ = load_actor(o.run, env, o, rows=None, tell=True)
     page = SteeringPage(actor, env, o.steer_scale, o.seed, f"{o.run} in {o.steer}")
-    try:
-        listening = socket.create_server((o.host, o.port), family=socket.AF_INET6 if ":" in o.host else socket.AF_INET)
-    except OSError as error:
-        raise _cannot_listen(error, o.host, o.port) from None
-    port, host = listening.getsockname()[1], _host_in_address(o.host)
-    Output().print(f"Open http://{host}:{port} and click on the picture. Ctrl-C ends it.")
+    listening, address, origins = open_page_port(o.host, o.port, f"--host {o.host} --port {o.port}")
+    Output().print(f"Open {address} and click on the picture. Ctrl-C ends it.")
     sys.stdout.flush()
-    origins = None if o.open else [f"http://{name}:{port}" for name in ("localhost", "127.0.0.1", "[::1]", host)]
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(page.run(listening, origins))
+        asyncio.run(page.run(listening, None if o.open else origins))
 
 
-def _host_in_address(host: str) -> str:
-    """The host as part of an address that others can connect to."""
-    if host in ("0.0.0.0", "::", ""):
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
-def _cannot_listen(error: OSError, host: str, port: int) -> UserError:
-    return UserError(f"the server cannot listen there: {error.strerror or error}", where=f"--host {host} --port {port}",
-                     hint="another server may use the port: choose another one, or --port 0")
-
-
-async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer, options: ServerOptions) -> None:
+async def _serve(o: ServeOptions, service: PolicyService, server: PolicyServer) -> None:
     from ..learn.training_curves import describe_checkpoint
     from ..serve.reload import Reloader
     from ..serve.remote import TOKEN_VARIABLE
 
     loop, out = asyncio.get_running_loop(), Output()
     reloader = Reloader(service, partial(load_service, o), partial(_newest, o), server.metrics, server.log)
-    running = asyncio.ensure_future(server.run())
-    started = asyncio.ensure_future(server.started.wait())
-    await asyncio.wait([running, started], return_when=asyncio.FIRST_COMPLETED)
-    if running.done():
-        await _raise_start_error(running, options)
-    if not has_no_run(o.run) and (line := describe_checkpoint(o.run)) is not None:
-        server.log("policy", message=line)
     reloads: set[asyncio.Future] = set()
 
     def reload() -> None:
         reloads.add(asyncio.ensure_future(reloader.reload()))
-    with contextlib.suppress(NotImplementedError):  # on Windows
-        loop.add_signal_handler(signal.SIGTERM, server.stop)
-        loop.add_signal_handler(signal.SIGINT, server.stop)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-    address = f"{'wss' if options.tls else 'ws'}://{_host_in_address(o.host)}:{server.port}"
-    out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
-    token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
-    out.suggest(token + command_line("act", address, "--robot", "TYPE"), token + command_line("eval", address, "ENV"))
-    sys.stdout.flush()
-    if o.watch:
-        reloads.add(asyncio.ensure_future(reloader.watch()))
-    await running
+
+    def announce() -> None:
+        if not has_no_run(o.run) and (line := describe_checkpoint(o.run)) is not None:
+            server.log("policy", message=line)
+        with contextlib.suppress(NotImplementedError):  # on Windows
+            loop.add_signal_handler(signal.SIGTERM, server.stop)
+            loop.add_signal_handler(signal.SIGINT, server.stop)
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        address = f"{'wss' if server.options.tls else 'ws'}://{address_host(o.host)}:{server.port}"
+        out.print(f"{o.run} is served at {address}. Ctrl-C ends it.")
+        token = f"{TOKEN_VARIABLE}={shlex.quote(str(o.token_file))} " if o.token_file else ""
+        out.suggest(token + command_line("act", address, "--robot", "TYPE"),
+                    token + command_line("eval", address, "ENV"))
+        sys.stdout.flush()
+        if o.watch:
+            reloads.add(asyncio.ensure_future(reloader.watch()))
+    await server.run(announce)
     for task in reloads:
         task.cancel()
-
-
-async def _raise_start_error(running: asyncio.Future, options: ServerOptions) -> None:
-    try:
-        await running
-    except OSError as error:
-        raise _cannot_listen(error, options.host, options.port) from None
 
 
 def load_service(o: ServeOptions) -> PolicyService:
@@ -249,7 +209,8 @@ def load_service(o: ServeOptions) -> PolicyService:
         else:
             computed = tuple(getattr(c, "into", "") for c in actor.transforms if not isinstance(c, TaskText))
     say = None if has_no_run(o.run) else task_relabel(Method.load(o.run, o.trust))
-    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), _renamed(o)
+    texts, defaults, renamed = {} if say is None else {say.into: say.encode}, _default_columns(o, say), dict(
+        split_pair("--rename", text, "observation/image=observation.images.front") for text in o.rename)
     for option, columns in (("--condition", defaults), ("--rename", renamed.values())):
         if unknown := [c for c in columns if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
@@ -311,11 +272,3 @@ def _newest(o: ServeOptions) -> str:
 @lru_cache(maxsize=1)
 def _digest(path: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
     return weights_digest(path)
-
-
-def _renamed(o: ServeOptions) -> dict[str, str]:
-    for text in o.rename:
-        if "=" not in text:
-            raise ConfigError(f"{text!r} is not NAME=COLUMN", where="--rename",
-                              hint="such as --rename observation/image=observation.images.front")
-    return dict(text.split("=", 1) for text in o.rename)

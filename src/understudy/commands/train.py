@@ -16,8 +16,9 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from .. import __version__
 from ..config import dump
-from ..core import ConfigError, UserError
+from ..core import AtLeast, ConfigError, UserError
 from ..files import whole_folder
+from ..user_code import search_current_folder, trusted_packages
 from .common import (
     Output,
     command_line,
@@ -36,13 +37,15 @@ from .groups import (
     DeviceOption,
     IgnoredCodes,
     JsonOption,
+    PositiveCount,
     ReadingOptions,
     SchemeName,
     Seed,
+    StepCount,
     TrustOption,
     command_options,
 )
-from .options import find_field, options_of, settable_fields
+from .options import find_field, options_of, refuse_given, settable_fields, split_pair
 from .policies import tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     environment of --env"""
     out: Annotated[Path, arg(metavar="RUN")]
     """the folder of the run"""
-    steps: Annotated[int | None, arg(metavar="N")] = None
+    steps: StepCount = None
     """number of updates, instead of the method's; those of its stages and of its data collection change by the same
     factor (--stages.0.method.learner.steps N sets that of the first stage)"""
     seed: Seed = 0
@@ -94,14 +97,14 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     eval: Annotated[str | None, arg(metavar="ENV")] = None
     """roll out in this environment during training, on starts that `understudy eval` never uses; the best checkpoint is
     kept"""
-    save_freq: Annotated[int | None, arg(metavar="N")] = None
+    save_freq: StepCount = None
     """updates between checkpoints; by default a tenth of all updates"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """environment in which the method collects episodes, if it does; by default the environment in which DATA were
     recorded"""
     random_steps: Annotated[int, arg(metavar="N")] = 1000
     """number of steps with random actions, at least, if there are no DATA"""
-    rollouts: Annotated[int, arg(metavar="N")] = 20
+    rollouts: PositiveCount = 20
     """number of episodes of each evaluation with --eval"""
     val_fraction: Annotated[float, arg(metavar="FRACTION")] = 0.1
     """fraction of the episodes of DATA that is held out for validation"""
@@ -130,7 +133,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """also read the task in words (the column or the metadata "task"), so that one policy learns several tasks"""
     image_size: Annotated[int | tuple[int, int] | None, arg(metavar="PIXELS")] = None
     """decode camera frames once to this side, or height and width"""
-    buffer_size: Annotated[int | None, arg(metavar="STEPS")] = None
+    buffer_size: Annotated[int | None, AtLeast(1), arg(metavar="STEPS")] = None
     """read DATA as a stream, shard by shard (.tar, .parquet; a folder of them, or demos-{000..099}.tar), with this many
     steps in memory at once"""
     ignore: IgnoredCodes = ()
@@ -411,7 +414,7 @@ def _refuse_fields_without_part(own: list[str], options: list[str]) -> None:
                not in flags]
     if not unknown or not own or own[0].startswith("-"):
         return
-    trust = tuple(_trusted_packages(own))
+    trust = _trusted(own)
     method = build_method(own[0], options, [], None, trust)
     fields = [*(f"--method.{key}" for key in method_options(own[0], trust)),
               *(f"--{path}" for path, _, _ in settable_fields(method))]
@@ -428,9 +431,7 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
 
     if o.prior is None:
         return data, None
-    if o.buffer_size is not None:
-        raise UserError("a stream cannot be mixed with other episodes", where="--prior",
-                        hint="leave out --buffer-size")
+    refuse_given(o, ("buffer_size",), "a stream cannot be mixed with the episodes of --prior")
     return mix(task=(data, 0.5), prior=(_open(o.prior, o), 0.5))
 
 
@@ -471,16 +472,11 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
 
     stages: dict[str, Path] = {}
     for text in o.stage:
-        name, equals, run = text.partition("=")
-        if not (name and equals and run):
-            raise UserError(f"{text!r} is not of the form NAME=RUN", where="--stage",
-                            hint="such as --stage base=runs/base")
+        name, run = split_pair("--stage", text, "base=runs/base")
         tell_checkpoint(Path(run))
         method, stages[name] = use_run(method, name, run, o.trust), Path(run)
     if o.from_run is None:
-        if o.freeze or o.load != TrainOptions.load:
-            raise UserError("needs --from RUN", where="--freeze" if o.freeze else "--load",
-                            hint="name the run whose weights are taken over")
+        refuse_given(o, ("freeze", "load"), "needs --from RUN", "name the run whose weights are taken over")
         return method, stages
     if invalid_parts := [part for part in o.freeze if part not in InitializeFrom.train]:
         raise UserError(f"expected codec, encoder or net, found {invalid_parts[0]!r}", where="--freeze",
@@ -547,10 +543,8 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | Non
 def _open_stream(o: TrainOptions):
     from ..data.stream import ShardStream
 
-    for name in ("image_size", "map", "max_episode_steps"):
-        if getattr(o, name) is not None:
-            raise UserError("expected no such option with --buffer-size: shards are read as they are",
-                            where=f"--{name.replace('_', '-')}", hint="leave one of the two out")
+    refuse_given(o, ("image_size", "map", "max_episode_steps"),
+                 "expected no such option with --buffer-size: shards are read as they are", "leave one of the two out")
     assert o.buffer_size is not None
     stream = ShardStream(_data_path(o), o.buffer_size)
     print(f"a stream of {len(stream):,} episodes, {stream.steps:,} steps in {len(stream.shards)} "
@@ -655,14 +649,16 @@ def _print_help(own: list[str], options: list[str]) -> None:
         from .method import build_method
         from .methods import settings_table
 
-        trust = tuple(_trusted_packages(own))
+        trust = _trusted(own)
         print(f"\nWhat can be set in {own[0]}, and its defaults:\n")
         Output().print(settings_table(own[0], build_method(own[0], options, [], None, trust), trust))
     sys.exit(0)
 
 
-def _trusted_packages(own: list[str]) -> list[str]:
-    return [b for a, b in zip(own[:-1], own[1:], strict=True) if a == "--trust"]
+def _trusted(own: list[str]) -> tuple[str, ...]:
+    """The packages of --trust, before the options are parsed."""
+    search_current_folder(trust := trusted_packages(own))
+    return trust
 
 
 def _task_relabel(data: Dataset) -> TaskText:

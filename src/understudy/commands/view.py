@@ -15,8 +15,9 @@ from ..core import UserError
 from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
 from .convert import main as convert
-from .groups import IgnoredCodes, JsonOption, Seed, command_options
+from .groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
 from .merge import check_absent
+from .options import split_pair
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -61,7 +62,7 @@ class ViewOptions(JsonOption):
     "subtask", where a segment is as long as the text stays the same"""
     crop: Annotated[str | None, arg(metavar="A:B")] = None
     """keep steps A to B of every episode, as in Python: 5: leaves out the first five, :-5 the last five"""
-    fps: Annotated[float | None, arg(metavar="N")] = None
+    fps: StepRate = None
     """resample to this number of steps per second"""
     rule: Literal["last", "nearest", "linear"] = "last"
     """values at the new rate: the last row until then, the nearest row, or linear interpolation"""
@@ -131,10 +132,10 @@ def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Op
     operations += [_cut(o.segments)] if o.segments else []
     operations += [op.Crop(*_parse_range(o.crop))] if o.crop is not None else []
     operations += [op.Resample(o.fps, o.rule)] if o.fps is not None else []
-    operations += [op.Rename(*_split_pair("--rename", text)) for text in o.rename]
+    operations += [op.Rename(*split_pair("--rename", text, "OLD=NEW")) for text in o.rename]
     operations += [op.Drop(o.drop)] if o.drop else []
     return operations + [op.Label(name, _parse_scalar(text) if name != "task" else text)
-                         for name, text in (_split_pair("--label", text) for text in o.label)]
+                         for name, text in (split_pair("--label", text, "'task=put it there'") for text in o.label)]
 
 
 def _cut(field: str) -> Operation:
@@ -166,14 +167,6 @@ def _parse_condition(text: str, data) -> Operation:
             return condition
     raise UserError(f"expected a field, =, !=, >= or <=, and a value, found {text!r}", where="--filter",
                     hint="such as --filter success=true --filter 'length>=50'")
-
-
-def _split_pair(option: str, text: str) -> tuple[str, str]:
-    first, equals, second = text.partition("=")
-    if not (equals and first and second):
-        raise UserError(f"{text!r} is not two names with = between them", where=option,
-                        hint=f"such as {option} {'task=put it there' if option == '--label' else 'OLD=NEW'!r}")
-    return first, second
 
 
 def _parse_range(text: str) -> tuple[int, int | None]:
@@ -208,11 +201,9 @@ def _list_views(o: ViewOptions, out: Output) -> None:
         except UserError as error:
             rows.append({"path": str(path), "episodes": None, "steps": None, "state": f"damaged: {error.problem}",
                          "parents": []})
-    table = plain_table("view", "episodes", "steps", "of", "which is")
-    for v in rows:
-        table.add_row(v["path"], *("" if v[k] is None else str(v[k]) for k in ("episodes", "steps")),
-                      ", ".join(v["parents"]), v["state"])
-    out.print(table if rows else f"no views in {folder}")
+    cells = ((v["path"], *("" if v[k] is None else v[k] for k in ("episodes", "steps")), ", ".join(v["parents"]),
+              v["state"]) for v in rows)
+    out.print(plain_table(("view", "episodes", "steps", "of", "which is"), cells) if rows else f"no views in {folder}")
     out.print_json(rows)
 
 

@@ -97,9 +97,6 @@ class Parity:
     where: dict[str, float]
     ms: dict[str, float]
 
-    def to_json(self) -> dict:
-        return asdict(self)
-
 
 @torch.no_grad()
 def measure_parity(policy: Policy, planner: Planner, inputs: int = 1000,
@@ -152,7 +149,7 @@ def parity_report(path: Path, planner: ExportedPlanner, parity: Parity, error: f
     action = planner.target
     return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **settings,
             "action": {"name": planner.metadata["target"], "names": action.names, "unit": action.unit},
-            "parity": {**parity.to_json(), "error_against_fp64": error}}
+            "parity": {**asdict(parity), "error_against_fp64": error}}
 
 
 def _batch_sizes(inputs: int) -> list[int]:

@@ -23,13 +23,10 @@ ZERO_NAME = "int8.zero"
 MIN_WEIGHTS = 4096  # smallest number of weights that are rounded: smaller layers save nothing
 
 
-def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
+def quantize_file(path: Path | str) -> int:
     """Rounds the linear layers of an ONNX file to 8 bits, in place and in the bodies of loops too.
 
-    A product x W + b becomes ``scale(x) * scale(W) * (int(x) int(W)) + b``.
-
-    Args:
-        min_weights: Layers with fewer weights stay as they are.
+    A product x W + b becomes ``scale(x) * scale(W) * (int(x) int(W)) + b``. Returns the number of products.
     """
     import onnx
     from onnx import numpy_helper
@@ -44,7 +41,7 @@ def quantize_file(path: Path | str, min_weights: int = MIN_WEIGHTS) -> int:
         nodes = []
         for node in graph.node:
             weight, turned = _weight_of(node, weights)
-            if weight is None or weight.ByteSize() < min_weights * 4 or len(weight.dims) != 2:
+            if weight is None or weight.ByteSize() < MIN_WEIGHTS * 4 or len(weight.dims) != 2:
                 nodes.append(node)
                 continue
             if (key := (weight.name, turned)) not in rounded:

@@ -21,7 +21,7 @@ from ..core import UserError
 from ..execute.actor import PolicyActor
 from ..execute.base import Executor
 from ..execute.planners import FixedBatch
-from ..policy import Policy
+from ..policy import Policy, camera_sizes
 from .equivalence import check_export, example_plan
 from .program import FORMAT, ExportedPlanner, any_rows, export_error, first_line, metadata, traceable
 
@@ -82,7 +82,7 @@ def runs_in_onnx_runner(executor: Executor) -> bool:
     return type(executor).__name__ == "RecedingHorizon"
 
 
-def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understudy",)) -> OnnxPlanner:
+def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understudy",)) -> ExportedPlanner:
     """Loads a file that `export` wrote.
 
     Args:
@@ -113,7 +113,11 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
             f"the file has format {metadata.get('format')!r}, but this understudy reads format {FORMAT}",
             where=path, hint=_EXPORT_AGAIN
         )
-    return OnnxPlanner(session, metadata, str(path), trust)
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
+        return torch.from_numpy(session.run(["action"], feed)[0])
+    return ExportedPlanner(run, metadata, str(path), trust)
 
 
 def load_onnx_actor(path: Path | str, rows: int | None = None,
@@ -128,19 +132,8 @@ def load_onnx_actor(path: Path | str, rows: int | None = None,
     """
     planner = load(path, trust=trust)
     planner.executor.check_planner(planner)
-    return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.executor, planner.image_sizes)
-
-
-class OnnxPlanner(ExportedPlanner):
-    """A planner that runs an ONNX file on the CPU, whatever the device of its arguments."""
-
-    def __init__(self, session, metadata: dict, where: str, trust: tuple[str, ...]):
-        super().__init__(metadata, where, trust)
-        self.session = session
-
-    def run(self, inputs):
-        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return torch.from_numpy(self.session.run(["action"], feed)[0])
+    return PolicyActor(planner if rows is None else FixedBatch(planner, rows), planner.executor,
+                       camera_sizes(planner.features))
 
 
 _EXPORT_AGAIN = "export it again: understudy export RUN --out FILE.onnx"

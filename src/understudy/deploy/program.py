@@ -6,8 +6,7 @@ import copy
 import logging
 import math
 import warnings
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -22,7 +21,7 @@ from ..execute.base import Executor
 from ..execute.chunking import ChunkedExecutor, RecedingHorizon
 from ..heads.base import scan_implementation
 from ..nets.convolution import Convolution, GroupNormMish, Up
-from ..policy import Planner, Policy, camera_sizes, sampling_guides
+from ..policy import Planner, Policy, sampling_guides
 
 FORMAT = 2
 
@@ -47,12 +46,18 @@ class PlanModule(nn.Module):
 
 
 class ExportedPlanner(Planner):
-    """A planner that runs an exported file on the CPU, whatever the device of its arguments."""
+    """A planner that runs an exported file on the CPU, whatever the device of its arguments.
+
+    Args:
+        run: Computes the action of the file from its inputs by name, in the order of the file.
+        metadata: What the file says of itself. See `metadata`.
+        where: The file, for errors.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, metadata: dict, where: str, trust: tuple[str, ...]):
-        self.where, self.metadata = where, metadata
+    def __init__(self, run: Callable[[dict[str, Tensor]], Tensor], metadata: dict, where: str, trust: tuple[str, ...]):
+        self.run, self.where, self.metadata = run, where, metadata
         self.inputs, self.noise_shape = tuple(metadata["inputs"]), tuple(metadata["noise"])
         self.features: Schema = {k: Feature.from_json(f) for k, f in metadata["features"].items()}
         self.target = self.features[metadata["target"]]
@@ -62,24 +67,13 @@ class ExportedPlanner(Planner):
         self.window: Window = config.load(metadata["window"], where=where)
         self.executor: Executor = config.load(metadata["executor"], trust, where=where)
 
-    @property
-    def image_sizes(self) -> dict[str, tuple[int, int]]:
-        """(height, width) of each camera that the file reads."""
-        return camera_sizes(self.features)
-
     def plan(self, obs, noise, guides=()):
         if sampling_guides(guides):
-            raise Unsupported(
-                "a file of understudy export plans without guides",
-                where=self.where,
-                hint="take the run itself, or an executor that does not guide (RecedingHorizon, TemporalEnsemble)",
-            )
+            raise Unsupported("a file of understudy export plans without guides", where=self.where,
+                              hint="take the run itself, or an executor that does not guide (RecedingHorizon, "
+                                   "TemporalEnsemble)")
         inputs = {"noise": noise, **obs}
         return self.run({name: inputs[name].cpu().contiguous() for name in argument_names(self)})
-
-    @abstractmethod
-    def run(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The action of the file for its inputs by name, in the order of the file."""
 
     def noise(self, key, count):
         return normal(key, count, self.noise_shape, stream=4)

@@ -75,28 +75,22 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     return error
 
 
-def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> PackagePlanner:
+def load_package(path: Path | str, trust: tuple[str, ...] = ("understudy",)) -> ExportedPlanner:
     """Loads a file that `export_package` wrote. It contains code: load only files whose origin you trust."""
     if not Path(path).is_file():
         raise UserError("there is no such file", where=path, hint="export it: understudy export RUN --out FILE.pt2")
     if is_compiled(path):
-        run = torch._inductor.aoti_load_package(str(path))
-        return PackagePlanner(run, json.loads(run.get_metadata()["understudy"]), str(path), trust)
-    extra_files = {METADATA: ""}
-    run = torch.export.load(path, extra_files=extra_files).module()
-    return PackagePlanner(run, json.loads(extra_files[METADATA]), str(path), trust)
-
-
-class PackagePlanner(ExportedPlanner):
-    """A planner that runs a package of PyTorch on the CPU."""
-
-    def __init__(self, package, metadata: dict, where: str, trust: tuple[str, ...]):
-        super().__init__(metadata, where, trust)
-        self.package = package
+        package = torch._inductor.aoti_load_package(str(path))
+        metadata_json = package.get_metadata()["understudy"]
+    else:
+        extra_files = {METADATA: ""}
+        package = torch.export.load(path, extra_files=extra_files).module()
+        metadata_json = extra_files[METADATA]
 
     @torch.no_grad()
-    def run(self, inputs):
-        return self.package(*inputs.values())
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        return package(*inputs.values())
+    return ExportedPlanner(run, json.loads(metadata_json), str(path), trust)
 
 
 @torch.no_grad()

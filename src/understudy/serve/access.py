@@ -12,9 +12,12 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING
 
 from ..core import UserError
+
+if TYPE_CHECKING:
+    from websockets.datastructures import Headers
 
 MIN_TOKEN = 16  # characters
 SUBPROTOCOL = "understudy"
@@ -39,19 +42,19 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 _MAKE_TOKEN = 'make one: python -c "import secrets; print(secrets.token_urlsafe(32))" > tokens.txt'
 
 
-def is_allowed(tokens: Sequence[str], header: str | None, subprotocols: Sequence[str] = ()) -> bool:
+def is_allowed(tokens: Sequence[str], headers: Headers) -> bool:
     """Whether a request has one of the tokens. The comparison takes equally long wherever tokens differ.
 
     Args:
         tokens: The tokens. Without any, everybody may connect.
-        header: The header Authorization: "Api-Key TOKEN", as openpi's client sends it, or "Bearer TOKEN".
-        subprotocols: The subprotocols that the client offers. One may be "token." and the token in URL-safe base64.
+        headers: The headers of the request. Authorization is "Api-Key TOKEN", as openpi's client sends it, or "Bearer
+            TOKEN". One of the offered subprotocols may be "token." and the token in URL-safe base64.
     """
     if not tokens:
         return True
-    scheme, _, sent_token = (header or "").partition(" ")
+    scheme, _, sent_token = headers.get("Authorization", "").partition(" ")
     sent_token = sent_token.strip() if scheme.lower() in ("api-key", "bearer") else ""
-    for name in subprotocols:
+    for name in map(str.strip, ",".join(headers.get_all("Sec-WebSocket-Protocol")).split(",")):
         if name.startswith(TOKEN_PREFIX):
             try:
                 coded = name.removeprefix(TOKEN_PREFIX)
@@ -87,14 +90,9 @@ def tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | 
 
 
 class JsonLog:
-    """Writes one JSON object a line.
+    """Writes one JSON object a line on standard error."""
 
-    Args:
-        stream: Where to. None for standard error.
-    """
-
-    def __init__(self, stream: TextIO | None = None):
-        self.stream = stream
+    def __init__(self):
         self._lock = threading.Lock()
 
     def __call__(self, event: str, **values: object) -> None:
@@ -102,7 +100,7 @@ class JsonLog:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values},
                           default=str)
         with self._lock:
-            print(line, file=sys.stderr if self.stream is None else self.stream, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
 
 Log = Callable[..., None]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from pathlib import Path
+
+from ..core import UserError
 
 
 def served_address(run: Path | str) -> str | None:
@@ -24,3 +27,16 @@ def is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def address_host(host: str) -> str:
+    """The host on which a server listens, as part of an address that others can connect to."""
+    if host in ("0.0.0.0", "::", ""):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def cannot_listen(error: OSError, where: str) -> UserError:
+    """The error of a server that cannot listen where the options say."""
+    return UserError(f"the server cannot listen there: {error.strerror or error}", where=where,
+                     hint="another server may use the port: choose another one, or port 0 for any that is free")

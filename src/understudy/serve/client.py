@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,9 +19,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 
 from .address import is_this_machine
+from .service import Fallback
 from .wire import WireError, as_array, pack, unpack
-
-Fallback = Literal["hold", "last-chunk", "stop"]
 
 
 class ServeError(RuntimeError):

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .metrics import ServerMetrics
@@ -56,16 +57,12 @@ class InferenceThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch = [job]
-            ended = False
-            while len(batch) < self.max_batch:
-                try:
-                    other = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if other is None:
-                    ended = True
-                    break
-                batch.append(other)
+            with suppress(queue.Empty):
+                while len(batch) < self.max_batch:
+                    if (other := self._jobs.get_nowait()) is None:
+                        self.close()  # after this batch
+                        break
+                    batch.append(other)
             began = time.perf_counter()
             try:
                 replies: Sequence[Reply | Exception] = self.service.run([j.request for j in batch])
@@ -77,8 +74,6 @@ class InferenceThread:
             try:
                 self._loop.call_soon_threadsafe(self._deliver, batch, replies, seconds)
             except RuntimeError:  # the loop has been closed
-                return
-            if ended:
                 return
 
     @staticmethod

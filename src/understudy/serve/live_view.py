@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -27,14 +26,13 @@ import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
-from websockets.typing import Origin, Subprotocol
+from websockets.typing import Subprotocol
 
-from ..core import UserError
 from ..robots.cameras import Camera
 from ..robots.safety import SafeRobot
 from ..studio.html_page import encode_jpeg
 from .access import SUBPROTOCOL, is_allowed
-from .page import page_response
+from .page import open_page_port, page_response
 
 SECONDS = 10.0  # of joints that the page shows
 _RATE = 15.0  # messages per second, at most
@@ -84,15 +82,8 @@ class LiveView:
     def __init__(self, robot: SafeRobot, fps: float, host: str = "127.0.0.1", port: int = 0,
                  clock: Callable[[], float] = time.monotonic):
         self.robot, self.fps, self.clock, self.token = robot, fps, clock, secrets.token_urlsafe(24)
-        try:
-            self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except OSError as error:
-            raise UserError(f"the view cannot be shown there: {error.strerror or error}", where=f"{host}:{port}",
-                            hint="choose another --view-address, such as 127.0.0.1:0 for any free port") from None
-        name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        port = self._socket.getsockname()[1]
-        self.address = f"http://{name}:{port}/#{self.token}"
-        self._origins = [Origin(f"http://{n}:{port}") for n in ("localhost", "127.0.0.1", "[::1]", name)]
+        self._socket, page, self._origins = open_page_port(host, port, f"--view-address {host}:{port}")
+        self.address = f"{page}/#{self.token}"
         size = robot.schema["action"].size
         self._names = list(robot.schema["action"].names or map(str, range(1, size + 1)))
         self._steps: deque[ViewedStep] = deque(maxlen=max(int(SECONDS * fps), 2))
@@ -192,8 +183,7 @@ class LiveView:
             if request.path.partition("?")[0] != "/":
                 return connection.respond(http.HTTPStatus.NOT_FOUND, "there is nothing at this path\n")
             return page_response(connection, "live", self.robot.name)
-        offered = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        if not is_allowed((self.token,), request.headers.get("Authorization"), offered):
+        if not is_allowed((self.token,), request.headers):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is needed\n")
         return None
 

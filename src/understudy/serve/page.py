@@ -1,18 +1,47 @@
-"""Pages that a server shows: HTML, style and script in one, with a content security policy."""
+"""Answers to browsers: text, and pages with HTML, style and script in one and a content security policy."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import http
+import socket
 from html import escape
 from pathlib import Path
 
 from websockets.asyncio.server import ServerConnection
-from websockets.datastructures import Headers
 from websockets.http11 import Response
+from websockets.typing import Origin
 
 from ..evaluate import plots
+from .address import address_host, cannot_listen
+
+
+def open_page_port(host: str, port: int, where: str) -> tuple[socket.socket, str, list[Origin]]:
+    """Listens for browsers.
+
+    Args:
+        port: Port. 0 for any that is free.
+        where: The options that say it, for the error.
+
+    Returns:
+        The socket, the address of the page, and the origins that its scripts can have.
+    """
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise cannot_listen(error, where) from None
+    name, port = address_host(host), listening.getsockname()[1]
+    origins = [Origin(f"http://{n}:{port}") for n in ("localhost", "127.0.0.1", "[::1]", name)]
+    return listening, f"http://{name}:{port}", origins
+
+
+def text_response(connection: ServerConnection, text: str, kind: str) -> Response:
+    """A text of a content type as the answer to a request."""
+    response = connection.respond(http.HTTPStatus.OK, text)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = kind
+    return response
 
 
 def page_response(connection: ServerConnection, name: str, title: str) -> Response:
@@ -30,10 +59,7 @@ def page_response(connection: ServerConnection, name: str, title: str) -> Respon
             f"<title>{escape(title)}</title><style>{plots.STYLE}\n{shared}{css}</style></head>\n<body>\n"
             f"{html.replace('TITLE', escape(title))}<script>{script}</script></body></html>\n")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    response = connection.respond(http.HTTPStatus.OK, text)
-    headers = Headers(response.headers)
-    del headers["Content-Type"]
-    headers["Content-Type"] = "text/html; charset=utf-8"
-    headers["Content-Security-Policy"] = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-                                          f"connect-src 'self'; script-src 'sha256-{digest}'")
-    return Response(response.status_code, response.reason_phrase, headers, response.body)
+    response = text_response(connection, text, "text/html; charset=utf-8")
+    response.headers["Content-Security-Policy"] = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+                                                   f"connect-src 'self'; script-src 'sha256-{digest}'")
+    return response

@@ -66,16 +66,11 @@ class PolicyService(Service):
         schema: What the policy reads and plans.
         reply: "chunk" sends whole chunks, "action" executes them on the server. None for chunks if the executor has
             them. A client may ask for the other.
-
-    Raises:
-        RequestError: The executor has no chunks to send.
     """
 
     def __init__(self, served: ServedPolicy, metadata: dict[str, object], schema: dict[str, object] | None = None, *,
                  reply: Literal["chunk", "action"] | None = None, seed: int = 0):
         self.served, self.metadata, self.schema, self.seed = served, metadata, schema, seed
-        if reply == "chunk" and served.policy_actor is None:
-            raise RequestError(_NO_CHUNKS)
         self.reply = reply or ("action" if served.policy_actor is None else "chunk")
         self._episodes, self._handles = itertools.count(), itertools.count()
 
@@ -469,11 +464,8 @@ def _whole_numbers(request: Request, name: str, n: int) -> Tensor:
 
 def describe_error(error: BaseException) -> str:
     """The text of an error for a client: its kind and message, without places in files."""
-    text = error.problem if isinstance(error, UserError) else str(error)
-    if isinstance(error, UserError) and error.where is not None and not _is_path(error.where):
-        text = f"{error.where}: {text}"
+    text = str(error)
+    if isinstance(error, UserError):
+        is_place = error.where is None or not {"/", "\\"}.isdisjoint(str(error.where))
+        text = error.problem if is_place else f"{error.where}: {error.problem}"
     return f"{type(error).__name__}: {text}"
-
-
-def _is_path(where: object) -> bool:
-    return "/" in str(where) or "\\" in str(where)

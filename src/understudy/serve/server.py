@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 from websockets.typing import Origin, Subprotocol
 
 from .access import SUBPROTOCOL, Log, SummarizedLog, is_allowed
+from .address import cannot_listen
 from .handshakes import ACCEPTED_AT_ONCE, CountedConnection, PendingHandshakes, connection_limits
 from .inference import InferenceThread, Job
 from .metrics import ServerMetrics
+from .page import text_response
 from .policy_service import describe_error
 from .schema import SchemaMismatch, check_schema
 from .service import OPTIONS, Fallback, Reply, Request, RequestError, Service, Session
@@ -97,7 +98,6 @@ class PolicyServer:
 
     Attributes:
         port: The port, when `run` has started.
-        started: Set when clients can connect.
     """
 
     def __init__(self, service: Service, options: ServerOptions = ServerOptions(),  # noqa: B008
@@ -105,14 +105,18 @@ class PolicyServer:
         self.service, self.options, self.log, self.clock = service, options, log, clock
         self.metrics = ServerMetrics()
         self.port = options.port
-        self.started, self._stopping = asyncio.Event(), asyncio.Event()
+        self._stopping = asyncio.Event()
         self._numbers = itertools.count()
         self._idle: dict[ServerConnection, bool] = {}
         self._summarized = SummarizedLog(log)
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # events are in our own log
 
-    async def run(self) -> None:
-        """Serves until `stop` is called. Replies that are being computed are sent first."""
+    async def run(self, on_start: Callable[[], object] = lambda: None) -> None:
+        """Serves until `stop` is called. Replies that are being computed are sent first.
+
+        Args:
+            on_start: Called when clients can connect.
+        """
         o = self.options
         self._inference = InferenceThread(self.service, self.metrics, o.max_batch)
         self.metrics.checkpoint.set(1, checkpoint=self.service.checkpoint)
@@ -124,20 +128,23 @@ class PolicyServer:
             self.log("warning", message=f"the limit of open files (ulimit -n) allows {self._max_clients} clients at a "
                      f"time, not {o.max_clients}")
         self._pending = PendingHandshakes(n_pending, self.metrics, self._summarized)
-        server = await serve(
-            self._handle, o.host, o.port, compression=None, max_size=o.max_message, backlog=ACCEPTED_AT_ONCE,
-            create_connection=cast(type[ServerConnection],
-                                   partial(CountedConnection, pending=self._pending, tls=o.tls)),
-            process_request=self._process_request, origins=[None, *map(Origin, o.origins)],
-            select_subprotocol=_select_subprotocol, server_header=None, ping_interval=20, ping_timeout=20)
+        try:
+            server = await serve(
+                self._handle, o.host, o.port, compression=None, max_size=o.max_message, backlog=ACCEPTED_AT_ONCE,
+                create_connection=cast(type[ServerConnection],
+                                       partial(CountedConnection, pending=self._pending, tls=o.tls)),
+                process_request=self._process_request, origins=[None, *map(Origin, o.origins)],
+                select_subprotocol=_select_subprotocol, server_header=None, ping_interval=20, ping_timeout=20)
+        except OSError as error:
+            raise cannot_listen(error, f"--host {o.host} --port {o.port}") from error
         for listening in server.sockets:  # so many are accepted at once, but more may wait
             with socket.fromfd(listening.fileno(), listening.family, listening.type) as same:
                 same.listen(1024)
         self.port = next(iter(server.sockets)).getsockname()[1]
         self.log("serving", host=o.host, port=self.port, tls=o.tls is not None, tokens=len(o.tokens),
                  checkpoint=self.service.checkpoint)
-        self.started.set()
         try:
+            on_start()
             await self._stopping.wait()
         finally:
             await self._close(server)
@@ -176,18 +183,17 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == "/client.js":
             text = (Path(__file__).parent / "client.js").read_text(encoding="utf-8")
-            response = _page(connection, text, "text/javascript; charset=utf-8")
+            response = text_response(connection, text, "text/javascript; charset=utf-8")
             response.headers["Access-Control-Allow-Origin"] = "*"  # pages elsewhere may import it
             return response
         if path not in ("/", "/metrics"):
             return self._refuse(connection, "path", http.HTTPStatus.NOT_FOUND, "there is nothing at this path\n")
-        offered = [n.strip() for n in ",".join(request.headers.get_all("Sec-WebSocket-Protocol")).split(",")]
-        if not is_allowed(self.options.tokens, request.headers.get("Authorization"), offered):
+        if not is_allowed(self.options.tokens, request.headers):
             response = self._refuse(connection, "token", http.HTTPStatus.UNAUTHORIZED, "a valid token is needed\n")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         if path == "/metrics":
-            return _page(connection, self.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+            return text_response(connection, self.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
         if self._stopping.is_set() or len(self._idle) >= self._max_clients:
             return self._refuse(connection, "busy", http.HTTPStatus.SERVICE_UNAVAILABLE,
                                 f"there are {len(self._idle)} clients, as many as this server takes\n")
@@ -389,12 +395,7 @@ class BackgroundServer:
     def _run(self) -> None:
         async def serving() -> None:
             self._loop, self.server = asyncio.get_running_loop(), PolicyServer(self.service, self.options, self.log)
-            running = asyncio.ensure_future(self.server.run())
-            ready = asyncio.ensure_future(self.server.started.wait())
-            await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                self._ready.set()
-            await running
+            await self.server.run(self._ready.set)
         try:
             asyncio.run(serving())
         except Exception as error:  # such as a port that is taken
@@ -405,14 +406,6 @@ class BackgroundServer:
 
 def _select_subprotocol(connection: ServerConnection, offered) -> Subprotocol | None:
     return Subprotocol(SUBPROTOCOL) if SUBPROTOCOL in offered else None
-
-
-def _page(connection: ServerConnection, text: str, kind: str) -> Response:
-    response = connection.respond(http.HTTPStatus.OK, text)
-    headers = Headers(response.headers)
-    del headers["Content-Type"]
-    headers["Content-Type"] = kind
-    return Response(response.status_code, response.reason_phrase, headers, response.body)
 
 
 def _address(connection: ServerConnection) -> str:

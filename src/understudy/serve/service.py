@@ -1,4 +1,4 @@
-"""What a server asks for replies: the interface, and the simplest implementation."""
+"""What a server asks for replies."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ class Request:
     columns: Mapping[str, object]
     options: Mapping[str, object]
 
-    def whole(self, name: str, default: int | None, low: int = 0) -> int | None:
+    def whole(self, name: str, default: int | None) -> int | None:
         """Returns an option that is a whole number.
 
         Raises:
-            RequestError: It is something else, or below `low`.
+            RequestError: It is something else, or below 0.
         """
         value = self.options.get(name)
         if value is None:
             return default
         if isinstance(value, np.integer):
             value = int(value)
-        if type(value) is not int or not low <= value < 2**62:
-            raise RequestError(f"the option {name!r} is {value!r}, but must be a whole number of {low} or more")
+        if type(value) is not int or not 0 <= value < 2**62:
+            raise RequestError(f"the option {name!r} is {value!r}, but must be a whole number of 0 or more")
         return value
 
 
@@ -128,33 +128,3 @@ class Service(ABC):
     def accept_fallback(self, request: Request, actions: np.ndarray) -> None:
         """Notes the actions that a client got in place of a plan."""
         request.session.sent = actions
-
-
-class FunctionService(Service):
-    """Answers each request by a function of its columns, one after the other.
-
-    Args:
-        infer: Returns {"actions": (n, A), ...} for the columns of a request.
-    """
-
-    def __init__(self, infer: Callable[[Mapping[str, object]], dict[str, object]],
-                 metadata: Mapping[str, object] | None = None):
-        self.infer, self.metadata = infer, dict(metadata or {})
-
-    def run(self, requests):
-        return [_attempt(self._answer, request) for request in requests]
-
-    def _answer(self, request: Request) -> Reply:
-        values = dict(self.infer(request.columns))
-
-        def commit(in_time: bool) -> None:
-            if in_time and "actions" in values:
-                request.session.sent = np.asarray(values["actions"])
-        return Reply(values, commit)
-
-
-def _attempt(function, argument):
-    try:
-        return function(argument)
-    except Exception as error:  # of one request: the others are answered
-        return error

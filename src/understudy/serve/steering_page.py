@@ -63,7 +63,7 @@ class SteeringPage:
         self._pages: set[ServerConnection] = set()
         self._stopping = threading.Event()
 
-    async def run(self, listening: socket.socket, origins: Sequence[str] | None = None) -> None:
+    async def run(self, listening: socket.socket, origins: Sequence[Origin] | None = None) -> None:
         """Serves the page and runs episodes until it is cancelled.
 
         Args:
@@ -73,8 +73,7 @@ class SteeringPage:
         logging.getLogger("websockets").setLevel(logging.CRITICAL)
         self._loop = asyncio.get_running_loop()
         async with serve(self._handle, sock=listening, compression=None, max_size=1000, server_header=None,
-                         process_request=self._process_request,
-                         origins=None if origins is None else [*map(Origin, origins)]):
+                         process_request=self._process_request, origins=origins):
             try:
                 await asyncio.to_thread(self._run_episodes)
             finally:

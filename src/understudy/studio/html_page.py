@@ -28,6 +28,7 @@ from ..core import Feature, UserError, role
 from ..data import video
 from ..data.episode import Dataset, Episode
 from ..data.formats.describe import episode_tasks
+from ..data.tasks import decode_text
 from ..evaluate import plots
 from ..files import replace_nonfinite, whole_folder, write_text
 
@@ -216,7 +217,7 @@ class _EpisodePages:
         row_numbers = np.linspace(0, rows - 1, min(many, rows)).round().astype(int).tolist() if rows else []
         row_numbers = sorted({*row_numbers, *(s for s in self.marked.get(e, ())[:_MIN_PER_EPISODE] if 0 <= s < rows)})
         at, thumbnails = set(row_numbers), {}
-        for row, image in frames(self.data, e, name):
+        for row, image in self.data.frames(name, e):  # in any order
             for r in np.atleast_1d(row).tolist():
                 if r in at:
                     thumbnails[r] = _thumbnail(image)
@@ -413,15 +414,6 @@ def _column(name: str, f: Feature) -> _ShownColumn:
     return _ShownColumn(name, f, size, tuple(map(str, names[:size])) if f.shape else (name,))
 
 
-def frames(data: Dataset, episode: int, name: str) -> Iterator[tuple[Any, np.ndarray]]:
-    """Frames of a camera, in any order, as they are decoded.
-
-    Yields:
-        Row or rows, and their images.
-    """
-    return data.frames(name, episode)
-
-
 def episode_success(episode: Episode) -> bool | None:
     """Whether the episode succeeded. None if success was not recorded or cannot be read."""
     try:
@@ -440,7 +432,7 @@ def decode_texts(column: np.ndarray) -> Sequence[str]:
         return [*decode_texts(column[:1])] * len(column)
     if column.dtype.kind in "UO":
         return [str(v) for v in column] if column.ndim == 1 else [", ".join(map(str, v.reshape(-1))) for v in column]
-    return [bytes(v.reshape(-1)).rstrip(b"\0").decode("utf-8", "replace") for v in column]
+    return [decode_text(v.reshape(-1)) for v in column]
 
 
 def text_runs(texts: Sequence[str]) -> list[list]:
@@ -453,10 +445,9 @@ def _encode_values(values: np.ndarray) -> dict[str, Any]:
     for kind in ("u1", "i2", "f4", "f8"):
         with np.errstate(all="ignore"):
             small = values.astype(f"<{kind}")
-            same = np.array_equal(small, values, equal_nan=values.dtype.kind == "f")
-        if same or kind == "f8":
-            return {"type": kind, "rows": len(values), "data": _base64(small)}
-    raise AssertionError
+            if np.array_equal(small, values, equal_nan=values.dtype.kind == "f"):
+                break
+    return {"type": kind, "rows": len(values), "data": _base64(small)}
 
 
 def _base64(values: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ..core import UserError, role
 from ..data.episode import Dataset
 from ..files import whole_file
-from .html_page import decode_texts, encode_jpeg, episode_success, frames, text_runs
+from .html_page import decode_texts, encode_jpeg, episode_success, text_runs
 
 Progress = Callable[[int, int], None]  # (episodes done, of)
 _BATCH_ROWS = 32_768  # numbers of a column per chunk
@@ -80,7 +80,7 @@ def _log_episodes(rr, out, data: Dataset, progress: Progress | None) -> None:
         begins.append((first, f"episode {e}: {n} steps{ended}"))
         for name, f in features.items():
             if f.kind == "image":
-                for rows, images in _batches(frames(data, e, name)):
+                for rows, images in _batches(data.frames(name, e)):
                     send(paths[name], first + np.asarray(rows, np.int64),
                          rr.EncodedImage.columns(blob=images, media_type=["image/jpeg"] * len(rows)))
                 continue

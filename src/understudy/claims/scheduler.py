@@ -4,7 +4,6 @@ since.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..child_processes import exit_reason, watch_parent
+from ..child_processes import end_processes, exit_reason, spawn, watch_parent
 from ..core import UserError
 from ..evaluate.workers import WorkerCount, connect_ray
 from ..files import write_json
@@ -171,7 +170,6 @@ class _ProcessBackend:
 
     def __init__(self, n_workers: int, attempt: Callable):
         self.count, self.run_one, self.running = n_workers, attempt, {}
-        self.context = multiprocessing.get_context("spawn")
 
     def __enter__(self) -> _ProcessBackend:
         return self
@@ -180,12 +178,7 @@ class _ProcessBackend:
         self.stop()
 
     def start(self, name: str) -> None:
-        receiving_end, sending_end = self.context.Pipe()
-        process = self.context.Process(target=_claim_process, args=(self.run_one, name, sending_end),
-                                       name=f"claim {name}")
-        process.start()
-        sending_end.close()
-        self.running[name] = (process, receiving_end)
+        self.running[name] = spawn(_claim_process, self.run_one, name, name=f"claim {name}")
 
     def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         """The messages that arrive within `timeout` seconds."""
@@ -205,19 +198,12 @@ class _ProcessBackend:
     def stop(self) -> list[str]:
         """Stops all claims and returns the names of those that were running."""
         names = list(self.running)
-        for process, _ in self.running.values():
-            process.terminate()
-        for process, pipe in self.running.values():
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            pipe.close()
+        end_processes(self.running.values())
         self.running = {}
         return names
 
 
-def _claim_process(attempt: Callable, name: str, pipe: connection.Connection) -> None:
+def _claim_process(pipe: connection.Connection, attempt: Callable, name: str) -> None:
     watch_parent()
     pipe.send(attempt(name, lambda text: pipe.send(("said", text))))
 

@@ -36,11 +36,13 @@ def train_once(experiment, method: Method, data: Dataset, seed: int, parts: tupl
         experiment: The experiment. Its source is a part of the key under which results are cached.
         parts: The parts of a mixture that the data are, where a stage names one.
     """
-    key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
-                                  "seed": seed, **({"parts": parts} if parts else {})}))
+    return _trained.get(_training_key(experiment, method, seed, parts), lambda: fit_method(
+        method, data, seed, stages=train_stages(experiment, method, data, seed, parts)))
 
-    return _trained.get(key, lambda: fit_method(method, data, seed,
-                                                stages=train_stages(experiment, method, data, seed, parts)))
+
+def _training_key(experiment, method: Method, seed: int, parts: tuple[str, ...] = ()) -> str:
+    return json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
+                                   "seed": seed, **({"parts": parts} if parts else {})}))
 
 
 def train_stages(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()
@@ -114,10 +116,7 @@ def _keep_stacked(experiment, method: Method, seeds: tuple[int, ...], load: Call
         return dict(zip(seeds, fit_seeds(method, [data_sets(seed) for seed in seeds], seeds, stages=stages),
                         strict=True))
     for seed in seeds:
-        # The key of `train_once`, which fingerprints of records cover.
-        key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()),
-                                      "source": experiment.source, "seed": seed}))
-        _trained.get(key, lambda seed=seed: results()[seed])
+        _trained.get(_training_key(experiment, method, seed), lambda seed=seed: results()[seed])
 
 
 def flags(rollouts: Dataset) -> dict[str, list[float]]:

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +42,16 @@ from ..learn.fit import fit
 from .base import Claim, ClaimPart, Experiment, MissingRequirement
 from .memo import empty_memos
 from .portable import run_portably
-from .records import find_claim, fingerprint, missing_requirements, probe_path, provenance, record_path
+from .records import (
+    PACKAGES,
+    find_claim,
+    fingerprint,
+    installed_versions,
+    missing_requirements,
+    probe_path,
+    provenance,
+    record_path,
+)
 
 RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
@@ -59,7 +67,6 @@ STEPS = 16  # recorded steps of each rollout
 POLICY_STEPS = 2 * STEPS  # steps of an episode in which a policy acts: after few updates, the first tell as much as all
 STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
-PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
 Numbers = dict[str, list[float | None]]  # place in the claim -> entries; None is not compared
 Status = Literal["confirmed", "due", "not run", "cannot run here"]
@@ -128,7 +135,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                 cell_numbers = _cell(experiment, method, loaded[source][0], env not in done, rounding)
                 _put(numbers, f"{name} / {arm}", {**cell_numbers, "full sizes": sizes})
                 done.add(env)
-    return {"claim": claim.name, "versions": _versions(), "cpu": _cpu(), "numbers": numbers}
+    versions = {"python": platform.python_version(), **installed_versions(*PACKAGES)}
+    return {"claim": claim.name, "versions": versions, "cpu": _cpu(), "numbers": numbers}
 
 
 def compare(stored: Mapping, now: Mapping) -> list[str]:
@@ -506,16 +514,6 @@ def _stable(entries: Sequence[float | None], rounded: Sequence[float | None], sc
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _cpu() -> str:

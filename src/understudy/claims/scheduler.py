@@ -5,8 +5,10 @@ since.
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
@@ -20,23 +22,22 @@ from ..files import write_json
 from .base import MissingRequirement
 from .folder import open_claims
 from .probe import confirm_all, save_confirmation, store_all
-from .records import find_claim, find_text, list_claims, record_path
+from .records import find_claim, find_text, record_path
 from .runner import run_claim
 
 LogFunction = Callable[[str], None]
 
 
-def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
+def due_claims(entries: Sequence[dict]) -> list[dict]:
     """The entries of claims that are stale or have not run.
 
     The claim with the cheapest last run comes first, and of equals the older record. Claims that never ran come last,
     because their cost is unknown.
 
     Args:
-        entries: Entries of `records.list_claims`. By default all.
+        entries: Entries of `records.list_claims`.
     """
-    listed = list_claims() if entries is None else entries
-    waiting = [e for e in listed if e["stale"] or e["verdict"] == "not run"]
+    waiting = [e for e in entries if e["stale"] or e["verdict"] == "not run"]
     return sorted(waiting, key=lambda e: (e["seconds"] is None, e["seconds"] or 0.0, e["date"] or "", e["name"]))
 
 
@@ -84,8 +85,6 @@ def try_claim(name: str, log: LogFunction = lambda text: None, trust: tuple[str,
     Returns:
         ("done", record), ("absent", what it needs) or ("failed", why).
     """
-    import traceback
-
     torch.set_num_threads(1)
     try:
         open_claims(trust)
@@ -119,14 +118,11 @@ def run_all(
         run_one: Called with (name, log) in the process.
     """
     out, began = ScheduleOutcome(), time.monotonic()
-    waiting: deque[dict] = deque()
+    waiting = deque(e for e in entries if not e.get("missing"))
     for e in entries:
         if lacks := e.get("missing"):
             out.unavailable[e["name"]] = ", ".join(lacks)
-        else:
-            waiting.append(e)
-    for name, lacks in out.unavailable.items():
-        log(f"{name}: not here, needs {lacks}")
+            log(f"{e['name']}: not here, needs {out.unavailable[e['name']]}")
 
     def remaining_seconds() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
@@ -165,14 +161,11 @@ def run_all(
 # -- where they run -------------------------------------------------------------------------------------------------
 
 
-class _ProcessBackend:
+class _ProcessBackend(AbstractContextManager):
     """A process for each claim, on this machine."""
 
     def __init__(self, n_workers: int, attempt: Callable):
         self.count, self.run_one, self.running = n_workers, attempt, {}
-
-    def __enter__(self) -> _ProcessBackend:
-        return self
 
     def __exit__(self, *error) -> None:
         self.stop()
@@ -208,7 +201,7 @@ def _claim_process(pipe: connection.Connection, attempt: Callable, name: str) ->
     pipe.send(attempt(name, lambda text: pipe.send(("said", text))))
 
 
-class _RayBackend:
+class _RayBackend(AbstractContextManager):
     """A process for each claim, on a Ray cluster whose machines share the folders of this one."""
 
     def __init__(self, count: WorkerCount, attempt: Callable):
@@ -216,9 +209,6 @@ class _RayBackend:
         self.count = max(int(self.ray.cluster_resources().get("CPU", 1)), 1)
         self.task = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1)(attempt)
         self.running: dict[str, Any] = {}
-
-    def __enter__(self) -> _RayBackend:
-        return self
 
     def __exit__(self, *error) -> None:
         self.stop()

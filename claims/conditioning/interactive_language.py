@@ -87,7 +87,6 @@ class ZoneTable(Toy):
     Best possible success: 1.0. `PlayExpert(noise=0, wander=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         n_named: Number of blocks with a goal, which is another zone than where the block lies at first. With 0 the
             episode never ends early.
@@ -323,7 +322,6 @@ class PlayEpisodes(DemonstrationSource):
     """Long episodes of play without tasks.
 
     Args:
-        episodes: Number of episodes.
         length: Number of steps of each.
     """
 
@@ -389,12 +387,7 @@ class DelayedSpeaker(WatchingSpeaker):
 
 @dataclass(frozen=True)
 class InstructedMethod:
-    """A method, and who speaks to it.
-
-    Args:
-        method: The method.
-        speaker: The speaker.
-    """
+    """A method, and who speaks to it."""
 
     method: Method
     speaker: Speaker

@@ -58,9 +58,6 @@ class InstructedTable(ZoneTable):
     observation.mission (3): the zone of each block, from 1, as one sentence says it, and 0 where it names none.
     observation.words (3): the same of the block that a watching speaker names at this step. observation.objects (3, 8):
     position from the hand, color and zone of each block. An episode has 80 steps.
-
-    Args:
-        rows: Number of copies.
     """
 
     def __init__(self, rows: int = 1):

@@ -81,8 +81,6 @@ class AgentDemonstrations(DemonstrationSource):
     Args:
         path: Of the agent's weights, relative to UNDERSTUDY_DATA.
         digest: SHA-256 of the file, shortened.
-        env: Name of the environment.
-        episodes: Number of episodes.
     """
 
     path: str
@@ -120,7 +118,6 @@ class WatchedMethod:
     """One training, looked at in its last weights or in their average.
 
     Args:
-        method: The method.
         averaged: Whether the average of the weights acts.
         n_checkpoints: Number of checkpoints, the last at the end of training.
         interval: Updates between two checkpoints.

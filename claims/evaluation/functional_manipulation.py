@@ -174,11 +174,7 @@ class SkillConditionedActor(Actor):
 
 @dataclass(frozen=True)
 class AssemblyDemonstrations(DemonstrationSource):
-    """The first `episodes` of the expert's rollouts that succeed.
-
-    Args:
-        episodes: Number of demonstrations.
-    """
+    """The first `episodes` of the expert's rollouts that succeed."""
 
     episodes: int
 

@@ -221,7 +221,6 @@ class Explored(Arm):
     """Optimistic value iteration until its policy is as good as the best one but for `EPSILON`.
 
     Args:
-        n: Number of demonstrations.
         use: "policy": the divergence from their clone costs. "transitions": they are counted as own steps. "nothing":
             the divergence from the uniform policy costs as much as with as many demonstrations.
         limit: Most episodes.

@@ -152,7 +152,6 @@ class Learner:
 
     Args:
         reward: "random" has the size of the learned one.
-        n: Number of demonstrations.
         recoverable: Whether a fall costs its own step alone. Only for a clone.
     """
 

@@ -58,7 +58,6 @@ class CrowdedPlaces(NamedPlaces):
     simulator.state also has the phases and rates of the other numbers.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
     """
 
@@ -208,12 +207,7 @@ def success_by_words(experiment, option: TwoPhaseMethod, data: Dataset, seed: in
 
 
 def shuffled_in_time(data: Dataset, seed: int) -> Dataset:
-    """The observations of each episode in random order.
-
-    Args:
-        data: The episodes.
-        seed: Training seed.
-    """
+    """The observations of each episode in random order."""
     def shuffled(number: int, episode: Episode) -> Episode:
         order = np.random.default_rng([seed, number]).permutation(len(episode) + 1)
         return episode.replace({VIEW: np.asarray(episode.steps[VIEW])[order]})

@@ -69,7 +69,6 @@ class GridMaze(Toy):
     Best possible success: 1.0. `GridMazeExpert()` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         levels: Number of mazes. Each episode draws one. 0 draws a new maze for each episode.
         first: Number of the first maze.

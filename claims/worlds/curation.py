@@ -39,7 +39,6 @@ class CuratedMethod:
     """A method that learns from steps sampled in proportion to the column "keep.CURATION".
 
     Args:
-        method: The method.
         curation: Name of the curation.
     """
 
@@ -53,11 +52,9 @@ def cloning_method(
     """A small behavior cloning method on vectors.
 
     Args:
-        lr: Learning rate.
         head: The head. By default a regression.
         window: The window. By default one step.
         n_action_steps: Number of actions of each chunk that are executed.
-        steps: Number of updates.
     """
     policy = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
     return Method(
@@ -74,12 +71,7 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
     """Successful rollouts of an actor.
 
     Args:
-        actor: The actor.
-        env: Name of the environment.
-        episodes: Number of episodes.
-        seed: Training seed.
         split: Different numbers give independent draws with the same seed.
-        options: Options of the environment.
 
     Returns:
         The first `episodes` rollouts that succeed.
@@ -101,7 +93,6 @@ def with_keep_columns(
     """Adds a column "keep.NAME" of weights for each name.
 
     Args:
-        data: The episodes.
         weights: For each name, one weight per episode or one array of weights per step, (T,).
         metadata: Metadata of the result. By default those of `data`.
     """
@@ -127,7 +118,6 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
     Args:
         method: The method, and the name of its curation.
         data: Demonstrations with columns "keep.NAME".
-        seed: Training seed.
     """
     column, inner = f"keep.{method.curation}", method.method
     weighted_episodes = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
@@ -141,12 +131,8 @@ def curated_success(
     """Trains a curated method and rolls it out.
 
     Args:
-        experiment: The experiment.
         method: The method, and the name of its curation.
         data: Demonstrations with columns "keep.NAME".
-        seed: Training seed.
-        episodes: Number of starts.
-        starts: Seed of the starts.
 
     Returns:
         "success", 0 or 1 per start, and every value "NAME.CURATION" among the "figures" of the data's metadata, one per

@@ -25,7 +25,6 @@ class DirectedPush(Push):
     """Push, with the goal in given directions as seen from the initial position of the block.
 
     Args:
-        rows: Number of environments side by side.
         directions: Allowed sectors of 45 degrees, 0 to 7, counterclockwise from the x axis.
         limit: Largest number of steps of an episode.
     """
@@ -53,10 +52,7 @@ def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes
     """Successful rollouts of an actor in `DirectedPush`.
 
     Args:
-        actor: The actor.
         directions: Allowed directions of the goal.
-        episodes: Number of episodes.
-        seed: Training seed.
         split: Different numbers give independent draws with the same seed.
         limit: Largest number of steps of an episode.
 
@@ -76,9 +72,7 @@ def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None
     """Trains a method, from scratch or from the weights of a policy.
 
     Args:
-        method: The method.
         data: The demonstrations.
-        seed: Training seed.
         policy: The policy to start from. Its statistics of the data are kept.
     """
     return fit_method(method, data, seed, policy=policy).policy
@@ -88,11 +82,8 @@ def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], 
     """Rolls out a policy in `DirectedPush`.
 
     Args:
-        policy: The policy.
         method: The method, whose executor acts.
         directions: Allowed directions of the goal.
-        episodes: Number of episodes.
-        starts: Seed of the starts.
     """
     rows = min(ROWS, episodes)
     return rollout(

@@ -43,7 +43,6 @@ class SampledMethod:
     Arms that differ only in this head, or in what is trained after the same stages, share the training of each seed.
 
     Args:
-        method: The method.
         head: The head that acts, such as that of the method with another number of sampling steps.
     """
 
@@ -98,11 +97,8 @@ def rollout_starts(policy: Policy, executor: Executor, env: str, episodes: int, 
     """Rolls each start out `N_REPEATS` times.
 
     Args:
-        policy: The policy.
         executor: Its executor.
-        env: Name of the environment.
         episodes: Number of rollouts.
-        starts: Seed of the starts.
     """
     count = max(1, episodes // N_REPEATS)
     actor = PolicyActor(FixedBatch(policy, ROWS), executor)

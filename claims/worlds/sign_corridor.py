@@ -36,7 +36,6 @@ class SignCorridor(Toy):
     Best possible success: 1.0, attained by `SignCorridorExpert()`. Without memory of the signs it is 0.5.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         n_signs: Number of signs, which is even.
     """
@@ -121,7 +120,6 @@ class CorridorDemonstrations(DemonstrationSource):
     """Episodes of the expert.
 
     Args:
-        episodes: Number of episodes.
         n_signs: Number of signs.
     """
 
@@ -143,7 +141,6 @@ class MemoryPairs(Operation):
     The junction begins as many windows as all signs of an episode together.
 
     Args:
-        episodes: Number of episodes.
         labeled: Number of these episodes that have their pair.
         shift: The pair names the sign that stands so many places before the right one. The last sign comes before the
             first.

@@ -21,7 +21,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal, uniform
@@ -327,14 +326,12 @@ class PlayEpisodes(DemonstrationSource):
 
     episodes: int
     length: int = 300
+    probe_sizes = {"episodes": 4}
 
     @cached_load
     def load(self, seed):
         env = ZoneTable(min(ROWS, self.episodes), self.length, n_named=0)
         return rollout(env.expert(), env, self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, episodes=4)
 
 
 # -- who speaks -----------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from claims.conditioning.interactive_language import (
 )
 from claims.worlds.curation import cached_load
 from understudy.checkpoint import FromStage
-from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import Feature
@@ -93,15 +93,13 @@ class AnnotatedRuns(DemonstrationSource):
 
     episodes: int
     n_runs: int
+    probe_sizes = {"episodes": 4}
 
     @cached_load
     def load(self, seed):
         runs = CutSegments(MovedBlocks((N_NAMED,)), 2).apply(PlayEpisodes(self.episodes).load(seed))
         chosen = np.random.default_rng(seed).permutation(len(runs))[:self.n_runs]
         return Dataset([annotate(run) for run in runs.select(chosen)])
-
-    def for_probe(self):
-        return smaller(self, episodes=4)
 
 
 def annotate(run: Episode) -> Episode:

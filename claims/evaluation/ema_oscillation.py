@@ -34,7 +34,6 @@ from understudy.claims.base import (
     Measure,
     MissingRequirement,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.core import UserError, keys
@@ -87,6 +86,7 @@ class AgentDemonstrations(DemonstrationSource):
     digest: str
     env: str
     episodes: int
+    probe_sizes = {"episodes": 2}
 
     @cached_load
     def load(self, seed):
@@ -106,9 +106,6 @@ class AgentDemonstrations(DemonstrationSource):
         finally:
             env.close()
 
-    def for_probe(self):
-        return smaller(self, episodes=2)
-
 
 # -- training -----------------------------------------------------------------------------------------------------
 
@@ -127,9 +124,7 @@ class WatchedMethod:
     averaged: bool
     n_checkpoints: int = 8
     interval: int = 200
-
-    def for_probe(self):
-        return smaller(self, n_checkpoints=2, interval=2)  # among the last updates that are made
+    probe_sizes = {"n_checkpoints": 2, "interval": 2}  # among the last updates that are made
 
 
 _watched = Memo()  # what one training showed, for both arms

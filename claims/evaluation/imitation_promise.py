@@ -26,7 +26,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
@@ -49,6 +48,7 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
     n_more: int = 160
     n_held_out: int = 40
     cover_all_directions: bool = False
+    probe_sizes = {"n_base": 20, "n_more": 40, "n_held_out": 10}
 
     @cached_load
     def load(self, seed):
@@ -62,9 +62,6 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
             "held": direction_demonstrations(STRONG_EXPERT, SEEN_DIRECTIONS, self.n_held_out, seed, 3),
         }
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
-
-    def for_probe(self):
-        return smaller(self, n_base=20, n_more=40, n_held_out=10)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
@@ -41,15 +40,13 @@ class MultiTaskDemonstrations(DemonstrationSource):
 
     n_others: int = 200
     n_new: int = 40
+    probe_sizes = {"n_others": 20}
 
     @cached_load
     def load(self, seed):
         sets = {"others": direction_demonstrations(PushExpert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
                 "new": direction_demonstrations(PushExpert(), NEW_DIRECTION, self.n_new, seed, 1)}
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
-
-    def for_probe(self):
-        return smaller(self, n_others=20)
 
 
 @dataclass(frozen=True)

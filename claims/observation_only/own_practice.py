@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from claims.worlds.one_goal_rooms import OneGoalRooms
-from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.data.episode import Dataset
@@ -50,6 +50,7 @@ class ObservedAndPractice(DemonstrationSource):
 
     episodes: int = 5
     n_practice: int = 20
+    probe_sizes = {"n_practice": 5}
 
     def load(self, seed):
         env = HiddenRooms(10)
@@ -57,9 +58,6 @@ class ObservedAndPractice(DemonstrationSource):
         practice = rollout(UniformRandomActor(env.env), env.env, self.n_practice, recording_seed(seed), first=100_000)
         return Dataset([replace(changed := env.transform_episode(e), metadata={**changed.metadata, DATASET_NAME: part})
                         for part, data in (("task", demonstrations), ("prior", practice)) for e in data])
-
-    def for_probe(self):
-        return smaller(self, n_practice=5)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from claims.observation_only.own_practice import STATE, Practice
-from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.data.column_changes import EpisodeTransform
@@ -68,6 +68,7 @@ class ObservedWalks(DemonstrationSource):
 
     episodes: int = 5
     n_practice: int = 20
+    probe_sizes = {"n_practice": 5}
 
     def load(self, seed):
         env = WindingGrid(10)
@@ -75,9 +76,6 @@ class ObservedWalks(DemonstrationSource):
         practice = rollout(UniformRandomActor(env.env), env.env, self.n_practice, recording_seed(seed), first=100_000)
         return Dataset([replace(changed := env.transform_episode(e), metadata={**changed.metadata, DATASET_NAME: part})
                         for part, data in (("task", demonstrations), ("prior", practice)) for e in data])
-
-    def for_probe(self):
-        return smaller(self, n_practice=5)
 
 
 def count_all(episode: Episode) -> Episode:

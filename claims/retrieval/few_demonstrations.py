@@ -15,7 +15,7 @@ from claims.retrieval.retrieve_align_replay import (
     WristView,
 )
 from understudy.checkpoint import FromStage
-from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once, train_stages
 from understudy.data.codec import Normalizer
@@ -79,6 +79,7 @@ class TaskAndLog(DemonstrationSource):
     n_task: int = 1
     n_hidden: int = 6
     play: int = 40
+    probe_sizes = {"play": 10}
 
     def load(self, seed):
         task, hidden = [], []
@@ -97,9 +98,6 @@ class TaskAndLog(DemonstrationSource):
         n_known = OUTLINES * (self.n_task + self.n_hidden)
         return Dataset([replace(e, metadata={**e.metadata, DEMONSTRATION: i < n_known})
                         for i, e in enumerate(episodes)], data.metadata)
-
-    def for_probe(self):
-        return smaller(self, play=10)
 
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:

@@ -20,7 +20,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.core import Feature, normal, uniform
 from understudy.data.episode import Dataset, Episode
@@ -126,6 +125,7 @@ class PlayAndDemonstrations(DemonstrationSource):
 
     play: int = 300
     per_place: int = 5
+    probe_sizes = {"play": 50}
 
     @cached_load
     def load(self, seed):
@@ -137,9 +137,6 @@ class PlayAndDemonstrations(DemonstrationSource):
         few = [remaining[i] for place in range(N_PLACES) for i in np.flatnonzero(words == place)[:self.per_place]]
         assert len(few) == N_PLACES * self.per_place, "there are too few demonstrations of a place"
         return Dataset([_marked(e, some is few, 0.5 / sum(map(len, some))) for some in (play, few) for e in some])
-
-    def for_probe(self):
-        return smaller(self, play=50)
 
 
 def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:

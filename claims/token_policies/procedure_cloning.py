@@ -18,7 +18,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, keys, uniform
@@ -169,13 +168,11 @@ class MazeDemonstrations(DemonstrationSource):
 
     mazes: int
     per_maze: int
+    probe_sizes = {"mazes": 5}
 
     def load(self, seed):
         env = training_mazes(self, seed)
         return rollout(env.expert(), env, self.mazes * self.per_maze, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, mazes=5)
 
 
 def training_mazes(source: MazeDemonstrations, seed: int, rows: int = ROWS) -> GridMaze:

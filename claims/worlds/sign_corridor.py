@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import DemonstrationSource, smaller
+from understudy.claims.base import DemonstrationSource
 from understudy.core import Feature, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
@@ -125,13 +125,11 @@ class CorridorDemonstrations(DemonstrationSource):
 
     episodes: int
     n_signs: int = N_SIGNS
+    probe_sizes = {}  # methods name the number of episodes
 
     def load(self, seed):
         env = SignCorridor(min(ROWS, self.episodes), self.n_signs + 3, self.n_signs)
         return rollout(SignCorridorExpert(), env, self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self)  # methods name the number of episodes
 
 
 @dataclass(frozen=True)

@@ -57,21 +57,26 @@ MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("
 
 
 class DemonstrationSource(ABC):
-    """Where the demonstrations of a claim come from. Subclasses are frozen dataclasses."""
+    """Where the demonstrations of a claim come from. Subclasses are frozen dataclasses.
+
+    Attributes:
+        probe_sizes: Values of fields with which a probe takes seconds. By default at most 50 `episodes`. What trains a
+            method can have this attribute too.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    probe_sizes: ClassVar[Mapping[str, Any] | None] = None
 
     @abstractmethod
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
 
     def for_probe(self) -> tuple[Any, list[float]]:
-        """A smaller copy, with which a probe takes seconds, and the full sizes. By default at most 50 `episodes`.
-
-        A method that trains in its own way, without `fit`, can have this function too.
-        """
-        episodes = getattr(self, "episodes", None)
-        return smaller(self) if episodes is None else smaller(self, episodes=min(episodes, PROBE_DEMONSTRATIONS))
+        """A smaller copy, and the full sizes."""
+        sizes, episodes = self.probe_sizes, getattr(self, "episodes", None)
+        if sizes is None:
+            sizes = {} if episodes is None else {"episodes": min(episodes, PROBE_DEMONSTRATIONS)}
+        return smaller(self, **sizes)
 
 
 def smaller(part: Any, **sizes: Any) -> tuple[Any, list[float]]:

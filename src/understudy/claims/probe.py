@@ -39,7 +39,7 @@ from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
-from .base import Claim, ClaimPart, Experiment, MissingRequirement
+from .base import Claim, ClaimPart, Experiment, MissingRequirement, smaller
 from .memo import empty_memos
 from .portable import run_portably
 from .records import (
@@ -268,7 +268,8 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
 
 def _smaller(part: Any) -> tuple[Any, list[float]]:
     """A source or method as the probe uses it, and its full sizes."""
-    return part.for_probe() if hasattr(part, "for_probe") else (part, [])
+    sizes = getattr(part, "probe_sizes", {})
+    return part.for_probe() if hasattr(part, "for_probe") else smaller(part, **sizes) if sizes else (part, [])
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:

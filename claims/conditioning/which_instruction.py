@@ -24,7 +24,7 @@ from claims.worlds.curation import cached_load
 from understudy.checkpoint import FromStage
 from understudy.claims.base import TRUSTED, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import flags, train_once
+from understudy.claims.measures import deployed_actor, flags
 from understudy.core import Feature
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
@@ -38,7 +38,7 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.gmm import GMM
 from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
-from understudy.learn.method import Method, Stage, build_actor, resolve_references
+from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import Encoder
 from understudy.nets.encoders import TokenEncoder
@@ -118,11 +118,7 @@ def annotate(run: Episode) -> Episode:
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
-    result = train_once(experiment, method, data, seed)
-    stages = {FromStage(s.name, name): module for s in method.stages
-              for name, module in train_once(experiment, s.method, data, seed).modules.items()}
-    stages |= {FromStage(s.name): stages[FromStage(s.name, "policy")] for s in method.stages}
-    actor = build_actor(resolve_references(method, stages), result.modules, ROWS)
+    actor = deployed_actor(experiment, method, data, seed, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS, trust=TRUSTED), episodes, seed=starts))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import cached_load, cloning_method
-from claims.worlds.directed_push import direction_demonstrations, rollout_policy, train_policy
+from claims.worlds.directed_push import direction_demonstrations, rollout_policy
 from understudy.claims.base import (
     RATE,
     SCORE,
@@ -30,6 +30,7 @@ from understudy.claims.base import (
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
 from understudy.envs.toys.push import PushExpert
+from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -82,9 +83,9 @@ def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, se
     sets = {name: data.filter(lambda e, name=name: e.metadata["set"] == name) for name in (
         "base", "broader", "imitation", "held")}
     key = sets["base"].fingerprint(), seed
-    policy = _base_policies.get(key, lambda: train_policy(BASE_METHOD, sets["base"], seed))
+    policy = _base_policies.get(key, lambda: fit_method(BASE_METHOD, sets["base"], seed).policy)
     if method.kind != "base":
-        policy = train_policy(method.method, sets[method.kind], seed, policy)
+        policy = fit_method(method.method, sets[method.kind], seed, policy=policy).policy
     return {
         "alike": [explained_variance(policy, sets["held"])],
         **{

@@ -18,6 +18,7 @@ from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
+from understudy.envs.base import Env
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
@@ -76,15 +77,19 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
     Returns:
         The first `episodes` rollouts that succeed.
     """
-    environment = make(env, rows=ROWS, **options)
+    return first_successes(actor, make(env, rows=ROWS, **options), episodes, seed, split)
+
+
+def first_successes(actor: Actor, env: Env, episodes: int, seed: int, split: int = 0) -> Dataset:
+    """As `successful_rollouts`, in an environment that is there."""
     successes: list[Episode] = []
     for more in range(20):
         first = 100_000 * split + 1000 * more
-        rollouts = rollout(actor, environment, max(episodes, 5), recording_seed(seed), first=first)
+        rollouts = rollout(actor, env, max(episodes, 5), recording_seed(seed), first=first)
         successes += [e for e in rollouts if e.metadata["success"]]
         if len(successes) >= episodes:
             return Dataset(successes[:episodes], rollouts.metadata)
-    raise RuntimeError(f"{env}: hardly any demonstration succeeds")
+    raise RuntimeError(f"{env.metadata['env']}: hardly any demonstration succeeds")
 
 
 def with_keep_columns(

@@ -36,6 +36,10 @@ N_SIDES = 2  # of the pillar
 TEACHER = "teacher"
 
 
+def passes_left(episode: Episode) -> bool:
+    return bool(episode.steps["observation.state"][:, 1].mean() > 0)
+
+
 @dataclass(frozen=True)
 class SampledMethod:
     """A method whose trained weights act with a given head.

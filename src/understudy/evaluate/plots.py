@@ -358,9 +358,9 @@ class _Axes:
     x_start, x_end = 50.0, WIDTH - 6.0
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float, *,
-                 log: bool = False, whole: bool = False, log_x: bool = False, as_fraction: bool = False):
+                 log: bool = False, whole: bool = False, log_x: bool = False):
         self.x_range, self.x_name, self.top, self.bottom, self.log, self.whole = x, x_name, top, bottom, log, whole
-        self.log_x, self.as_fraction = log_x, as_fraction
+        self.log_x = log_x
         self.y_ticks = _log_ticks(*y) if log else _ticks(*y)
         self.y_range = min(y[0], self.y_ticks[0]), max(y[1], self.y_ticks[-1])
 
@@ -375,13 +375,10 @@ class _Axes:
     def points(self, xs, ys) -> list[tuple[float, float]]:
         return [(self.x(a), self.y(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
 
-    def show(self, v: float) -> str:
-        return f"{v:.0%}" if self.as_fraction else _format_number(v)
-
-    def grid(self) -> list[str]:
+    def grid(self, as_fraction: bool = False) -> list[str]:
         return [part for t in self.y_ticks for part in (
             _path([(self.x_start, self.y(t)), (self.x_end, self.y(t))], "grid"),
-            _text((self.x_start - 7, self.y(t) + 4), self.show(t), "soft", "end"))]
+            _text((self.x_start - 7, self.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
 
     def axis_lines(self) -> list[str]:
         low, high = self.x_range
@@ -512,12 +509,12 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     """
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
     axes = _Axes((0, max(len(names) - 1, 1)), (0.0, 1.0) if as_fraction else (min(0.0, *ends), max(ends)), x_name,
-                 12, 190, as_fraction=as_fraction)
+                 12, 190)
     inside = 24.0  # so that the first and last dot have room
 
     def x(i: float) -> float:
         return axes.x_start + inside + (axes.x_end - axes.x_start - 2 * inside) * i / max(len(names) - 1, 1)
-    parts = axes.grid()
+    parts = axes.grid(as_fraction)
     finite = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
     ring = [(x(i), axes.y(values[i].low)) for i in finite] + [(x(i), axes.y(values[i].high)) for i in finite[::-1]]
     parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
@@ -528,7 +525,8 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
     line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
     parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line),
               *axes.bottom_line((x(i), name) for i, name in enumerate(names))]
-    description = "; ".join(f"{name}: {axes.show(v.estimate)}, interval {axes.show(v.low)} to {axes.show(v.high)}"
+    show = (lambda v: f"{v:.0%}") if as_fraction else _format_number
+    description = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
                             for name, v in zip(names, values, strict=True))
     return _figure(parts, axes.height, f"By {x_name}. {description}.")
 

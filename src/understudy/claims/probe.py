@@ -194,11 +194,7 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
 
 
 def confirm_all(names: Iterable[str], *, trust_source: bool = False) -> Iterator[Confirmation]:
-    """Confirms claims in processes that compute the same on all processors. Results in the order of the names.
-
-    Args:
-        trust_source: See `confirm`.
-    """
+    """Confirms claims in processes that compute the same on all processors. Results in the order of the names."""
     return run_portably(partial(_confirm_named, trust_source=trust_source), names)
 
 

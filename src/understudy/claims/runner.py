@@ -217,9 +217,6 @@ def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
 def write_figures(name: str, figures: Figures) -> None:
     """Writes the measurements of a claim to its file, one line per measure, in as few characters as possible: most are
     successes of single episodes, 0 or 1.
-
-    Args:
-        figures: Measurements of each part, and those of the negative control.
     """
     parts = []
     for part, arms in figures.items():

@@ -114,11 +114,7 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map, without marks, that contains episodes and shapes.
-
-    Args:
-        plane: The map, see `PlanarMap.map`.
-    """
+    """The part of a map, without marks, that contains episodes and shapes."""
     if plane.get("marks"):
         return dict(plane)
     name, i, j = plane["path"]
@@ -226,7 +222,6 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
 
     Args:
         frames: Images of one size, (H, W, 3) uint8 each.
-        labels: One label per frame.
         what: Description of the figure, for readers who do not see it.
     """
     columns, gap, below = 4, 8.0, 20.0

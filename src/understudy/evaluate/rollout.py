@@ -52,11 +52,7 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 
 
 def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
-    """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far.
-
-    Args:
-        metadata: Those of the environment.
-    """
+    """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far."""
     is_reported = any("next.success" in e.steps for e in episodes)
     return Dataset([_with_success_column(e) for e in episodes] if is_reported else episodes,
                    {name: metadata.get(name) for name in ("env", "fps", "version")})

@@ -32,9 +32,6 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
     """Smallest distance of an episode from the edge of an obstacle.
 
-    Args:
-        env: Environment with a `PlanarMap`.
-
     Returns:
         The distance in units of the map. None if there is no obstacle.
     """

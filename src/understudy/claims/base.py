@@ -451,10 +451,14 @@ class Claim:
                     raise ValueError(f"{self.name}: the negative control names the rules of {part.name} to remove")
 
     @property
+    def controlled_part(self) -> ClaimPart:
+        """The part whose experiment the negative control changes."""
+        return next(p for p in self.parts if p.name == self.negative_control.part)
+
+    @property
     def removed_rules(self) -> tuple[Rule, ...]:
         """The rules that must fail under the negative control."""
-        part = next(p for p in self.parts if p.name == self.negative_control.part)
-        return self.negative_control.removes or (part.rule,)
+        return self.negative_control.removes or (self.controlled_part.rule,)
 
 
 def measure_of(name: str, measures: MeasureTable) -> Measure:

@@ -148,7 +148,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
         sources: Parsed modules by name, filled and reused when several claims are asked for.
     """
     control = claim.negative_control
-    changed = next(control.change(p.experiment) for p in claim.parts if p.name == control.part)
+    changed = control.change(claim.controlled_part.experiment)
     return code_digest([*claim.parts, changed, *control.removes], {} if sources is None else sources)
 
 

@@ -12,7 +12,7 @@ from ..core import keys
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, PlanarMap, Renderable
 from . import plots
-from .behavior.clearance import success_margin
+from .behavior.clearance import planar_points, success_margin
 from .behavior.clusters import find_clusters
 from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, resample_rows
@@ -150,8 +150,7 @@ def _make_group(failures: list[Episode], won, env, view, demonstrated, success_d
 def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
     """Where these episodes end: on the map of a PlanarMap, or by what sets their last states apart from successes."""
     if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in failures[0].steps:
-        name, *at = plane["path"]
-        ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in failures])
+        ends = np.array([planar_points(e, plane["path"])[-1] for e in failures])
         x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
         text = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"

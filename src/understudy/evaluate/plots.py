@@ -17,6 +17,7 @@ import numpy as np
 
 from ..data.episode import Episode
 from ..data.video import encode_png
+from .behavior.clearance import planar_points
 from .behavior.scaling import evenly_spaced_indices
 from .stats import Interval
 
@@ -117,8 +118,7 @@ def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str,
     """The part of a map, without marks, that contains episodes and shapes."""
     if plane.get("marks"):
         return dict(plane)
-    name, i, j = plane["path"]
-    points = [np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[:, [i, j]] for e in data]
+    points = [planar_points(e, plane["path"]) for e in data]
     for s in plane["shapes"]:
         points.append(np.array([[s["at"][k] + sign * s["radius"] for k in (0, 1)] for sign in (-1, 1)]))
     low, high = (f(np.concatenate(points), axis=0) for f in (np.nanmin, np.nanmax))
@@ -175,8 +175,7 @@ class _MapPanel:
         return out
 
     def points(self, episode: Episode) -> list[tuple[float, float]]:
-        name, i, j = self.path
-        rows = np.asarray(episode.steps[name], float).reshape(len(episode.steps[name]), -1)[:, [i, j]]
+        rows = planar_points(episode, self.path)
         return [self.to_pixels(p) for p in rows[evenly_spaced_indices(len(rows), 240)]]
 
     def trajectory_path(self, episode: Episode, strength: float) -> str:
@@ -191,11 +190,7 @@ class _MapPanel:
 
 def _episode_marks(plane, episode) -> list[dict[str, Any]]:
     """Marks of this episode, at the places that its first observation gives."""
-    def at(column):
-        name, i, j = column
-        row = np.asarray(episode.steps[name])[0].reshape(-1)
-        return float(row[i]), float(row[j])
-    return [{**m, "at": at(m["column"])} for m in plane["marks"]]
+    return [{**m, "at": planar_points(episode, m["column"])[0]} for m in plane["marks"]]
 
 
 def _outcome(episode: Episode) -> bool | None:

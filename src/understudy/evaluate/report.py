@@ -575,9 +575,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
         title: Title of the page. None for one made of the name.
         commands: What to do next: pairs of a command and what it does.
     """
-    sections = prediction_sections(prediction)
-    if commands:
-        sections.append(Section("What to do next", (Commands(tuple(commands)),)))
+    sections = [*prediction_sections(prediction), *next_step_section({}, commands)]
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                       verdict=(prediction.headline(), prediction.baselines().strip(), prediction.note),
                       footer="Intervals: bootstrap over episodes.")

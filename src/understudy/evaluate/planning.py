@@ -86,12 +86,7 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
     fixed = _smallest_sufficient(
         lambda n: rate_power(rate, threshold, n, alpha), power, _normal_sample_size(rate, threshold, alpha, power) // 2
     )
-    up, test = rate > threshold, SequentialRateTest(threshold, 1 - alpha)
-
-    def bounds(n):
-        low, high = test.decision_bounds(n)
-        return (low, high) if up else (n - high, n - low)
-    wins, goes_on = _sequential_outcome(bounds, rate if up else 1 - rate, 3 * fixed + 200)
+    wins, goes_on = _rate_test_outcome(SequentialRateTest(threshold, 1 - alpha), rate, 3 * fixed + 200)
     return RateTestPlan(fixed, *_sequential_sample_size(wins, goes_on, 1.0, power, fixed))
 
 
@@ -172,13 +167,7 @@ def smallest_detectable_effect(
         return -d, d
 
     def excess_power(rate: float) -> float:
-        low, high = test.decision_bounds(np.arange(n + 1))
-        up = rate > test.threshold
-        count = np.arange(n + 1)
-        outcome = _sequential_outcome(
-            lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
-        )
-        return float(outcome[0][n]) - power
+        return float(_rate_test_outcome(test, rate, n)[0][n]) - power
 
     t = test.threshold
     lowest, highest = (float(scipy.optimize.brentq(excess_power, end, t + (end - t) * 1e-9, xtol=1e-6))
@@ -228,6 +217,16 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
             wins[n:], goes_on[n:] = wins[n], 0.0
             break
     return wins, goes_on
+
+
+def _rate_test_outcome(test: SequentialRateTest, rate: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_sequential_outcome`: the end above is that on the side of the rate."""
+    up = rate > test.threshold
+
+    def bounds(n):
+        low, high = test.decision_bounds(n)
+        return (low, high) if up else (n - high, n - low)
+    return _sequential_outcome(bounds, rate if up else 1 - rate, max_rollouts)
 
 
 def _sequential_sample_size(

@@ -255,11 +255,11 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
         return [(a.name, a.options[pick.get(a.name, 0)]) for a in experiment.arms]
     for part in claim.parts:
         yield part.name, part.experiment, options(part, part.experiment)
-    if claim.negative_control.probed:
-        part = claim.controlled_part
-        changed = claim.negative_control.change(part.experiment)
-        judged = [(arm, method) for arm, method in options(part, changed) if arm in part.rule.arms]
-        yield "negative control", changed, judged
+    for part in claim.parts:
+        if part.name == claim.negative_control.part and claim.negative_control.probed:
+            changed = claim.negative_control.change(part.experiment)
+            judged = [(arm, method) for arm, method in options(part, changed) if arm in part.rule.arms]
+            yield "negative control", changed, judged
 
 
 def _smaller(part: Any) -> tuple[Any, list[float]]:

@@ -137,7 +137,7 @@ def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, 
     figures, chosen = {}, {}
     for part in claim.parts:
         chosen[part.name], figures[part.name] = _run_part(part, cells, log)
-        if part is claim.controlled_part and all(  # what does not hold cannot be removed
+        if claim.negative_control.part == part.name and all(  # what does not hold cannot be removed
                 result.verdict == "holds" for result in _judge_removed_rules(claim, figures[part.name])):
             changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
             figures[CONTROL] = _run_control(claim, part, changed, figures[part.name], cells, log)

@@ -21,7 +21,6 @@ from understudy.claims.base import (
     GreaterThan,
     Measure,
     NegativeControl,
-    smaller,
 )
 from understudy.core import Feature, uniform
 from understudy.data.column_changes import ReturnToGo
@@ -62,13 +61,11 @@ class BanditEpisodes(DemonstrationSource):
     """Choices between the two arms, mostly the worse one."""
 
     episodes: int
+    probe_sizes = {"episodes": 200}
 
     @cached_load
     def load(self, seed):
         return rollout(Gambler(), bandit(), self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, episodes=200)
 
 
 def bandit() -> Tabular:

@@ -21,7 +21,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal, uniform
@@ -87,7 +86,6 @@ class ZoneTable(Toy):
     Best possible success: 1.0. `PlayExpert(noise=0, wander=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         n_named: Number of blocks with a goal, which is another zone than where the block lies at first. With 0 the
             episode never ends early.
@@ -323,20 +321,17 @@ class PlayEpisodes(DemonstrationSource):
     """Long episodes of play without tasks.
 
     Args:
-        episodes: Number of episodes.
         length: Number of steps of each.
     """
 
     episodes: int
     length: int = 300
+    probe_sizes = {"episodes": 4}
 
     @cached_load
     def load(self, seed):
         env = ZoneTable(min(ROWS, self.episodes), self.length, n_named=0)
         return rollout(env.expert(), env, self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, episodes=4)
 
 
 # -- who speaks -----------------------------------------------------------------------------------------------------
@@ -389,12 +384,7 @@ class DelayedSpeaker(WatchingSpeaker):
 
 @dataclass(frozen=True)
 class InstructedMethod:
-    """A method, and who speaks to it.
-
-    Args:
-        method: The method.
-        speaker: The speaker.
-    """
+    """A method, and who speaks to it."""
 
     method: Method
     speaker: Speaker

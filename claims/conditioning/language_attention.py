@@ -67,7 +67,6 @@ class ShapeTable(Toy):
     Best possible success: 1.0. `ShapeTableExpert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         n_names: Number of colors, and of shapes: 4 or 5.
         new_pairs: The sentence names a new pair: the first color with the first shape, the second with the second, and
@@ -164,7 +163,6 @@ class NamedObjects(DemonstrationSource):
     """Successful episodes of the expert, without new pairs.
 
     Args:
-        episodes: Number of episodes.
         n_names: Number of colors, and of shapes.
         shuffled: The sentences are permuted between the episodes.
     """

@@ -64,7 +64,6 @@ class Aisle(Toy):
     Best possible success: 1.0. `AisleExpert` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         side: Side of the named box: "right", "left" or "any".
         timed: Tell the number of steps at the start.
@@ -187,7 +186,6 @@ def captioned_views(n: int, seed: int) -> Dataset:
 
     Args:
         n: Number of views.
-        seed: Training seed.
     """
     rng, rate = np.random.default_rng([seed, 237]), np.exp(-np.arange(float(AHEAD)))
     colors = rng.integers(len(COLORS), size=(n, len(SIDES), AHEAD))
@@ -203,7 +201,6 @@ class ScoredMethod:
     """A method, and what the scorer is told while the policy acts.
 
     Args:
-        method: The method.
         wrong_words: Tell the scorer another color than the policy.
         learned: The scorer is trained on random views, and replaces the one of the method.
     """

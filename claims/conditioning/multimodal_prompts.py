@@ -74,7 +74,6 @@ class PromptedTabletop(Toy):
     Best possible success: 1.0. `PromptedTabletopExpert()` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         tasks: The tasks. Each episode draws one.
     """
@@ -211,11 +210,7 @@ class PromptedTabletopExpert(Actor):
 
 @dataclass(frozen=True)
 class TabletopDemonstrations(DemonstrationSource):
-    """Episodes of the expert in the tasks "put" and "arrange".
-
-    Args:
-        episodes: Number of episodes.
-    """
+    """Episodes of the expert in the tasks "put" and "arrange"."""
 
     episodes: int
 

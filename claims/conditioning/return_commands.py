@@ -21,7 +21,6 @@ from understudy.claims.base import (
     GreaterThan,
     Measure,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, normal
@@ -61,6 +60,7 @@ class RandomControllers(DemonstrationSource):
     """Episodes of controllers with random weights, most of which fall at once."""
 
     episodes: int
+    probe_sizes = {"episodes": 20}
 
     @cached_load
     def load(self, seed):
@@ -69,9 +69,6 @@ class RandomControllers(DemonstrationSource):
             return rollout(RandomController(), env, self.episodes, recording_seed(seed))
         finally:
             env.close()
-
-    def for_probe(self):
-        return smaller(self, episodes=20)
 
 
 @dataclass(frozen=True)

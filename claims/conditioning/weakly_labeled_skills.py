@@ -60,7 +60,6 @@ class NamedThings(Toy):
     Best possible success: 1.0. `NamedThingsExpert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         shift: Largest distance of a thing from its place along each axis, m.
     """
@@ -203,7 +202,6 @@ class InstructedSkills:
     """A method, what it learns from, and how it is told what to do.
 
     Args:
-        method: The method.
         episodes: ``"all"``, where few have words; only those with words (``"labeled"``); all with the words that a
             classifier gives to those without (``"pseudo"``); or all with their true words (``"true"``).
         prompt: The words, or the latents of episodes with the same word (``"nearest"``). These are latents of an

@@ -22,9 +22,9 @@ from claims.conditioning.interactive_language import (
 )
 from claims.worlds.curation import cached_load
 from understudy.checkpoint import FromStage
-from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import flags, train_once
+from understudy.claims.measures import deployed_actor, flags
 from understudy.core import Feature
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
@@ -38,7 +38,7 @@ from understudy.heads.categorical import Categorical
 from understudy.heads.gmm import GMM
 from understudy.learn.attention_supervision import AttentionSupervision
 from understudy.learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
-from understudy.learn.method import Method, Stage, build_actor, resolve_references
+from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.base import Encoder
 from understudy.nets.encoders import TokenEncoder
@@ -58,9 +58,6 @@ class InstructedTable(ZoneTable):
     observation.mission (3): the zone of each block, from 1, as one sentence says it, and 0 where it names none.
     observation.words (3): the same of the block that a watching speaker names at this step. observation.objects (3, 8):
     position from the hand, color and zone of each block. An episode has 80 steps.
-
-    Args:
-        rows: Number of copies.
     """
 
     def __init__(self, rows: int = 1):
@@ -96,15 +93,13 @@ class AnnotatedRuns(DemonstrationSource):
 
     episodes: int
     n_runs: int
+    probe_sizes = {"episodes": 4}
 
     @cached_load
     def load(self, seed):
         runs = CutSegments(MovedBlocks((N_NAMED,)), 2).apply(PlayEpisodes(self.episodes).load(seed))
         chosen = np.random.default_rng(seed).permutation(len(runs))[:self.n_runs]
         return Dataset([annotate(run) for run in runs.select(chosen)])
-
-    def for_probe(self):
-        return smaller(self, episodes=4)
 
 
 def annotate(run: Episode) -> Episode:
@@ -123,11 +118,7 @@ def annotate(run: Episode) -> Episode:
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
-    result = train_once(experiment, method, data, seed)
-    stages = {FromStage(s.name, name): module for s in method.stages
-              for name, module in train_once(experiment, s.method, data, seed).modules.items()}
-    stages |= {FromStage(s.name): stages[FromStage(s.name, "policy")] for s in method.stages}
-    actor = build_actor(resolve_references(method, stages), result.modules, ROWS)
+    actor = deployed_actor(experiment, method, data, seed, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS, trust=TRUSTED), episodes, seed=starts))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from claims.worlds.one_goal_rooms import GOAL
 from understudy.checkpoint import FromStage
-from understudy.claims.base import RATE, SCORE, TRUSTED, DemonstrationSource, ExpertDemonstrations, smaller
+from understudy.claims.base import RATE, SCORE, TRUSTED, DemonstrationSource, ExpertDemonstrations
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
 from understudy.data.augment import GaussianNoise
@@ -97,12 +97,10 @@ class TaughtKeyPoses(DemonstrationSource):
     """Episodes of two key poses."""
 
     episodes: int = 100
+    probe_sizes = {"episodes": 20}
 
     def load(self, seed):
         return rollout(KeyPoses(), WrappedEnv(Arms(ROWS), HANDS), self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, episodes=20)
 
 
 @dataclass(frozen=True)
@@ -271,6 +269,7 @@ class DrivenPaths(DemonstrationSource):
     """Drives of the expert, whose actions are the paths that it drove. Beyond the end it keeps its last speed."""
 
     episodes: int = 100
+    probe_sizes = {"episodes": N_PATHS}
 
     def load(self, seed):
         drives = rollout(LaneExpert(), LaneDriving(ROWS), self.episodes, recording_seed(seed))
@@ -284,9 +283,6 @@ class DrivenPaths(DemonstrationSource):
         metadata = {**episode.metadata, "env": wrapped_env_name("lane_driving", FollowPath())}
         return replace(episode.replace({"action": path.reshape(len(episode), -1).astype(np.float32)}),
                        metadata=metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=N_PATHS)
 
 
 class UnchangedLabels(TrajectoryPerturbation):

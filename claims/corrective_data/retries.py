@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import cached_load
-from understudy.claims.base import RATE, SCORE, DemonstrationSource, smaller
+from understudy.claims.base import RATE, SCORE, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, Rollouts, StackedSeeds
 from understudy.data.episode import Dataset, Episode
@@ -62,14 +62,12 @@ class Attempts(DemonstrationSource):
     """Episodes of a script that tries up to three times, also those that fail."""
 
     episodes: int = 500
+    probe_sizes = {"episodes": 100}
 
     @cached_load
     def load(self, seed):
         actor = RetryActor(OneAttempt(), is_empty, max_attempts=3)
         return rollout(actor, make("tabletop", ROWS, **dict(OPTIONS)), self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, episodes=100)
 
 
 @dataclass(frozen=True)

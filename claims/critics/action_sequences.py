@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS
 from understudy.core import part
@@ -78,9 +78,7 @@ class Practice:
     learner: SequenceValues | Literal["TD3", "cloning"] = VALUES
     n_rounds: int = 20
     cloned: int = 2000
-
-    def for_probe(self):
-        return smaller(self, n_rounds=1, cloned=50)
+    probe_sizes = {"n_rounds": 1, "cloned": 50}
 
     @property
     def method(self) -> Method:

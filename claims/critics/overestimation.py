@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.claims.base import AboveBound, AllOf, ClaimPart, DemonstrationSource, Measure, smaller
+from understudy.claims.base import AboveBound, AllOf, ClaimPart, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS
 from understudy.envs import make
@@ -38,12 +38,10 @@ class RandomTorques(DemonstrationSource):
     """Episodes of uniformly random torques, with which each training begins."""
 
     steps: int = 1000
+    probe_sizes = {"steps": 200}
 
     def load(self, seed):
         return random_episodes(make("Pendulum-v1"), self.steps, seed)
-
-    def for_probe(self):
-        return smaller(self, steps=200)
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class ActorCritic:
     policy_delay: int = 2
     target_noise: float = 0.2
     n_rounds: int = 8
-
-    def for_probe(self):
-        return smaller(self, n_rounds=1)
+    probe_sizes = {"n_rounds": 1}
 
     @property
     def method(self) -> Method:

@@ -48,7 +48,6 @@ class CorruptedDemonstrations(DemonstrationSource):
     """Episodes of the expert in which single actions are replaced by a constant. `CLEAN` marks the others.
 
     Args:
-        episodes: Number of episodes.
         fraction: Probability that an action is replaced.
     """
 

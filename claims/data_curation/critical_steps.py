@@ -24,7 +24,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.core import Feature, uniform
@@ -228,6 +227,7 @@ class ErrandDemonstrations(DemonstrationSource):
 
     n_episodes: int
     shuffle_steps: bool = False
+    probe_sizes = {"n_episodes": 8}
 
     @cached_load
     def load(self, seed):
@@ -242,9 +242,6 @@ class ErrandDemonstrations(DemonstrationSource):
         balanced = balanced_steps([np.asarray(e.steps["action"])[:, 0] for e in data], critical, rng)
         return with_keep_columns(data, {"all": [1.0] * len(data), "critical": critical, "random": lot,
                                         "balanced": balanced})
-
-    def for_probe(self):
-        return smaller(self, n_episodes=8)
 
 
 def balanced_steps(
@@ -285,13 +282,11 @@ class FineTuning:
     steps: int
     n_base_episodes: int = 400
     base_steps: int = 700
+    probe_sizes = {"n_base_episodes": 20}
 
     def method(self, lr: float, steps: int) -> Method:
         config = PolicyConfig(Categorical(), trunk=MLP(64, 1), encoder=ConcatEncoder(), inputs=("observation.state",))
         return Method(config, RecedingHorizon(), BehaviorCloning(steps=steps, optimizer=OptimizerConfig(lr=lr)))
-
-    def for_probe(self):
-        return smaller(self, n_base_episodes=20)
 
 
 _bases = Memo()  # all arms of a seed start from the same one

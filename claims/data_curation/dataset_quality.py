@@ -25,7 +25,6 @@ from understudy.claims.base import (
     Experiment,
     Measure,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
@@ -73,6 +72,7 @@ class GridDatasets(DemonstrationSource):
     steps: int = 2000
     online_steps: int = 20_000
     judged: tuple[str, ...] = HIGH_QUALITY
+    probe_sizes = {"steps": 600, "online_steps": 5000}
 
     @cached_load
     def load(self, seed):
@@ -113,9 +113,6 @@ class GridDatasets(DemonstrationSource):
             episodes.append(run_episode(act, name))
         return episodes
 
-    def for_probe(self):
-        return smaller(self, steps=600, online_steps=5000)
-
 
 def _truncate_to_steps(episodes, steps):
     ends = np.cumsum([len(e) for e in episodes])
@@ -139,9 +136,7 @@ class GridLearner:
     lr: float = 1e-3
     n_updates: int = 1500
     min_likelihood: float = 0.3
-
-    def for_probe(self):
-        return smaller(self, n_updates=60)
+    probe_sizes = {"n_updates": 60}
 
 
 def train_preferences(method: GridLearner, data: Dataset, seed: int):

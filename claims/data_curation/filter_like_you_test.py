@@ -30,7 +30,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.particle import ParticleExpert
@@ -74,6 +73,7 @@ class FramedDemonstrations(DemonstrationSource):
     n_downstream: int
     n_updates: int = 1000
     downstream_frame: int = 0
+    probe_sizes = {"episodes": 10, "n_updates": 20}
 
     @cached_load
     def load(self, seed):
@@ -106,9 +106,6 @@ class FramedDemonstrations(DemonstrationSource):
         permuted = np.random.default_rng(seed).permutation(marks["filtered"][: len(filtered)])
         marks["filtered, permuted"] = of_pool(permuted)
         return with_keep_columns(Dataset([*filtered, *downstream], downstream.metadata), marks, {"figures": figures})
-
-    def for_probe(self):
-        return smaller(self, episodes=10, n_updates=20)
 
 
 def other_downstream_task(experiment: Experiment) -> Experiment:

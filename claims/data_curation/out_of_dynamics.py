@@ -33,7 +33,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.data.episode import Episode
 from understudy.data.window import Window
@@ -77,6 +76,7 @@ class MixedDynamicsDemonstrations(DemonstrationSource):
     n_per_group: int
     n_groups: int = 5
     shuffle_groups: bool = False
+    probe_sizes = {"n_groups": 2}
 
     @cached_load
     def load(self, seed):
@@ -103,9 +103,6 @@ class MixedDynamicsDemonstrations(DemonstrationSource):
             {"even": np.ones(len(data)), "of all": sharpen(whole), "of its group": sharpen(alike)},
             {"figures": figures},
         )
-
-    def for_probe(self):
-        return smaller(self, n_groups=2)
 
 
 def mode_labels(data, count: int, seed: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from claims.worlds.curation import (
     with_keep_columns,
 )
 from understudy.audit.scores import ActionVariance, Alignment, Compatibility, FilterLikeYouTest, soft_capped_counts
-from understudy.claims.base import DemonstrationSource, smaller
+from understudy.claims.base import DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.data.episode import Dataset, Episode
@@ -50,6 +50,7 @@ class SpoiledDemonstrations(DemonstrationSource):
     n_each: int = 10
     n_updates: int = 1000
     noise: float = 0.3
+    probe_sizes = {"n_updates": 20}
 
     @cached_load
     def load(self, seed):
@@ -87,9 +88,6 @@ class SpoiledDemonstrations(DemonstrationSource):
             "OOD-IL": sharpen(like), "compatible": np.r_[trust, accepted], "consistent": consistent,
             "critical": [critical_steps(e) for e in data], "FLYT": np.r_[trust, counts],
             "permuted OOD-IL": rng.permutation(sharpen(like))}
-
-    def for_probe(self):
-        return smaller(self, n_updates=20)
 
 
 def _best_half(scores: np.ndarray) -> np.ndarray:

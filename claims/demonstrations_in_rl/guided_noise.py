@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import successful_rollouts
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.core import part
@@ -102,9 +102,7 @@ class Guided:
     n_rounds: int = 10
     n_steps: int = 300
     cloned: int = 1500  # as many updates as the others have, about
-
-    def for_probe(self):
-        return smaller(self, n_rounds=2, n_steps=30, cloned=20)
+    probe_sizes = {"n_rounds": 2, "n_steps": 30, "cloned": 20}
 
     @property
     def method(self) -> Method:

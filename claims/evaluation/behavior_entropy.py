@@ -18,7 +18,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
@@ -54,6 +53,7 @@ class SidedDemonstrations(DemonstrationSource):
 
     episodes: int
     share: float = 0.9
+    probe_sizes = {"episodes": 10}
 
     @cached_load
     def load(self, seed):
@@ -70,9 +70,6 @@ class SidedDemonstrations(DemonstrationSource):
         return with_keep_columns(
             [e for some in sets.values() for e in some], {name: [float(o == name) for o in owner] for name in SETS}
         )
-
-    def for_probe(self):
-        return smaller(self, episodes=10)
 
 
 def success_and_entropy(

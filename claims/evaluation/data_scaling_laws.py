@@ -46,7 +46,6 @@ class ScalingMethod:
     """A method that is trained once on each of some sets of demonstrations.
 
     Args:
-        method: The method.
         sets: (name, mazes, demonstrations) of each set. Names are the numbers of mazes of `MAZE_SETS`.
     """
 

@@ -34,7 +34,6 @@ from understudy.claims.base import (
     Measure,
     MissingRequirement,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.core import UserError, keys
@@ -81,14 +80,13 @@ class AgentDemonstrations(DemonstrationSource):
     Args:
         path: Of the agent's weights, relative to UNDERSTUDY_DATA.
         digest: SHA-256 of the file, shortened.
-        env: Name of the environment.
-        episodes: Number of episodes.
     """
 
     path: str
     digest: str
     env: str
     episodes: int
+    probe_sizes = {"episodes": 2}
 
     @cached_load
     def load(self, seed):
@@ -108,9 +106,6 @@ class AgentDemonstrations(DemonstrationSource):
         finally:
             env.close()
 
-    def for_probe(self):
-        return smaller(self, episodes=2)
-
 
 # -- training -----------------------------------------------------------------------------------------------------
 
@@ -120,7 +115,6 @@ class WatchedMethod:
     """One training, looked at in its last weights or in their average.
 
     Args:
-        method: The method.
         averaged: Whether the average of the weights acts.
         n_checkpoints: Number of checkpoints, the last at the end of training.
         interval: Updates between two checkpoints.
@@ -130,9 +124,7 @@ class WatchedMethod:
     averaged: bool
     n_checkpoints: int = 8
     interval: int = 200
-
-    def for_probe(self):
-        return smaller(self, n_checkpoints=2, interval=2)  # among the last updates that are made
+    probe_sizes = {"n_checkpoints": 2, "interval": 2}  # among the last updates that are made
 
 
 _watched = Memo()  # what one training showed, for both arms

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import cached_load
-from claims.worlds.directed_push import train_policy
 from understudy.claims.base import (
     RATE,
     SCORE,
@@ -37,6 +36,7 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.planners import FixedBatch
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
+from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.encoders import ConcatEncoder
@@ -174,11 +174,7 @@ class SkillConditionedActor(Actor):
 
 @dataclass(frozen=True)
 class AssemblyDemonstrations(DemonstrationSource):
-    """The first `episodes` of the expert's rollouts that succeed.
-
-    Args:
-        episodes: Number of demonstrations.
-    """
+    """The first `episodes` of the expert's rollouts that succeed."""
 
     episodes: int
 
@@ -232,7 +228,7 @@ def stage_success(
 
     def trained_actor(*inputs, target="action"):
         skill_method = method.method(*inputs, target=target)
-        return PolicyActor(FixedBatch(train_policy(skill_method, data, seed), ROWS), skill_method.executor)
+        return PolicyActor(FixedBatch(fit_method(skill_method, data, seed).policy, ROWS), skill_method.executor)
     if method.kind == "flat":
         actor = trained_actor("observation.state")
     else:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from claims.worlds.curation import cached_load, cloning_method
-from claims.worlds.directed_push import direction_demonstrations, rollout_policy, train_policy
+from claims.worlds.directed_push import direction_demonstrations, rollout_policy
 from understudy.claims.base import (
     RATE,
     SCORE,
@@ -26,11 +26,11 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
 from understudy.envs.toys.push import PushExpert
+from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -49,6 +49,7 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
     n_more: int = 160
     n_held_out: int = 40
     cover_all_directions: bool = False
+    probe_sizes = {"n_base": 20, "n_more": 40, "n_held_out": 10}
 
     @cached_load
     def load(self, seed):
@@ -62,9 +63,6 @@ class WeakAndStrongDemonstrations(DemonstrationSource):
             "held": direction_demonstrations(STRONG_EXPERT, SEEN_DIRECTIONS, self.n_held_out, seed, 3),
         }
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
-
-    def for_probe(self):
-        return smaller(self, n_base=20, n_more=40, n_held_out=10)
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ def success_and_agreement(experiment, method: FineTunedMethod, data: Dataset, se
     sets = {name: data.filter(lambda e, name=name: e.metadata["set"] == name) for name in (
         "base", "broader", "imitation", "held")}
     key = sets["base"].fingerprint(), seed
-    policy = _base_policies.get(key, lambda: train_policy(BASE_METHOD, sets["base"], seed))
+    policy = _base_policies.get(key, lambda: fit_method(BASE_METHOD, sets["base"], seed).policy)
     if method.kind != "base":
-        policy = train_policy(method.method, sets[method.kind], seed, policy)
+        policy = fit_method(method.method, sets[method.kind], seed, policy=policy).policy
     return {
         "alike": [explained_variance(policy, sets["held"])],
         **{

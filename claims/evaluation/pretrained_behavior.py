@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from claims.worlds.curation import cached_load, cloning_method
-from claims.worlds.directed_push import direction_demonstrations, rollout_policy, train_policy
+from claims.worlds.directed_push import direction_demonstrations, rollout_policy
 from understudy.claims.base import (
     AllOf,
     Arm,
@@ -22,11 +22,11 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
 from understudy.envs.toys.push import PushExpert
+from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -41,15 +41,13 @@ class MultiTaskDemonstrations(DemonstrationSource):
 
     n_others: int = 200
     n_new: int = 40
+    probe_sizes = {"n_others": 20}
 
     @cached_load
     def load(self, seed):
         sets = {"others": direction_demonstrations(PushExpert(), OTHER_DIRECTIONS, self.n_others, seed, 0),
                 "new": direction_demonstrations(PushExpert(), NEW_DIRECTION, self.n_new, seed, 1)}
         return Dataset([replace(e, metadata={**e.metadata, "set": name}) for name, some in sets.items() for e in some])
-
-    def for_probe(self):
-        return smaller(self, n_others=20)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def new_task_success(
         _pretrain(method, data.filter(lambda e: e.metadata["set"] == "others"), seed) if method.pretrained else None
     )
     new = data.filter(lambda e: e.metadata["set"] == "new")[: method.episodes]
-    policy = train_policy(method.training, new, seed, policy)
+    policy = fit_method(method.training, new, seed, policy=policy).policy
     rollouts = rollout_policy(policy, method.training, NEW_DIRECTION, episodes, starts)
     return {"success": [float(e.metadata["success"]) for e in rollouts]}
 
@@ -93,7 +91,7 @@ def _pretrain(method: TransferMethod, others: Dataset, seed: int) -> Policy:
 
     def train() -> Policy:
         learned = _shuffled_actions(others, seed) if method.shuffle_pretraining else others
-        return train_policy(cloning_method(LEARNING_RATE, steps=PRETRAINING_STEPS), learned, seed)
+        return fit_method(cloning_method(LEARNING_RATE, steps=PRETRAINING_STEPS), learned, seed).policy
     return _pretrained_policies.get(key, train)
 
 

@@ -19,7 +19,6 @@ from understudy.claims.base import (
     Measure,
     Rule,
     RuleResult,
-    smaller,
 )
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset, Episode
@@ -109,6 +108,7 @@ class Demonstrations(DemonstrationSource):
     n_worlds: int = 20
     n_graph: int = 64
     n_steps: int = 2000
+    probe_sizes = {"n_worlds": 2, "n_steps": 100}
 
     def load(self, seed):
         rng, episodes = np.random.default_rng([seed, 1]), []
@@ -119,9 +119,6 @@ class Demonstrations(DemonstrationSource):
                     episodes.append(demonstration(process, best, rng, {"kind": kind, "world": number}))
                     steps, n = steps + len(episodes[-1]), n + 1
         return Dataset(episodes)
-
-    def for_probe(self):
-        return smaller(self, n_worlds=2, n_steps=100)
 
 
 def demonstration(process: MDP, best: np.ndarray, rng: np.random.Generator, metadata: dict) -> Episode:
@@ -221,7 +218,6 @@ class Explored(Arm):
     """Optimistic value iteration until its policy is as good as the best one but for `EPSILON`.
 
     Args:
-        n: Number of demonstrations.
         use: "policy": the divergence from their clone costs. "transitions": they are counted as own steps. "nothing":
             the divergence from the uniform policy costs as much as with as many demonstrations.
         limit: Most episodes.
@@ -230,9 +226,7 @@ class Explored(Arm):
     n: int = 0
     use: Literal["policy", "transitions", "nothing"] = "policy"
     limit: int = 2000
-
-    def for_probe(self):
-        return smaller(self, limit=20)
+    probe_sizes = {"limit": 20}
 
     def measure(self, data, seed, n):
         batch, rng = Batch(worlds(GRAPH, seed, n)), np.random.default_rng([seed, 2])
@@ -344,9 +338,7 @@ class Coached(Arm):
     compensated: bool = True
     judged: str = "own"
     steps: int = 2000
-
-    def for_probe(self):
-        return smaller(self, steps=100)
+    probe_sizes = {"steps": 100}
 
     def measure(self, data, seed, n):
         batch, rng = Batch(worlds(GRID, seed, n)), np.random.default_rng([seed, 3])
@@ -414,9 +406,7 @@ class Outcome(Arm):
     n: int = 16
     rate: float = 0.3
     steps: int = 4000
-
-    def for_probe(self):
-        return smaller(self, steps=40)
+    probe_sizes = {"steps": 40}
 
     def measure(self, data, seed, n):
         world, rng = np.random.default_rng([seed, 4]), np.random.default_rng([seed, 5])

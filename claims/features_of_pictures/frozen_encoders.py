@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from understudy.claims.base import RATE, REAL, SCORE, DemonstrationSource, expert_of, smaller
+from understudy.claims.base import RATE, REAL, SCORE, DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import Feature
@@ -77,6 +77,7 @@ class PushesToGoals(DemonstrationSource):
     episodes: int = 100
     n_task: int = 25
     n_more: int = 75
+    probe_sizes = {"episodes": 12, "n_task": 4, "n_more": 4}
 
     def load(self, seed):
         pushes = []
@@ -89,9 +90,6 @@ class PushesToGoals(DemonstrationSource):
             pushes += [replace(e, metadata={**e.metadata, DATASET_NAME: part})
                        for e, part in zip(recorded, parts, strict=False)]
         return Dataset(pushes)
-
-    def for_probe(self):
-        return smaller(self, episodes=12, n_task=4, n_more=4)
 
 
 def part(*names: str) -> Filter:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from understudy.checkpoint import FromStage
-from understudy.claims.base import RATE, DemonstrationSource, smaller
+from understudy.claims.base import RATE, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
 from understudy.core import Feature
@@ -91,15 +91,13 @@ class Walks(DemonstrationSource):
     """Unsteady walks between random places in pictures, without goals. Each lasts 150 steps."""
 
     episodes: int = 20
+    probe_sizes = {"episodes": 5}
 
     def load(self, seed):
         env = FourRooms(ROWS, style="noisy")
         pictures = Pictures(env)
         return Dataset([pictures.transform_episode(e)
                         for e in rollout(env.expert(), env, self.episodes, recording_seed(seed))])
-
-    def for_probe(self):
-        return smaller(self, episodes=5)
 
 
 class Unclassified(MotionClassifier):

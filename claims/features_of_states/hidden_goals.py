@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from understudy.checkpoint import FromStage
-from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_policy
 from understudy.core import Context
@@ -110,6 +110,7 @@ class WalksAndGoal(DemonstrationSource):
     episodes: int = 100
     n_task: int = 2
     n_more: int = 8
+    probe_sizes = {"episodes": 10}
 
     def load(self, seed):
         walks = self._record(rooms(style="play"), self.episodes, seed, 0)
@@ -121,9 +122,6 @@ class WalksAndGoal(DemonstrationSource):
     def _record(self, env, episodes, seed, first):
         expert = _SeesPosition(expert_of(env.env.env.env))
         return rollout(expert, env, episodes, recording_seed(seed), first=first)
-
-    def for_probe(self):
-        return smaller(self, episodes=10)
 
 
 def policy_config(*inputs: str) -> PolicyConfig:

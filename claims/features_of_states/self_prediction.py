@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from understudy.claims.base import SCORE, DemonstrationSource, smaller
+from understudy.claims.base import SCORE, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset, Episode
 
@@ -49,9 +49,7 @@ class SelfPredictive:
     even: bool = False
     rate: float = 1.0
     steps: int = 20_000
-
-    def for_probe(self):
-        return smaller(self, steps=200)
+    probe_sizes = {"steps": 200}
 
 
 def best_predictor(x, y, joint):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from understudy.claims.base import TRUSTED, DemonstrationSource, expert_of, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
 from understudy.data.episode import Dataset
@@ -33,6 +33,7 @@ class Walks(DemonstrationSource):
     """Walks through four rooms without goals, as many in each style. The parts of the mixture have its name."""
 
     episodes: int = 100
+    probe_sizes = {"episodes": 10}
 
     def load(self, seed):
         walks = []
@@ -41,9 +42,6 @@ class Walks(DemonstrationSource):
             recorded = rollout(expert_of(env), env, self.episodes, recording_seed(seed), first=100_000 * number)
             walks += [replace(e, metadata={**e.metadata, DATASET_NAME: style}) for e in recorded]
         return Dataset(walks)
-
-    def for_probe(self):
-        return smaller(self, episodes=10)
 
 
 class PermutedDWSL(DWSL):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from understudy.claims.base import AboveBound, BelowBound, ExpertDemonstrations, Measure, smaller
+from understudy.claims.base import AboveBound, BelowBound, ExpertDemonstrations, Measure
 from understudy.claims.kit import Row, ablation, experiment, family
 from understudy.data.episode import Dataset
 from understudy.envs.toys.mdp import combination_lock
@@ -37,9 +37,7 @@ class Matching:
     starts: Literal["expert", "own"] = "expert"
     fraction: float = 0.0
     limit: int = 500_000
-
-    def for_probe(self):
-        return smaller(self, limit=50)
+    probe_sizes = {"limit": 50}
 
     def steps(self, right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Steps in each lock until the greedy policy of the table opens it from the start, (n,)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from understudy.claims.base import SCORE, TRUSTED, DemonstrationSource, Measure, smaller
+from understudy.claims.base import SCORE, TRUSTED, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset
 from understudy.envs import make
@@ -76,9 +76,7 @@ class Practice:
 
     learner: OffPolicyActorCritic
     n_rounds: int = 16
-
-    def for_probe(self):
-        return smaller(self, n_rounds=1)
+    probe_sizes = {"n_rounds": 1}
 
     @property
     def method(self):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.claims.base import REAL, DemonstrationSource, smaller
+from understudy.claims.base import REAL, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import part
@@ -84,6 +84,7 @@ class Halves(DemonstrationSource):
     """
 
     episodes: int = 48
+    probe_sizes = {"episodes": 16}
 
     def load(self, seed):
         quarter, seed = self.episodes // 4, recording_seed(seed)
@@ -91,9 +92,6 @@ class Halves(DemonstrationSource):
         second = [rollout(walker(GOAL, noise, 12), grid(12, AROUND), quarter, seed, first=100_000 * (1 + i))
                   for i, noise in enumerate((0.3, 1.0))]
         return Dataset([e for part in (first, *second) for e in part], first.metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=16)
 
 
 @part

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 
 from understudy.checkpoint import FromStage
-from understudy.claims.base import SCORE, AboveBound, DemonstrationSource, Measure, smaller
+from understudy.claims.base import SCORE, AboveBound, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_policy
 from understudy.core import uniform
@@ -73,6 +73,7 @@ class LotAndExpert(DemonstrationSource):
 
     episodes: int = 200
     n_task: int = 15
+    probe_sizes = {"episodes": 10}
 
     def load(self, seed):
         by_lot = turns_by_lot(self.episodes, seed)
@@ -81,9 +82,6 @@ class LotAndExpert(DemonstrationSource):
         parts = ["prior"] * len(by_lot) + ["task"] * len(to_light)
         return Dataset([replace(e, metadata={**e.metadata, DATASET_NAME: part})
                         for e, part in zip([*by_lot, *to_light], parts, strict=True)], by_lot.metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=10)
 
 
 def policy_config(width: int = 32, horizon: int = HORIZON) -> PolicyConfig:
@@ -145,9 +143,7 @@ class Encoders:
     widths: tuple[int, ...] = (4, 16, 32)
     predictions: int = PREDICTIONS
     updates: int = UPDATES
-
-    def for_probe(self):
-        return smaller(self, predictions=20, updates=20)
+    probe_sizes = {"predictions": 20, "updates": 20}
 
     def methods(self) -> list[Method]:
         return [decoupled(width, weight, predictions=self.predictions, updates=self.updates)

@@ -28,7 +28,6 @@ from understudy.claims.base import (
     GreaterThan,
     Measure,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset
@@ -83,9 +82,7 @@ class RestartMethod:
     n_learning_episodes: int = 1000
     n_calibration_episodes: int = 2000
     shuffle_outcomes: bool = False
-
-    def for_probe(self):
-        return smaller(self, n_learning_episodes=20, n_calibration_episodes=20)
+    probe_sizes = {"n_learning_episodes": 20, "n_calibration_episodes": 20}
 
 
 _attempts = Memo(6)  # an actor and its attempts, which all arms share

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from claims.judged.rated_episodes import AROUND, FAST, ORDER, STATE, JudgedTasks, MixedQuality, cloning, roll_out
-from understudy.claims.base import SCORE, smaller
+from understudy.claims.base import SCORE
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import Feature
@@ -128,9 +128,7 @@ class Feedback:
     model_updates: int = 1000
     n_episodes: int = 300
     n_windows: int = 100
-
-    def for_probe(self):
-        return smaller(self, updates=20, model_updates=20, n_episodes=10, n_windows=6)
+    probe_sizes = {"updates": 20, "model_updates": 20, "n_episodes": 10, "n_windows": 6}
 
     def kept_steps(self, base: FitResult, seed: int) -> tuple[Dataset, list[np.ndarray]]:
         """Episodes of the base, and the steps that are cloned, (T,) bool each."""

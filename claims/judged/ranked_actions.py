@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.worlds.curation import cached_load
-from understudy.claims.base import RATE, SCORE, DemonstrationSource, smaller
+from understudy.claims.base import RATE, SCORE, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import train_once
 from understudy.core import keys
@@ -110,9 +110,7 @@ class Choice:
     updates: int = 2000
     judged_updates: int = 1000
     n_states: int = 200
-
-    def for_probe(self):
-        return smaller(self, updates=20, judged_updates=20, n_states=5)
+    probe_sizes = {"updates": 20, "judged_updates": 20, "n_states": 5}
 
     def reward(self, clone: Policy, seed: int):
         """What is learned from the judge."""

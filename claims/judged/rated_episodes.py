@@ -9,7 +9,7 @@ import numpy as np
 
 from claims.worlds.curation import cached_load
 from understudy.checkpoint import FromStage
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_once
 from understudy.core import Feature, part
@@ -74,6 +74,7 @@ class MixedQuality(DemonstrationSource):
 
     episodes: int = 200
     updates: int = 600
+    probe_sizes = {"episodes": 20, "updates": 10}
 
     @cached_load
     def load(self, seed):
@@ -81,9 +82,6 @@ class MixedQuality(DemonstrationSource):
         expert = rollout(env.expert(), env, self.episodes, recording_seed(seed))
         clone = fit_method(cloning(self.updates), expert, seed)
         return Dataset([*expert, *roll_out(clone, self.episodes // 2, recording_seed(seed), CLONE)], expert.metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=20, updates=10)
 
 
 @part
@@ -114,9 +112,7 @@ class Practice:
     n_updates: int = 400
     first: int = 2000
     n_labeled: int = 60
-
-    def for_probe(self):
-        return smaller(self, n_rounds=1, n_episodes=10, n_updates=5, first=20, n_labeled=10)
+    probe_sizes = {"n_rounds": 1, "n_episodes": 10, "n_updates": 5, "first": 20, "n_labeled": 10}
 
     @property
     def method(self) -> Method:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from understudy.checkpoint import FromStage
-from understudy.claims.base import SCORE, DemonstrationSource, expert_of, smaller
+from understudy.claims.base import SCORE, DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import closed_loop, train_stages
 from understudy.data.episode import Dataset
@@ -52,6 +52,7 @@ class PartlyLabeledWalks(DemonstrationSource):
 
     episodes: int = 100
     n_labeled: int = 10
+    probe_sizes = {"episodes": 10, "n_labeled": 2}
 
     def load(self, seed):
         env = make("four_rooms:play", rows=25)
@@ -60,9 +61,6 @@ class PartlyLabeledWalks(DemonstrationSource):
         parts = ["task" if i < self.n_labeled else "prior" for i in range(self.episodes)]
         return Dataset([replace(features.transform_episode(e), metadata={**e.metadata, DATASET_NAME: part})
                         for e, part in zip(walks, parts, strict=True)], walks.metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=10, n_labeled=2)
 
 
 def cloning(*transforms, stages=()) -> Method:

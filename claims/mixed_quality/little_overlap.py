@@ -15,7 +15,6 @@ from understudy.claims.base import (
     RuleResult,
     difference,
     expert_of,
-    smaller,
     smallest_effect,
 )
 from understudy.claims.kit import Row, ablation, experiment, family, higher
@@ -75,6 +74,7 @@ class DemonstrationsAndWalks(DemonstrationSource):
     n_first: int = 3
     n_others: int = 47
     n_walks: int = 200
+    probe_sizes = {"n_walks": 10}
 
     def load(self, seed):
         env, play, rng = FirstRoom(25), make("four_rooms:play", rows=25), np.random.default_rng(seed)
@@ -85,9 +85,6 @@ class DemonstrationsAndWalks(DemonstrationSource):
         cells = {tuple(c) for e in first for c in cells_of(e)}
         walks = rollout(expert_of(play), play, self.n_walks, recording_seed(seed), first=100_000)
         return Dataset([*first, *others, *(piece for walk in walks for piece in pieces(walk, cells, rng))])
-
-    def for_probe(self):
-        return smaller(self, n_walks=10)
 
 
 def cells_of(episode: Episode) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from claims.worlds.one_goal_rooms import OneGoalRooms
 from understudy.checkpoint import FromStage
-from understudy.claims.base import DemonstrationSource, smaller
+from understudy.claims.base import DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset
 from understudy.data.mixture import DATASET_NAME
@@ -48,6 +48,7 @@ class PartlyLabeled(DemonstrationSource):
 
     episodes: int = 300
     n_labeled: int = 30
+    probe_sizes = {"episodes": 30, "n_labeled": 5}
 
     def load(self, seed):
         rollouts = rollout(FourRoomsExpert(aimless=0.5), OneGoalRooms(25), self.episodes, recording_seed(seed))
@@ -57,9 +58,6 @@ class PartlyLabeled(DemonstrationSource):
         parts = ["task" if i in labeled else "prior" for i in range(self.episodes)]
         return Dataset([replace(features.transform_episode(e), metadata={**e.metadata, DATASET_NAME: part})
                         for e, part in zip(rollouts, parts, strict=True)], rollouts.metadata)
-
-    def for_probe(self):
-        return smaller(self, episodes=30, n_labeled=5)
 
 
 def method(learner, *transforms, stages=(), window: Window = NOW) -> Method:

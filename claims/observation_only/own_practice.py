@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from claims.worlds.one_goal_rooms import OneGoalRooms
-from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, rollout_policy
 from understudy.data.episode import Dataset
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
+from understudy.envs import make
 from understudy.envs.observation_wrappers import RandomFeatureObs
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
@@ -46,20 +47,24 @@ class HiddenRooms(RandomFeatureObs):
 
 @dataclass(frozen=True)
 class ObservedAndPractice(DemonstrationSource):
-    """Demonstrations, the part "task", and episodes of random actions, the part "prior"."""
+    """Demonstrations, the part "task", and episodes of random actions, the part "prior".
 
+    Args:
+        env: A `RandomFeatureObs`, through whose features both are seen.
+    """
+
+    env: str
     episodes: int = 5
     n_practice: int = 20
+    probe_sizes = {"n_practice": 5}
 
     def load(self, seed):
-        env = HiddenRooms(10)
+        env = make(self.env, 10, TRUSTED)
+        assert isinstance(env, RandomFeatureObs)
         demonstrations = rollout(expert_of(env.env), env.env, self.episodes, recording_seed(seed))
         practice = rollout(UniformRandomActor(env.env), env.env, self.n_practice, recording_seed(seed), first=100_000)
         return Dataset([replace(changed := env.transform_episode(e), metadata={**changed.metadata, DATASET_NAME: part})
                         for part, data in (("task", demonstrations), ("prior", practice)) for e in data])
-
-    def for_probe(self):
-        return smaller(self, n_practice=5)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,11 @@ WITH_ACTIONS = Practice(Method(POLICY, RecedingHorizon(), BehaviorCloning(FIRST 
 def practiced(experiment, option, data, seed, episodes, starts):
     """Trains with practice in the environment, and measures the success of the policy."""
     method = option.method
-    policy = fit_method(method, data, seed, env=HiddenRooms(10) if method.collection else None).policy
+    policy = fit_method(method, data, seed, env=make(experiment.env, 10, TRUSTED) if method.collection else None).policy
     return flags(rollout_policy(experiment, policy, method, episodes, starts))
 
 
-TABLE = experiment(ObservedAndPractice(), env=f"{__name__}:HiddenRooms", measure=practiced, first_seed=860,
+TABLE = experiment(ObservedAndPractice(f"{__name__}:HiddenRooms"), measure=practiced, first_seed=860,
                    episodes=300, sanity={"with actions": 0.5}, arms={
     "CILO": from_observation(SignatureGate(), 1.0),
     "BCO": from_observation(),

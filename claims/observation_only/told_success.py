@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from claims.observation_only.own_practice import STATE, Practice
-from understudy.claims.base import DemonstrationSource, expert_of, smaller
+from claims.observation_only.own_practice import STATE, ObservedAndPractice, Practice, practiced
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import flags, rollout_policy
 from understudy.data.column_changes import EpisodeTransform
-from understudy.data.episode import Dataset, Episode
+from understudy.data.episode import Episode
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
 from understudy.envs.observation_wrappers import RandomFeatureObs
 from understudy.envs.toys.mdp import slippery_grid
 from understudy.envs.toys.tabular import Tabular
-from understudy.evaluate.evaluation import recording_seed
-from understudy.evaluate.recording import UniformRandomActor
-from understudy.evaluate.rollout import rollout
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.categorical import Categorical
 from understudy.improve.collection import CollectionRounds, RolloutCollector
@@ -27,7 +22,6 @@ from understudy.improve.retention import AllEpisodes, LastRounds, RetentionRule
 from understudy.improve.updates import PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
-from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.observation_only.abco import SuccessBalancedCloning
@@ -62,24 +56,6 @@ class WindingGrid(RandomFeatureObs):
         super().__init__(Tabular(rows, LIMIT, process), N_FEATURES, STATE, CURVATURE)
 
 
-@dataclass(frozen=True)
-class ObservedWalks(DemonstrationSource):
-    """Demonstrations, the part "task", and episodes of random actions, the part "prior"."""
-
-    episodes: int = 5
-    n_practice: int = 20
-
-    def load(self, seed):
-        env = WindingGrid(10)
-        demonstrations = rollout(expert_of(env.env), env.env, self.episodes, recording_seed(seed))
-        practice = rollout(UniformRandomActor(env.env), env.env, self.n_practice, recording_seed(seed), first=100_000)
-        return Dataset([replace(changed := env.transform_episode(e), metadata={**changed.metadata, DATASET_NAME: part})
-                        for part, data in (("task", demonstrations), ("prior", practice)) for e in data])
-
-    def for_probe(self):
-        return smaller(self, n_practice=5)
-
-
 def count_all(episode: Episode) -> Episode:
     """The episode as a success."""
     return replace(episode, metadata={**episode.metadata, "success": True})
@@ -97,15 +73,8 @@ def practicing(learner: BehaviorCloningFromObservation, retention: RetentionRule
     return Practice(Method(POLICY, RecedingHorizon(), learner, collection=rounds))
 
 
-def practiced(experiment, option, data, seed, episodes, starts):
-    """Trains with practice in the environment, and measures the success of the policy."""
-    method = option.method
-    policy = fit_method(method, data, seed, env=WindingGrid(10) if method.collection else None).policy
-    return flags(rollout_policy(experiment, policy, method, episodes, starts))
-
-
 WITH_ACTIONS = Method(POLICY, RecedingHorizon(), BehaviorCloning(*SIZES), (Filter(DATASET_NAME, equals=("task",)),))
-TABLE = experiment(ObservedWalks(), env=f"{__name__}:WindingGrid", measure=practiced, first_seed=3310, n_seeds=10,
+TABLE = experiment(ObservedAndPractice(f"{__name__}:WindingGrid"), measure=practiced, first_seed=3310, n_seeds=10,
                    episodes=300, looks=((5, 0.02), (10, 0.03)), sanity={"with actions": 0.7}, arms={
     "ABCO": practicing(ABCO, NEWEST),
     "BCO": practicing(BCO, AllEpisodes()),

@@ -48,11 +48,7 @@ N_DEMONSTRATIONS = 200  # demonstrations
 
 
 class TwoEnds(Fork):
-    """The fork with two ends behind the pillar. `GOAL` names the one that counts. The other one has no effect.
-
-    Args:
-        rows: Number of environments side by side.
-    """
+    """The fork with two ends behind the pillar. `GOAL` names the one that counts. The other one has no effect."""
 
     state_columns = (STATE, GOAL)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from claims.worlds.fork import passes_left
 from understudy.claims.base import (
     AllOf,
     Arm,
@@ -39,10 +40,6 @@ def head_arm(name: str, head: Head) -> Arm:
             for rate in (3e-3, 1e-3)
         ),
     )
-
-
-def passes_left(episode) -> bool:
-    return bool(episode.steps["observation.state"][:, 1].mean() > 0)
 
 
 def only_left(experiment: Experiment) -> Experiment:

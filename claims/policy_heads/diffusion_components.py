@@ -65,7 +65,6 @@ class Carry(Toy):
     Best possible success: 1.0. `Carrier(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         grip: Number of steps for which the hand must be closed around the block until it holds it.
         changes: Probability that the bin changes, once an episode, while the block is carried. The depth of the table
@@ -169,12 +168,7 @@ class Carrier(CountingActor):
 
 @dataclass(frozen=True)
 class CarryDemonstrations(DemonstrationSource):
-    """Episodes of the expert in "carry".
-
-    Args:
-        episodes: Number of episodes.
-        env_options: Options of the environment.
-    """
+    """Episodes of the expert in "carry"."""
 
     episodes: int
     env_options: tuple[tuple[str, Any], ...] = ()

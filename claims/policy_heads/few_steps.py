@@ -146,7 +146,6 @@ class ForkDemonstrations(DemonstrationSource):
     """Successful episodes of the fork's expert.
 
     Args:
-        episodes: Number of episodes.
         side: The side on which the pillar is passed: 1, -1, or 0 for both at even odds.
         noise: Standard deviation of the noise of the expert's actions, m/s.
     """

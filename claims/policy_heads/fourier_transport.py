@@ -60,7 +60,6 @@ class SlotTable(Toy):
     Best possible success: 1.0. `SlotTableExpert` attains it.
 
     Args:
-        rows: Number of copies.
         size: Width and height of the picture, in pixels.
     """
 
@@ -157,7 +156,6 @@ class TurnedDemonstrations(DemonstrationSource):
     """Few demonstrations, each also shown from other sides: the whole scene is turned and moved.
 
     Args:
-        episodes: Number of demonstrations.
         views: Number of random motions of the whole scene, for each demonstration.
         size: Width and height of the picture.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from claims.worlds.fork import passes_left
 from understudy.claims.base import (
     Arm,
     Claim,
@@ -17,7 +18,6 @@ from understudy.claims.base import (
     NegativeControl,
 )
 from understudy.claims.measures import closed_loop
-from understudy.data.episode import Episode
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.base import Head
@@ -52,10 +52,6 @@ def head_and_trunk_arm(name: str, head: Head, trunk: Trunk) -> Arm:
     policy = PolicyConfig(head, trunk, TokenEncoder(WIDTH), window=Window(1, HORIZON))
     learner = BehaviorCloning(UPDATES, 64, OptimizerConfig(lr=2e-3))
     return Arm(name, (Method(policy, RecedingHorizon(HORIZON), learner),))
-
-
-def passes_left(episode: Episode) -> bool:
-    return bool(episode.steps["observation.state"][:, 1].mean() > 0)
 
 
 def with_separate_steps(experiment: Experiment) -> Experiment:

@@ -76,7 +76,6 @@ class LeRobotDemonstrations(DemonstrationSource):
     what is read, written and read again has the same fingerprint.
 
     Args:
-        episodes: Number of episodes.
         pause: Number of steps that the expert waits before the hand closes.
         shift: Number of rows by which the actions are late after the import. 0 for a correct import.
     """
@@ -95,9 +94,6 @@ class LeRobotDemonstrations(DemonstrationSource):
 
 def read_written(data: Dataset) -> tuple[Dataset, bool]:
     """Writes data as a LeRobot data set (v3.0) and reads them.
-
-    Args:
-        data: The data.
 
     Returns:
         The data as read, in memory, and whether they are equal to what was written, also after another round.

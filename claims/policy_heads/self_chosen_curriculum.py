@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from claims.policy_heads.diffusion_bc import passes_left
+from claims.worlds.fork import passes_left
 from understudy.claims.base import (
     SCORE,
     AboveBound,

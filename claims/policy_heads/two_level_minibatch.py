@@ -80,11 +80,7 @@ def render(at: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ForkDemonstrations(DemonstrationSource):
-    """Successful episodes of the fork's expert, which goes both ways at even odds, with images.
-
-    Args:
-        episodes: Number of episodes.
-    """
+    """Successful episodes of the fork's expert, which goes both ways at even odds, with images."""
 
     episodes: int
 

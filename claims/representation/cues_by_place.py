@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import REAL, BelowBound, DemonstrationSource, Measure, smaller
+from understudy.claims.base import REAL, BelowBound, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, train_once
 from understudy.data.episode import Dataset
@@ -46,12 +46,10 @@ class FlightsInPlaces(DemonstrationSource):
     """As many flights in each of four places."""
 
     episodes: int = 200
+    probe_sizes = {"episodes": 40}
 
     def load(self, seed):
         return flights(self.episodes, seed, TRAINING)
-
-    def for_probe(self):
-        return smaller(self, episodes=40)
 
 
 def cloning(*losses: RiskInvariance, inputs: tuple[str, ...] = (STATE, CUE)) -> Method:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_policy
 from understudy.core import Batch, part
@@ -54,12 +54,10 @@ class Pushes(DemonstrationSource):
     """Successful episodes of the expert."""
 
     episodes: int = 300
+    probe_sizes = {"episodes": 30}
 
     def load(self, seed):
         return pushes(self.episodes, seed).filter(lambda e: e.metadata["success"])
-
-    def for_probe(self):
-        return smaller(self, episodes=30)
 
 
 @part

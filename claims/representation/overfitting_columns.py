@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, train_once
 from understudy.data.augment import ConditionDropout
@@ -47,12 +47,10 @@ def flights(episodes: int, seed: int) -> Dataset:
 @dataclass(frozen=True)
 class FlightsWithSensor(DemonstrationSource):
     episodes: int = 30
+    probe_sizes = {"episodes": 10}
 
     def load(self, seed):
         return flights(self.episodes, seed)
-
-    def for_probe(self):
-        return smaller(self, episodes=10)
 
 
 def method(learner: LearnerConfig, *inputs: str, augmentations=()) -> Method:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from understudy.audit.scores import action_dependence
-from understudy.claims.base import AboveBound, DemonstrationSource, Measure, smaller
+from understudy.claims.base import AboveBound, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import ROWS, flags, train_once
 from understudy.core import normal
@@ -68,12 +68,10 @@ class DriveDemonstrations(DemonstrationSource):
     """Drives from natural starts."""
 
     episodes: int = 200
+    probe_sizes = {"episodes": 40}
 
     def load(self, seed):
         return drives(self.episodes, seed)
-
-    def for_probe(self):
-        return smaller(self, episodes=40)
 
 
 @dataclass(frozen=True)

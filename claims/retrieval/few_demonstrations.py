@@ -15,9 +15,9 @@ from claims.retrieval.retrieve_align_replay import (
     WristView,
 )
 from understudy.checkpoint import FromStage
-from understudy.claims.base import TRUSTED, DemonstrationSource, smaller
+from understudy.claims.base import TRUSTED, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import flags, train_once, train_stages
+from understudy.claims.measures import deployed_actor, flags
 from understudy.data.codec import Normalizer
 from understudy.data.column_changes import ConstantColumn
 from understudy.data.episode import Dataset
@@ -42,7 +42,7 @@ from understudy.heads.neighbors import Neighbors
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.latent_labels import SKILL, LatentLabels
-from understudy.learn.method import Method, Stage, build_actor, resolve_references
+from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.retrieval import SAMPLING_WEIGHT, Retrieve
 from understudy.learn.skill_autoencoder import SkillAutoencoder
@@ -79,6 +79,7 @@ class TaskAndLog(DemonstrationSource):
     n_task: int = 1
     n_hidden: int = 6
     play: int = 40
+    probe_sizes = {"play": 10}
 
     def load(self, seed):
         task, hidden = [], []
@@ -98,16 +99,10 @@ class TaskAndLog(DemonstrationSource):
         return Dataset([replace(e, metadata={**e.metadata, DEMONSTRATION: i < n_known})
                         for i, e in enumerate(episodes)], data.metadata)
 
-    def for_probe(self):
-        return smaller(self, play=10)
-
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
-    trained_method = train_once(experiment, method, data, seed)
-    stages = {FromStage(stage, name): module for stage, result in train_stages(experiment, method, data, seed).items()
-              for name, module in result.modules.items()}
-    actor = build_actor(resolve_references(method, stages), trained_method.modules, ROWS)
+    actor = deployed_actor(experiment, method, data, seed, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS, trust=TRUSTED), episodes, seed=starts))
 
 

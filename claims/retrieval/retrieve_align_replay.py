@@ -19,7 +19,7 @@ from understudy.claims.base import (
     GreaterThan,
     NegativeControl,
 )
-from understudy.claims.measures import train_once, train_stages
+from understudy.claims.measures import deployed_actor
 from understudy.core import Feature, normal, uniform
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset
@@ -36,7 +36,7 @@ from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.following import policy_with_memory
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.method import Method, build_actor, resolve_references
+from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.retrieval.retrieve_align_replay import AlignedReplay, PlanarFrame, retrieve_align_replay, rotate
 from understudy.nets.encoders import ConcatEncoder
@@ -142,10 +142,7 @@ def success(experiment, method: Method, data: Dataset, seed: int, episodes: int,
     Returns:
         "success", 0 or 1 per start.
     """
-    trained = train_once(experiment, method, data, seed)
-    stage_policies = {FromStage(stage): result.policy
-                      for stage, result in train_stages(experiment, method, data, seed).items()}
-    actor = build_actor(resolve_references(method, stage_policies), {"policy": trained.policy}, ROWS)
+    actor = deployed_actor(experiment, method, data, seed, ROWS)
     env = with_camera(PegInsertion(ROWS, **dict(experiment.env_options)))
     return {"success": [float(e.metadata["success"]) for e in rollout(actor, env, episodes, seed=starts)]}
 

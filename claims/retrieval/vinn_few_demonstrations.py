@@ -30,7 +30,6 @@ from understudy.claims.base import (
     NegativeControl,
     Rule,
     RuleResult,
-    smaller,
 )
 from understudy.claims.memo import Memo
 from understudy.core import Context, HeadSpec
@@ -100,9 +99,7 @@ class VisualMethod:
     n_neighbors: int = 5
     lr: float = 1e-3
     n_updates: int = 300
-
-    def for_probe(self):
-        return smaller(self, n_updates=1)  # batch normalization magnifies rounding errors
+    probe_sizes = {"n_updates": 1}  # batch normalization magnifies rounding errors
 
 
 def small_encoder() -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import expit, log_expit
 
-from understudy.claims.base import SCORE, AboveBound, BelowBound, DemonstrationSource, Measure, smaller
+from understudy.claims.base import SCORE, AboveBound, BelowBound, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset, Episode
 
@@ -30,9 +30,7 @@ class Ropes(DemonstrationSource):
 
     n_ropes: int = 10
     n: int = 2 * N_DEMONSTRATIONS
-
-    def for_probe(self):
-        return smaller(self, n_ropes=2)
+    probe_sizes = {"n_ropes": 2}
 
     def load(self, seed):
         rng, episodes = np.random.default_rng([seed, 1]), []
@@ -152,7 +150,6 @@ class Learner:
 
     Args:
         reward: "random" has the size of the learned one.
-        n: Number of demonstrations.
         recoverable: Whether a fall costs its own step alone. Only for a clone.
     """
 
@@ -163,9 +160,7 @@ class Learner:
     n: int = N_DEMONSTRATIONS
     recoverable: bool = False
     rounds: int = 50
-
-    def for_probe(self):
-        return smaller(self, rounds=2)
+    probe_sizes = {"rounds": 2}
 
     def regrets(self, data: Dataset, length: int, seed: int) -> np.ndarray:
         """The regret on each rope in each repetition, (ropes, REPEATS)."""

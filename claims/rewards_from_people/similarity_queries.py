@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import softplus
 
-from understudy.claims.base import SCORE, DemonstrationSource, Measure, smaller
+from understudy.claims.base import SCORE, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
@@ -184,9 +184,7 @@ class RewardLearner:
     similar_by: Literal["features", "states"] = "features"
     decay: float = 0.01
     updates: int = UPDATES
-
-    def for_probe(self):
-        return smaller(self, updates=10)
+    probe_sizes = {"updates": 10}
 
     def policy(self, data: Dataset, seed: int) -> Policy:
         """A policy with the encoder. Others read their inputs as it does."""

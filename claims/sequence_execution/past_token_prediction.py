@@ -39,7 +39,6 @@ class ShuffledPast(Head):
     """A head whose past targets belong to other rows of the batch.
 
     Args:
-        head: The head that is trained.
         n_past: Number of past steps of a chunk.
     """
 

@@ -79,7 +79,6 @@ class ActingMethod:
 
     Args:
         method: How the weights are trained.
-        executor: The executor.
         guide: Makes the planner of the trained policy.
     """
 

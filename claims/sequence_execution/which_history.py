@@ -11,7 +11,7 @@ from claims.sequence_execution.pooled_history import RepeatedStep
 from understudy.checkpoint import FromStage
 from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
-from understudy.claims.measures import ROWS, flags, train_once, train_stages
+from understudy.claims.measures import ROWS, deployed_actor, flags
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
@@ -25,7 +25,7 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.heads.base import Head, RampTimes
 from understudy.heads.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
-from understudy.learn.method import Method, Stage, build_actor, resolve_references
+from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.generative.contextvla import PooledHistoryEncoder
 from understudy.nets.base import Encoder
@@ -57,9 +57,7 @@ class ExplainedDemonstrations(DemonstrationSource):
 
 def success(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success", 0 or 1 per start."""
-    result = train_once(experiment, method, data, seed)
-    stages = {FromStage(stage): result.policy for stage, result in train_stages(experiment, method, data, seed).items()}
-    actor = build_actor(resolve_references(method, stages), result.modules, ROWS)
+    actor = deployed_actor(experiment, method, data, seed, ROWS)
     return flags(rollout(actor, make(experiment.env, rows=ROWS), episodes, seed=starts))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.claims.base import AllOf, BelowBound, ClaimPart, DemonstrationSource, smaller
+from understudy.claims.base import AllOf, BelowBound, ClaimPart, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags
 from understudy.core import Feature, part
@@ -123,9 +123,7 @@ class Practice:
     cloning: str = "before"
     is_shuffled: bool = False
     n_rounds: int = 15
-
-    def for_probe(self):
-        return smaller(self, n_rounds=1)
+    probe_sizes = {"n_rounds": 1}
 
     @property
     def method(self) -> Method:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from understudy.claims.base import DemonstrationSource, Measure, smaller
+from understudy.claims.base import DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
@@ -66,6 +66,7 @@ class TaskDemonstrations(DemonstrationSource):
 
     n_tasks: int = 60
     per_task: int = 32
+    probe_sizes = {"n_tasks": 6, "per_task": 8}
 
     def load(self, seed):
         episodes = []
@@ -80,9 +81,6 @@ class TaskDemonstrations(DemonstrationSource):
                 episodes.append(Episode({"observation.state": np.array(states), "action": np.array(actions)},
                                         {"task": number}))
         return Dataset(episodes)
-
-    def for_probe(self):
-        return smaller(self, n_tasks=6, per_task=8)
 
 
 def counts_of(data: Dataset, number: int, n: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.claims.base import SCORE, DemonstrationSource, ExpertDemonstrations, Measure, smaller
+from understudy.claims.base import SCORE, DemonstrationSource, ExpertDemonstrations, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.core import keys
 from understudy.data.episode import Dataset
@@ -27,12 +27,10 @@ class TaskDemonstrations(DemonstrationSource):
     """`per_task` demonstrations of the particle for each task, one task after the other."""
 
     per_task: int = 50
+    probe_sizes = {"per_task": 5}
 
     def load(self, seed):
         return ExpertDemonstrations("particle", N_TASKS * self.per_task, options=(("fully_observed", True),)).load(seed)
-
-    def for_probe(self):
-        return smaller(self, per_task=5)
 
 
 def observed_in(task: Tensor, state: Tensor) -> Tensor:
@@ -110,9 +108,7 @@ class Sequence:
     elastic: float = 0.0
     joint: bool = False
     updates: int = 60  # in a session
-
-    def for_probe(self):
-        return smaller(self, updates=2)
+    probe_sizes = {"updates": 2}
 
     def learn(self, data: Dataset, seed: int, evaluate) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Trains.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from claims.task_sequence.what_to_keep import BATCH, N_INPUTS, N_ORDERS, RATE, STATE, Networks, observed_in
 from understudy.audit.scores.network_scores import NetworkEnsemble, fit_regression
 from understudy.audit.scores.step_table import StepTable
-from understudy.claims.base import SCORE, DemonstrationSource, smaller
+from understudy.claims.base import SCORE, DemonstrationSource
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.memo import Memo
 from understudy.core import keys
@@ -63,6 +63,7 @@ class MixedTasks(DemonstrationSource):
     """
 
     size: float = 1.0
+    probe_sizes = {"size": 0.05}
 
     def load(self, seed):
         n_expert, n_clone, episodes = round(N_EXPERT * self.size), round(N_CLONE * self.size), []
@@ -74,9 +75,6 @@ class MixedTasks(DemonstrationSource):
             episodes += [*expert, *(e for number, clone in enumerate(clones, 1) for e in rollout(
                 clone, env, n_clone, recording_seed(seed), first=first + number * n_clone))]
         return Dataset(episodes)
-
-    def for_probe(self):
-        return smaller(self, size=0.05)
 
 
 class Steps:
@@ -184,9 +182,7 @@ class OfflineSequence:
     joint: bool = False
     n_stored: int = 200
     updates: int = 1000
-
-    def for_probe(self):
-        return smaller(self, updates=2, n_stored=5)
+    probe_sizes = {"updates": 2, "n_stored": 5}
 
     def learn(self, data: Dataset, seed: int) -> Networks:
         """The kept policies after the last task, one for each order."""

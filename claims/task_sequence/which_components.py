@@ -18,7 +18,7 @@ from claims.task_sequence.what_to_keep import (
     Networks,
     observed_in,
 )
-from understudy.claims.base import SCORE, DemonstrationSource, Measure, smaller
+from understudy.claims.base import SCORE, DemonstrationSource, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.core import keys
 from understudy.data.episode import Dataset
@@ -44,14 +44,12 @@ class ContextDemonstrations(DemonstrationSource):
     """Demonstrations of the particle in each context, one context after the other."""
 
     per_context: int = 40
+    probe_sizes = {"per_context": 5}
 
     def load(self, seed):
         envs = [world(context, 20) for context in range(N_CONTEXTS)]
         return Dataset([e for i, env in enumerate(envs) for e in rollout(
             env.expert(), env, self.per_context, recording_seed(seed), first=1000 * i)])
-
-    def for_probe(self):
-        return smaller(self, per_context=5)
 
 
 def observed(context: np.ndarray, number: np.ndarray, state: Tensor) -> Tensor:
@@ -110,9 +108,7 @@ class Course:
     numbers: Literal["none", "detected", "true", "random"] = "none"
     joint: bool = False
     updates: int = 400  # in a context
-
-    def for_probe(self):
-        return smaller(self, updates=12)
+    probe_sizes = {"updates": 12}
 
     def learn(self, data: Dataset, seed: int, evaluate) -> tuple[np.ndarray, np.ndarray]:
         """Trains.

@@ -67,7 +67,6 @@ class Errands(Toy):
     Best possible success: 1.0. `ErrandsExpert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         errands: Number of errands of a mission.
         repeats: Places are drawn independently, so that most missions name a place again. False draws different ones.
@@ -223,7 +222,6 @@ class CodedMethod:
     """A method, and which codes its low-level policy reads.
 
     Args:
-        method: The method.
         codes: ``"chosen"`` by the high-level policy, ``"exchanged"`` for others by a fixed permutation, or the
             ``"expert"``'s.
     """

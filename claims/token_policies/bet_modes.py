@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from claims.worlds.fork import measure_sides, rollout_starts
+from claims.worlds.fork import measure_sides, passes_left, rollout_starts
 from understudy.claims.base import (
     SCORE,
     AboveBound,
@@ -56,10 +56,6 @@ def head_arm(name: str, head: Head) -> Arm:
     policy = PolicyConfig(head, trunk=MLP(64, 1), encoder=ConcatEncoder(), window=Window(n_obs_steps=3))
     learner = BehaviorCloning(steps=1000, optimizer=OptimizerConfig(lr=3e-3))
     return Arm(name, (Method(policy, RecedingHorizon(1), learner),))
-
-
-def passes_left(episode) -> bool:
-    return bool(episode.steps["observation.state"][:, 1].mean() > 0)
 
 
 def only_left(experiment: Experiment) -> Experiment:

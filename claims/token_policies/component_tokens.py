@@ -22,7 +22,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, put, uniform
@@ -131,6 +130,7 @@ class ArmDemonstrations(DemonstrationSource):
 
     n_prior: int = 100  # of each arm
     n_task: int = 10
+    probe_sizes = {"n_prior": 20}
 
     @cached_load
     def load(self, seed):
@@ -142,9 +142,6 @@ class ArmDemonstrations(DemonstrationSource):
                 same = (padded_episode(e, len(ARMS[arm])) for e in rollouts)
                 demonstrations += [replace(e, metadata={**e.metadata, "dataset": part}) for e in same]
         return Dataset(demonstrations)
-
-    def for_probe(self):
-        return smaller(self, n_prior=20)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,6 @@ class Cross(Toy):
     Best possible success: 1.0, attained by `CrossWalker(1.0)`. Without knowing the goal it is 0.25.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
     """
 
@@ -156,11 +155,7 @@ class WalkersOfAllLevels(DemonstrationSource):
 
 @dataclass(frozen=True)
 class ForgetfulActor(Actor):
-    """An actor that starts again, with an empty memory, at each new trial.
-
-    Args:
-        actor: The actor.
-    """
+    """An actor that starts again, with an empty memory, at each new trial."""
 
     actor: Actor
 
@@ -183,7 +178,6 @@ class MemoryMethod:
     """A method, and whether it forgets at the end of each trial when it acts.
 
     Args:
-        method: The method.
         forgets: The memory is cleared at each new trial.
     """
 

@@ -20,7 +20,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.core import Feature, normal, uniform
 from understudy.data.episode import Dataset, Episode
@@ -58,7 +57,6 @@ class CrowdedPlaces(NamedPlaces):
     simulator.state also has the phases and rates of the other numbers.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
     """
 
@@ -127,6 +125,7 @@ class PlayAndDemonstrations(DemonstrationSource):
 
     play: int = 300
     per_place: int = 5
+    probe_sizes = {"play": 50}
 
     @cached_load
     def load(self, seed):
@@ -138,9 +137,6 @@ class PlayAndDemonstrations(DemonstrationSource):
         few = [remaining[i] for place in range(N_PLACES) for i in np.flatnonzero(words == place)[:self.per_place]]
         assert len(few) == N_PLACES * self.per_place, "there are too few demonstrations of a place"
         return Dataset([_marked(e, some is few, 0.5 / sum(map(len, some))) for some in (play, few) for e in some])
-
-    def for_probe(self):
-        return smaller(self, play=50)
 
 
 def _marked(episode: Episode, has_words: bool, rate: float) -> Episode:
@@ -208,12 +204,7 @@ def success_by_words(experiment, option: TwoPhaseMethod, data: Dataset, seed: in
 
 
 def shuffled_in_time(data: Dataset, seed: int) -> Dataset:
-    """The observations of each episode in random order.
-
-    Args:
-        data: The episodes.
-        seed: Training seed.
-    """
+    """The observations of each episode in random order."""
     def shuffled(number: int, episode: Episode) -> Episode:
         order = np.random.default_rng([seed, number]).permutation(len(episode) + 1)
         return episode.replace({VIEW: np.asarray(episode.steps[VIEW])[order]})

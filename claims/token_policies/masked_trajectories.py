@@ -115,7 +115,6 @@ class GoalReacher:
     """A method, and where in the window it is given the goals.
 
     Args:
-        method: The method.
         early: Give each goal at a third of its step.
     """
 

@@ -18,7 +18,6 @@ from understudy.claims.base import (
     Experiment,
     GreaterThan,
     NegativeControl,
-    smaller,
 )
 from understudy.claims.measures import train_once
 from understudy.core import Feature, keys, uniform
@@ -69,7 +68,6 @@ class GridMaze(Toy):
     Best possible success: 1.0. `GridMazeExpert()` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         levels: Number of mazes. Each episode draws one. 0 draws a new maze for each episode.
         first: Number of the first maze.
@@ -170,13 +168,11 @@ class MazeDemonstrations(DemonstrationSource):
 
     mazes: int
     per_maze: int
+    probe_sizes = {"mazes": 5}
 
     def load(self, seed):
         env = training_mazes(self, seed)
         return rollout(env.expert(), env, self.mazes * self.per_maze, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self, mazes=5)
 
 
 def training_mazes(source: MazeDemonstrations, seed: int, rows: int = ROWS) -> GridMaze:

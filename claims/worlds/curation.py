@@ -18,6 +18,7 @@ from understudy.claims.memo import Memo
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
+from understudy.envs.base import Env
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
@@ -39,7 +40,6 @@ class CuratedMethod:
     """A method that learns from steps sampled in proportion to the column "keep.CURATION".
 
     Args:
-        method: The method.
         curation: Name of the curation.
     """
 
@@ -53,11 +53,9 @@ def cloning_method(
     """A small behavior cloning method on vectors.
 
     Args:
-        lr: Learning rate.
         head: The head. By default a regression.
         window: The window. By default one step.
         n_action_steps: Number of actions of each chunk that are executed.
-        steps: Number of updates.
     """
     policy = PolicyConfig(head or Regression(), trunk=MLP(64, 1), encoder=ConcatEncoder(), window=window or Window())
     return Method(
@@ -74,25 +72,24 @@ def successful_rollouts(actor: Actor, env: str, episodes: int, seed: int, split:
     """Successful rollouts of an actor.
 
     Args:
-        actor: The actor.
-        env: Name of the environment.
-        episodes: Number of episodes.
-        seed: Training seed.
         split: Different numbers give independent draws with the same seed.
-        options: Options of the environment.
 
     Returns:
         The first `episodes` rollouts that succeed.
     """
-    environment = make(env, rows=ROWS, **options)
+    return first_successes(actor, make(env, rows=ROWS, **options), episodes, seed, split)
+
+
+def first_successes(actor: Actor, env: Env, episodes: int, seed: int, split: int = 0) -> Dataset:
+    """As `successful_rollouts`, in an environment that is there."""
     successes: list[Episode] = []
     for more in range(20):
         first = 100_000 * split + 1000 * more
-        rollouts = rollout(actor, environment, max(episodes, 5), recording_seed(seed), first=first)
+        rollouts = rollout(actor, env, max(episodes, 5), recording_seed(seed), first=first)
         successes += [e for e in rollouts if e.metadata["success"]]
         if len(successes) >= episodes:
             return Dataset(successes[:episodes], rollouts.metadata)
-    raise RuntimeError(f"{env}: hardly any demonstration succeeds")
+    raise RuntimeError(f"{env.metadata['env']}: hardly any demonstration succeeds")
 
 
 def with_keep_columns(
@@ -101,7 +98,6 @@ def with_keep_columns(
     """Adds a column "keep.NAME" of weights for each name.
 
     Args:
-        data: The episodes.
         weights: For each name, one weight per episode or one array of weights per step, (T,).
         metadata: Metadata of the result. By default those of `data`.
     """
@@ -127,7 +123,6 @@ def train_curated(method: CuratedMethod, data: Dataset, seed: int) -> Policy:
     Args:
         method: The method, and the name of its curation.
         data: Demonstrations with columns "keep.NAME".
-        seed: Training seed.
     """
     column, inner = f"keep.{method.curation}", method.method
     weighted_episodes = data.filter(lambda e: bool(np.any(e.steps[column] > 0)))
@@ -141,12 +136,8 @@ def curated_success(
     """Trains a curated method and rolls it out.
 
     Args:
-        experiment: The experiment.
         method: The method, and the name of its curation.
         data: Demonstrations with columns "keep.NAME".
-        seed: Training seed.
-        episodes: Number of starts.
-        starts: Seed of the starts.
 
     Returns:
         "success", 0 or 1 per start, and every value "NAME.CURATION" among the "figures" of the data's metadata, one per

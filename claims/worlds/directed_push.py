@@ -7,14 +7,13 @@ import math
 import numpy as np
 import torch
 
+from claims.worlds.curation import first_successes
 from understudy.core import keys
 from understudy.data.episode import Dataset, Episode
 from understudy.envs.toys.push import Push
-from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.planners import FixedBatch
-from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.policy import Policy
 
@@ -25,7 +24,6 @@ class DirectedPush(Push):
     """Push, with the goal in given directions as seen from the initial position of the block.
 
     Args:
-        rows: Number of environments side by side.
         directions: Allowed sectors of 45 degrees, 0 to 7, counterclockwise from the x axis.
         limit: Largest number of steps of an episode.
     """
@@ -53,46 +51,22 @@ def direction_demonstrations(actor: Actor, directions: tuple[int, ...], episodes
     """Successful rollouts of an actor in `DirectedPush`.
 
     Args:
-        actor: The actor.
         directions: Allowed directions of the goal.
-        episodes: Number of episodes.
-        seed: Training seed.
         split: Different numbers give independent draws with the same seed.
         limit: Largest number of steps of an episode.
 
     Returns:
         The first `episodes` rollouts that succeed.
     """
-    env, successes = DirectedPush(min(ROWS, episodes), directions, limit), []
-    for more in range(20):
-        rollouts = rollout(actor, env, episodes, recording_seed(seed), first=100_000 * split + 1000 * more)
-        successes += [e for e in rollouts if e.metadata["success"]]
-        if len(successes) >= episodes:
-            return successes[:episodes]
-    raise RuntimeError("hardly any demonstration succeeds")
-
-
-def train_policy(method: Method, data: Dataset, seed: int, policy: Policy | None = None) -> Policy:
-    """Trains a method, from scratch or from the weights of a policy.
-
-    Args:
-        method: The method.
-        data: The demonstrations.
-        seed: Training seed.
-        policy: The policy to start from. Its statistics of the data are kept.
-    """
-    return fit_method(method, data, seed, policy=policy).policy
+    return list(first_successes(actor, DirectedPush(min(ROWS, episodes), directions, limit), episodes, seed, split))
 
 
 def rollout_policy(policy: Policy, method: Method, directions: tuple[int, ...], episodes: int, starts: int) -> Dataset:
     """Rolls out a policy in `DirectedPush`.
 
     Args:
-        policy: The policy.
         method: The method, whose executor acts.
         directions: Allowed directions of the goal.
-        episodes: Number of episodes.
-        starts: Seed of the starts.
     """
     rows = min(ROWS, episodes)
     return rollout(

@@ -36,6 +36,10 @@ N_SIDES = 2  # of the pillar
 TEACHER = "teacher"
 
 
+def passes_left(episode: Episode) -> bool:
+    return bool(episode.steps["observation.state"][:, 1].mean() > 0)
+
+
 @dataclass(frozen=True)
 class SampledMethod:
     """A method whose trained weights act with a given head.
@@ -43,7 +47,6 @@ class SampledMethod:
     Arms that differ only in this head, or in what is trained after the same stages, share the training of each seed.
 
     Args:
-        method: The method.
         head: The head that acts, such as that of the method with another number of sampling steps.
     """
 
@@ -98,11 +101,8 @@ def rollout_starts(policy: Policy, executor: Executor, env: str, episodes: int, 
     """Rolls each start out `N_REPEATS` times.
 
     Args:
-        policy: The policy.
         executor: Its executor.
-        env: Name of the environment.
         episodes: Number of rollouts.
-        starts: Seed of the starts.
     """
     count = max(1, episodes // N_REPEATS)
     actor = PolicyActor(FixedBatch(policy, ROWS), executor)

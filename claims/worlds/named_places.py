@@ -28,7 +28,6 @@ class NamedPlaces(Toy):
     Best possible success: 1.0. `NamedPlacesExpert(noise=0)` attains it.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         by_goal: The place is given by its position and not by its word.
     """

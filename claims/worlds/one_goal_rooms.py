@@ -22,7 +22,6 @@ class OneGoalRooms(FourRooms):
     """`FourRooms` whose goal is always the same. Touching a wall ends an episode, so that errors are not forgiven.
 
     Args:
-        rows: Number of environments side by side.
         first_room: Episodes begin in the room at the origin. False: anywhere.
     """
 
@@ -41,8 +40,6 @@ def one_goal_demonstrations(episodes: int, seed: int, first_room: bool = False, 
     """Episodes of the expert. Nearly all succeed.
 
     Args:
-        episodes: Number of episodes.
-        seed: Training seed.
         first_room: See `OneGoalRooms`.
         split: Different numbers give independent draws with the same seed.
     """
@@ -55,10 +52,7 @@ def one_goal_rollouts(policy: Policy, executor: Executor, episodes: int, starts:
     """Rolls out a policy.
 
     Args:
-        policy: The policy.
         executor: Executes its plans.
-        episodes: Number of episodes.
-        starts: Seed of the starts.
         first_room: See `OneGoalRooms`.
     """
     env = OneGoalRooms(min(ROWS, episodes), first_room)

@@ -9,7 +9,6 @@ from claims.worlds.curation import cached_load, successful_rollouts
 from understudy.claims.base import (
     DemonstrationSource,
     expert_of,
-    smaller,
 )
 from understudy.envs import make
 from understudy.envs.toys.peg_insertion import PegInsertion
@@ -25,14 +24,12 @@ class PegDemonstrations(DemonstrationSource):
     episodes: int
     tolerance: float = TOLERANCE
     outlines: tuple[int, ...] = OUTLINES
+    probe_sizes = {"episodes": 8}
 
     @cached_load
     def load(self, seed):
         options: dict[str, Any] = {"tolerance": self.tolerance, "outlines": self.outlines}
         return successful_rollouts(expert_of(make(ENV, **options)), ENV, self.episodes, seed, **options)
-
-    def for_probe(self):
-        return smaller(self, episodes=8)
 
 
 class WeakPeg(PegInsertion):

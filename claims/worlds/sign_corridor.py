@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from understudy.claims.base import DemonstrationSource, smaller
+from understudy.claims.base import DemonstrationSource
 from understudy.core import Feature, uniform
 from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
@@ -36,7 +36,6 @@ class SignCorridor(Toy):
     Best possible success: 1.0, attained by `SignCorridorExpert()`. Without memory of the signs it is 0.5.
 
     Args:
-        rows: Number of copies.
         limit: Number of steps of an episode.
         n_signs: Number of signs, which is even.
     """
@@ -121,19 +120,16 @@ class CorridorDemonstrations(DemonstrationSource):
     """Episodes of the expert.
 
     Args:
-        episodes: Number of episodes.
         n_signs: Number of signs.
     """
 
     episodes: int
     n_signs: int = N_SIGNS
+    probe_sizes = {}  # methods name the number of episodes
 
     def load(self, seed):
         env = SignCorridor(min(ROWS, self.episodes), self.n_signs + 3, self.n_signs)
         return rollout(SignCorridorExpert(), env, self.episodes, recording_seed(seed))
-
-    def for_probe(self):
-        return smaller(self)  # methods name the number of episodes
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,6 @@ class MemoryPairs(Operation):
     The junction begins as many windows as all signs of an episode together.
 
     Args:
-        episodes: Number of episodes.
         labeled: Number of these episodes that have their pair.
         shift: The pair names the sign that stands so many places before the right one. The last sign comes before the
             first.

@@ -29,7 +29,7 @@ from .core import UserError, keys, role
 from .data.episode import Dataset
 from .envs.base import Env
 from .evaluate import stats
-from .evaluate.evaluation import evaluate, sign_flip_p_value, tuning_seed
+from .evaluate.evaluation import evaluate, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
 from .hints import format_duration, join_and
@@ -342,7 +342,7 @@ def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
     def is_worse(name: str) -> bool:
         if name == best or (early and name == ranked[1]):
             return False
-        return sign_flip_p_value((values[best] - values[name]).mean(0)) < level
+        return stats.sign_flip_p_value((values[best] - values[name]).mean(0)) < level
     return [name for name in values if not is_worse(name)]
 
 

@@ -1,6 +1,7 @@
 """Worlds and arms of the claims on evaluation and deployment are as they say."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_both_arms_of_the_assembly_have_as_many_parameters_and_updates():
     flat, chosen = (replace(arm.options[0], steps=2) for arm in fmb.ASSEMBLY.arms)
 
     def size(method):
-        return sum(p.numel() for p in fmb.train_policy(method, data, 1).parameters())
+        return sum(p.numel() for p in fmb.fit_method(method, data, 1).policy.parameters())
     single = flat.method("observation.state")
     skilled = (chosen.method("observation.state", target="skill"),
                chosen.method("observation.skill", "observation.state"))
@@ -125,8 +126,10 @@ def test_the_imitator_is_shown_half_of_the_tasks_and_its_twin_all():
 
 def test_pretraining_never_sees_the_new_task_and_its_twin_sees_other_actions(monkeypatch):
     claim, trainings = pretrained_behavior, []
-    monkeypatch.setattr(claim, "train_policy",
-                        lambda method, data, seed, policy=None: trainings.append((data, policy)) or len(trainings))
+    def fit(method, data, seed, policy=None):
+        trainings.append((data, policy))
+        return SimpleNamespace(policy=len(trainings))
+    monkeypatch.setattr(claim, "fit_method", fit)
     monkeypatch.setattr(claim, "rollout_policy", lambda policy, *rest: [])
     data = claim.MultiTaskDemonstrations(12, 6).load(1)
     with empty_memos():

@@ -375,7 +375,7 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
     monkeypatch.delenv("UNDERSTUDY_DATA")
     assert records.missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
     monkeypatch.undo()
-    assert {"mujoco", "metaworld"} <= set(records._extra_packages("sim")) and not records._is_installed(
+    assert {"mujoco", "metaworld"} <= set(records._extra_packages("sim")) and not records.installed_versions(
         "no-such-package"
     )
 

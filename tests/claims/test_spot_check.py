@@ -63,8 +63,5 @@ def test_checks_add_up_to_a_published_rate(tmp_path):
     spot_check.save(checks, path)
     spot_check.save([SpotCheck("b", "2026-01-02", "c" * 40, "holds", "undecided", 0.5, 2.0)], path)
     assert spot_check.published(path)[:9] == checks
-    old_names = path.read_text().replace('"recorded_verdict":', '"recorded":').replace('"new_verdict":', '"found":')
-    (tmp_path / "old.json").write_text(old_names)
-    assert '"found"' in old_names and spot_check.published(tmp_path / "old.json") == spot_check.published(path)
     rate = disagreement(spot_check.published(path))
     assert (rate.estimate, rate.low, rate.high) == pytest.approx((0.1, 0.0025, 0.4450), abs=1e-4)

@@ -12,7 +12,7 @@ from understudy.testing import check_env
 
 def test_the_grid_and_its_demonstrations():
     check_env(claim.WindingGrid)
-    data = claim.ObservedWalks().load(3)
+    data = claim.TABLE.experiment.source.load(3)
     walks = data.filter(lambda e: e.metadata["dataset"] == "task")
     assert (len(data), len(walks)) == (25, 5) and all(e.metadata["success"] for e in walks)
     env = claim.WindingGrid(20).env

@@ -7,10 +7,11 @@ from fixtures.claim_worlds import directions
 
 from claims.worlds import named_places, sign_corridor
 from claims.worlds.curation import cloning_method
-from claims.worlds.directed_push import DirectedPush, direction_demonstrations, train_policy
+from claims.worlds.directed_push import DirectedPush, direction_demonstrations
 from understudy.data.episode import Dataset
 from understudy.envs.toys.push import Push, PushExpert
 from understudy.evaluate.rollout import rollout
+from understudy.learn.fit_method import fit_method
 from understudy.policy import Policy
 from understudy.testing import check_env
 
@@ -36,10 +37,10 @@ def test_demonstrations_succeed_and_parts_are_others():
 
 def test_training_on_keeps_the_statistics_and_the_policy_it_began_from():
     data = Dataset(direction_demonstrations(PushExpert(), (0,), 4, 1))
-    base = train_policy(cloning_method(1e-3, steps=3), data, 0)
+    base = fit_method(cloning_method(1e-3, steps=3), data, 0).policy
     before = {k: v.clone() for k, v in base.state_dict().items()}
     other = Dataset(direction_demonstrations(PushExpert(), (4,), 4, 2))
-    further = train_policy(cloning_method(1e-3, steps=3), other, 0, base)
+    further = fit_method(cloning_method(1e-3, steps=3), other, 0, policy=base).policy
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     changed = {k for k, v in further.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and changed <= set(dict(base.named_parameters()))  # no buffer, so no statistic

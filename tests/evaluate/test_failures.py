@@ -142,7 +142,7 @@ def test_what_cannot_be_restored_is_done_again(rows):
     assert len(groups) == 1
     from understudy.evaluate.failures import _rerender
 
-    for e, rendered in zip(data, _rerender(list(data), env), strict=True):
+    for e, rendered in zip(data, _rerender(list(data), env, 4), strict=True):
         assert [t for t, _ in rendered] == [0, 2, 3, 5]
         for t, frame in rendered:
             at = float(e.steps["observation.state"][t, 0])

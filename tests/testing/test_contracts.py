@@ -258,7 +258,7 @@ class Loose(Executor):
 
 @pytest.mark.parametrize("about, said", [
     ("mixes rows", "must not depend on the other rows"), ("random", "same keys must give the same actions"),
-    ("writes", "must not change a state in place"), ("grows", "structure must never change"),
+    ("writes", "must not be changed in place"), ("grows", "structure must never change"),
     ("one clock", "other rows must not notice"), ("ignores plans", "must execute what its planner plans"),
     ("plans NaN", "the actions of step 0 must be finite, but 6 of 6 numbers are NaN or infinite")])
 def test_executors_that_break_a_promise(about, said):

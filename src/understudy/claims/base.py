@@ -21,6 +21,7 @@ from .folder import NAME
 TRUSTED = (NAME,)  # packages besides understudy that may define the environments of claims
 PROBE_DEMONSTRATIONS = 50  # largest number of demonstrations in a probe
 Verdict = Literal["holds", "fails", "undecided"]
+Side = Literal["above", "below", "within"]
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
 
@@ -56,21 +57,26 @@ MEASURES: MeasureTable = {"success": RATE, "return": REAL, "log_jerk": Measure("
 
 
 class DemonstrationSource(ABC):
-    """Where the demonstrations of a claim come from. Subclasses are frozen dataclasses."""
+    """Where the demonstrations of a claim come from. Subclasses are frozen dataclasses.
+
+    Attributes:
+        probe_sizes: Values of fields with which a probe takes seconds. By default at most 50 `episodes`. What trains a
+            method can have this attribute too.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    probe_sizes: ClassVar[Mapping[str, Any] | None] = None
 
     @abstractmethod
     def load(self, seed: int) -> Dataset:
         """The demonstrations that training seed `seed` learns from."""
 
     def for_probe(self) -> tuple[Any, list[float]]:
-        """A smaller copy, with which a probe takes seconds, and the full sizes. By default at most 50 `episodes`.
-
-        A method that trains in its own way, without `fit`, can have this function too.
-        """
-        episodes = getattr(self, "episodes", None)
-        return smaller(self) if episodes is None else smaller(self, episodes=min(episodes, PROBE_DEMONSTRATIONS))
+        """A smaller copy, and the full sizes."""
+        sizes, episodes = self.probe_sizes, getattr(self, "episodes", None)
+        if sizes is None:
+            sizes = {} if episodes is None else {"episodes": min(episodes, PROBE_DEMONSTRATIONS)}
+        return smaller(self, **sizes)
 
 
 def smaller(part: Any, **sizes: Any) -> tuple[Any, list[float]]:
@@ -214,7 +220,7 @@ class Condition:
     estimate: float
     low: float
     high: float
-    side: Literal["above", "below", "within"]
+    side: Side
     bound: float
     smallest_effect: float = 0.0
 
@@ -242,9 +248,8 @@ class Condition:
     @property
     def margin(self) -> float:
         """Distance from the bound to the nearest limit of the interval, in units of the interval's width."""
-        if self.side == "within":
-            return (self.bound - max(abs(self.low), abs(self.high))) / max(self.high - self.low, 1e-12)
-        return self.distance[0] / max(self.high - self.low, 1e-12)
+        least = self.bound - max(abs(self.low), abs(self.high)) if self.side == "within" else self.distance[0]
+        return least / max(self.high - self.low, 1e-12)
 
     def __str__(self):
         interval = f"{format_number(self.estimate)} [{format_number(self.low)}, {format_number(self.high)}]"
@@ -264,11 +269,6 @@ class RuleResult:
     verdict: Verdict
     conditions: tuple[Condition, ...]
 
-    @property
-    def text(self) -> str:
-        """All comparisons in words."""
-        return "; ".join(map(str, self.conditions))
-
 
 class Rule(ABC):
     """A rule that judges measurements. Subclasses are frozen dataclasses."""
@@ -286,25 +286,14 @@ class Rule(ABC):
         """
 
 
-def _compare_arms(rule_measure, first, second, side, bound, measurements, measures, level) -> RuleResult:
-    measure = measure_of(rule_measure, measures)
-    d = difference(measurements[first][rule_measure], measurements[second][rule_measure], measure.kind, level)
-    condition = Condition(f"{rule_measure}: {first} - {second}", d.estimate, d.low, d.high, side, bound,
-                          _least_difference(rule_measure, side, bound, measures))
-    return RuleResult(condition.verdict, (condition,))
-
-
-def _compare_with_bound(rule_measure, arm, side, bound, measurements, measures, level) -> RuleResult:
-    d = two_level_rate(measurements[arm][rule_measure], level, kind=measure_of(rule_measure, measures).kind)
-    condition = Condition(f"{rule_measure}: {arm}", d.estimate, d.low, d.high, side, bound,
-                          _least_difference(rule_measure, side, bound, measures))
-    return RuleResult(condition.verdict, (condition,))
-
-
-def _least_difference(name: str, side: str, bound: float, measures: MeasureTable) -> float:
-    """The smallest effect of a measure where the bound is 0. A stated bound is the bound."""
+def _compare(name: str, arms: tuple[str, ...], side: Side, bound: float, measurements, measures, level) -> RuleResult:
+    """Compares a measure of an arm, or of the first arm minus the second, with a bound."""
+    kind, values = measure_of(name, measures).kind, [measurements[arm][name] for arm in arms]
+    d = difference(*values, kind, level) if len(values) > 1 else two_level_rate(*values, level, kind=kind)
     least = smallest_effect(name, measures)  # a rule is only about measures that have one
-    return 0.0 if bound or side == "within" else least
+    condition = Condition(f"{name}: {' - '.join(arms)}", d.estimate, d.low, d.high, side, bound,
+                          0.0 if bound or side == "within" else least)
+    return RuleResult(condition.verdict, (condition,))
 
 
 @dataclass(frozen=True)
@@ -328,9 +317,7 @@ class GreaterThan(Rule):
         return self.higher, self.lower
 
     def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare_arms(
-            self.measure, self.higher, self.lower, "above", self.margin, measurements, measures, level
-        )
+        return _compare(self.measure, self.arms, "above", self.margin, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -352,7 +339,7 @@ class EquivalentTo(Rule):
         return self.a, self.b
 
     def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare_arms(self.measure, self.a, self.b, "within", self.margin, measurements, measures, level)
+        return _compare(self.measure, self.arms, "within", self.margin, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -368,7 +355,7 @@ class AboveBound(Rule):
         return (self.arm,)
 
     def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare_with_bound(self.measure, self.arm, "above", self.bound, measurements, measures, level)
+        return _compare(self.measure, self.arms, "above", self.bound, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -384,7 +371,7 @@ class BelowBound(Rule):
         return (self.arm,)
 
     def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare_with_bound(self.measure, self.arm, "below", self.bound, measurements, measures, level)
+        return _compare(self.measure, self.arms, "below", self.bound, measurements, measures, level)
 
 
 @dataclass(frozen=True)
@@ -443,7 +430,6 @@ class Claim:
     """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
-        negative_control: The change under which the statement must fail.
         needs: Extras and data that the claim needs.
         mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
             undecided, whatever the parts show.
@@ -465,10 +451,14 @@ class Claim:
                     raise ValueError(f"{self.name}: the negative control names the rules of {part.name} to remove")
 
     @property
+    def controlled_part(self) -> ClaimPart:
+        """The part whose experiment the negative control changes."""
+        return next(p for p in self.parts if p.name == self.negative_control.part)
+
+    @property
     def removed_rules(self) -> tuple[Rule, ...]:
         """The rules that must fail under the negative control."""
-        part = next(p for p in self.parts if p.name == self.negative_control.part)
-        return self.negative_control.removes or (part.rule,)
+        return self.negative_control.removes or (self.controlled_part.rule,)
 
 
 def measure_of(name: str, measures: MeasureTable) -> Measure:

@@ -207,7 +207,6 @@ def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) 
     Args:
         path: File of the summary, such as docs/ledger.md. Pages of families go to docs/ledger/, pictures to
             docs/images/claims/.
-        entries: The rows. By default all.
     """
     path, rows = Path(path), ledger_entries() if entries is None else entries
     for name in {c["name"] for e in rows for c in e.claims}:
@@ -527,11 +526,7 @@ def _explaining_note(record: dict) -> str | None:
 
 
 def write_html(path: Path | str, entries: Sequence[LedgerEntry] | None = None) -> Path:
-    """Writes one page with all rows, to search and filter. It loads nothing from other files.
-
-    Args:
-        entries: The rows. By default all.
-    """
+    """Writes one page with all rows, to search and filter. It loads nothing from other files."""
     entries = ledger_entries() if entries is None else entries
     total = verdict_counts(entries)
     counts = ", ".join(f"{v} {total[v]}" for v in VERDICTS)

@@ -10,14 +10,15 @@ from functools import cache
 import numpy as np
 
 from .. import config
+from ..checkpoint import FromStage
 from ..data.episode import Dataset, Episode
 from ..envs import make
 from ..evaluate.rollout import rollout
-from ..execute.actor import PolicyActor
+from ..execute.actor import Actor, PolicyActor
 from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch
 from ..learn.fit_method import FitResult, fit_method, part_of
-from ..learn.method import Method
+from ..learn.method import Method, build_actor, resolve_references
 from ..learn.stacked import fit_seeds
 from ..policy import Policy
 from .base import TRUSTED
@@ -36,11 +37,13 @@ def train_once(experiment, method: Method, data: Dataset, seed: int, parts: tupl
         experiment: The experiment. Its source is a part of the key under which results are cached.
         parts: The parts of a mixture that the data are, where a stage names one.
     """
-    key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
-                                  "seed": seed, **({"parts": parts} if parts else {})}))
+    return _trained.get(_training_key(experiment, method, seed, parts), lambda: fit_method(
+        method, data, seed, stages=train_stages(experiment, method, data, seed, parts)))
 
-    return _trained.get(key, lambda: fit_method(method, data, seed,
-                                                stages=train_stages(experiment, method, data, seed, parts)))
+
+def _training_key(experiment, method: Method, seed: int, parts: tuple[str, ...] = ()) -> str:
+    return json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()), "source": experiment.source,
+                                   "seed": seed, **({"parts": parts} if parts else {})}))
 
 
 def train_stages(experiment, method: Method, data: Dataset, seed: int, parts: tuple[str, ...] = ()
@@ -49,6 +52,14 @@ def train_stages(experiment, method: Method, data: Dataset, seed: int, parts: tu
     return {stage.name: train_once(experiment, stage.method, data.select(part_of(data, stage.dataset)), seed,
                                    parts if stage.dataset is None else (*parts, stage.dataset))
             for stage in method.stages}
+
+
+def deployed_actor(experiment, method: Method, data: Dataset, seed: int, rows: int = ROWS) -> Actor:
+    """The actor of a method that `train_once` trains. Its networks see batches of `rows`."""
+    stages = {FromStage(stage, name): module for stage, result in train_stages(experiment, method, data, seed).items()
+              for name, module in result.modules.items()}
+    modules = train_once(experiment, method, data, seed).modules  # of an arm that may have another executor
+    return build_actor(resolve_references(method, stages), modules, rows)
 
 
 _trained = Memo(30)
@@ -114,10 +125,7 @@ def _keep_stacked(experiment, method: Method, seeds: tuple[int, ...], load: Call
         return dict(zip(seeds, fit_seeds(method, [data_sets(seed) for seed in seeds], seeds, stages=stages),
                         strict=True))
     for seed in seeds:
-        # The key of `train_once`, which fingerprints of records cover.
-        key = json.dumps(config.dump({"method": replace(method, executor=RecedingHorizon()),
-                                      "source": experiment.source, "seed": seed}))
-        _trained.get(key, lambda seed=seed: results()[seed])
+        _trained.get(_training_key(experiment, method, seed), lambda seed=seed: results()[seed])
 
 
 def flags(rollouts: Dataset) -> dict[str, list[float]]:

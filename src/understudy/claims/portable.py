@@ -32,7 +32,6 @@ def run_portably(function: Callable[[str], R], names: Iterable[str]) -> Iterator
 
     Args:
         function: A function of a module, or a `functools.partial` of one.
-        names: Such as names of claims.
 
     Yields:
         The results, in the order of the names.

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from typing import Any, Literal
 
 import numpy as np
@@ -40,10 +39,19 @@ from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
 from ..learn.fit import fit
-from .base import Claim, ClaimPart, Experiment, MissingRequirement
+from .base import Claim, ClaimPart, Experiment, MissingRequirement, smaller
 from .memo import empty_memos
 from .portable import run_portably
-from .records import find_claim, fingerprint, missing_requirements, probe_path, provenance, record_path
+from .records import (
+    PACKAGES,
+    find_claim,
+    fingerprint,
+    installed_versions,
+    missing_requirements,
+    probe_path,
+    provenance,
+    record_path,
+)
 
 RELATIVE = 1e-4  # tolerance relative to an entry
 FLOOR = 1e-5  # tolerance relative to the largest entry of its list: entries near zero are rounding errors
@@ -59,7 +67,6 @@ STEPS = 16  # recorded steps of each rollout
 POLICY_STEPS = 2 * STEPS  # steps of an episode in which a policy acts: after few updates, the first tell as much as all
 STARTS_SEED = 100  # seed of the rollouts that record an environment
 UPDATES = 20  # updates of a network that a score trains
-PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
 
 Numbers = dict[str, list[float | None]]  # place in the claim -> entries; None is not compared
 Status = Literal["confirmed", "due", "not run", "cannot run here"]
@@ -128,7 +135,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                 cell_numbers = _cell(experiment, method, loaded[source][0], env not in done, rounding)
                 _put(numbers, f"{name} / {arm}", {**cell_numbers, "full sizes": sizes})
                 done.add(env)
-    return {"claim": claim.name, "versions": _versions(), "cpu": _cpu(), "numbers": numbers}
+    versions = {"python": platform.python_version(), **installed_versions(*PACKAGES)}
+    return {"claim": claim.name, "versions": versions, "cpu": _cpu(), "numbers": numbers}
 
 
 def compare(stored: Mapping, now: Mapping) -> list[str]:
@@ -186,11 +194,7 @@ def confirm(claim: Claim, *, trust_source: bool = False) -> Confirmation:
 
 
 def confirm_all(names: Iterable[str], *, trust_source: bool = False) -> Iterator[Confirmation]:
-    """Confirms claims in processes that compute the same on all processors. Results in the order of the names.
-
-    Args:
-        trust_source: See `confirm`.
-    """
+    """Confirms claims in processes that compute the same on all processors. Results in the order of the names."""
     return run_portably(partial(_confirm_named, trust_source=trust_source), names)
 
 
@@ -260,7 +264,8 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
 
 def _smaller(part: Any) -> tuple[Any, list[float]]:
     """A source or method as the probe uses it, and its full sizes."""
-    return part.for_probe() if hasattr(part, "for_probe") else (part, [])
+    sizes = getattr(part, "probe_sizes", {})
+    return part.for_probe() if hasattr(part, "for_probe") else smaller(part, **sizes) if sizes else (part, [])
 
 
 def _load(experiment: Experiment, rounding: float) -> tuple[Dataset, Numbers]:
@@ -506,16 +511,6 @@ def _stable(entries: Sequence[float | None], rounded: Sequence[float | None], sc
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _cpu() -> str:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -25,6 +26,8 @@ from ..files import read_json
 from .base import Claim
 from .folder import NAME, PACKAGE, claims_folder, open_claims
 from .text import ClaimText, read_texts
+
+PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")  # of which claims tell
 
 
 def experiment_files() -> list[Path]:
@@ -145,7 +148,7 @@ def fingerprint(claim: Claim, sources: dict[str, _ModuleSource | None] | None = 
         sources: Parsed modules by name, filled and reused when several claims are asked for.
     """
     control = claim.negative_control
-    changed = next(control.change(p.experiment) for p in claim.parts if p.name == control.part)
+    changed = control.change(claim.controlled_part.experiment)
     return code_digest([*claim.parts, changed, *control.removes], {} if sources is None else sources)
 
 
@@ -303,16 +306,19 @@ def _module_file(module: str) -> Path | None:
 def provenance() -> dict:
     """Commit, date, package versions and machine. Call this before a run, because the code may change during the run.
     """
-    packages = ("understudy", "torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"commit": _commit(), "date": datetime.now(UTC).date().isoformat(), "versions": versions,
+    return {"commit": _commit(), "date": datetime.now(UTC).date().isoformat(),
+            "versions": installed_versions("understudy", *PACKAGES),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
                        f"Python {platform.python_version()}"}
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    versions = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _commit() -> str | None:
@@ -373,7 +379,7 @@ def missing_requirements(claim: Claim) -> list[str]:
 
 def _is_available(need: str) -> bool:
     if m := re.fullmatch(r"the (\w+) extra", need):
-        return all(_is_installed(name) for name in _extra_packages(m[1]))
+        return all(map(installed_versions, _extra_packages(m[1])))
     if m := re.search(r"\(([A-Z_]+)\)", need):  # a variable that names a folder
         return os.path.isdir(os.environ.get(m[1], ""))
     return True  # its run will say
@@ -383,10 +389,3 @@ def _extra_packages(name: str) -> list[str]:
     """The packages of one of understudy's extras."""
     requirements = [r for r in metadata.requires("understudy") or () if re.search(rf"extra == ['\"]{name}['\"]", r)]
     return [name_match[0] for r in requirements if (name_match := re.match(r"[\w.-]+", r))]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False

@@ -24,6 +24,7 @@ from .base import (
     Experiment,
     Measurements,
     Rule,
+    RuleResult,
     smallest_effect,
     summarize,
     worst_verdict,
@@ -136,7 +137,8 @@ def run_figures(claim: Claim, cells: Cells, log: LogFunction) -> tuple[Figures, 
     figures, chosen = {}, {}
     for part in claim.parts:
         chosen[part.name], figures[part.name] = _run_part(part, cells, log)
-        if claim.negative_control.part == part.name and _can_be_removed(claim, part, figures[part.name]):
+        if claim.negative_control.part == part.name and all(  # what does not hold cannot be removed
+                result.verdict == "holds" for result in _judge_removed_rules(claim, figures[part.name])):
             changed = _control_experiment(claim.negative_control.change(part.experiment), part.rule, chosen[part.name])
             figures[CONTROL] = _run_control(claim, part, changed, figures[part.name], cells, log)
     return figures, chosen
@@ -217,9 +219,6 @@ def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
 def write_figures(name: str, figures: Figures) -> None:
     """Writes the measurements of a claim to its file, one line per measure, in as few characters as possible: most are
     successes of single episodes, 0 or 1.
-
-    Args:
-        figures: Measurements of each part, and those of the negative control.
     """
     parts = []
     for part, arms in figures.items():
@@ -272,16 +271,20 @@ def _judge_control(claim: Claim, figures: Measurements) -> dict:
     It passes if every rule that it should remove fails, so that each interval lies below its bound or smallest effect.
     Otherwise the control is inconclusive. Intervals have the level at which its part was judged.
     """
-    control = claim.negative_control
-    experiment = next(p for p in claim.parts if p.name == control.part).experiment
-    measures, level = dict(experiment.measures), experiment.level(_n_seeds(figures))
-    results = [rule.judge(figures, measures, level) for rule in claim.removed_rules]
+    results = _judge_removed_rules(claim, figures)
     verdicts = {f.verdict for f in results}
     passes = verdicts == {"fails"}
-    return {"part": control.part, "passes": passes,
+    return {"part": claim.negative_control.part, "passes": passes,
             "verdict": "fails" if passes else "holds" if "holds" in verdicts else "undecided",
             "conditions": [asdict(c) for f in results for c in f.conditions],
-            "summary": summarize(figures, measures)}
+            "summary": summarize(figures, dict(claim.controlled_part.experiment.measures))}
+
+
+def _judge_removed_rules(claim: Claim, figures: Measurements) -> list[RuleResult]:
+    """Judges the rules that the control should remove, by measurements of its part with or without its change."""
+    experiment = claim.controlled_part.experiment
+    measures, level = dict(experiment.measures), experiment.level(_n_seeds(figures))
+    return [rule.judge(figures, measures, level) for rule in claim.removed_rules]
 
 
 def _n_seeds(figures: Measurements) -> int:
@@ -300,13 +303,6 @@ def _run_part(part: ClaimPart, cells: Cells, log: LogFunction) -> tuple[dict[str
         if _judge_part(part, figures)["verdict"] != "undecided":
             break
     return chosen, figures
-
-
-def _can_be_removed(claim: Claim, part: ClaimPart, figures: Measurements) -> bool:
-    """Whether the rules that the control should remove hold. Otherwise it has nothing to remove, and does not run."""
-    experiment = part.experiment
-    return all(rule.judge(figures, dict(experiment.measures), experiment.level(_n_seeds(figures))).verdict == "holds"
-               for rule in claim.removed_rules)
 
 
 def _run_control(claim: Claim, part: ClaimPart, changed: Experiment, figures: Measurements, cells: Cells,

@@ -4,40 +4,40 @@ since.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
 import torch
 
-from ..child_processes import exit_reason, watch_parent
+from ..child_processes import end_processes, exit_reason, spawn, watch_parent
 from ..core import UserError
 from ..evaluate.workers import WorkerCount, connect_ray
 from ..files import write_json
 from .base import MissingRequirement
 from .folder import open_claims
 from .probe import confirm_all, save_confirmation, store_all
-from .records import find_claim, find_text, list_claims, record_path
+from .records import find_claim, find_text, record_path
 from .runner import run_claim
 
 LogFunction = Callable[[str], None]
 
 
-def due_claims(entries: Sequence[dict] | None = None) -> list[dict]:
+def due_claims(entries: Sequence[dict]) -> list[dict]:
     """The entries of claims that are stale or have not run.
 
     The claim with the cheapest last run comes first, and of equals the older record. Claims that never ran come last,
     because their cost is unknown.
 
     Args:
-        entries: Entries of `records.list_claims`. By default all.
+        entries: Entries of `records.list_claims`.
     """
-    listed = list_claims() if entries is None else entries
-    waiting = [e for e in listed if e["stale"] or e["verdict"] == "not run"]
+    waiting = [e for e in entries if e["stale"] or e["verdict"] == "not run"]
     return sorted(waiting, key=lambda e: (e["seconds"] is None, e["seconds"] or 0.0, e["date"] or "", e["name"]))
 
 
@@ -85,8 +85,6 @@ def try_claim(name: str, log: LogFunction = lambda text: None, trust: tuple[str,
     Returns:
         ("done", record), ("absent", what it needs) or ("failed", why).
     """
-    import traceback
-
     torch.set_num_threads(1)
     try:
         open_claims(trust)
@@ -120,14 +118,11 @@ def run_all(
         run_one: Called with (name, log) in the process.
     """
     out, began = ScheduleOutcome(), time.monotonic()
-    waiting: deque[dict] = deque()
+    waiting = deque(e for e in entries if not e.get("missing"))
     for e in entries:
         if lacks := e.get("missing"):
             out.unavailable[e["name"]] = ", ".join(lacks)
-        else:
-            waiting.append(e)
-    for name, lacks in out.unavailable.items():
-        log(f"{name}: not here, needs {lacks}")
+            log(f"{e['name']}: not here, needs {out.unavailable[e['name']]}")
 
     def remaining_seconds() -> float | None:
         return None if budget is None else budget - (time.monotonic() - began)
@@ -166,26 +161,17 @@ def run_all(
 # -- where they run -------------------------------------------------------------------------------------------------
 
 
-class _ProcessBackend:
+class _ProcessBackend(AbstractContextManager):
     """A process for each claim, on this machine."""
 
     def __init__(self, n_workers: int, attempt: Callable):
         self.count, self.run_one, self.running = n_workers, attempt, {}
-        self.context = multiprocessing.get_context("spawn")
-
-    def __enter__(self) -> _ProcessBackend:
-        return self
 
     def __exit__(self, *error) -> None:
         self.stop()
 
     def start(self, name: str) -> None:
-        receiving_end, sending_end = self.context.Pipe()
-        process = self.context.Process(target=_claim_process, args=(self.run_one, name, sending_end),
-                                       name=f"claim {name}")
-        process.start()
-        sending_end.close()
-        self.running[name] = (process, receiving_end)
+        self.running[name] = spawn(_claim_process, self.run_one, name, name=f"claim {name}")
 
     def receive(self, timeout: float | None) -> Iterator[tuple[str, str, Any]]:
         """The messages that arrive within `timeout` seconds."""
@@ -205,24 +191,17 @@ class _ProcessBackend:
     def stop(self) -> list[str]:
         """Stops all claims and returns the names of those that were running."""
         names = list(self.running)
-        for process, _ in self.running.values():
-            process.terminate()
-        for process, pipe in self.running.values():
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            pipe.close()
+        end_processes(self.running.values())
         self.running = {}
         return names
 
 
-def _claim_process(attempt: Callable, name: str, pipe: connection.Connection) -> None:
+def _claim_process(pipe: connection.Connection, attempt: Callable, name: str) -> None:
     watch_parent()
     pipe.send(attempt(name, lambda text: pipe.send(("said", text))))
 
 
-class _RayBackend:
+class _RayBackend(AbstractContextManager):
     """A process for each claim, on a Ray cluster whose machines share the folders of this one."""
 
     def __init__(self, count: WorkerCount, attempt: Callable):
@@ -230,9 +209,6 @@ class _RayBackend:
         self.count = max(int(self.ray.cluster_resources().get("CPU", 1)), 1)
         self.task = self.ray.remote(num_cpus=1, max_retries=0, max_calls=1)(attempt)
         self.running: dict[str, Any] = {}
-
-    def __enter__(self) -> _RayBackend:
-        return self
 
     def __exit__(self, *error) -> None:
         self.stop()

@@ -23,8 +23,6 @@ from .runner import Cells, judge_figures, run_figures
 
 LogFunction = Callable[[str], None]
 
-_OLD_NAMES = {"recorded": "recorded_verdict", "found": "new_verdict"}  # in files of earlier versions
-
 
 @dataclass(frozen=True)
 class SpotCheck:
@@ -139,8 +137,7 @@ def save(checks: Sequence[SpotCheck], path: Path | None = None) -> None:
 def published(path: Path | None = None) -> list[SpotCheck]:
     """All published checks, of `path` or of the folder of the claims."""
     try:
-        return [SpotCheck(**{_OLD_NAMES.get(k, k): v for k, v in check.items()})
-                for check in read_json(path or claims_folder() / "spot_checks.json")]
+        return [SpotCheck(**check) for check in read_json(path or claims_folder() / "spot_checks.json")]
     except (UserError, OSError):
         return []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -27,9 +27,6 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[
     """The episodes to evaluate a run on, and what they were to its training.
 
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
-
-    Args:
-        data: The episodes, as they were opened.
 
     Returns:
         Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
@@ -160,8 +157,6 @@ class ActionPrediction:
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the sampled chunks. NaN and infinite numbers become null."""
-        def parts(breakdowns: Sequence[ErrorBreakdown]):
-            return [vars(p) for p in breakdowns]
         return replace_nonfinite(
             {
                 "data": self.name,
@@ -182,10 +177,10 @@ class ActionPrediction:
                     "policy": asdict(self.prediction_error[1]), **_baselines_json(self.prediction_error[0])},
                 "components": [{"name": c.name, "policy": c.policy, **_baselines_json(c), "constant": c.is_constant}
                                for c in self.by_component],
-                "dimensions": parts(self.by_dimension),
-                "chunk": parts(self.by_chunk_step),
-                "time": parts(self.by_time),
-                "unsure": [vars(m) for m in self.uncertain_steps],
+                "dimensions": list(map(vars, self.by_dimension)),
+                "chunk": list(map(vars, self.by_chunk_step)),
+                "time": list(map(vars, self.by_time)),
+                "unsure": list(map(vars, self.uncertain_steps)),
                 "success": None,
                 "latents": self.of_latents,
                 "note": self.note,
@@ -305,7 +300,6 @@ def evaluate_action_prediction(
         episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
         origin: What these episodes were to the training. See `episodes_to_evaluate`.
         executor: The executor of the method. It makes the plans if it is an `ActionConditionedExecutor`.
-        validation: Number of windows and samples.
         n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
             the best.
         of_latents: The actions of the policy are latents of skills, as with a `SkillWrapper`. The result then says so.
@@ -320,7 +314,7 @@ def evaluate_action_prediction(
     was_training = policy.training
     policy.eval()
     errors = _WindowErrors(policy, test, basis, average, validation, executor)
-    values, mean_error = errors.values, errors.per_episode("energy")
+    values, (mean_error, _) = errors.values, errors.per_episode(errors.values["energy"], errors.episode)
     names = _component_names(policy, of_latents)
     components, prediction_error, n_current = errors.predictions(
         names, _constant_components(data, policy.config.target))
@@ -370,10 +364,10 @@ class _WindowErrors:
         has_range = self.n_samples > 1 and not self.is_discrete
         return float(self.values["inside"][self.mask].mean()) if has_range else None
 
-    def per_episode(self, name: str) -> np.ndarray:
-        """Mean of a value over the windows of each episode, (E,)."""
-        count = np.bincount(self.episode, minlength=len(self.test))
-        return np.bincount(self.episode, self.values[name], minlength=len(self.test)) / np.maximum(count, 1)
+    def per_episode(self, x: np.ndarray, episode: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of the values x (N,) of each episode, and their number, (E,) each."""
+        count = np.bincount(episode, minlength=len(self.test))
+        return np.bincount(episode, x, minlength=len(self.test)) / np.maximum(count, 1), count
 
     def interval(self, x: np.ndarray, episode: np.ndarray | None = None) -> Interval:
         """Mean of values and its interval, by resampling of episodes.
@@ -382,11 +376,8 @@ class _WindowErrors:
             x: The values, (N,).
             episode: Index of the episode of each value. None: values are of windows.
         """
-        episode = self.episode if episode is None else episode
-        count = np.bincount(episode, minlength=len(self.test))
-        there = count > 0
-        each = np.bincount(episode, x, minlength=len(self.test))[there] / count[there]
-        return stats.bootstrap_mean(each, LEVEL, weights=count[there])
+        mean, count = self.per_episode(x, self.episode if episode is None else episode)
+        return stats.bootstrap_mean(mean[count > 0], LEVEL, weights=count[count > 0])
 
     def _breakdown(self, name: str, rows, columns=slice(None), steps=slice(None)) -> ErrorBreakdown:
         return ErrorBreakdown(name, *(
@@ -526,11 +517,7 @@ def _plan_samples(policy: Policy, data: Dataset, i: int, number: int, validation
     actions = np.asarray(one[0].steps[policy.config.target]).reshape(-1, policy.action_dim)
     horizon = max(policy.window.horizon, 1)
     count = min(max(len(one[0]) // horizon + 1, 4), 12)
-    plans = replace(validation, n_windows=count).sampled_plans(policy, one, executor=executor)
-    return EpisodePlanSamples(number, actions, tuple(_iter_chunks(plans)))
-
-
-def _iter_chunks(fans) -> Iterator[PlanSamples]:
-    for batch, plans in fans:
-        for step, plan in zip(batch.extra["index"][:, 0].tolist(), plans.cpu().numpy(), strict=True):
-            yield PlanSamples(step, plan)
+    batches = replace(validation, n_windows=count).sampled_plans(policy, one, executor=executor)
+    return EpisodePlanSamples(number, actions, tuple(
+        PlanSamples(step, plan) for batch, plans in batches
+        for step, plan in zip(batch.extra["index"][:, 0].tolist(), plans.cpu().numpy(), strict=True)))

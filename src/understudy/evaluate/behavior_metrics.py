@@ -24,7 +24,7 @@ from .behavior.demo_distance import (
     distribution_distance,
 )
 from .behavior.latency import LatencySummary
-from .behavior.scaling import TrajectoryScaling, evenly_spaced
+from .behavior.scaling import TrajectoryScaling, evenly_spaced, evenly_spaced_indices
 from .failures import FailureGroup, FailurePictures, group_failures
 from .stats import LEVEL, Interval
 
@@ -52,7 +52,7 @@ class BehaviorMetric:
             "episodes": self.n_episodes,
             "unit": self.unit,
             "better": self.better_direction or None,
-            "demonstrations": None if self.demonstrations is None else asdict(self.demonstrations),
+            "demonstrations": self.demonstrations and asdict(self.demonstrations),
         }
 
 
@@ -112,14 +112,10 @@ class BehaviorMetrics:
     def to_json(self) -> dict[str, Any]:
         return {
             "metrics": {m.key: m.to_json() for m in self.metrics},
-            "modes": None if self.modes is None else self.modes.to_json(),
-            "discriminator_accuracy": None
-            if self.discriminator_accuracy is None
-            else asdict(self.discriminator_accuracy),
-            "earth_movers_distance": None
-            if self.distribution_distance is None
-            else self.distribution_distance.to_json(),
-            "latency": None if self.latency is None else self.latency.to_json(),
+            "modes": self.modes and self.modes.to_json(),
+            "discriminator_accuracy": self.discriminator_accuracy and asdict(self.discriminator_accuracy),
+            "earth_movers_distance": self.distribution_distance and self.distribution_distance.to_json(),
+            "latency": self.latency and self.latency.to_json(),
             "failures": [g.to_json() for g in self.failures],
             "missing": list(self.missing),
             "scaled_by": self.scaled_by,
@@ -154,12 +150,10 @@ class BehaviorMetrics:
 
     def summary_lines(self) -> list[str]:
         """All results that are not means, in sentences."""
-        out = self.describe()
         n_failures = sum(map(len, self.failures))
-        for g in self.failures:
-            out.append(f"{len(g)} of {n_failures} {'failure' if n_failures == 1 else 'failures'}: {g.describe()}. "
-                       f"{g.remedy(self.seed)}")
-        return out
+        of_all = f"of {n_failures} {'failure' if n_failures == 1 else 'failures'}"
+        return [*self.describe(),
+                *(f"{len(g)} {of_all}: {g.describe()}. {g.remedy(self.seed)}" for g in self.failures)]
 
 
 def measure_behavior(
@@ -250,9 +244,8 @@ def _episode_metrics(
         put("action_jerk", "jerk of actions", "deviations", "less", *each(lambda e: motion.action_jerk(
             view.actions(e))))
     if demonstration_index is not None:
-        sampled_indices = np.unique(np.linspace(0, len(demos) - 1, min(20, len(demos))).round().astype(int))
         distances = [mean_distances(e) for e in episodes]
-        demo_distances = [mean_distances(demos[i], int(i)) for i in sampled_indices]
+        demo_distances = [mean_distances(demos[i], int(i)) for i in evenly_spaced_indices(len(demos), 20)]
         for i, (key, name) in enumerate((("state_distance", "states from demonstrated ones"),
                                          ("action_distance", "actions from those done there"))):
             put(key, name, "deviations", "less", (v[i] for v in distances), (v[i] for v in demo_distances))

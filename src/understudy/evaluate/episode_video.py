@@ -7,32 +7,32 @@ import numpy as np
 from ..data.episode import Episode
 from ..data.video import resize
 from . import plots
+from .behavior.scaling import evenly_spaced_indices
+
+SIDE = 192  # largest height and width of a frame, pixels
 
 
-def film_strip(episode: Episode, max_frames: int = 8, side: int = 192) -> plots.Figure | None:
-    """Frames of an episode's first camera, evenly spaced, the first and the last included.
-
-    Args:
-        side: Largest height and width of a frame, pixels.
-
-    Returns:
-        The figure. None without a camera.
-    """
-    camera = _camera(episode)
+def film_strip(episode: Episode, max_frames: int = 8) -> plots.Figure | None:
+    """Frames of an episode's first camera, evenly spaced, the first and the last included. None without a camera."""
+    camera = first_camera(episode)
     if camera is None:
         return None
     frames = np.asarray(episode.steps[camera])
-    steps = np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int))
-    chosen, (high, wide) = frames[steps], frames.shape[1:3]
-    if max(high, wide) > side:
-        scale = side / max(high, wide)
-        chosen = resize(chosen, (max(round(high * scale), 1), max(round(wide * scale), 1)))
-    pictures = [_to_rgb(f) for f in chosen]
+    steps = evenly_spaced_indices(len(frames), max_frames)
+    pictures = [_to_rgb(f) for f in shrink(frames[steps])]
     return plots.film_strip(pictures, [f"step {t}" for t in steps], f"{camera} over an episode")
 
 
-def _camera(episode: Episode) -> str | None:
+def first_camera(episode: Episode) -> str | None:
+    """The first column of images."""
     return next((k for k, f in episode.features().items() if f.kind == "image"), None)
+
+
+def shrink(frames: np.ndarray) -> np.ndarray:
+    """Frames (T, H, W, C) that are at most `SIDE` high and wide."""
+    high, wide = frames.shape[1:3]
+    scale = SIDE / max(high, wide)
+    return frames if scale >= 1 else resize(frames, (max(round(high * scale), 1), max(round(wide * scale), 1)))
 
 
 def _to_rgb(frame: np.ndarray) -> np.ndarray:

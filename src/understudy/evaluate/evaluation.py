@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy
 
 from ..core import UserError, as_seed
 from ..data.episode import Dataset, Episode
@@ -93,7 +92,7 @@ class Evaluation:
         if (k := self.trial_successes) is None or k.shape[1] == 1:
             return None
         assert self.success is not None
-        return _compare_successes(k[:, -1], k[:, 0], self.success.level)
+        return compare_outcomes(k[:, -1], k[:, 0], "success", self.success.level)
 
     @property
     def episode_returns(self) -> np.ndarray:
@@ -192,11 +191,7 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
-    """Aggregate the evaluations of a method, one for each training seed, on the same starts.
-
-    Args:
-        runs: Evaluations, one per training seed.
-    """
+    """Aggregate the evaluations of a method, one for each training seed, on the same starts."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
     tallies = [r.successes for r in runs if r.successes is not None]
@@ -229,10 +224,8 @@ def compare(
     if metric == "success" and not defined:
         raise UserError(f"{first[0].env} defines no success", where="compare",
                         hint='compare the return: metric="return"')
-    if metric == "success":
-        x, y = np.array([r.successes for r in first]), np.array([r.successes for r in second])
-    else:
-        x, y = np.array([r.episode_returns for r in first]), np.array([r.episode_returns for r in second])
+    x, y = (np.array([r.successes if metric == "success" else r.episode_returns for r in runs])
+            for runs in (first, second))
     if len(x) == 1:
         return compare_outcomes(x[0], y[0], metric, level)
     interval, p = stats.two_level_difference(x, y, level, kind="rate" if metric == "success" else "real")
@@ -247,17 +240,11 @@ def compare_outcomes(x: np.ndarray, y: np.ndarray, metric: Literal["success", "r
         x: Success, bool, or return of each episode, (episodes,).
     """
     if metric == "success":
-        return _compare_successes(x, y, level)
-    interval = stats.bootstrap_mean(x - y, level)
-    return PairedComparison(metric, interval.estimate, interval.low, interval.high, sign_flip_p_value(x - y), level, 1)
-
-
-def _compare_successes(x: np.ndarray, y: np.ndarray, level: float) -> PairedComparison:
-    """Compares successes of the same episodes, first minus second: Tango's interval and McNemar's exact test."""
-    only, other = int((x & ~y).sum()), int((y & ~x).sum())
-    interval = stats.tango(only, other, x.size, level)
-    p_value = stats.mcnemar(only, other)
-    return PairedComparison("success", interval.estimate, interval.low, interval.high, p_value, level, 1)
+        only, other = int((x & ~y).sum()), int((y & ~x).sum())
+        interval, p_value = stats.tango(only, other, x.size, level), stats.mcnemar(only, other)
+    else:
+        interval, p_value = stats.bootstrap_mean(x - y, level), stats.sign_flip_p_value(x - y)
+    return PairedComparison(metric, interval.estimate, interval.low, interval.high, p_value, level, 1)
 
 
 def describe_trial_gain(e: Evaluation) -> str:
@@ -282,12 +269,7 @@ def verdict(
 
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
                   ) -> tuple[str, str, str]:
-    """The parts of `verdict`: the result, its certainty, and what it is about.
-
-    Args:
-        a: An evaluation, or one per training seed.
-        b: The same of a second policy, or None.
-    """
+    """The parts of `verdict`: the result, its certainty, and what it is about."""
     runs = _as_runs(a)
     what = "success" if runs[0].success is not None else "return"
     if b is None:
@@ -302,15 +284,12 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
                 f"{show(r.estimate)}, {_format_interval(r, show)}.", scope)
     p = compare(a, b)
     what = p.metric
-    tallies = f"{_success_counts(runs, what)} against {_success_counts(_as_runs(b), what)} on the same starts"
-    if p.better is None:
-        head = f"Cannot tell whether {names[0]} or {names[1]} is better: {tallies}."
-    else:
-        winner, loser = names if p.better == "first" else names[::-1]
-        does = "succeeds more often than" if what == "success" else "has a higher return than"
-        if p.better == "second":
-            tallies = f"{_success_counts(_as_runs(b), what)} against {_success_counts(runs, what)} on the same starts"
-        head = f"{capitalize_name(winner)} {does} {loser}: {tallies}."
+    order = -1 if p.better == "second" else 1
+    winner, loser = names[::order]
+    does = "succeeds more often than" if what == "success" else "has a higher return than"
+    head = (f"Cannot tell whether {names[0]} or {names[1]} is better" if p.better is None else
+            f"{capitalize_name(winner)} {does} {loser}")
+    head += f": {' against '.join(_success_counts(r, what) for r in (runs, _as_runs(b))[::order])} on the same starts."
     more = "" if p.better else f" More {'episodes' if p.n_seeds == 1 else 'training seeds'} would narrow it down."
     sure = (
         f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "
@@ -432,20 +411,3 @@ def _check_same_starts(a: Evaluation, b: Evaluation) -> None:
                                 hint="the environment does not repeat: it is not decided by its key alone")
 
 
-def sign_flip_p_value(d: np.ndarray) -> float:
-    """Returns the p-value of no mean difference: the fraction of all (or of 9,999 random) sign changes of paired
-    differences that give a mean at least as large.
-
-    Args:
-        d: The differences, (n,).
-
-    References:
-        Fisher (1935), The Design of Experiments.
-    """
-    if not np.isfinite(d).all():
-        return math.nan
-    if not d.any() or len(d) == 1:  # a single difference has the same size with either sign
-        return 1.0
-    return float(scipy.stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
-                                              permutation_type="samples", n_resamples=9_999,
-                                              rng=np.random.default_rng(0)).pvalue)

@@ -157,7 +157,6 @@ class RecordedEnv(Env):
 
     Args:
         episodes: Episodes of which "success" is known.
-        name: Name of the environment.
     """
 
     rows = 1

@@ -12,11 +12,11 @@ from ..core import keys
 from ..data.episode import Dataset, Episode
 from ..envs.base import Env, PlanarMap, Renderable
 from . import plots
-from .behavior.clearance import success_margin
+from .behavior.clearance import planar_points, success_margin
 from .behavior.clusters import find_clusters
 from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, resample_rows
-from .episode_video import _camera, film_strip
+from .episode_video import film_strip, first_camera, shrink
 
 TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # points of a trajectory, and principal components for clustering
 MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
@@ -118,17 +118,13 @@ def group_failures(
     centred = points - points.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:MAX_COMPONENTS].T
     clusters = find_clusters(centred @ axes, max_groups, SHAPE_WEIGHT)
-    success_distances = _distances_to_successes(won, demonstrations)
+    success_distances = [] if demonstrations is None else [demonstrations.distances(e)[0] for e in won[:50]]
     groups = []
     for i in range(len(clusters)):
         members = np.flatnonzero(clusters.labels == i)
         typical = members[np.argsort(np.linalg.norm(points[members] - points[members].mean(0), axis=1), kind="stable")]
         groups.append(_make_group([failures[j] for j in typical], won, env, view, demonstrations, success_distances))
     return tuple(groups)
-
-
-def _distances_to_successes(won: Sequence[Episode], demonstrated: DemonstrationIndex | None) -> list[np.ndarray]:
-    return [] if demonstrated is None else [demonstrated.distances(e)[0] for e in won[:50]]
 
 
 def _make_group(failures: list[Episode], won, env, view, demonstrated, success_distances) -> FailureGroup:
@@ -154,8 +150,7 @@ def _make_group(failures: list[Episode], won, env, view, demonstrated, success_d
 def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
     """Where these episodes end: on the map of a PlanarMap, or by what sets their last states apart from successes."""
     if isinstance(env, PlanarMap) and (plane := env.map())["path"][0] in failures[0].steps:
-        name, *at = plane["path"]
-        ends = np.array([np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[-1, at] for e in failures])
+        ends = np.array([planar_points(e, plane["path"])[-1] for e in failures])
         x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
         text = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
@@ -264,7 +259,7 @@ def _nearest_start(episode: Episode, won: Sequence[Episode], view: TrajectorySca
 
 def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure | None]:
     """Frames of each episode; None where there is nothing to see."""
-    if all(_camera(e) is not None for e in episodes):
+    if all(first_camera(e) is not None for e in episodes):
         return [film_strip(e, STRIP_FRAMES) for e in episodes]
     if isinstance(env, Renderable):
         return [plots.film_strip([f for _, f in frames], [f"step {t}" for t, _ in frames], "What happened")
@@ -272,7 +267,7 @@ def _strips(episodes: Sequence[Episode], env: Env | None) -> list[plots.Figure |
     return [None] * len(episodes)
 
 
-def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> list[list[tuple[int, np.ndarray]]]:
+def _rerender(episodes: Sequence[Episode], env: Renderable, most: int) -> list[list[tuple[int, np.ndarray]]]:
     """(step, frame) of each episode. Its actions are repeated from its start, in parallel with those of the others."""
     out: list[list[tuple[int, np.ndarray]]] = []
     for i in range(0, len(episodes), env.rows):
@@ -286,18 +281,8 @@ def _rerender(episodes: Sequence[Episode], env: Renderable, most: int = 4) -> li
         for t in range(max(map(len, actions)) + 1):
             for row, steps in enumerate(frame_steps):
                 if t in steps:
-                    frames[row].append((t, _shrink(env.frame(row))))
+                    frames[row].append((t, shrink(env.frame(row)[None])[0]))
             now = [a[min(t, len(a) - 1)] for a in actions]
             env.step(torch.from_numpy(np.stack(now + [now[0]] * (env.rows - len(group)))))
         out += frames
     return out
-
-
-def _shrink(frame: np.ndarray, side: int = 192) -> np.ndarray:
-    from ..data.video import resize
-
-    high, wide = frame.shape[:2]
-    if max(high, wide) <= side:
-        return frame
-    scale = side / max(high, wide)
-    return resize(frame[None], (max(round(high * scale), 1), max(round(wide * scale), 1)))[0]

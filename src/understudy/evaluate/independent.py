@@ -64,9 +64,6 @@ def score_z(k1: float, n1: float, k2: float, n2: float, difference: float) -> fl
 def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float = LEVEL) -> Interval:
     """Score interval of the difference of two independent rates, first minus second. It covers close to `level`.
 
-    Args:
-        level: Confidence level, from 0 to 1.
-
     References:
         Miettinen and Nurminen (1985), Comparative Analysis of Two Rates.
     """
@@ -82,9 +79,6 @@ def miettinen_nurminen(k1: float, n1: float, k2: float, n2: float, level: float 
 def newcombe_independent(k1: int, n1: int, k2: int, n2: int, level: float = LEVEL) -> Interval:
     """Interval of the same difference as `miettinen_nurminen`, as a second opinion. It uses Wilson's limits of both
     rates.
-
-    Args:
-        level: Confidence level, from 0 to 1.
 
     References:
         Newcombe (1998), Interval Estimation for the Difference between Independent Proportions, method 10.

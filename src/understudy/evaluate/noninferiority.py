@@ -37,7 +37,6 @@ def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, pai
     Args:
         first: Outcomes of the first policy, as for `noninferiority_p_value`.
         margin: The largest difference of success rates that does not matter, above 0.
-        paired: Whether both policies had the same starts.
 
     References:
         Schuirmann (1987), A Comparison of the Two One-Sided Tests Procedure and the Power Approach.

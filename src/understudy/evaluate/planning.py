@@ -58,9 +58,6 @@ def plan(first: float, second: float, alpha: float = 1 - LEVEL, power: float = 0
 
     Paired: both McNemar's exact test and Tango's interval, as `compare` requires (`paired_power`). Unpaired: Fisher's
     exact test (`unpaired_power`). Sequential: `sequential.SequentialDifferenceTest`.
-
-    Args:
-        power: Probability of naming the better policy.
     """
     _check_arguments(first, second, alpha, power, ("the first rate", "the second rate"))
     unpaired = _smallest_sufficient(
@@ -83,20 +80,13 @@ def plan_rate(rate: float, threshold: float, alpha: float = 1 - LEVEL, power: fl
     The interval is Clopper-Pearson's, or the confidence sequence of `sequential.SequentialRateTest`.
 
     Args:
-        threshold: The success rate that the interval must exclude.
         alpha: 1 less the confidence level.
-        power: Probability that the interval excludes the threshold.
     """
     _check_arguments(rate, threshold, alpha, power, ("the rate", "the bound"))
     fixed = _smallest_sufficient(
         lambda n: rate_power(rate, threshold, n, alpha), power, _normal_sample_size(rate, threshold, alpha, power) // 2
     )
-    up, test = rate > threshold, SequentialRateTest(threshold, 1 - alpha)
-
-    def bounds(n):
-        low, high = test.decision_bounds(n)
-        return (low, high) if up else (n - high, n - low)
-    wins, goes_on = _sequential_outcome(bounds, rate if up else 1 - rate, 3 * fixed + 200)
+    wins, goes_on = _rate_test_outcome(SequentialRateTest(threshold, 1 - alpha), rate, 3 * fixed + 200)
     return RateTestPlan(fixed, *_sequential_sample_size(wins, goes_on, 1.0, power, fixed))
 
 
@@ -108,9 +98,6 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
 
     Of m pairs that differ, the better policy must win as many as both McNemar's exact test and the score test of
     Tango's interval require.
-
-    Args:
-        correlation: Correlation of the two outcomes of a pair.
 
     References:
         Connor (1987), Sample Size for Testing Differences in Proportions for the Paired-Sample Design, for an
@@ -125,11 +112,7 @@ def paired_power(first: float, second: float, pairs: int, correlation: float = 0
 
 
 def unpaired_power(first: float, second: float, each: int, alpha: float = 1 - LEVEL) -> float:
-    """Exact probability that Fisher's exact test names the better of two policies, on different starts.
-
-    Args:
-        each: Number of rollouts of each policy.
-    """
+    """Exact probability that Fisher's exact test names the better of two policies, on different starts."""
     better, worse = max(first, second), min(first, second)
     k, j = _likely_counts(each, better), _likely_counts(each, worse)
     total = np.arange(k[0] + j[0], k[-1] + j[-1] + 1)
@@ -152,7 +135,6 @@ def rate_power(rate: float, threshold: float, trials: int, alpha: float = 1 - LE
     """Exact probability that the Clopper-Pearson interval excludes a threshold on the side of the rate.
 
     Args:
-        threshold: The success rate to exclude.
         alpha: 1 less the confidence level.
     """
     if rate < threshold:
@@ -168,7 +150,6 @@ def smallest_detectable_effect(
 
     Args:
         test: The test, with `max_rollouts`.
-        power: Probability of detection.
 
     Returns:
         For a `SequentialRateTest`: the highest detectable rate below the threshold, and the lowest above it. For a
@@ -186,13 +167,7 @@ def smallest_detectable_effect(
         return -d, d
 
     def excess_power(rate: float) -> float:
-        low, high = test.decision_bounds(np.arange(n + 1))
-        up = rate > test.threshold
-        count = np.arange(n + 1)
-        outcome = _sequential_outcome(
-            lambda m: (low, high) if up else (count - high, count - low), rate if up else 1 - rate, n
-        )
-        return float(outcome[0][n]) - power
+        return float(_rate_test_outcome(test, rate, n)[0][n]) - power
 
     t = test.threshold
     lowest, highest = (float(scipy.optimize.brentq(excess_power, end, t + (end - t) * 1e-9, xtol=1e-6))
@@ -201,12 +176,7 @@ def smallest_detectable_effect(
 
 
 def max_correlation(first: float, second: float) -> float:
-    """The largest correlation that two 0/1 outcomes can have.
-
-    Args:
-        first: Rate of the first outcome.
-        second: Rate of the second outcome.
-    """
+    """The largest correlation that two 0/1 outcomes can have."""
     low, high = sorted((first, second))
     return math.sqrt(low * (1 - high) / (high * (1 - low)))
 
@@ -247,6 +217,16 @@ def _sequential_outcome(bounds: Callable, p: float, max_rollouts: int) -> tuple[
             wins[n:], goes_on[n:] = wins[n], 0.0
             break
     return wins, goes_on
+
+
+def _rate_test_outcome(test: SequentialRateTest, rate: float, max_rollouts: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_sequential_outcome`: the end above is that on the side of the rate."""
+    up = rate > test.threshold
+
+    def bounds(n):
+        low, high = test.decision_bounds(n)
+        return (low, high) if up else (n - high, n - low)
+    return _sequential_outcome(bounds, rate if up else 1 - rate, max_rollouts)
 
 
 def _sequential_sample_size(

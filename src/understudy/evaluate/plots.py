@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -17,9 +17,12 @@ import numpy as np
 
 from ..data.episode import Episode
 from ..data.video import encode_png
+from .behavior.clearance import planar_points
+from .behavior.scaling import evenly_spaced_indices
 from .stats import Interval
 
 WIDTH = 420  # of every plot, so that its text has the size of the page's text, also on a phone
+MAX_EPISODES = 200  # whose trajectories are drawn
 DASH_PATTERNS = ("none", "7 4", "2 4", "9 3 2 3")
 Point = tuple[float, float]
 Points = Iterable[Point]
@@ -74,14 +77,12 @@ class Figure:
 # -- trajectories -------------------------------------------------------------------------------------------------
 
 
-def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episodes: int = 200,
-                 context: Sequence[Episode] = ()) -> Figure:
+def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: Sequence[Episode] = ()) -> Figure:
     """Trajectories over a map: a solid line succeeds, a dashed one with a cross does not.
 
     Args:
         data: The episodes. Where marks, such as goals, differ by episode, the first six have a map each.
         plane: The map (`PlanarMap.map`).
-        max_episodes: At most so many are drawn.
         context: Episodes that are drawn as thin gray lines below, on a map that all share.
     """
     episodes, many = list(data), 6
@@ -104,25 +105,20 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, max_episo
                        f"Trajectories of {len(episodes)} episodes, each over its own map. {_outcome_text(well)}")
     ground = _MapPanel(plane, WIDTH - 1, 0.5, 0.5)
     # Failures are drawn last, so that a few of them are not hidden.
-    drawn = sorted(episodes[:max_episodes], key=lambda e: _outcome(e) is False)
+    drawn = sorted(episodes[:MAX_EPISODES], key=lambda e: _outcome(e) is False)
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(drawn) + 1)))
     parts = [ground.frame(), *ground.shapes(plane["shapes"]),
              *(_path(ground.points(e), "context") for e in context),
              *(ground.trajectory_path(e, strength) for e in drawn), *ground.names(plane["shapes"], [*drawn, *context])]
-    some = "" if len(episodes) <= max_episodes else f" The first {max_episodes} are drawn."
+    some = "" if len(episodes) <= MAX_EPISODES else f" The first {MAX_EPISODES} are drawn."
     return _figure(parts, ground.height + 1, f"Trajectories over the map. {_outcome_text(well)}{some}")
 
 
 def visible_area(plane: Mapping[str, Any], data: Iterable[Episode]) -> dict[str, Any]:
-    """The part of a map, without marks, that contains episodes and shapes.
-
-    Args:
-        plane: The map, see `PlanarMap.map`.
-    """
+    """The part of a map, without marks, that contains episodes and shapes."""
     if plane.get("marks"):
         return dict(plane)
-    name, i, j = plane["path"]
-    points = [np.asarray(e.steps[name], float).reshape(len(e.steps[name]), -1)[:, [i, j]] for e in data]
+    points = [planar_points(e, plane["path"]) for e in data]
     for s in plane["shapes"]:
         points.append(np.array([[s["at"][k] + sign * s["radius"] for k in (0, 1)] for sign in (-1, 1)]))
     low, high = (f(np.concatenate(points), axis=0) for f in (np.nanmin, np.nanmax))
@@ -179,9 +175,8 @@ class _MapPanel:
         return out
 
     def points(self, episode: Episode) -> list[tuple[float, float]]:
-        name, i, j = self.path
-        rows = np.asarray(episode.steps[name], float).reshape(len(episode.steps[name]), -1)[:, [i, j]]
-        return [self.to_pixels(p) for p in rows[_evenly_spaced(len(rows), 240)]]
+        rows = planar_points(episode, self.path)
+        return [self.to_pixels(p) for p in rows[evenly_spaced_indices(len(rows), 240)]]
 
     def trajectory_path(self, episode: Episode, strength: float) -> str:
         points = self.points(episode)
@@ -195,11 +190,7 @@ class _MapPanel:
 
 def _episode_marks(plane, episode) -> list[dict[str, Any]]:
     """Marks of this episode, at the places that its first observation gives."""
-    def at(column):
-        name, i, j = column
-        row = np.asarray(episode.steps[name])[0].reshape(-1)
-        return float(row[i]), float(row[j])
-    return [{**m, "at": at(m["column"])} for m in plane["marks"]]
+    return [{**m, "at": planar_points(episode, m["column"])[0]} for m in plane["marks"]]
 
 
 def _outcome(episode: Episode) -> bool | None:
@@ -226,7 +217,6 @@ def film_strip(frames: Sequence[np.ndarray], labels: Sequence[str], what: str) -
 
     Args:
         frames: Images of one size, (H, W, 3) uint8 each.
-        labels: One label per frame.
         what: Description of the figure, for readers who do not see it.
     """
     columns, gap, below = 4, 8.0, 20.0
@@ -273,20 +263,9 @@ def difference_bar(first: str, second: str, difference: float, low: float, high:
     Args:
         percent: Whether the values are rates, shown in percentage points.
     """
-    ends = [abs(v) for v in (difference, low, high) if math.isfinite(v)]
-    reach = max(ends, default=1.0) * 1.15 or 1.0
-    if percent:  # only a few scales, so that pages can be compared
-        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
-    middle, half, unit = WIDTH / 2, WIDTH / 2 - 16, " points" if percent else ""
-
-    def x(v):
-        return middle + half * v / reach
-
-    def show(v):
-        return _format_number(100 * v if percent else v, sign=True)
-    parts = _grid_lines([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 26, 92)
-    parts += [_path([(middle, 26), (middle, 92)], "base"),
-              _text((0, 14), f"← {_truncate(second)} better", "soft"),
+    x, show, parts = _difference_axis((difference, low, high), 1.15, percent, 26, 92)
+    unit = " points" if percent else ""
+    parts += [_text((0, 14), f"← {_truncate(second)} better", "soft"),
               _text((WIDTH, 14), f"{_truncate(first)} better →", "soft", "end")]
     if math.isfinite(difference):
         label = min(max(x(difference), 60), WIDTH - 60)
@@ -308,20 +287,9 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
             full dot, the others a ring.
         percent: Whether the values are rates, shown in percentage points.
     """
-    ends = [abs(v) for row in rows for v in row[1:4] if math.isfinite(v)]
-    reach = max(ends, default=1.0) * 1.1 or 1.0
-    if percent:
-        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
-    middle, half, step, descriptions = WIDTH / 2, WIDTH / 2 - 16, 44, []
+    step, descriptions = 44, []
     bottom = step * len(rows) + 4
-
-    def x(v):
-        return middle + half * min(max(v / reach, -1.0), 1.0)
-
-    def show(v):
-        return _format_number(100 * v if percent else v, sign=True)
-    parts = _grid_lines([(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)], 20, bottom)
-    parts.append(_path([(middle, 20), (middle, bottom)], "base"))
+    x, show, parts = _difference_axis([v for row in rows for v in row[1:4]], 1.1, percent, 20, bottom)
     for i, (name, difference, low, high, apart) in enumerate(rows):
         top = step * i
         parts += [
@@ -338,6 +306,23 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
                             f"{'told apart' if apart else 'cannot tell'}")
     unit = " in percentage points" if percent else ""
     return _figure(parts, bottom + 22, f"Differences{unit}. {'; '.join(descriptions)}.")
+
+
+def _difference_axis(values: Iterable[float], room: float, percent: bool, top: float, bottom: float
+                     ) -> tuple[Callable[[float], float], Callable[[float], str], list[str]]:
+    """The place and the label of a difference, and grid lines around the one of no difference."""
+    reach = max((abs(v) for v in values if math.isfinite(v)), default=1.0) * room or 1.0
+    if percent:  # only a few scales, so that pages can be compared
+        reach = next(r for r in (0.1, 0.25, 0.5, 1.0) if r >= min(reach, 1.0))
+    middle, half = WIDTH / 2, WIDTH / 2 - 16
+
+    def x(v: float) -> float:
+        return middle + half * v / reach
+
+    def show(v: float) -> str:
+        return _format_number(100 * v if percent else v, sign=True)
+    ticks = [(x(v * reach), show(v * reach)) for v in (-1, -0.5, 0, 0.5, 1)]
+    return x, show, [*_grid_lines(ticks, top, bottom), _path([(middle, top), (middle, bottom)], "base")]
 
 
 def _error_bar(a: float, b: float, y: float) -> str:
@@ -362,7 +347,7 @@ class _Axes:
 
     x_start, x_end = 50.0, WIDTH - 6.0
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float,
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float, *,
                  log: bool = False, whole: bool = False, log_x: bool = False):
         self.x_range, self.x_name, self.top, self.bottom, self.log, self.whole = x, x_name, top, bottom, log, whole
         self.log_x = log_x
@@ -380,28 +365,21 @@ class _Axes:
     def points(self, xs, ys) -> list[tuple[float, float]]:
         return [(self.x(a), self.y(b)) for a, b in zip(xs, ys, strict=True) if math.isfinite(a) and math.isfinite(b)]
 
-    def grid(self) -> list[str]:
+    def grid(self, as_fraction: bool = False) -> list[str]:
         return [part for t in self.y_ticks for part in (
             _path([(self.x_start, self.y(t)), (self.x_end, self.y(t))], "grid"),
-            _text((self.x_start - 7, self.y(t) + 4), _format_number(t), "soft", "end"))]
+            _text((self.x_start - 7, self.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
 
     def axis_lines(self) -> list[str]:
         low, high = self.x_range
         ticks = _log_ticks(low, high) if self.log_x else _ticks(low, high)
-        ticks = [t for t in ticks if low <= t <= high and (t == round(t) or not self.whole)]
-        return [
-            _path([(self.x_start, self.bottom), (self.x_end, self.bottom)], "base"),
-            *(
-                _text(
-                    (min(self.x(t), self.x_end - 3.5 * len(_format_number(t)) + 6), self.bottom + 17),
-                    _format_number(t),
-                    "soft",
-                    "middle",
-                )
-                for t in ticks
-            ),
-            _text(((self.x_start + self.x_end) / 2, self.bottom + 36), self.x_name, "soft", "middle"),
-        ]
+        labels = [(t, _format_number(t)) for t in ticks if low <= t <= high and (t == round(t) or not self.whole)]
+        return self.bottom_line([(min(self.x(t), self.x_end - 3.5 * len(label) + 6), label) for t, label in labels])
+
+    def bottom_line(self, labels: Iterable[tuple[float, str]]) -> list[str]:
+        return [_path([(self.x_start, self.bottom), (self.x_end, self.bottom)], "base"),
+                *(_text((x, self.bottom + 17), label, "soft", "middle") for x, label in labels),
+                _text(((self.x_start + self.x_end) / 2, self.bottom + 36), self.x_name, "soft", "middle")]
 
     @property
     def height(self) -> float:
@@ -447,7 +425,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
     for name, (xs, ys) in series.items():
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         keep = np.isfinite(xs) & np.isfinite(ys) & ((ys > 0) | (not y.log)) & ((xs > 0) | (not x.log))
-        at = np.flatnonzero(keep)[_evenly_spaced(int(keep.sum()), 400)]
+        at = np.flatnonzero(keep)[evenly_spaced_indices(int(keep.sum()), 400)]
         curve_points[name] = xs[at], ys[at], tuple(np.asarray(b, float)[at] for b in bands.get(name, ()))
         plotted_values += [ys[keep], *(np.asarray(b, float)[keep] for b in bands.get(name, ()))]
     values = np.concatenate(plotted_values)
@@ -456,7 +434,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
         return _empty_figure(y.name)
     steps = np.concatenate([xs for xs, _, _ in curve_points.values()])
     legend, rows = _legend({name: styles[name] for name in curve_points})
-    axes = _Axes(x.limits(steps), y.limits(values), x.name, 20 * rows + 14, 20 * rows + 230, y.log, log_x=x.log)
+    axes = _Axes(x.limits(steps), y.limits(values), x.name, 20 * rows + 14, 20 * rows + 230, log=y.log, log_x=x.log)
     parts, front, descriptions = [*legend, *axes.grid()], [], []
     for name, (xs, ys, band) in curve_points.items():
         color, dash = styles[name]
@@ -468,9 +446,7 @@ def curves(series: Mapping[str, tuple[Values, Values]], x: Axis, y: Axis, *, dot
         if name in smooth:
             parts.append(_path(points, stroke=color, stroke_width=1, stroke_opacity=0.3))
             points = axes.points(*smooth[name])
-            front.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
-        else:
-            parts.append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
+        (front if name in smooth else parts).append(_path(points, "curve", stroke=color, stroke_dasharray=dash))
         if dots or len(points) == 1:
             parts += [_circle(p, 3, fill=color) for p in points]
         if len(ys):
@@ -502,7 +478,7 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
     strength = max(0.3, min(1.0, 4.5 / math.sqrt(len(rows) + 1)))
 
     def points(values) -> list[tuple[float, float]]:
-        at = _evenly_spaced(len(values), 240)
+        at = evenly_spaced_indices(len(values), 240)
         return axes.points(at, np.asarray(values, float)[at])
     parts += [_path(points(values), "context") for values in context]
     for line in filter(None, map(points, rows)):
@@ -522,16 +498,13 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
         as_fraction: Whether values are fractions from 0 to 1.
     """
     ends = [v for i in values for v in (i.low, i.high, i.estimate) if math.isfinite(v)]
-    axes = _Axes(
-        (0, max(len(names) - 1, 1)), (0.0, 1.0) if as_fraction else (min(0.0, *ends), max(ends)), x_name, 12, 190
-    )
+    axes = _Axes((0, max(len(names) - 1, 1)), (0.0, 1.0) if as_fraction else (min(0.0, *ends), max(ends)), x_name,
+                 12, 190)
     inside = 24.0  # so that the first and last dot have room
 
     def x(i: float) -> float:
         return axes.x_start + inside + (axes.x_end - axes.x_start - 2 * inside) * i / max(len(names) - 1, 1)
-    parts = [part for t in axes.y_ticks for part in (
-        _path([(axes.x_start, axes.y(t)), (axes.x_end, axes.y(t))], "grid"),
-        _text((axes.x_start - 7, axes.y(t) + 4), f"{t:.0%}" if as_fraction else _format_number(t), "soft", "end"))]
+    parts = axes.grid(as_fraction)
     finite = [i for i, v in enumerate(values) if math.isfinite(v.low) and math.isfinite(v.high)]
     ring = [(x(i), axes.y(values[i].low)) for i in finite] + [(x(i), axes.y(values[i].high)) for i in finite[::-1]]
     parts.append(_tag("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in ring), fill="var(--s0)",
@@ -540,13 +513,9 @@ def levels_plot(names: Sequence[str], values: Sequence[Interval], x_name: str, h
         parts += [_path([(axes.x_start, axes.y(half_value)), (axes.x_end, axes.y(half_value))], "bad"),
                   _text((axes.x_end - 2, axes.y(half_value) - 5), "half", "soft over", "end")]
     line = [(x(i), axes.y(v.estimate)) for i, v in enumerate(values) if math.isfinite(v.estimate)]
-    parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line)]
-    parts += [_path([(axes.x_start, axes.bottom), (axes.x_end, axes.bottom)], "base"),
-              *(_text((x(i), axes.bottom + 17), name, "soft", "middle") for i, name in enumerate(names)),
-              _text(((axes.x_start + axes.x_end) / 2, axes.bottom + 36), x_name, "soft", "middle")]
-
-    def show(v: float) -> str:
-        return f"{v:.0%}" if as_fraction else _format_number(v)
+    parts += [_path(line, "curve", stroke="var(--s0)"), *(_circle(p, 3.5, fill="var(--s0)") for p in line),
+              *axes.bottom_line((x(i), name) for i, name in enumerate(names))]
+    show = (lambda v: f"{v:.0%}") if as_fraction else _format_number
     description = "; ".join(f"{name}: {show(v.estimate)}, interval {show(v.low)} to {show(v.high)}"
                             for name, v in zip(names, values, strict=True))
     return _figure(parts, axes.height, f"By {x_name}. {description}.")
@@ -704,11 +673,6 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
         ]
         x += width
     return parts, row + 1
-
-
-def _evenly_spaced(n: int, max_count: int) -> np.ndarray:
-    """At most this many of n places, evenly spaced, including both ends."""
-    return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -93,7 +93,6 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
 
     Args:
         episodes: Numbers of the episodes. None for all.
-        state: Restore every step.
         tolerance: Largest relative difference that counts as equal.
     """
     numbers = range(len(data)) if episodes is None else episodes
@@ -103,9 +102,7 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
     if numbers:
         _check_shapes(data, env)
     tracks = []
-    for track in (
-        _replay_states(data, env, numbers, tolerance) if state else _replay_actions(data, env, numbers, tolerance)
-    ):
+    for track in (_replay_states if state else _replay_actions)(data, env, numbers, tolerance):
         tracks.append(track)
         watch(track)
     return ReplayResult(env.metadata["env"], state, tuple(tracks), tolerance)
@@ -114,15 +111,15 @@ def replay(data: Dataset, env: Env, episodes: Sequence[int] | None = None, state
 class _ReplayComparison:
     """Collects the differences of one episode, step by step."""
 
-    def __init__(self, number: int, episode: Episode, columns: Sequence[str]):
-        self.number, self.episode = number, episode
-        self.recorded = {k: np.asarray(episode.steps[k]) for k in columns if k in episode.steps}
+    def __init__(self, number: int, episode: Episode, env: Env, tolerance: float):
+        self.number, self.episode, self.tolerance = number, episode, tolerance
+        self.recorded = {k: np.asarray(episode.steps[k]) for k in _compared_columns(env) if k in episode.steps}
         self.scale = {k: float(np.abs(v.astype(np.float64)).max(initial=0.0)) or 1.0 for k, v in self.recorded.items()}
         self.error = dict.fromkeys(self.recorded, 0.0)
         self.first: Divergence | None = None
         self.success: bool | None = None
 
-    def compare_step(self, step: int, values: Mapping[str, Any], row: int, tolerance: float) -> None:
+    def compare_step(self, step: int, values: Mapping[str, Any], row: int) -> None:
         """Compares values[k][row] with the recorded row `step` of each column that has one."""
         for k in self.recorded.keys() & values.keys():
             if step >= len(self.recorded[k]):
@@ -131,10 +128,11 @@ class _ReplayComparison:
             gap = np.abs(now.reshape(-1) - then.reshape(-1)).max(initial=0.0) / self.scale[k]
             size = float(gap) if np.isfinite(gap) else np.inf
             self.error[k] = max(self.error[k], size)
-            if size > tolerance and (self.first is None or step < self.first.step):
+            if size > self.tolerance and (self.first is None or step < self.first.step):
                 self.first = Divergence(step, k, size)
 
-    def compare_outcome(self, out: StepResult, row: int) -> None:
+    def compare_outcome(self, step: int, out: StepResult, row: int) -> None:
+        self.compare_step(step, {"next.reward": out.reward, "next.terminated": out.terminated}, row)
         if "success" in out.info:
             self.success = bool(self.success) or bool(out.info["success"][row])
 
@@ -190,21 +188,18 @@ def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         # Rows without an episode, or without further actions, repeat actions whose results are not used.
         plan = torch.stack([a[torch.arange(longest).clamp(max=len(a) - 1)] for a in actions])
         plan = plan[torch.arange(env.rows).clamp(max=len(group) - 1)]
-        comparisons = [_ReplayComparison(n, data[n], _compared_columns(env)) for n in group]
+        comparisons = [_ReplayComparison(n, data[n], env, tolerance) for n in group]
         going = set(range(len(group)))
         obs = reset_to_start(data, env, group)
         for step in range(longest):
             for row in going:
-                comparisons[row].compare_step(step, obs, row, tolerance)
+                comparisons[row].compare_step(step, obs, row)
             out = env.step(plan[:, step])
             for row in sorted(going):
-                comparisons[row].compare_step(
-                    step, {"next.reward": out.reward, "next.terminated": out.terminated}, row, tolerance
-                )
-                comparisons[row].compare_outcome(out, row)
+                comparisons[row].compare_outcome(step, out, row)
                 over = bool(out.terminated[row])  # the environment may have another time limit than the recording
                 if over or step + 1 == len(actions[row]):
-                    comparisons[row].compare_step(step + 1, out.obs, row, tolerance)
+                    comparisons[row].compare_step(step + 1, out.obs, row)
                     going.discard(row)
             obs = out.obs
         yield from (s.result() for s in comparisons)
@@ -219,8 +214,8 @@ def reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
         return env.reset(torch.arange(env.rows), key[torch.arange(env.rows).clamp(max=len(group) - 1)])
     if isinstance(env, Restorable):
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
-        firsts = [{k: np.asarray(v[0]) for k, v in _state_columns(data[n]).items()} for n in group]
-        return env.restore(rows, _stack(firsts))
+        firsts = [recorded_states(data[n], [0]) for n in group]
+        return env.restore(rows, {k: torch.cat([first[k] for first in firsts]) for k in firsts[0]})
     name, path = env.metadata["env"], data.metadata.get("path")
     episode_number, meta = next((n, m) for n, m in zip(group, metas, strict=True)
                                 if not {"seed", "number"} <= m.keys() or m.get("env") != name)
@@ -240,11 +235,8 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
         raise UserError(f"{env.metadata['env']} cannot be put into a recorded state", where="replay",
                         hint="replay open loop, without --state")
     for n in numbers:
-        episode, actions, comparison = (
-            data[n],
-            recorded_actions(data[n], n),
-            _ReplayComparison(n, data[n], _compared_columns(env)),
-        )
+        episode, actions = data[n], recorded_actions(data[n], n)
+        comparison = _ReplayComparison(n, episode, env, tolerance)
         env.reset(torch.arange(env.rows), keys(0, range(env.rows)))
         for i in range(0, len(actions), env.rows):
             steps = range(i, min(i + env.rows, len(actions)))
@@ -252,24 +244,16 @@ def _replay_states(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:
             env.restore(rows, recorded_states(episode, steps))
             out = env.step(actions[torch.arange(i, i + env.rows).clamp(max=len(actions) - 1)])
             for row, t in enumerate(steps):
-                outcome = {"next.reward": out.reward, "next.terminated": out.terminated}
-                comparison.compare_step(t, outcome, row, tolerance)
-                comparison.compare_step(t + 1, out.obs, row, tolerance)
-                comparison.compare_outcome(out, row)
+                comparison.compare_outcome(t, out, row)
+                comparison.compare_step(t + 1, out.obs, row)
         yield comparison.result()
 
 
 def recorded_states(episode: Episode, steps: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Returns what `Restorable.restore` needs of some steps of an episode, a row for each."""
-    return {k: torch.from_numpy(v[list(steps)]) for k, v in _state_columns(episode).items()}
+    """Returns what `Restorable.restore` needs of some steps of an episode, a row for each.
 
-
-def _state_columns(episode: Episode) -> dict[str, np.ndarray]:
-    """Every column that may be part of a state: numbers of the step itself."""
+    These are all columns that may be part of a state: numbers of the step itself.
+    """
     columns = {k: np.asarray(episode.steps[k]) for k, f in episode.features().items()
                if f.kind != "image" and not k.startswith("next.") and k != "action"}
-    return {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
-
-
-def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    return {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+    return {k: torch.from_numpy(v[list(steps)]) for k, v in columns.items() if v.dtype.kind in "fiub"}

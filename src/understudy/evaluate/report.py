@@ -270,7 +270,6 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
     """Write a page about one or two policies.
 
     Args:
-        env: The environment, for drawing trajectories.
         commands: What to do next: pairs of a command and what it does.
         title: Title of the page. None for one made of the names.
     """
@@ -309,11 +308,7 @@ def _trial_contents(runs: Mapping[str, Evaluation]) -> tuple[Content, ...]:
 
 
 def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) -> Section:
-    """Section on what the policies did: trajectories, success rates, and the paired difference.
-
-    Args:
-        env: The environment, for drawing trajectories.
-    """
+    """Section on what the policies did: trajectories, success rates, and the paired difference."""
     first = next(iter(runs.values()))
     n, ways, figures, table = len(first.episodes), [], [], ()
     if isinstance(env, PlanarMap):
@@ -501,11 +496,7 @@ def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False
 
 
 def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
-    """Section on the demonstrations that the policies learned from.
-
-    Args:
-        env: The environment, for drawing trajectories.
-    """
+    """Section on the demonstrations that the policies learned from."""
     lengths, features = [len(e) for e in data], data.features()
     tiles = [("episodes", f"{len(data):,}"), ("steps", f"{data.steps:,}"),
              ("per second", f"{data.fps:g}" if data.fps else "unknown")]
@@ -584,9 +575,7 @@ def write_prediction_report(prediction: ActionPrediction, path: Path | str, titl
         title: Title of the page. None for one made of the name.
         commands: What to do next: pairs of a command and what it does.
     """
-    sections = prediction_sections(prediction)
-    if commands:
-        sections.append(Section("What to do next", (Commands(tuple(commands)),)))
+    sections = [*prediction_sections(prediction), *next_step_section({}, commands)]
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                       verdict=(prediction.headline(), prediction.baselines().strip(), prediction.note),
                       footer="Intervals: bootstrap over episodes.")

@@ -39,7 +39,6 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
     Args:
         values: One value per episode, (n,).
         statistic: A function of values and `axis`, such as `np.mean`.
-        level: Confidence level, from 0 to 1.
         method: "percentile" is the simplest method, and too narrow for few values. "BCa" also corrects bias and
             skewness.
 
@@ -79,7 +78,6 @@ def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statist
     Args:
         values: Values on a common scale, (runs, tasks). A run is a training seed of a method, or an episode of a
             checkpoint.
-        level: Confidence level, from 0 to 1.
 
     References:
         Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice, arXiv 2108.13264.

@@ -25,7 +25,7 @@ from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from ..hints import join_and
 from . import episode_video, plots, stats
-from .evaluation import tuning_seed
+from .evaluation import compare_outcomes, tuning_seed
 from .recording import UniformRandomActor
 from .report import Content, Figures, Section, Table, write_page
 from .rollout import rollout
@@ -77,14 +77,10 @@ class SeveritySweep:
 
     def paired_changes(self, level: float = LEVEL) -> list[tuple[Interval, float]]:
         """Paired change of each severity from severity 0, with McNemar's p-value for success (nan for returns)."""
-        out = []
-        for i in range(len(self.severities)):
-            if self.success is None:
-                out.append((stats.bootstrap_mean(self.returns[i] - self.returns[0], level), math.nan))
-            else:
-                gains, losses = (int((x & ~y).sum()) for x, y in (self.success[[i, 0]], self.success[[0, i]]))
-                out.append((stats.tango(gains, losses, self.success.shape[1], level), stats.mcnemar(gains, losses)))
-        return out
+        if self.success is None:
+            return [(stats.bootstrap_mean(values - self.returns[0], level), math.nan) for values in self.returns]
+        changes = [compare_outcomes(values, self.success[0], "success", level) for values in self.success]
+        return [(Interval(c.difference, c.low, c.high, level), c.p_value) for c in changes]
 
     def half_success_level(self, level: float = LEVEL) -> HalfSuccessLevel:
         return half_success_level(self.severities, self.returns if self.success is None else self.success, level)
@@ -135,8 +131,7 @@ def _half_crossing(tried: np.ndarray, means: np.ndarray) -> tuple[float, float, 
     return float(tried[i - 1] + share * (tried[i] - tried[i - 1])), float(tried[i - 1]), float(tried[i])
 
 
-# -- running the levels
-# ---------------------------------------------------------------------------------------------------------
+# -- running the levels -------------------------------------------------------------------------------------
 
 
 def available_shifts(env: Env) -> dict[str, Shift]:
@@ -244,19 +239,16 @@ class _ResultsFile:
         self.file, self.actor_name, self.lines = file, by, []
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with open(file, "ab"):  # fail before anything is run
-                pass
-            content = file.read_bytes()
+            content = file.read_bytes() if file.exists() else b""
             if content and not content.startswith(b'{"about"'[:len(content)]):
-                raise UserError(
-                    "the file was not written by understudy robustness",
-                    where=file,
-                    hint="name another file",
-                )
+                raise UserError("the file was not written by understudy robustness", where=file,
+                                hint="name another file")
+            with open(file, "ab") as out:  # fail before anything is run
+                out.write(b"\n" * (content != b"" and not content.endswith(b"\n")))  # after a power cut
             for text in content.splitlines():
                 try:
                     self.lines.append(json.loads(text))
-                except ValueError:  # the last line, after a power cut
+                except ValueError:  # the last line
                     continue
 
     def read(self, about: Mapping[str, Any]) -> list[tuple[bool | None, float]]:
@@ -273,20 +265,9 @@ class _ResultsFile:
             return
         line = {"about": {**about, "by": self.actor_name}, "first": first, "episodes": episodes}
         with open(self.file, "ab") as out:
-            out.write(
-                b"\n" * bool(out.tell() and not _ends_with_newline(self.file))
-                + json.dumps(replace_nonfinite(line)).encode()
-                + b"\n"
-            )
+            out.write(json.dumps(replace_nonfinite(line)).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
-
-
-def _ends_with_newline(file: Path) -> bool:
-    """Whether the last line is complete."""
-    with open(file, "rb") as text:
-        text.seek(-1, os.SEEK_END)
-        return text.read() == b"\n"
 
 
 # -- reports ---------------------------------------------------------------------------------------------------
@@ -333,8 +314,7 @@ def hardest_episode(
     try:
         world, who = sweep.shift.world(env, sweep.severities[-1]), sweep.shift.actor(actor, sweep.severities[-1])
         if any(f.kind == "image" for f in env.features.values()):
-            episode = rollout(who, world, 1, seed, first=number)[0]
-            strip = episode_video.film_strip(episode, 4)
+            strip = episode_video.film_strip(rollout(who, world, 1, seed, first=number)[0], 4)
             return None if strip is None else (number, strip)
         if not isinstance(env, Renderable):
             return None

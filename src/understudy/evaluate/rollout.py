@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,21 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
             finished[number] = episode
             watch(number, episode)
         running.begin_next()
-    is_reported = any("next.success" in e.steps for e in finished.values())
-    return Dataset([with_success_column(finished[n], is_reported) for n in range(first, first + episodes)],
-                   {"env": env.metadata["env"], "fps": env.metadata.get("fps"), "version": env.metadata.get("version")})
+    return as_dataset([finished[n] for n in range(first, first + episodes)], env.metadata)
+
+
+def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
+    """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far."""
+    is_reported = any("next.success" in e.steps for e in episodes)
+    return Dataset([_with_success_column(e) for e in episodes] if is_reported else episodes,
+                   {name: metadata.get(name) for name in ("env", "fps", "version")})
+
+
+def _with_success_column(episode: Episode) -> Episode:
+    if "next.success" in episode.steps:
+        return episode
+    return replace(episode.replace({"next.success": np.zeros(len(episode), bool)}),
+                   metadata={**episode.metadata, "success": False})
 
 
 class _RunningEpisodes:
@@ -172,15 +185,6 @@ def _check_action_shape(action: Tensor, env: Env) -> None:
         raise UserError(f"the actions have shape {tuple(action.shape)}, but the environment takes "
                         f"({env.rows}, {env.features['action'].size})", where=env.metadata["env"],
                         hint="use the environment that the policy was trained for, or train a policy for this one")
-
-
-def with_success_column(episode: Episode, is_reported: bool) -> Episode:
-    """Add or remove `next.success`, so that all episodes have it if the environment has reported success so far."""
-    if ("next.success" in episode.steps) == is_reported:
-        return episode
-    column = np.zeros(len(episode), bool) if is_reported else None
-    facts = {**episode.metadata, "success": False} if is_reported else episode.metadata
-    return replace(episode.replace({"next.success": column}), metadata=facts)
 
 
 def _finished_columns(history, clock, began, rows) -> dict[int, dict[str, np.ndarray]]:

@@ -1,4 +1,8 @@
-"""Intervals and tests as pure functions of counts and arrays."""
+"""Intervals and tests as pure functions of counts and arrays.
+
+`level` is the confidence level, from 0 to 1. Of pairs of outcomes of two policies, `b` counts those in which only the
+first succeeds, and `c` those in which only the second does.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,6 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 
     Args:
         successes: Number of successes. It need not be whole: see `two_level_rate`.
-        level: Confidence level, from 0 to 1.
 
     Returns:
         The rate and its interval. The estimate is NaN without trials.
@@ -56,13 +59,7 @@ def clopper_pearson(successes: float, trials: float, level: float = LEVEL) -> In
 
 def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """Interval of a probability that covers `level` on average over probabilities. It is narrower than
-    Clopper-Pearson's.
-
-    Args:
-        level: Confidence level, from 0 to 1.
-
-    Returns:
-        The rate and its interval. The estimate is NaN without trials.
+    Clopper-Pearson's. The estimate is NaN without trials.
 
     References:
         Wilson (1927), Probable Inference, the Law of Succession, and Statistical Inference.
@@ -83,8 +80,6 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
     """Score statistic of a hypothetical difference of two paired proportions.
 
     Args:
-        b: Number of pairs in which only the first policy succeeds.
-        c: Number of pairs in which only the second policy succeeds.
         difference: The hypothetical difference, first minus second.
 
     Returns:
@@ -107,12 +102,7 @@ def tango_z(b: float, c: float, n: float, difference: float) -> float:
 def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
     """Score interval of the difference of two paired proportions, first minus second.
 
-    It stays within [-1, 1], and has a positive width even if no pair differs.
-
-    Args:
-        b: Number of pairs in which only the first policy succeeds. It need not be whole.
-        c: Number of pairs in which only the second policy succeeds. It need not be whole.
-        level: Confidence level, from 0 to 1.
+    It stays within [-1, 1], and has a positive width even if no pair differs. The counts need not be whole.
 
     Returns:
         The difference and its interval. The estimate is NaN without pairs.
@@ -136,13 +126,6 @@ def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVE
 
     It combines Wilson's limits of the two proportions with their correlation.
 
-    Args:
-        both: Number of pairs in which both policies succeed.
-        b: Number of pairs in which only the first succeeds.
-        c: Number of pairs in which only the second succeeds.
-        neither: Number of pairs in which both fail.
-        level: Confidence level, from 0 to 1.
-
     References:
         Newcombe (1998), Improved Confidence Intervals for the Difference between Binomial Proportions Based on Paired
         Data, method 10.
@@ -164,14 +147,7 @@ def newcombe_paired(both: int, b: int, c: int, neither: int, level: float = LEVE
 
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p-value of no difference between two paired proportions: a binomial test of the pairs that
-    differ.
-
-    Args:
-        b: Number of pairs in which only the first policy succeeds.
-        c: Number of pairs in which only the second policy succeeds.
-
-    Returns:
-        The p-value. 1 if no pair differs.
+    differ. It is 1 if none does.
 
     References:
         McNemar (1947), Note on the Sampling Error of the Difference between Correlated Proportions or Percentages.
@@ -188,8 +164,6 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     the same at every call.
 
     Args:
-        values: The values, (n,).
-        level: Confidence level, from 0 to 1.
         weights: Weight of each value, drawn together with it: for a mean over windows whose unit is the episode. None
             for equal weights.
 
@@ -265,12 +239,7 @@ def two_level_rate(
 
 
 def two_level_mean(values: Sequence[Sequence[float] | np.ndarray] | np.ndarray, level: float = LEVEL) -> Interval:
-    """`two_level_rate` of a real measure.
-
-    Args:
-        values: One array of values per training seed, (seeds, episodes).
-        level: Confidence level, from 0 to 1.
-    """
+    """`two_level_rate` of a real measure."""
     return two_level_rate(values, level, kind="real")
 
 
@@ -390,7 +359,6 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
     Args:
         seeds: Number of training seeds, all of them good.
-        level: Confidence level, from 0 to 1.
     """
     if seeds < 1:
         raise ValueError(f"The number of training seeds must be at least 1, not {seeds}.")
@@ -398,11 +366,7 @@ def seeds_not_excluded(seeds: int, level: float = LEVEL) -> float:
 
 
 def seeds_caveat(seeds: int, level: float = LEVEL) -> str:
-    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized.
-
-    Args:
-        level: Confidence level, from 0 to 1.
-    """
+    """One sentence on what few training seeds cannot exclude, to print wherever they are summarized."""
     failing = seeds_not_excluded(seeds, level)
     return (f"Even if {seeds} of {seeds} training seeds succeed, up to {failing:.0%} of all seeds may fail "
             f"({level:.0%} confidence).")
@@ -468,30 +432,30 @@ def beta_posterior(successes: float, trials: float, level: float = LEVEL,
     References:
         Jeffreys (1946), An Invariant Form for the Prior Probability in Estimation Problems.
     """
-    posterior = _beta_parameters(successes, trials, prior)
+    _check_counts(successes, trials)
+    if not min(prior) > 0:
+        raise ValueError(f"the prior must be two positive numbers, not {prior}")
+    posterior = scipy.stats.beta(prior[0] + successes, prior[1] + trials - successes)
     return Interval(float(posterior.mean()), *map(float, posterior.interval(level)), level)
 
 
-def probability_above(
-    successes: float, trials: float, threshold: float, prior: tuple[float, float] = (0.5, 0.5)
-) -> float:
-    """Posterior probability that a rate is above a threshold.
+def sign_flip_p_value(d: np.ndarray) -> float:
+    """The p-value of no mean difference: the fraction of all (or of 9,999 random) sign changes of paired differences
+    that give a mean at least as large.
 
     Args:
-        threshold: The threshold, from 0 to 1.
-        prior: As for `beta_posterior`.
+        d: The differences, (n,).
+
+    References:
+        Fisher (1935), The Design of Experiments.
     """
-    return float(_beta_parameters(successes, trials, prior).sf(threshold))
-
-
-def probability_better(k1: float, n1: float, k2: float, n2: float, prior: tuple[float, float] = (0.5, 0.5)) -> float:
-    """Posterior probability that the first of two rates of independent trials is higher.
-
-    Args:
-        prior: As for `beta_posterior`, for both.
-    """
-    first, second = _beta_parameters(k1, n1, prior), _beta_parameters(k2, n2, prior)
-    return float(np.mean(second.cdf(first.ppf((np.arange(20_000) + 0.5) / 20_000))))
+    if not np.isfinite(d).all():
+        return math.nan
+    if not d.any() or len(d) == 1:  # a single difference has the same size with either sign
+        return 1.0
+    return float(scipy.stats.permutation_test((d,), lambda x, axis: np.mean(x, axis=axis), vectorized=True,
+                                              permutation_type="samples", n_resamples=9_999,
+                                              rng=np.random.default_rng(0)).pvalue)
 
 
 def permutation_p_value(first, second) -> float:
@@ -501,8 +465,8 @@ def permutation_p_value(first, second) -> float:
 
     Args:
         first: Results of the first. For two checkpoints on the same starts, (episodes,), 0s and 1s or returns: the two
-            results of each pair are exchanged (Fisher 1935; for 0s and 1s it is `mcnemar`). For two methods, (training
-            seeds, episodes), all on the same starts: runs are exchanged (Pitman 1937).
+            results of each pair are exchanged (`sign_flip_p_value`; for 0s and 1s it is `mcnemar`). For two methods,
+            (training seeds, episodes), all on the same starts: runs are exchanged (Pitman 1937).
         second: Results of the second, of the same form.
 
     Returns:
@@ -512,14 +476,11 @@ def permutation_p_value(first, second) -> float:
     if x.ndim != y.ndim or x.shape[-1:] != y.shape[-1:] or x.ndim not in (1, 2) or x.size == 0 or y.size == 0:
         raise ValueError(f"both must have the same shape (episodes,) or (training seeds, episodes), unlike {x.shape} "
                          f"and {y.shape}")
-    if x.ndim == 1 and np.isin((x, y), (0, 1)).all():
-        return mcnemar(int((x > y).sum()), int((y > x).sum()))
-    rng = np.random.default_rng(0)
     if x.ndim == 1:
-        return float(scipy.stats.permutation_test((x - y,), lambda d, axis: np.mean(d, axis), vectorized=True,
-                                                  permutation_type="samples", n_resamples=9_999, rng=rng).pvalue)
+        is_rate = np.isin((x, y), (0, 1)).all()
+        return mcnemar(int((x > y).sum()), int((y > x).sum())) if is_rate else sign_flip_p_value(x - y)
     return float(scipy.stats.permutation_test((x.mean(1), y.mean(1)), lambda a, b, axis: a.mean(axis) - b.mean(axis),
-                                              vectorized=True, n_resamples=9_999, rng=rng).pvalue)
+                                              vectorized=True, n_resamples=9_999, rng=np.random.default_rng(0)).pvalue)
 
 
 def pairing_gain(first, second) -> float:
@@ -541,10 +502,3 @@ def pairing_gain(first, second) -> float:
         return float(v.var(ddof=1)) if v.ndim == 1 else _two_level_variance(v)
     apart = variance(x) + variance(y)
     return 1 - variance(x - y) / apart if apart > 0 else math.nan
-
-
-def _beta_parameters(successes: float, trials: float, prior: tuple[float, float]):
-    _check_counts(successes, trials)
-    if not min(prior) > 0:
-        raise ValueError(f"the prior must be two positive numbers, not {prior}")
-    return scipy.stats.beta(prior[0] + successes, prior[1] + trials - successes)

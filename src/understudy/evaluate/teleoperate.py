@@ -15,6 +15,7 @@ from ..core import Feature, UserError, keys
 from ..data.episode import Dataset
 from ..data.formats import open_dataset
 from ..data.recording.recorder import Recorder
+from ..data.tasks import SHOWN_TASK, decode_text
 from ..data.video import resize
 from ..envs.base import Env, Renderable
 from ..envs.devices import Keyboard
@@ -37,9 +38,6 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
     Args:
         on_saved: Called with the number of each saved episode.
         show: Draws the image and the help, in `lines` lines of text.
-        lines: Height of the image in lines.
-        clock: Clock in seconds.
-        sleep: Sleeps for some seconds.
     """
     if not isinstance(env, Renderable):
         raise UserError("the environment cannot be rendered", where=env.metadata["env"],
@@ -141,8 +139,7 @@ def _first_row(columns) -> dict[str, np.ndarray]:
 
 def _task_text(obs) -> str:
     """The task in words, if the environment shows it."""
-    task = bytes(obs["observation.task"][0].numpy()).rstrip(b"\0").decode(errors="replace") if (
-        "observation.task" in obs) else ""
+    task = decode_text(obs[SHOWN_TASK][0].numpy()) if SHOWN_TASK in obs else ""
     return f": {task}" if task else ""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..hints import format_duration, join_and
 from ..learn.training_curves import HELD_OUT_ERROR, LOSS, SCORE, TrainingCurves
 from . import plots
-from .report import Commands, Content, Figures, Section, Table, training_figures, write_page
+from .report import Content, Figures, Section, Table, next_step_section, training_figures, write_page
 
 OVERFIT_RATIO = 1.1  # a held-out error that ends at more than this times its minimum is worth a sentence
 TITLES = {"gradient": "Norm of the gradient", "rate": "Learning rate",
@@ -89,8 +89,7 @@ def write_training_report(path: Path | str, runs: Mapping[str, TrainingCurves],
         sections.append(Section("Evaluated afterwards", evaluations,
                                 "By understudy eval, on starts that training did not use. The interval is that of the "
                                 "evaluation."))
-    if commands:
-        sections.append(Section("What to do next", (Commands(tuple(commands)),)))
+    sections += next_step_section({}, commands)
     title = f"Training of {next(iter(runs))}" if len(runs) == 1 else f"{len(runs)} trainings"
     return write_page(path, title, sections, verdict=training_verdict(runs),
                       footer="Curves: means over equally many updates, as in metrics.jsonl.")

@@ -7,7 +7,6 @@ worker runs an episode.
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
 import time
@@ -24,16 +23,16 @@ from typing import Any, Literal
 
 import torch
 
-from ..child_processes import exit_reason, watch_parent
+from ..child_processes import end_processes, exit_reason, spawn, watch_parent
 from ..core import UserError, is_out_of_memory
 from ..data.episode import Dataset, Episode
 from ..envs import make
-from ..envs.base import Env
+from ..envs.base import Env, EnvWrapper
 from ..execute.actor import Actor
 from ..learn.method import load_actor
 from ..user_code import locate_user_error
 from .evaluation import Evaluation, evaluation_of
-from .rollout import rollout, with_success_column
+from .rollout import as_dataset, rollout
 from .stats import LEVEL
 
 WorkerSetup = Callable[[], tuple[Actor, Env]]
@@ -68,15 +67,11 @@ def evaluate_parallel(
     level: float = LEVEL,
     watch: EpisodeCallback = lambda n, e: None,
 ) -> Evaluation:
-    """`evaluation.evaluate`, with the episodes distributed over workers.
+    """`evaluation.evaluate`, with the episodes distributed over workers. The result does not depend on their number.
 
     Args:
-        setup: Called in each worker. It returns the actor and the environment.
-        workers: Number of processes, or a Ray address.
-        watch: Called with the number of each episode that ended, and the episode.
-
-    Returns:
-        The evaluation. It does not depend on the number of workers.
+        setup: See `WorkerPool`.
+        workers: Number of processes, or "ray".
 
     Example:
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
@@ -145,11 +140,7 @@ class WorkerPool:
     def rollout(
         self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
     ) -> Dataset:
-        """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers.
-
-        Args:
-            watch: Called with the number of each episode that ended, and the episode.
-        """
+        """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers."""
         if self._local is not None:
             with single_threaded():
                 rollouts = rollout(*self._local, episodes, seed, first=first, watch=watch)
@@ -164,11 +155,7 @@ class WorkerPool:
             done[number] = episode
             watch(number, episode)
         self._distribute(range(first, first + episodes), seed, keep)
-        reports_success = any("next.success" in e.steps for e in done.values())
-        return Dataset(
-            [with_success_column(done[n], reports_success) for n in sorted(done)],
-            {"env": self.metadata["env"], "fps": self.metadata.get("fps"), "version": self.metadata.get("version")},
-        )
+        return as_dataset([done[n] for n in sorted(done)], self.metadata)
 
     def _distribute(self, numbers: range, seed: int, keep: EpisodeCallback) -> None:
         crew = self._backend
@@ -250,11 +237,12 @@ def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Calla
             env.close()
 
 
-class _SingleEpisodeEnv(Env):
+class _SingleEpisodeEnv(EnvWrapper):
     """All rows run the same episode. Rows without one would start the next episodes, and one of these may crash."""
 
     def __init__(self, env: Env):
-        self.env, self.rows, self.features, self.metadata = env, env.rows, env.features, env.metadata
+        super().__init__(env)
+        self.metadata = env.metadata
 
     def reset(self, which, key):
         return self.env.reset(which, key[:1].expand(len(key)).clone())
@@ -289,7 +277,7 @@ class _Worker:
 
 
 class _ProcessBackend:
-    """Processes of this machine. They are spawned, because a forked process may hang on the threads of its parent."""
+    """Processes of this machine."""
 
     def __init__(self, setup: WorkerSetup, count: int):
         try:
@@ -298,14 +286,9 @@ class _ProcessBackend:
             raise UserError(f"the setup cannot be sent to another process: {setup} ({error})",
                             where="Workers", hint="give a function of a module, or functools.partial of one") from None
         self.setup, self.count, self.workers = setup, count, []
-        self.context = multiprocessing.get_context("spawn")
 
     def start_worker(self) -> None:
-        own_pipe, worker_pipe = self.context.Pipe()
-        process = self.context.Process(target=_worker_process, args=(worker_pipe, self.setup), name="understudy worker")
-        process.start()
-        worker_pipe.close()  # so that the pipe ends when the worker dies
-        self.workers.append(_Worker((process, own_pipe)))
+        self.workers.append(_Worker(spawn(_worker_process, self.setup, name="understudy worker")))
 
     def assign(self, member: _Worker, share: range, seed: int) -> None:
         member.is_busy, member.pending = True, set(share)
@@ -326,14 +309,7 @@ class _ProcessBackend:
                 yield member, "died", exit_reason(process.exitcode)
 
     def shutdown(self) -> None:
-        for process, _ in (m.handle for m in self.workers):
-            process.terminate()
-        for process, pipe in (m.handle for m in self.workers):
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-            pipe.close()
+        end_processes([m.handle for m in self.workers])
         self.workers = []
 
 

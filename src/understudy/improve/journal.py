@@ -13,7 +13,7 @@ import numpy as np
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset, write_dataset
 from ..envs.base import Env
-from ..evaluate.rollout import rollout, with_success_column
+from ..evaluate.rollout import as_dataset, rollout
 from ..execute.actor import Actor
 from ..files import whole_folder
 
@@ -59,10 +59,7 @@ class EpisodeJournal:
             count = next((i for i, n in enumerate(missing) if n != missing[0] + i), len(missing))
             with suppress(EpisodeDiscarded):
                 rollout(actor, env, count, seed, first=missing[0], watch=store)
-        stored = [self.episode(n) for n in numbers]
-        is_reported = any("next.success" in e.steps for e in stored)
-        return Dataset([with_success_column(e, is_reported) for e in stored],
-                       {name: env.metadata.get(name) for name in ("env", "fps", "version")})
+        return as_dataset([self.episode(n) for n in numbers], env.metadata)
 
     def __contains__(self, number: int) -> bool:
         return number in self.in_memory if self.folder is None else (self.folder / str(number)).is_dir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -12,7 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 from safetensors.torch import load, save
 
-from ..child_processes import exit_reason, watch_parent
+from ..child_processes import exit_reason, spawn, watch_parent
 from ..core import UserError
 from ..data.batch_sampler import BatchSampler
 from ..data.device_windows import to_device
@@ -33,13 +32,8 @@ def update_meanwhile(learner: Learner, sampler: BatchSampler, updates: range, se
         meanwhile: If it raises an error, the updates are lost.
         callbacks: Called for each update after the last one, with the learner as it is then.
     """
-    context = multiprocessing.get_context("spawn")  # a forked process may hang on the threads of its parent
-    pipe, other = context.Pipe()
     copied = copy.deepcopy(learner)  # tensors are sent as shared memory, which the process changes
-    process = context.Process(target=_train, args=(other, copied, sampler, updates, seed, torch.get_num_threads()),
-                              name="understudy updates")
-    process.start()
-    other.close()  # so that the pipe ends when the process dies
+    process, pipe = spawn(_train, copied, sampler, updates, seed, torch.get_num_threads(), name="understudy updates")
     try:
         meanwhile()
         try:

@@ -101,7 +101,7 @@ def _check_plan_after_actions(executor: ActionConditionedExecutor, policy: Polic
 
 
 def _require_unchanged(now: Tensor, before: Tensor) -> Tensor:
-    require_equal(now, before, "act must not change a state in place")
+    require_equal(now, before, "a state must not be changed in place")
     return now
 
 
@@ -125,7 +125,7 @@ def check_speaker(speaker: Speaker, observations: Sequence[Mapping[str, Tensor]]
             words, upcoming = speaker.speak(chosen_obs, state)
             require(not isinstance(words, str) and len(words) == len(which) and all(isinstance(w, str) for w in words),
                     f"it must say one text to each of {len(which)} rows, and said {words!r}")
-            tree_map(lambda now, was: require_equal(now, was, "no state may be changed in place"), state, before)
+            tree_map(_require_unchanged, state, before)
             require(_structure(upcoming) == _structure(state), "the state must keep its structure")
             texts.append(tuple(words))
             state = upcoming
@@ -195,13 +195,11 @@ class _ShownRecorder(Actor):
 
 
 def _wrapper_ends_actions(build, wrapper, seed) -> bool:
-    env = WrappedEnv(build(2), wrapper)
-    try:
-        rollout(_random_actor(env), env, 2, seed)
-    except Unsupported:
-        return True
-    finally:
-        env.close()
+    with closing(WrappedEnv(build(2), wrapper)) as env:
+        try:
+            rollout(_random_actor(env), env, 2, seed)
+        except Unsupported:
+            return True
     return False
 
 

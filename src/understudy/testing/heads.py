@@ -139,13 +139,12 @@ def _head_reads_noise(policy, batch, noise):
     if isinstance(head, TemperatureHead):  # at temperature 0 many read no noise
         head = replace(head, temperature=10.0)
     context = policy.context(batch.obs)
-    one, other = (head.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1))
     cold = (replace(head, temperature=0.0),) if isinstance(head, TemperatureHead) else ()
-    for setting in (head, policy.config.head, *cold):
+    for setting in (policy.config.head, *cold, head):
         plans = [setting.sample(policy.net, context, x) for x in (noise, noise.flip(0) + 1)]
         require(not setting.ignores_noise or torch.allclose(*plans),
                 f"ignores_noise of {setting} is True, but other noise gives other plans: override it")
-    require(not torch.allclose(one, other), f"the noise of {type(head).__name__} has shape "
+    require(not torch.allclose(*plans), f"the noise of {type(head).__name__} has shape "
             f"{tuple(policy.noise_shape)} per plan, but other noise gives the same plans: use it in `sample`, or "
             "return (horizon, 0) from `noise`")
 

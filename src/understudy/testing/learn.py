@@ -31,7 +31,7 @@ from ..learn.latent_labels import LatentEncoder
 from ..learn.reward_models import RewardModel, RewardModelConfig
 from ..nets.mlp import MLP
 from ..policy import Policy, PolicyConfig
-from .base import STATE, ContractViolation, _packages_in_files, _rng, require, require_equal, require_finite
+from .base import STATE, _packages_in_files, _rng, require, require_equal, require_finite
 from .random_data import random_dataset
 
 Module = TypeVar("Module", bound=CheckpointModule)
@@ -60,19 +60,14 @@ def check_scorer(scorer: Scorer, obs: Mapping[str, Tensor], plan: Tensor) -> Non
     require(torch.equal(torch.random.get_rng_state(), state), "a score must not be random")
     one = scorer({k: v[1:2] for k, v in read.items()}, plan[1:2])
     require_equal(one[0], score[1], "a row's score must not depend on the other rows", 1e-4)
-    with tempfile.TemporaryDirectory() as folder:
-        save_module(scorer, folder)
-        again = load_module(folder, _packages_in_files(folder))
-        require(type(again) is type(scorer), "what was saved must be loaded as the same class")
-        require_equal(again(read, plan), score, "what was loaded must score alike")
+    require_equal(_saved_and_loaded(scorer)(read, plan), score, "what was loaded must score alike")
 
 
 def _saved_and_loaded(module: Module) -> Module:
     with tempfile.TemporaryDirectory() as folder:
         save_module(module, folder)
         loaded = load_module(folder, _packages_in_files(folder))
-    if type(loaded) is not type(module):
-        raise ContractViolation("what was saved must be loaded as the same class")
+    require(type(loaded) is type(module), "what was saved must be loaded as the same class")
     return cast(Module, loaded)
 
 
@@ -135,9 +130,7 @@ def _check_learner(config, policy_config):
                 **{k: Feature("float32", ()) for k in config.extra},
                 policy_config.target: Feature("int64", (1,), "discrete", num_classes=(3,))
                 if isinstance(policy_config.head, Categorical) else Feature("float32", (2,))}
-    data, name = random_dataset(features), f"with {type(policy_config.head).__name__}"
-    data = Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
-                    for number, episode in enumerate(data)])
+    data, name = _half_by_an_expert(random_dataset(features)), f"with {type(policy_config.head).__name__}"
 
     def build(seed, statistics=True):
         with torch.random.fork_rng(devices=[]):
@@ -183,6 +176,11 @@ def _check_learner(config, policy_config):
             require(torch.equal(value, learner.state()[0][key]), f"{name}, {key} must be bit-equal after resuming")
 
 
+def _half_by_an_expert(data: Dataset) -> Dataset:
+    return Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
+                    for number, episode in enumerate(data)])
+
+
 def _check_batch_sampler(sampler, size):
     whole, same, other = (sampler.batch(size, step) for step in (3, 3, 4))
     require(torch.equal(whole.action, same.action), "a batch must be a function of seed and step")
@@ -212,8 +210,7 @@ def check_reward_model(config: RewardModelConfig) -> None:
     """
     columns = {STATE: Feature("float32", (3,)), "action": Feature("float32", (2,)),
                **{name: Feature("float32", ()) for name in (*config.extra, "next.reward", "next.terminated")}}
-    data = Dataset([replace(episode, metadata={**episode.metadata, EXPERT: number % 2 == 0})
-                    for number, episode in enumerate(random_dataset(columns, steps=24))])
+    data = _half_by_an_expert(random_dataset(columns))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = Policy(PolicyConfig(Regression(), MLP(16, 1), inputs=(STATE,)), columns).fit_statistics(data).eval()

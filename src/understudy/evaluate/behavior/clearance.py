@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,6 @@ def success_margin(episode: Episode, env: Env | None) -> float | None:
 def obstacle_clearance(episode: Episode, env: Env | None) -> float | None:
     """Smallest distance of an episode from the edge of an obstacle.
 
-    Args:
-        env: Environment with a `PlanarMap`.
-
     Returns:
         The distance in units of the map. None if there is no obstacle.
     """
@@ -51,10 +48,9 @@ def _closest_distance(episode: Episode, env: Env | None, role: str) -> float | N
     if not isinstance(env, PlanarMap):
         return None
     plane, gaps = env.map(), []
-    name, *at = plane["path"]
-    if name not in episode.steps:
+    if plane["path"][0] not in episode.steps:
         return None
-    way = _state_components(episode, name, at)
+    way = planar_points(episode, plane["path"])
     for shape in (*plane["shapes"], *plane.get("marks", ())):
         if shape["role"] == role and shape["kind"] == "circle":
             gaps.append(np.nanmin(np.linalg.norm(way - _shape_position(shape, episode), axis=1)) - shape["radius"])
@@ -63,12 +59,11 @@ def _closest_distance(episode: Episode, env: Env | None, role: str) -> float | N
 
 def _shape_position(shape: Mapping[str, Any], episode: Episode) -> np.ndarray:
     """(2,), or (T, 2) if it differs between episodes and may move."""
-    if "at" in shape:
-        return np.asarray(shape["at"], float)
-    name, *at = shape["column"]
-    return _state_components(episode, name, at)
+    return np.asarray(shape["at"], float) if "at" in shape else planar_points(episode, shape["column"])
 
 
-def _state_components(episode: Episode, name: str, at: list[int]) -> np.ndarray:
-    column = np.asarray(episode.steps[name], float)
-    return column.reshape(len(column), -1)[:, at]
+def planar_points(episode: Episode, column: Sequence[Any]) -> np.ndarray:
+    """The places on a `PlanarMap` that a column has, such as ("observation.state", 0, 1): (T or T + 1, 2)."""
+    name, *at = column
+    values = np.asarray(episode.steps[name], float)
+    return values.reshape(len(values), -1)[:, at]

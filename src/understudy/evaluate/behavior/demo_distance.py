@@ -11,7 +11,7 @@ import scipy
 from ...data.episode import Dataset, Episode
 from ..stats import LEVEL, Interval, clopper_pearson
 from .motion import motion_features
-from .scaling import TrajectoryScaling, evenly_spaced
+from .scaling import TrajectoryScaling, evenly_spaced, evenly_spaced_indices
 
 MAX_STEPS = 20_000  # steps of the demonstrations in the index, evenly spaced
 MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
@@ -55,7 +55,7 @@ class DemonstrationIndex:
         states, whose = np.concatenate(states), np.concatenate(whose)
         if not len(states):
             return None
-        at = np.unique(np.linspace(0, len(states) - 1, min(MAX_STEPS, len(states))).round().astype(int))
+        at = evenly_spaced_indices(len(states), MAX_STEPS)
         states, axes = states[at], np.eye(states.shape[1])
         if view.n_components > MAX_COMPONENTS:
             axes = np.linalg.eigh(states.T @ states)[1][:, ::-1][:, :MAX_COMPONENTS]
@@ -80,16 +80,13 @@ class DemonstrationIndex:
         actions = self.scaling.actions(episode) if self.actions is not None else None
         state_distances, action_distances = np.full(len(states), np.nan), np.full(len(states), np.nan)
         good = np.flatnonzero(np.isfinite(states).all(1))
-        if exclude is not None and not (self.episode != exclude).any():
+        is_allowed = self.episode != (-1 if exclude is None else exclude)
+        if not len(good) or not is_allowed.any():
             return state_distances, action_distances
-        if not len(good):
-            return state_distances, action_distances
-        n_excluded = int((self.episode == exclude).sum()) if exclude is not None else 0
-        ask = min(count + n_excluded, len(self.episode))
+        ask = min(count + int((~is_allowed).sum()), len(self.episode))
         neighbor_distances, neighbors = self.tree.query(states[good], np.arange(1, ask + 1))
-        is_other = np.ones_like(neighbors, bool) if exclude is None else self.episode[neighbors] != exclude
-        rank = np.where(is_other, np.cumsum(is_other, 1), 0)
-        kept = is_other & (rank <= count)
+        is_other = is_allowed[neighbors]
+        kept = is_other & (np.cumsum(is_other, 1) <= count)
         state_distances[good] = np.where(kept, neighbor_distances, np.inf).min(1) / math.sqrt(self.n_state_components)
         if actions is not None and self.actions is not None:
             assert self.scaling.action_scale is not None

@@ -115,11 +115,7 @@ def successful_episodes(episodes: Dataset) -> Dataset:
 
 
 def mode_counts(episodes: Dataset, mode_of: ModeFunction) -> Counter[str]:
-    """Number of successful episodes in each mode.
-
-    Args:
-        mode_of: Mode of an episode, or None.
-    """
+    """Number of successful episodes in each mode."""
     return Counter(w for e in successful_episodes(episodes) if (w := mode_of(e)) is not None)
 
 
@@ -145,11 +141,7 @@ def mode_entropy(counts: Sequence[float], n_modes: int) -> float:
 
 
 def expected_entropy(n_modes: int, repeats: int) -> float:
-    """Mean entropy that few rollouts find of a policy whose modes are equally frequent. It is less than 1.
-
-    Args:
-        repeats: Number of rollouts.
-    """
+    """Mean entropy that few rollouts find of a policy whose modes are equally frequent. It is less than 1."""
     k = np.arange(1, repeats + 1)
     p = scipy.stats.binom.pmf(k, repeats, 1 / n_modes)
     return float(-n_modes * (p * (k / repeats) * np.log(k / repeats)).sum() / math.log(n_modes)) + 0.0
@@ -163,7 +155,6 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
     Args:
         episodes: Rollouts of `rollout_repeated_starts`, with `metadata["start"]`.
-        mode_of: Mode of an episode, or None.
 
     References:
         Jia et al. (2024), Towards Diverse Behaviors: A Benchmark for Imitation Learning with Human Demonstrations
@@ -211,9 +202,6 @@ def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, s
     """Roll each of the first episodes of a seed out several times.
 
     A policy without randomness does the same every time.
-
-    Args:
-        watch: Called with the number of each episode that ended, and the episode.
 
     Returns:
         The episodes. `metadata["start"]` is the number of the start.

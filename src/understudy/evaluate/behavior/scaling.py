@@ -68,7 +68,12 @@ class TrajectoryScaling:
 
 def evenly_spaced(data: Dataset, max_episodes: int = MAX_EPISODES) -> list[Episode]:
     """A limited number of episodes, evenly spaced, the first and the last included."""
-    return [data[int(i)] for i in np.unique(np.linspace(0, len(data) - 1, min(max_episodes, len(data))).round())]
+    return [data[int(i)] for i in evenly_spaced_indices(len(data), max_episodes)]
+
+
+def evenly_spaced_indices(n: int, max_count: int) -> np.ndarray:
+    """At most this many of the numbers from 0 to n - 1, evenly spaced, including both ends."""
+    return np.unique(np.linspace(0, n - 1, min(n, max_count)).round().astype(int)) if n else np.zeros(0, int)
 
 
 def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:

@@ -1,10 +1,3 @@
-"""Bottleneck encoder: a noisy code of the observation, whose information can be limited.
-
-Information bottleneck: a limit on what the code of an observation tells about it.
-"""
-
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated

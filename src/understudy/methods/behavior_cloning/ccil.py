@@ -1,7 +1,3 @@
-"""Behavior cloning, also from states beside the demonstrations that a continuous model says lead back to them."""
-
-from __future__ import annotations
-
 from typing import Annotated
 
 import numpy as np

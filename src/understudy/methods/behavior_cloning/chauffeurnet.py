@@ -1,5 +1,3 @@
-"""Behavior cloning of paths, also from bent ones that return, with losses against collisions and leaving the lane."""
-
 from __future__ import annotations
 
 import math

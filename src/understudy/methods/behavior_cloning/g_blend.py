@@ -1,5 +1,3 @@
-"""Behavior cloning from several columns, each with a loss of its own, weighted by how it overfits."""
-
 from __future__ import annotations
 
 import copy

@@ -1,7 +1,3 @@
-"""Behavior cloning with a penalty on what differs between places, so that cues with another law in each count less."""
-
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import torch

@@ -1,5 +1,3 @@
-"""ISW-BC: cloning of all steps, weighted by how likely a discriminator takes them for demonstrated ones."""
-
 from __future__ import annotations
 
 from dataclasses import field

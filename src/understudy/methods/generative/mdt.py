@@ -1,10 +1,3 @@
-"""Goal encoder: one token for the goal, whether it is given as an observation, in words or by a class.
-
-Auxiliary losses for policies whose goals are given in several ways: alignment of the goals, and foresight.
-"""
-
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,5 +1,3 @@
-"""Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""Calibrated Q-learning: conservative Q-learning that lowers no score of the policy below the stored return."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""Critic regularized regression: cloning of the stored actions whose score is above that of the policy's own."""
-
 from __future__ import annotations
 
 from typing import Annotated, Literal

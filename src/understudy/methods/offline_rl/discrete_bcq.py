@@ -1,5 +1,3 @@
-"""Batch-constrained Q-learning for classes: the best of the classes that demonstrations take often enough."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping

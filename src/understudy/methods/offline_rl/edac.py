@@ -1,5 +1,3 @@
-"""EDAC: soft actor-critic with many critics, whose opinions on the direction of a better action are kept apart."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""f-DVL: the value of an observation is a quantile of its scores, which no error of a score can raise at will."""
-
 from __future__ import annotations
 
 import torch

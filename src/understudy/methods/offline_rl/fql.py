@@ -1,5 +1,3 @@
-"""Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data."""
-
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,5 +1,3 @@
-"""Implicit Q-learning on encoded histories that lie as far apart as what can follow them (bisimulation)."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,7 +1,3 @@
-"""Implicit Q-learning, as a method."""
-
-from __future__ import annotations
-
 from ...core import Schema
 from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical

@@ -1,5 +1,3 @@
-"""Importance-weighted supervised fine-tuning: cloning of the best episodes, weighted by ratios of densities."""
-
 from __future__ import annotations
 
 from dataclasses import field

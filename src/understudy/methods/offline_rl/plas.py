@@ -1,5 +1,3 @@
-"""PLAS: a policy that chooses the latent of an autoencoder of the stored actions, so that it can do nothing else."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""PRDC: an actor-critic whose actions stay near those of similar states, and not near that of each state alone."""
-
 from __future__ import annotations
 
 from functools import cached_property

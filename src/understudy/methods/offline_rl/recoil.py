@@ -1,5 +1,3 @@
-"""ReCOIL: a few demonstrations say which of many other stored steps lead to where they went."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""Extreme Q-learning: the value of an observation is a soft maximum of its scores, by Gumbel regression."""
-
 from __future__ import annotations
 
 from typing import Annotated

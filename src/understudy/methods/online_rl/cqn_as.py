@@ -1,5 +1,3 @@
-"""CQN-AS: a critic of action sequences without an actor, which zooms from coarse to fine intervals of actions."""
-
 from __future__ import annotations
 
 from dataclasses import field

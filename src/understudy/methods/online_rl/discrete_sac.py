@@ -1,5 +1,3 @@
-"""Soft actor-critic for actions that are classes, whose expectations over actions are sums."""
-
 from __future__ import annotations
 
 import math

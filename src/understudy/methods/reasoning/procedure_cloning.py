@@ -1,10 +1,3 @@
-"""Procedures: the intermediate results of the computation by which an expert chooses its actions.
-
-A policy that learns each step of the computation can repeat it where a policy that learns only the actions fails.
-"""
-
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache

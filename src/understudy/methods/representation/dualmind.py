@@ -1,7 +1,3 @@
-"""Prompted encoder: a transformer over the tokens of an observation, which a prompt changes by cross-attention."""
-
-from __future__ import annotations
-
 from dataclasses import field, replace
 from typing import Annotated
 

@@ -1,10 +1,3 @@
-"""Prompts that show the motion of an episode, from which inverse dynamics are learned.
-
-Multimodal prompts: words and objects in one sequence, next to the objects of the scene.
-"""
-
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

@@ -1,10 +1,3 @@
-"""Transformer over one token per number of a history, or over one token per modality.
-
-Objectives that train a `ComponentTokenEncoder`: predict hidden tokens, or each token from those before it.
-"""
-
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

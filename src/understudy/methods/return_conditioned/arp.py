@@ -1,8 +1,3 @@
-"""Returns to go of rewards that a scorer of observations gives, in training and while acting.
-
-Scorers of how well an observation fits the words of a task, and what they give for the training data.
-"""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

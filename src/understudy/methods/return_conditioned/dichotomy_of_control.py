@@ -1,5 +1,3 @@
-"""Dichotomy of Control: a latent of the future that holds what the actions decide, and not what chance decides."""
-
 from __future__ import annotations
 
 import math

@@ -1,5 +1,3 @@
-"""ADS: rewards of optimal transport, and a discount that looks further once the policy follows the demonstrations."""
-
 from __future__ import annotations
 
 from bisect import bisect_left

@@ -1,7 +1,3 @@
-"""Density of the demonstrations as a reward: how likely each step is among those of demonstrations."""
-
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Annotated, Literal

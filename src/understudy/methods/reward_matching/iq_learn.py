@@ -1,5 +1,3 @@
-"""IQ-Learn: a critic alone is learned from demonstrations, and it is a reward and a policy at once."""
-
 from __future__ import annotations
 
 import math

@@ -1,5 +1,3 @@
-"""ROT: rewards of optimal transport, and cloning that steps back once the policy is better than its clone."""
-
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,5 +1,3 @@
-"""Skill autoencoder with instructions: few labeled episodes give words a place in the space of skills."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace

@@ -16,7 +16,7 @@ from ..data.codec import CodecModule
 from ..data.episode import Dataset
 from ..data.window import Goal, SamplingWeights, Subgoal, Window
 from ..execute.planners import PlannerWrapper, Unresolved
-from ..heads.categorical import Categorical
+from ..heads.categorical import choose_head
 from ..heads.gaussian import Gaussian
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
@@ -96,8 +96,7 @@ def goal_conditioned_method(learner: GoalConditioned, column: str, features: Sch
         column: The column whose later values are goals.
         features: The columns of the data, if they are known. Classes as actions get a `Categorical` head.
     """
-    action, encoder = (features or {}).get("action"), simplest_encoder(features)
-    head = Categorical() if action is not None and action.kind == "discrete" else Gaussian(std=1.0)
+    head, encoder = choose_head(features, Gaussian(std=1.0)), simplest_encoder(features)
     policy = PolicyConfig(head, FeedForward((256, 256, 256), "gelu"), encoder, window=Window(goals=(Goal(column),)))
     return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)))
 

@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.critic import CriticConfig
 from ...learn.implicit_q_learning import IQL
@@ -21,10 +21,9 @@ def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = Non
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
     encoder = simplest_encoder(features)
     return Method(
-        PolicyConfig(Categorical() if discrete else Gaussian(), MLP(256, 2), encoder),
+        PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2), encoder),
         RecedingHorizon(),
         IQL(expectile=expectile, beta=beta, critic=CriticConfig(encoder=encoder)),
     )

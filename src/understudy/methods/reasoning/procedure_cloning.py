@@ -11,7 +11,7 @@ from ...data.operations import Operation
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical, IteratedPlanner
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
@@ -167,12 +167,12 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
         channels: Channels of each convolution of the network that predicts a step of the search from the one before.
         steps: Number of updates of that network.
     """
-    discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
+    search = GridSearch(grid)
     step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),
                         inputs=(grid, PROCEDURE), target=PROCEDURE, window=Window(action_offset=1))
     stage = Stage("procedure", Method(step, learner=BehaviorCloning(steps, 32),
                                       transforms=(ProcedureEpisodes(search),)))
-    action = PolicyConfig(Categorical() if discrete else Regression(), FeedForward((64,)), GridEncoder((), cell),
+    action = PolicyConfig(choose_head(features, Regression()), FeedForward((64,)), GridEncoder((), cell),
                           inputs=(PROCEDURE, cell))
     return Method(action, RecedingHorizon(), BehaviorCloning(1000, 32), (ProcedureResult(search),), (stage,),
                   inference=(Hierarchical(IteratedPlanner(FromStage("procedure"), PROCEDURE, n_steps),

@@ -5,7 +5,7 @@ from ...core import Schema
 from ...data.missing_actions import LabeledSteps
 from ...data.window import Goal, Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -29,8 +29,7 @@ def icvf(column: str = "observation.state", discount: float = 0.99, features: Sc
     Args:
         column: The only column that is read. Its later values are outcomes and intents.
     """
-    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
-    policy = PolicyConfig(Categorical() if discrete else Regression(), FeedForward(), inputs=(column,))
+    policy = PolicyConfig(choose_head(features, Regression()), FeedForward(), inputs=(column,))
     outcome = Goal(column, OUTCOME, p_curgoal=0.2, p_randomgoal=0.3)
     passive = replace(policy, target="", window=Window(goals=(outcome, replace(outcome, into=INTENT))))
     learner = RepresentationLearning((IntentionValue(discount=discount),))

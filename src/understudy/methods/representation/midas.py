@@ -12,7 +12,7 @@ from ...data.episode import Episode
 from ...data.operations import Operation
 from ...execute.chunking import RecedingHorizon
 from ...heads.bins import Bins
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
@@ -231,8 +231,7 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
         keep_motions: In the second stage, train each episode also with the motion as its prompt. Without it, following
             motions is unlearned.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical(autoregressive=True) if discrete else Bins(50, temperature=0)
+    head = choose_head(features, Bins(50, temperature=0), Categorical(autoregressive=True))
     encoder = MultimodalPromptEncoder(objects, words, prompt_objects, width=width)
     policy = PolicyConfig(head, InContextTransformer(width, depth, causal=False), encoder, inputs=encoder.columns,
                           codec=Normalizer(unscaled=(objects, prompt_objects)))

@@ -31,7 +31,7 @@ from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...files import write_json
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.fit import LearnerConfig
@@ -352,8 +352,7 @@ def arp(n_obs_steps: int = 4, target_return: float | None = None, quantile: floa
         target_return: Desired return while acting. None: the quantile of the demonstrations.
         quantile: Quantile of the returns of the demonstrations. 1 is the highest.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
+    head, past = choose_head(features, Regression(), Categorical(temperature=1.0)), n_obs_steps - 1
     words = () if features is not None and TASK in features else (TaskText(),)
     trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
     window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step

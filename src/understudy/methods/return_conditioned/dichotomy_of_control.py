@@ -16,7 +16,7 @@ from ...data.window import SamplingWeights
 from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN, Hierarchical
 from ...heads.base import LikelihoodHead
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.critic import CriticConfig
@@ -292,8 +292,7 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
         information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
         n: Number of latents that are compared while acting.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical(temperature=1.0) if discrete else Gaussian(temperature=1.0)
+    head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))
     policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
     return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
                   (ConstantColumn(FUTURE, (0.0,) * latent_dim),),

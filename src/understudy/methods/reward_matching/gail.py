@@ -1,6 +1,6 @@
 from ...core import Schema
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.retention import LastRounds
@@ -29,8 +29,7 @@ def gail(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, penalty: f
         penalty: Weight of the gradient penalty of the discriminator.
         features: The columns of the data. Classes get a categorical head. Images are read as tokens.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head, encoder = Categorical() if discrete else SquashedGaussian("free"), simplest_encoder(features)
+    head, encoder = choose_head(features, SquashedGaussian("free")), simplest_encoder(features)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
     return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), encoder), RecedingHorizon(),
                   PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder)),

@@ -7,7 +7,7 @@ from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.latent_labels import SKILL, LatentLabels
@@ -33,9 +33,9 @@ def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memo
         memory: Number of periods whose observations and codes the high-level policy reads.
         max_bytes: Number of bytes of the words.
     """
-    discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
-    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)),
-                       inputs=inputs_without_words(features))
+    quantizer = FSQ(levels)
+    head = choose_head(features, Gaussian(), Categorical(temperature=1.0))
+    low = PolicyConfig(head, codec=Normalizer(unscaled=(SKILL,)), inputs=inputs_without_words(features))
     codes = Method(low, learner=SkillAutoencoder(period, quantizer=quantizer),
                    transforms=(ConstantColumn(SKILL, (0.0,) * len(levels)),))
     high = PolicyConfig(Categorical(autoregressive=True), window=Window(n_obs_steps=memory))

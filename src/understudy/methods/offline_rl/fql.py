@@ -8,16 +8,12 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.flow import Flow
-from ...learn.critic import CriticConfig
-from ...learn.critic_learning import CriticLearningConfig
+from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.targets import ReturnBound, td_terms
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -109,9 +105,4 @@ def fql(distance_weight: float = 10.0, features: Schema | None = None) -> Method
     Args:
         distance_weight: Weight of the distance to the flow, relative to a score of mean absolute value 1.
     """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Flow(1, prediction="sample"), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        FQL(distance_weight=distance_weight, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(Flow(1, prediction="sample"), FQL(distance_weight=distance_weight), features)

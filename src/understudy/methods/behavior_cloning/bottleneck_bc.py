@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ...core import AtLeast, Context, part
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -101,6 +100,5 @@ def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -
     Args:
         weight: Weight of the penalty on the information in the code.
     """
-    policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps, 1))
-    return Method(policy, RecedingHorizon(),
-                  BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))
+    policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps))
+    return Method(policy, learner=BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))

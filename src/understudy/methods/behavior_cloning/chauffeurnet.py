@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, AtMost, Context, UserError, part, uniform
 from ...data.episode import Dataset
 from ...data.operations import Operation
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -218,4 +217,4 @@ def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] =
     weights = ImitationDropout(0.5, ColumnWeights(MADE, 0.1))
     losses = (CollisionLoss(box, half, radius), LaneLoss(half_width, radius))
     learner = BehaviorCloning(4000, sample_weights=weights, auxiliary_losses=losses)
-    return Method(PolicyConfig(Regression()), RecedingHorizon(), learner, (TrajectoryPerturbation(steps, past=past),))
+    return Method(PolicyConfig(Regression()), learner=learner, transforms=(TrajectoryPerturbation(steps, past=past),))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, Batch, Below, Context, HeadSpec, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Windows
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, BehaviorCloningLearner
 from ...learn.fit import LearnerConfig
@@ -183,4 +182,4 @@ def g_blend(width: int = 64) -> Method:
         width: Width of each column's token.
     """
     policy = PolicyConfig(Regression(), FeedForward((64, 64)), ColumnEncoder(width))
-    return Method(policy, RecedingHorizon(), GradientBlend())
+    return Method(policy, learner=GradientBlend())

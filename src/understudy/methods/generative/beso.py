@@ -19,7 +19,6 @@ def beso(column: str = "observation.state", scale: float = 2.0, n_steps: int = 3
     """Goal-conditioned diffusion with classifier-free guidance towards a later observation of the episode.
 
     Args:
-        column: The column whose later values are goals.
         scale: Guidance scale. 1 is the plain policy, 0 the policy without a goal.
         n_steps: Number of sampling steps of one action.
     """

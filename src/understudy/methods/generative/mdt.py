@@ -216,9 +216,6 @@ def mdt(column: str = "observation.state", horizon: int = 10, n_action_steps: in
     """Multimodal diffusion transformer: later observations and words are goals of one policy; few words are enough.
 
     Where an episode has no task in words, a later observation is the goal. The policy acts on either.
-
-    Args:
-        column: The column whose later values are goals.
     """
     goals = goal, _ = "observation.goal", "observation.task"
     window = Window(1, horizon, goals=(Goal(column, into=goal, discount=0.9),))

@@ -96,7 +96,6 @@ def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema 
     """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
 
     Args:
-        column: The column whose later values are goals.
         alpha: Weight of the loss of the stored actions.
     """
     return goal_conditioned_method(CRL(alpha=alpha), column, features)

@@ -194,7 +194,6 @@ def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0
     """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.
 
     Args:
-        column: The column whose later values are goals.
         latent_dim: Number of components of z.
         alpha: Weight of the loss of the stored actions.
     """

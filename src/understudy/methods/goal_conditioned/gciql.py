@@ -85,7 +85,6 @@ def gciql(column: str = "observation.state", alpha: float = 0.3, features: Schem
     """Goal-conditioned implicit Q-learning: a critic of actions for each goal, which the policy maximizes.
 
     Args:
-        column: The column whose later values are goals.
         alpha: Weight of the loss of the stored actions.
     """
     return goal_conditioned_method(GCIQL(alpha=alpha), column, features)

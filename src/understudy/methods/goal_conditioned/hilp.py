@@ -167,7 +167,6 @@ def hilp(column: str = "observation.state", latent_dim: int = 32, alpha: float =
     """Hilbert foundation policy: moves in any direction of a space whose distances are numbers of steps.
 
     Args:
-        column: The column whose later values are goals.
         latent_dim: Number of dimensions of the space.
         alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
     """

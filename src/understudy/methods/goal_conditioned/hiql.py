@@ -136,7 +136,6 @@ def hiql(column: str = "observation.state", subgoal_steps: int = 25, latent_dim:
     """Hierarchical implicit Q-learning: a policy proposes subgoals on the way to a goal, and another one reaches them.
 
     Args:
-        column: The column whose later values are goals.
         subgoal_steps: Number of steps to a subgoal.
     """
     method = goal_conditioned_method(HIQL(subgoal_steps=subgoal_steps), column, features)

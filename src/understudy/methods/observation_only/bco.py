@@ -1,6 +1,5 @@
 from ...core import Schema
 from ...data.missing_actions import PlaceholderActions
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector
@@ -23,5 +22,5 @@ def bco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None
     """
     learner = BehaviorCloningFromObservation(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant"))
     rounds = CollectionRounds(n_rounds, RolloutCollector(n_episodes), initial_updates=2000)
-    return Method(PolicyConfig(choose_head(features, Regression())), RecedingHorizon(), learner,
-                  (PlaceholderActions(),), collection=rounds)
+    return Method(PolicyConfig(choose_head(features, Regression())), learner=learner,
+                  transforms=(PlaceholderActions(),), collection=rounds)

@@ -10,7 +10,6 @@ from torch import Generator, Tensor, nn
 from ...core import AtLeast, AtMost, Batch, Context, Schema, part
 from ...data.episode import Dataset
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import AuxiliaryLoss
@@ -161,4 +160,4 @@ def history_iql(n_obs_steps: int = 10, weight: float = 1.0, features: Schema | N
     """
     policy = PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2),
                           RecurrentEncoder(64, 1, simplest_encoder(features)), window=Window(n_obs_steps))
-    return Method(policy, RecedingHorizon(), HistoryIQL(auxiliary_losses=(Bisimulation(weight=weight),)))
+    return Method(policy, learner=HistoryIQL(auxiliary_losses=(Bisimulation(weight=weight),)))

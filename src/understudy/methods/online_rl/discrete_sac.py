@@ -101,7 +101,6 @@ def discrete_sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: floa
     """Soft actor-critic for classes: maximizes rewards and the entropy of its actions.
 
     Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         target_entropy: Entropy of the actions, as a fraction of that of equally likely classes. Where rewards are rare,
             use less, and a small --learner.temperature.
     """

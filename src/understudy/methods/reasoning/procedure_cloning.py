@@ -9,7 +9,6 @@ from ...core import DataError, Feature, Schema, role
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical, IteratedPlanner
 from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
@@ -174,6 +173,6 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
                                       transforms=(ProcedureEpisodes(search),)))
     action = PolicyConfig(choose_head(features, Regression()), FeedForward((64,)), GridEncoder((), cell),
                           inputs=(PROCEDURE, cell))
-    return Method(action, RecedingHorizon(), BehaviorCloning(1000, 32), (ProcedureResult(search),), (stage,),
+    return Method(action, learner=BehaviorCloning(1000, 32), transforms=(ProcedureResult(search),), stages=(stage,),
                   inference=(Hierarchical(IteratedPlanner(FromStage("procedure"), PROCEDURE, n_steps),
                                           as_key=PROCEDURE),))

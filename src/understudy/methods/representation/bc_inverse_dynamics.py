@@ -1,7 +1,6 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -30,5 +29,5 @@ def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Sche
     learner = RepresentationLearning((InverseDynamics(head),), lookahead=lookahead,
                                      optimizer=OptimizerConfig(lr=1e-3))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
+    return Method(policy, learner=BehaviorCloning(steps=5000, batch_size=256),
                   stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))

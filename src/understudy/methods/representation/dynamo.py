@@ -4,7 +4,6 @@ from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.missing_actions import LabeledSteps
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -34,5 +33,5 @@ def dynamo(latent: int = 8, length: int = 5, features: Schema | None = None) -> 
     sequences = replace(policy, target="", window=Window(n_obs_steps=length))
     stage = Stage("encoder", Method(sequences, learner=RepresentationLearning((LatentDynamics(latent),))))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec.obs_transforms", "encoder"), train=())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256), (LabeledSteps(),), (stage,),
-                  (frozen,))
+    return Method(policy, learner=BehaviorCloning(steps=5000, batch_size=256), transforms=(LabeledSteps(),),
+                  stages=(stage,), initialize_from=(frozen,))

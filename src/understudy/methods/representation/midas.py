@@ -10,7 +10,6 @@ from ...core import Above, AtLeast, Context, DataError, Feature, Schema, UserErr
 from ...data.codec import Normalizer
 from ...data.episode import Episode
 from ...data.operations import Operation
-from ...execute.chunking import RecedingHorizon
 from ...heads.bins import Bins
 from ...heads.categorical import Categorical, choose_head
 from ...learn.behavior_cloning import BehaviorCloning
@@ -237,7 +236,7 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
                           codec=Normalizer(unscaled=(objects, prompt_objects)))
     learner = BehaviorCloning(steps, 64, OptimizerConfig(lr=1e-3, warmup_steps=100))
     motion = MotionPrompt(objects, words, prompt_objects, follow, n_frames)
-    first = Method(policy, RecedingHorizon(), learner, (motion,))
+    first = Method(policy, learner=learner, transforms=(motion,))
     added = (AddMotionPrompts(motion),) if keep_motions else ()
     return replace(first, transforms=added, stages=(Stage("inverse_dynamics", first),),
                    initialize_from=(InitializeFrom(FromStage("inverse_dynamics")),))

@@ -12,7 +12,6 @@ from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Context, UserErr
 from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -328,6 +327,6 @@ def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Lite
     loss = NextTokenPrediction() if objective == "next" else MaskedTokenPrediction()
     train = {"all": ("codec", "encoder"), "last_layer": (f"encoder.blocks.{depth - 1}", "encoder.norm"), "none": ()}
     adapted = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=train[adapt])
-    first = Method(policy, RecedingHorizon(), RepresentationLearning((loss,)), (LastAction(),))
+    first = Method(policy, learner=RepresentationLearning((loss,)), transforms=(LastAction(),))
     return replace(first, learner=BehaviorCloning(steps=5000, batch_size=256), stages=(Stage("encoder", first),),
                    initialize_from=(adapted,))

@@ -13,7 +13,6 @@ from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename, ReturnToGo
 from ...data.episode import Dataset
 from ...data.window import SamplingWeights
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN, Hierarchical
 from ...heads.base import LikelihoodHead
 from ...heads.categorical import Categorical, choose_head
@@ -294,6 +293,6 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
     """
     head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))
     policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
-    return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
-                  (ConstantColumn(FUTURE, (0.0,) * latent_dim),),
+    return Method(policy, learner=DichotomyOfControl(lookahead, information_weight),
+                  transforms=(ConstantColumn(FUTURE, (0.0,) * latent_dim),),
                   inference=(Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE),))

@@ -1,7 +1,5 @@
 from ...core import Schema
 from ...data.column_changes import ReturnToGo, TimeLeft
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
@@ -28,6 +26,6 @@ def udrl(target_return: float | None = None, target_length: int | None = None, t
         temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
     """
     head = choose_head(features, Gaussian(temperature=temperature), Categorical(temperature))
-    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), window=Window(1, 1))
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000),
-                  (ReturnToGo(target=target_return), TimeLeft(length=target_length)))
+    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder())
+    return Method(policy, learner=BehaviorCloning(steps=5000),
+                  transforms=(ReturnToGo(target=target_return), TimeLeft(length=target_length)))

@@ -56,9 +56,6 @@ def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, 
     """TD3 with the log-density of each step among those of demonstrations as its reward.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
         bandwidth: Standard deviation of the kernel, in coded units.
     """
     learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth))

@@ -15,7 +15,6 @@ from ...data.episode import Dataset, Episode
 from ...data.tasks import SHOWN_TASK
 from ...data.text_columns import TaskText
 from ...data.window import SamplingWeights
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
@@ -204,7 +203,8 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
     high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
     latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
                      transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
-    return Method(high, RecedingHorizon(), BehaviorCloning(steps=1),  # it is trained in the stage
-                  (LatentLabels(FromStage("latents", "posterior")), words), (Stage("latents", latents),),
-                  (InitializeFrom(FromStage("latents", "instruction"), train=()),),
+    return Method(high, learner=BehaviorCloning(steps=1),  # it is trained in the stage
+                  transforms=(LatentLabels(FromStage("latents", "posterior")), words),
+                  stages=(Stage("latents", latents),),
+                  initialize_from=(InitializeFrom(FromStage("latents", "instruction"), train=()),),
                   wrapper=SkillWrapper(FromStage("latents"), period))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from dataclasses import field, replace
 from typing import Annotated
 

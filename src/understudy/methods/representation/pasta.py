@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
 from collections.abc import Mapping

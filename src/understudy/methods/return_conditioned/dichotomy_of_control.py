@@ -77,7 +77,7 @@ class DichotomyOfControl(LearnerConfig):
         rewards more predictable from the latent instead of less. Here the energy is an adversary, as in the paper.
     """
 
-    lookahead: int = 1
+    lookahead: Annotated[int, AtLeast(1)] = 1
     information_weight: Annotated[float, AtLeast(0)] = 1.0
     prior_weight: Annotated[float, AtLeast(0)] = 0.01
     value_weight: Annotated[float, AtLeast(0)] = 0.0
@@ -93,9 +93,6 @@ class DichotomyOfControl(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
-        if self.lookahead < 1:
-            raise ConfigError(f"the lookahead is {self.lookahead}, but the future has at least 1 step",
-                              where="DichotomyOfControl.lookahead", hint="such as 1, or the length of an episode")
         if not isinstance(self.prior.head, LikelihoodHead):
             raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
                               where="DichotomyOfControl.prior", hint="use GMM or Gaussian")

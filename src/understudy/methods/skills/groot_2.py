@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import AtLeast, Batch, ConfigError, Schema, part
+from ...core import Above, AtLeast, Batch, Below, ConfigError, Schema, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename
 from ...data.episode import Dataset, Episode
@@ -62,7 +62,7 @@ class InstructedAutoencoder(SkillAutoencoder):
     instruction: PolicyConfig = field(default_factory=lambda: PolicyConfig(
         Gaussian(), codec=Normalizer(target="identity"), inputs=("observation.task",)))
     alignment: Annotated[float, AtLeast(0)] = 0.1
-    labeled_fraction: float | None = 0.5
+    labeled_fraction: Annotated[float | None, Above(0), Below(1)] = 0.5
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,9 +77,6 @@ class InstructedAutoencoder(SkillAutoencoder):
             raise ConfigError(f"the window of the instruction is {self.instruction.window}, and that of the prior "
                               f"{self.prior.window}", where="InstructedAutoencoder.instruction",
                               hint="give both the same window")
-        if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
-            raise ConfigError(f"a fraction lies between 0 and 1, and this is {self.labeled_fraction}",
-                              where="InstructedAutoencoder.labeled_fraction", hint="0.5 is half of each batch")
 
     @property
     def extra(self):

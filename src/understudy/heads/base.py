@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -383,6 +384,22 @@ def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
     step, first = torch.arange(mask.shape[1], device=mask.device), mask.int().argmax(1, keepdim=True)
     nearest = torch.minimum(step, first + mask.sum(1, keepdim=True) - 1).maximum(first)
     return action.gather(1, nearest.unsqueeze(-1).expand(action.shape))
+
+
+def cluster_chunks(pairs: CodedBatches, n: int, joint: bool) -> Tensor:
+    """Centers of clusters (k-means) of the chunks of the data, (n, H, A), or of their steps, (n, 1, A), float64.
+
+    Chunks with padding are left out if there are others. Centers repeat where fewer than n chunks are different.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    action, mask = (torch.cat(column) for column in zip(*((a, m) for _, a, m in pairs()), strict=True))
+    is_whole = mask.all(1)
+    chunks = action[mask].unsqueeze(1) if not joint else action[is_whole] if bool(is_whole.any()) else action
+    points = chunks.flatten(1).double().cpu().numpy()
+    k = min(n, len(np.unique(points, axis=0)))
+    centers = kmeans2(points, k, iter=50, minit="++", seed=np.random.default_rng(0))[0]
+    return torch.from_numpy(centers[np.arange(n) % k]).unflatten(1, chunks.shape[1:])
 
 
 def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:

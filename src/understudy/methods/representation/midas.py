@@ -18,7 +18,7 @@ from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...nets.base import Encoder, EncoderNet
-from ...nets.encoders import num_classes_of, observed_column
+from ...nets.encoders import check_inputs, check_unscaled, num_classes_of, observed_column
 from ...nets.feed_forward import feed_forward_layers
 from ...nets.in_context import InContextTransformer
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
@@ -141,9 +141,7 @@ class MultimodalPromptEncoder(Encoder):
 
     def build(self, features, n_obs_steps):
         for field, column in zip(("objects", "words", "prompt_objects"), self.columns, strict=True):
-            if column not in features:
-                raise UserError(f"The policy does not read a column {column!r}. It reads {', '.join(features)}.",
-                                where=f"MultimodalPromptEncoder.{field}", hint="Name one of the policy's inputs.")
+            check_inputs(features, (column,), f"MultimodalPromptEncoder.{field}")
         if others := [name for name in features if name not in self.columns]:
             raise UserError(f"MultimodalPromptEncoder does not read the column {others[0]!r}.",
                             where="MultimodalPromptEncoder", hint=f"Use inputs={self.columns}.")
@@ -161,11 +159,8 @@ class MultimodalPromptEncoder(Encoder):
         return _MultimodalPromptNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
-        if scaled := [n for n in (self.objects, self.prompt_objects) if scales and n not in codec.unscaled]:
-            raise UserError(f"The codec would scale each row of {scaled[0]!r} by its own statistics, so that one "
-                            "object would look different at each place.", where="MultimodalPromptEncoder",
-                            hint=f"Use the codec Normalizer(unscaled={(self.objects, self.prompt_objects)}).")
+        check_unscaled(codec, (self.objects, self.prompt_objects), "each row of",
+                       "one object would look different at each place", "MultimodalPromptEncoder")
 
 
 class _MultimodalPromptNet(EncoderNet):

@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Context, UserError, part
-from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
 from ...data.window import Window
 from ...heads.regression import Regression
@@ -20,7 +19,7 @@ from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
 from ...learn.representation_objectives import RepresentationObjective
 from ...nets.base import Encoder, EncoderNet, record_intermediate
-from ...nets.encoders import check_kinds, observed_column
+from ...nets.encoders import check_inputs, check_kinds, check_unscaled, observed_column
 from ...nets.feed_forward import FeedForward
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...policy import Policy, PolicyConfig
@@ -75,10 +74,7 @@ class ComponentTokenEncoder(Encoder):
         """
         check_heads(self.width, self.heads, "ComponentTokenEncoder")
         for column, flags in self.flags:
-            for name in (column, flags):
-                if name not in features:
-                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                    where="ComponentTokenEncoder.flags", hint="Name two of the policy's inputs.")
+            check_inputs(features, (column, flags), "ComponentTokenEncoder.flags")
             if features[column].size != features[flags].size:
                 raise UserError(f"{flags!r} has {features[flags].size} flags, but {column!r} has "
                                 f"{features[column].size} components.", where="ComponentTokenEncoder.flags",
@@ -87,11 +83,8 @@ class ComponentTokenEncoder(Encoder):
         return ComponentTokenNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
-        if scaled := [flags for _, flags in self.flags if scales and flags not in codec.unscaled]:
-            raise UserError(f"The codec would scale the flags {scaled[0]!r}, and flags that are constant in the data "
-                            "would all become 0.", where="ComponentTokenEncoder.flags",
-                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+        check_unscaled(codec, [flags for _, flags in self.flags], "the flags",
+                       "flags that are constant in the data would all become 0", "ComponentTokenEncoder.flags")
 
 
 class EncodedComponents(NamedTuple):

@@ -207,9 +207,7 @@ def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] =
     The first two components of the state are the offset of the car and its heading relative to the lane.
 
     Args:
-        steps: When each point of an action is reached, in steps from now.
         past: Components of the state that are the offsets of the car one, two, ... steps ago.
-        box: Components of the state that are the distance to the middle of the obstacle, and its offset.
         half: Half of the length and of the width of the obstacle, m.
         half_width: Half of the width of the lane, m.
         radius: Radius of the car, m.

@@ -186,7 +186,6 @@ def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0
 
     Args:
         latent_dim: Number of components of z.
-        alpha: Weight of the loss of the stored actions.
     """
     planner = GoalLatent(column=column, goal=Goal(column).into)
     return goal_vector_method(ForwardBackward(alpha=alpha), column, features, LATENT, latent_dim, planner)

@@ -82,9 +82,5 @@ class GCIQLLearner(ScoreMaximizingLearner):
 @method("Park et al. 2025 (OGBench), arXiv 2410.20092, with the policy loss of TD3+BC", needs=(NUMBERS, GIVEN_GOAL),
         when="if a goal is given while acting, and the stored actions are worse than those that the policy can find.")
 def gciql(column: str = "observation.state", alpha: float = 0.3, features: Schema | None = None) -> Method:
-    """Goal-conditioned implicit Q-learning: a critic of actions for each goal, which the policy maximizes.
-
-    Args:
-        alpha: Weight of the loss of the stored actions.
-    """
+    """Goal-conditioned implicit Q-learning: a critic of actions for each goal, which the policy maximizes."""
     return goal_conditioned_method(GCIQL(alpha=alpha), column, features)

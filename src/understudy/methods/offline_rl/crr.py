@@ -64,7 +64,6 @@ def crr(weight_type: Literal["exp", "binary"] = "exp", advantage_type: Literal["
 
     Args:
         weight_type: "exp" weighs by the exponential advantage, "binary" leaves out the actions without one.
-        advantage_type: What a score is compared with: the mean or the max of scores of the policy's actions.
         temperature: Temperature of exponential weights, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy that each stored action is compared with.
     """

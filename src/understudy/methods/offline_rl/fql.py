@@ -100,9 +100,5 @@ class FQLLearner(GradientLearner):
 @method("Park et al. 2025 (FQL), arXiv 2502.02538", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards, the demonstrators act in several ways, and plans must be fast.")
 def fql(distance_weight: float = 10.0, features: Schema | None = None) -> Method:
-    """Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data.
-
-    Args:
-        distance_weight: Weight of the distance to the flow, relative to a score of mean absolute value 1.
-    """
+    """Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data."""
     return critic_method(Flow(1, prediction="sample"), FQL(distance_weight=distance_weight), features)

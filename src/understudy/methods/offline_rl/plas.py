@@ -113,6 +113,5 @@ def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, features: Sche
 
     Args:
         max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
-        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone.
     """
     return critic_method(ChosenLatent(max_latent), PLAS(cloning_fraction=cloning_fraction), features)

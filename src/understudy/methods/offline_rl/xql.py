@@ -52,7 +52,6 @@ def xql(temperature: float = 1.0, beta: float = 3.0, features: Schema | None = N
     """Extreme Q-learning: clones the stored actions that are better than others, by soft maxima of their scores.
 
     Args:
-        temperature: Of the soft maximum, in units of return. Small values are closer to the maximum.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
     """
     return critic_method(Gaussian(), XQL(temperature=temperature, beta=beta), features)

@@ -218,9 +218,6 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
     """MIDAS: learn to follow the motion that a prompt shows, then to follow prompts of words and objects.
 
     Args:
-        objects: Column with the objects of the scene, of shape (objects, features).
-        words: Column with the class of the word at each position of the prompt. 0 for no word.
-        prompt_objects: Column with the object at each position of the prompt, of shape (positions, features).
         follow: The word before the frames of a motion.
         depth: Number of blocks of the transformer that acts.
         steps: Number of updates of each of the two stages.

@@ -284,7 +284,6 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
     """Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.
 
     Args:
-        lookahead: Number of steps that the latent describes.
         information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
         n: Number of latents that are compared while acting.
     """

@@ -115,9 +115,5 @@ class IQLearner(GradientLearner):
         when="if a critic alone is learned from demonstrations; with three of them on the fork it stayed below "
              "cloning in pilots, so try `dac` first.")
 def iq_learn(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 0.01) -> Method:
-    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between.
-
-    Args:
-        temperature: Weight of the entropy, in units of the reward.
-    """
+    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between."""
     return replace(airl(n_rounds, n_episodes), learner=IQLearn(temperature=temperature))

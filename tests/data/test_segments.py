@@ -231,7 +231,7 @@ def test_a_person_may_say_something_else_at_any_step():
     actor = InstructedActor(Echo(), LiveSpeaker(lambda: next(sentences)), TaskText(1))
     obs = {STATE: torch.zeros(3, 2)}
     state, heard = actor.start(obs, keys(0, range(3))), []
-    assert state["actor"]["first"].tolist() == [120] * 3
+    assert state["inner"]["first"].tolist() == [120] * 3
     for _ in range(4):
         action, state = actor.act(obs, state)
         heard.append(chr(int(action[2, 1])))

@@ -145,7 +145,7 @@ def test_buffers_that_were_not_trained_are_refused():
         started(RecedingHorizon(), Diffusion(times=RampTimes(3)))
     with pytest.raises(Unsupported, match="one time per chunk"):
         random_batch(PolicyConfig(Flow(times=RampTimes(2)), UNet((8, 16), groups=4), window=Window(2, 8)))
-    with pytest.raises(UserError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be at least 1"):
         RampTimes(0)
 
 

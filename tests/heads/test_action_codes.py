@@ -223,7 +223,7 @@ def test_vq_bet_goes_both_ways_if_offsets_are_trained_for_the_encoded_chunk():
 
 
 def test_vq_bet_needs_two_codes():
-    with pytest.raises(UserError, match="at least two codes"):
+    with pytest.raises(UserError, match="n_codes is 1, but must be at least 2"):
         VQBeT(n_codes=1)
 
 

@@ -165,7 +165,7 @@ def test_guidance_lowers_the_cost_of_the_estimate():
 
 
 def test_what_a_consistency_model_cannot_do():
-    with pytest.raises(UserError, match="at least one step"):
+    with pytest.raises(UserError, match="must be at least 1"):
         Consistency(n_steps=0)
     x, t = torch.zeros(1, 1, 1), torch.zeros(1, 1)
     with pytest.raises(Unsupported, match="no single steps"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated
 
 import numpy as np
@@ -313,11 +314,15 @@ class TransformedActor(Actor):
         return [LastStep(last["exists"], action, reward) for action in actions]
 
 
-def pass_record(state: State, inner: State) -> State:
-    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
+def pass_record(state: State, inner: State, columns: Mapping[str, Tensor] = MappingProxyType({})) -> State:
+    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top.
+
+    Args:
+        columns: Further columns of the record.
+    """
     inner = dict(inner)
-    record = {"record": inner.pop("record")} if "record" in inner else {}
-    return {**state, "inner": inner, **record}
+    record = {**inner.pop("record", {}), **columns}
+    return {**state, "inner": inner, **({"record": record} if record else {})}
 
 
 @part

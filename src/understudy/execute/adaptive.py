@@ -25,7 +25,6 @@ class AdaptiveHorizon(ChunkedExecutor):
 
     Args:
         n_action_steps: Largest number of steps executed from each chunk.
-        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
         n_samples: Number of chunks drawn for each decision, at least 2.
         threshold: Largest disagreement of an executed step. With 0 every step is planned again, and with a large number
             `n_action_steps` steps are executed.
@@ -132,7 +131,6 @@ class AdaptiveChunking(ChunkedExecutor):
 
     Args:
         n_action_steps: Number of steps between two plans. The paper plans at every step.
-        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
 
     References:
         So et al. (2025), Improving Generative Behavior Cloning via Self-Guidance and Adaptive Chunking,
@@ -160,8 +158,6 @@ class ChunkBlending(ChunkedExecutor):
     The old chunk is such an average itself, so that the weight of earlier chunks decreases exponentially.
 
     Args:
-        n_action_steps: Number of steps executed from each chunk.
-        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
         weight: Weight of the old chunk, from 0 to 1.
 
     References:

@@ -188,9 +188,7 @@ class RealTimeChunking(ChunkedExecutor):
     policy alone, which are those of the first chunk of an episode.
 
     Args:
-        n_action_steps: Number of steps executed from each chunk.
         delay: Number of steps between an observation and the arrival of its chunk.
-        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
         schedule: How agreement decreases after the steps that are executed before the chunk arrives.
             ``"exponential"`` is the paper's. ``"linear"`` decreases more slowly, ``"ones"`` not at all, and with
             ``"zeros"`` only the steps before the arrival agree.

@@ -13,7 +13,7 @@ from ..core import DataError, uniform
 from ..data.episode import Dataset
 from ..data.shown_demonstration import ShowDemonstration
 from ..data.tasks import SHOWN_TASK, decode_text
-from .actor import Actor
+from .actor import Actor, pass_record
 
 NUMBER = "demonstration"  # recorded column: number of the demonstration
 
@@ -48,13 +48,11 @@ class DemonstratedActor(Actor):
             candidates = [np.arange(len(self.demonstrations))] * len(key)
         numbers = torch.tensor([int(choices[int(u * len(choices))])
                                 for choices, u in zip(candidates, drawn.tolist(), strict=True)])
-        return {"actor": self.actor.start({**obs, **self._columns(numbers)}, key), "shown": numbers}
+        return {"inner": self.actor.start({**obs, **self._columns(numbers)}, key), "shown": numbers}
 
     def act(self, obs, state):
-        action, inner = self.actor.act({**obs, **self._columns(state["shown"])}, state["actor"])
-        inner = dict(inner)
-        record = {**inner.pop("record", {}), NUMBER: state["shown"][:, None]}
-        return action, {"actor": inner, "shown": state["shown"], "record": record}
+        action, inner = self.actor.act({**obs, **self._columns(state["shown"])}, state["inner"])
+        return action, pass_record({"shown": state["shown"]}, inner, {NUMBER: state["shown"][:, None]})
 
     def _of_task(self, coded_task: bytes) -> np.ndarray:
         """The numbers of the demonstrations of a task."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import ConfigError, State, UserCodeError
 from ..data.text_columns import TaskText
-from .actor import Actor
+from .actor import Actor, pass_record
 
 INSTRUCTION = "instruction"  # recorded column: what was said at each step, as bytes
 
@@ -106,14 +106,12 @@ class InstructedActor(Actor):
     def start(self, obs, key):
         speaker = self.speaker.start(obs, key)
         words, _ = self._words(obs, speaker, len(key))  # the state is a value, so this call has no effect on it
-        return {"actor": self.actor.start({**obs, self.text.into: words}, key), "speaker": speaker}
+        return {"inner": self.actor.start({**obs, self.text.into: words}, key), "speaker": speaker}
 
     def act(self, obs, state):
         words, speaker = self._words(obs, state["speaker"], len(next(iter(obs.values()))))
-        action, inner = self.actor.act({**obs, self.text.into: words}, state["actor"])
-        inner = dict(inner)
-        record = {**inner.pop("record", {}), INSTRUCTION: words}
-        return action, {"actor": inner, "speaker": speaker, "record": record}
+        action, inner = self.actor.act({**obs, self.text.into: words}, state["inner"])
+        return action, pass_record({"speaker": speaker}, inner, {INSTRUCTION: words})
 
     def _words(self, obs, state: State, rows: int) -> tuple[Tensor, State]:
         """What is said, (B, max_bytes) uint8, and the speaker's next state."""

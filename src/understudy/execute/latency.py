@@ -6,11 +6,12 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core import State, Unsupported, UserError, put, take, uniform
+from ..core import Above, State, Unsupported, UserError, part, put, take, uniform
 from ..policy import Planner
 from .actor import LAST_REWARD, Actor, ObservationWrapper, PolicyActor, TransformedActor, pass_record
 from .base import Executor, empty_chunks
@@ -126,7 +127,7 @@ class DelayedPlan(LatePlan):
         return request.plan(planner), self.delay
 
 
-@dataclass(frozen=True)
+@part
 class MeasuredDelay(LatePlan):
     """A plan arrives as many steps late as its computation took by the clock. See `LatePlan`.
 
@@ -140,13 +141,10 @@ class MeasuredDelay(LatePlan):
     """
 
     executor: ChunkedExecutor
-    period: float = 0.02
+    period: Annotated[float, Above(0)] = 0.02
 
     def __post_init__(self):
         _check_chunked(self)
-        if not self.period > 0:
-            raise UserError(f"the period is {self.period:g} s, but must be positive", where="MeasuredDelay.period",
-                            hint="give the seconds of one control step, such as 0.02 for 50 Hz")
 
     def timed_plan(self, planner, request):
         began = time.perf_counter()

@@ -22,7 +22,6 @@ class PastVerification(ChunkedExecutor):
     before a filter or the environment limits them.
 
     Args:
-        n_action_steps: Number of steps executed from each chunk.
         skip: Number of steps of each chunk that lie in the past, at least 1: `Window(action_offset=-skip)`.
         n_samples: Number of chunks drawn for each decision, at least 2.
 

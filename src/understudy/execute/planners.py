@@ -191,14 +191,10 @@ class Guided(PlannerWrapper):
         return self.planner.plan(obs, noise, self.guides + guides)
 
 
-class _PlanChoice(PlannerWrapper):
-    """A planner that draws `n` plans and takes one of them."""
+class ScoredPlanner(PlannerWrapper):
+    """A planner that reads the columns of the planner that it changes, and those of a scorer of plans."""
 
-    n: Annotated[int, AtLeast(1)]
     scorer: Any
-
-    def check_modules(self):
-        check_samples(self.planner, type(self).__name__)
 
     @property
     def inputs(self):
@@ -207,6 +203,15 @@ class _PlanChoice(PlannerWrapper):
     @property
     def features(self):
         return {**self.scorer.features, **self.planner.features}
+
+
+class _PlanChoice(ScoredPlanner):
+    """A planner that draws `n` plans and takes one of them."""
+
+    n: Annotated[int, AtLeast(1)]
+
+    def check_modules(self):
+        check_samples(self.planner, type(self).__name__)
 
     def noise(self, key, count):
         return sample_noise(self.planner, key, count, self.n)

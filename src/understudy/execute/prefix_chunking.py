@@ -23,7 +23,6 @@ class PrefixChunking(ChunkedExecutor):
     training, and computes a gradient in each denoising step instead.
 
     Args:
-        n_action_steps: Number of steps executed from each chunk.
         delay: Number of steps between an observation and the arrival of its chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`. They are given too.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import AtLeast, keys, part, put, take
-from .actor import Actor
+from .actor import Actor, pass_record
 
 ATTEMPT = "attempt"  # recorded column: number of the attempt, from 1
 
@@ -40,11 +40,11 @@ class RetryActor(Actor):
     max_attempts: Annotated[int, AtLeast(1)] = 100
 
     def start(self, obs, key):
-        return {"actor": self.actor.start(obs, key), "key": key, ATTEMPT: torch.ones_like(key),
+        return {"inner": self.actor.start(obs, key), "key": key, ATTEMPT: torch.ones_like(key),
                 "failed": torch.zeros_like(key, dtype=torch.bool)}
 
     def act(self, obs, state):
-        failed, inner = self.failed(obs), state["actor"]
+        failed, inner = self.failed(obs), state["inner"]
         begins = failed & ~state["failed"] & (state[ATTEMPT] < self.max_attempts)
         attempt, rows = state[ATTEMPT] + begins, begins.nonzero().flatten()
         if len(rows):
@@ -52,6 +52,5 @@ class RetryActor(Actor):
             key = torch.cat([keys(of_episode, [number]) for of_episode, number in numbers])
             inner = put(inner, rows, self.actor.start(take(obs, rows), key))
         action, inner = self.actor.act(obs, inner)
-        inner = dict(inner)
-        record = {**inner.pop("record", {}), ATTEMPT: attempt[:, None]}
-        return action, {**state, "actor": inner, ATTEMPT: attempt, "failed": failed, "record": record}
+        return action, pass_record({"key": state["key"], ATTEMPT: attempt, "failed": failed}, inner,
+                                   {ATTEMPT: attempt[:, None]})

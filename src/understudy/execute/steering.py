@@ -16,7 +16,7 @@ from ..core import Above, AtLeast, Below, ConfigError, Context, Unsupported, Use
 from ..policy import EnergyGuidance, LimitedCostGuidance, NetworkGuidance, Planner, Policy
 from .actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from .base import check_numeric_actions
-from .planners import PlannerWrapper, Unresolved
+from .planners import PlannerWrapper, ScoredPlanner, Unresolved
 
 Points = tuple[tuple[float, ...], ...]
 
@@ -166,7 +166,7 @@ class ScorerGuidance(EnergyGuidance):
 
 
 @part
-class ScorerGuided(PlannerWrapper):
+class ScorerGuided(ScoredPlanner):
     """Guides the plans of a policy towards a higher score, by the gradient of the scorer.
 
     With the log-probability of a classifier as the score, this is classifier guidance: at `scale` 1, plans are drawn
@@ -196,14 +196,6 @@ class ScorerGuided(PlannerWrapper):
     def check_modules(self):
         check_numeric_actions(self.planner, "ScorerGuided", "moves actions along the gradient of a score")
         _check_guidable(self.planner)
-
-    @property
-    def inputs(self):
-        return tuple(dict.fromkeys((*self.planner.inputs, *self.scorer.inputs)))
-
-    @property
-    def features(self):
-        return {**self.scorer.features, **self.planner.features}
 
     def plan(self, obs, noise, guides=()):
         return self.planner.plan(obs, noise, (*guides, ScorerGuidance(self.scorer, obs, self.scale)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import Context, State, Unsupported, UserError, part, put, take
+from ..core import AtLeast, Context, State, Unsupported, UserError, part, put, take
 from ..heads.base import DenoisingHead, PrefixTimes, RampTimes
 from .base import Executor, check_alignment, require_stepwise
 
@@ -34,14 +34,9 @@ class StreamingExecutor(Executor):
         Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
     """
 
-    n_action_steps: int = 1
-    n_denoising_steps: int = 1
+    n_action_steps: Annotated[int, AtLeast(1)] = 1
+    n_denoising_steps: Annotated[int, AtLeast(1)] = 1
     start_from: Literal["denoise", "zeros"] = "denoise"
-
-    def __post_init__(self):
-        if self.n_action_steps < 1 or self.n_denoising_steps < 1:
-            raise UserError(f"n_action_steps={self.n_action_steps} and n_denoising_steps={self.n_denoising_steps} must "
-                            "be 1 or more", where="StreamingExecutor", hint="leave n_denoising_steps at 1")
 
     def check_planner(self, planner):
         head = require_stepwise(planner, "StreamingExecutor").head

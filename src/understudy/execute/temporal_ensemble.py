@@ -79,8 +79,6 @@ class AdaptiveEnsemble(TemporalEnsemble):
 
     Args:
         decay: Additional rate at which the weights decrease from the oldest to the newest chunk. 0 in the paper.
-        skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
-        delay: Simulated number of steps between an observation and the arrival of its chunk. See `TemporalEnsemble`.
         alpha: Strength of the preference. With 0, all chunks count the same.
 
     References:

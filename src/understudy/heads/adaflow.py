@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Context, UserError, part
+from ..core import Above, AtLeast, Context, part
 from ..nets.base import precomputed
 from .base import DenoisingHead, guided_velocity, scan
 from .paths import LinearPath
@@ -34,16 +34,11 @@ class AdaFlow(DenoisingHead):
         Hu et al. (2024), AdaFlow: Imitation Learning with Variance-Adaptive Flow-Based Policies, arXiv:2402.04292.
     """
 
-    n_steps: int = 5
-    max_error: float = 0.1
+    n_steps: Annotated[int, AtLeast(1)] = 5
+    max_error: Annotated[float, Above(0)] = 0.1
     max_guidance_weight: Annotated[float, AtLeast(0)] = 5.0
 
     path = LinearPath()
-
-    def __post_init__(self):
-        if self.n_steps < 1 or not self.max_error > 0:
-            raise UserError(f"n_steps={self.n_steps}, max_error={self.max_error}", where="AdaFlow",
-                            hint="use at least one step, and an error above 0")
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(coded_dim, coded_dim + 1, 1, spec)

@@ -13,10 +13,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ..core import AtLeast, Context, HeadSpec, Unsupported, UserError, part
+from ..core import Above, AtLeast, AtMost, Context, HeadSpec, Unsupported, UserError, part
 from ..nets.base import SharedTimeTrunk, Trunk, precomputed, time_embedding, with_time_embedding
 from .paths import EDMPath, ProbabilityPath, edm_scales
 
@@ -180,14 +181,8 @@ class RampTimes:
         Høeg et al. (2024), Streaming Diffusion Policy, arXiv:2406.04806.
     """
 
-    n_action_steps: int = 1
-    shared_fraction: float = 0.2
-
-    def __post_init__(self):
-        if self.n_action_steps < 1 or not 0 <= self.shared_fraction <= 1:
-            raise UserError(f"n_action_steps={self.n_action_steps} must be 1 or more, and "
-                            f"shared_fraction={self.shared_fraction:g} between 0 and 1", where="RampTimes",
-                            hint="such as RampTimes(n_action_steps=4, shared_fraction=0.2)")
+    n_action_steps: Annotated[int, AtLeast(1)] = 1
+    shared_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
 
     def levels(self, horizon: int, device: torch.device | None = None) -> Tensor:
         """Returns the times of a buffer whose first group is the next to become clean, (horizon,)."""
@@ -304,10 +299,16 @@ class DenoisingHead(StepwiseHead):
 class PreconditionedHead(DenoisingHead):
     """A head whose network reads noisy actions divided by their scale, and not the actions themselves (EDM)."""
 
-    sigma_data: float
+    n_steps: Annotated[int, AtLeast(1)]
+    sigma_data: Annotated[float, Above(0)]
     sigma_min: float
     sigma_max: float
-    rho: float
+    rho: Annotated[float, Above(0)]
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}", where=type(self).__name__,
+                            hint="use 0 < sigma_min < sigma_max")
 
     @property
     def path(self) -> EDMPath:
@@ -383,6 +384,22 @@ def repeat_into_padding(action: Tensor, mask: Tensor) -> Tensor:
     step, first = torch.arange(mask.shape[1], device=mask.device), mask.int().argmax(1, keepdim=True)
     nearest = torch.minimum(step, first + mask.sum(1, keepdim=True) - 1).maximum(first)
     return action.gather(1, nearest.unsqueeze(-1).expand(action.shape))
+
+
+def cluster_chunks(pairs: CodedBatches, n: int, joint: bool) -> Tensor:
+    """Centers of clusters (k-means) of the chunks of the data, (n, H, A), or of their steps, (n, 1, A), float64.
+
+    Chunks with padding are left out if there are others. Centers repeat where fewer than n chunks are different.
+    """
+    from scipy.cluster.vq import kmeans2
+
+    action, mask = (torch.cat(column) for column in zip(*((a, m) for _, a, m in pairs()), strict=True))
+    is_whole = mask.all(1)
+    chunks = action[mask].unsqueeze(1) if not joint else action[is_whole] if bool(is_whole.any()) else action
+    points = chunks.flatten(1).double().cpu().numpy()
+    k = min(n, len(np.unique(points, axis=0)))
+    centers = kmeans2(points, k, iter=50, minit="++", seed=np.random.default_rng(0))[0]
+    return torch.from_numpy(centers[np.arange(n) % k]).unflatten(1, chunks.shape[1:])
 
 
 def check_trunk_times(trunk: Trunk, kind: StepTimes, horizon: int) -> None:

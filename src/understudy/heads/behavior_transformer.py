@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..core import AtLeast, part
-from .base import TemperatureHead, gumbel_noise
+from .base import TemperatureHead, cluster_chunks, gumbel_noise
 
 
 @part
@@ -46,16 +45,7 @@ class BeT(TemperatureHead):
         return _Clusters(trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec), self.n_clusters, steps, coded_dim)
 
     def fit(self, net, pairs):
-        from scipy.cluster.vq import kmeans2
-
-        batches = [(action, mask) for _, action, mask in pairs()]
-        action, mask = (torch.cat(column) for column in zip(*batches, strict=True))
-        whole = action[mask.all(1)] if self.joint and bool(mask.all(1).any()) else action
-        points = (whole if self.joint else action[mask].unsqueeze(1)).flatten(1).double().cpu().numpy()
-        k = min(self.n_clusters, len(np.unique(points, axis=0)))
-        centers = kmeans2(points, k, iter=50, minit="++", seed=np.random.default_rng(0))[0]
-        centers = centers[np.arange(self.n_clusters) % k]  # fewer different points than clusters: centers repeat
-        net.centers.copy_(torch.from_numpy(centers).reshape(net.centers.shape))
+        net.centers.copy_(cluster_chunks(pairs, self.n_clusters, self.joint))
 
     def loss(self, net, context, action, mask, rng):
         """Focal loss of the cluster and weighted squared error of the offset, (B, H)."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import AtLeast, Context, UserError, part
+from ..core import AtLeast, Context, Schema, UserError, part
 from ..data.one_hot import map_components
 from ..nets.feed_forward import feed_forward_layers
-from .base import LikelihoodHead, TemperatureHead, gumbel_noise
+from .base import Head, LikelihoodHead, TemperatureHead, gumbel_noise
 
 
 @part
@@ -75,6 +75,17 @@ class Categorical(LikelihoodHead, TemperatureHead):
             like: A tensor whose first axes are (B, H), and whose last axis is empty.
         """
         return net.trunk(like, like, context)
+
+
+def choose_head(features: Schema | None, numbers: Head, classes: Head | None = None) -> Head:
+    """Returns the head for the actions of data: that for `classes` if they are classes, otherwise that for `numbers`.
+
+    Args:
+        features: The columns of the data. None if they are not known yet.
+        classes: None for `Categorical`.
+    """
+    action = (features or {}).get("action")
+    return (classes or Categorical()) if action is not None and action.kind == "discrete" else numbers
 
 
 def _log_softmax(logits):

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..core import Above, AtLeast, AtMost, Unsupported, UserError, part
+from ..core import Above, AtLeast, AtMost, Unsupported, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, TargetNetworkHead, cost_gradient, scan
 
@@ -49,21 +49,15 @@ class Consistency(PreconditionedHead, TargetNetworkHead):
     """
 
     n_steps: int = 1
-    n_train_levels: int = 80
+    n_train_levels: Annotated[int, AtLeast(2)] = 80
     initial_scale: Annotated[float, Above(0)] = 1.0
-    sigma_data: Annotated[float, Above(0)] = 0.5
+    sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    rho: Annotated[float, Above(0)] = 7.0
+    rho: float = 7.0
     huber_constant: Annotated[float, Above(0)] = 0.1
     guidance_weight: Annotated[float, AtLeast(0)] = 1.0
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-
-    def __post_init__(self):
-        if self.n_steps < 1 or self.n_train_levels < 2 or not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(f"n_steps={self.n_steps}, n_train_levels={self.n_train_levels}, "
-                            f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}", where="Consistency",
-                            hint="use at least one step, at least two levels, and 0 < sigma_min < sigma_max")
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim * self.n_steps)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from ..core import Above, AtLeast, UserError, part
+from ..core import AtLeast, part
 from ..nets.base import precomputed, time_embedding, with_time_embedding
 from .base import PreconditionedHead, cost_gradient, energy_shift, scan, split_energy
 from .paths import edm_scales
@@ -43,19 +43,17 @@ class EDM(PreconditionedHead):
 
     n_steps: int = 10
     solver: Solver | DeterministicSolver = Euler()
-    sigma_data: Annotated[float, Above(0)] = 0.5
+    sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    rho: Annotated[float, Above(0)] = 7.0
+    rho: float = 7.0
     log_sigma_mean: float = -1.2
     log_sigma_std: Annotated[float, AtLeast(0)] = 1.2
     guidance_weight: Annotated[float, AtLeast(0)] = 1.0
 
     def __post_init__(self):
         check_solver(self, Solver, DeterministicSolver)
-        if self.n_steps < 1 or not 0 < self.sigma_min < self.sigma_max:
-            raise UserError(f"n_steps={self.n_steps}, sigma_min={self.sigma_min}, sigma_max={self.sigma_max}",
-                            where="EDM", hint="use at least one step, and 0 < sigma_min < sigma_max")
+        super().__post_init__()
 
     def loss(self, net, context, action, mask, rng):
         """Squared error of the network's preconditioned target, (B, H)."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..core import Above, AtLeast, Unsupported, UserError, part
+from ..core import Above, AtLeast, Unsupported, part
 from ..nets.feed_forward import feed_forward_layers
 from .base import Head, uniform_noise
 
@@ -51,10 +51,10 @@ class EnergyModel(Head):
         Florence et al. (2021), Implicit Behavioral Cloning, arXiv:2109.00137.
     """
 
-    n_negatives: int = 64
+    n_negatives: Annotated[int, AtLeast(1)] = 64
     sampler: Literal["derivative_free", "langevin"] = "derivative_free"
-    n_candidates: int = 256
-    n_iterations: int = 3
+    n_candidates: Annotated[int, AtLeast(1)] = 256
+    n_iterations: Annotated[int, AtLeast(1)] = 3
     noise_std: Annotated[float, AtLeast(0)] = 0.33
     noise_decay: Annotated[float, AtLeast(0)] = 0.5
     margin: Annotated[float, AtLeast(0)] = 0.05
@@ -64,12 +64,6 @@ class EnergyModel(Head):
     step_size: Annotated[float, Above(0)] = 0.1
     langevin_noise: Annotated[float, AtLeast(0)] = 1.0
     max_step: Annotated[float, Above(0)] = 0.1
-
-    def __post_init__(self):
-        if min(self.n_negatives, self.n_candidates, self.n_iterations) < 1:
-            raise UserError(f"n_negatives={self.n_negatives}, n_candidates={self.n_candidates} and "
-                            f"n_iterations={self.n_iterations} must be at least 1", where="EnergyModel",
-                            hint="such as 64, 256 and 3")
 
     def noise(self, horizon, coded_dim):
         return (horizon, coded_dim * self.n_candidates * (1 + self.n_iterations))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ..core import Above, AtLeast, Context, Unsupported, part
-from .base import Head
+from .base import Head, cluster_chunks
 
 
 @part
@@ -47,13 +46,7 @@ class MotionClassifier(Head):
         return net
 
     def fit(self, net, pairs):
-        from scipy.cluster.vq import kmeans2
-
-        action, mask = (torch.cat(column) for column in zip(*((a, m) for _, a, m in pairs()), strict=True))
-        points = (action[mask.all(1)] if bool(mask.all(1).any()) else action).flatten(1).double().cpu().numpy()
-        k = min(self.n_motions, len(np.unique(points, axis=0)))
-        centers = kmeans2(points, k, iter=50, minit="++", seed=np.random.default_rng(0))[0]
-        net.motions.copy_(torch.from_numpy(centers[np.arange(self.n_motions) % k]).reshape(net.motions.shape))
+        net.motions.copy_(cluster_chunks(pairs, self.n_motions, joint=True))
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of the motion nearest to the demonstrated chunk, at each of its steps, (B, H)."""

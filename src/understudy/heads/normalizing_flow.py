@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ..core import AtLeast, UserError, part
+from ..core import Above, AtLeast, Below, part
 from ..nets.base import precomputed
 from .base import LikelihoodHead, TemperatureHead
 
@@ -32,14 +32,9 @@ class NormalizingFlow(LikelihoodHead, TemperatureHead):
         Ghugare and Eysenbach (2025), Normalizing Flows are Capable Models for RL, arXiv:2505.23527.
     """
 
-    n_layers: int = 6
-    min_std: float = 0.01
+    n_layers: Annotated[int, AtLeast(2)] = 6
+    min_std: Annotated[float, Above(0), Below(1)] = 0.01
     temperature: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self):
-        if self.n_layers < 2 or not 0 < self.min_std < 1:
-            raise UserError(f"n_layers={self.n_layers}, min_std={self.min_std}", where="NormalizingFlow",
-                            hint="use two layers or more, and a min_std between 0 and 1")
 
     def build(self, trunk, coded_dim, spec):
         return nn.ModuleList(trunk.build(coded_dim + 1, 2 * coded_dim, 0, spec) for _ in range(self.n_layers))

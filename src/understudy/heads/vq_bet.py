@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Above, AtLeast, UserError, part
+from ..core import Above, AtLeast, part
 from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
 from .base import TemperatureHead, gumbel_noise, repeat_into_padding
@@ -46,8 +46,8 @@ class VQBeT(TemperatureHead):
         Lee et al. (2024), Behavior Generation with Latent Actions, arXiv:2403.03181.
     """
 
-    n_codes: int = 16
-    n_levels: int = 2
+    n_codes: Annotated[int, AtLeast(2)] = 16
+    n_levels: Annotated[int, AtLeast(1)] = 2
     gamma: Annotated[float, AtLeast(0)] = 2.0
     first_code_weight: Annotated[float, AtLeast(0)] = 5.0
     other_code_weight: Annotated[float, AtLeast(0)] = 0.5
@@ -59,11 +59,6 @@ class VQBeT(TemperatureHead):
     fit_batch_size: Annotated[int, AtLeast(1)] = 512
     fit_lr: Annotated[float, Above(0)] = 1e-3
     temperature: Annotated[float, AtLeast(0)] = 1.0
-
-    def __post_init__(self):
-        if self.n_codes < 2 or self.n_levels < 1:
-            raise UserError(f"n_codes={self.n_codes} and n_levels={self.n_levels}", where="VQBeT",
-                            hint="use at least two codes and one level, such as n_codes=16 and n_levels=2")
 
     def noise(self, horizon, coded_dim):
         return (horizon, self.n_levels * self.n_codes)

@@ -1,13 +1,19 @@
-"""What configs of learners with a critic share."""
+"""What learners with a critic share: fields of their configs, and the form of their methods."""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Annotated
+from dataclasses import field, replace
+from typing import Annotated, Any
 
-from ..core import AtLeast, AtMost, part
+from ..core import AtLeast, AtMost, Schema, part
+from ..heads.base import Head
+from ..nets.base import Trunk
+from ..nets.encoders import simplest_encoder
+from ..nets.mlp import MLP
+from ..policy import PolicyConfig
 from .critic import CriticConfig
 from .fit import LearnerConfig
+from .method import Method
 from .optimizer import OptimizerConfig
 from .targets import REWARD, TERMINATED
 
@@ -32,3 +38,17 @@ class CriticLearningConfig(LearnerConfig):
 
     extra = (REWARD, TERMINATED)
     next_obs = True
+
+
+def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | None, trunk: Trunk | None = None,
+                  **others: Any) -> Method:
+    """A method whose policy and critic have encoders that suit the columns of the data.
+
+    Args:
+        features: The columns of the data, if they are known.
+        trunk: Trunk of the policy. None for ``MLP(256, 2)``.
+        **others: Further fields of the method.
+    """
+    encoder = simplest_encoder(features)
+    policy = PolicyConfig(head, trunk or MLP(256, 2), encoder)
+    return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)), **others)

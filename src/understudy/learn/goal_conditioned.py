@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,14 +10,16 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize
 
 from ..checkpoint import CheckpointModule, load_built, save_built
 from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsupported, is_read_by_default, part
-from ..data.codec import CodecModule
+from ..data.codec import CodecModule, Normalizer
+from ..data.column_changes import ConstantColumn
 from ..data.episode import Dataset
 from ..data.window import Goal, SamplingWeights, Subgoal, Window
 from ..execute.planners import PlannerWrapper, Unresolved
-from ..heads.categorical import Categorical
+from ..heads.categorical import choose_head
 from ..heads.gaussian import Gaussian
 from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
@@ -96,17 +99,30 @@ def goal_conditioned_method(learner: GoalConditioned, column: str, features: Sch
         column: The column whose later values are goals.
         features: The columns of the data, if they are known. Classes as actions get a `Categorical` head.
     """
-    action, encoder = (features or {}).get("action"), simplest_encoder(features)
-    head = Categorical() if action is not None and action.kind == "discrete" else Gaussian(std=1.0)
+    head, encoder = choose_head(features, Gaussian(std=1.0)), simplest_encoder(features)
     policy = PolicyConfig(head, FeedForward((256, 256, 256), "gelu"), encoder, window=Window(goals=(Goal(column),)))
     return Method(policy, learner=replace(learner, critic=replace(learner.critic, encoder=encoder)))
 
 
-def states_without_goal(features: Schema, column: str) -> tuple[str, ...]:
-    """The observations that are not the goal. The column of the goals, if the columns are not known."""
-    names = (name for name, feature in features.items()
-             if is_read_by_default(name, feature) and name != Goal(column).into)
-    return tuple(sorted(names)) or (column,)
+def goal_vector_method(learner: GoalConditioned, column: str, features: Schema | None, vector: str, size: int,
+                       planner: PlannerWrapper) -> Method:
+    """A method whose policy reads a vector in place of the goal, which a planner gives it while acting.
+
+    Args:
+        column: The column whose later values are goals.
+        vector: The column of the vector, and `size` its number of components.
+    """
+    method = goal_conditioned_method(learner, column, features)
+    states = (name for name, feature in (features or {}).items()
+              if is_read_by_default(name, feature) and name != Goal(column).into)
+    inputs = (*(tuple(sorted(states)) or (column,)), vector)
+    return replace(method, policy=replace(method.policy, codec=Normalizer(unscaled=(vector,)), inputs=inputs),
+                   transforms=(ConstantColumn(vector, (0.0,) * size),), inference=(planner,))
+
+
+def on_sphere(vectors: Tensor) -> Tensor:
+    """Vectors (..., D) with the norm sqrt(D)."""
+    return math.sqrt(vectors.shape[-1]) * normalize(vectors, dim=-1)
 
 
 class GoalConditionedLearner(GradientLearner):

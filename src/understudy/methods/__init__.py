@@ -8,9 +8,11 @@ Some options mean the same in all methods. `horizon` is the number of actions in
 of them are executed before the next plan. A policy reads `n_obs_steps` observations. Where the docstring of a method
 says nothing else, `n_steps` is how often a plan evaluates the network.
 
-A method that collects while it trains has `n_rounds` rounds of `n_episodes` episodes each, and `updates_per_step`
-updates for each collected step. `features` chooses encoders for images and text, and a categorical head for discrete
-actions.
+A method that collects while it trains has `n_rounds` rounds of `n_episodes` episodes or of at least `n_steps` steps
+each, and `updates_per_step` updates for each collected step. The last episode of a round is complete. `noise` is the
+standard deviation of the noise on the actions while collecting, in the units of the action. A method that reaches goals
+learns from later values of `column`. `features` chooses encoders for images and text, and a categorical head for
+discrete actions.
 """
 
 from .needs import NUMBERS, NUMBERS_OR_CLASSES, Need

@@ -6,7 +6,7 @@ A transform that inference needs as well (a crop) belongs here. A transform for 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import field
 from itertools import chain
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Context, Feature, Schema, UserError, part, role
-from ..data.codec import Normalizer
+from ..data.codec import Codec, Normalizer
 from .base import Encoder, EncoderNet, ImageFeatures
 from .linear import Linear
 from .point_cloud import PointEncoder, PointNet, check_point_cloud
@@ -60,11 +60,8 @@ class TokenEncoder(Encoder):
         return _TokenEncoderNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
-        if scaled := [name for name in self.point_clouds if scales and name not in codec.unscaled]:
-            raise UserError(f"The codec would scale each point of {scaled[0]!r} by its own statistics, so that the "
-                            "order of the points would matter.", where="TokenEncoder.point_clouds",
-                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+        check_unscaled(codec, self.point_clouds, "each point of", "the order of the points would matter",
+                       "TokenEncoder.point_clouds")
         if self.cache_features and (changes := [a for a in augmentations if a.changes_images]):
             raise UserError(f"{type(changes[0]).__name__} changes the images at every update, so their features "
                             "cannot be cached.", where="TokenEncoder.cache_features",
@@ -78,10 +75,7 @@ class _TokenEncoderNet(EncoderNet):
         check_kinds("TokenEncoder", features, kinds,
                     "Convert it (TaskText turns the words of the task into bytes), or leave it out of inputs.")
         for field_name in ("named", "point_clouds"):
-            for name in getattr(config, field_name):
-                if name not in features:
-                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                    where=f"TokenEncoder.{field_name}", hint="Name one of the policy's inputs.")
+            check_inputs(features, getattr(config, field_name), f"TokenEncoder.{field_name}")
         self.names, self.named, self.caches = tuple(features), config.named, config.cache_features
         maps: list[Any] = [(_PointTokens if name in config.point_clouds else kinds[f.kind])(
             f, config, name, config.width) for name, f in features.items()]
@@ -106,6 +100,28 @@ class _TokenEncoderNet(EncoderNet):
             tokens.append(column_tokens.flatten(1, 2))
             masks.append(present.unsqueeze(-1).expand(column_tokens.shape[:3]).flatten(1))
         return Context(torch.cat(tokens, 1), torch.cat(masks, 1), {name: obs[name][:, -1] for name in self.named})
+
+
+def check_inputs(inputs: Collection[str], names: Iterable[str], where: str) -> None:
+    """Raise UserError for the first name that is no input of the policy."""
+    for name in names:
+        if name not in inputs:
+            raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(inputs)}.", where=where,
+                            hint="Name one of the policy's inputs.")
+
+
+def check_unscaled(codec: Codec, names: Sequence[str], what: str, result: str, where: str) -> None:
+    """Raise UserError if a codec scales one of the columns that an encoder must read as they are.
+
+    Args:
+        what: What the codec would scale, such as "each point of".
+        result: What would follow from that.
+    """
+    if not isinstance(codec, Normalizer) or codec.obs == "identity":
+        return
+    if scaled := [name for name in names if name not in codec.unscaled]:
+        raise UserError(f"The codec would scale {what} {scaled[0]!r} by its own statistics, so that {result}.",
+                        where=where, hint=f"Use the codec Normalizer(unscaled={tuple(names)}).")
 
 
 def check_kinds(encoder: str, features: Schema, kinds: Container[str], hint: str) -> None:

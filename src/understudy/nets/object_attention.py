@@ -8,9 +8,8 @@ from typing import Annotated
 import torch
 
 from ..core import AtLeast, Context, UserError, part
-from ..data.codec import Normalizer
 from .base import Encoder, EncoderNet, record_intermediate
-from .encoders import TokenEncoder, observed_column
+from .encoders import TokenEncoder, check_inputs, check_unscaled, observed_column
 from .linear import Linear
 
 
@@ -44,9 +43,7 @@ class ObjectAttentionEncoder(Encoder):
 
     def build(self, features, n_obs_steps):
         for name, column in (("objects", self.objects), ("query", self.query)):
-            if column not in features:
-                raise UserError(f"The policy does not read a column {column!r}. It reads {', '.join(features)}.",
-                                where=f"ObjectAttentionEncoder.{name}", hint="Name one of the policy's inputs.")
+            check_inputs(features, (column,), f"ObjectAttentionEncoder.{name}")
         if len(shape := features[self.objects].shape) != 2 or features[self.objects].kind != "vector":
             raise UserError(f"The column {self.objects!r} has the shape {shape}, not (objects, features).",
                             where="ObjectAttentionEncoder.objects", hint="Name a column with one row per object.")
@@ -56,10 +53,8 @@ class ObjectAttentionEncoder(Encoder):
         return _ObjectAttentionNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        if isinstance(codec, Normalizer) and codec.obs != "identity" and self.objects not in codec.unscaled:
-            raise UserError(f"The codec would scale each row of {self.objects!r} by its own statistics, so that the "
-                            "order of the objects would matter.", where="ObjectAttentionEncoder.objects",
-                            hint=f"Use the codec Normalizer(unscaled=({self.objects!r},)).")
+        check_unscaled(codec, (self.objects,), "each row of", "the order of the objects would matter",
+                       "ObjectAttentionEncoder.objects")
         self.encoder.check_policy(codec, augmentations)
 
 

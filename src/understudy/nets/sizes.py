@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeVar
 
-from ..core import ConfigError
+from ..core import unknown_name
 from .base import Trunk
 from .encoders import TokenEncoder
 from .mlp import MLP
@@ -58,10 +58,7 @@ def sized_trunk(kind: str, size: Size = "small") -> Trunk:
     Example:
         >>> policy = PolicyConfig(Flow(), trunk=sized_trunk("transformer", "base"), encoder=TokenEncoder(256))
     """
-    if kind not in TRUNK_SIZES:
-        raise ConfigError(f"There is no kind {kind!r} of trunk.", where="sized_trunk",
-                          hint=f"Use one of {', '.join(TRUNK_SIZES)}.")
-    return _of_size(TRUNK_SIZES[kind], size, "sized_trunk")
+    return _named(_named(TRUNK_SIZES, "kind", kind, "sized_trunk"), "size", size, "sized_trunk")
 
 
 def sized_encoder(size: Size = "small") -> TokenEncoder:
@@ -73,10 +70,10 @@ def sized_encoder(size: Size = "small") -> TokenEncoder:
     Example:
         >>> encoder = replace(sized_encoder("base"), point_clouds=("observation.point_cloud",))
     """
-    return _of_size(ENCODER_SIZES, size, "sized_encoder")
+    return _named(ENCODER_SIZES, "size", size, "sized_encoder")
 
 
-def _of_size(sizes: dict[str, T], size: str, where: str) -> T:
-    if size not in sizes:
-        raise ConfigError(f"There is no size {size!r}.", where=where, hint=f"Use one of {', '.join(sizes)}.")
-    return sizes[size]
+def _named(table: dict[str, T], word: str, name: str, where: str) -> T:
+    if name not in table:
+        raise unknown_name(word, name, table, where)
+    return table[name]

@@ -135,7 +135,7 @@ def test_all_episodes_may_be_labeled_or_none(labeled):
     ({"instruction": replace(LATENT, head=GMM(2), inputs=(TASK,))}, "Gaussian that reads"),
     ({"instruction": LATENT}, "Gaussian that reads"),
     ({"instruction": replace(LATENT, inputs=(TASK,), window=Window(2))}, "window of the instruction"),
-    ({"labeled_fraction": 1.0}, "between 0 and 1"),
+    ({"labeled_fraction": 1.0}, "above 0 and below 1"),
 ])
 def test_wrong_configs_are_refused(change, words):
     with pytest.raises(ConfigError, match=words):

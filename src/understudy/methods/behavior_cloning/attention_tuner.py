@@ -1,7 +1,7 @@
 from ...core import Schema
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.attention_supervision import MemorySupervision
 from ...learn.behavior_cloning import BehaviorCloning
@@ -26,9 +26,8 @@ def attention_tuner(column: str = "recalled", n_obs_steps: int = 32, width: int 
         depth: Number of its layers over the observations.
         weight: Weight of the loss that trains the attention.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
     trunk = Transformer(width, 1, 2, "block_causal", encoder_depth=depth)
     window = Window(n_obs_steps, n_obs_steps, action_offset=1 - n_obs_steps, obs_pad_mask=True)
-    policy = PolicyConfig(Categorical() if discrete else Regression(), trunk, TokenEncoder(width), window=window)
+    policy = PolicyConfig(choose_head(features, Regression()), trunk, TokenEncoder(width), window=window)
     learner = BehaviorCloning(5000, 64, auxiliary_losses=(MemorySupervision(column, weight=weight),))
     return Method(policy, RecedingHorizon(1, n_obs_steps - 1), learner)

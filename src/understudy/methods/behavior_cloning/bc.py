@@ -1,7 +1,7 @@
 from ...core import Schema
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -19,6 +19,5 @@ def bc(horizon: int = 1, features: Schema | None = None) -> Method:
     Args:
         horizon: Number of actions in a chunk. All of them are executed.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if discrete else Regression()
+    head = choose_head(features, Regression())
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000))

@@ -1,7 +1,6 @@
 from typing import Literal
 
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.bins import Bins
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -23,4 +22,4 @@ def bc_bins(n_bins: int = 32, edges: Literal["uniform", "quantile"] = "uniform",
         autoregressive: True predicts each component from those before it. False treats them as independent.
     """
     head = Bins(n_bins, edges, autoregressive)
-    return Method(PolicyConfig(head, window=Window(n_obs_steps, 1)), RecedingHorizon(), BehaviorCloning(steps=5000))
+    return Method(PolicyConfig(head, window=Window(n_obs_steps)), learner=BehaviorCloning(steps=5000))

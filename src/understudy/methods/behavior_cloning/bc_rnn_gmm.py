@@ -1,5 +1,4 @@
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -18,7 +17,6 @@ def bc_rnn_gmm(n_obs_steps: int = 10, width: int = 400) -> Method:
         n_obs_steps: Number of observations that the LSTM reads.
     """
     return Method(
-        PolicyConfig(GMM(), encoder=RecurrentEncoder(width), window=Window(n_obs_steps, 1)),
-        RecedingHorizon(),
-        BehaviorCloning(batch_size=100),
+        PolicyConfig(GMM(), encoder=RecurrentEncoder(width), window=Window(n_obs_steps)),
+        learner=BehaviorCloning(batch_size=100),
     )

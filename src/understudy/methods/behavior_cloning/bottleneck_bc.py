@@ -1,8 +1,3 @@
-"""Bottleneck encoder: a noisy code of the observation, whose information can be limited.
-
-Information bottleneck: a limit on what the code of an observation tells about it.
-"""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,7 +9,6 @@ from torch import Tensor
 
 from ...core import AtLeast, Context, part
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -108,6 +102,5 @@ def bottleneck_bc(n_obs_steps: int = 5, width: int = 32, weight: float = 0.01) -
     Args:
         weight: Weight of the penalty on the information in the code.
     """
-    policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps, 1))
-    return Method(policy, RecedingHorizon(),
-                  BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))
+    policy = PolicyConfig(Regression(), encoder=BottleneckEncoder(width), window=Window(n_obs_steps))
+    return Method(policy, learner=BehaviorCloning(steps=5000, auxiliary_losses=(InformationBottleneck(weight),)))

@@ -1,5 +1,3 @@
-"""Behavior cloning, also from states beside the demonstrations that a continuous model says lead back to them."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -14,7 +12,6 @@ from ...data.codec import Normalizer
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method, Stage
@@ -137,5 +134,5 @@ def ccil(noise: float = 1.0, max_slope: float = 2.0, column: str = "observation.
     optimizer = OptimizerConfig(lr=1e-3)
     learner = BehaviorCloning(4000, 256, optimizer, auxiliary_losses=(LipschitzLoss(max_slope),))
     labels = CorrectiveLabels(FromStage("dynamics"), noise, max_slope=max_slope, column=column)
-    return Method(PolicyConfig(Regression()), RecedingHorizon(), BehaviorCloning(4000, optimizer=optimizer), (labels,),
-                  (Stage("dynamics", Method(model, learner=learner)),))
+    return Method(PolicyConfig(Regression()), learner=BehaviorCloning(4000, optimizer=optimizer), transforms=(labels,),
+                  stages=(Stage("dynamics", Method(model, learner=learner)),))

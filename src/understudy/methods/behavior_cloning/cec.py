@@ -2,7 +2,7 @@ from ...core import Schema
 from ...data.episode_concat import EpisodeConcat
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.gmm import GMM
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -28,8 +28,7 @@ def cec(field: str = "proficiency", n_obs_steps: int = 64, width: int = 128, dep
         depth: Number of its layers over the observations.
         n_episodes: Number of sequences of episodes that it learns from.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if discrete else GMM(5, joint=False)
+    head = choose_head(features, GMM(5, joint=False))
     trunk = Transformer(width, 1, 1, "block_causal", encoder_depth=depth)
     window = Window(n_obs_steps, n_obs_steps, action_offset=1 - n_obs_steps, obs_pad_mask=True)
     return Method(PolicyConfig(head, trunk, TokenEncoder(width), window=window),

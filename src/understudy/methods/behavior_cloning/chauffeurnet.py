@@ -1,5 +1,3 @@
-"""Behavior cloning of paths, also from bent ones that return, with losses against collisions and leaving the lane."""
-
 from __future__ import annotations
 
 import math
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, AtMost, Context, UserError, part, uniform
 from ...data.episode import Dataset
 from ...data.operations import Operation
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -210,9 +207,7 @@ def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] =
     The first two components of the state are the offset of the car and its heading relative to the lane.
 
     Args:
-        steps: When each point of an action is reached, in steps from now.
         past: Components of the state that are the offsets of the car one, two, ... steps ago.
-        box: Components of the state that are the distance to the middle of the obstacle, and its offset.
         half: Half of the length and of the width of the obstacle, m.
         half_width: Half of the width of the lane, m.
         radius: Radius of the car, m.
@@ -220,4 +215,4 @@ def chauffeurnet(steps: tuple[int, ...] = (3, 6, 9, 12), past: tuple[int, ...] =
     weights = ImitationDropout(0.5, ColumnWeights(MADE, 0.1))
     losses = (CollisionLoss(box, half, radius), LaneLoss(half_width, radius))
     learner = BehaviorCloning(4000, sample_weights=weights, auxiliary_losses=losses)
-    return Method(PolicyConfig(Regression()), RecedingHorizon(), learner, (TrajectoryPerturbation(steps, past=past),))
+    return Method(PolicyConfig(Regression()), learner=learner, transforms=(TrajectoryPerturbation(steps, past=past),))

@@ -1,7 +1,5 @@
 from ...core import Schema
 from ...data.codec import Normalizer
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.transport import Transport
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -23,7 +21,6 @@ def fourier_transporter(crop: int = 17, n_angles: int = 72, features: Schema | N
         n_angles: Number of angles by which it may be turned.
     """
     policy = PolicyConfig(Transport(crop, n_angles=n_angles), encoder=PixelEncoder(),
-                          codec=Normalizer(target="identity"), window=Window(1, 1),
-                          inputs=tuple(camera_sizes(features or {})))
+                          codec=Normalizer(target="identity"), inputs=tuple(camera_sizes(features or {})))
     learner = BehaviorCloning(steps=1000, batch_size=8, optimizer=OptimizerConfig(lr=3e-3))
-    return Method(policy, RecedingHorizon(1), learner)
+    return Method(policy, learner=learner)

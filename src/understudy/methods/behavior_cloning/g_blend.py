@@ -1,5 +1,3 @@
-"""Behavior cloning from several columns, each with a loss of its own, weighted by how it overfits."""
-
 from __future__ import annotations
 
 import copy
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 from ...core import Above, AtLeast, Batch, Below, Context, HeadSpec, UserError, part
 from ...data.episode import Dataset
 from ...data.window import Windows
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning, BehaviorCloningLearner
 from ...learn.fit import LearnerConfig
@@ -185,4 +182,4 @@ def g_blend(width: int = 64) -> Method:
         width: Width of each column's token.
     """
     policy = PolicyConfig(Regression(), FeedForward((64, 64)), ColumnEncoder(width))
-    return Method(policy, RecedingHorizon(), GradientBlend())
+    return Method(policy, learner=GradientBlend())

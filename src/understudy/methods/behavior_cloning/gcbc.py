@@ -16,11 +16,7 @@ from ..registry import method
         rows=("114",), needs=(NUMBERS, GIVEN_GOAL),
         when="if a goal is given while acting and one way leads to it; the simplest policy with goals.")
 def gcbc(column: str = "observation.state", features: Schema | None = None) -> Method:
-    """Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode.
-
-    Args:
-        column: The column whose later values are goals.
-    """
+    """Goal-conditioned behavior cloning: the goal of each step is a later observation of its episode."""
     policy = PolicyConfig(Regression(), trunk=FeedForward((512, 512, 512), "gelu"), encoder=simplest_encoder(features),
                           window=Window(goals=(Goal(column),)))
     return Method(

@@ -2,8 +2,7 @@ from ...core import Schema
 from ...data.segments import ColumnSegments, CutSegments, StoredSegments
 from ...data.text_columns import TaskText
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -29,9 +28,8 @@ def interactive_language(column: str | None = "subtask", max_bytes: int = 64, ex
         extra_steps: Number of steps to keep after the end of each segment. Where another task begins at once, they
             would show the wrong one.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
     detector = StoredSegments() if column is None else ColumnSegments(column)
     # One observation: in a longer history, an old instruction would still be read after it has changed.
-    policy = PolicyConfig(Categorical() if discrete else Regression(), MLP(), TokenEncoder(), window=Window())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=10_000),
-                  (CutSegments(detector, extra_steps), TaskText(max_bytes)))
+    policy = PolicyConfig(choose_head(features, Regression()), MLP(), TokenEncoder(), window=Window())
+    return Method(policy, learner=BehaviorCloning(steps=10_000),
+                  transforms=(CutSegments(detector, extra_steps), TaskText(max_bytes)))

@@ -1,5 +1,3 @@
-"""Behavior cloning with a penalty on what differs between places, so that cues with another law in each count less."""
-
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -8,7 +6,6 @@ import torch
 from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, Unsupported, part
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -83,4 +80,4 @@ def irm_bc(column: str = "place", weight: float = 1000.0) -> Method:
         weight: Weight of the penalty. Too little does nothing, and too much ruins the prediction.
     """
     learner = BehaviorCloning(batch_size=512, auxiliary_losses=(RiskInvariance(column, weight=weight),))
-    return Method(PolicyConfig(Regression()), RecedingHorizon(), learner)
+    return Method(PolicyConfig(Regression()), learner=learner)

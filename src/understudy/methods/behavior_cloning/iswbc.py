@@ -1,5 +1,3 @@
-"""ISW-BC: cloning of all steps, weighted by how likely a discriminator takes them for demonstrated ones."""
-
 from __future__ import annotations
 
 from dataclasses import field
@@ -8,7 +6,6 @@ from typing import Annotated
 from ...core import AtLeast, Batch, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.discriminator_reward import DiscriminatorReward
 from ...learn.method import Method
@@ -73,5 +70,5 @@ def iswbc(penalty: float = 10.0) -> Method:
     Args:
         penalty: Weight of the gradient penalty of the discriminator. Large values weigh all steps alike.
     """
-    return Method(PolicyConfig(Gaussian(), MLP(256, 2)), RecedingHorizon(),
-                  DiscriminatorWeightedCloning(reward=DiscriminatorReward(penalty=penalty)))
+    learner = DiscriminatorWeightedCloning(reward=DiscriminatorReward(penalty=penalty))
+    return Method(PolicyConfig(Gaussian(), MLP(256, 2)), learner=learner)

@@ -1,6 +1,5 @@
 from ...audit.scores.keyframes import KEYFRAME, MarkKeyframes
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -20,5 +19,5 @@ def keyframe_bc(n_obs_steps: int = 5, fraction: float = 0.1, weight: float = 5.0
         weight: Weight of a keyframe. Other steps have weight 1.
     """
     learner = BehaviorCloning(steps=5000, sample_weights=ColumnWeights(KEYFRAME, weight))
-    return Method(PolicyConfig(Regression(), window=Window(n_obs_steps, 1)), RecedingHorizon(), learner,
+    return Method(PolicyConfig(Regression(), window=Window(n_obs_steps)), learner=learner,
                   transforms=(MarkKeyframes(fraction),))

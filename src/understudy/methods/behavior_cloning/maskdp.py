@@ -2,7 +2,6 @@ from ...data.augment import RandomMasking
 from ...data.column_changes import TimeLeft
 from ...data.relabel import ConcatColumns
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import MaskedGoalPlanner
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
@@ -35,5 +34,5 @@ def maskdp(horizon: int = 32, time_left: int | None = None, ratios: tuple[float,
     policy = PolicyConfig(Regression(), Transformer(128, 2, 4, encoder_depth=3), TokenEncoder(128), window=window,
                           inputs=entries, target=joint.into, augmentations=(RandomMasking(entries, ratios),))
     learner = BehaviorCloning(20_000, 128, OptimizerConfig(lr=3e-4, warmup_steps=500))
-    return Method(policy, RecedingHorizon(), learner, (joint, TimeLeft(length=time_left)),
+    return Method(policy, learner=learner, transforms=(joint, TimeLeft(length=time_left)),
                   inference=(MaskedGoalPlanner(column=column),))

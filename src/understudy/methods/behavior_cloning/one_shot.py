@@ -2,7 +2,7 @@ from ...core import Schema
 from ...data.shown_demonstration import ShowDemonstration, numeric_observations
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.flow import Flow
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -28,10 +28,9 @@ def one_shot(columns: tuple[str, ...] = (), n_frames: int = 8, horizon: int = 8,
             data have.
         horizon: Number of actions in a chunk. Half of them are executed.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
     columns = columns or numeric_observations(features or {}) or ("observation.state",)
     show = ShowDemonstration(columns, n_frames)
     # The policy does not read the task: it could ignore the demonstration then.
-    policy = PolicyConfig(Categorical() if discrete else Flow(), Transformer(width, 1, encoder_depth=2),
+    policy = PolicyConfig(choose_head(features, Flow()), Transformer(width, 1, encoder_depth=2),
                           TokenEncoder(width), window=Window(1, horizon), inputs=(*columns, *show.into))
     return Method(policy, RecedingHorizon(max(horizon // 2, 1)), BehaviorCloning(steps=10_000), (show,))

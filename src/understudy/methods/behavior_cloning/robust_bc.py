@@ -1,5 +1,3 @@
-"""Behavior cloning that survives corrupted demonstrations: the block of a batch with the median loss trains."""
-
 from __future__ import annotations
 
 from dataclasses import field

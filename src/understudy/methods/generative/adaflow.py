@@ -1,12 +1,9 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
+from dataclasses import replace
+
 from ...heads.adaflow import AdaFlow
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..registry import method
+from .flow_policy import flow_policy
 
 
 @method("Hu et al. 2024, arXiv 2402.04292, which trains velocity and variance by one likelihood", rows=("267",),
@@ -18,9 +15,5 @@ def adaflow(n_steps: int = 5, n_obs_steps: int = 2, horizon: int = 16, n_action_
     Args:
         n_steps: Largest number of network evaluations of a plan.
     """
-    policy = PolicyConfig(AdaFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
-    return Method(
-        policy,
-        RecedingHorizon(n_action_steps),
-        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
-    )
+    base = flow_policy(n_obs_steps, horizon, n_action_steps)
+    return replace(base, policy=replace(base.policy, head=AdaFlow(n_steps)))

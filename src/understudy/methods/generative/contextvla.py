@@ -1,5 +1,3 @@
-"""Transformer over a history whose past is pooled into one token after a few blocks."""
-
 from __future__ import annotations
 
 from dataclasses import field

@@ -1,16 +1,12 @@
+from dataclasses import replace
 from typing import Literal
 
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import KernelDensity, SampleSelector
 from ...heads.diffusion import Diffusion
 from ...heads.solvers import DDPM
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..registry import method
+from .flow_policy import flow_policy
 
 
 @method("Pearce et al. 2023 (Diffusion-X, Diffusion-KDE), arXiv 2301.10677, with another network and noise schedule",
@@ -25,6 +21,5 @@ def diffusion_bc(choice: Literal["plain", "extra-steps", "densest"] = "extra-ste
     """
     head = Diffusion(50, DDPM(), 50, n_extra_steps=8 if choice == "extra-steps" else 0)
     inference = (SampleSelector(scorer=KernelDensity(0.1), n=100),) if choice == "densest" else ()
-    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon=1))
-    learner = BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100))
-    return Method(policy, RecedingHorizon(), learner, inference=inference)
+    base = flow_policy(n_obs_steps, horizon=1, n_action_steps=1)
+    return replace(base, policy=replace(base.policy, head=head), inference=inference)

@@ -1,8 +1,3 @@
-"""Goal encoder: one token for the goal, whether it is given as an observation, in words or by a class.
-
-Auxiliary losses for policies whose goals are given in several ways: alignment of the goals, and foresight.
-"""
-
 from __future__ import annotations
 
 import math
@@ -25,7 +20,7 @@ from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...nets.base import Encoder, EncoderNet
-from ...nets.encoders import TokenEncoder
+from ...nets.encoders import TokenEncoder, check_inputs
 from ...nets.feed_forward import feed_forward_layers
 from ...nets.linear import Linear
 from ...nets.transformer import Transformer
@@ -58,10 +53,7 @@ class GoalEncoder(Encoder):
     encoder: TokenEncoder = field(default_factory=TokenEncoder)
 
     def build(self, features, n_obs_steps):
-        for name in self.goals:
-            if name not in features:
-                raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                where="GoalEncoder.goals", hint="Name only inputs of the policy.")
+        check_inputs(features, self.goals, "GoalEncoder.goals")
         if not self.goals or len(self.goals) == len(features):
             raise UserError("Some inputs of the policy must be goals, and some must not.", where="GoalEncoder.goals",
                             hint="Name the columns that give the goal.")
@@ -128,10 +120,7 @@ class ContrastiveAlignment(AuxiliaryLoss):
 
     def build(self, policy: Policy) -> nn.Module:
         """Returns the module that computes the loss of each window, (B,)."""
-        for name in (self.first, self.second):
-            if name not in policy.inputs:
-                raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(policy.inputs)}.",
-                                where="ContrastiveAlignment", hint="Name two goals that the policy reads.")
+        check_inputs(policy.inputs, (self.first, self.second), "ContrastiveAlignment")
         return _ContrastiveAlignmentLoss(self, policy)
 
 
@@ -223,9 +212,6 @@ def mdt(column: str = "observation.state", horizon: int = 10, n_action_steps: in
     """Multimodal diffusion transformer: later observations and words are goals of one policy; few words are enough.
 
     Where an episode has no task in words, a later observation is the goal. The policy acts on either.
-
-    Args:
-        column: The column whose later values are goals.
     """
     goals = goal, _ = "observation.goal", "observation.task"
     window = Window(1, horizon, goals=(Goal(column, into=goal, discount=0.9),))

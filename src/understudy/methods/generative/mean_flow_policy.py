@@ -1,12 +1,9 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
+from dataclasses import replace
+
 from ...heads.mean_flow import MeanFlow
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..registry import method
+from .flow_policy import flow_policy
 
 
 @method("Geng et al. 2025, arXiv 2505.13447, which generates images",
@@ -17,9 +14,5 @@ def mean_flow_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, 
     Args:
         n_steps: Number of steps from noise to a chunk.
     """
-    policy = PolicyConfig(MeanFlow(n_steps), trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
-    return Method(
-        policy,
-        RecedingHorizon(n_action_steps),
-        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
-    )
+    base = flow_policy(n_obs_steps, horizon, n_action_steps)
+    return replace(base, policy=replace(base.policy, head=MeanFlow(n_steps)))

@@ -1,5 +1,3 @@
-"""Load balancing of experts that a router chooses."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping

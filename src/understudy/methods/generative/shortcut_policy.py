@@ -1,12 +1,9 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
+from dataclasses import replace
+
 from ...heads.shortcut import Shortcut
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..registry import method
+from .flow_policy import flow_policy
 
 
 @method("Frans et al. 2024, arXiv 2410.12557, whose smallest step is 1/128, with 800,000 updates",
@@ -18,9 +15,5 @@ def shortcut_policy(n_steps: int = 1, n_obs_steps: int = 2, horizon: int = 16, n
         n_steps: Number of steps from noise to a chunk: 1, 2, 4, 8 or 16.
     """
     head = Shortcut(n_steps, n_train_steps=16)  # each halving of the step is learned from the next smaller step
-    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
-    return Method(
-        policy,
-        RecedingHorizon(n_action_steps),
-        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
-    )
+    base = flow_policy(n_obs_steps, horizon, n_action_steps)
+    return replace(base, policy=replace(base.policy, head=head))

@@ -1,13 +1,11 @@
-from ...data.window import Window
+from dataclasses import replace
+
 from ...execute.streaming import StreamingExecutor
 from ...heads.base import RampTimes
 from ...heads.diffusion import Diffusion
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
-from ...learn.optimizer import OptimizerConfig
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..registry import method
+from .flow_policy import flow_policy
 
 
 @method("Høeg et al. 2024, arXiv 2406.04806, with a U-Net that predicts the noise", rows=("038",),
@@ -24,9 +22,6 @@ def streaming_diffusion_policy(
     """
     n_steps = horizon // n_action_steps * n_denoising_steps  # of an action from noise, in all the plans that it is in
     head = Diffusion(n_steps, prediction="sample", times=RampTimes(n_action_steps))
-    policy = PolicyConfig(head, trunk=MLP(512, 3), window=Window(n_obs_steps, horizon))
-    return Method(
-        policy,
-        StreamingExecutor(n_action_steps, n_denoising_steps),
-        BehaviorCloning(4000, optimizer=OptimizerConfig(lr=1e-3, warmup_steps=100)),
-    )
+    base = flow_policy(n_obs_steps, horizon)
+    return replace(base, policy=replace(base.policy, head=head),
+                   executor=StreamingExecutor(n_action_steps, n_denoising_steps))

@@ -93,10 +93,5 @@ class CRLLearner(ScoreMaximizingLearner):
         needs=(NUMBERS, GIVEN_GOAL),
         when="if a goal is given while acting, and episodes of the data go from where it starts to where it has to go.")
 def crl(column: str = "observation.state", alpha: float = 0.1, features: Schema | None = None) -> Method:
-    """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal.
-
-    Args:
-        column: The column whose later values are goals.
-        alpha: Weight of the loss of the stored actions.
-    """
+    """Contrastive reinforcement learning: a critic tells where a step leads, and the policy maximizes it for a goal."""
     return goal_conditioned_method(CRL(alpha=alpha), column, features)

@@ -99,7 +99,6 @@ def dwsl(column: str = "observation.state", n_bins: int = 100, beta: float = 0.0
     """Distance weighted supervised learning: clones the steps that save steps on the way to a later observation.
 
     Args:
-        column: The column whose later values are goals.
         n_bins: Number of distances that are told apart, in steps.
         beta: Temperature of the weights. Large values clone all steps equally.
     """

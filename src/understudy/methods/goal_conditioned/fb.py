@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import normalize
 
 from ...core import AtLeast, AtMost, Batch, Schema, UserError, part
-from ...data.codec import Normalizer
-from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
@@ -20,8 +16,8 @@ from ...learn.goal_conditioned import (
     GoalVector,
     Representation,
     ScoreMaximizingLearner,
-    goal_conditioned_method,
-    states_without_goal,
+    goal_vector_method,
+    on_sphere,
 )
 from ...learn.method import Method
 from ...policy import Policy
@@ -132,11 +128,6 @@ def _mean_of_others(pairs: Tensor) -> Tensor:
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / max(pairs.shape[-1] - 1, 1)
 
 
-def on_sphere(vectors: Tensor) -> Tensor:
-    """Vectors (..., D) with the norm sqrt(D)."""
-    return math.sqrt(vectors.shape[-1]) * normalize(vectors, dim=-1)
-
-
 def embed(backward: Representation, obs) -> Tensor:
     """B of observations, (B, D)."""
     return on_sphere(backward(obs)[0])
@@ -194,12 +185,7 @@ def fb(column: str = "observation.state", latent_dim: int = 50, alpha: float = 0
     """Forward-backward representation: a policy for each reward, whose vector z is a weighted mean over states.
 
     Args:
-        column: The column whose later values are goals.
         latent_dim: Number of components of z.
-        alpha: Weight of the loss of the stored actions.
     """
-    method = goal_conditioned_method(ForwardBackward(alpha=alpha), column, features)
-    inputs = (*states_without_goal(features or {}, column), LATENT)
-    policy = replace(method.policy, codec=Normalizer(unscaled=(LATENT,)), inputs=inputs)
-    return replace(method, policy=policy, transforms=(ConstantColumn(LATENT, (0.0,) * latent_dim),),
-                   inference=(GoalLatent(column=column, goal=Goal(column).into),))
+    planner = GoalLatent(column=column, goal=Goal(column).into)
+    return goal_vector_method(ForwardBackward(alpha=alpha), column, features, LATENT, latent_dim, planner)

@@ -10,6 +10,7 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, part
 from ...data.episode import Dataset
 from ...learn.goal_conditioned import VALUE_GOAL, GoalValues, ScoreMaximizingLearner, goal_conditioned_method
 from ...learn.method import Method
+from ...learn.targets import expectile_loss
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS
 from ..registry import method
@@ -67,13 +68,12 @@ class GCIQLLearner(ScoreMaximizingLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss against the lowest score of the stored action, (B,)."""
-        obs, expectile = self.toward(batch.obs, VALUE_GOAL), self.config.expectile
+        obs = self.toward(batch.obs, VALUE_GOAL)
         with torch.no_grad():
             target = self.target_critic(obs, batch.action)
         score = self.value(obs, batch.action)
         self.log(score=score)
-        error = target - score
-        return torch.where(error >= 0, expectile, 1 - expectile) * error.square()
+        return expectile_loss(target - score, self.config.expectile)
 
     def score(self, obs, coded_action):
         return self.critic(obs, self.policy.decode(coded_action, obs))
@@ -82,10 +82,5 @@ class GCIQLLearner(ScoreMaximizingLearner):
 @method("Park et al. 2025 (OGBench), arXiv 2410.20092, with the policy loss of TD3+BC", needs=(NUMBERS, GIVEN_GOAL),
         when="if a goal is given while acting, and the stored actions are worse than those that the policy can find.")
 def gciql(column: str = "observation.state", alpha: float = 0.3, features: Schema | None = None) -> Method:
-    """Goal-conditioned implicit Q-learning: a critic of actions for each goal, which the policy maximizes.
-
-    Args:
-        column: The column whose later values are goals.
-        alpha: Weight of the loss of the stored actions.
-    """
+    """Goal-conditioned implicit Q-learning: a critic of actions for each goal, which the policy maximizes."""
     return goal_conditioned_method(GCIQL(alpha=alpha), column, features)

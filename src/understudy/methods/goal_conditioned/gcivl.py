@@ -64,7 +64,6 @@ def gcivl(column: str = "observation.state", alpha: float = 10.0, features: Sche
     """Goal-conditioned implicit V-learning: clones the steps that lead closer to a goal, as a value function sees it.
 
     Args:
-        column: The column whose later values are goals.
         alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
     """
     return goal_conditioned_method(GCIVL(alpha=alpha), column, features)

@@ -9,8 +9,6 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, part
-from ...data.codec import Normalizer
-from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Goal
 from ...execute.planners import Unresolved
@@ -20,10 +18,10 @@ from ...learn.goal_conditioned import (
     GoalVector,
     ImplicitValueLearner,
     Representation,
-    goal_conditioned_method,
-    states_without_goal,
+    goal_vector_method,
 )
 from ...learn.method import Method
+from ...learn.targets import expectile_loss
 from ...policy import Policy
 from ..needs import GIVEN_GOAL, NUMBERS_OR_CLASSES
 from ..registry import method
@@ -124,8 +122,7 @@ class HILPLearner(ImplicitValueLearner):
         """Returns the expectile loss against the lowest score of the stored action, (B,)."""
         with torch.no_grad():
             score = self.target_critic(batch.obs, batch.action)
-        error, expectile = score - self.skill_value(batch.obs, batch.action), self.config.skill_expectile
-        return torch.where(error >= 0, expectile, 1 - expectile) * error.square()
+        return expectile_loss(score - self.skill_value(batch.obs, batch.action), self.config.skill_expectile)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weighted loss of the stored actions, (B, 1)."""
@@ -167,12 +164,8 @@ def hilp(column: str = "observation.state", latent_dim: int = 32, alpha: float =
     """Hilbert foundation policy: moves in any direction of a space whose distances are numbers of steps.
 
     Args:
-        column: The column whose later values are goals.
         latent_dim: Number of dimensions of the space.
         alpha: Inverse temperature of the weights of cloning. 0 clones all steps equally.
     """
-    method = goal_conditioned_method(HILP(alpha=alpha), column, features)
-    inputs = (*states_without_goal(features or {}, column), DIRECTION)
-    policy = replace(method.policy, codec=Normalizer(unscaled=(DIRECTION,)), inputs=inputs)
-    return replace(method, policy=policy, transforms=(ConstantColumn(DIRECTION, (0.0,) * latent_dim),),
-                   inference=(GoalDirection(column=column, goal=Goal(column).into),))
+    planner = GoalDirection(column=column, goal=Goal(column).into)
+    return goal_vector_method(HILP(alpha=alpha), column, features, DIRECTION, latent_dim, planner)

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from torch import Generator, Tensor
-from torch.nn.functional import normalize
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, ConfigError, Schema, part
 from ...data.codec import Normalizer
-from ...data.column_changes import ConstantColumn
 from ...data.episode import Dataset
 from ...data.window import Subgoal
 from ...execute.planners import Hierarchical, PlannerWrapper, Unresolved
@@ -18,8 +15,8 @@ from ...learn.goal_conditioned import (
     GoalValues,
     ImplicitValueLearner,
     Representation,
-    goal_conditioned_method,
-    states_without_goal,
+    goal_vector_method,
+    on_sphere,
 )
 from ...learn.method import Method
 from ...policy import Planner, Policy
@@ -93,7 +90,7 @@ class HIQLLearner(ImplicitValueLearner):
 
     def represent(self, obs, goal: str) -> Tensor:
         """Representations of goals, (B, 1, D), of length sqrt(D)."""
-        return _unit_length(self.representation(self.toward(obs, goal))[0]).unsqueeze(1)
+        return on_sphere(self.representation(self.toward(obs, goal))[0]).unsqueeze(1)
 
     def values(self, network, obs, goal):
         return network.scores({**obs, SUBGOAL: self.represent(obs, goal)}, obs[goal])
@@ -114,10 +111,6 @@ class HIQLLearner(ImplicitValueLearner):
         return weights * self.high.loss(batch.replace(action=target), rng)
 
 
-def _unit_length(vector: Tensor) -> Tensor:
-    return math.sqrt(vector.shape[-1]) * normalize(vector, dim=-1)
-
-
 @dataclass(frozen=True)
 class UnitSubgoals(PlannerWrapper):
     """Gives planned subgoals the length that representations of goals have."""
@@ -125,7 +118,7 @@ class UnitSubgoals(PlannerWrapper):
     planner: Planner | Unresolved = None
 
     def plan(self, obs, noise, guides=()):
-        return _unit_length(self.planner.plan(obs, noise, guides))
+        return on_sphere(self.planner.plan(obs, noise, guides))
 
 
 @method("Park et al. 2023 (HIQL), arXiv 2307.11949, with the networks of OGBench, arXiv 2410.20092",
@@ -136,11 +129,7 @@ def hiql(column: str = "observation.state", subgoal_steps: int = 25, latent_dim:
     """Hierarchical implicit Q-learning: a policy proposes subgoals on the way to a goal, and another one reaches them.
 
     Args:
-        column: The column whose later values are goals.
         subgoal_steps: Number of steps to a subgoal.
     """
-    method = goal_conditioned_method(HIQL(subgoal_steps=subgoal_steps), column, features)
-    inputs = (*states_without_goal(features or {}, column), SUBGOAL)
-    low = replace(method.policy, codec=Normalizer(unscaled=(SUBGOAL,)), inputs=inputs)
-    return replace(method, policy=low, transforms=(ConstantColumn(SUBGOAL, (0.0,) * latent_dim),),
-                   inference=(Hierarchical(UnitSubgoals("high"), as_key=SUBGOAL),))
+    planner = Hierarchical(UnitSubgoals("high"), as_key=SUBGOAL)
+    return goal_vector_method(HIQL(subgoal_steps=subgoal_steps), column, features, SUBGOAL, latent_dim, planner)

@@ -6,7 +6,6 @@ import torch
 
 from ...core import Context, part
 from ...data.window import Goal, Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.motion_classifier import MotionClassifier, encodings
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
@@ -75,4 +74,4 @@ def manipulate_by_seeing(column: str = "observation.state", n_motions: int = 64,
     """
     policy = PolicyConfig(MotionClassifier(n_motions, temperature), FeedForward((128, 128)), SharedGoalEncoder(),
                           window=Window(1, horizon, goals=(Goal(column),)), inputs=(column, GOAL))
-    return Method(policy, RecedingHorizon(), BehaviorCloning(5000, auxiliary_losses=(MotionPrediction(),)))
+    return Method(policy, learner=BehaviorCloning(5000, auxiliary_losses=(MotionPrediction(),)))

@@ -151,6 +151,5 @@ def qrl(column: str = "observation.state", alpha: float = 0.003, features: Schem
 
     Args:
         column: The column whose later values are goals. The distances are between its values.
-        alpha: Weight of the loss of the stored actions.
     """
     return goal_conditioned_method(QRL(alpha=alpha), column, features)

@@ -1,5 +1,3 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector, SupervisorLabels
 from ...improve.gates import RandomGate
@@ -24,9 +22,8 @@ def dagger(n_rounds: int = 10, n_episodes: int = 5, probability: float = 0.5, su
     """
     collector = RolloutCollector(n_episodes, supervisor=supervisor, gate=RandomGate(probability, decay=0.5))
     return Method(
-        PolicyConfig(Regression(), window=Window(1, 1)),
-        RecedingHorizon(),
-        BehaviorCloning(steps=10_000, optimizer=OptimizerConfig(lr_schedule="constant")),
+        PolicyConfig(Regression()),
+        learner=BehaviorCloning(steps=10_000, optimizer=OptimizerConfig(lr_schedule="constant")),
         collection=CollectionRounds(
             n_rounds, collector, relabel=(SupervisorLabels(),), updates=PerNewStep(5.0), initial_updates=2000),
     )

@@ -1,5 +1,3 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.method import Method
@@ -17,13 +15,11 @@ def td3_bc(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bc_weigh
     """TD3+BC: an actor-critic that stays close to stored actions, on demonstrations and then on its own episodes.
 
     Args:
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
         bc_weight: Weight of the distance to stored actions. 0 is TD3.
     """
     return Method(
-        PolicyConfig(Regression(), MLP(256, 2), window=Window(1, 1)),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=bc_weight),
+        PolicyConfig(Regression(), MLP(256, 2)),
+        learner=OffPolicyActorCritic(bc_weight=bc_weight),
         collection=CollectionRounds(
             n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise)), initial_updates=5000),
     )

@@ -1,7 +1,6 @@
 from ...core import Schema
 from ...data.missing_actions import PlaceholderActions
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, RolloutCollector
 from ...learn.cloning_from_observation import BehaviorCloningFromObservation
@@ -21,8 +20,7 @@ def bco(n_rounds: int = 10, n_episodes: int = 10, features: Schema | None = None
     Args:
         n_rounds: Number of rounds in which the policy collects further practice.
     """
-    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
     learner = BehaviorCloningFromObservation(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant"))
     rounds = CollectionRounds(n_rounds, RolloutCollector(n_episodes), initial_updates=2000)
-    return Method(PolicyConfig(Categorical() if discrete else Regression()), RecedingHorizon(), learner,
-                  (PlaceholderActions(),), collection=rounds)
+    return Method(PolicyConfig(choose_head(features, Regression())), learner=learner,
+                  transforms=(PlaceholderActions(),), collection=rounds)

@@ -3,7 +3,7 @@ from ...core import Schema
 from ...data.missing_actions import LabeledSteps
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
@@ -26,8 +26,7 @@ def vpt(horizon: int = 1, n_future: int = 1, n_past: int = 0, features: Schema |
         n_future: Number of later observations that the inverse dynamics model reads.
         n_past: Number of earlier observations that it reads.
     """
-    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
-    head = Categorical() if discrete else Regression()
+    head = choose_head(features, Regression())
     inverse = PolicyConfig(head, window=Window(n_past + 1 + n_future, obs_offset=n_future))
     labeling = Method(inverse, learner=BehaviorCloning(steps=2000), transforms=(LabeledSteps(),))
     return Method(PolicyConfig(head, window=Window(1, horizon)), RecedingHorizon(horizon), BehaviorCloning(steps=5000),

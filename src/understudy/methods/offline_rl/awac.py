@@ -1,12 +1,8 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.advantage_weighted_actor_critic import AWAC
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -20,9 +16,4 @@ def awac(temperature: float = 1.0, n_samples: int = 1, features: Schema | None =
         temperature: Temperature of the weights, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy that each stored action is compared with.
     """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Gaussian(), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        AWAC(temperature=temperature, n_samples=n_samples, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(Gaussian(), AWAC(temperature=temperature, n_samples=n_samples), features)

@@ -1,5 +1,3 @@
-"""Batch-constrained Q-learning: the best of several actions that resemble the stored ones, each slightly improved."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -9,18 +7,15 @@ from torch import Generator, Tensor, nn
 
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.advantage_weighted_actor_critic import draw_plans
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -119,6 +114,5 @@ def bcq(max_perturbation: float = 0.05, n_samples: int = 10, features: Schema | 
         max_perturbation: Largest change of an action that the autoencoder draws (phi), in coded units.
         n_samples: Number of actions from which the best is taken, in targets and while acting.
     """
-    encoder = simplest_encoder(features)
-    return Method(PolicyConfig(PerturbedCVAE(max_perturbation), MLP(256, 2), encoder), RecedingHorizon(),
-                  BCQ(n_samples=n_samples, critic=CriticConfig(encoder=encoder)), inference=(BestOfN(n=n_samples),))
+    return critic_method(PerturbedCVAE(max_perturbation), BCQ(n_samples=n_samples), features,
+                         inference=(BestOfN(n=n_samples),))

@@ -1,5 +1,3 @@
-"""Calibrated Q-learning: conservative Q-learning that lowers no score of the policy below the stored return."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -11,15 +9,13 @@ from torch import Tensor
 from ...core import Above, AtLeast, AtMost, Batch, ConfigError, DataError, Schema, part
 from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset, Episode
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.targets import TERMINATED
-from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -93,7 +89,5 @@ def cal_ql(conservative_weight: float = 5.0, n_samples: int = 10, features: Sche
         conservative_weight: As in cql.
         n_samples: As in cql.
     """
-    encoder = simplest_encoder(features)
-    learner = CalQL(critic=CriticConfig(encoder=encoder), target_entropy=-1.0, conservative_weight=conservative_weight,
-                    n_conservative_samples=n_samples)
-    return Method(PolicyConfig(SquashedGaussian(), FeedForward((256, 256)), encoder), RecedingHorizon(), learner)
+    learner = CalQL(target_entropy=-1.0, conservative_weight=conservative_weight, n_conservative_samples=n_samples)
+    return critic_method(SquashedGaussian(), learner, features, FeedForward((256, 256)))

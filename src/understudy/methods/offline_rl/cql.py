@@ -1,12 +1,9 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -20,8 +17,6 @@ def cql(conservative_weight: float = 5.0, n_samples: int = 10, features: Schema 
         conservative_weight: Weight of the difference between scores of other actions and of those in the data.
         n_samples: Number of actions of each kind from which the difference is estimated.
     """
-    encoder = simplest_encoder(features)
-    learner = OffPolicyActorCritic(
-        critic=CriticConfig(encoder=encoder), bc_weight=0.0, policy_delay=1, temperature=1.0, target_entropy=-1.0,
-        conservative_weight=conservative_weight, n_conservative_samples=n_samples)
-    return Method(PolicyConfig(SquashedGaussian(), FeedForward((256, 256)), encoder), RecedingHorizon(), learner)
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=1.0, target_entropy=-1.0,
+                                   conservative_weight=conservative_weight, n_conservative_samples=n_samples)
+    return critic_method(SquashedGaussian(), learner, features, FeedForward((256, 256)))

@@ -1,5 +1,3 @@
-"""Critic regularized regression: cloning of the stored actions whose score is above that of the policy's own."""
-
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -8,14 +6,11 @@ from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, Batch, Schema, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.advantage_weighted_actor_critic import AWAC, AWACLearner
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -69,11 +64,8 @@ def crr(weight_type: Literal["exp", "binary"] = "exp", advantage_type: Literal["
 
     Args:
         weight_type: "exp" weighs by the exponential advantage, "binary" leaves out the actions without one.
-        advantage_type: What a score is compared with: the mean or the max of scores of the policy's actions.
         temperature: Temperature of exponential weights, in units of return. Large values are cloning.
         n_samples: Number of actions of the policy that each stored action is compared with.
     """
-    encoder = simplest_encoder(features)
-    learner = CRR(temperature=temperature, n_samples=n_samples, weight_type=weight_type, advantage_type=advantage_type,
-                  critic=CriticConfig(encoder=encoder))
-    return Method(PolicyConfig(Gaussian(), MLP(256, 2), encoder), RecedingHorizon(), learner)
+    learner = CRR(temperature=temperature, n_samples=n_samples, weight_type=weight_type, advantage_type=advantage_type)
+    return critic_method(Gaussian(), learner, features)

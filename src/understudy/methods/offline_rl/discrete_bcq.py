@@ -1,5 +1,3 @@
-"""Batch-constrained Q-learning for classes: the best of the classes that demonstrations take often enough."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,7 +7,6 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical
 from ...learn.action_values import ActionValues, ActionValuesLearner
 from ...learn.method import Method
@@ -104,4 +101,4 @@ def discrete_bcq(threshold: float = 0.3, features: Schema | None = None) -> Meth
             1 is cloning.
     """
     policy = PolicyConfig(FrequentClasses(threshold=threshold), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, RecedingHorizon(), DiscreteBCQ())
+    return Method(policy, learner=DiscreteBCQ())

@@ -1,5 +1,4 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical
 from ...learn.action_values import ActionValues
 from ...learn.method import Method
@@ -20,4 +19,4 @@ def discrete_cql(conservative_weight: float = 1.0, features: Schema | None = Non
         conservative_weight: Weight of the cross-entropy of the stored classes. 0 is double Q-learning.
     """
     policy = PolicyConfig(Categorical(), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, RecedingHorizon(), ActionValues(conservative_weight=conservative_weight))
+    return Method(policy, learner=ActionValues(conservative_weight=conservative_weight))

@@ -1,5 +1,3 @@
-"""EDAC: soft actor-critic with many critics, whose opinions on the direction of a better action are kept apart."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -10,14 +8,13 @@ from torch.nn import functional as F
 
 from ...core import AtLeast, Batch, ConfigError, Schema, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
-from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -75,7 +72,6 @@ def edac(n_critics: int = 10, diversity_weight: float = 1.0, features: Schema | 
         n_critics: Number of critics. The smallest score counts.
         diversity_weight: Weight of the similarity of the critics' gradients (eta). 0 is SAC-N, with more critics.
     """
-    encoder = simplest_encoder(features)
-    learner = DiverseCritics(critic=CriticConfig(encoder=encoder, n_critics=n_critics), bc_weight=0.0, policy_delay=1,
-                             temperature=1.0, target_entropy=-1.0, diversity_weight=diversity_weight)
-    return Method(PolicyConfig(SquashedGaussian(), FeedForward((256, 256)), encoder), RecedingHorizon(), learner)
+    learner = DiverseCritics(critic=CriticConfig(n_critics=n_critics), bc_weight=0.0, policy_delay=1, temperature=1.0,
+                             target_entropy=-1.0, diversity_weight=diversity_weight)
+    return critic_method(SquashedGaussian(), learner, features, FeedForward((256, 256)))

@@ -1,5 +1,3 @@
-"""f-DVL: the value of an observation is a quantile of its scores, which no error of a score can raise at will."""
-
 from __future__ import annotations
 
 import torch
@@ -7,14 +5,11 @@ from torch import Generator, Tensor
 
 from ...core import Batch, Schema, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -53,9 +48,4 @@ def f_dvl(quantile: float = 0.75, beta: float = 3.0, features: Schema | None = N
         quantile: 0.5 learns the median of the scores of the stored actions, and values towards 1 that of the best.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
     """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Gaussian(), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        FDVL(expectile=quantile, beta=beta, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(Gaussian(), FDVL(expectile=quantile, beta=beta), features)

@@ -1,5 +1,3 @@
-"""Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data."""
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,16 +8,12 @@ from torch import Generator, Tensor
 
 from ...core import AtLeast, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.flow import Flow
-from ...learn.critic import CriticConfig
-from ...learn.critic_learning import CriticLearningConfig
+from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.targets import ReturnBound, td_terms
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -106,14 +100,5 @@ class FQLLearner(GradientLearner):
 @method("Park et al. 2025 (FQL), arXiv 2502.02538", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards, the demonstrators act in several ways, and plans must be fast.")
 def fql(distance_weight: float = 10.0, features: Schema | None = None) -> Method:
-    """Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data.
-
-    Args:
-        distance_weight: Weight of the distance to the flow, relative to a score of mean absolute value 1.
-    """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Flow(1, prediction="sample"), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        FQL(distance_weight=distance_weight, critic=CriticConfig(encoder=encoder)),
-    )
+    """Flow Q-learning: a one-step policy that maximizes scores and stays close to a flow that clones the data."""
+    return critic_method(Flow(1, prediction="sample"), FQL(distance_weight=distance_weight), features)

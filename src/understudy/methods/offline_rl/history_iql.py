@@ -1,5 +1,3 @@
-"""Implicit Q-learning on encoded histories that lie as far apart as what can follow them (bisimulation)."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -12,8 +10,7 @@ from torch import Generator, Tensor, nn
 from ...core import AtLeast, AtMost, Batch, Context, Schema, part
 from ...data.episode import Dataset
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import AuxiliaryLoss
 from ...learn.critic import EncodedObs
@@ -161,7 +158,6 @@ def history_iql(n_obs_steps: int = 10, weight: float = 1.0, features: Schema | N
         n_obs_steps: Number of observations in a history.
         weight: Weight of the bisimulation loss. 0 is implicit Q-learning on histories.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    policy = PolicyConfig(Categorical() if discrete else Gaussian(), MLP(256, 2),
+    policy = PolicyConfig(choose_head(features, Gaussian()), MLP(256, 2),
                           RecurrentEncoder(64, 1, simplest_encoder(features)), window=Window(n_obs_steps))
-    return Method(policy, RecedingHorizon(), HistoryIQL(auxiliary_losses=(Bisimulation(weight=weight),)))
+    return Method(policy, learner=HistoryIQL(auxiliary_losses=(Bisimulation(weight=weight),)))

@@ -1,6 +1,5 @@
 from ...checkpoint import FromStage
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN
 from ...heads.flow import Flow
 from ...learn.behavior_cloning import BehaviorCloning
@@ -24,7 +23,7 @@ def idql(n: int = 32, expectile: float = 0.7, features: Schema | None = None) ->
         expectile: As in iql.
     """
     return Method(
-        PolicyConfig(Flow(), MLP(256, 2), simplest_encoder(features)), RecedingHorizon(), BehaviorCloning(steps=10_000),
+        PolicyConfig(Flow(), MLP(256, 2), simplest_encoder(features)), learner=BehaviorCloning(steps=10_000),
         stages=(Stage("critic", iql(expectile, features=features)),),
         inference=(BestOfN(scorer=FromStage("critic", "critic"), n=n),),
     )

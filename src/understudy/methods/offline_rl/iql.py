@@ -1,17 +1,9 @@
-"""Implicit Q-learning, as a method."""
-
-from __future__ import annotations
-
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.implicit_q_learning import IQL
 from ...learn.method import Method
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES, STEP_REWARDS
 from ..registry import method
 
@@ -25,10 +17,4 @@ def iql(expectile: float = 0.7, beta: float = 3.0, features: Schema | None = Non
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Categorical() if discrete else Gaussian(), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        IQL(expectile=expectile, beta=beta, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(choose_head(features, Gaussian()), IQL(expectile=expectile, beta=beta), features)

@@ -1,5 +1,3 @@
-"""Importance-weighted supervised fine-tuning: cloning of the best episodes, weighted by ratios of densities."""
-
 from __future__ import annotations
 
 from dataclasses import field
@@ -16,7 +14,6 @@ from ...data.column_changes import get_column
 from ...data.episode import Dataset
 from ...data.operations import Operation
 from ...data.window import Windows
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.fit import LearnerConfig
@@ -157,10 +154,9 @@ def iw_sft(beta: float = 10.0, fractions: tuple[float, ...] = (0.1, 0.05, 0.02),
     Args:
         beta: Factor of the mean log-ratio of an episode in its weight. 0 is plain cloning of the best episodes.
         fractions: Fractions of the episodes, by return. An episode counts once for each that it is in.
-        features: The columns of the data, for encoders of their kinds.
     """
     policy = PolicyConfig(Gaussian(), MLP(256, 2), simplest_encoder(features))
     clone = Method(policy, learner=BehaviorCloning(10_000))
     learner = ImportanceWeightedCloning(FromStage("reference"), beta=beta)
-    return Method(policy, RecedingHorizon(), learner, (ReturnStrata(fractions),), (Stage("reference", clone),),
-                  (InitializeFrom(FromStage("reference")),))
+    return Method(policy, learner=learner, transforms=(ReturnStrata(fractions),), stages=(Stage("reference", clone),),
+                  initialize_from=(InitializeFrom(FromStage("reference")),))

@@ -1,5 +1,3 @@
-"""PLAS: a policy that chooses the latent of an autoencoder of the stored actions, so that it can do nothing else."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -10,16 +8,13 @@ from torch.func import functional_call
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.base import Head
 from ...heads.cvae import CVAE, squared_error_loss
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -118,8 +113,5 @@ def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, features: Sche
 
     Args:
         max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
-        cloning_fraction: Fraction of all updates, the first ones, that train the autoencoder alone.
     """
-    encoder = simplest_encoder(features)
-    learner = PLAS(cloning_fraction=cloning_fraction, critic=CriticConfig(encoder=encoder))
-    return Method(PolicyConfig(ChosenLatent(max_latent), MLP(256, 2), encoder), RecedingHorizon(), learner)
+    return critic_method(ChosenLatent(max_latent), PLAS(cloning_fraction=cloning_fraction), features)

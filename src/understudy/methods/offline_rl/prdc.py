@@ -1,5 +1,3 @@
-"""PRDC: an actor-critic whose actions stay near those of similar states, and not near that of each state alone."""
-
 from __future__ import annotations
 
 from functools import cached_property
@@ -12,14 +10,11 @@ from torch import Tensor
 
 from ...core import Above, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -87,6 +82,4 @@ def prdc(bc_weight: float = 0.4, obs_scale: float = 2.0, features: Schema | None
         bc_weight: Weight of the squared distance to the stored plan. The mean absolute score has weight 1.
         obs_scale: Factor of observations in the search (beta). Large values are td3-bc.
     """
-    encoder = simplest_encoder(features)
-    learner = NearestActions(bc_weight=bc_weight, obs_scale=obs_scale, critic=CriticConfig(encoder=encoder))
-    return Method(PolicyConfig(Regression(), MLP(256, 2), encoder), RecedingHorizon(), learner)
+    return critic_method(Regression(), NearestActions(bc_weight=bc_weight, obs_scale=obs_scale), features)

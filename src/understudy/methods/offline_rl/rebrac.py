@@ -1,12 +1,9 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import PolicyConfig
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -21,7 +18,6 @@ def rebrac(bc_weight: float = 0.4, critic_bc_weight: float = 0.1, features: Sche
         bc_weight: Weight of the policy's mean squared distance to stored actions, relative to a score of 1.
         critic_bc_weight: Weight of the distance of target actions to stored ones, in units of the return.
     """
-    encoder = simplest_encoder(features)
-    critic = CriticConfig((256, 256, 256), encoder, layer_norm=True)
+    critic = CriticConfig((256, 256, 256), layer_norm=True)
     learner = OffPolicyActorCritic(critic=critic, bc_weight=bc_weight, critic_bc_weight=critic_bc_weight)
-    return Method(PolicyConfig(Regression(), MLP(256, 2), encoder), RecedingHorizon(), learner)
+    return critic_method(Regression(), learner, features)

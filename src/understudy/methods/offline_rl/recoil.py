@@ -1,5 +1,3 @@
-"""ReCOIL: a few demonstrations say which of many other stored steps lead to where they went."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -10,15 +8,12 @@ from torch import Tensor
 from ...core import AtLeast, Batch, Below, Schema, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...learn.targets import TERMINATED, check_bounded
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import ENDS, NUMBERS, OTHER_EPISODES
 from ..registry import method
 
@@ -81,9 +76,4 @@ def recoil(expectile: float = 0.8, beta: float = 3.0, features: Schema | None = 
         expectile: 0.5 learns the value of all stored steps, and values towards 1 that of the best ones.
         beta: Inverse temperature of the weights, where a step costs 2. 0 is cloning.
     """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Gaussian(), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        ReCOIL(expectile=expectile, beta=beta, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(Gaussian(), ReCOIL(expectile=expectile, beta=beta), features)

@@ -1,6 +1,5 @@
 from ...checkpoint import FromStage
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
@@ -24,6 +23,6 @@ def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:
         n_past: Number of past observations that the inverse dynamics model reads, besides the present and the next.
     """
     inverse = PolicyConfig(Regression(), MLP(256, 2), window=Window(n_past + 2, obs_offset=1))
-    return Method(PolicyConfig(Regression(), MLP(256, 2)), RecedingHorizon(), OffPolicyActorCritic(bc_weight=bc_weight),
-                  (PseudoLabel(FromStage("inverse")),),
-                  (Stage("inverse", Method(inverse, learner=BehaviorCloning(steps=2000)), dataset="task"),))
+    return Method(PolicyConfig(Regression(), MLP(256, 2)), learner=OffPolicyActorCritic(bc_weight=bc_weight),
+                  transforms=(PseudoLabel(FromStage("inverse")),),
+                  stages=(Stage("inverse", Method(inverse, learner=BehaviorCloning(steps=2000)), dataset="task"),))

@@ -1,5 +1,3 @@
-"""Extreme Q-learning: the value of an observation is a soft maximum of its scores, by Gumbel regression."""
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -8,14 +6,11 @@ from torch import Generator, Tensor
 
 from ...core import Above, Batch, Schema, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.gaussian import Gaussian
-from ...learn.critic import CriticConfig
+from ...learn.critic_learning import critic_method
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
-from ...nets.encoders import simplest_encoder
-from ...nets.mlp import MLP
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
 
@@ -57,12 +52,6 @@ def xql(temperature: float = 1.0, beta: float = 3.0, features: Schema | None = N
     """Extreme Q-learning: clones the stored actions that are better than others, by soft maxima of their scores.
 
     Args:
-        temperature: Of the soft maximum, in units of return. Small values are closer to the maximum.
         beta: Inverse temperature of the weights, in units of 1 / return. 0 is cloning.
     """
-    encoder = simplest_encoder(features)
-    return Method(
-        PolicyConfig(Gaussian(), MLP(256, 2), encoder),
-        RecedingHorizon(),
-        XQL(temperature=temperature, beta=beta, critic=CriticConfig(encoder=encoder)),
-    )
+    return critic_method(Gaussian(), XQL(temperature=temperature, beta=beta), features)

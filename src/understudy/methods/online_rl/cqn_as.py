@@ -1,5 +1,3 @@
-"""CQN-AS: a critic of action sequences without an actor, which zooms from coarse to fine intervals of actions."""
-
 from __future__ import annotations
 
 from dataclasses import field
@@ -133,10 +131,7 @@ def cqn_as(n_rounds: int = 100, n_steps: int = 200, horizon: int = 4, noise: flo
     """Coarse-to-fine Q-network with action sequences: values of chunks of actions, learned with demonstrations.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         horizon: Number of actions of a chunk. 1 is CQN.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
         updates_per_step: Number of updates for each collected step.
     """
     policy = PolicyConfig(CoarseToFineQ(), LSTM(256, 1), simplest_encoder(features), window=Window(1, horizon))

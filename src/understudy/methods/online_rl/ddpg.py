@@ -14,11 +14,6 @@ from .td3 import td3
         when="if a comparison with DDPG is wanted; td3 is the same with two critics and steadier targets.")
 def ddpg(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, noise: float = 0.1,
          features: Schema | None = None) -> Method:
-    """Deep deterministic policy gradient: one critic and a policy that follows its gradient.
-
-    Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-    """
+    """Deep deterministic policy gradient: one critic and a policy that follows its gradient."""
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, target_noise=0.0, critic=CriticConfig(n_critics=1))
     return replace(td3(n_rounds, n_steps, updates_per_step, noise, features), learner=learner)

@@ -1,5 +1,3 @@
-"""Soft actor-critic for actions that are classes, whose expectations over actions are sums."""
-
 from __future__ import annotations
 
 import math
@@ -11,20 +9,17 @@ from torch.nn import functional as F
 
 from ...core import Above, AtLeast, AtMost, Batch, Schema, part
 from ...data.episode import Dataset
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
 from ...learn.action_values import check_classes, class_logits, class_scores
-from ...learn.critic import CriticConfig
-from ...learn.critic_learning import CriticLearningConfig
+from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import Temperature
 from ...learn.targets import td_terms
-from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import CLASSES, STEP_REWARDS
 from ..registry import method
 
@@ -106,12 +101,9 @@ def discrete_sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: floa
     """Soft actor-critic for classes: maximizes rewards and the entropy of its actions.
 
     Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         target_entropy: Entropy of the actions, as a fraction of that of equally likely classes. Where rewards are rare,
             use less, and a small --learner.temperature.
     """
-    encoder = simplest_encoder(features)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    return Method(PolicyConfig(Categorical(), FeedForward((256, 256)), encoder), RecedingHorizon(),
-                  DiscreteSAC(target_entropy=target_entropy, critic=CriticConfig(encoder=encoder)),
-                  collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))
+    return critic_method(Categorical(), DiscreteSAC(target_entropy=target_entropy), features, FeedForward((256, 256)),
+                         collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

@@ -1,5 +1,4 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds, EpsilonGreedy, RolloutCollector
 from ...improve.updates import PerNewStep
@@ -21,10 +20,9 @@ def dqn(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
 
     Args:
         n_rounds: Number of collection rounds. 0 to learn from stored episodes alone.
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         last_epsilon: Fraction of random actions after the first 4,000 updates.
     """
     collector = RolloutCollector(n_steps=n_steps, exploration=EpsilonGreedy(last_epsilon))
     rounds = CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)) if n_rounds else None
     policy = PolicyConfig(Categorical(), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, RecedingHorizon(), ActionValues(), collection=rounds)
+    return Method(policy, learner=ActionValues(), collection=rounds)

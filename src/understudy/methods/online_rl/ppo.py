@@ -1,6 +1,5 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.retention import LastRounds
@@ -21,12 +20,10 @@ def ppo(n_rounds: int = 50, n_steps: int = 2048, n_epochs: int = 10, entropy_wei
     """Proximal policy optimization, on the newest episodes alone. Of the first ones it learns the scales of columns.
 
     Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         n_epochs: How often the updates of a round read each of its steps.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if discrete else SquashedGaussian("free")
+    head = choose_head(features, SquashedGaussian("free"))
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features)), RecedingHorizon(),
-                  PPO(entropy_weight=entropy_weight), collection=CollectionRounds(
-                      n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))
+    policy = PolicyConfig(head, FeedForward((64, 64), "tanh"), simplest_encoder(features))
+    return Method(policy, learner=PPO(entropy_weight=entropy_weight),
+                  collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

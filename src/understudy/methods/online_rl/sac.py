@@ -1,5 +1,4 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
@@ -19,11 +18,10 @@ def sac(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, 
     """Soft actor-critic: maximizes rewards and the entropy of its actions, which stay in the range of the first ones.
 
     Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         target_entropy: Entropy of each component of the action to which its weight is adjusted, in coded units.
     """
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=1.0, target_entropy=target_entropy)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
     policy = PolicyConfig(SquashedGaussian(), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, RecedingHorizon(), learner,
+    return Method(policy, learner=learner,
                   collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

@@ -1,5 +1,4 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...improve.updates import PerNewStep
@@ -16,13 +15,8 @@ from ..registry import method
         when="if sac fits and one best action is wanted, not a distribution; its noise needs the scale of the actions.")
 def td3(n_rounds: int = 100, n_steps: int = 200, updates_per_step: float = 1.0, noise: float = 0.1,
         features: Schema | None = None) -> Method:
-    """TD3: a deterministic actor-critic with two critics, whose actions stay in the range of the first ones.
-
-    Args:
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-    """
+    """TD3: a deterministic actor-critic with two critics, whose actions stay in the range of the first ones."""
     collector = RolloutCollector(n_steps=n_steps, exploration=GaussianExploration(noise))
     policy = PolicyConfig(SquashedGaussian("free"), FeedForward((256, 256)), simplest_encoder(features))
-    return Method(policy, RecedingHorizon(), OffPolicyActorCritic(bc_weight=0.0),
+    return Method(policy, learner=OffPolicyActorCritic(bc_weight=0.0),
                   collection=CollectionRounds(n_rounds, collector, updates=PerNewStep(updates_per_step)))

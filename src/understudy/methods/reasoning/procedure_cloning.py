@@ -1,8 +1,3 @@
-"""Procedures: the intermediate results of the computation by which an expert chooses its actions.
-
-A policy that learns each step of the computation can repeat it where a policy that learns only the actions fails.
-"""
-
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -16,9 +11,8 @@ from ...core import DataError, Feature, Schema, role
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical, IteratedPlanner
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
@@ -174,13 +168,13 @@ def procedure_cloning(grid: str = "observation.grid", cell: str = "observation.c
         channels: Channels of each convolution of the network that predicts a step of the search from the one before.
         steps: Number of updates of that network.
     """
-    discrete, search = features is not None and features["action"].kind == "discrete", GridSearch(grid)
+    search = GridSearch(grid)
     step = PolicyConfig(Categorical(), PerToken(FeedForward(())), GridEncoder((channels,) * n_layers),
                         inputs=(grid, PROCEDURE), target=PROCEDURE, window=Window(action_offset=1))
     stage = Stage("procedure", Method(step, learner=BehaviorCloning(steps, 32),
                                       transforms=(ProcedureEpisodes(search),)))
-    action = PolicyConfig(Categorical() if discrete else Regression(), FeedForward((64,)), GridEncoder((), cell),
+    action = PolicyConfig(choose_head(features, Regression()), FeedForward((64,)), GridEncoder((), cell),
                           inputs=(PROCEDURE, cell))
-    return Method(action, RecedingHorizon(), BehaviorCloning(1000, 32), (ProcedureResult(search),), (stage,),
+    return Method(action, learner=BehaviorCloning(1000, 32), transforms=(ProcedureResult(search),), stages=(stage,),
                   inference=(Hierarchical(IteratedPlanner(FromStage("procedure"), PROCEDURE, n_steps),
                                           as_key=PROCEDURE),))

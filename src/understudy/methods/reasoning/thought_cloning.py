@@ -1,9 +1,8 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.text_columns import ThoughtText
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import Hierarchical
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method, Stage
@@ -27,13 +26,11 @@ def thought_cloning(column: str = "thought", max_bytes: int = 64, width: int = 2
         max_bytes: Number of bytes of a thought.
         width: Width of the two hidden layers of both policies.
         steps: Number of updates of each of them.
-        features: The columns of the data. Discrete actions get a categorical head, whose actions are sampled.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
     predicted_text, observed_text = ThoughtText(column, max_bytes, "thought.text"), ThoughtText(column, max_bytes)
     trunk, learner = FeedForward((width, width)), BehaviorCloning(steps, 64)
     think = PolicyConfig(Categorical(), trunk, TokenEncoder(), target=predicted_text.into)
-    act = PolicyConfig(Categorical(temperature=1.0) if discrete else Regression(), trunk, TokenEncoder())
-    return Method(act, RecedingHorizon(), learner, (observed_text,),
-                  (Stage("thoughts", Method(think, learner=learner, transforms=(predicted_text,))),),
+    act = PolicyConfig(choose_head(features, Regression(), Categorical(temperature=1.0)), trunk, TokenEncoder())
+    return Method(act, learner=learner, transforms=(observed_text,),
+                  stages=(Stage("thoughts", Method(think, learner=learner, transforms=(predicted_text,))),),
                   inference=(Hierarchical(FromStage("thoughts"), as_key=observed_text.into),))

@@ -1,5 +1,3 @@
-"""Chunks of actions from an encoder that also learns to predict the encodings of coming observations."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
 from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -25,11 +24,10 @@ def bc_inverse_dynamics(n_obs_steps: int = 1, lookahead: int = 1, features: Sche
     Args:
         lookahead: Number of steps between the two observations.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if discrete else Regression()
+    head = choose_head(features, Regression())
     policy = PolicyConfig(head, trunk=FeedForward(), window=Window(n_obs_steps))
     learner = RepresentationLearning((InverseDynamics(head),), lookahead=lookahead,
                                      optimizer=OptimizerConfig(lr=1e-3))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256),
+    return Method(policy, learner=BehaviorCloning(steps=5000, batch_size=256),
                   stages=(Stage("encoder", Method(policy, learner=learner)),), initialize_from=(frozen,))

@@ -1,5 +1,3 @@
-"""Prompted encoder: a transformer over the tokens of an observation, which a prompt changes by cross-attention."""
-
 from __future__ import annotations
 
 from dataclasses import field, replace
@@ -13,7 +11,7 @@ from ...core import Above, AtLeast, Context, Schema, UserError, part
 from ...data.text_columns import TaskText
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -169,8 +167,7 @@ def dualmind(prompt: str = "observation.task", horizon: int = 4, depth: int = 2,
         horizon: Number of actions in a chunk. The trunk compares observations that are as many steps apart.
         depth: Number of blocks of the trunk.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical() if discrete else Regression()
+    head = choose_head(features, Regression())
     words = (TaskText(),) if prompt == "observation.task" and features is not None and prompt not in features else ()
     policy = PolicyConfig(head, FeedForward(), PromptedEncoder(prompt, depth=depth), window=Window(1, horizon))
     bare = replace(policy, encoder=PromptedEncoder(prompt, prompted=False, depth=depth))

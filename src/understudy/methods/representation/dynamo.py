@@ -4,8 +4,7 @@ from ...checkpoint import FromStage
 from ...core import Schema
 from ...data.missing_actions import LabeledSteps
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.latent_objectives import LatentDynamics
@@ -30,10 +29,9 @@ def dynamo(latent: int = 8, length: int = 5, features: Schema | None = None) -> 
         latent: Width of the hidden action, about that of the true state.
         length: Number of observations in a row that the encoder learns from at a time.
     """
-    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
-    policy = PolicyConfig(Categorical() if discrete else Regression(), FeedForward())
+    policy = PolicyConfig(choose_head(features, Regression()), FeedForward())
     sequences = replace(policy, target="", window=Window(n_obs_steps=length))
     stage = Stage("encoder", Method(sequences, learner=RepresentationLearning((LatentDynamics(latent),))))
     frozen = InitializeFrom(FromStage("encoder"), load=("codec.obs_transforms", "encoder"), train=())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256), (LabeledSteps(),), (stage,),
-                  (frozen,))
+    return Method(policy, learner=BehaviorCloning(steps=5000, batch_size=256), transforms=(LabeledSteps(),),
+                  stages=(stage,), initialize_from=(frozen,))

@@ -1,20 +1,13 @@
 from dataclasses import replace
 
-from ...checkpoint import FromStage
 from ...core import Schema
-from ...data.missing_actions import LabeledSteps
 from ...data.window import Goal, Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
-from ...heads.regression import Regression
-from ...learn.behavior_cloning import BehaviorCloning
-from ...learn.method import InitializeFrom, Method, Stage
+from ...learn.method import Method, Stage
 from ...learn.representation import RepresentationLearning
 from ...learn.value_objectives import INTENT, OUTCOME, IntentionValue
-from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
 from ..needs import SOME_ACTIONS
 from ..registry import method
+from .dynamo import dynamo
 
 
 @method("Ghosh et al. 2023 (ICVF), arXiv 2304.04782, who train the encoder on recordings of others: --prior",
@@ -29,12 +22,9 @@ def icvf(column: str = "observation.state", discount: float = 0.99, features: Sc
     Args:
         column: The only column that is read. Its later values are outcomes and intents.
     """
-    discrete = features is not None and "action" in features and features["action"].kind == "discrete"
-    policy = PolicyConfig(Categorical() if discrete else Regression(), FeedForward(), inputs=(column,))
+    base = dynamo(features=features)
+    policy = replace(base.policy, inputs=(column,))
     outcome = Goal(column, OUTCOME, p_curgoal=0.2, p_randomgoal=0.3)
     passive = replace(policy, target="", window=Window(goals=(outcome, replace(outcome, into=INTENT))))
     learner = RepresentationLearning((IntentionValue(discount=discount),))
-    stage = Stage("encoder", Method(passive, learner=learner))
-    frozen = InitializeFrom(FromStage("encoder"), load=("codec.obs_transforms", "encoder"), train=())
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000, batch_size=256), (LabeledSteps(),), (stage,),
-                  (frozen,))
+    return replace(base, policy=policy, stages=(Stage("encoder", Method(passive, learner=learner)),))

@@ -1,8 +1,3 @@
-"""Prompts that show the motion of an episode, from which inverse dynamics are learned.
-
-Multimodal prompts: words and objects in one sequence, next to the objects of the scene.
-"""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -17,14 +12,13 @@ from ...core import Above, AtLeast, Context, DataError, Feature, Schema, UserErr
 from ...data.codec import Normalizer
 from ...data.episode import Episode
 from ...data.operations import Operation
-from ...execute.chunking import RecedingHorizon
 from ...heads.bins import Bins
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.optimizer import OptimizerConfig
 from ...nets.base import Encoder, EncoderNet
-from ...nets.encoders import num_classes_of, observed_column
+from ...nets.encoders import check_inputs, check_unscaled, num_classes_of, observed_column
 from ...nets.feed_forward import feed_forward_layers
 from ...nets.in_context import InContextTransformer
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
@@ -147,9 +141,7 @@ class MultimodalPromptEncoder(Encoder):
 
     def build(self, features, n_obs_steps):
         for field, column in zip(("objects", "words", "prompt_objects"), self.columns, strict=True):
-            if column not in features:
-                raise UserError(f"The policy does not read a column {column!r}. It reads {', '.join(features)}.",
-                                where=f"MultimodalPromptEncoder.{field}", hint="Name one of the policy's inputs.")
+            check_inputs(features, (column,), f"MultimodalPromptEncoder.{field}")
         if others := [name for name in features if name not in self.columns]:
             raise UserError(f"MultimodalPromptEncoder does not read the column {others[0]!r}.",
                             where="MultimodalPromptEncoder", hint=f"Use inputs={self.columns}.")
@@ -167,11 +159,8 @@ class MultimodalPromptEncoder(Encoder):
         return _MultimodalPromptNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
-        if scaled := [n for n in (self.objects, self.prompt_objects) if scales and n not in codec.unscaled]:
-            raise UserError(f"The codec would scale each row of {scaled[0]!r} by its own statistics, so that one "
-                            "object would look different at each place.", where="MultimodalPromptEncoder",
-                            hint=f"Use the codec Normalizer(unscaled={(self.objects, self.prompt_objects)}).")
+        check_unscaled(codec, (self.objects, self.prompt_objects), "each row of",
+                       "one object would look different at each place", "MultimodalPromptEncoder")
 
 
 class _MultimodalPromptNet(EncoderNet):
@@ -229,23 +218,19 @@ def midas(objects: str = "observation.objects", words: str = "observation.prompt
     """MIDAS: learn to follow the motion that a prompt shows, then to follow prompts of words and objects.
 
     Args:
-        objects: Column with the objects of the scene, of shape (objects, features).
-        words: Column with the class of the word at each position of the prompt. 0 for no word.
-        prompt_objects: Column with the object at each position of the prompt, of shape (positions, features).
         follow: The word before the frames of a motion.
         depth: Number of blocks of the transformer that acts.
         steps: Number of updates of each of the two stages.
         keep_motions: In the second stage, train each episode also with the motion as its prompt. Without it, following
             motions is unlearned.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical(autoregressive=True) if discrete else Bins(50, temperature=0)
+    head = choose_head(features, Bins(50, temperature=0), Categorical(autoregressive=True))
     encoder = MultimodalPromptEncoder(objects, words, prompt_objects, width=width)
     policy = PolicyConfig(head, InContextTransformer(width, depth, causal=False), encoder, inputs=encoder.columns,
                           codec=Normalizer(unscaled=(objects, prompt_objects)))
     learner = BehaviorCloning(steps, 64, OptimizerConfig(lr=1e-3, warmup_steps=100))
     motion = MotionPrompt(objects, words, prompt_objects, follow, n_frames)
-    first = Method(policy, RecedingHorizon(), learner, (motion,))
+    first = Method(policy, learner=learner, transforms=(motion,))
     added = (AddMotionPrompts(motion),) if keep_motions else ()
     return replace(first, transforms=added, stages=(Stage("inverse_dynamics", first),),
                    initialize_from=(InitializeFrom(FromStage("inverse_dynamics")),))

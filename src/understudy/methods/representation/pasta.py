@@ -1,8 +1,3 @@
-"""Transformer over one token per number of a history, or over one token per modality.
-
-Objectives that train a `ComponentTokenEncoder`: predict hidden tokens, or each token from those before it.
-"""
-
 from __future__ import annotations
 
 import math
@@ -16,17 +11,15 @@ from torch import Generator, Tensor, nn
 
 from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Context, UserError, part
-from ...data.codec import Normalizer
 from ...data.column_changes import LastAction
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
 from ...learn.representation_objectives import RepresentationObjective
 from ...nets.base import Encoder, EncoderNet, record_intermediate
-from ...nets.encoders import check_kinds, observed_column
+from ...nets.encoders import check_inputs, check_kinds, check_unscaled, observed_column
 from ...nets.feed_forward import FeedForward
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
 from ...policy import Policy, PolicyConfig
@@ -81,10 +74,7 @@ class ComponentTokenEncoder(Encoder):
         """
         check_heads(self.width, self.heads, "ComponentTokenEncoder")
         for column, flags in self.flags:
-            for name in (column, flags):
-                if name not in features:
-                    raise UserError(f"The policy does not read a column {name!r}. It reads {', '.join(features)}.",
-                                    where="ComponentTokenEncoder.flags", hint="Name two of the policy's inputs.")
+            check_inputs(features, (column, flags), "ComponentTokenEncoder.flags")
             if features[column].size != features[flags].size:
                 raise UserError(f"{flags!r} has {features[flags].size} flags, but {column!r} has "
                                 f"{features[column].size} components.", where="ComponentTokenEncoder.flags",
@@ -93,11 +83,8 @@ class ComponentTokenEncoder(Encoder):
         return ComponentTokenNet(self, features, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        scales = isinstance(codec, Normalizer) and codec.obs != "identity"
-        if scaled := [flags for _, flags in self.flags if scales and flags not in codec.unscaled]:
-            raise UserError(f"The codec would scale the flags {scaled[0]!r}, and flags that are constant in the data "
-                            "would all become 0.", where="ComponentTokenEncoder.flags",
-                            hint=f"Use the codec Normalizer(unscaled=({scaled[0]!r},)).")
+        check_unscaled(codec, [flags for _, flags in self.flags], "the flags",
+                       "flags that are constant in the data would all become 0", "ComponentTokenEncoder.flags")
 
 
 class EncodedComponents(NamedTuple):
@@ -335,6 +322,6 @@ def pasta(n_obs_steps: int = 4, width: int = 64, depth: int = 3, objective: Lite
     loss = NextTokenPrediction() if objective == "next" else MaskedTokenPrediction()
     train = {"all": ("codec", "encoder"), "last_layer": (f"encoder.blocks.{depth - 1}", "encoder.norm"), "none": ()}
     adapted = InitializeFrom(FromStage("encoder"), load=("codec", "encoder"), train=train[adapt])
-    first = Method(policy, RecedingHorizon(), RepresentationLearning((loss,)), (LastAction(),))
+    first = Method(policy, learner=RepresentationLearning((loss,)), transforms=(LastAction(),))
     return replace(first, learner=BehaviorCloning(steps=5000, batch_size=256), stages=(Stage("encoder", first),),
                    initialize_from=(adapted,))

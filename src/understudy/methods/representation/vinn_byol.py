@@ -1,6 +1,5 @@
 from ...core import Schema
 from ...data.augment import camera_jitter
-from ...execute.chunking import RecedingHorizon
 from ...heads.neighbors import Neighbors
 from ...learn.method import Method
 from ...learn.representation import RepresentationLearning
@@ -25,4 +24,4 @@ def vinn_byol(n_neighbors: int = 5, crop: int = 4, features: Schema | None = Non
     """
     policy = PolicyConfig(Neighbors(n_neighbors), encoder=TokenEncoder(crop=crop),
                           augmentations=camera_jitter(features))
-    return Method(policy, RecedingHorizon(), RepresentationLearning((BYOL(),)))
+    return Method(policy, learner=RepresentationLearning((BYOL(),)))

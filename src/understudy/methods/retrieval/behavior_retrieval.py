@@ -1,5 +1,3 @@
-"""Variational autoencoder of observations and actions, whose latents say which windows are alike."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field

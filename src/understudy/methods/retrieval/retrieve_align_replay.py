@@ -1,8 +1,3 @@
-"""Poses and velocities in the plane, in a frame that moves with an effector or an object.
-
-Retrieval, alignment and replay: choose a demonstration, go where it began, and repeat its motion.
-"""
-
 from __future__ import annotations
 
 import math

@@ -1,7 +1,6 @@
 from ...checkpoint import FromStage
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
@@ -31,6 +30,6 @@ def skill_retrieval(fraction: float = 0.1, period: int = 10, latent_dim: int = 8
     skills = Method(low, learner=SkillAutoencoder(period, beta),
                     transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
     posterior = FromStage("skills", "posterior")
-    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
-                  (Retrieve(posterior, fraction=fraction), LatentLabels(posterior)),
-                  (Stage("skills", skills, dataset="prior"),), wrapper=SkillWrapper(FromStage("skills"), period))
+    return Method(PolicyConfig(GMM()), learner=BehaviorCloning(sampling_column=SAMPLING_WEIGHT),
+                  transforms=(Retrieve(posterior, fraction=fraction), LatentLabels(posterior)),
+                  stages=(Stage("skills", skills, dataset="prior"),), wrapper=SkillWrapper(FromStage("skills"), period))

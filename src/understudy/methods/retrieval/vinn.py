@@ -1,5 +1,3 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.neighbors import Neighbors
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -21,7 +19,5 @@ def vinn(n_neighbors: int = 5, weights: str = "hf://timm/resnet18.a1_in1k") -> M
         n_neighbors: Number of situations. Nearer ones count more.
         weights: The weights of the image network, a ResNet-18.
     """
-    policy = PolicyConfig(
-        Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet(weights, pool="mean")), window=Window(1, 1)
-    )
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=1))
+    policy = PolicyConfig(Neighbors(n_neighbors), encoder=ConcatEncoder(ResNet(weights, pool="mean")))
+    return Method(policy, learner=BehaviorCloning(steps=1))

@@ -1,12 +1,7 @@
-"""Returns to go of rewards that a scorer of observations gives, in training and while acting.
-
-Scorers of how well an observation fits the words of a task, and what they give for the training data.
-"""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +27,7 @@ from ...data.codec import CodecModule
 from ...data.column_changes import ColumnChange, LastAction, target_return, with_column
 from ...data.episode import Dataset, Episode
 from ...data.text_columns import TaskText
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...files import read_json, write_json
-from ...heads.categorical import Categorical
-from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
@@ -45,10 +36,10 @@ from ...learn.optimizer import OptimizerConfig
 from ...nets.base import Encoder
 from ...nets.encoders import TokenEncoder
 from ...nets.feed_forward import feed_forward_layers
-from ...nets.transformer import Transformer
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS_OR_CLASSES
 from ..registry import method
+from .decision_transformer import decision_transformer
 
 ObservationScorer = Callable[[Mapping[str, Tensor]], Tensor]  # {column: (B, ...)} -> (B,), higher is better
 
@@ -356,15 +347,11 @@ def arp(n_obs_steps: int = 4, target_return: float | None = None, quantile: floa
         target_return: Desired return while acting. None: the quantile of the demonstrations.
         quantile: Quantile of the returns of the demonstrations. 1 is the highest.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
+    base = decision_transformer(n_obs_steps, features=features)
     words = () if features is not None and TASK in features else (TaskText(),)
-    trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
-    window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step
-    scene, reward = PolicyConfig(head), ScorerCalibration(FromStage("scorer", "scorer"), quantile)
+    scene, reward = PolicyConfig(base.policy.head), ScorerCalibration(FromStage("scorer", "scorer"), quantile)
     stages = (Stage("scorer", Method(scene, learner=TaskContrast(), transforms=words)),
               Stage("reward", Method(scene, learner=reward, transforms=words)))
     transforms = (*words, LastAction(), ScoredReturn(FromStage("reward", "reward"), target=target_return))
     learner = BehaviorCloning(10_000, 64, optimizer=OptimizerConfig(lr=5e-4, weight_decay=5e-5, warmup_steps=500))
-    policy = PolicyConfig(head, trunk, TokenEncoder(128), window=window)
-    return Method(policy, RecedingHorizon(1, skip=past), learner, transforms, stages)
+    return replace(base, learner=learner, transforms=transforms, stages=stages)

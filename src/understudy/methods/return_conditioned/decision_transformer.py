@@ -2,7 +2,7 @@ from ...core import Schema
 from ...data.column_changes import LastAction, ReturnToGo
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -27,8 +27,7 @@ def decision_transformer(n_obs_steps: int = 20, target_return: float | None = No
         target_return: Desired return while acting. None: --condition return_to_go=NUMBER gives it.
         discount: Discount of the return to go.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head, past = Categorical(temperature=1.0) if discrete else Regression(), n_obs_steps - 1
+    head, past = choose_head(features, Regression(), Categorical(temperature=1.0)), n_obs_steps - 1
     trunk = Transformer(128, 1, 1, "block_causal", encoder_depth=3, dropout=0.1)
     window = Window(n_obs_steps, n_obs_steps, action_offset=-past, obs_pad_mask=True)  # a loss at every step
     learner = BehaviorCloning(10_000, 64, optimizer=OptimizerConfig(

@@ -1,5 +1,3 @@
-"""Dichotomy of Control: a latent of the future that holds what the actions decide, and not what chance decides."""
-
 from __future__ import annotations
 
 import math
@@ -15,10 +13,9 @@ from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename, ReturnToGo
 from ...data.episode import Dataset
 from ...data.window import SamplingWeights
-from ...execute.chunking import RecedingHorizon
 from ...execute.planners import BestOfN, Hierarchical
 from ...heads.base import LikelihoodHead
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
 from ...learn.critic import CriticConfig
@@ -80,7 +77,7 @@ class DichotomyOfControl(LearnerConfig):
         rewards more predictable from the latent instead of less. Here the energy is an adversary, as in the paper.
     """
 
-    lookahead: int = 1
+    lookahead: Annotated[int, AtLeast(1)] = 1
     information_weight: Annotated[float, AtLeast(0)] = 1.0
     prior_weight: Annotated[float, AtLeast(0)] = 0.01
     value_weight: Annotated[float, AtLeast(0)] = 0.0
@@ -96,9 +93,6 @@ class DichotomyOfControl(LearnerConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
-        if self.lookahead < 1:
-            raise ConfigError(f"the lookahead is {self.lookahead}, but the future has at least 1 step",
-                              where="DichotomyOfControl.lookahead", hint="such as 1, or the length of an episode")
         if not isinstance(self.prior.head, LikelihoodHead):
             raise ConfigError(f"the head of the prior is {type(self.prior.head).__name__}, which has no density",
                               where="DichotomyOfControl.prior", hint="use GMM or Gaussian")
@@ -290,13 +284,11 @@ def dichotomy_of_control(lookahead: int = 1, latent_dim: int = 4, information_we
     """Dichotomy of Control: a policy reads a latent of the future that holds what actions decide, and not luck.
 
     Args:
-        lookahead: Number of steps that the latent describes.
         information_weight: Weight of what the latent says about rewards and transitions. 0 removes the constraint.
         n: Number of latents that are compared while acting.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical(temperature=1.0) if discrete else Gaussian(temperature=1.0)
+    head = choose_head(features, Gaussian(temperature=1.0), Categorical(temperature=1.0))
     policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), Normalizer(unscaled=(FUTURE,)))
-    return Method(policy, RecedingHorizon(), DichotomyOfControl(lookahead, information_weight),
-                  (ConstantColumn(FUTURE, (0.0,) * latent_dim),),
+    return Method(policy, learner=DichotomyOfControl(lookahead, information_weight),
+                  transforms=(ConstantColumn(FUTURE, (0.0,) * latent_dim),),
                   inference=(Hierarchical(BestOfN("prior", "value", n), as_key=FUTURE),))

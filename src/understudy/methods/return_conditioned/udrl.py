@@ -1,8 +1,6 @@
 from ...core import Schema
 from ...data.column_changes import ReturnToGo, TimeLeft
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
@@ -27,8 +25,7 @@ def udrl(target_return: float | None = None, target_length: int | None = None, t
         target_length: Number of steps in which it is to be reached. None: --condition time_left=NUMBER gives it.
         temperature: 1 samples actions, as the authors do, and 0 takes the most likely ones.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head = Categorical(temperature) if discrete else Gaussian(temperature=temperature)
-    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder(), window=Window(1, 1))
-    return Method(policy, RecedingHorizon(), BehaviorCloning(steps=5000),
-                  (ReturnToGo(target=target_return), TimeLeft(length=target_length)))
+    head = choose_head(features, Gaussian(temperature=temperature), Categorical(temperature))
+    policy = PolicyConfig(head, FeedForward((128, 128)), ConcatEncoder())
+    return Method(policy, learner=BehaviorCloning(steps=5000),
+                  transforms=(ReturnToGo(target=target_return), TimeLeft(length=target_length)))

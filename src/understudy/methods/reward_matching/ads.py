@@ -1,5 +1,3 @@
-"""ADS: rewards of optimal transport, and a discount that looks further once the policy follows the demonstrations."""
-
 from __future__ import annotations
 
 from bisect import bisect_left
@@ -16,18 +14,15 @@ from ...checkpoint import FromStage
 from ...core import Above, AtLeast, AtMost, Below, Unsupported, part
 from ...data.episode import Dataset
 from ...data.mixture import ROUND
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.reward_models import RewardModelConfig
 from ...learn.transport_reward import EpisodeReward, OptimalTransportReward
-from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
+from .pwil import pwil
 
 SCORED = "scored"  # metadata: True for an episode without exploration, which the progress is measured by
 
@@ -168,10 +163,7 @@ def ads(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 with rewards of optimal transport, and a discount that grows as far as the policy follows demonstrations.
 
     Args:
-        n_rounds: Number of collection rounds.
         n_episodes: Number of episodes in each round, beside two without noise that measure the progress.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
     """
-    return Method(PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)), RecedingHorizon(),
-                  ADS(bc_weight=0.0, n_step=3),
-                  collection=CollectionRounds(n_rounds, ScoredRolloutCollector(n_episodes, GaussianExploration(noise))))
+    collector = ScoredRolloutCollector(n_episodes, GaussianExploration(noise))
+    return replace(pwil(), learner=ADS(bc_weight=0.0, n_step=3), collection=CollectionRounds(n_rounds, collector))

@@ -1,4 +1,3 @@
-from ...execute.chunking import RecedingHorizon
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...learn.discriminator_reward import DiscriminatorReward
@@ -17,15 +16,10 @@ def airl(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 1.0, pena
     """Adversarial inverse reinforcement learning: soft actor-critic with a reward that shaping does not change.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
         temperature: Weight of the entropy, in units of the reward. With 1 the reward is that of the paper.
         penalty: Weight of the gradient penalty of the reward.
     """
-    return Method(
-        PolicyConfig(SquashedGaussian(), FeedForward()),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=temperature,
-                             reward=DiscriminatorReward("airl", penalty=penalty)),
-        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, TemperatureExploration())),
-    )
+    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=temperature,
+                                   reward=DiscriminatorReward("airl", penalty=penalty))
+    return Method(PolicyConfig(SquashedGaussian(), FeedForward()), learner=learner,
+                  collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, TemperatureExploration())))

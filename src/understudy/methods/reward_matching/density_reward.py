@@ -1,5 +1,3 @@
-"""Density of the demonstrations as a reward: how likely each step is among those of demonstrations."""
-
 from __future__ import annotations
 
 import math
@@ -57,13 +55,6 @@ class _Density(EpisodeReward):
         needs=(NUMBERS, ENDS, "an environment"),
         when="if there are demonstrations without rewards and an environment, as the simplest reward to compare with.")
 def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bandwidth: float = 0.5) -> Method:
-    """TD3 with the log-density of each step among those of demonstrations as its reward.
-
-    Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-        bandwidth: Standard deviation of the kernel, in coded units.
-    """
+    """TD3 with the log-density of each step among those of demonstrations as its reward."""
     learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth))
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

@@ -1,6 +1,5 @@
 from ...core import Schema
-from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import Categorical
+from ...heads.categorical import choose_head
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.retention import LastRounds
@@ -23,15 +22,11 @@ def gail(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, penalty: f
     """Generative adversarial imitation: PPO with the positive reward -log(1 - D) of a discriminator D.
 
     Args:
-        n_rounds: Number of collection rounds.
-        n_steps: Number of steps in each round, at least. Its last episode is complete.
         n_epochs: How often the updates of a round read each of its steps.
         penalty: Weight of the gradient penalty of the discriminator.
-        features: The columns of the data. Classes get a categorical head. Images are read as tokens.
     """
-    discrete = features is not None and features["action"].kind == "discrete"
-    head, encoder = Categorical() if discrete else SquashedGaussian("free"), simplest_encoder(features)
+    head, encoder = choose_head(features, SquashedGaussian("free")), simplest_encoder(features)
     collector = RolloutCollector(n_steps=n_steps, exploration=TemperatureExploration())
-    return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), encoder), RecedingHorizon(),
-                  PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder)),
+    learner = PPO(reward=DiscriminatorReward("gail", penalty=penalty, encoder=encoder))
+    return Method(PolicyConfig(head, FeedForward((64, 64), "tanh"), encoder), learner=learner,
                   collection=CollectionRounds(n_rounds, collector, retention=LastRounds(1), updates=Epochs(n_epochs)))

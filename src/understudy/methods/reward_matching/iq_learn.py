@@ -1,29 +1,23 @@
-"""IQ-Learn: a critic alone is learned from demonstrations, and it is a reward and a policy at once."""
-
 from __future__ import annotations
 
 import math
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated
 
 from torch import Generator, Tensor
 
 from ...core import Above, AtLeast, AtMost, Batch, Unsupported, part
 from ...data.episode import Dataset
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.squashed_gaussian import SquashedGaussian
-from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...learn.critic import CriticConfig
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.targets import TERMINATED, check_bounded
-from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
+from .airl import airl
 
 
 @part
@@ -121,16 +115,5 @@ class IQLearner(GradientLearner):
         when="if a critic alone is learned from demonstrations; with three of them on the fork it stayed below "
              "cloning in pilots, so try `dac` first.")
 def iq_learn(n_rounds: int = 50, n_episodes: int = 4, temperature: float = 0.01) -> Method:
-    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between.
-
-    Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        temperature: Weight of the entropy, in units of the reward.
-    """
-    return Method(
-        PolicyConfig(SquashedGaussian(), FeedForward(), window=Window(1, 1)),
-        RecedingHorizon(),
-        IQLearn(temperature=temperature),
-        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, TemperatureExploration())),
-    )
+    """Inverse soft Q-learning: a critic learns from demonstrations and own episodes, without a reward in between."""
+    return replace(airl(n_rounds, n_episodes), learner=IQLearn(temperature=temperature))

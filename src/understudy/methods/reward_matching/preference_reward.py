@@ -1,5 +1,3 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...learn.method import Method
 from ...learn.preference_reward import PreferenceLearning
@@ -15,5 +13,4 @@ from ..registry import method
              "`iql`, `sac` or another method with `--reward`.")
 def preference_reward() -> Method:
     """A reward that explains which of two segments a person prefers, and a policy that clones the better ones."""
-    return Method(PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)), RecedingHorizon(),
-                  PreferenceLearning())
+    return Method(PolicyConfig(Regression(), FeedForward()), learner=PreferenceLearning())

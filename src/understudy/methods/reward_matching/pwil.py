@@ -1,5 +1,3 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...heads.regression import Regression
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.method import Method
@@ -15,16 +13,9 @@ from ..registry import method
         needs=(NUMBERS, ENDS, "an environment"),
         when="if there are demonstrations without rewards and an environment, and no second network is trained.")
 def pwil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """TD3 with the reward of a greedy transport of each episode onto the demonstrations.
-
-    Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-    """
+    """TD3 with the reward of a greedy transport of each episode onto the demonstrations."""
     return Method(
-        PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, reward=PWILReward()),
+        PolicyConfig(Regression(), FeedForward()),
+        learner=OffPolicyActorCritic(bc_weight=0.0, reward=PWILReward()),
         collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))),
     )

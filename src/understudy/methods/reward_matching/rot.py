@@ -1,7 +1,6 @@
-"""ROT: rewards of optimal transport, and cloning that steps back once the policy is better than its clone."""
-
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from torch import Generator, Tensor
@@ -9,18 +8,14 @@ from torch import Generator, Tensor
 from ...checkpoint import FromStage
 from ...core import AtLeast, AtMost, Batch, UserError, part
 from ...data.episode import Dataset
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
-from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic, OffPolicyActorCriticLearner
 from ...learn.transport_reward import OptimalTransportReward
-from ...nets.feed_forward import FeedForward
-from ...policy import Policy, PolicyConfig
+from ...policy import Policy
 from ..needs import ENDS, NUMBERS
 from ..registry import method
+from .pwil import pwil
 
 
 @part
@@ -86,16 +81,8 @@ class ROTLearner(OffPolicyActorCriticLearner):
         rows=("302",), needs=(NUMBERS, ENDS, "an environment"),
         when="if there are a few demonstrations and an environment, and practice begins from a cloned policy.")
 def rot(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better.
-
-    Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-    """
-    policy = PolicyConfig(Regression(), FeedForward(), window=Window(1, 1))
+    """TD3 from a cloned policy, with rewards of optimal transport and as much cloning as the critic finds better."""
+    base = pwil(n_rounds, n_episodes, noise)
     learner = ROT(bc_weight=1.5, reward=OptimalTransportReward(), clone=FromStage("clone"))
-    return Method(policy, RecedingHorizon(), learner,
-                  stages=(Stage("clone", Method(policy, learner=BehaviorCloning(5000))),),
-                  initialize_from=(InitializeFrom(FromStage("clone")),),
-                  collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise))))
+    return replace(base, learner=learner, stages=(Stage("clone", Method(base.policy, learner=BehaviorCloning(5000))),),
+                   initialize_from=(InitializeFrom(FromStage("clone")),))

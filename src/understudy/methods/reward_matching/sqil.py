@@ -1,14 +1,12 @@
-from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
-from ...heads.regression import Regression
+from dataclasses import replace
+
 from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.reward_models import ConstantReward
-from ...nets.feed_forward import FeedForward
-from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS
 from ..registry import method
+from .pwil import pwil
 
 
 @method("Reddy et al. 2020, arXiv 1905.11108, with TD3 in place of soft Q-learning",
@@ -16,17 +14,7 @@ from ..registry import method
         when="if there are demonstrations without rewards and an environment, and nothing besides the actor-critic "
              "is tuned; try `dac` first.")
 def sqil(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
-    """An actor-critic for which each demonstrated step has the reward 1 and each own step 0, half of a batch each.
-
-    Args:
-        n_rounds: Number of collection rounds.
-        n_episodes: Number of episodes in each round.
-        noise: Standard deviation of the noise on the actions while collecting, in the units of the action.
-    """
-    return Method(
-        PolicyConfig(Regression(), FeedForward(), window=Window(1, 1)),
-        RecedingHorizon(),
-        OffPolicyActorCritic(bc_weight=0.0, reward=ConstantReward()),
-        collection=CollectionRounds(n_rounds, RolloutCollector(n_episodes, GaussianExploration(noise)),
-                                    mixture_weights=(0.5, 0.5)),
-    )
+    """An actor-critic for which each demonstrated step has the reward 1 and each own step 0, half of a batch each."""
+    collector = RolloutCollector(n_episodes, GaussianExploration(noise))
+    return replace(pwil(), learner=OffPolicyActorCritic(bc_weight=0.0, reward=ConstantReward()),
+                   collection=CollectionRounds(n_rounds, collector, mixture_weights=(0.5, 0.5)))

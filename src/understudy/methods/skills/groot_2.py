@@ -1,5 +1,3 @@
-"""Skill autoencoder with instructions: few labeled episodes give words a place in the space of skills."""
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -10,14 +8,13 @@ import torch
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import AtLeast, Batch, ConfigError, Schema, part
+from ...core import Above, AtLeast, Batch, Below, ConfigError, Schema, part
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn, Rename
 from ...data.episode import Dataset, Episode
 from ...data.tasks import SHOWN_TASK
 from ...data.text_columns import TaskText
 from ...data.window import SamplingWeights
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
@@ -65,7 +62,7 @@ class InstructedAutoencoder(SkillAutoencoder):
     instruction: PolicyConfig = field(default_factory=lambda: PolicyConfig(
         Gaussian(), codec=Normalizer(target="identity"), inputs=("observation.task",)))
     alignment: Annotated[float, AtLeast(0)] = 0.1
-    labeled_fraction: float | None = 0.5
+    labeled_fraction: Annotated[float | None, Above(0), Below(1)] = 0.5
 
     def __post_init__(self):
         super().__post_init__()
@@ -80,9 +77,6 @@ class InstructedAutoencoder(SkillAutoencoder):
             raise ConfigError(f"the window of the instruction is {self.instruction.window}, and that of the prior "
                               f"{self.prior.window}", where="InstructedAutoencoder.instruction",
                               hint="give both the same window")
-        if self.labeled_fraction is not None and not 0 < self.labeled_fraction < 1:
-            raise ConfigError(f"a fraction lies between 0 and 1, and this is {self.labeled_fraction}",
-                              where="InstructedAutoencoder.labeled_fraction", hint="0.5 is half of each batch")
 
     @property
     def extra(self):
@@ -206,7 +200,8 @@ def groot_2(period: int = 100, latent_dim: int = 16, beta: float = 0.1, alignmen
     high = PolicyConfig(Gaussian(), codec=Normalizer(target="identity"), inputs=(words.into,))
     latents = Method(low, learner=InstructedAutoencoder(period, beta, instruction=high, alignment=alignment),
                      transforms=(words, ConstantColumn(SKILL, (0.0,) * latent_dim)))
-    return Method(high, RecedingHorizon(), BehaviorCloning(steps=1),  # it is trained in the stage
-                  (LatentLabels(FromStage("latents", "posterior")), words), (Stage("latents", latents),),
-                  (InitializeFrom(FromStage("latents", "instruction"), train=()),),
+    return Method(high, learner=BehaviorCloning(steps=1),  # it is trained in the stage
+                  transforms=(LatentLabels(FromStage("latents", "posterior")), words),
+                  stages=(Stage("latents", latents),),
+                  initialize_from=(InitializeFrom(FromStage("latents", "instruction"), train=()),),
                   wrapper=SkillWrapper(FromStage("latents"), period))

@@ -5,11 +5,9 @@ from ...data.column_changes import ConstantColumn, LastAction
 from ...data.operations import ShiftedStarts
 from ...data.text_columns import TaskText
 from ...data.window import Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
-from ...heads.categorical import Categorical
+from ...heads.categorical import Categorical, choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.latent_labels import SKILL, LatentLabels
 from ...learn.method import Method, Stage
 from ...learn.skill_autoencoder import SkillAutoencoder, inputs_without_words
@@ -33,13 +31,13 @@ def omnijarvis(period: int = 20, levels: tuple[int, ...] = (8, 8, 8, 6, 5), memo
         memory: Number of periods whose observations and codes the high-level policy reads.
         max_bytes: Number of bytes of the words.
     """
-    discrete, quantizer = features is not None and features["action"].kind == "discrete", FSQ(levels)
-    low = PolicyConfig(Categorical(temperature=1.0) if discrete else Gaussian(), codec=Normalizer(unscaled=(SKILL,)),
-                       inputs=inputs_without_words(features))
+    quantizer = FSQ(levels)
+    head = choose_head(features, Gaussian(), Categorical(temperature=1.0))
+    low = PolicyConfig(head, codec=Normalizer(unscaled=(SKILL,)), inputs=inputs_without_words(features))
     codes = Method(low, learner=SkillAutoencoder(period, quantizer=quantizer),
                    transforms=(ConstantColumn(SKILL, (0.0,) * len(levels)),))
     high = PolicyConfig(Categorical(autoregressive=True), window=Window(n_obs_steps=memory))
-    return Method(high, RecedingHorizon(), BehaviorCloning(), (
-        LatentLabels(FromStage("codes", "posterior")), ShiftedStarts(period), TaskText(max_bytes), LastAction()),
-        (Stage("codes", codes),),
-        wrapper=SkillWrapper(FromStage("codes"), period, quantizer=quantizer))
+    labels = LatentLabels(FromStage("codes", "posterior"))
+    wrapper = SkillWrapper(FromStage("codes"), period, quantizer=quantizer)
+    return Method(high, transforms=(labels, ShiftedStarts(period), TaskText(max_bytes), LastAction()),
+                  stages=(Stage("codes", codes),), wrapper=wrapper)

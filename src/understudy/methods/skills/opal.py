@@ -1,11 +1,9 @@
 from ...checkpoint import FromStage
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
-from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.latent_labels import SKILL, LatentLabels
 from ...learn.method import Method, Stage
 from ...learn.skill_autoencoder import SkillAutoencoder
@@ -25,6 +23,5 @@ def opal(period: int = 10, latent_dim: int = 8, beta: float = 0.1) -> Method:
     low = PolicyConfig(Gaussian(), codec=Normalizer(unscaled=(SKILL,)))
     skills = Method(low, learner=SkillAutoencoder(period, beta),
                     transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
-    return Method(PolicyConfig(GMM()), RecedingHorizon(), BehaviorCloning(), (
-        LatentLabels(FromStage("skills", "posterior")),), (Stage("skills", skills),),
-        wrapper=SkillWrapper(FromStage("skills"), period))
+    return Method(PolicyConfig(GMM()), transforms=(LatentLabels(FromStage("skills", "posterior")),),
+                  stages=(Stage("skills", skills),), wrapper=SkillWrapper(FromStage("skills"), period))

@@ -2,7 +2,6 @@ from ...checkpoint import FromStage
 from ...data.codec import Normalizer
 from ...data.column_changes import ConstantColumn
 from ...data.window import Goal, Window
-from ...execute.chunking import RecedingHorizon
 from ...execute.wrappers import SkillWrapper
 from ...heads.gaussian import Gaussian
 from ...heads.gmm import GMM
@@ -22,7 +21,6 @@ def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: in
     """Latent plans from play: a prior draws a plan for the goal, and a policy carries it out step by step.
 
     Args:
-        column: The column whose later values are goals.
         period: Number of steps of a plan.
         beta: Weight of the KL divergence of the autoencoder.
     """
@@ -31,7 +29,7 @@ def play_lmp(column: str = "observation.state", period: int = 30, latent_dim: in
     prior = PolicyConfig(Gaussian(temperature=1.0), codec=Normalizer(target="identity"), window=window)
     plans = Method(low, learner=SkillAutoencoder(period, beta, prior),
                    transforms=(ConstantColumn(SKILL, (0.0,) * latent_dim),))
-    return Method(prior, RecedingHorizon(), BehaviorCloning(steps=1),  # the prior is trained in the stage
-                  (LatentLabels(FromStage("plans", "posterior")),), (Stage("plans", plans),),
-                  (InitializeFrom(FromStage("plans", "prior"), train=()),),
+    return Method(prior, learner=BehaviorCloning(steps=1),  # the prior is trained in the stage
+                  transforms=(LatentLabels(FromStage("plans", "posterior")),), stages=(Stage("plans", plans),),
+                  initialize_from=(InitializeFrom(FromStage("plans", "prior"), train=()),),
                   wrapper=SkillWrapper(FromStage("plans"), period))

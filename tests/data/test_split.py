@@ -100,7 +100,7 @@ def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys)
 
 
 def test_values_of_a_split_are_sorted_by_size(tmp_path, capsys):
-    write_dataset(wander(0, episodes=24), tmp_path / "wander", fps=10)
+    write_dataset(wander(0, episodes=24), tmp_path / "wander")
     assert run("split", tmp_path / "wander", "--by", "episode", "--fractions", 0.5, 0.5, "--out", tmp_path / "parts",
                "--json") == 0
     for part in document(capsys)["parts"].values():

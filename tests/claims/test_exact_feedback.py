@@ -53,7 +53,7 @@ def test_advantages_are_exact_and_vanish_on_average():
     np.testing.assert_allclose(person.advantage(policy)[0], advantage, atol=1e-9)
     np.testing.assert_allclose((policy * person.advantage(policy)).sum(-1), 0, atol=1e-12)
     assert person.chance_of_goal(policy)[0] == pytest.approx(
-        process.expected_return(policy[0], worth.LIMIT, rewards=reached))
+        process.start @ (policy[0] * process.action_values(worth.LIMIT, 1.0, policy[0], reached)[-1]).sum(1))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.7])

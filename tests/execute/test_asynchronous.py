@@ -83,7 +83,7 @@ def test_a_measured_delay_is_the_time_of_the_computation_in_steps(monkeypatch, p
     planner = Scripted([[0.0, 1, 2, 3, 4, 5, 6, 7], [-2.0, -3, -4, -5, -6, -7, -8, -9], [0.0] * 8])
     done = ran(MeasuredDelay(RecedingHorizon(2), period), planner, 3 + arrives)
     assert done == [*(float(t) for t in range(2 + arrives)), -2.0 - arrives]
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="must be above 0"):
         MeasuredDelay(RecedingHorizon(2), 0.0)
 
 

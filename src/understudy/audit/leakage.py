@@ -13,7 +13,6 @@ import numpy as np
 
 from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
-from ..evaluate.behavior.scaling import resample_rows
 from .base import Finding, Location
 
 NEAR_DISTANCE = 0.1  # standard deviations, root mean square; distinct recordings are rarely nearer (docs/views.md)
@@ -102,7 +101,10 @@ def _hash_episodes(episodes: Iterable[Episode], columns: Sequence[str]) -> tuple
         rows = np.nan_to_num(rows, posinf=0.0, neginf=0.0)
         shift = rows[0] if shift is None else shift
         total.append((len(rows), (rows - shift).sum(0), np.square(rows - shift).sum(0)))
-        points.append(resample_rows(rows, TRAJECTORY_POINTS) - shift)
+        at = np.linspace(0, len(rows) - 1, TRAJECTORY_POINTS)  # not with `resample_rows`, whose room imports PyTorch
+        low = at.astype(int)
+        share = (at - low)[:, None]
+        points.append(rows[low] * (1 - share) + rows[np.minimum(low + 1, len(rows) - 1)] * share - shift)
     count, mean, square = (sum(part) for part in zip(*total, strict=True))
     spread = np.sqrt(np.maximum(square / count - np.square(mean / count), 0))
     assert shift is not None

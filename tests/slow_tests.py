@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-LIMIT = 1.5  # seconds
+LIMIT = 1.2  # seconds
 LIST = Path(__file__).with_name("slow_tests.txt")
 
 

@@ -24,8 +24,8 @@ def test_a_listed_test_is_slow_by_its_name_or_its_function(request):
 def test_times_add_what_is_above_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(slow_tests, "LIST", tmp_path / "slow.txt")
     slow_tests.LIST.write_text("# a comment\n! tests/a.py::test_stays\ntests/a.py::test_known\n")
-    cases = {"test_stays[1]": 9, "test_known[2]": 9, "test_half[1]": 2, "test_half[2]": 1, "test_one[1]": 1.6,
-             "test_one[2]": 1, "test_one[3]": 1.5, "test_fast": 0.1}
+    cases = {"test_stays[1]": 9, "test_known[2]": 9, "test_half[1]": 2, "test_half[2]": 1, "test_one[1]": 1.3,
+             "test_one[2]": 1, "test_one[3]": 1.2, "test_fast": 0.1}
     lines = [f'<testcase classname="tests.a" name="{name}" time="{time}"/>' for name, time in cases.items()]
     (tmp_path / "times.xml").write_text(f"<testsuite>{''.join(lines)}</testsuite>")
     slow_tests.main(str(tmp_path / "times.xml"))

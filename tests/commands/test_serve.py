@@ -148,7 +148,7 @@ def test_tokens_beyond_this_machine_need_tls(run, tmp_path, host, warns):
 
 @pytest.mark.parametrize("options, says", [
     (["--host", "0.0.0.0"], "anybody in the network"), (["--tls-cert", "x.pem"], "both --tls-cert and --tls-key"),
-    (["--deadline", "0"], "must be positive"), (["--task", "go"], "trained without words"),
+    (["--deadline", "0"], "must be above 0"), (["--task", "go"], "trained without words"),
     (["--rename", "a=observation.other"], "does not read 'observation.other'"),
     (["--rename", "a"], "'a' is not two names with ="),
     (["--reply", "chunk", "--executor", "temporal-ensemble"], "not executed in chunks")])

@@ -27,11 +27,11 @@ def above(seconds: dict[str, float]) -> list[str]:
     cases = defaultdict(list)
     for test in seconds:
         cases[test.split("[")[0]].append(test)
-    found = []
+    names = []
     for function, tests in cases.items():
         long = [test for test in tests if seconds[test] > LIMIT]
-        found += [function] if 2 * len(long) >= len(tests) else long
-    return found
+        names += [function] if 2 * len(long) >= len(tests) else long
+    return names
 
 
 def measured(path: Path) -> dict[str, float]:

@@ -28,7 +28,7 @@ MORE = {"Feature": Feature("float32", (2,)), "Resample": Resample(5.0),
 
 
 def choice_fields(part):
-    """Names of the fields whose values are no numbers but choices."""
+    """Names of the fields whose values are choices, and not numbers."""
     return [f.name for f in _checked_fields(part) if f.limits is None]
 
 

@@ -306,7 +306,9 @@ def _members(kind: Any) -> tuple[list[Any], list[type]]:
 
 
 def is_of_kind(value: object, kind: Any) -> bool:
-    """Whether a value is of a type: True is no number. Other types than classes, `Literal`s and tuples are not checked.
+    """Whether a value is of a type, where True is not a number.
+
+    Types other than classes, `Literal`s and tuples are not checked.
     """
     origin, members = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -599,7 +601,7 @@ def take(tree, rows):
 
 
 def put(tree, rows, new):
-    """Return a copy of a tree, as of `take` but without `Context`, with some rows replaced."""
+    """Return a copy of a tree with some rows replaced: a tensor, or nested dicts of tensors, rows first."""
     if isinstance(tree, Mapping):
         return {k: put(v, rows, new[k]) for k, v in tree.items()}
     copied = tree.clone()

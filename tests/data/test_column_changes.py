@@ -18,6 +18,7 @@ from understudy.data.column_changes import (
     ColumnPadding,
     ConstantColumn,
     LastAction,
+    LastStep,
     OptionalColumn,
     Progress,
     Rename,
@@ -406,3 +407,12 @@ def test_components_that_cannot_be_selected_are_refused():
         SelectComponents(STATE, (7,))(episodes()[0])
     with pytest.raises(UserError, match="has 1 components, but the policy reads component 1"):
         SelectComponents(STATE, (1,)).step({STATE: torch.zeros(2, 1)}, None, ())
+
+
+def test_longer_texts_are_cut_as_in_the_training_data_for_any_number_of_rows():
+    change, texts = TaskText(8), ["put it there", "größer", "go"]
+    encoded = torch.stack([torch.from_numpy(TaskText(16).encode(text)) for text in texts])
+    for rows in (3, 0):
+        shown, _ = change.step({change.into: encoded[:rows]}, LastStep(torch.zeros(rows, dtype=torch.bool)), {})
+        expected = [change.encode(text).tolist() for text in texts[:rows]]
+        assert shown[change.into].shape == (rows, 8) and shown[change.into].tolist() == expected

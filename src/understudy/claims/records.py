@@ -27,7 +27,7 @@ from .base import Claim
 from .folder import NAME, PACKAGE, claims_folder, open_claims
 from .text import ClaimText, read_texts
 
-PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")  # of which claims tell
+PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "gymnasium-robotics", "metaworld")  # recorded with claims
 
 
 def experiment_files() -> list[Path]:

@@ -54,7 +54,8 @@ class TaskText(ColumnChange):
         if self.into in obs:
             text = torch.as_tensor(obs[self.into])
             if text.dim() == 2 and text.shape[1] > self.max_bytes:  # cut as in the training data
-                text = torch.from_numpy(np.stack([self.encode(decode_text(row)) for row in text.cpu().numpy()]))
+                rows = [self.encode(decode_text(row)) for row in text.cpu().numpy()]
+                text = torch.from_numpy(np.array(rows, np.uint8).reshape(-1, self.max_bytes))
         if not self.optional or (self.into in obs and mask in obs):
             return {self.into: text}, state
         return {self.into: text, mask: (text != 0).any(1)}, state

@@ -76,7 +76,7 @@ class FittedQLearner(GradientLearner):
         self.critic = self.register("critic", QFunction(spec, policy.features, policy.codec), config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.bound = ReturnBound(data, config.discount)
-        # The root mean square of the returns, in units of which the critics learn.
+        # The critics learn in units of the root mean square of the returns.
         self.scale = float(np.sqrt(np.mean(discounted_returns(data, config.discount) ** 2))) or 1.0
         self.ends = np.cumsum(data.lengths)
         self.counts = _resampled(len(data), config.n_resamples, seed)

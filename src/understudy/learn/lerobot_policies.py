@@ -50,7 +50,7 @@ _EPS = 1e-8  # of LeRobot's normalization, where a file does not say it
 
 
 def read_method(folder: Path) -> tuple[PolicyConfig, Executor, LearnerConfig]:
-    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`: what a `Method` begins with.
+    """Read the configuration of a LeRobot checkpoint, the folder `pretrained_model`: what a `Method` starts with.
 
     The learner has the optimizer settings of LeRobot.
     """

@@ -180,7 +180,7 @@ class SkillAutoencoderLearner(GradientLearner):
         """Returns an unbiased estimate of the KL divergence of the posterior from the prior, (B,).
 
         It is minus the entropy of the posterior, which is exact, minus the log-density of the sampled skill under the
-        prior. The prior may therefore be any distribution. Both arguments are of the posterior, (B, D).
+        prior. The prior may therefore be any distribution. `std` and `skill`, (B, D each), are those of the posterior.
         """
         n = self.policy.window.n_obs_steps
         first = {k: v[:, :n] for k, v in batch.obs.items()}

@@ -187,7 +187,7 @@ def test_messages_before_the_cut_of_an_mcap(shared, tmp_path):
 
 @pytest.mark.parametrize("damage", [b"211.5", None])
 def test_an_mcap_with_a_changed_number_is_read_until_its_chunk(tmp_path, damage):
-    """Its checksum is wrong. Records of metadata are kept, of which the proposed mapping makes the task."""
+    """Its checksum is wrong. Records of metadata are kept. The proposed mapping makes the task of them."""
     mcap = pytest.importorskip("mcap.writer")
     path = tmp_path / "run.mcap"
     with open(path, "wb") as out:

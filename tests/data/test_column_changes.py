@@ -411,7 +411,7 @@ def test_components_that_cannot_be_selected_are_refused():
 
 def test_longer_texts_are_cut_as_in_the_training_data_for_any_number_of_rows():
     change, texts = TaskText(8), ["put it there", "größer", "go"]
-    encoded = torch.stack([torch.from_numpy(TaskText(16).encode(text)) for text in texts])
+    encoded = torch.tensor(np.stack([TaskText(16).encode(text) for text in texts]))
     for rows in (3, 0):
         shown, _ = change.step({change.into: encoded[:rows]}, LastStep(torch.zeros(rows, dtype=torch.bool)), {})
         expected = [change.encode(text).tolist() for text in texts[:rows]]

@@ -11,7 +11,7 @@ from fixtures.staged import call
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
-OFFLINE = ("awac", "bcq", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql")
+OFFLINE = ("awac", "bcq", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql", "iris")
 CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil", "density-reward")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")

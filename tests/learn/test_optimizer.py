@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -170,8 +171,12 @@ def test_steps_are_those_of_the_weights_however_they_lie_in_memory():
 
 
 @pytest.mark.slow  # the compiler takes its time
-@pytest.mark.parametrize("trunk", [MLP(width=32, depth=1), UNet((8, 16), 3, 4, 8)], ids=["mlp", "unet"])
-def test_compiled_networks_train_alike(data, trunk):
+@pytest.mark.parametrize("trunk, backend", [(MLP(width=32, depth=1), "inductor"),
+                                            (UNet((8, 16), 3, 4, 8), "aot_eager")],  # whose graph is not translated
+                         ids=["mlp", "unet"])
+def test_compiled_networks_train_alike(data, trunk, backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+
     def trained(compiled):
         learner = clone(data, OptimizerConfig(compile=compiled), head=Flow(), steps=5, recipe={"trunk": trunk})
         fit(learner, batches(learner, data), 5)

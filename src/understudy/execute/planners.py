@@ -243,7 +243,11 @@ class BestOfN(_PlanChoice):
 
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
-        return _take_best(plans, self.scorer.score_plans(obs, plans))
+        return _take_best(plans, self.scores(obs, plans))
+
+    def scores(self, obs: Mapping[str, Tensor], plans: Tensor) -> Tensor:
+        """The score of each plan, (B, n), of plans (B, n, H, A)."""
+        return self.scorer.score_plans(obs, plans)
 
 
 class SetScorer(ABC):

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from types import MappingProxyType
+
+from ...checkpoint import FromStage
+from ...core import Schema, part
+from ...execute.planners import BestOfN, Hierarchical, Unresolved
+from ...heads.gaussian import Gaussian
+from ...learn.critic import ValueFunction
+from ...learn.critic_learning import critic_method
+from ...learn.implicit_q_learning import IQL
+from ...learn.method import Method, Stage
+from ...policy import Planner
+from ..needs import NUMBERS, STEP_REWARDS
+from ..registry import method
+from .hbc import hbc
+
+
+@part
+class BestSubgoal(BestOfN):
+    """Draws `n` subgoals and takes the one from which the highest return is expected.
+
+    Args:
+        planner: Predicts the observation that a subgoal is.
+        scorer: The value of an observation of `column` alone.
+        column: The column that a subgoal is a value of.
+    """
+
+    planner: Planner | Unresolved = None
+    scorer: ValueFunction | Unresolved = "value"
+    column: str = "observation.state"
+
+    module_types = MappingProxyType({"scorer": ValueFunction})
+
+    def scores(self, obs, plans):
+        subgoals = plans.flatten(0, 1).unflatten(-1, self.scorer.features[self.column].shape)
+        return self.scorer({self.column: subgoals}).unflatten(0, plans.shape[:2])
+
+
+@method("Mandlekar et al. 2020 (IRIS), arXiv 1911.05321, with the values of implicit Q-learning",
+        needs=(NUMBERS, STEP_REWARDS),
+        when="if demonstrations go to several places of which some are worth more; no claim has tested it here.")
+def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_steps: int = 10, n: int = 100,
+         features: Schema | None = None) -> Method:
+    """Hierarchical behavior cloning that draws several subgoals and goes to the one with the highest value.
+
+    Args:
+        column: As in hbc, as are `subgoal_steps` and `n_action_steps`.
+        n: Number of subgoals of which the best is taken. 1 is hbc.
+    """
+    cloning, values = hbc(column, subgoal_steps, n_action_steps), critic_method(Gaussian(), IQL(), features)
+    values = replace(values, policy=replace(values.policy, inputs=(column,)))
+    return replace(cloning, stages=(*cloning.stages, Stage("values", values)), inference=(
+        Hierarchical(BestSubgoal(FromStage("subgoals"), FromStage("values", "value"), n, column)),))

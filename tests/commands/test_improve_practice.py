@@ -90,20 +90,25 @@ def test_what_practised_can_be_improved_again(improve, tmp_path):
     assert status == 0 and "2 episodes in each, beside the 6 of RUN" in text + progress
 
 
+@pytest.fixture(scope="module")
+def base(folder) -> Path:
+    """A run that succeeds now and then, as one that practices must."""
+    assert main(["train", "flow-policy", str(folder / "fork"), "--out", str(folder / "base"), *TINY,
+                 "--method.n-obs-steps", "1", "--steps", "600", "--save-freq", "600"]) == 0
+    return folder / "base"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dsrl", "dppo"])
-def test_killed_at_any_time_it_is_the_same_run(name, folder, tmp_path, monkeypatch):
-    """kill -9 at random moments: before, in and between rounds. The base succeeds now and then, as it must."""
-    base = tmp_path / "base"
-    assert main(["train", "flow-policy", str(folder / "fork"), "--out", str(base), *TINY, "--method.n-obs-steps", "1",
-                 "--steps", "600", "--save-freq", "600"]) == 0
+def test_killed_at_any_time_it_is_the_same_run(name, base, tmp_path, monkeypatch):
+    """kill -9 at random moments: before, in and between rounds."""
     args = ["improve", str(base), "--with", name, "--out", "run", "--rounds", "3", "--episodes", "4", "--steps", "40",
             "--compare", "30", "--device", "cpu"]
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path / "whole")
     assert main(args) == 0
     (tmp_path / "killed").mkdir()
-    assert killed_command(args, tmp_path / "killed", 5), "it was never killed"
+    assert killed_command(args, tmp_path / "killed", 3), "it was never killed"
     assert contents(tmp_path / "killed" / "run") == contents(tmp_path / "whole" / "run")
 
 

@@ -183,4 +183,4 @@ def test_ring(a, b, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("a", FORMATS)
 def test_all_pairs(a, tmp_path):
-    run(a, FORMATS, tmp_path / "pair", 5)
+    run(a, FORMATS, tmp_path / "pair", 3)

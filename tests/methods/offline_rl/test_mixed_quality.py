@@ -20,7 +20,7 @@ from understudy.methods import find_method
 from understudy.nets.mlp import MLP
 
 METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
-           "plas", "prdc")
+           "plas", "prdc", "bear")
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100
 EPISODES = 100
 

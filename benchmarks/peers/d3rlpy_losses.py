@@ -27,6 +27,7 @@ from d3rlpy.algos import (
     DoubleDQNConfig,
     IQLConfig,
     PLASConfig,
+    PLASWithPerturbationConfig,
     PRDCConfig,
     TD3PlusBCConfig,
 )
@@ -69,7 +70,7 @@ def make_batch() -> TorchMiniBatch:
 def build(config, **options):
     """The implementation of an algorithm whose networks have sines as weights."""
     names = ["actor_encoder_factory", "critic_encoder_factory"]
-    imitates = config in (BCQConfig, BEARConfig, PLASConfig)
+    imitates = config in (BCQConfig, BEARConfig, PLASConfig, PLASWithPerturbationConfig)
     names += ["value_encoder_factory"] if config is IQLConfig else ["imitator_encoder_factory"] if imitates else []
     encoder = VectorEncoderFactory(list(HIDDEN))
     algorithm = config(**{name: encoder for name in names}, **options).create(device="cpu:0")
@@ -83,8 +84,11 @@ def build(config, **options):
         fill(modules.targ_q_funcs[i], 300 + 50 * i)
     if config is IQLConfig:
         fill(modules.value_func, 400)
-    if config in (BCQConfig, PLASConfig, TD3PlusBCConfig, CRRConfig, DDPGConfig, PRDCConfig):
+    if hasattr(modules, "targ_policy"):
         fill(modules.targ_policy, 500, scale)
+    if config is PLASWithPerturbationConfig:
+        fill(modules.perturbation, 800, 0.3)
+        fill(modules.targ_perturbation, 900, 0.3)
     if imitates:
         fill(modules.vae_encoder, 600, 0.3)
         fill(modules.vae_decoder, 700, 0.3)
@@ -175,15 +179,19 @@ def advantage_weighted(batch: TorchMiniBatch) -> dict:
 
 
 def deterministic(batch: TorchMiniBatch) -> dict:
-    """Losses of DDPG, PLAS and PRDC, whose data are the batch."""
+    """Losses of DDPG, PLAS without and with a perturbation, and PRDC, whose data are the batch."""
     ddpg, plas, prdc = build(DDPGConfig), build(PLASConfig), build(PRDCConfig)
+    perturbed = build(PLASWithPerturbationConfig, action_flexibility=0.2)
     prdc._nbsr.fit(torch.cat([prdc._beta * batch.observations, batch.actions], 1).numpy())
-    actions = prdc._modules.policy(batch.observations)
+    actions, latents = prdc._modules.policy(batch.observations), perturbed._modules.policy(batch.observations)
     with mock.patch("torch.distributions.normal._standard_normal", noise):
         cloning = plas.compute_imitator_grad(batch)["loss"]
     return {"ddpg": {"critic": ddpg.compute_critic_loss(batch, ddpg.compute_target(batch)).critic_loss},
             "plas": {"vae": cloning, "critic": plas.compute_critic_loss(batch, plas.compute_target(batch)).critic_loss,
                      "policy": plas.compute_actor_loss(batch, plas._modules.policy(batch.observations)).actor_loss},
+            "plas_with_perturbation": {
+                "critic": perturbed.compute_critic_loss(batch, perturbed.compute_target(batch)).critic_loss,
+                "policy": perturbed.compute_actor_loss(batch, latents).actor_loss},
             "prdc": {"policy": prdc.compute_actor_loss(batch, actions).actor_loss}}
 
 

@@ -55,8 +55,8 @@ def smaller(method: Method) -> Method:
     return replace(method, policy=replace(method.policy, trunk=MLP(64, 2)), learner=learner, stages=stages)
 
 
-def trained(name: str, seed: int) -> float:
-    method, data = smaller(find_method(name, recorded().features())), recorded()
+def trained(name: str, seed: int, **options) -> float:
+    method, data = smaller(find_method(name, recorded().features(), **options)), recorded()
     return points(fit_method(method, data.map(with_end) if name == "cal-ql" else data, seed).actor)
 
 
@@ -66,8 +66,8 @@ def cloned() -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_it_beats_cloning_on_data_of_mixed_quality(name):
-    learned = [trained(name, seed) for seed in range(3)]
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in METHODS), ("plas", {"max_perturbation": 0.05})])
+def test_it_beats_cloning_on_data_of_mixed_quality(name, options):
+    learned = [trained(name, seed, **options) for seed in range(3)]
     assert np.mean(learned) - np.mean(cloned()) >= MARGIN, (name, cloned(), learned)
     assert min(learned) > max(cloned()), (name, cloned(), learned)

@@ -25,7 +25,9 @@ from d3rlpy.algos import (
     DiscreteCQLConfig,
     DiscreteSACConfig,
     DoubleDQNConfig,
+    DQNConfig,
     IQLConfig,
+    NFQConfig,
     PLASConfig,
     PLASWithPerturbationConfig,
     PRDCConfig,
@@ -117,14 +119,15 @@ def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
 
 
 def losses_of_classes(batch: TorchMiniBatch) -> dict:
-    """Losses of double DQN, discrete CQL, discrete BCQ and discrete SAC."""
+    """Losses of DQN, double DQN, NFQ, discrete CQL, discrete BCQ and discrete SAC."""
     encoder, result = VectorEncoderFactory(list(HIDDEN)), {}
-    for name, config in (("dqn", DoubleDQNConfig), ("discrete_cql", DiscreteCQLConfig)):
+    for name, config, phase in (("dqn", DoubleDQNConfig, 300), ("discrete_cql", DiscreteCQLConfig, 300),
+                                ("plain_dqn", DQNConfig, 309), ("nfq", NFQConfig, 200)):
         algorithm = config(encoder_factory=encoder).create(device="cpu:0")
         algorithm.create_impl((STATE,), CLASSES)
         modules = algorithm.impl._modules
         fill(modules.q_funcs[0], 200)
-        fill(modules.targ_q_funcs[0], 300)
+        fill(modules.targ_q_funcs[0], phase)  # that of NFQ is copied in each update
         result[name] = {"loss": algorithm.impl.compute_loss(batch, algorithm.impl.compute_target(batch)).loss}
     algorithm = DiscreteBCQConfig(encoder_factory=encoder, share_encoder=False, beta=0.0).create(device="cpu:0")
     algorithm.create_impl((STATE,), CLASSES)

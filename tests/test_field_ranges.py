@@ -58,8 +58,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
-             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "BCQ", "CalQL",
-                                                   "DiverseCritics", "PLAS", "NearestActions")),
+             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "BCQ", "BEAR",
+                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

@@ -16,6 +16,7 @@ import torch
 from d3rlpy.algos import (
     AWACConfig,
     BCQConfig,
+    BEARConfig,
     CalQLConfig,
     CQLConfig,
     CRRConfig,
@@ -24,12 +25,18 @@ from d3rlpy.algos import (
     DiscreteCQLConfig,
     DiscreteSACConfig,
     DoubleDQNConfig,
+    DQNConfig,
     IQLConfig,
+    NFQConfig,
     PLASConfig,
+    PLASWithPerturbationConfig,
     PRDCConfig,
     TD3PlusBCConfig,
 )
+from d3rlpy.algos.qlearning.torch import bear_impl
 from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.models.torch.distributions import SquashedGaussianDistribution
+from d3rlpy.models.torch.imitators import forward_vae_sample_n
 from d3rlpy.models.torch.q_functions.base import QFunctionOutput
 from d3rlpy.ope import FQE, FQEConfig
 from d3rlpy.torch_utility import TorchMiniBatch
@@ -65,25 +72,28 @@ def make_batch() -> TorchMiniBatch:
 def build(config, **options):
     """The implementation of an algorithm whose networks have sines as weights."""
     names = ["actor_encoder_factory", "critic_encoder_factory"]
-    imitates = config in (BCQConfig, PLASConfig)
+    imitates = config in (BCQConfig, BEARConfig, PLASConfig, PLASWithPerturbationConfig)
     names += ["value_encoder_factory"] if config is IQLConfig else ["imitator_encoder_factory"] if imitates else []
     encoder = VectorEncoderFactory(list(HIDDEN))
     algorithm = config(**{name: encoder for name in names}, **options).create(device="cpu:0")
     algorithm.create_impl((STATE,), ACTION)
     implementation = algorithm.impl
     modules = implementation._modules
-    scale = 0.3 if imitates else 1.0
+    scale = 0.3 if imitates and config is not BEARConfig else 1.0
     fill(modules.policy, 100, scale)
     for i in range(len(modules.q_funcs)):
         fill(modules.q_funcs[i], 200 + 50 * i)
         fill(modules.targ_q_funcs[i], 300 + 50 * i)
     if config is IQLConfig:
         fill(modules.value_func, 400)
-    if imitates or config in (TD3PlusBCConfig, CRRConfig, DDPGConfig, PRDCConfig):
+    if hasattr(modules, "targ_policy"):
         fill(modules.targ_policy, 500, scale)
+    if config is PLASWithPerturbationConfig:
+        fill(modules.perturbation, 800, 0.3)
+        fill(modules.targ_perturbation, 900, 0.3)
     if imitates:
-        fill(modules.vae_encoder, 600, scale)
-        fill(modules.vae_decoder, 700, scale)
+        fill(modules.vae_encoder, 600, 0.3)
+        fill(modules.vae_decoder, 700, 0.3)
     return implementation
 
 
@@ -109,14 +119,15 @@ def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
 
 
 def losses_of_classes(batch: TorchMiniBatch) -> dict:
-    """Losses of double DQN, discrete CQL, discrete BCQ and discrete SAC."""
+    """Losses of DQN, double DQN, NFQ, discrete CQL, discrete BCQ and discrete SAC."""
     encoder, result = VectorEncoderFactory(list(HIDDEN)), {}
-    for name, config in (("dqn", DoubleDQNConfig), ("discrete_cql", DiscreteCQLConfig)):
+    for name, config, phase in (("dqn", DoubleDQNConfig, 300), ("discrete_cql", DiscreteCQLConfig, 300),
+                                ("plain_dqn", DQNConfig, 309), ("nfq", NFQConfig, 200)):
         algorithm = config(encoder_factory=encoder).create(device="cpu:0")
         algorithm.create_impl((STATE,), CLASSES)
         modules = algorithm.impl._modules
         fill(modules.q_funcs[0], 200)
-        fill(modules.targ_q_funcs[0], 300)
+        fill(modules.targ_q_funcs[0], phase)  # that of NFQ is copied in each update
         result[name] = {"loss": algorithm.impl.compute_loss(batch, algorithm.impl.compute_target(batch)).loss}
     algorithm = DiscreteBCQConfig(encoder_factory=encoder, share_encoder=False, beta=0.0).create(device="cpu:0")
     algorithm.create_impl((STATE,), CLASSES)
@@ -171,16 +182,47 @@ def advantage_weighted(batch: TorchMiniBatch) -> dict:
 
 
 def deterministic(batch: TorchMiniBatch) -> dict:
-    """Losses of DDPG, PLAS and PRDC, whose data are the batch."""
+    """Losses of DDPG, PLAS without and with a perturbation, and PRDC, whose data are the batch."""
     ddpg, plas, prdc = build(DDPGConfig), build(PLASConfig), build(PRDCConfig)
+    perturbed = build(PLASWithPerturbationConfig, action_flexibility=0.2)
     prdc._nbsr.fit(torch.cat([prdc._beta * batch.observations, batch.actions], 1).numpy())
-    actions = prdc._modules.policy(batch.observations)
+    actions, latents = prdc._modules.policy(batch.observations), perturbed._modules.policy(batch.observations)
     with mock.patch("torch.distributions.normal._standard_normal", noise):
         cloning = plas.compute_imitator_grad(batch)["loss"]
     return {"ddpg": {"critic": ddpg.compute_critic_loss(batch, ddpg.compute_target(batch)).critic_loss},
             "plas": {"vae": cloning, "critic": plas.compute_critic_loss(batch, plas.compute_target(batch)).critic_loss,
                      "policy": plas.compute_actor_loss(batch, plas._modules.policy(batch.observations)).actor_loss},
+            "plas_with_perturbation": {
+                "critic": perturbed.compute_critic_loss(batch, perturbed.compute_target(batch)).critic_loss,
+                "policy": perturbed.compute_actor_loss(batch, latents).actor_loss},
             "prdc": {"policy": prdc.compute_actor_loss(batch, actions).actor_loss}}
+
+
+def constrained(batch: TorchMiniBatch) -> dict:
+    """Losses of BEAR without entropy, where the plans that it compares are those that act.
+
+    It compares plans of the policy before they are squashed with plans of the autoencoder that are squashed once more.
+    """
+    bear = build(BEARConfig, n_target_samples=SAMPLES, n_mmd_action_samples=SAMPLES, initial_alpha=0.7,
+                 alpha_threshold=0.02, mmd_sigma=2.0)
+    with torch.no_grad():
+        bear._modules.log_temp._parameter.fill_(-200)
+
+    def latents(shape, **options):
+        """Noise of several samples for each observation, in the order of `noise`."""
+        return noise(shape).reshape(B, SAMPLES, -1).transpose(0, 1).reshape(shape)
+
+    def cloned(with_squash, **options):
+        return forward_vae_sample_n(**options).clamp(-1, 1)
+
+    with (mock.patch("torch.distributions.normal._standard_normal", noise), mock.patch("torch.randn", latents),
+          mock.patch.object(bear_impl, "forward_vae_sample_n", cloned),
+          mock.patch.object(SquashedGaussianDistribution, "sample_n_without_squash",
+                            SquashedGaussianDistribution.sample_n)):
+        critic = bear.compute_critic_loss(batch, bear.compute_target(batch)).critic_loss
+        policy = bear.compute_actor_loss(batch, bear._modules.policy(batch.observations))
+        return {"vae": bear.compute_imitator_loss(batch), "critic": critic, "policy": policy.actor_loss,
+                "constraint": policy.mmd_loss}
 
 
 def conservative_loss(algorithm, batch: TorchMiniBatch) -> torch.Tensor:
@@ -217,7 +259,8 @@ def losses() -> dict:
         with mock.patch("torch.distributions.normal._standard_normal", noise):
             result["bcq"] = {"vae": bcq.compute_imitator_grad(batch)["loss"], "critic": critic.critic_loss,
                              "policy": bcq.compute_actor_grad(batch).actor_loss}
-    result |= {**deterministic(batch), **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
+    result |= {**deterministic(batch), "bear": constrained(batch),
+               **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

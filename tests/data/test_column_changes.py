@@ -129,7 +129,7 @@ def test_named_methods_read_only_what_is_known_while_acting(name):
     sizes = {"fourier-transporter": 5, "chauffeurnet": 8}  # two places and an angle, and four points of a path
     if name in sizes:
         features["action"] = Feature("float32", (sizes[name],))
-    if name in ("discrete-bcq", "discrete-cql", "discrete-sac", "dqn"):
+    if name in ("discrete-bcq", "discrete-cql", "discrete-sac", "dqn", "nfq"):
         features["action"] = Feature("int64", (1,), "discrete", num_classes=(3,))
     if name == "preference-reward":
         features |= {k: Feature("int64", (1,), "discrete", num_classes=(3,)) for k in ("segment", "preference")}

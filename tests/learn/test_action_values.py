@@ -16,6 +16,7 @@ from understudy.heads.regression import Regression
 from understudy.learn.action_values import ActionValues, check_classes, class_logits
 from understudy.learn.fit import fit
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
@@ -32,13 +33,21 @@ def test_it_keeps_the_contract_of_learners(weight):
     check_learner(ActionValues(batch_size=8, conservative_weight=weight), (CLASSES,))
 
 
-@pytest.mark.parametrize(("name", "weight"), [("dqn", 0.0), ("discrete_cql", 1.0)])
-def test_losses_equal_those_of_d3rlpy(name, weight):
-    policy = make_policy_of_classes(200, Categorical())
-    learner = ActionValues(conservative_weight=weight).build(policy, 0, 1, Dataset([]))
-    fill(learner.target_policy.net.parameters(), 300)
+@pytest.mark.parametrize(("name", "config", "phase"), [
+    ("dqn", ActionValues(), 300), ("discrete_cql", ActionValues(conservative_weight=1.0), 300),
+    ("plain_dqn", ActionValues(double=False), 309), ("nfq", find_method("nfq").learner, 200)])
+def test_losses_equal_those_of_d3rlpy(name, config, phase):
+    learner = config.build(make_policy_of_classes(200, Categorical()), 0, 1, Dataset([]))
+    fill(learner.target_policy.net.parameters(), phase)
     loss = learner.value_loss(make_classes(), RNG).mean().item()
     assert loss == pytest.approx(LOSSES[name]["loss"], abs=1e-5)
+
+
+def test_nfq_has_no_lagged_network():
+    learner = find_method("nfq").learner.build(make_policy_of_classes(200, Categorical()), 0, 1, Dataset([]))
+    learner.update(make_classes())
+    for trained, copy in zip(learner.policy.parameters(), learner.target_policy.parameters(), strict=True):
+        assert trained.equal(copy)
 
 
 @pytest.mark.parametrize(("config", "n_components", "says"), [
@@ -54,21 +63,22 @@ def test_other_policies_are_refused(config, n_components, says):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("weight", "n_kept"), [(0.0, 4), (0.03, 2)])
-def test_values_are_exact_in_a_table(weight, n_kept):
+@pytest.mark.parametrize(("options", "n_kept", "tolerance"), [  # a conservative value is lower or higher than the best
+    ({"target_decay": 0.9}, 4, 0.05), ({"target_decay": 0.0, "double": False}, 4, 0.1),
+    ({"target_decay": 0.9, "conservative_weight": 0.03}, 2, 0.3)], ids=["double", "nfq", "conservative"])
+def test_values_are_exact_in_a_table(options, n_kept, tolerance):
     """With all actions in the data the values are the optimal ones, and with few the policy takes the best of these."""
     data, values = few_actions(n_kept)
     torch.manual_seed(0)
     policy = Policy(PolicyConfig(Categorical(), FeedForward((64,)), ConcatEncoder()), data.features())
     policy.fit_statistics(data)
-    config = ActionValues(discount=0.8, optimizer=CONSTANT, target_decay=0.9, conservative_weight=weight)
+    config = ActionValues(discount=0.8, optimizer=CONSTANT, **options)
     learner = config.build(policy, 0, 2500, data)
     batch = learner.batch_sampler(data).gather(np.arange(data.steps))
     fit(learner, lambda n: batch, 2500)
     with torch.no_grad():
         logits = class_logits(policy, batch.obs)
     states, best = batch.obs[STATE][:, 0].argmax(-1).numpy(), logits.max(1).values.numpy()
-    tolerance = 0.05 if weight == 0 else 0.3  # a conservative value is lower or higher than the true one
     assert np.abs(best - values[1.0][states]).max() < tolerance * np.ptp(values[1.0])
     chosen, stored = logits.argmax(1).numpy(), batch.action[:, 0, 0].numpy()
     pairs = set(zip(states.tolist(), stored.tolist(), strict=True))

@@ -31,6 +31,7 @@ class ActionValues(LearnerConfig):
     Args:
         discount: Discount per step.
         target_decay: Fraction of the target network that each update keeps.
+        double: Whether the policy chooses the class after a step. False: the copy does, as in plain Q-learning.
         conservative_weight: Weight of the cross-entropy of the stored classes, which keeps the values of others low.
             Above 0 in discrete CQL.
 
@@ -46,6 +47,7 @@ class ActionValues(LearnerConfig):
         default_factory=lambda: OptimizerConfig(lr=3e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
     target_decay: Annotated[float, AtLeast(0), AtMost(1)] = 0.995
+    double: bool = True
     conservative_weight: Annotated[float, AtLeast(0)] = 0.0
 
     extra = (REWARD, TERMINATED)
@@ -85,9 +87,10 @@ class ActionValuesLearner(GradientLearner):
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:
-        """Returns the reward plus the discounted value of the class that the policy takes next, (B,)."""
+        """Returns the reward plus the discounted value of the class that is best after the step, (B,)."""
         assert batch.next is not None
-        best = class_logits(self.policy, batch.next).argmax(1, keepdim=True)
+        chooser = self.policy if self.config.double else self.target_policy
+        best = class_logits(chooser, batch.next).argmax(1, keepdim=True)
         reward, bootstrap = td_terms(batch, self.config.discount)
         return reward + bootstrap * self.values(self.target_policy, batch.next).gather(1, best)[:, 0]
 

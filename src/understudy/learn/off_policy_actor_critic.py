@@ -16,6 +16,7 @@ from ..checkpoint import FromStage
 from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..policy import Policy
+from .advantage_weighted_actor_critic import draw_plans
 from .critic_learning import CriticLearningConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
@@ -114,6 +115,18 @@ class ActorCriticLearner(RewardedLearner):
     @abstractmethod
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the target of the critic for each window, (B,)."""
+
+    @torch.no_grad()
+    def best_plan_target(self, policy: Policy, batch: Batch, rng: Generator, n: int, min_weight: float) -> Tensor:
+        """Returns the rewards of the steps plus the discounted value of the best of n plans of a policy, (B,).
+
+        Args:
+            min_weight: Weight of the smallest score among the critic networks. The largest has the remainder.
+        """
+        assert batch.next is not None
+        scores = self.target_critic.scores(batch.next, draw_plans(policy, batch.next, n, rng))
+        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
+        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), min_weight).amax(1)
 
     @abstractmethod
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:

@@ -88,7 +88,7 @@ def test_a_column_of_the_simulator_is_not_offered_as_rewards(tmp_path):
     assert code and "there is no column next.reward" in text and "simulator.state=" not in text, text
 
 
-@pytest.mark.parametrize("name", ["awac", "bcq", "cal-ql", "cql", "crr", "edac", "fql", "idql", "iris", "plas",
+@pytest.mark.parametrize("name", ["awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "fql", "idql", "iris", "plas",
                                   "prdc", "rebrac"])
 def test_classes_are_refused_where_a_critic_reads_numbers(tmp_path, name):
     code, text = trained(tmp_path, name, actions=np.arange(40) % 3)

@@ -44,10 +44,13 @@ class LatentNet(nn.Module):
         return self.layers(context.flat()).unsqueeze(1)
 
 
-def build(**options) -> PLASLearner:
-    learner = PLAS(critic=CriticConfig(HIDDEN), **options).build(make_policy(ChosenLatent()), 0, 1, Dataset([]))
+def build(max_perturbation: float = 0.0) -> PLASLearner:
+    policy = make_policy(ChosenLatent(max_perturbation=max_perturbation))
+    learner = PLAS(critic=CriticConfig(HIDDEN)).build(policy, 0, 1, Dataset([]))
     for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
         policy.net["latent"] = LatentNet(phase)
+        if max_perturbation:
+            policy.net["perturbation"] = ActionNet(2, (2,), {100: 800, 500: 900}[phase])
         policy.net["cvae"].posterior, policy.net["cvae"].decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)
@@ -62,6 +65,15 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch):
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
 
 
+def test_losses_with_a_perturbation_equal_those_of_d3rlpy(monkeypatch):
+    inject_noise(monkeypatch)
+    learner, batch, expected = build(0.2), make_batch(), LOSSES["plas_with_perturbation"]
+    assert learner.policy.loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
+    assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(expected["policy"], abs=1e-5)
+    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected["critic"], abs=1e-5)
+    assert abs(expected["policy"] - EXPECTED["policy"]) > 0.01
+
+
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 def test_plans_are_those_of_the_autoencoder_within_the_limit(limit):
     learner, batch = build(), make_batch()
@@ -74,12 +86,23 @@ def test_plans_are_those_of_the_autoencoder_within_the_limit(limit):
 
 
 @pytest.mark.parametrize("kind", ["loss", "policy_loss"])
-def test_cloning_trains_the_autoencoder_and_the_score_the_latent(kind):
-    learner, batch, rng = build(), make_batch(), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("limit", [0.0, 0.2])
+def test_cloning_trains_the_autoencoder_and_the_score_the_others(kind, limit):
+    learner, batch, rng = build(limit), make_batch(), torch.Generator().manual_seed(0)
     loss = learner.policy.loss(batch, rng) if kind == "loss" else learner.policy_loss(batch, rng)
     loss.sum().backward()
     for name, parameter in learner.policy.net.named_parameters():
         assert (parameter.grad is not None) == (name.startswith("cvae") == (kind == "loss")), name
+
+
+def test_the_gradient_of_the_latent_also_passes_the_perturbation():
+    gradients = []
+    for limit in (0.0, 1e-9):  # the second changes nothing that one could measure
+        learner = build(limit)
+        learner.policy_loss(make_batch(), RNG).sum().backward()
+        gradients.append(learner.policy.net["latent"].layers[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 1e-3
 
 
 def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
@@ -102,6 +125,7 @@ def test_it_keeps_the_contract_of_learners():
 def test_bad_settings_are_refused():
     with pytest.raises(Unsupported, match="CVAE has no latent to choose"):
         PLAS().build(make_policy(CVAE()), 0, 1, Dataset([]))
-    for options, says in (({"max_latent": 0.0}, "max_latent"), ({"cloning_fraction": 1.0}, "cloning_fraction")):
+    for options, says in (({"max_latent": 0.0}, "max_latent"), ({"max_perturbation": -0.1}, "max_perturbation"),
+                          ({"cloning_fraction": 1.0}, "cloning_fraction")):
         with pytest.raises(UserError, match=says):
             find_method("plas", **options)

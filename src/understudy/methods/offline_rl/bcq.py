@@ -14,7 +14,6 @@ from ...learn.advantage_weighted_actor_critic import draw_plans
 from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
-from ...learn.targets import td_terms
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -88,14 +87,8 @@ class BCQLearner(ActorCriticLearner):
         super().__init__(config, policy, seed, steps, data)
         self.target_policy = self.target_network("policy", config.target_decay)
 
-    @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the rewards of the steps plus the discounted value of the best of several plans, (B,)."""
-        assert batch.next is not None
-        plans = draw_plans(self.target_policy, batch.next, self.config.n_samples, rng)
-        scores = self.target_critic.scores(batch.next, plans)
-        reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), self.config.min_weight).amax(1)
+        return self.best_plan_target(self.target_policy, batch, rng, self.config.n_samples, self.config.min_weight)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
         """Returns the weighted loss of the autoencoder, (B, H), and the negative score of a changed sample, (B,)."""

@@ -23,22 +23,28 @@ from ..registry import method
 class ChosenLatent(Head):
     """Plans that a conditional variational autoencoder decodes from a latent, which a network chooses.
 
-    The loss trains the autoencoder alone. The gradients of samples train the network alone.
+    Another network may change them within a limit. The loss trains the autoencoder alone. The gradients of samples
+    train the other networks alone.
 
     Args:
         max_latent: Largest absolute value of a component of the latent.
         beta: Weight of the KL divergence, which is a mean over the dimensions of the latent.
+        max_perturbation: Largest change of a component of a decoded plan, in coded units.
     """
 
     max_latent: Annotated[float, Above(0)] = 2.0
     beta: Annotated[float, AtLeast(0)] = 0.5
+    max_perturbation: Annotated[float, AtLeast(0)] = 0.0
 
     def noise(self, horizon, coded_dim):
         return (horizon, 0)
 
     def build(self, trunk, coded_dim, spec):
         cvae = CVAE(2 * spec.horizon * coded_dim).build(trunk, coded_dim, spec)
-        return nn.ModuleDict({"cvae": cvae, "latent": trunk.build(0, 2 * coded_dim, 0, spec)})
+        net = nn.ModuleDict({"cvae": cvae, "latent": trunk.build(0, 2 * coded_dim, 0, spec)})
+        if self.max_perturbation:
+            net["perturbation"] = trunk.build(coded_dim, coded_dim, 0, spec)
+        return net
 
     def loss(self, net, context, action, mask, rng):
         """Negative evidence lower bound of each step, (B, H), with the squared error as reconstruction."""
@@ -48,7 +54,10 @@ class ChosenLatent(Head):
         latent = self.max_latent * net["latent"](noise, noise, context).tanh()
         x = latent.flatten(1).unsqueeze(1).expand(-1, latent.shape[1], -1)
         fixed = {name: parameter.detach() for name, parameter in net["cvae"].decoder.named_parameters()}
-        return functional_call(net["cvae"].decoder, fixed, (x, noise, context))
+        action = functional_call(net["cvae"].decoder, fixed, (x, noise, context))
+        if not self.max_perturbation:
+            return action
+        return action + self.max_perturbation * net["perturbation"](action, noise, context).tanh()
 
 
 @part
@@ -106,12 +115,15 @@ class PLASLearner(ActorCriticLearner):
         return -self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs), n_critics=1)[0]
 
 
-@method("Zhou et al. 2020 (PLAS), arXiv 2011.07213, without the perturbation", needs=(NUMBERS, STEP_REWARDS),
+@method("Zhou et al. 2020 (PLAS), arXiv 2011.07213", needs=(NUMBERS, STEP_REWARDS),
         when="if there are rewards and no environment, and only actions like those in the data may be taken.")
-def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, features: Schema | None = None) -> Method:
+def plas(max_latent: float = 2.0, cloning_fraction: float = 0.25, max_perturbation: float = 0.0,
+         features: Schema | None = None) -> Method:
     """Policy in the latent space of an autoencoder of the stored actions, which chooses what has the highest score.
 
     Args:
         max_latent: Largest absolute value of a component of the latent, whose prior is standard normal.
+        max_perturbation: Largest change of a decoded action, in coded units, such as 0.05. The paper's optional layer.
     """
-    return critic_method(ChosenLatent(max_latent), PLAS(cloning_fraction=cloning_fraction), features)
+    head = ChosenLatent(max_latent, max_perturbation=max_perturbation)
+    return critic_method(head, PLAS(cloning_fraction=cloning_fraction), features)

@@ -1,0 +1,117 @@
+"""BEAR: losses of a peer, the multiplier, the warm-up, and plans that stay where the data are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.d3rlpy import (
+    HIDDEN,
+    LOSSES,
+    RNG,
+    STATE,
+    ActionNet,
+    StateNet,
+    fill_critic,
+    inject_noise,
+    make_batch,
+    make_policy,
+)
+
+from understudy.core import Unsupported, UserError
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.execute.planners import BestOfN
+from understudy.heads.gmm import GMM
+from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.learn.critic import CriticConfig
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
+from understudy.methods.offline_rl.bear import BEAR, BEARLearner
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+from understudy.testing import check_learner
+
+EXPECTED = LOSSES["bear"]
+UPDATES = 50
+FAST = OptimizerConfig(lr=0.03, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+
+
+def build(steps: int = 1, **options) -> BEARLearner:
+    config = BEAR(critic=CriticConfig(HIDDEN), **options)
+    learner = config.build(make_policy(SquashedGaussian(temperature=1.0)), 0, steps, Dataset([]))
+    learner.policy.net.trunk = StateNet()
+    learner.behavior.net.posterior, learner.behavior.net.decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
+    fill_critic(learner.critic, 200)
+    fill_critic(learner.target_critic, 300)
+    return learner
+
+
+def test_losses_equal_those_of_d3rlpy(monkeypatch):
+    """Without the entropy, which the peer adds."""
+    inject_noise(monkeypatch)
+    learner, batch = build(threshold=0.02, kernel_width=2.0, n_samples=4, warmup_fraction=0.0), make_batch()
+    learner.log_multiplier[0].data.fill_(0.7).log_()
+    policy, multiplier = learner.policy_loss(batch, RNG)
+    assert learner.behavior_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
+    assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+    assert policy.mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
+    assert multiplier.mean().item() == pytest.approx(-EXPECTED["constraint"], abs=1e-5)
+
+
+def test_the_warm_up_lowers_the_mmd_alone():
+    learner, batch = build(4, warmup_fraction=0.5), make_batch()
+    expected = learner.mmd(batch, RNG.manual_seed(3)) - 0.05
+    torch.testing.assert_close(learner.policy_loss(batch, RNG.manual_seed(3))[0], expected)
+    learner.n_updates = 2
+    assert (learner.policy_loss(batch, RNG.manual_seed(3))[0] - expected).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(("threshold", "rises"), [(0.0, True), (10.0, False)])
+def test_the_multiplier_rises_while_the_mmd_is_above_the_threshold(threshold, rises):
+    learner, batch = build(threshold=threshold), make_batch()
+    for start, border in ((0.0, 0.0), (10.0, 10.0) if rises else (-5.0, -5.0)):
+        learner.log_multiplier[0].data.fill_(start)
+        assert learner.update(batch)["behavior/loss"] > 0  # which is trained along
+        value = learner.log_multiplier[0].item()
+        assert value == border if start else (value > 0) == rises
+
+
+def trained(threshold: float) -> tuple[float, float]:
+    """The mean of the first component of plans, which the scores favor, and the MMD, where data have about 0."""
+    torch.manual_seed(0)
+    config = BEAR(critic=CriticConfig(HIDDEN), threshold=threshold, kernel_width=1.0, optimizer=FAST)
+    learner = config.build(make_policy(SquashedGaussian(temperature=1.0), trunk=MLP(16, 1)), 0, UPDATES, Dataset([]))
+    batch = make_batch().replace(action=0.1 * make_batch().action)
+    learner.critic.scores = lambda obs, plan, n_critics=2: 0.5 * plan[..., 0, 0].expand(n_critics, *plan.shape[:-2])
+    for _ in range(UPDATES):
+        learner.minimize("behavior", learner.behavior_loss, batch)
+        learner.minimize("policy", learner.policy_loss, batch)
+        learner.end_update()
+    with torch.no_grad():
+        plans = learner.policy.sample(learner.policy.context(batch.obs).repeat(50), RNG.manual_seed(0))
+        return plans[..., 0].mean().item(), learner.mmd(batch, RNG).mean().item()
+
+
+def test_plans_follow_the_scores_as_far_as_the_data_go():
+    (near, low), (far, high) = trained(0.1), trained(10.0)
+    assert far > 0.9 and abs(near) < 0.2 and low < high / 3
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(BEAR(batch_size=8, critic=CriticConfig((8,)), n_samples=2, n_mmd_samples=2), (
+        PolicyConfig(SquashedGaussian(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))
+
+
+def test_the_best_of_as_many_actions_is_taken():
+    method = find_method("bear", n_samples=7)
+    assert method.learner.n_samples == 7 and method.inference == (BestOfN(n=7),)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(Unsupported, match="samples of GMM are not compared"):
+        BEAR().build(make_policy(GMM()), 0, 1, Dataset([]))
+    for options, says in (({"threshold": -0.1}, "threshold"), ({"n_samples": 0}, "n_samples")):
+        with pytest.raises(UserError, match=says):
+            find_method("bear", **options)
+    with pytest.raises(UserError, match="warmup_fraction"):
+        BEAR(warmup_fraction=1.0)

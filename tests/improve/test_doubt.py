@@ -20,13 +20,13 @@ from understudy.execute.actor import PolicyActor
 from understudy.heads.regression import Regression
 from understudy.improve.collection import CollectionRounds, RolloutCollector
 from understudy.improve.doubt import (
-    BuiltDoubtGate,
     BuiltEitherGate,
+    BuiltQuantileGate,
     Doubt,
-    DoubtGate,
     EitherGate,
     EnsembleGate,
     EnsembleSpread,
+    QuantileGate,
     RiskGate,
     doubt_along,
     own_steps,
@@ -73,7 +73,7 @@ def test_labels_asked_are_labels_counted():
     """It asks above the threshold, until the doubt is low again. Elsewhere nobody says anything."""
     doubt = Scripted((0, 3, 2, 2, 0, 2, 3, 1, 0, 0, 0, 3))
     expected = [0, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 1]
-    data = rollout(GatedActor(Constant(0.5), Constant(-0.5), BuiltDoubtGate(doubt, 2.5, 1.5)), fork(2), 3)
+    data = rollout(GatedActor(Constant(0.5), Constant(-0.5), BuiltQuantileGate(doubt, 2.5, 1.5)), fork(2), 3)
     for episode in data:
         assert episode.steps["advised"].tolist() == episode.steps["intervention"].tolist() == expected
         assert episode.steps["doubt"].tolist() == list(doubt.values)
@@ -83,7 +83,7 @@ def test_labels_asked_are_labels_counted():
 
 
 def test_either_of_two_gates_may_ask():
-    gates = BuiltDoubtGate(Scripted((1, 0, 0)), 0.5, 0.5), BuiltDoubtGate(Scripted((0, 0, 0, 1)), 0.5, 0.5)
+    gates = BuiltQuantileGate(Scripted((1, 0, 0)), 0.5, 0.5), BuiltQuantileGate(Scripted((0, 0, 0, 1)), 0.5, 0.5)
     for episode in rollout(GatedActor(Constant(0.5), Constant(-0.5), BuiltEitherGate(gates)), fork(2), 2):
         assert episode.steps["intervention"].tolist() == [t % 3 == 0 or t % 4 == 3 for t in range(12)]
         assert episode.steps["doubt"].tolist() == [float(t % 3 == 0) for t in range(12)]  # that of the first
@@ -111,7 +111,7 @@ def test_thresholds_are_those_of_the_steps_at_which_the_policy_acted(demos):
     assert counts.tolist() == [t >= 3 for t in range(len(counts))] and own_steps(demos) == []
 
 
-def doubting(gate: DoubtGate | EitherGate, **fields):
+def doubting(gate: QuantileGate | EitherGate, **fields):
     collector = RolloutCollector(2, supervisor="expert", gate=gate)
     return method(CollectionRounds(2, collector, updates=PerNewStep(0.25), initial_updates=3, **fields), Regression())
 

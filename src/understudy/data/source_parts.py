@@ -177,8 +177,8 @@ def recover_parts(
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:
     out = parts.copy_parts(names, Path(tempfile.mkdtemp(dir=folder)))
     if sidecar.sidecar_path(metadata_path).exists():
-        with suppress(UserError):  # damaged itself: `recover` reports it
-            sidecar.copy_selected(metadata_path, [n for n, name in enumerate(parts.names) if name in set(names)], out)
+        with suppress(UserError):  # damaged itself, or about others too: `recover` reports it
+            sidecar.copy_selected(metadata_path, np.isin(parts.names, names), out)
     return preview_dataset(out, **options)
 
 

@@ -56,7 +56,7 @@ class Doubt(ABC):
 
 
 @part
-class DoubtGate(Gate):
+class QuantileGate(Gate):
     """Base class of gates that ask for help by themselves, so that nobody has to watch.
 
     The supervisor takes over where the doubt exceeds a threshold, and gives back where it does not exceed a lower one.
@@ -98,11 +98,12 @@ class DoubtGate(Gate):
                 data = data.select(i for i in range(len(data)) if i not in held_out)
         doubt = self.build_doubt(training, number, data)
         values = doubt_along(doubt, steps)
-        return BuiltDoubtGate(doubt, quantile_threshold(values, self.budget), quantile_threshold(values, self.release))
+        high, low = (quantile_threshold(values, share) for share in (self.budget, self.release))
+        return BuiltQuantileGate(doubt, high, low)
 
 
 @dataclass(frozen=True)
-class BuiltDoubtGate(BuiltGate):
+class BuiltQuantileGate(BuiltGate):
     """Asks where the doubt exceeds `threshold`, until it does not exceed `release`."""
 
     needs_attention = False
@@ -134,7 +135,7 @@ class EitherGate(Gate):
 
     needs_attention = False
 
-    gates: Annotated[tuple[DoubtGate, ...], AtLeast(1)]
+    gates: Annotated[tuple[QuantileGate, ...], AtLeast(1)]
 
     def build(self, training, number):
         return BuiltEitherGate(tuple(gate.build(training, number) for gate in self.gates))
@@ -169,7 +170,7 @@ class BuiltEitherGate(BuiltGate):
 
 
 @part
-class EnsembleGate(DoubtGate):
+class EnsembleGate(QuantileGate):
     """Doubt is the disagreement of an ensemble, which is trained anew before each round on what the policy learns.
 
     The members differ in their initial weights and in the order of the data. The policy itself acts, and not their
@@ -225,7 +226,7 @@ class EnsembleSpread(Doubt):
 
 
 @part
-class RiskGate(DoubtGate):
+class RiskGate(QuantileGate):
     """Doubt is the predicted probability of failure: one minus the discounted success that a critic predicts.
 
     The critic is trained anew before each round, on all stored episodes, for the policy as it is. Its reward is 1 at

@@ -375,6 +375,26 @@ def test_what_was_kept_beside_the_data_goes_with_the_episodes_that_remain(tmp_pa
     assert len(open_dataset(tmp_path / "less")) == 2
 
 
+@pytest.mark.parametrize("to", ["minari", "csv"])
+def test_what_was_kept_beside_the_data_is_given_to_no_other_episode_where_one_is_missing(tmp_path, capsys, to):
+    h5py = pytest.importorskip("h5py")
+    path, out = tmp_path / "d", tmp_path / "out"
+    write_dataset(Dataset([Episode({STATE: np.full((5, 1), n, np.float32), "action": np.zeros((5, 1), np.float32),
+                                    "operator.mood": np.array([f"mood {n}"] * 5)}, {"tired": [n]}) for n in range(3)]),
+                  path, to)
+    if to == "minari":
+        with h5py.File(path / "data/main_data.hdf5", "r+") as f:
+            del f["episode_1"]
+    else:
+        (path / "episode_000001.csv").unlink()
+    assert main(["repair", str(path), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"lost: {path / 'understudy.npz'}: what was kept next to the data cannot be assigned" in said
+    assert to == "minari" or "lost: there are 2 files, but dataset.json says 3 episodes" in said
+    repaired = open_dataset(out)
+    assert [e.steps[STATE][0, 0] for e in repaired] == [0, 2] and not any("tired" in e.metadata for e in repaired)
+
+
 def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "d.hdf5", "w") as f:

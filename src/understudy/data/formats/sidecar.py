@@ -8,7 +8,7 @@ of the sidecar file follow from that.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -219,11 +219,20 @@ def apply_sidecar(path: Path, data: Dataset) -> Dataset:
     return Dataset(SidecarSource(source, arrays, document), metadata, data.indices)
 
 
-def copy_selected(path: Path, indices: Sequence[int], destination: Path) -> None:
-    """Write the sidecar file of a copy that has the episodes `indices` of a data set."""
+def copy_selected(path: Path, kept: np.ndarray, destination: Path) -> None:
+    """Write the sidecar file of a copy that has some episodes of a data set.
+
+    Args:
+        kept: Whether the copy has each episode, (E,).
+
+    Raises:
+        UserError: The sidecar file is about another number of episodes, so that it is not known which they are.
+    """
     arrays = NpzArrays(sidecar_path(path))
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
-    kept = np.isin(np.arange(len(lengths)), indices)
+    if len(lengths) != len(kept):
+        raise UserError(f"it is about {len(lengths)} episodes, and there are {len(kept)}", where=sidecar_path(path),
+                        hint="take what is missing from a copy")
     document["metadata"] = [m for m, keep in zip(document["metadata"], kept, strict=True) if keep]
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
     out = [whole_array("document", text), whole_array("lengths", lengths[kept])]

@@ -98,7 +98,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
     if (refused is not None or bad) and mended.exists() and (of := find_parts(mended)) is not None:
         part_losses: list[str] = []
         if (whole := recover_parts(of, folder, part_losses.append, _read_error, options, path)) is not None:
-            losses += part_losses
+            losses += part_losses or ([refused.problem] if refused is not None else [])
             return whole, list(range(len(whole))), mended
         if refused is None or len(of.names) > 1:
             losses += part_losses

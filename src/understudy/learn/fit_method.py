@@ -259,7 +259,7 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
                              "that are no demonstrations: understudy view make DATA --label expert=false")
-    if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
+    if not any(isinstance(part, ShowDemonstration) and not part.own for part in method.transforms):
         return
     if stream is not None:
         raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "

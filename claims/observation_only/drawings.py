@@ -64,9 +64,9 @@ class Scribbler(CountingActor):
     def act(self, obs, state):
         knots = 2 * uniform(state["key"], torch.zeros_like(state["key"]), (N_KNOTS, 2), stream=3).float() - 1
         at = state["count"].float() / LENGTH * (N_KNOTS - 1)
-        left, rows = at.long().clamp(max=N_KNOTS - 2), torch.arange(len(at))
-        later = (at - left)[:, None]
-        velocity = knots[rows, left] * (1 - later) + knots[rows, left + 1] * later
+        segment, rows = at.long().clamp(max=N_KNOTS - 2), torch.arange(len(at))
+        later = (at - segment)[:, None]
+        velocity = knots[rows, segment] * (1 - later) + knots[rows, segment + 1] * later
         return velocity, {**state, "count": state["count"] + 1}
 
 
@@ -80,10 +80,10 @@ class Drawings(DemonstrationSource):
 
     def load(self, seed, first=0):
         env = make(self.env, ROWS, TRUSTED)
-        shown, practice = (rollout(actor, env, n, recording_seed(seed), first=number) for actor, n, number in (
+        drawings, practice = (rollout(actor, env, n, recording_seed(seed), first=number) for actor, n, number in (
             (Scribbler(), self.episodes, first), (UniformRandomActor(env), self.n_practice, 200_000)))
         return Dataset([replace(e, metadata={**e.metadata, DATASET_NAME: part})
-                        for part, data in (("task", shown), ("prior", practice)) for e in data])
+                        for part, data in (("task", drawings), ("prior", practice)) for e in data])
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ def cloning(part: str) -> Method:
                   (Filter(DATASET_NAME, equals=(part,)), SHOW, PROGRESS))
 
 
-def missed(shown: Episode, drawn: Episode) -> float:
+def missed(demonstration: Episode, drawn: Episode) -> float:
     """The mean distance between the tip and where it was at that step of a demonstration, m."""
-    tips = [e.steps[STATE][:, 2:].astype(float) for e in (shown, drawn)]
+    tips = [e.steps[STATE][:, 2:].astype(float) for e in (demonstration, drawn)]
     return float(np.sqrt(np.square(tips[0] - tips[1]).sum(1)).mean())
 
 

@@ -292,7 +292,8 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
         check_collection(stage.method, env, person)
     if method.collection is None:
         return
-    if stream is not None or sampling_weights is not None and not method.learner.compares:
+    can_mix = method.learner.compares or method.collection.sampling_weights is not None
+    if stream is not None or sampling_weights is not None and not can_mix:
         raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
                         "a mixture with sampling weights"), where="Method.collection",
                         hint="open the data as a whole; CollectionRounds.mixture_weights sets the fraction of each "

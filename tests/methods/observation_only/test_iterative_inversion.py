@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from understudy import make
+from understudy.commands.train import _check_policy_fits
 from understudy.core import DataError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
-from understudy.data.mixture import ROUND, mix
+from understudy.data.mixture import ROUND, MixtureWeights, mix
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
 from understudy.execute.demonstrated import NUMBER
@@ -61,10 +62,14 @@ def test_the_fraction_of_rollouts_that_are_shown_a_demonstration(steering, n_des
 
 
 def test_rollouts_are_shown_demonstrations_and_are_learned_as_what_they_became(tmp_path):
-    train(small(), data(), tmp_path / "run", device="cpu", val_fraction=0.0, progress=False, env=make("fork", 3))
+    env, parts = make("fork", 3), data()
+    _check_policy_fits(small(), parts, env)  # of the command
+    train(small(), parts, tmp_path / "run", device="cpu", val_fraction=0.0, progress=False, env=env,
+          sampling_weights=MixtureWeights((0.5, 0.5)))
     episodes = open_dataset(tmp_path / "run" / "collection" / "000001" / "episodes.npz")
     frames = [f"observation.demonstration.{i}" for i in range(8)]
     starts = [e.steps[STATE][0] for e in videos()]
+    assert len({int(episode.steps[NUMBER][0, 0]) for episode in episodes}) > 1
     for episode in episodes:
         seen = episode.steps[STATE]
         assert (episode.steps[frames[0]] == seen[0]).all() and (episode.steps[frames[-1]] == seen[-1]).all()

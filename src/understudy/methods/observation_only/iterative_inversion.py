@@ -38,18 +38,17 @@ class SteeredCollector(RolloutCollector):
     steering: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
 
     def initial_data(self, data, n_rounds):
-        if len(expert_episodes(data)) in (0, len(data)):
-            raise DataError(f"{len(expert_episodes(data))} of {len(data)} episodes are demonstrations, and the others "
-                            "are practice with actions", where=data.metadata.get("path", "data set"),
-                            hint="record practice and train on both: understudy record ENV --actor random --out "
-                                 "PRACTICE; understudy train METHOD DATA --prior PRACTICE")
+        if (n_desired := len(expert_episodes(data))) in (0, len(data)):
+            raise DataError(f"{n_desired} of {len(data)} episodes are demonstrations, and the others are practice",
+                            where=data.metadata.get("path", "data set"), hint="train on both: understudy record ENV "
+                            "--actor random --out PRACTICE; understudy train METHOD DATA --prior PRACTICE")
         return data
 
     def collect(self, actor, number, training):
         return super().collect(DemonstratedActor(actor, self.commands(number, training), self.show), number, training)
 
     def commands(self, number: int, training) -> Dataset:
-        """The episodes of which one is drawn at random for each rollout."""
+        """The episodes. Each rollout is shown one of them, drawn at random."""
         desired = training.data.select(expert_episodes(training.data))
         own = training.stored.select(sorted(set(range(len(training.stored))) - set(expert_episodes(training.stored))))
         if not self.steering:
@@ -60,7 +59,7 @@ class SteeredCollector(RolloutCollector):
 
 
 def own_steps(episode: Episode) -> np.ndarray:
-    """Sampling weights of which those of demonstrations are 0, (T,)."""
+    """Sampling weights, (T,): 0 for demonstrations, and 1 for all other episodes."""
     return np.full(len(episode), 0.0 if expert_episodes(Dataset([episode])) else 1.0)
 
 

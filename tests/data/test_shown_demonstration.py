@@ -63,6 +63,18 @@ def test_each_step_is_shown_another_episode_of_its_task():
     np.testing.assert_array_equal(shown(first.select([4])[0]), shown(first[4]))
 
 
+def test_own_shows_each_step_the_episode_that_it_belongs_to():
+    episodes = Dataset([line(0, "a", steps=3), line(1, "", steps=9), line(2, "b", steps=6)])
+    show = ShowDemonstration(n_frames=2, own=True)
+    changed = show.apply(episodes)
+    assert len(changed) == 3 and changed.features()[show.into[1]] == Feature("float32", (1,))
+    for number, (before, after) in enumerate(zip(episodes, changed, strict=True)):
+        for i, row in enumerate((0, -1)):
+            expected = np.full((len(before) + 1, 1), before.steps["observation.state"][row, 0])
+            np.testing.assert_array_equal(after.steps[show.into[i]], expected)
+        np.testing.assert_array_equal(changed.select([number])[0].steps[show.into[1]], after.steps[show.into[1]])
+
+
 def test_data_that_cannot_be_shown_are_refused():
     with pytest.raises(DataError, match="episode 1: the episode has no task"):
         ShowDemonstration().apply(lines(["a", "", "a"]))

@@ -30,6 +30,7 @@ class ShowDemonstration(Operation):
 
     Args:
         columns: Observed columns of numbers that a frame has, one after the other.
+        own: Show each step the episode that it belongs to, of any task (hindsight). No episode is left out.
 
     References:
         Duan et al. (2017), One-Shot Imitation Learning, arXiv:1703.07326, whose network reads the whole demonstration.
@@ -38,6 +39,7 @@ class ShowDemonstration(Operation):
     columns: tuple[str, ...] = ("observation.state",)
     n_frames: Annotated[int, AtLeast(1)] = 8
     seed: int = 0
+    own: bool = False
 
     @property
     def into(self) -> tuple[str, ...]:
@@ -84,6 +86,11 @@ class ShowDemonstration(Operation):
     def apply(self, data: Dataset) -> Dataset:
         feature = self.feature(data.features())
         frames, tasks = self.all_frames(data)
+        steps = data.lengths
+        if self.own:
+            columns = LabeledEpisodes(data, dict.fromkeys(self.into, feature), lambda number: {
+                name: np.repeat(frames[number, i:i + 1], steps[number] + 1, 0) for i, name in enumerate(self.into)})
+            return Dataset(columns, data.metadata)
         if "" in tasks:
             raise DataError("the episode has no task, so there is no telling which others show the same one",
                             where=f"episode {tasks.index('')}",
@@ -92,7 +99,7 @@ class ShowDemonstration(Operation):
         names, task = np.unique(tasks, return_inverse=True)
         same = [np.flatnonzero(task == n) for n in range(len(names))]  # the episodes of each task
         kept = [i for i, n in enumerate(task) if len(same[n]) > 1]
-        steps, drawn = data.lengths, []  # for each episode, which one its steps are shown, (T+1,)
+        drawn = []  # for each episode, which one its steps are shown, (T+1,)
         for i, key in zip(kept, keys(self.seed, range(len(kept))).tolist(), strict=True):
             others = np.delete(same[task[i]], np.searchsorted(same[task[i]], i))
             drawn.append(others[keys(key, range(steps[i] + 1)).numpy() % len(others)])

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.batch_sampler import BatchSampler
 from ..data.episode import Dataset
+from ..data.window import SamplingWeights
 from ..execute.actor import Actor
 from ..policy import Policy
 from .devices import Processes
@@ -92,7 +93,13 @@ class Training(ABC):
 
 
 class DataCollection(ABC):
-    """A frozen dataclass that says how new episodes are collected while a policy trains."""
+    """A frozen dataclass that says how new episodes are collected while a policy trains.
+
+    Attributes:
+        sampling_weights: Takes the place of the weights of a mixture. None if a mixture is refused.
+    """
+
+    sampling_weights: SamplingWeights | None = None
 
     @abstractmethod
     def check(self, env: Any, person: Actor | None) -> None:

@@ -259,7 +259,7 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
                         "both", where=path,
                         hint="let the method collect episodes (--env ENV), or give others as --prior, or label those "
                              "that are no demonstrations: understudy view make DATA --label expert=false")
-    if not any(isinstance(part, ShowDemonstration) for part in method.transforms):
+    if not any(isinstance(part, ShowDemonstration) and not part.own for part in method.transforms):
         return
     if stream is not None:
         raise Unsupported("demonstrations of the same task are looked for among all episodes, and a stream has only "
@@ -292,7 +292,8 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
         check_collection(stage.method, env, person)
     if method.collection is None:
         return
-    if stream is not None or sampling_weights is not None and not method.learner.compares:
+    can_mix = method.learner.compares or method.collection.sampling_weights is not None
+    if stream is not None or sampling_weights is not None and not can_mix:
         raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
                         "a mixture with sampling weights"), where="Method.collection",
                         hint="open the data as a whole; CollectionRounds.mixture_weights sets the fraction of each "

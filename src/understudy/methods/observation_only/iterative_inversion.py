@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from ...core import AtLeast, AtMost, DataError, Schema, part
+from ...data.column_changes import Progress
+from ...data.episode import Dataset, Episode
+from ...data.missing_actions import PlaceholderActions
+from ...data.mixture import expert_episodes
+from ...data.shown_demonstration import ShowDemonstration, numeric_observations
+from ...execute.demonstrated import DemonstratedActor
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
+from ...learn.behavior_cloning import BehaviorCloning
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...policy import PolicyConfig
+from ..needs import NUMBERS, OBSERVED_NUMBERS, PRACTICE
+from ..registry import method
+
+
+@part
+class SteeredCollector(RolloutCollector):
+    """Rolls out a policy that is shown demonstrations, or what was collected before.
+
+    Args:
+        show: How a demonstration becomes columns. It is a transform of the policy's method.
+        steering: Fraction of the episodes that are shown a demonstration. The others are shown an earlier episode of
+            the policy, or one of the practice.
+
+    References:
+        Leibovich et al. (2023), Learning Control by Iterative Inversion, arXiv:2211.01724.
+    """
+
+    show: ShowDemonstration = ShowDemonstration(own=True)
+    steering: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+
+    def initial_data(self, data, n_rounds):
+        if (n_desired := len(expert_episodes(data))) in (0, len(data)):
+            raise DataError(f"{n_desired} of {len(data)} episodes are demonstrations, and the others are practice",
+                            where=data.metadata.get("path", "data set"), hint="train on both: understudy record ENV "
+                            "--actor random --out PRACTICE; understudy train METHOD DATA --prior PRACTICE")
+        return data
+
+    def collect(self, actor, number, training):
+        return super().collect(DemonstratedActor(actor, self.commands(number, training), self.show), number, training)
+
+    def commands(self, number: int, training) -> Dataset:
+        """The episodes. Each rollout is shown one of them, drawn at random."""
+        desired = training.data.select(expert_episodes(training.data))
+        own = training.stored.select(sorted(set(range(len(training.stored))) - set(expert_episodes(training.stored))))
+        if not self.steering:
+            return own
+        n_own = round(len(desired) * (1 / self.steering - 1))
+        drawn = np.random.default_rng((training.seed, number)).integers(len(own), size=n_own)
+        return Dataset([*desired, *own.select(drawn.tolist())])
+
+
+def own_steps(episode: Episode) -> np.ndarray:
+    """Sampling weights, (T,): 0 for demonstrations, and 1 for all other episodes."""
+    return np.full(len(episode), 0.0 if expert_episodes(Dataset([episode])) else 1.0)
+
+
+@method("Leibovich et al. 2023, arXiv 2211.01724, with frames of numbers in place of an embedding of a video, and a "
+        "feed-forward network in place of a transformer", rows=("211",),
+        needs=(NUMBERS, OBSERVED_NUMBERS, PRACTICE, "an environment", "while acting: a demonstration"),
+        when="if demonstrations without actions show different things to do; the labels of `bco` did better in a toy "
+             "(claim iterative-inversion).")
+def iterative_inversion(length: int = 100, n_frames: int = 8, n_rounds: int = 20, n_episodes: int = 20,
+                        noise: float = 0.5, columns: tuple[str, ...] = (), features: Schema | None = None) -> Method:
+    """Hindsight: own rollouts, shown demonstrations without actions, tell which actions lead along which trajectory.
+
+    Args:
+        length: Number of steps of an episode while acting.
+        n_rounds: Number of rounds of rollouts.
+        noise: Standard deviation of the noise of actions in these rollouts, in units of the action.
+        columns: Observed columns of numbers that are read, also of demonstrations. Empty for all that the data have.
+    """
+    columns = columns or numeric_observations(features or {}) or ("observation.state",)
+    show, progress = ShowDemonstration(columns, n_frames, own=True), Progress(length=length)
+    rounds = CollectionRounds(n_rounds, SteeredCollector(n_episodes, GaussianExploration(noise), show=show),
+                              initial_updates=1000, sampling_weights=own_steps)
+    return Method(PolicyConfig(Regression(), inputs=(*columns, *show.into, progress.into)),
+                  learner=BehaviorCloning(optimizer=OptimizerConfig(lr=1e-3, lr_schedule="constant")),
+                  transforms=(PlaceholderActions(), show, progress), collection=rounds)

@@ -210,3 +210,9 @@ def test_help_of_a_recipe_lists_what_can_be_set(call):
     assert status == 0 and "--out RUN" in out
     for name, _, _ in settable_fields(find_method("flow-policy")):
         assert f"--{name.replace('_', '-')}" in out or f"--{name}" in out
+
+
+def test_the_options_of_a_method_are_explained_by_its_docstring(capsys):
+    assert main(["methods", "hbc"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--method.subgoal_steps 10 Number of steps to a subgoal" in said

@@ -126,13 +126,14 @@ def open_conditions(method: Method, features: Schema) -> list[str]:
 def goal_columns(method: Method) -> dict[str, str]:
     """The columns with a goal that a policy reads, and for each the column whose values are its goals.
 
-    A goal that the policy can act without is left out.
+    A goal that the policy can act without is left out, and so is one that another policy of the method predicts.
     """
     from ..data.column_changes import OptionalColumn
-    from ..execute.planners import MaskedGoalPlanner
+    from ..execute.planners import Hierarchical, MaskedGoalPlanner
 
-    optional = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
-    columns = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in optional}
+    not_told = {part.column for part in method.transforms if isinstance(part, OptionalColumn)}
+    not_told |= {part.as_key for part in method.inference if isinstance(part, Hierarchical)}
+    columns = {goal.into: goal.column for goal in method.policy.window.goals if goal.into not in not_told}
     return columns | {part.goal: part.column for part in method.inference if isinstance(part, MaskedGoalPlanner)}
 
 

@@ -72,6 +72,15 @@ def method_options(name: str, trust: tuple[str, ...] = ()) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name != "features"}
 
 
+def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str]:
+    """What the docstring of a method's function says of its options."""
+    from docstring_parser import DocstringStyle, parse
+
+    function = find_function(name, trust)
+    described = [] if function is None else parse(function.__doc__ or "", DocstringStyle.GOOGLE).params
+    return {p.arg_name: " ".join((p.description or "").split()) for p in described}
+
+
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
     """Parses values as the types of the function's annotations. `find_method` refuses unknown names."""
     hints = typing.get_type_hints(function) if function is not None else {}

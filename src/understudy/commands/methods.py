@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+from rich.console import Group
 from tyro.conf import Positional, arg
 
 from ..methods import describe_method, describe_methods, find_method
@@ -89,11 +89,13 @@ def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:
     return size, took, f"{plan:.2g} ms" if plan < 100 else f"{plan:.0f} ms"
 
 
-def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Table:
-    """A table of the options of a method's function and of all fields of the method, with their defaults."""
-    from .method import method_options
+def settings_table(name: str, method: Method, trust: tuple[str, ...] = ()) -> Group:
+    """Tables of the options of a method's function and of all fields of the method, with their defaults."""
+    from .method import method_option_texts, method_options
 
-    rows = [(f"--method.{key}", value) for key, value in method_options(name, trust).items()]
-    rows += [(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else value)
-             for key, _, value in settable_fields(method)]
-    return plain_table(("to set", "default"), rows)
+    texts = method_option_texts(name, trust)
+    options = [(f"--method.{key}", value, texts.get(key, "")) for key, value in method_options(name, trust).items()]
+    fields = [(f"--{key}", " ".join(map(str, value)) if isinstance(value, tuple) else value)
+              for key, _, value in settable_fields(method)]
+    tables = [plain_table(("to set", "default", "meaning"), options), ""] if options else []
+    return Group(*tables, plain_table(("to set", "default"), fields))

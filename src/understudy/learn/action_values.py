@@ -73,14 +73,14 @@ class ActionValuesLearner(GradientLearner):
         batch = batch.to(self.device)
         self.minimize("policy", self.value_loss, batch)
         metrics = self.end_update()
-        self.bound.check(metrics["score"], batch, self.n_updates)
+        self.bound.check(metrics["value"], batch, self.n_updates)
         return metrics
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the value of the stored class, and its weighted cross-entropy, (B,)."""
         values = self.values(self.policy, batch.obs)
         value = (values * self.policy.encode_batch(batch)[:, 0]).sum(1)
-        self.log(score=value)
+        self.log(value=value)
         conservative = values.logsumexp(1) - value
         return F.smooth_l1_loss(value, self.target_value(batch), reduction="none") \
             + self.config.conservative_weight * conservative

@@ -169,8 +169,8 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
     settings = " and ".join(f"{name}={n}" for name, n in too_long.items())
     options = " or ".join(f"--method.{name.replace('_', '-')}" for name in too_long)
     warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
-                  f"steps. More than two thirds of every window are padding. Choose a smaller {options} (in Python, "
-                  "another Window).", DataWarning, stacklevel=3)
+                  f"steps. More than two thirds of every window are padding. Choose a smaller {options}, or what the "
+                  "method calls it (in Python, another Window).", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -149,6 +149,8 @@ def _check_learner(config, policy_config):
     metrics = [straight.update(batch) for batch in batches]
     require(torch.equal(torch.get_rng_state(), before), f"{name}, an update must leave the global generator as it was")
     require(all(np.isfinite(list(m.values())).all() for m in metrics), f"{name}, metrics must be finite")
+    require(not any("score" in m for m in metrics), f"{name}, the metric score is that of rollouts, which choose the "
+            "best checkpoint: give yours another name")
 
     with torch.random.fork_rng(devices=[]):
         for batch in batches[:3]:

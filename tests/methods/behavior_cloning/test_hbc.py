@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
-from understudy.core import keys
+from understudy.commands.conditions import goal_columns
+from understudy.core import UserError, keys
 from understudy.data.episode import Dataset, Episode
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
@@ -52,3 +54,11 @@ def test_from_where_two_ways_lead_on_each_plan_takes_one():
         return actor.act(obs, actor.start(obs, keys(0, range(100))))[0].abs()
     assert (first_actions("hbc", subgoal_steps=2, n_action_steps=2) > 0.6).float().mean() > 0.9
     assert first_actions("bc").max() < 0.3
+
+
+def test_nobody_is_asked_for_the_subgoal_and_it_must_be_numbers():
+    data = Dataset([Episode({STATE: np.zeros((9, 2), np.float32), "observation.image": np.zeros((9, 8, 8, 3), np.uint8),
+                             "action": np.zeros((9, 1), np.float32)})])
+    assert goal_columns(find_method("hbc", data.features())) == {}
+    with pytest.raises(UserError, match="observation.image: a subgoal must be numbers, .* the kind 'image'"):
+        fit_method(find_method("hbc", data.features(), column="observation.image"), data, 0)

@@ -5,7 +5,7 @@ from typing import Annotated
 import numpy as np
 
 from ...checkpoint import FromStage
-from ...core import AtLeast, part
+from ...core import AtLeast, DataError, Feature, part
 from ...data.episode import Episode
 from ...data.window import Subgoal, Window
 from ...execute.chunking import RecedingHorizon
@@ -31,6 +31,10 @@ class LaterObservation:
     into: str = SUBGOAL
 
     def __call__(self, episode: Episode) -> Episode:
+        feature = episode.schema.get(self.column) or Feature.from_array(episode.steps[self.column])
+        if (kind := feature.kind) != "vector":
+            raise DataError(f"a subgoal must be numbers, but this column has the kind {kind!r}", where=self.column,
+                            hint="name a column of numbers, such as --method.column observation.state")
         later = np.minimum(np.arange(len(episode)) + self.n_steps, len(episode) - 1)
         return episode.replace({self.into: np.asarray(episode.steps[self.column])[later]})
 

@@ -46,7 +46,10 @@ def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_st
     """Hierarchical behavior cloning that draws several subgoals and goes to the one with the highest value.
 
     Args:
-        column: As in hbc, as are `subgoal_steps` and `n_action_steps`.
+        column: The column whose later values are subgoals, and from which alone values are told.
+        subgoal_steps: Number of steps to a subgoal, and of the actions of a plan. An episode should have several times
+            as many.
+        n_action_steps: Number of actions executed before the next subgoal is drawn.
         n: Number of subgoals of which the best is taken. 1 is hbc.
     """
     cloning, values = hbc(column, subgoal_steps, n_action_steps), critic_method(Gaussian(), IQL(), features)

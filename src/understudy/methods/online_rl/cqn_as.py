@@ -97,7 +97,7 @@ class SequenceValuesLearner(GradientLearner):
         chunk = self.policy.codec.encode(both.action.gather(1, last), both.obs)
         log_probs, chosen = self.head.evaluate(self.policy.net, self.policy.context(both.obs), chunk)
         values = of_chosen(log_probs, chosen)
-        self.log(score=self.head.mean(values))
+        self.log(value=self.head.mean(values))
         entropy = -(self.target_probs(both) * values).sum(-1).mean((1, 2, 3)).unflatten(0, (2, -1)).mean(0)
         cloning = self.head.cloning_loss(log_probs[len(batch):], chosen[len(batch):])
         return self.config.value_weight * entropy + cloning.mean(1)

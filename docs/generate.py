@@ -228,16 +228,18 @@ def _method(f, method) -> str:
 
 
 def _brief(part) -> str:
-    """The expression of a dataclass, with the fields that differ from their defaults."""
-    from dataclasses import MISSING, fields
+    """The expression of a value: a dataclass with the fields that are no defaults, a function by its name."""
+    from dataclasses import MISSING, fields, is_dataclass
 
+    if not is_dataclass(part):
+        return getattr(part, "__name__", repr(part))
     said = []
     for f in fields(part):
         value = getattr(part, f.name)
         default = f.default if f.default is not MISSING else f.default_factory() if (
             f.default_factory is not MISSING) else MISSING
         if value != default:
-            said.append(f"{f.name}={_brief(value) if hasattr(value, '__dataclass_fields__') else repr(value)}")
+            said.append(f"{f.name}={_brief(value)}")
     return f"{type(part).__name__}({', '.join(said)})"
 
 

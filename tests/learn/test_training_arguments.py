@@ -142,8 +142,8 @@ def test_integers_that_are_hardly_choices_are_told():
 def test_windows_of_which_most_is_padding_are_told():
     def sized(**window):
         return replace(METHOD, policy=replace(METHOD.policy, window=replace(METHOD.policy.window, **window)))
-    for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --method.horizon "),
-                         ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --method.n-obs-steps "),
+    for window, text in (({"horizon": 37}, "horizon=37, but no episode has more than 12 steps.* --method.horizon, "),
+                         ({"n_obs_steps": 40}, "n_obs_steps=40, but .* --method.n-obs-steps, "),
                          ({"n_obs_steps": 40, "horizon": 40}, "horizon=40 and n_obs_steps=40, but")):
         with pytest.warns(DataWarning, match=f"longer than the longest episode: {text}") as caught:
             fit_method(sized(**window), episodes(episode(5)), 0)

@@ -40,7 +40,7 @@ class BestSubgoal(BestOfN):
 
 @method("Mandlekar et al. 2020 (IRIS), arXiv 1911.05321, with the values of implicit Q-learning",
         needs=(NUMBERS, STEP_REWARDS),
-        when="if demonstrations go to several places of which some are worth more; no claim has tested it here.")
+        when="if demonstrations go to several places, and some are worth more; no claim has tested it here.")
 def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_steps: int = 10, n: int = 100,
          features: Schema | None = None) -> Method:
     """Hierarchical behavior cloning that draws several subgoals and goes to the one with the highest value.
@@ -50,7 +50,7 @@ def iris(column: str = "observation.state", subgoal_steps: int = 10, n_action_st
         subgoal_steps: Number of steps to a subgoal, and of the actions of a plan. An episode should have several times
             as many.
         n_action_steps: Number of actions executed before the next subgoal is drawn.
-        n: Number of subgoals of which the best is taken. 1 is hbc.
+        n: Number of subgoals that are drawn, to take the best. 1 is hbc.
     """
     cloning, values = hbc(column, subgoal_steps, n_action_steps), critic_method(Gaussian(), IQL(), features)
     values = replace(values, policy=replace(values.policy, inputs=(column,)))

@@ -52,16 +52,16 @@ def test_the_stored_judgment():
 
 
 @pytest.mark.slow
-def test_every_fourth_fault_is_named_first_as_the_stored_judgment_says(benchmark, folder):
-    stored = json.loads((BENCHMARKS / "results" / "diagnose.json").read_text())["faults"]
-    cases = list(benchmark.faults(*benchmark.FAULTS[False]).items())[::4]
-    results = {name: benchmark.run_fault(name, case, code, folder)["named_first"] for name, (case, code) in cases}
-    assert results == {name: stored[name]["named_first"] for name in results} and sum(results.values()) >= 4
+def test_at_least_18_of_20_faults_are_named_first(benchmark, folder):
+    results = {name: benchmark.run_fault(name, case, code, folder)
+               for name, (case, code) in benchmark.faults(*benchmark.FAULTS[False]).items()}
+    missed = {name: r["findings"][:1] for name, r in results.items() if not r["named_first"]}
+    assert len(results) == 20 and len(missed) <= 2, missed
 
 
 @pytest.mark.slow
 def test_healthy_runs_have_no_finding_above_a_note(benchmark, folder):
     # docs/diagnose.md says why peg_insertion has false alarms
-    some = [c for c in benchmark.HEALTHY[False] if c.name in ("bc", "bet") and c.toy.name != "peg_insertion"][::2]
+    some = [c for c in benchmark.HEALTHY[False] if c.name in ("bc", "bet") and c.toy.name != "peg_insertion"]
     results = [benchmark.run_healthy(case.toy.name, case, folder) for case in some]
-    assert len(results) == 2 and not any(r["alarms"] for r in results), results
+    assert len(results) == 4 and not any(r["alarms"] for r in results), results

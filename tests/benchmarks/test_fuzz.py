@@ -51,10 +51,10 @@ def test_one_thing_is_broken_and_the_source_is_not(fuzz, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hundred_and_fifty(fuzz, shared):
+def test_five_hundred(fuzz, shared):
     for extra in ("h5py", "zarr", "mcap", "rosbags"):
         if importlib.util.find_spec(extra) is None:
             pytest.skip("extra bags not installed")
-    result = fuzz.run(shared / "fixtures", 250, seed=7, say=lambda line: print(line, file=sys.stderr))
-    assert sum(sum(t.values()) for t in result["formats"].values()) == 250 and len(result["formats"]) >= 15
+    result = fuzz.run(shared / "fixtures", 500, seed=7, say=lambda line: print(line, file=sys.stderr))
+    assert sum(sum(t.values()) for t in result["formats"].values()) == 500 and len(result["formats"]) >= 15
     assert result["defects"] == []

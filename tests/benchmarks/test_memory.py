@@ -41,5 +41,5 @@ def test_two_hundred_megabytes(memory, tmp_path, to):
 
 
 @pytest.mark.slow
-def test_six_hundred_megabytes(memory, tmp_path):
-    assert taken(memory, tmp_path, 600, "lerobot") < 250
+def test_two_gigabytes(memory, tmp_path):
+    assert taken(memory, tmp_path, 2000, "lerobot") < 250

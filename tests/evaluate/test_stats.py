@@ -261,7 +261,7 @@ def test_the_interval_of_a_difference_of_methods_covers_and_agrees_with_its_test
 def test_the_interval_of_a_difference_covers_over_a_grid(seeds):
     """Spreads up to 1 on the probit scale, away from the ceiling: at least 93 % in each cell, and at most 6 % false
     positives."""
-    rng, draws = np.random.default_rng(3), 2000
+    rng, draws = np.random.default_rng(3), 4000
     slack = 3 * math.sqrt(0.05 * 0.95 / draws)
     for episodes in (20, 100):
         for spread in (0.0, 0.3, 1.0):

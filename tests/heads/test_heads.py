@@ -40,10 +40,10 @@ TWO_TIMES = (Shortcut, MeanFlow, JointDiffusion)  # the U-Net reads one time
 
 
 def cases(heads, trunks):
-    """The first head of each class with every trunk, and its others with the first. Only the first pair is fast."""
+    """Pairs of head and trunk. All but the first of each class of head are slow."""
     first = {type(head): head for head in reversed(heads)}.values()
     for head in heads:
-        for trunk in trunks if head in first else trunks[:1]:
+        for trunk in trunks:
             if not (isinstance(head, TWO_TIMES) and isinstance(trunk, UNet)):
                 slow = () if head in first and trunk is trunks[0] else pytest.mark.slow
                 yield pytest.param(head, trunk, marks=slow, id=f"{named(head)}-{type(trunk).__name__}")

@@ -171,8 +171,8 @@ def test_a_kill_and_a_power_cut_lose_no_finished_episode(tmp_path):
 
 
 @pytest.mark.slow
-def test_thirty_kills_and_power_cuts(tmp_path):
-    for k in range(3):
+def test_fifty_kills_and_power_cuts(tmp_path):
+    for k in range(5):
         for way in ("steps", "frames", "toy"):
             _killed(tmp_path / f"{k}-{way}", 4 if way == "steps" else 3, way)
 

@@ -21,7 +21,7 @@ from understudy.nets.mlp import MLP
 
 METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
            "plas", "prdc", "bear", "iris")
-SEEDS = {"fql": 3}  # whose seeds spread by more than the margin; one of the others
+SEEDS = {"fql": 3}  # training seeds; 1 where it is not said, because only those of fql spread by the margin
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100
 EPISODES = 100
 

@@ -41,7 +41,7 @@ def test_it_is_above_cloning_in_a_world_of_gusts():
     cloning = Method(method.policy, method.executor, BehaviorCloning(2000, 128, CONSTANT))
     learned, cloned = success(trained(method, 1)), success(fit_method(cloning, demonstrations(1), 1))
     expert = evaluate(world(50).env.expert(), world(50), 200).success.estimate
-    assert learned > cloned and learned >= 0.75 * expert, (learned, cloned)
+    assert learned > max(cloned, 0.68) and learned >= 0.75 * expert, (learned, cloned)
 
 
 def test_it_practices_in_an_environment(tmp_path):

@@ -19,7 +19,8 @@ from understudy import make
 from understudy.cli import main
 from understudy.commands.improve_page import corrections_of
 from understudy.core import keys
-from understudy.data.formats import open_dataset
+from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import compare, evaluate, evaluation_of, validation_seed
@@ -198,6 +199,44 @@ def test_a_run_that_was_improved_learns_all_that_it_was_trained_on(first, second
     assert f"beside the {6 + 2 * n_seen} of RUN" in best[2], best[2]
     third = improve(*args, "--with", "iwr", "--out", tmp_path / "three", base=tmp_path / "two")
     assert third[0] == 0 and "beside the 14 of RUN" in third[2], third[2]
+
+
+def test_the_rival_is_as_many_demonstrations_as_took_those_steps(folder, improve, tmp_path):
+    """Also where episodes of earlier rounds, which took another time, are learned."""
+    args = ["--supervisor", "scripted", *SHORT]
+    assert improve(*args, "--with", "dagger", "--out", tmp_path / "one")[0] == 0
+    demonstrations, rounds = open_dataset(folder / "fork"), collected(tmp_path / "one")
+    assert not np.isclose(np.mean([n for r in rounds for n in r.lengths]), demonstrations.lengths.mean(), rtol=0.1)
+    status, text, _ = improve(*args, "--with", "dagger", "--out", tmp_path / "two", base=tmp_path / "one")
+    labeled = sum(data.steps for data in collected(tmp_path / "two"))
+    count = round(labeled / demonstrations.lengths.mean())
+    assert status == 0 and f"labeled {labeled} " in text and f"are {count} more demonstrations" in text
+    assert f"--episodes {count} " in text
+
+
+def test_rounds_of_one_run_are_compared_on_the_same_starts_by_the_same_success(folder, improve, tmp_path):
+    args = ["--with", "dagger", "--supervisor", "scripted", *SHORT[:-4], "--device", "cpu", "--out", tmp_path / "run"]
+    assert improve(*args, "--compare", "6")[0] == 0
+    before = contents(tmp_path / "run")
+    refused(improve(*args, "--compare", "8"), "compared with --compare 6", "another --out", "--with dagger")
+    refused(improve(*args, "--compare", "6", "--success", folder / "b"), "compared without --success", "another --out")
+    refused(improve(*args, "--compare", "6", "--env", "fork:easy"), "compared with --env fork")
+    assert contents(tmp_path / "run") == before and improve(*args, "--compare", "6")[0] == 0
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_interrupted_episodes_are_learned_if_those_of_the_run_were(is_asked, folder, improve, tmp_path):
+    episodes = [replace(e, metadata={**e.metadata, "interrupted": i == 1})
+                for i, e in enumerate(open_dataset(folder / "fork"))]
+    write_dataset(Dataset(episodes), tmp_path / "data.npz", "npz")
+    options = ["--include-interrupted"] * is_asked
+    assert main(["train", "bc", str(tmp_path / "data.npz"), "--out", str(tmp_path / "base"), *options, *TINY]) == 0
+    for base, out, count in (("base", "one", 5 + is_asked), ("one", "two", 9 + is_asked)):
+        status, _, err = improve("--with", "dagger", "--supervisor", "scripted", "--env", "fork", *SHORT,
+                                 "--out", tmp_path / out, base=tmp_path / base)
+        assert status == 0 and f"beside the {count} of RUN" in err, err
+        provenance = json.loads((find_checkpoint(tmp_path / out) / "provenance.json").read_text())
+        assert provenance["left_out"] == [1] * (not is_asked)
 
 
 def test_labels_of_an_earlier_round_are_learned_at_every_step(folder, improve, tmp_path):

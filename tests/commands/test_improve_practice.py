@@ -90,6 +90,14 @@ def test_what_practised_can_be_improved_again(improve, tmp_path):
     assert status == 0 and "2 episodes in each, beside the 6 of RUN" in text + progress
 
 
+def test_a_policy_that_corrects_another_one_is_not_improved_again(improve, tmp_path):
+    assert improve("residual", "--out", tmp_path / "first", *SHORT, base="bc")[0] == 0
+    args = ["--env", "fork", *SHORT, "--out", tmp_path / "second"]
+    for name, who in (("dagger", ["--supervisor", "scripted"]), ("filtered", [])):
+        refused(improve(name, *args, *who, base=tmp_path / "first"), "corrects or steers", "that it was made of")
+    assert not (tmp_path / "second").exists()
+
+
 @pytest.fixture(scope="module")
 def base(folder) -> Path:
     """A run that succeeds now and then, as one that practices must."""

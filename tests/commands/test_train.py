@@ -239,7 +239,7 @@ def test_train_says_how_many_interrupted_episodes_are_left_out(call, tmp_path):
     bc = ("train", "bc", tmp_path / "d", "--steps", 1)
     status, _, err = call(*bc, "--out", tmp_path / "left")
     assert status == 0 and ("warning: 1 of 4 episodes was interrupted while it was recorded and is left out of training"
-                            ": 2. Pass --include-interrupted ") in err, err
+                            ": 2. understudy train --include-interrupted ") in err, err
     status, _, err = call(*bc, "--out", tmp_path / "asked", "--include-interrupted")
     assert status == 0 and "left out" not in err
 

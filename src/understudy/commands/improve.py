@@ -163,8 +163,10 @@ class _Command:
         env_name, data, held_out, method, stages = self._prepare()
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
-            RobotImprovement(o, self.command, self.out, self.resources, classifier).run(data, held_out, method, stages)
+            RobotImprovement(o, self.command, self.out, self.resources, classifier).run(
+                data, held_out, method, stages, learns_interrupted(o.run))
             return
+        self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
         collection_env, person = self._people(env_name, method, env)
@@ -176,7 +178,7 @@ class _Command:
             data, held_out = self._steered_data(method, collection_env), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
-              callbacks=(_RoundPrinter(o.rounds),), progress=False)
+              include_interrupted=learns_interrupted(o.run), callbacks=(_RoundPrinter(o.rounds),), progress=False)
         self._print_result(run, env_name, env, base, data)
 
     # -- what is needed ------------------------------------------------------------------------------------------
@@ -214,6 +216,20 @@ class _Command:
         improvement = Improvement(o.run, data, supervisor, o.rounds, o.episodes, o.steps, o.trust, o.intervention_rate,
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
+
+    def _check_resumed(self, env_name: str) -> None:
+        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
+        begun = improve_options_of(self.o.out) if (self.o.out / "checkpoints").is_dir() else None
+        if begun is None:
+            return
+        for name, old, new in (("env", begun.env or recorded_env_of(self.o.run), env_name),
+                               ("compare", begun.compare or 100, self.o.compare),
+                               ("success", begun.success, self.o.success)):
+            if old != new:
+                raise UserError(f"its rounds were compared with --{name} {old}" if old is not None else
+                                f"its rounds were compared without --{name}", where=self.o.out,
+                                hint="choose another --out, or give the command it was begun with: "
+                                     f"{read_provenance(self.o.out)['command']}")
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
         """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""
@@ -332,6 +348,7 @@ class _Command:
     # -- what is said --------------------------------------------------------------------------------------------
 
     def _print_plan(self, method: Method, data: Dataset, env_name: str, promotion: Promotion) -> None:
+        from ..data.episode import interrupted_episodes
         from ..improve.improvement import IMPROVEMENTS
         from ..improve.promotion import compared_checkpoints
         from ..learn.behavior_cloning import BehaviorCloning
@@ -345,9 +362,10 @@ class _Command:
         else:
             line, unit = compared_checkpoints(promotion.run)[0], _unit(promotion.env)
         who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
+        n_learned = len(data) - (0 if learns_interrupted(o.run) else len(interrupted_episodes(data)))
         plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
                 f"method: {o.method}: {IMPROVEMENTS[o.method].summary}{who}",
-                f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {len(data)} of RUN",
+                f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {n_learned} of RUN",
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
@@ -427,6 +445,7 @@ class _Command:
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
         """What it cost a person, and how many demonstrations would have cost as much."""
+        from ..data.mixture import ROUND
         from ..hints import pluralize
         from ..policy import find_checkpoint
 
@@ -434,7 +453,8 @@ class _Command:
         commands = [command_line("eval", o.out / "best", env_name, "--against", o.run, "--episodes", 4 * o.compare,
                                  "--seed", o.seed + 1, *trust)] if improved else []
         if total:
-            count = max(round(total / float(data.lengths.mean())), 1)
+            lengths = [len(e) for e in data if ROUND not in e.metadata]  # of demonstrations
+            count = max(round(total / (sum(lengths) / len(lengths))), 1)
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
                            "rival of every correction: record them, train on all with as many updates, and compare.")
@@ -461,6 +481,14 @@ def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
     words = shlex.split(str(read_provenance(run).get("command") or ""))
     return parse(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+
+
+def learns_interrupted(run: Path) -> bool:
+    """Whether a run was asked to learn episodes whose recording was interrupted. Of an improved run, the first."""
+    improve = improve_options_of(run)
+    if improve is not None:
+        return improve.run.exists() and learns_interrupted(improve.run)
+    return "--include-interrupted" in shlex.split(str(read_provenance(run).get("command") or ""))
 
 
 def trained_on(run: Path) -> Path | None:

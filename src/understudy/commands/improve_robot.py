@@ -81,12 +81,14 @@ class RobotImprovement:
     resources: ExitStack
     classifier: tuple[SuccessClassifier, FrameRates] | None
 
-    def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path]) -> None:
+    def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path],
+            include_interrupted: bool) -> None:
         """Improves a policy on a robot.
 
         Args:
             held_out: The episodes of `data` that the run held out.
             stages: The runs of the stages of the method.
+            include_interrupted: Whether episodes whose recording was interrupted are learned.
         """
         from ..improve.blind_promotion import BlindPromotion
         from ..improve.collection import CollectionRounds
@@ -112,7 +114,7 @@ class RobotImprovement:
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
               person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, command=self.command,
-              callbacks=(_RobotRoundPrinter(o.rounds),), progress=False)
+              include_interrupted=include_interrupted, callbacks=(_RobotRoundPrinter(o.rounds),), progress=False)
         self._print_result(run)
 
     # -- what is needed ---------------------------------------------------------------------------------------------

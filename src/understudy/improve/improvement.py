@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ..checkpoint import FromStage
-from ..core import UserError, unknown_name
+from ..core import Unsupported, UserError, unknown_name
 from ..data.episode import Dataset
 from ..evaluate.failure_detection import FailureDetector
 from ..hints import command_line
@@ -24,7 +24,7 @@ from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
-from .practice import Practice, dppo, dsrl, porl, residual, residual_ppo, rlpd
+from .practice import BASE, Practice, dppo, dsrl, porl, residual, residual_ppo, rlpd
 from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
@@ -80,6 +80,9 @@ class Improvement:
             raise UserError(f"{name} learns from what the policy that it trains does, and not from the best one",
                             where="--collect-with best", hint="leave it out")
         base = without_added_parts(Method.load(self.run, self.trust))
+        if BASE in find_references(base):
+            raise Unsupported(f"its policy corrects or steers that of another run, and {name} would train it alone",
+                              where=self.run, hint="improve the run that it was made of")
         method, stages = continue_from(base, self.run, trust=self.trust), {"from": self.run}
         for stage in {reference.stage for reference in find_references(base)}:
             folder = find_checkpoint(self.run)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from claims.worlds.layered_encoder import LayeredEncoder
 from understudy.checkpoint import FromStage
 from understudy.claims.base import DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.claims.measures import flags, train_policy
-from understudy.core import Context
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import DATASET_NAME
 from understudy.data.operations import Filter
@@ -31,36 +29,12 @@ from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.reconstruction_objectives import Reconstruction
 from understudy.learn.representation import RepresentationLearning
 from understudy.learn.representation_objectives import ForwardDynamics, InverseDynamics, TimeContrastive
-from understudy.nets.base import Encoder, EncoderNet
-from understudy.nets.feed_forward import FeedForward, feed_forward_layers
+from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
 STATE, NOISE, POSITION = "observation.state", "observation.noise", "observation.position"
 ROWS = 25
 FAST = OptimizerConfig(lr=1e-3)
-
-
-@dataclass(frozen=True)
-class LayeredEncoder(Encoder):
-    """All columns as one vector, through layers to one token of 32 numbers."""
-
-    hidden: tuple[int, ...] = (128, 128)
-
-    def build(self, features, n_obs_steps):
-        return _LayeredEncoderNet(self, features)
-
-
-class _LayeredEncoderNet(EncoderNet):
-    tokens, width, token_obs_steps = 1, 32, (0,)
-
-    def __init__(self, config, features):
-        super().__init__()
-        self.names = tuple(features)
-        self.layers = feed_forward_layers((sum(f.size for f in features.values()), *config.hidden, self.width))
-
-    def forward(self, obs, rng=None):
-        tokens: Tensor = self.layers(torch.cat([obs[name].flatten(1) for name in self.names], -1)).unsqueeze(1)
-        return Context(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
 class _WithPosition(ObservationTransform):

@@ -1,0 +1,84 @@
+"""Rewards for progress: what is learned from demonstrations alone, and what steps then earn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log1p
+
+import numpy as np
+import pytest
+import torch
+
+from understudy.core import UserError
+from understudy.data.codec import Normalizer
+from understudy.data.episode import Dataset, Episode
+from understudy.heads.regression import Regression
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.transport_reward import COLUMN
+from understudy.methods.reward_matching.ele import ProgressLearning, ProgressReward, ele
+from understudy.nets.mlp import MLP
+from understudy.policy import Policy, PolicyConfig
+from understudy.testing import check_reward_model
+
+STATE = "observation.state"
+POLICY = PolicyConfig(Regression(), MLP(8, 1), codec=Normalizer("identity", "identity"))
+
+
+def line(speed: float, n_steps: int, action: float = 0.0, **metadata) -> Episode:
+    """A motion along a line, whose observation is the place."""
+    steps = {STATE: speed * np.arange(n_steps + 1)[:, None], "action": np.full((n_steps, 1), action),
+             "next.reward": np.arange(n_steps)}
+    ends = np.arange(n_steps) == n_steps - 1
+    return Episode({**{k: v.astype(np.float32) for k, v in steps.items()}, "next.terminated": ends}, metadata=metadata)
+
+
+def test_contract():
+    check_reward_model(ProgressReward())
+
+
+def test_progress_is_the_logarithm_of_steps_and_none_is_earned_by_coming_back():
+    """Of demonstrations alone."""
+    data = Dataset([line(0.1, 20), line(0.1, 20), line(-0.5, 20, expert=False)])
+    learner = ProgressLearning(steps=300, batch_size=64, optimizer=OptimizerConfig(lr=5e-3))
+    model = fit_method(Method(POLICY, learner=learner), data, 0).modules["reward"]
+    n = torch.tensor([1, 4, 8, 12, -3, -12])
+    places = 0.1 * torch.full((6, 1), 12.0), 0.1 * (12.0 + n[:, None]).clamp(0, 20)
+    n = (10 * (places[1] - places[0])).squeeze(1)
+    np.testing.assert_allclose(model.progress(*places).detach(), n.sign() * n.abs().log1p(), atol=0.15)
+    torch.testing.assert_close(model.progress(*places), -model.progress(*places[::-1]))
+    assert not model.progress(places[0], places[0]).any()
+
+
+def test_a_demonstration_earns_the_scale_beside_the_rewards_of_the_environment():
+    demonstrations = [line(0.1, 20), line(0.1, 30)]
+    data = Dataset([*demonstrations, line(0.1, 5), line(0.2, 10, expert=False)])
+    policy = Policy(POLICY, data.features()).fit_statistics(data)
+    model = ProgressReward(span=8, scale=2.0).build(policy, data.select([0, 1]))
+    model.progress = lambda before, after: ((after - before) * 10).log1p().squeeze(1)  # what would be learned
+    first, second, short, fast = ([float(r) for r in e.steps[COLUMN]] for e in model.annotate(data))
+    assert (sum(first) + sum(second)) / 2 == pytest.approx(2) and first[:8] == second[:8] == [0] * 8
+    assert first[8:] == pytest.approx([2 / 17] * 12) and short == [0] * 5
+    assert fast == pytest.approx([0] * 8 + [log1p(16) / log1p(8) * 2 / 17] * 2)
+    annotated = model.annotate(data)
+    batch = next(policy.windows(annotated, extra=("next.reward", COLUMN)).scan())
+    expected = np.concatenate([e.steps["next.reward"] + e.steps[COLUMN] for e in annotated])
+    np.testing.assert_allclose(model.reward(batch, None)[:, 0], expected, rtol=1e-5)
+
+
+def test_observations_that_are_no_numbers_are_refused():
+    image = Episode({STATE: np.zeros((3, 8, 8, 3), np.uint8), "action": np.zeros((2, 1), np.float32)})
+    method = Method(PolicyConfig(Regression(), MLP(8, 1)), learner=ProgressLearning(steps=1))
+    with pytest.raises(UserError, match="between numbers"):
+        fit_method(method, Dataset([image]), 0)
+
+
+def test_the_stage_reads_no_actions():
+    """They may be missing, or be those of anything."""
+    (stage,) = ele(features=line(0.1, 20).features()).stages
+    method = replace(stage.method, learner=replace(stage.method.learner, steps=3))
+    models = [fit_method(method, Dataset([line(0.1, 20, action), line(0.1, 30)]), 0).modules["reward"]
+              for action in (np.nan, 0.0, 1.0)]
+    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])

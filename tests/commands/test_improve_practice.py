@@ -90,6 +90,13 @@ def test_what_practised_can_be_improved_again(improve, tmp_path):
     assert status == 0 and "2 episodes in each, beside the 6 of RUN" in text + progress
 
 
+def test_dsrl_says_before_it_begins_that_a_policy_with_a_history_is_not_steered(folder, improve, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "second"
+    assert main(["train", "flow-policy", str(folder / "fork"), "--out", str(base), *TINY]) == 0  # it reads two steps
+    refused(improve("dsrl", "--env", "fork", *SHORT, "--out", out, base=base), "reads 2", "n-obs-steps 1")
+    assert not out.exists()
+
+
 def test_a_policy_that_corrects_another_one_is_not_improved_again(improve, tmp_path):
     assert improve("residual", "--out", tmp_path / "first", *SHORT, base="bc")[0] == 0
     args = ["--env", "fork", *SHORT, "--out", tmp_path / "second"]

@@ -149,6 +149,11 @@ def dppo(practice: Practice, method: Method) -> Method:
 def dsrl(practice: Practice, method: Method) -> Method:
     """SAC whose action is the noise from which the frozen policy samples its chunk."""
     _check_plain(method, "dsrl")
+    if (window := method.policy.window).n_obs_steps > 1 or window.action_offset:
+        raise Unsupported("dsrl steers a policy that reads one observation and plans from its step on, and that of RUN "
+                          f"reads {window.n_obs_steps}, with action_offset={window.action_offset}",
+                          where="--with dsrl", hint="train one with --policy.window.n-obs-steps 1 "
+                                                    "--policy.window.action-offset 0")
     executor = _chunked(method, "dsrl")
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=0.1, target_entropy=0.0,
                                    critic=CriticConfig(layer_norm=True))

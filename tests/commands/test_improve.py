@@ -224,6 +224,20 @@ def test_rounds_of_one_run_are_compared_on_the_same_starts_by_the_same_success(f
     assert contents(tmp_path / "run") == before and improve(*args, "--compare", "6")[0] == 0
 
 
+def test_data_in_other_units_are_named(folder, improve, tmp_path, capsys):
+    data = open_dataset(folder / "fork")
+    state = {"observation.state": [57.3 * np.asarray(e.steps["observation.state"]) for e in data]}
+    scaled = Dataset([e.replace({k: v[i] for k, v in state.items()}) for i, e in enumerate(data)])
+    write_dataset(scaled, tmp_path / "degrees.npz", "npz")
+    args = ["--with", "dagger", "--supervisor", "scripted", *SHORT, "--out", tmp_path / "run"]
+    status, _, err = improve(*args, "--data", tmp_path / "degrees.npz", "--env", "fork")
+    assert status == 0 and "degrees.npz: scale-differs: observation.state" in err, err
+    for prior, is_named in ((tmp_path / "degrees.npz", True), (folder / "fork", False)):
+        assert main(["train", "behavior-retrieval", str(folder / "fork"), "--prior", str(prior), "--device", "cpu",
+                     "--out", str(tmp_path / f"mixed{is_named}"), "--steps", "2"]) == 0
+        assert (f"--prior {prior}: scale-differs: " in capsys.readouterr().err) == is_named
+
+
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_interrupted_episodes_are_learned_if_those_of_the_run_were(is_asked, folder, improve, tmp_path):
     episodes = [replace(e, metadata={**e.metadata, "interrupted": i == 1})

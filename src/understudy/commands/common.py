@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, make_dataclass
@@ -31,7 +32,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ..config import packages_in
-from ..core import Schema, UserError, missing_action
+from ..core import DataWarning, Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
@@ -257,6 +258,16 @@ def robot_arguments(recorded: Mapping[str, Any], features: Schema) -> list[str]:
     cameras = [f"{name.removeprefix(prefix)}: {{type: opencv, index_or_path: INDEX, width: {width}, height: {height}"
                f"{rate}}}" for name, (height, width) in sizes.items() if name.startswith(prefix) and name in features]
     return ["--robot", *options, *(("--robot.cameras", f"{{{', '.join(cameras)}}}") if cameras else ())]
+
+
+def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -> None:
+    """Warns if the columns of a data set have other units, names or conventions than those of the first one."""
+    from ..audit.compatibility import find_disagreements
+
+    codes = ("scale-differs", "unit-differs", "names-differ", "action-convention-differs")
+    for finding in find_disagreements({name: first, place: other}):
+        if finding.code in codes:
+            warnings.warn(f"{place}: {finding.code}: {finding.message}. {finding.remedy}", DataWarning, stacklevel=2)
 
 
 def recorded_data_of(run: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .common import (
     trained_rate,
     trust_options,
     unused_path,
+    warn_of_other_units,
 )
 from .groups import (
     ActingOptions,
@@ -243,14 +244,16 @@ class _Command:
             raise UserError(("the data that it was trained on are not named" if path is None else
                              f"the data that it was trained on are gone: {path}"), where=run,
                             hint="name them, or other demonstrations of the task: --data DATA")
+        size = next(iter(load_policy(run, trust=self.o.trust).image_sizes.values()), None)
         if improved is None:
-            size = next(iter(load_policy(run, trust=self.o.trust).image_sizes.values()), None)
             improved = open_data(path, size, ignore=(), run=run)
         if improved.fingerprint() == read_provenance(run).get("data", {}).get("fingerprint"):
             return self._with_rounds(improved, run), True
         if replacement is None:
             raise UserError(f"the data have changed since it was trained: {path}", where=run,
                             hint=f"train it again on them, or improve it with them as they are: --data {path}")
+        if (old := trained_on(run)) is not None and old.exists():
+            warn_of_other_units(open_data(old, size, ignore=(), run=run), str(old), improved, f"--data {replacement}")
         if command is not None:
             print(f"the episodes that {run} collected are not learned again, because {replacement} is not what it "
                   "began with", file=sys.stderr)

@@ -31,6 +31,7 @@ from .common import (
     robot_arguments,
     split_arguments,
     trust_options,
+    warn_of_other_units,
 )
 from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
 from .groups import (
@@ -432,7 +433,9 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     if o.prior is None:
         return data, None
     refuse_given(o, ("buffer_size",), "a stream cannot be mixed with the episodes of --prior")
-    return mix(task=(data, 0.5), prior=(_open(o.prior, o), 0.5))
+    prior = _open(o.prior, o)
+    warn_of_other_units(data, str(_data_path(o)), prior, f"--prior {o.prior}")
+    return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 
 def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:

@@ -584,7 +584,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
     what = ("was interrupted while it was recorded and is" if len(left_out) == 1 else
             "were interrupted while they were recorded and are")
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. "
-                  "understudy train --include-interrupted (include_interrupted=True in Python) trains on "
+                  f"{command_line('train', '--include-interrupted')} (include_interrupted=True in Python) trains on "
                   f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -152,10 +153,12 @@ def _version_hint(package: str, where: str) -> str:
     """How to load a file that names code which is gone: the version that wrote it, if it is known, and this one."""
     from . import __version__
 
-    file = re.match(r".*?\.json", where)
-    folders = () if file is None else (Path(file[0]).parent, Path(file[0]).parent.parent.parent)  # modules/NAME/
-    written = next((json.loads((f / "provenance.json").read_text(encoding="utf-8")).get("versions", {})
-                    for f in folders if (f / "provenance.json").is_file()), {})
+    named = re.match(r".*?\.json", where)
+    folders = () if named is None else (Path(named[0]).parent, Path(named[0]).parent.parent.parent)  # modules/NAME/
+    file = next((f / "provenance.json" for f in folders if (f / "provenance.json").is_file()), None)
+    written: dict[str, str] = {}
+    with suppress(ValueError, AttributeError):  # a damaged one tells no version
+        written = {} if file is None else json.loads(file.read_text(encoding="utf-8")).get("versions", {})
     if package != "understudy":
         return f"install the version of {package} with which it was written, or correct the name"
     if (version := written.get("understudy")) and version != __version__:

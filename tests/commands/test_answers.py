@@ -11,9 +11,10 @@ import torch
 
 from understudy import __version__, cli
 from understudy.cli import main
-from understudy.core import is_out_of_memory
+from understudy.core import ConfigError, is_out_of_memory
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
+from understudy.learn.method import Method
 
 
 @pytest.fixture
@@ -212,4 +213,8 @@ def test_a_class_that_no_longer_exists_is_explained_with_versions(demos, capsys,
     error = capsys.readouterr().err
     assert f"names understudy.{new}, which does not exist" in error
     assert f"it was written by understudy 0.0.7, and this is {__version__}: install 0.0.7" in error
+    for file in Path("run").glob("checkpoints/*/provenance.json"):
+        file.write_text("{")
+    with pytest.raises(ConfigError, match="which does not exist"):
+        Method.load("run")
     assert cli._user_error_message(ValueError("x"), []) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from understudy import config
-from understudy.core import ConfigError
+from understudy.core import ConfigError, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
@@ -78,3 +78,6 @@ def test_it_is_configuration_and_refuses_another_network(tmp_path):
     assert config.load(json.loads(json.dumps(config.dump(learner)))) == learner
     with pytest.raises(ConfigError, match="another network"):
         fit_method(Method(replace(PLAIN, trunk=FeedForward((4,))), learner=learner), data, 0)
+    learner = replace(learner, auxiliary_losses=(EWC((str(tmp_path / "none.safetensors"),)),))
+    with pytest.raises(UserError, match="none.safetensors.*no such file"):
+        fit_method(replace(Method(PLAIN), learner=learner), data, 0)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint import read_tensors
 from ..core import AtLeast, ConfigError, part
 from ..data.episode import Dataset
 from ..policy import Policy
@@ -69,7 +70,7 @@ class EWC(AuxiliaryLoss):
     def build(self, policy):
         own, anchors = dict(policy.named_parameters()), []
         for path in self.anchors:
-            tensors = load_file(path, str(policy.device))
+            tensors = {k: v.to(policy.device) for k, v in read_tensors(Path(path), "save_anchor writes it").items()}
             fisher = {name.removeprefix("fisher."): f for name, f in tensors.items() if name.startswith("fisher.")}
             if any(name not in own or own[name].shape != f.shape for name, f in fisher.items()):
                 raise ConfigError("these are the weights of another network", where=path,

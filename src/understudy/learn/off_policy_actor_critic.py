@@ -17,10 +17,11 @@ from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..policy import Policy
 from .advantage_weighted_actor_critic import draw_plans
+from .critic import mix_networks
 from .critic_learning import CriticLearningConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
-from .targets import ReturnBound, td_terms
+from .targets import ReturnBound, td_loss, td_terms
 from .transport_reward import EpisodeRewardConfig
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
@@ -102,11 +103,12 @@ class ActorCriticLearner(RewardedLearner):
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against `target_value`, summed over the critic networks, and a penalty, (B,)."""
+        """Returns the `td_loss` against `target_value`, summed over the critic networks, and a penalty, (B,)."""
         target = self.target_value(batch, rng)
-        scores = self.critic.scores(batch.obs, batch.action)
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        scores = quantiles.mean(1)
         self.log(score=scores.mean(0))
-        return (scores - target).square().sum(0) + self.score_penalty(scores, batch, rng)
+        return td_loss(quantiles, target).sum(0) + self.score_penalty(scores, batch, rng)
 
     def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
         """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
@@ -114,19 +116,21 @@ class ActorCriticLearner(RewardedLearner):
 
     @abstractmethod
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic for each window, (B,)."""
+        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B)."""
 
     @torch.no_grad()
     def best_plan_target(self, policy: Policy, batch: Batch, rng: Generator, n: int, min_weight: float) -> Tensor:
-        """Returns the rewards of the steps plus the discounted value of the best of n plans of a policy, (B,).
+        """Returns the rewards of the steps plus the discounted value of the best of n plans, (n_quantiles, B).
 
         Args:
             min_weight: Weight of the smallest score among the critic networks. The largest has the remainder.
         """
         assert batch.next is not None
-        scores = self.target_critic.scores(batch.next, draw_plans(policy, batch.next, n, rng))
+        plans = draw_plans(policy, batch.next, n, rng)
+        values = mix_networks(self.target_critic.quantiles(batch.next, plans), min_weight)  # (n_quantiles, B, n)
+        best = values.mean(0, keepdim=True).argmax(-1, keepdim=True)
         reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), min_weight).amax(1)
+        return reward + bootstrap * values.take_along_dim(best, -1)[..., 0]
 
     @abstractmethod
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
@@ -248,7 +252,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic for each window, (B,).
+        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
         It is the discounted rewards of the steps plus the discounted value that follows them, which is 0 if the episode
         terminates within them.

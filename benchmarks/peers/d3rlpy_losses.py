@@ -31,6 +31,7 @@ from d3rlpy.algos import (
     PLASConfig,
     PLASWithPerturbationConfig,
     PRDCConfig,
+    TACRConfig,
     TD3PlusBCConfig,
 )
 from d3rlpy.algos.qlearning.torch import bear_impl
@@ -39,7 +40,7 @@ from d3rlpy.models.torch.distributions import SquashedGaussianDistribution
 from d3rlpy.models.torch.imitators import forward_vae_sample_n
 from d3rlpy.models.torch.q_functions.base import QFunctionOutput
 from d3rlpy.ope import FQE, FQEConfig
-from d3rlpy.torch_utility import TorchMiniBatch
+from d3rlpy.torch_utility import TorchMiniBatch, TorchTrajectoryMiniBatch
 
 B, STATE, ACTION, HIDDEN, SAMPLES, CLASSES, QUANTILES = 6, 3, 2, (8, 7), 4, 3, 5
 
@@ -231,6 +232,33 @@ def constrained(batch: TorchMiniBatch) -> dict:
                 "constraint": policy.mmd_loss}
 
 
+def of_histories() -> dict:
+    """Losses of TACR without noise on target actions, for histories of four steps.
+
+    Its actor is a network of the observation at each step. The peer scores the action of a step with the observation
+    after it; here the actions are those of the observations after it.
+    """
+    algorithm = TACRConfig(critic_encoder_factory=VectorEncoderFactory(list(HIDDEN)), n_critics=1,
+                           target_smoothing_sigma=0.0, context_size=5).create("cpu:0")
+    algorithm.create_impl((STATE,), ACTION)
+    tacr = algorithm.impl
+    sizes = (STATE, *HIDDEN)
+    hidden = [layer for n, m in zip(sizes, HIDDEN, strict=False) for layer in (torch.nn.Linear(n, m), torch.nn.ReLU())]
+    actor = torch.nn.Sequential(*hidden, torch.nn.Linear(HIDDEN[-1], ACTION), torch.nn.Tanh())
+    fill(actor, 100)
+    fill(tacr._modules.q_funcs[0], 200)
+    fill(tacr._modules.targ_q_funcs[0], 300)
+    obs, action, reward = (torch.from_numpy(sines((2, 5, n), phase)) for n, phase in ((STATE, 0), (ACTION, 9), (1, 4)))
+    ends = (torch.arange(10) % 4 == 3).float().reshape(2, 5, 1)
+    batch = TorchTrajectoryMiniBatch(obs, action, reward, reward, ends, torch.zeros(2, 5), torch.ones(2, 5), "cpu:0")
+    shorter = dataclasses.replace(batch, observations=obs[:, :4], actions=action[:, :4], masks=torch.ones(2, 4))
+    tacr._modules = dataclasses.replace(tacr._modules, transformer=lambda x, *others: actor(x).roll(-1, 1))
+    steps, masks = batch.to_transition_batch()
+    critic = tacr.compute_critic_loss(steps, tacr.compute_target(batch, steps), masks)
+    tacr._modules = dataclasses.replace(tacr._modules, transformer=lambda x, *others: actor(x))
+    return {"critic": critic, "policy": tacr.compute_actor_loss(shorter)}
+
+
 def conservative_loss(algorithm, batch: TorchMiniBatch) -> torch.Tensor:
     """The loss of each critic without its weight and threshold."""
     with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
@@ -281,7 +309,7 @@ def losses() -> dict:
                              "policy": bcq.compute_actor_grad(batch).actor_loss}
     result |= {**deterministic(batch), "bear": constrained(batch),
                **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch),
-               **with_quantiles(batch)}
+               **with_quantiles(batch), "tacr": of_histories()}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

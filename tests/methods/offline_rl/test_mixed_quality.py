@@ -18,6 +18,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.methods import find_method
 from understudy.nets.mlp import MLP
+from understudy.nets.transformer import Transformer
 
 METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
            "plas", "prdc", "bear", "iris")
@@ -53,7 +54,8 @@ def smaller(method: Method, n_quantiles: int = 1) -> Method:
     if not isinstance(learner, BehaviorCloning):
         learner = replace(learner, critic=CriticConfig((64, 64), n_quantiles=n_quantiles))
     stages = tuple(replace(stage, method=smaller(stage.method)) for stage in method.stages)
-    return replace(method, policy=replace(method.policy, trunk=MLP(64, 2)), learner=learner, stages=stages)
+    trunk = Transformer(32, 1, 1, "block_causal") if method.policy.window.action_offset else MLP(64, 2)
+    return replace(method, policy=replace(method.policy, trunk=trunk), learner=learner, stages=stages)
 
 
 def trained(name: str, seed: int, n_quantiles: int = 1, **options) -> float:
@@ -68,7 +70,7 @@ def cloned(seed: int) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [
-    *((name, {}) for name in METHODS), ("plas", {"max_perturbation": 0.05}),
+    *((name, {}) for name in METHODS), ("plas", {"max_perturbation": 0.05}), ("tacr", {"n_obs_steps": 4}),
     *((name, {"n_quantiles": 16}) for name in ("crr", "rebrac"))])
 def test_it_beats_cloning_on_data_of_mixed_quality(name, options):
     gains = [trained(name, seed, **options) - cloned(seed) for seed in range(SEEDS.get(name, 1))]

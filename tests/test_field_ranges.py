@@ -59,7 +59,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("TransformerEncoder", "depth"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
              *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "BCQ", "BEAR",
-                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions")),
+                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

@@ -31,17 +31,18 @@ from d3rlpy.algos import (
     PLASConfig,
     PLASWithPerturbationConfig,
     PRDCConfig,
+    TACRConfig,
     TD3PlusBCConfig,
 )
 from d3rlpy.algos.qlearning.torch import bear_impl
-from d3rlpy.models import VectorEncoderFactory
+from d3rlpy.models import QRQFunctionFactory, VectorEncoderFactory
 from d3rlpy.models.torch.distributions import SquashedGaussianDistribution
 from d3rlpy.models.torch.imitators import forward_vae_sample_n
 from d3rlpy.models.torch.q_functions.base import QFunctionOutput
 from d3rlpy.ope import FQE, FQEConfig
-from d3rlpy.torch_utility import TorchMiniBatch
+from d3rlpy.torch_utility import TorchMiniBatch, TorchTrajectoryMiniBatch
 
-B, STATE, ACTION, HIDDEN, SAMPLES, CLASSES = 6, 3, 2, (8, 7), 4, 3
+B, STATE, ACTION, HIDDEN, SAMPLES, CLASSES, QUANTILES = 6, 3, 2, (8, 7), 4, 3, 5
 
 
 def sines(shape, phase: float) -> np.ndarray:
@@ -98,19 +99,25 @@ def build(config, **options):
 
 
 class ScoredClasses(torch.nn.Module):
-    """A network that reads an observation and a class, and gives one value, in place of an output for each class."""
+    """A network that reads an observation and a class, and gives one value, in place of an output for each class.
 
-    def __init__(self, phase: int):
+    Or it gives several quantiles of the value.
+    """
+
+    def __init__(self, phase: int, n_quantiles: int):
         super().__init__()
         sizes = (STATE + CLASSES, *HIDDEN)
         hidden = [layer for n, m in zip(sizes, HIDDEN, strict=False) for layer in (torch.nn.Linear(n, m),
                                                                                    torch.nn.ReLU())]
-        self.layers = torch.nn.Sequential(*hidden, torch.nn.Linear(HIDDEN[-1], 1))
+        self.layers = torch.nn.Sequential(*hidden, torch.nn.Linear(HIDDEN[-1], n_quantiles))
         fill(self.layers, phase)
 
     def forward(self, x):
         pairs = torch.cat([x[:, None].expand(-1, CLASSES, -1), torch.eye(CLASSES).expand(len(x), -1, -1)], -1)
-        return QFunctionOutput(self.layers(pairs)[..., 0], None, None)
+        quantiles = self.layers(pairs)
+        n = quantiles.shape[-1]
+        levels = (torch.arange(n)[None] + 0.5) / n
+        return QFunctionOutput(quantiles.mean(-1), *((quantiles, levels) if n > 1 else (None, None)))
 
 
 def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
@@ -118,18 +125,18 @@ def of_classes(batch: TorchMiniBatch) -> TorchMiniBatch:
     return dataclasses.replace(batch, actions=(torch.arange(B) % CLASSES).float()[:, None])
 
 
-def losses_of_classes(batch: TorchMiniBatch) -> dict:
+def losses_of_classes(batch: TorchMiniBatch, n_quantiles: int = 1, **options) -> dict:
     """Losses of DQN, double DQN, NFQ, discrete CQL, discrete BCQ and discrete SAC."""
     encoder, result = VectorEncoderFactory(list(HIDDEN)), {}
     for name, config, phase in (("dqn", DoubleDQNConfig, 300), ("discrete_cql", DiscreteCQLConfig, 300),
                                 ("plain_dqn", DQNConfig, 309), ("nfq", NFQConfig, 200)):
-        algorithm = config(encoder_factory=encoder).create(device="cpu:0")
+        algorithm = config(encoder_factory=encoder, **options).create(device="cpu:0")
         algorithm.create_impl((STATE,), CLASSES)
         modules = algorithm.impl._modules
         fill(modules.q_funcs[0], 200)
         fill(modules.targ_q_funcs[0], phase)  # that of NFQ is copied in each update
         result[name] = {"loss": algorithm.impl.compute_loss(batch, algorithm.impl.compute_target(batch)).loss}
-    algorithm = DiscreteBCQConfig(encoder_factory=encoder, share_encoder=False, beta=0.0).create(device="cpu:0")
+    algorithm = DiscreteBCQConfig(encoder_factory=encoder, share_encoder=False, beta=0.0, **options).create("cpu:0")
     algorithm.create_impl((STATE,), CLASSES)
     bcq = algorithm.impl
     fill(bcq._modules.imitator, 108, 0.5)
@@ -138,13 +145,13 @@ def losses_of_classes(batch: TorchMiniBatch) -> dict:
     loss = bcq.compute_loss(batch, bcq.compute_target(batch))
     result["discrete_bcq"] = {"value": loss.td_loss, "cloning": loss.imitator_loss,
                               "classes": bcq.predict_best_action(batch.observations)}
-    algorithm = DiscreteSACConfig(actor_encoder_factory=encoder, initial_temperature=0.5).create(device="cpu:0")
+    algorithm = DiscreteSACConfig(actor_encoder_factory=encoder, initial_temperature=0.5, **options).create("cpu:0")
     algorithm.create_impl((STATE,), CLASSES)
     sac = algorithm.impl
     fill(sac._modules.policy, 100)
     for forwarder, phase in ((sac._q_func_forwarder, 200), (sac._targ_q_func_forwarder, 300)):
         for i, network in enumerate(forwarder.forwarders):
-            network.set_q_func(ScoredClasses(phase + 50 * i))
+            network.set_q_func(ScoredClasses(phase + 50 * i, n_quantiles))
     temperature = sac.update_temp(sac._modules.policy(batch.observations))["temp_loss"]
     with torch.no_grad():  # as it was before this update
         sac._modules.log_temp._parameter.fill_(np.log(0.5))
@@ -154,12 +161,12 @@ def losses_of_classes(batch: TorchMiniBatch) -> dict:
     return {**result, "discrete_sac": {"critic": critic, "policy": policy, "temperature": temperature}}
 
 
-def fitted_evaluation(batch: TorchMiniBatch) -> dict:
+def fitted_evaluation(batch: TorchMiniBatch, **options) -> dict:
     """The loss of fitted Q evaluation of the policy of TD3+BC, whose actions after the step are given as well."""
     policy = d3rlpy.algos.TD3PlusBCConfig(actor_encoder_factory=VectorEncoderFactory(list(HIDDEN))).create("cpu:0")
     policy.create_impl((STATE,), ACTION)
     fill(policy.impl._modules.policy, 100)
-    fqe = FQE(policy, FQEConfig(encoder_factory=VectorEncoderFactory(list(HIDDEN))), device="cpu:0")
+    fqe = FQE(policy, FQEConfig(encoder_factory=VectorEncoderFactory(list(HIDDEN)), **options), device="cpu:0")
     fqe.create_impl((STATE,), ACTION)
     fill(fqe.impl._modules.q_funcs[0], 200)
     fill(fqe.impl._modules.targ_q_funcs[0], 300)
@@ -225,12 +232,53 @@ def constrained(batch: TorchMiniBatch) -> dict:
                 "constraint": policy.mmd_loss}
 
 
+def of_histories() -> dict:
+    """Losses of TACR without noise on target actions, for histories of four steps.
+
+    Its actor is a network of the observation at each step. The peer scores the action of a step with the observation
+    after it; here the actions are those of the observations after it.
+    """
+    algorithm = TACRConfig(critic_encoder_factory=VectorEncoderFactory(list(HIDDEN)), n_critics=1,
+                           target_smoothing_sigma=0.0, context_size=5).create("cpu:0")
+    algorithm.create_impl((STATE,), ACTION)
+    tacr = algorithm.impl
+    sizes = (STATE, *HIDDEN)
+    hidden = [layer for n, m in zip(sizes, HIDDEN, strict=False) for layer in (torch.nn.Linear(n, m), torch.nn.ReLU())]
+    actor = torch.nn.Sequential(*hidden, torch.nn.Linear(HIDDEN[-1], ACTION), torch.nn.Tanh())
+    fill(actor, 100)
+    fill(tacr._modules.q_funcs[0], 200)
+    fill(tacr._modules.targ_q_funcs[0], 300)
+    obs, action, reward = (torch.from_numpy(sines((2, 5, n), phase)) for n, phase in ((STATE, 0), (ACTION, 9), (1, 4)))
+    ends = (torch.arange(10) % 4 == 3).float().reshape(2, 5, 1)
+    batch = TorchTrajectoryMiniBatch(obs, action, reward, reward, ends, torch.zeros(2, 5), torch.ones(2, 5), "cpu:0")
+    shorter = dataclasses.replace(batch, observations=obs[:, :4], actions=action[:, :4], masks=torch.ones(2, 4))
+    tacr._modules = dataclasses.replace(tacr._modules, transformer=lambda x, *others: actor(x).roll(-1, 1))
+    steps, masks = batch.to_transition_batch()
+    critic = tacr.compute_critic_loss(steps, tacr.compute_target(batch, steps), masks)
+    tacr._modules = dataclasses.replace(tacr._modules, transformer=lambda x, *others: actor(x))
+    return {"critic": critic, "policy": tacr.compute_actor_loss(shorter)}
+
+
 def conservative_loss(algorithm, batch: TorchMiniBatch) -> torch.Tensor:
     """The loss of each critic without its weight and threshold."""
     with mock.patch.object(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(noise(x.shape))):
         weighted = algorithm._compute_conservative_loss(batch.observations, batch.actions, batch.next_observations,
                                                         batch.returns_to_go)
     return weighted / algorithm._conservative_weight + algorithm._alpha_threshold
+
+
+def with_quantiles(batch: TorchMiniBatch) -> dict:
+    """Losses with quantiles of the return in place of its mean."""
+    options = {"q_func_factory": QRQFunctionFactory(n_quantiles=QUANTILES)}
+    result = {**losses_of_classes(of_classes(batch), QUANTILES, **options),
+              "fitted_q": fitted_evaluation(batch, **options)}
+    with mock.patch("torch.randn", noise):
+        td3, plas = build(TD3PlusBCConfig, **options), build(PLASConfig, **options)
+        bcq = build(BCQConfig, n_action_samples=SAMPLES, action_flexibility=0.2, **options)
+        for name, peer in (("td3_bc", td3), ("plas", plas), ("bcq", bcq)):
+            result[name] = {"critic": peer.compute_critic_loss(batch, peer.compute_target(batch)).critic_loss}
+        result["td3_bc"]["policy"] = td3.compute_actor_loss(batch, td3._modules.policy(batch.observations)).actor_loss
+    return {f"quantile_{name}": values for name, values in result.items()}
 
 
 def losses() -> dict:
@@ -260,7 +308,8 @@ def losses() -> dict:
             result["bcq"] = {"vae": bcq.compute_imitator_grad(batch)["loss"], "critic": critic.critic_loss,
                              "policy": bcq.compute_actor_grad(batch).actor_loss}
     result |= {**deterministic(batch), "bear": constrained(batch),
-               **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch)}
+               **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch),
+               **with_quantiles(batch), "tacr": of_histories()}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

@@ -507,19 +507,19 @@ class Batch:
 
     def select_rows(self, which: slice) -> Batch:
         """Return the batch with some of its rows."""
-        return self._map(lambda x: x[which])
+        return self.map(lambda x: x[which])
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with all tensors on a device."""
-        return self._map(lambda x: x.to(device, non_blocking=True))
+        return self.map(lambda x: x.to(device, non_blocking=True))
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with a function of each tensor in its place."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with a function of each tensor in its place."""
         def each(columns):
             return {k: function(v) for k, v in columns.items()}
         return Batch(each(self.obs), function(self.action), function(self.mask), each(self.extra),
                      None if self.next is None else each(self.next),
-                     {k: v._map(function) for k, v in self.others.items()})
+                     {k: v.map(function) for k, v in self.others.items()})
 
 
 @dataclass(frozen=True)

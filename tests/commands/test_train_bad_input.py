@@ -11,7 +11,8 @@ from fixtures.staged import call
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
-OFFLINE = ("awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql", "iris")
+OFFLINE = ("awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql", "iris",
+           "tacr")
 CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil", "density-reward")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")

@@ -10,7 +10,8 @@ from fixtures.staged import episodes, method
 
 from understudy.core import ConfigError
 from understudy.execute.planners import BestOfN
-from understudy.learn.critic import CriticConfig, QFunction
+from understudy.learn.critic import CriticConfig, QFunction, mix_networks
+from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.policy import Policy
 
@@ -75,3 +76,30 @@ def test_targets_are_the_smallest_of_a_drawn_subset(policy, batch):
     assert torch.equal(critic.target_score(batch.obs, batch.action, torch.Generator()), scores.amin(0))
     with pytest.raises(ConfigError, match="the subset has 3 of 2 networks"):
         CriticConfig(target_subset_size=3)
+
+
+def test_scores_are_means_of_quantiles_and_targets_those_of_the_network_with_the_smallest(policy, batch):
+    torch.manual_seed(0)
+    critic = CriticConfig((16,), n_critics=3, n_quantiles=5).build(policy)
+    plans = torch.stack([batch.action, -batch.action], 1)
+    quantiles, scores = critic.quantiles(batch.obs, plans), critic.scores(batch.obs, plans)
+    assert quantiles.shape == (3, 5, 6, 2) and torch.equal(scores, quantiles.mean(1))
+    target = critic.target_score(batch.obs, plans, torch.Generator())
+    mixed, smallest, largest = mix_networks(quantiles, 0.75), scores.argmin(0), scores.argmax(0)
+    assert len(smallest.unique()) > 1 and len(largest.unique()) > 1
+    for b in range(6):
+        for n in range(2):
+            low, high = (quantiles[best[b, n], :, b, n] for best in (smallest, largest))
+            assert torch.equal(target[:, b, n], low)
+            torch.testing.assert_close(mixed[:, b, n], 0.75 * low + 0.25 * high)
+
+
+@pytest.mark.parametrize("name", ["iql", "ppo", "gcivl", "crl", "iq-learn"])
+def test_learners_without_a_loss_of_quantiles_refuse_them(name):
+    data = episodes()
+    method = find_method(name, data.features())
+    field = "value" if name == "ppo" else "critic"
+    learner = replace(method.learner, **{field: CriticConfig((8,), n_quantiles=4)})
+    built = Policy(method.policy, data.features())
+    with pytest.raises(ConfigError, match="does not learn quantiles"):
+        learner.build(built, 0, 1, data)

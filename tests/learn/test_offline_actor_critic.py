@@ -10,12 +10,14 @@ import torch
 from fixtures.d3rlpy import (
     HIDDEN,
     LOSSES,
+    QUANTILES,
     RNG,
     STATE,
     StateNet,
     TanhNet,
     fill_critic,
     inject_noise,
+    losses_of,
     make_batch,
     make_policy,
     sines,
@@ -47,14 +49,16 @@ def noise(monkeypatch):
     inject_noise(monkeypatch)
 
 
-def test_td3_bc_equals_d3rlpy(noise):
-    learner = OffPolicyActorCritic(critic=CriticConfig(HIDDEN)).build(make_policy(Regression()), 0, 1, Dataset([]))
+@pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
+def test_td3_bc_equals_d3rlpy(noise, n_quantiles):
+    config, expected = CriticConfig(HIDDEN, n_quantiles=n_quantiles), losses_of("td3_bc", n_quantiles)
+    learner = OffPolicyActorCritic(critic=config).build(make_policy(Regression()), 0, 1, Dataset([]))
     learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)
     critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
-    assert critic == pytest.approx(LOSSES["td3_bc"]["critic"], abs=1e-5)
-    assert 2.5 * policy == pytest.approx(LOSSES["td3_bc"]["policy"], abs=1e-5)  # the peer weighs the score by 2.5
+    assert critic == pytest.approx(expected["critic"], abs=1e-5)
+    assert 2.5 * policy == pytest.approx(expected["policy"], abs=1e-5)  # the peer weighs the score by 2.5
 
 
 def test_ddpg_equals_d3rlpy():
@@ -133,7 +137,7 @@ def test_rebrac_equals_the_code_of_fql(monkeypatch):
 
 def test_they_keep_the_contract_of_learners():
     small = CriticConfig((8,))
-    check_learner(replace(CQL, critic=small, batch_size=8), (
+    check_learner(replace(CQL, critic=replace(small, n_quantiles=4), batch_size=8), (
         PolicyConfig(SquashedGaussian(), MLP(16, 1), window=Window(2, 3), inputs=(STATE,)),))
     check_learner(OffPolicyActorCritic(critic=small, batch_size=8, critic_bc_weight=0.1), (
         PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))

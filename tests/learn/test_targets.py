@@ -8,7 +8,7 @@ import torch
 
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.learn.targets import expectile_loss, gae, td_terms
+from understudy.learn.targets import expectile_loss, gae, td_loss, td_terms
 
 STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
 
@@ -61,6 +61,19 @@ def test_expectiles_of_a_known_distribution():
         assert (expectile * above).item() == pytest.approx(((1 - expectile) * below).item(), abs=1e-5)
     assert value.item() > 0.95  # towards 1 it is the largest sample
     torch.testing.assert_close(expectile_loss(samples - 0.3, 0.5), 0.5 * (samples - 0.3).square())
+
+
+def test_quantiles_of_a_known_distribution():
+    """The loss is least at the quantiles, if they are far apart in comparison with the width of Huber's parabola."""
+    target = 100.0 * torch.arange(11)[:, None]  # (n_targets, B)
+    quantiles = torch.tensor([100.0, 300.0, 500.0, 700.0, 900.0])  # of the levels 0.1, 0.3, 0.5, 0.7 and 0.9
+    for shift, expected in ((0.0, 0.0), (50.0, 1 / 11), (-50.0, -1 / 11)):
+        prediction = (quantiles + shift)[None, :, None].requires_grad_()
+        td_loss(prediction, target).sum().backward()
+        levels = torch.linspace(0.1, 0.9, 5) if shift < 0 else 1 - torch.linspace(0.1, 0.9, 5)
+        torch.testing.assert_close(prediction.grad[0, :, 0], expected * levels)
+    one_target = td_loss(torch.tensor([[[1.0], [3.0]]]), torch.tensor([2.5]))  # errors of 1.5 and -0.5
+    torch.testing.assert_close(one_target, torch.tensor([[0.25 * 1.0 + 0.25 * 0.125]]))
 
 
 def test_advantages_of_one_step_and_of_whole_returns():

@@ -26,6 +26,8 @@ class Categorical(LikelihoodHead, TemperatureHead):
         autoregressive: True predicts each component from those before it, such as the symbols of a code, so that
             components are drawn jointly. False treats them as independent.
         width: Width of the layers that join the components. For `autoregressive`.
+        n_quantiles: Number of outputs for each logit, which is their mean. More than 1 for learners of values, such as
+            that of dqn: the outputs become quantiles of the return.
 
     References:
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
@@ -34,6 +36,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
     temperature: Annotated[float, AtLeast(0)] = 0.0
     autoregressive: bool = False
     width: Annotated[int, AtLeast(1)] = 64
+    n_quantiles: Annotated[int, AtLeast(1)] = 1
 
     def build(self, trunk, coded_dim, spec):
         if not spec.num_classes:
@@ -41,7 +44,7 @@ class Categorical(LikelihoodHead, TemperatureHead):
                             where="Categorical", hint="use a head for continuous targets (Regression, GMM, "
                             "Diffusion, ...), or mark the target's Feature as kind=\"discrete\"")
         outputs = self.width if self.autoregressive else coded_dim
-        return _CategoricalNet(trunk.build(0, outputs, 0, spec), spec.num_classes, self)
+        return _CategoricalNet(trunk.build(0, outputs * self.n_quantiles, 0, spec), spec.num_classes, self)
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of each step, (B, H)."""
@@ -74,7 +77,11 @@ class Categorical(LikelihoodHead, TemperatureHead):
         Args:
             like: A tensor whose first axes are (B, H), and whose last axis is empty.
         """
-        return net.trunk(like, like, context)
+        return self.quantiles(net, context, like).mean(0)
+
+    def quantiles(self, net, context: Context, like: Tensor) -> Tensor:
+        """Returns what the `logits` are the means of, (n_quantiles, B, H, A)."""
+        return net.trunk(like, like, context).unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
 
 
 def choose_head(features: Schema | None, numbers: Head, classes: Head | None = None) -> Head:

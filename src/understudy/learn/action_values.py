@@ -7,10 +7,9 @@ from dataclasses import field
 from typing import Annotated
 
 import torch
-from torch import Generator, Tensor
-from torch.nn import functional as F
+from torch import Generator, Tensor, nn
 
-from ..core import AtLeast, AtMost, Batch, Unsupported, part
+from ..core import AtLeast, AtMost, Batch, Context, Unsupported, part
 from ..data.episode import Dataset
 from ..heads.categorical import Categorical
 from ..policy import Policy
@@ -18,7 +17,7 @@ from .critic import Critic
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .targets import REWARD, TERMINATED, ReturnBound, td_terms
+from .targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
 
 
 @part
@@ -26,7 +25,8 @@ class ActionValues(LearnerConfig):
     """Double Q-learning with a network that has an output for each class.
 
     The logits of the policy are the discounted returns of the classes, so that its most likely class is the best one.
-    The policy chooses the class after a step, and its slowly updated copy scores it.
+    The policy chooses the class after a step, and its slowly updated copy scores it. With `n_quantiles` of the head,
+    the values are means of quantiles of the return (QR-DQN).
 
     Args:
         discount: Discount per step.
@@ -39,6 +39,7 @@ class ActionValues(LearnerConfig):
         Mnih et al. (2015), Human-Level Control through Deep Reinforcement Learning, Nature 518.
         Van Hasselt et al. (2016), Deep Reinforcement Learning with Double Q-Learning, arXiv:1509.06461.
         Kumar et al. (2020), Conservative Q-Learning for Offline Reinforcement Learning, arXiv:2006.04779.
+        Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.
     """
 
     steps: Annotated[int, AtLeast(0)] = 20_000
@@ -78,41 +79,50 @@ class ActionValuesLearner(GradientLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the value of the stored class, and its weighted cross-entropy, (B,)."""
-        values = self.values(self.policy, batch.obs)
-        value = (values * self.policy.encode_batch(batch)[:, 0]).sum(1)
+        quantiles = class_quantiles(self.policy, batch.obs)
+        stored = (quantiles * self.policy.encode_batch(batch)[:, 0]).sum(-1)
+        value = stored.mean(0)
         self.log(value=value)
-        conservative = values.logsumexp(1) - value
-        return F.smooth_l1_loss(value, self.target_value(batch), reduction="none") \
-            + self.config.conservative_weight * conservative
+        conservative = quantiles.mean(0).logsumexp(1) - value
+        return td_loss(stored, self.target_value(batch), huber=True) + self.config.conservative_weight * conservative
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:
-        """Returns the reward plus the discounted value of the class that is best after the step, (B,)."""
+        """Returns the reward plus the discounted value of the class that is best next, (n_quantiles, B)."""
         assert batch.next is not None
         chooser = self.policy if self.config.double else self.target_policy
-        best = class_logits(chooser, batch.next).argmax(1, keepdim=True)
+        best = class_logits(chooser, batch.next).argmax(1)[None, :, None]
         reward, bootstrap = td_terms(batch, self.config.discount)
-        return reward + bootstrap * self.values(self.target_policy, batch.next).gather(1, best)[:, 0]
-
-    def values(self, policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
-        """Returns the values of the classes, (B, classes). By default they are the logits."""
-        return class_logits(policy, obs)
+        return reward + bootstrap * class_quantiles(self.target_policy, batch.next).take_along_dim(best, -1)[..., 0]
 
 
 def class_logits(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     """Returns the logits that a policy gives to the classes of its first step, (B, classes)."""
-    context, head = policy.context(obs), policy.config.head
+    head = policy.config.head
     assert isinstance(head, Categorical)
-    return head.logits(policy.net, context, context.tokens.new_zeros(len(context.tokens), 1, 0))[:, 0]
+    return head.logits(*of_first_step(policy, obs))[:, 0]
 
 
-def class_scores(critic: Critic, obs: Mapping[str, Tensor]) -> Tensor:
-    """Returns the scores that the networks of a critic give to each class, (n_critics, B, classes)."""
+def class_quantiles(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
+    """Returns the quantiles of the values that a policy gives to the classes, (n_quantiles, B, classes)."""
+    head = policy.config.head
+    assert isinstance(head, Categorical)
+    return head.quantiles(*of_first_step(policy, obs))[:, :, 0]
+
+
+def of_first_step(policy: Policy, obs: Mapping[str, Tensor]) -> tuple[nn.Module, Context, Tensor]:
+    """Returns what a `Categorical` head needs for the outputs of the first step."""
+    context = policy.context(obs)
+    return policy.net, context, context.tokens.new_zeros(len(context.tokens), 1, 0)
+
+
+def scored_classes(critic: Critic, obs: Mapping[str, Tensor]) -> Tensor:
+    """Returns the quantiles that the networks of a critic give to each class, (n_critics, n_quantiles, B, classes)."""
     n_classes, encoded = critic.features[critic.about.target].num_classes, critic.encode(obs)
     assert n_classes is not None
     first = encoded.features[0]
     plans = torch.arange(n_classes[0], device=first.device).reshape(1, -1, 1, 1)
-    return critic.scores(encoded, plans.expand(len(first), -1, 1, 1))
+    return critic.quantiles(encoded, plans.expand(len(first), -1, 1, 1))
 
 
 def check_classes(policy: Policy, where: str) -> int:

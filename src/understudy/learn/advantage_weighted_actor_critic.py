@@ -13,7 +13,7 @@ from ..data.episode import Dataset
 from ..policy import Policy
 from .critic_learning import CriticLearningConfig
 from .gradient_learner import GradientLearner
-from .targets import ReturnBound, td_terms
+from .targets import ReturnBound, td_loss, td_terms
 
 
 @part
@@ -62,15 +62,15 @@ class AWACLearner(GradientLearner):
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against rewards and the policy's return, summed over the networks, (B,)."""
+        """Returns the `td_loss` against rewards and the policy's return, summed over the networks, (B,)."""
         assert batch.next is not None
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
             plan = draw_plans(self.next_policy, batch.next, 1, rng).squeeze(1)
             target = reward + bootstrap * self.target_critic.target_score(batch.next, plan, rng)
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mean(0))
-        return (scores - target).square().sum(0)
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        self.log(score=quantiles.mean((0, 1)))
+        return td_loss(quantiles, target).sum(0)
 
     def weights(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weights of the windows, (B,), whose mean is 1."""

@@ -29,10 +29,13 @@ class CriticConfig:
         layer_norm: Normalize after each hidden layer.
         share_encoder: One encoder for all networks, in place of one for each.
         target_subset_size: Number of networks, drawn for each update, whose smallest score is the target. None for all.
+        n_quantiles: Number of quantiles of the return that each network learns, with a quantile Huber loss (QR-DQN).
+            A score is their mean. 1 learns the expected return, with a squared error.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
         Chen et al. (2021), Randomized Ensembled Double Q-Learning: Learning Fast Without a Model, arXiv:2101.05982.
+        Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.
     """
 
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256, 256)
@@ -41,6 +44,7 @@ class CriticConfig:
     layer_norm: bool = False
     share_encoder: bool = False
     target_subset_size: Annotated[int | None, AtLeast(1)] = None
+    n_quantiles: Annotated[int, AtLeast(1)] = 1
 
     def __post_init__(self):
         if self.target_subset_size is not None and self.target_subset_size > self.n_critics:
@@ -54,10 +58,18 @@ class CriticConfig:
             policy: Its codec is shared: the critic normalizes with the same statistics.
             action: A `QFunction` of observation and plan, or a `ValueFunction` of the observation alone.
         """
+        if not action:
+            self.check_no_quantiles()
         policy_config = policy.config
         spec = CriticSpec(self, policy_config.codec, policy_config.window, policy.inputs, policy_config.target)
         kind = QFunction if action else ValueFunction
         return kind(spec, policy.features, policy.codec).to(policy.device)
+
+    def check_no_quantiles(self) -> None:
+        """Raises ConfigError if there are several quantiles, for learners whose losses have none."""
+        if self.n_quantiles > 1:
+            raise ConfigError("this learner does not learn quantiles", where="CriticConfig.n_quantiles",
+                              hint="use 1, or a method such as td3-bc, sac, cql, awac or bcq")
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ class Critic(Scorer):
             if not encoders or not networks.share_encoder and encoders[0].state_dict():
                 encoders.append(networks.encoder.build({k: features[k] for k in about.inputs},
                                                        about.window.n_obs_steps))
-            sizes = (encoders[0].tokens * encoders[0].width + self.plan_size, *networks.hidden, 1)
+            sizes = (encoders[0].tokens * encoders[0].width + self.plan_size, *networks.hidden, networks.n_quantiles)
             layers.append(feed_forward_layers(sizes, layer_norm=networks.layer_norm))
         self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(layers)
 
@@ -146,11 +158,15 @@ class Critic(Scorer):
         Returns:
             Scores, (n_critics, B) or (n_critics, B, N).
         """
-        return torch.stack(self.network_scores(obs, plan, n_critics))
+        return self.quantiles(obs, plan, n_critics).mean(1)
 
-    def network_scores(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor,
-                       n_critics: int | None = None) -> list[Tensor]:
-        """Returns what `scores` does, one tensor for each network, whose gradients pass through no other network."""
+    def quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, n_critics: int | None = None) -> Tensor:
+        """Returns the quantiles of each network, whose means are the `scores`, (n_critics, n_quantiles, B[, N])."""
+        return torch.stack(self.network_quantiles(obs, plan, n_critics))
+
+    def network_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor,
+                          n_critics: int | None = None) -> list[Tensor]:
+        """Returns what `quantiles` does, one tensor for each network, whose gradients pass through no other network."""
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
         features, networks = encoded.features, list(self.layers)[:n_critics]
@@ -158,14 +174,17 @@ class Critic(Scorer):
             features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
         inputs = [torch.cat([x, plan], -1) for x in features[:n_critics]]
         inputs = inputs * len(networks) if len(inputs) == 1 else inputs
-        return [layers(x).squeeze(-1) for x, layers in zip(inputs, networks, strict=True)]
+        return [layers(x).movedim(-1, 0) for x, layers in zip(inputs, networks, strict=True)]
 
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
-        """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all."""
-        scores, size = self.scores(obs, plan), self.about.networks.target_subset_size
+        """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all.
+
+        With several quantiles it is those of the network with the smallest score, (n_quantiles, B[, N]).
+        """
+        quantiles, size = self.quantiles(obs, plan), self.about.networks.target_subset_size
         if size is not None:
-            scores = scores[torch.randperm(len(scores), generator=rng, device=rng.device)[:size]]
-        return scores.amin(0)
+            quantiles = quantiles[torch.randperm(len(quantiles), generator=rng, device=rng.device)[:size]]
+        return mix_networks(quantiles).squeeze(0)
 
     def score_plans(self, obs, plans):
         return self(obs, plans)
@@ -179,6 +198,18 @@ class Critic(Scorer):
     @classmethod
     def load(cls, folder, trust=(), device="cpu"):
         return load_built(cls, folder, "critic", CriticSpec, trust, device)
+
+
+def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:
+    """Returns the quantiles of the network with the smallest score, (n_quantiles, ...), for each observation and plan.
+
+    Args:
+        quantiles: Those of each network, (n_critics, n_quantiles, ...).
+        min_weight: Their weight. The quantiles of the network with the largest score have the remainder.
+    """
+    scores = quantiles.mean(1, keepdim=True)
+    low, high = (quantiles.take_along_dim(best(0, keepdim=True), 0)[0] for best in (scores.argmin, scores.argmax))
+    return high.lerp(low, min_weight)
 
 
 class QFunction(Critic):

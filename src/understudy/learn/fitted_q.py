@@ -17,7 +17,7 @@ from .critic import CriticConfig, CriticSpec, QFunction
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .targets import REWARD, TERMINATED, ReturnBound, td_terms
+from .targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
 
 
 @part
@@ -93,14 +93,15 @@ class FittedQLearner(GradientLearner):
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error of each critic times how often its resample has the episode, summed, (B,)."""
+        """Returns the `td_loss` of each critic times how often its resample has the episode, summed, (B,)."""
         assert batch.next is not None
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
-            following = self.target_critic.scores(batch.next, self.plan(batch.next, rng))
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=self.scale * scores[0])
-        return (self.episode_counts(batch) * (scores - reward / self.scale - bootstrap * following).square()).sum(0)
+            following = self.target_critic.quantiles(batch.next, self.plan(batch.next, rng))
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        self.log(score=self.scale * quantiles[0].mean(0))
+        loss = td_loss(quantiles - reward / self.scale, bootstrap * following)
+        return (self.episode_counts(batch) * loss).sum(0)
 
     def episode_counts(self, batch: Batch) -> Tensor:
         """Returns how often the resample of each critic has the episode of each window, (n_critics, B)."""

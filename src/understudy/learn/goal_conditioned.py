@@ -304,6 +304,7 @@ class Representation(CheckpointModule):
     def of(policy: Policy, networks: CriticConfig, columns: Sequence[str], size: int, *, n_actions: int = 0,
            n_networks: int = 1) -> Representation:
         """Builds networks that share the codec of a policy."""
+        networks.check_no_quantiles()
         config = policy.config
         spec = CriticSpec(networks, config.codec, config.window, policy.inputs, config.target)
         about = RepresentationSpec(spec, tuple(columns), (*networks.hidden, size), n_actions, n_networks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,10 +17,11 @@ from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..policy import Policy
 from .advantage_weighted_actor_critic import draw_plans
+from .critic import Critic, mix_networks
 from .critic_learning import CriticLearningConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
-from .targets import ReturnBound, td_terms
+from .targets import ReturnBound, td_loss, td_terms
 from .transport_reward import EpisodeRewardConfig
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
@@ -73,19 +74,23 @@ class ActorCriticLearner(RewardedLearner):
     def __init__(self, config: ActorCritic, policy: Policy, seed: int, steps: int, data: Dataset,
                  auxiliary: Sequence[nn.Module] = (), entropy: float = 0.0):
         super().__init__(config, policy, seed, steps)
-        if policy.target.kind == "discrete" or policy.window.action_offset:
-            raise Unsupported("the critic scores plans of numbers that begin at the current step",
-                              where=type(config).__name__,
-                              hint="use it for continuous actions and with action_offset=0")
         if 0 < config.n_step < policy.window.horizon:
             raise Unsupported(f"the target has the rewards of {config.n_step} steps, but a plan has "
                               f"{policy.window.horizon}", where=f"{type(config).__name__}.n_step",
                               hint="use at least as many, or 0")
-        self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
+        self.critic = self.register("critic", self.build_critic(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer or config.optimizer, auxiliary=list(auxiliary))
         self.register_reward(data)
         self.bound = ReturnBound(data, config.discount, entropy)
         self.target_critic = self.target_network("critic", config.target_decay)
+
+    def build_critic(self, policy: Policy) -> Critic:
+        """Builds the critic of the plans of a policy."""
+        if policy.target.kind == "discrete" or policy.window.action_offset:
+            raise Unsupported("the critic scores plans of numbers that begin at the current step",
+                              where=type(self.config).__name__,
+                              hint="use it for continuous actions and with action_offset=0")
+        return self.config.critic.build(policy)
 
     @property
     def discount(self) -> float:
@@ -102,11 +107,12 @@ class ActorCriticLearner(RewardedLearner):
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against `target_value`, summed over the critic networks, and a penalty, (B,)."""
+        """Returns the `td_loss` against `target_value`, summed over the critic networks, and a penalty, (B,)."""
         target = self.target_value(batch, rng)
-        scores = self.critic.scores(batch.obs, batch.action)
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        scores = quantiles.mean(1)
         self.log(score=scores.mean(0))
-        return (scores - target).square().sum(0) + self.score_penalty(scores, batch, rng)
+        return td_loss(quantiles, target).sum(0) + self.score_penalty(scores, batch, rng)
 
     def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
         """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""
@@ -114,19 +120,21 @@ class ActorCriticLearner(RewardedLearner):
 
     @abstractmethod
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic for each window, (B,)."""
+        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B)."""
 
     @torch.no_grad()
     def best_plan_target(self, policy: Policy, batch: Batch, rng: Generator, n: int, min_weight: float) -> Tensor:
-        """Returns the rewards of the steps plus the discounted value of the best of n plans of a policy, (B,).
+        """Returns the rewards of the steps plus the discounted value of the best of n plans, (n_quantiles, B).
 
         Args:
             min_weight: Weight of the smallest score among the critic networks. The largest has the remainder.
         """
         assert batch.next is not None
-        scores = self.target_critic.scores(batch.next, draw_plans(policy, batch.next, n, rng))
+        plans = draw_plans(policy, batch.next, n, rng)
+        values = mix_networks(self.target_critic.quantiles(batch.next, plans), min_weight)  # (n_quantiles, B, n)
+        best = values.mean(0, keepdim=True).argmax(-1, keepdim=True)
         reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), min_weight).amax(1)
+        return reward + bootstrap * values.take_along_dim(best, -1)[..., 0]
 
     @abstractmethod
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
@@ -248,7 +256,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the target of the critic for each window, (B,).
+        """Returns the target of the critic for each window, (B,), or its quantiles, (n_quantiles, B).
 
         It is the discounted rewards of the steps plus the discounted value that follows them, which is 0 if the episode
         terminates within them.
@@ -267,7 +275,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         if self.temperature is not None:
             coded, log_prob = self.policy.sample_log_prob(self.policy.context(obs), rng)
             return coded, -self.temperature() * log_prob.sum(1)
-        coded = self.target_policy.sample(self.target_policy.context(obs), rng)
+        coded = self.sample(self.target_policy, obs, rng)
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
         return self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
 
@@ -280,12 +288,17 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         """
         if self.temperature is not None:
             return self.soft_policy_loss(batch, rng)
-        coded = self.policy.sample(self.policy.context(batch.obs), rng)
+        coded = self.sample(self.policy, batch.obs, rng)
         inside = self._clipped(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
         distance = self.distance(coded, batch)
-        return self.config.bc_weight * distance + beyond - score / score.detach().abs().mean().clamp(min=1e-6)
+        size = score.detach()[batch.mask[:, 0]].abs().mean().clamp(min=1e-6)
+        return self.config.bc_weight * distance + beyond - score / size
+
+    def sample(self, policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
+        """Returns the coded plans of a policy, (B, H, A)."""
+        return policy.sample(policy.context(obs), rng)
 
     def soft_policy_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, ...]:
         """Returns the loss of the policy of SAC and that of the temperature for each window, (B,) each.

@@ -1,4 +1,4 @@
-"""Targets of values: discounted rewards with a bootstrap, generalized advantages, and the expectile loss."""
+"""Targets of values: discounted rewards with a bootstrap, generalized advantages, and losses of values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core import Batch, DataError, DataWarning, UserError
 from ..data.episode import Dataset
@@ -72,6 +73,29 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
         Kostrikov et al. (2022), Offline Reinforcement Learning with Implicit Q-Learning, arXiv:2110.06169.
     """
     return torch.where(error > 0, expectile, 1 - expectile) * error.square()
+
+
+def td_loss(quantiles: Tensor, target: Tensor, huber: bool = False) -> Tensor:
+    """Returns the squared error of a value, or the quantile Huber loss of several quantiles of the return, (..., B).
+
+    Args:
+        quantiles: The prediction, (..., n_quantiles, B). One is the expected return.
+        target: Its target, (B,), or equally likely targets, (..., n_targets, B).
+        huber: Whether the error of a single value is that of Huber as well.
+
+    References:
+        Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.
+    """
+    if (n := quantiles.shape[-2]) == 1:
+        error = quantiles - target
+        return (_huber(error) if huber else error.square()).squeeze(-2)
+    error = target.unsqueeze(-2) - quantiles.unsqueeze(-3)  # (..., n_targets, n_quantiles, B)
+    levels = (torch.arange(n, device=error.device).unsqueeze(1) + 0.5) / n
+    return ((levels - (error < 0).float()).abs() * _huber(error)).sum(-2).mean(-2)
+
+
+def _huber(error: Tensor) -> Tensor:
+    return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
 
 
 def check_rewards(data: Dataset) -> None:

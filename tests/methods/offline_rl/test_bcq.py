@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures.d3rlpy import HIDDEN, LOSSES, RNG, STATE, ActionNet, fill_critic, inject_noise, make_batch, make_policy
+from fixtures.d3rlpy import (
+    HIDDEN,
+    LOSSES,
+    QUANTILES,
+    RNG,
+    STATE,
+    ActionNet,
+    fill_critic,
+    inject_noise,
+    losses_of,
+    make_batch,
+    make_policy,
+)
 
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset
@@ -23,7 +35,11 @@ EXPECTED = LOSSES["bcq"]
 
 @pytest.fixture
 def learner() -> BCQLearner:
-    config = BCQ(critic=CriticConfig(HIDDEN), n_samples=4)
+    return build()
+
+
+def build(n_quantiles: int = 1) -> BCQLearner:
+    config = BCQ(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles), n_samples=4)
     learner = config.build(make_policy(PerturbedCVAE(0.2)), 0, 1, Dataset([]))
     for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
         policy.net["perturbation"] = ActionNet(2, (2,), phase)
@@ -41,6 +57,12 @@ def test_losses_equal_those_of_d3rlpy(learner, monkeypatch):
     assert cloning.mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
     assert score.mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+
+
+def test_the_loss_of_quantiles_equals_that_of_d3rlpy(monkeypatch):
+    inject_noise(monkeypatch)
+    expected = losses_of("bcq", QUANTILES)["critic"]
+    assert build(QUANTILES).critic_loss(make_batch(), RNG).mean().item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_samples_differ_from_those_of_the_autoencoder_by_the_limit_at_most(learner):

@@ -7,12 +7,14 @@ import torch
 from fixtures.d3rlpy import (
     HIDDEN,
     LOSSES,
+    QUANTILES,
     RNG,
     STATE,
     ActionNet,
     fill,
     fill_critic,
     inject_noise,
+    losses_of,
     make_batch,
     make_policy,
 )
@@ -44,9 +46,9 @@ class LatentNet(nn.Module):
         return self.layers(context.flat()).unsqueeze(1)
 
 
-def build(max_perturbation: float = 0.0) -> PLASLearner:
+def build(max_perturbation: float = 0.0, n_quantiles: int = 1) -> PLASLearner:
     policy = make_policy(ChosenLatent(max_perturbation=max_perturbation))
-    learner = PLAS(critic=CriticConfig(HIDDEN)).build(policy, 0, 1, Dataset([]))
+    learner = PLAS(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles)).build(policy, 0, 1, Dataset([]))
     for policy, phase in ((learner.policy, 100), (learner.target_policy, 500)):
         policy.net["latent"] = LatentNet(phase)
         if max_perturbation:
@@ -63,6 +65,11 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch):
     assert learner.policy.loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["vae"], abs=1e-5)
     assert learner.policy_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["policy"], abs=1e-5)
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(EXPECTED["critic"], abs=1e-5)
+
+
+def test_the_loss_of_quantiles_equals_that_of_d3rlpy():
+    loss = build(n_quantiles=QUANTILES).critic_loss(make_batch(), RNG).mean().item()
+    assert loss == pytest.approx(losses_of("plas", QUANTILES)["critic"], abs=1e-5)
 
 
 def test_losses_with_a_perturbation_equal_those_of_d3rlpy(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, fill_critic, make_classes, make_policy_of_classes
+from fixtures.d3rlpy import HIDDEN, QUANTILES, STATE, fill_critic, losses_of, make_classes, make_policy_of_classes
 
 from understudy.data.episode import Dataset
 from understudy.heads.categorical import Categorical
@@ -22,9 +22,10 @@ def test_it_keeps_the_contract_of_learners():
                   (PolicyConfig(Categorical(), FeedForward((8,)), inputs=(STATE,)),))
 
 
-def test_losses_equal_those_of_d3rlpy():
-    expected, batch = LOSSES["discrete_sac"], make_classes()
-    config = DiscreteSAC(critic=CriticConfig(HIDDEN), temperature=0.5)
+@pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
+def test_losses_equal_those_of_d3rlpy(n_quantiles):
+    expected, batch = losses_of("discrete_sac", n_quantiles), make_classes()
+    config = DiscreteSAC(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles), temperature=0.5)
     learner = config.build(make_policy_of_classes(100, Categorical()), 0, 1, Dataset([]))
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, cast
 
 from torch import Generator, Tensor
 
 from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.categorical import Categorical
-from ...learn.action_values import ActionValues, ActionValuesLearner
+from ...learn.action_values import ActionValues, ActionValuesLearner, of_first_step
 from ...learn.method import Method
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import FeedForward
@@ -31,7 +30,7 @@ class FrequentClasses(Categorical):
 
     def build(self, trunk, coded_dim, spec):
         net = super().build(trunk, coded_dim, spec)
-        net.trunk = trunk.build(0, 2 * coded_dim, 0, spec)
+        net.trunk = trunk.build(0, (1 + self.n_quantiles) * coded_dim, 0, spec)
         return net
 
     def loss(self, net, context, action, mask, rng):
@@ -40,13 +39,20 @@ class FrequentClasses(Categorical):
 
     def logits(self, net, context, like):
         """Returns the values of the classes, (B, H, classes), and a very low one for classes that are left out."""
-        probable, values = self.outputs(net, context, like)
+        probable, quantiles = self.outputs(net, context, like)
         ratio = (probable - probable.amax(-1, keepdim=True)).exp()
-        return values.where(ratio >= self.threshold, EXCLUDED)
+        return quantiles.mean(0).where(ratio >= self.threshold, EXCLUDED)
+
+    def quantiles(self, net, context, like):
+        return self.outputs(net, context, like)[1]
 
     def outputs(self, net, context, like) -> tuple[Tensor, Tensor]:
-        """Returns the logits of the probabilities of the classes, and their values, (B, H, classes) each."""
-        return net.trunk(like, like, context).chunk(2, -1)
+        """Returns the logits of the probabilities of the classes, (B, H, classes), and the quantiles of their values,
+        (n_quantiles, B, H, classes).
+        """
+        outputs = net.trunk(like, like, context)
+        probable, values = outputs.tensor_split((sum(net.num_classes),), -1)
+        return probable, values.unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
 
 
 @part
@@ -76,19 +82,10 @@ class DiscreteBCQLearner(ActionValuesLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns that of double Q-learning plus the cross-entropy of the stored classes, (B,)."""
-        logits, stored = self.outputs(self.policy, batch.obs)[0], self.policy.encode_batch(batch)[:, 0]
+        head, stored = cast(FrequentClasses, self.policy.config.head), self.policy.encode_batch(batch)[:, 0]
+        logits = head.outputs(*of_first_step(self.policy, batch.obs))[0][:, 0]
         cloning = -(logits.log_softmax(1) * stored).sum(1) + self.config.logit_weight * logits.square().mean(1)
         return super().value_loss(batch, rng) + cloning
-
-    def values(self, policy, obs):
-        return self.outputs(policy, obs)[1]
-
-    def outputs(self, policy: Policy, obs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the logits of the probabilities of the classes, and their values, (B, classes) each."""
-        context, head = policy.context(obs), policy.config.head
-        assert isinstance(head, FrequentClasses)
-        logits, values = head.outputs(policy.net, context, context.tokens.new_zeros(len(context.tokens), 1, 0))
-        return logits[:, 0], values[:, 0]
 
 
 @method("Fujimoto et al. 2019 (discrete BCQ), arXiv 1910.01708", needs=(CLASSES, STEP_REWARDS),

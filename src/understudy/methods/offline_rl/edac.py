@@ -56,11 +56,11 @@ class DiverseCriticsLearner(OffPolicyActorCriticLearner):
     def similarity(self, batch: Batch) -> Tensor:
         """Returns the cosine similarity of the gradients of all pairs of critics, over their number minus 1, (B,)."""
         coded = self.policy.encode_batch(batch).detach().requires_grad_()
-        scores = self.critic.network_scores(batch.obs, self.policy.decode(coded, batch.obs))
-        gradients = [torch.autograd.grad(s.sum(), coded, create_graph=True)[0] for s in scores]
+        networks = self.critic.network_quantiles(batch.obs, self.policy.decode(coded, batch.obs))
+        gradients = [torch.autograd.grad(q.mean(0).sum(), coded, create_graph=True)[0] for q in networks]
         directions = F.normalize(torch.stack(gradients).flatten(2), dim=-1, eps=1e-10)
         of_pairs = directions.sum(0).square().sum(-1) - directions.square().sum((0, 2))
-        return of_pairs / (len(scores) - 1)
+        return of_pairs / (len(networks) - 1)
 
 
 @method("An et al. 2021 (EDAC), arXiv 2110.01548", needs=(NUMBERS, STEP_REWARDS),

@@ -12,7 +12,7 @@ from ...heads.flow import Flow
 from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.targets import ReturnBound, td_terms
+from ...learn.targets import ReturnBound, td_loss, td_terms
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -68,15 +68,15 @@ class FQLLearner(GradientLearner):
         return metrics
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the squared error against rewards and the policy's return, summed over the networks, (B,)."""
+        """Returns the `td_loss` against rewards and the policy's return, summed over the networks, (B,)."""
         assert batch.next is not None
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
             coded = self._clipped(self.policy.sample(self.policy.context(batch.next), rng))
-            value = self.target_critic.scores(batch.next, self.policy.decode(coded, batch.next)).mean(0)
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mean(0))
-        return (scores - (reward + bootstrap * value)).square().sum(0)
+            value = self.target_critic.quantiles(batch.next, self.policy.decode(coded, batch.next)).mean(0)
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        self.log(score=quantiles.mean((0, 1)))
+        return td_loss(quantiles, reward + bootstrap * value).sum(0)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weighted distance to the flow minus the score, relative to its size, (B,)."""

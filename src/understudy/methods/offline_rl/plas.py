@@ -10,6 +10,7 @@ from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, p
 from ...data.episode import Dataset
 from ...heads.base import Head
 from ...heads.cvae import CVAE, squared_error_loss
+from ...learn.critic import mix_networks
 from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
@@ -102,12 +103,12 @@ class PLASLearner(ActorCriticLearner):
 
     @torch.no_grad()
     def target_value(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns the rewards of the steps plus the discounted value of the lagged policy's plan, (B,)."""
+        """Returns the rewards of the steps plus the discounted value of the lagged policy's plan, (n_quantiles, B)."""
         assert batch.next is not None
         coded = self.target_policy.sample(self.target_policy.context(batch.next), rng)
-        scores = self.target_critic.scores(batch.next, self.policy.decode(coded, batch.next))
+        quantiles = self.target_critic.quantiles(batch.next, self.policy.decode(coded, batch.next))
         reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
-        return reward + bootstrap * scores.amax(0).lerp(scores.amin(0), self.config.min_weight)
+        return reward + bootstrap * mix_networks(quantiles, self.config.min_weight)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the negative score of the decoded plan, (B,)."""

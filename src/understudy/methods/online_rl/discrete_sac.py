@@ -5,19 +5,19 @@ from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from ...core import Above, AtLeast, AtMost, Batch, Schema, part
 from ...data.episode import Dataset
 from ...heads.categorical import Categorical
 from ...improve.collection import CollectionRounds, RolloutCollector, TemperatureExploration
 from ...improve.updates import PerNewStep
-from ...learn.action_values import check_classes, class_logits, class_scores
+from ...learn.action_values import check_classes, class_logits, scored_classes
+from ...learn.critic import mix_networks
 from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import Temperature
-from ...learn.targets import td_terms
+from ...learn.targets import td_loss, td_terms
 from ...nets.feed_forward import FeedForward
 from ...policy import Policy
 from ..needs import CLASSES, STEP_REWARDS
@@ -64,18 +64,17 @@ class DiscreteSACLearner(GradientLearner):
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the score of the stored class, summed over the networks, (B,)."""
-        scores = self.critic.scores(batch.obs, batch.action)
-        self.log(score=scores.mean(0))
-        target = self.target_value(batch).expand_as(scores)
-        return F.smooth_l1_loss(scores, target, reduction="none").sum(0)
+        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        self.log(score=quantiles.mean((0, 1)))
+        return td_loss(quantiles, self.target_value(batch), huber=True).sum(0)
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:
-        """Returns the reward plus the discounted score and entropy that the policy expects next, (B,)."""
+        """Returns the reward plus the discounted score and entropy that the policy expects next, (n_quantiles, B)."""
         assert batch.next is not None
         log_prob = class_logits(self.policy, batch.next).log_softmax(1)
-        scores = class_scores(self.target_critic, batch.next).amin(0)
-        value = (log_prob.exp() * (scores - self.temperature() * log_prob)).sum(1)
+        quantiles = mix_networks(scored_classes(self.target_critic, batch.next))
+        value = (log_prob.exp() * (quantiles - self.temperature() * log_prob)).sum(-1)
         reward, bootstrap = td_terms(batch, self.config.discount)
         return reward + bootstrap * value
 
@@ -86,7 +85,7 @@ class DiscreteSACLearner(GradientLearner):
         """
         log_prob = class_logits(self.policy, batch.obs).log_softmax(1)
         with torch.no_grad():
-            scores = class_scores(self.critic, batch.obs).amin(0)
+            scores = scored_classes(self.critic, batch.obs).mean(1).amin(0)
         entropy = -(log_prob.exp() * log_prob).sum(1)
         temperature = self.temperature().detach()
         self.log(temperature=temperature.expand_as(entropy), entropy=entropy)

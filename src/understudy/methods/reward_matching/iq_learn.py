@@ -67,6 +67,7 @@ class IQLearner(GradientLearner):
         if policy.target.kind == "discrete" or policy.window.horizon > 1:
             raise Unsupported("the critic scores single actions that are numbers", where="IQLearn",
                               hint="use a policy with horizon=1, for continuous actions")
+        config.critic.check_no_quantiles()
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer)

@@ -70,8 +70,8 @@ class FocusCrop(Encoder):
     def build(self, features, n_obs_steps):
         """Build the module. The inputs must be a square image and the column `at`."""
         images = [k for k, f in features.items() if f.kind == "image" and f.shape[0] == f.shape[1]]
-        points = [k for k, f in features.items() if k == self.at and f.kind == "vector" and f.shape == (2,)]
-        if len(images) != 1 or sorted(features) != sorted(images + points) or bool(points) != bool(self.at):
+        points = [k for k, f in features.items() if f.kind == "vector" and f.shape == (2,)]
+        if len(images) != 1 or points != [self.at] * bool(self.at) or len(features) != 1 + len(points):
             raise UserError(f"FocusCrop reads one square image and a point of two numbers, and the inputs are "
                             f"{', '.join(features)}.", where="FocusCrop.at",
                             hint="Name both in PolicyConfig.inputs, and the point in `at`.")
@@ -98,7 +98,8 @@ class _FocusCropNet(EncoderNet):
 
     def forward(self, obs, rng=None):
         image, mask = observed_column(obs, self.image)
-        image, point = 1 - image[:, -1].float() / 255, image.new_zeros(len(image), 2, dtype=torch.float32)
+        image = 1 - image[:, -1].float() / 255
+        point = torch.zeros_like(image[:, 0, 0, :1]).expand(-1, 2)
         if self.config.at:
             point, is_seen = observed_column(obs, self.config.at)
             point, mask = point[:, -1].float() * point.new_tensor([1, -1]), mask & is_seen  # rows go downwards

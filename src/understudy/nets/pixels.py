@@ -78,8 +78,8 @@ class FocusCrop(Encoder):
         return _FocusCropNet(self, images[0], features[images[0]].shape, n_obs_steps)
 
     def check_policy(self, codec, augmentations):
-        check_unscaled(codec, (self.at,) if self.at else (), "the point", "it would lie elsewhere in the image",
-                       "FocusCrop.at")
+        points = (self.at,) if self.at else ()
+        check_unscaled(codec, points, "the point", "it would lie elsewhere in the image", "FocusCrop.at")
 
 
 class _FocusCropNet(EncoderNet):
@@ -99,7 +99,7 @@ class _FocusCropNet(EncoderNet):
     def forward(self, obs, rng=None):
         image, mask = observed_column(obs, self.image)
         image = 1 - image[:, -1].float() / 255
-        point = torch.zeros_like(image[:, 0, 0, :1]).expand(-1, 2)
+        point = torch.zeros_like(image[:, 0, 0, :1]).expand(-1, 2)  # not by the number of rows, which ONNX would fix
         if self.config.at:
             point, is_seen = observed_column(obs, self.config.at)
             point, mask = point[:, -1].float() * point.new_tensor([1, -1]), mask & is_seen  # rows go downwards

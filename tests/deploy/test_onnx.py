@@ -38,6 +38,7 @@ from understudy.execute.streaming import StreamingExecutor
 from understudy.execute.streaming_flow import StreamingFlowExecutor
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.heads.base import Head, MemoryHead, TemperatureHead
+from understudy.heads.behavior_transformer import BeT
 from understudy.heads.cvae import CVAE
 from understudy.heads.diffusion import Diffusion
 from understudy.heads.flow import Flow
@@ -53,13 +54,15 @@ from understudy.methods.representation.pasta import ComponentTokenEncoder
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
+from understudy.nets.feed_forward import FeedForward
+from understudy.nets.grid import PerToken
 from understudy.nets.in_context import InContextTransformer
 from understudy.nets.lstm import LSTM
 from understudy.nets.mixture_of_experts import MoEFeedForward
 from understudy.nets.mlp import MLP
 from understudy.nets.mlp_mixer import MLPMixer
 from understudy.nets.object_attention import ObjectAttentionEncoder
-from understudy.nets.pixels import PixelEncoder
+from understudy.nets.pixels import FocusCrop, PixelEncoder
 from understudy.nets.point_cloud import PointNet
 from understudy.nets.recurrent import RecurrentEncoder
 from understudy.nets.small_denoiser import SmallDenoiser
@@ -177,6 +180,15 @@ def test_pick_and_place_in_an_image(head, tmp_path):
                           inputs=("observation.images.top",))
     policy, batch = random_batch(config, target=Feature("float32", (5,)),
                                  inputs={"observation.images.top": Feature("uint8", (16, 16, 3), "image")})
+    agrees(policy, batch, tmp_path / "policy.onnx")
+
+
+@pytest.mark.slow
+def test_a_crop_around_a_point(tmp_path):
+    codec = Normalizer(target="identity", unscaled=("observation.focus",))
+    config = PolicyConfig(BeT(9, square=1.0), PerToken(FeedForward(())), FocusCrop(cells=3), codec)
+    policy, batch = random_batch(config, inputs={"observation.images.top": Feature("uint8", (16, 16, 3), "image"),
+                                                 "observation.focus": Feature("float32", (2,))})
     agrees(policy, batch, tmp_path / "policy.onnx")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..core import AtLeast, part
+from ..core import Above, AtLeast, ConfigError, part
 from .base import TemperatureHead, cluster_chunks, gumbel_noise
 
 
@@ -26,6 +27,9 @@ class BeT(TemperatureHead):
         offset_weight: Weight of the squared error of the offset. The paper's 1e5 is for actions of standard deviation
             0.01, which is 10 in coded units.
         temperature: Temperature of the choice of the cluster. 0 takes the most likely one.
+        square: Half of the side of a square around 0, in coded units. The clusters are then its cells, row by row from
+            the top, as the tokens of an image, so that with the trunk `PerToken` a cell is chosen by what is seen
+            there. The target is a place, x to the right and y up. None: k-means.
 
     References:
         Shafiullah et al. (2022), Behavior Transformers: Cloning k Modes with One Stone, arXiv:2206.11251.
@@ -36,16 +40,26 @@ class BeT(TemperatureHead):
     gamma: Annotated[float, AtLeast(0)] = 2.0
     offset_weight: Annotated[float, AtLeast(0)] = 10.0
     temperature: Annotated[float, AtLeast(0)] = 1.0
+    square: Annotated[float | None, Above(0)] = None
+
+    def __post_init__(self):
+        if self.square and (self.joint or math.isqrt(self.n_clusters) ** 2 != self.n_clusters):
+            raise ConfigError(f"{self.n_clusters} clusters, joint={self.joint}", where="BeT.square",
+                              hint="use a square number of clusters, such as 144, and joint=False")
 
     def noise(self, horizon, coded_dim):
         return (horizon, self.n_clusters)
 
     def build(self, trunk, coded_dim, spec):
+        if self.square and coded_dim != 2:
+            raise ConfigError(f"the target has {coded_dim} components, and a place has two", where="BeT.square",
+                              hint="use square=None, which finds clusters by k-means")
         steps = spec.horizon if self.joint else 1
         return _Clusters(trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec), self.n_clusters, steps, coded_dim)
 
     def fit(self, net, pairs):
-        net.centers.copy_(cluster_chunks(pairs, self.n_clusters, self.joint))
+        net.centers.copy_(cell_centers(self.n_clusters, self.square) if self.square else
+                          cluster_chunks(pairs, self.n_clusters, self.joint))
 
     def loss(self, net, context, action, mask, rng):
         """Focal loss of the cluster and weighted squared error of the offset, (B, H)."""
@@ -77,6 +91,13 @@ class BeT(TemperatureHead):
         out = net.trunk(like[..., :0], like[..., :0], context).unflatten(-1, (self.n_clusters, -1))
         logits = out[..., 0]
         return logits.mean(1, keepdim=True).expand(logits.shape) if self.joint else logits, out[..., 1:]
+
+
+def cell_centers(n: int, half: float) -> Tensor:
+    """The centers of n equal cells of a square around 0, row by row from the top, (n, 1, 2)."""
+    side = math.isqrt(n)
+    middle = half * ((2 * torch.arange(side) + 1) / side - 1)
+    return torch.stack([middle.repeat(side), -middle.repeat_interleave(side)], 1).unsqueeze(1)
 
 
 class _Clusters(nn.Module):

@@ -172,4 +172,4 @@ CLAIMS = family(__file__, TABLE, {"174": Row(
     "progress-and-contrast", (BelowBound("success", "PPO", 0.05), GAIN, higher("encoder", "PPO", measure=DURING),
                               higher("both", "progress", measure=DURING), higher("both", "encoder", measure=DURING)),
     control="progress, shuffled", removes=(GAIN,),
-    reported=("random encoder", "PPO, paid by stage", "encoder, paid by stage", "progress, paid by stage"))})
+    reported=("cloned", "random encoder", "PPO, paid by stage", "encoder, paid by stage", "progress, paid by stage"))})

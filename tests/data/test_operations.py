@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fixtures.views import QUICK, bytes_of, demonstrations, plain
@@ -243,6 +245,34 @@ def test_an_operation_that_does_not_fit_says_so(operation, says):
 def test_an_operation_takes_plain_values_of_the_right_kind(kind, given):
     with pytest.raises(UserError, match=" is not "):
         kind(**given)
+
+
+NAN = float("nan")
+
+
+def scored(scores) -> Dataset:
+    return Dataset([replace(e, metadata={"score": score})
+                    for e, score in zip(demonstrations((2,) * len(scores)), scores, strict=True)], {"fps": 10.0})
+
+
+@pytest.mark.parametrize("scores, rising, falling", [
+    ([2, NAN, 1, 3, 0], [4, 2, 0, 3, 1], [3, 0, 2, 4, 1]), ([0.3, NAN, 0.1, 0.2], [2, 3, 0, 1], [0, 3, 2, 1]),
+    ([NAN, 2, None, np.float32("nan"), 1], [4, 1, 0, 2, 3], [1, 4, 0, 2, 3])])
+def test_nan_is_no_value_to_sort_or_filter_by(scores, rising, falling):
+    data = Dataset([replace(e, metadata={**e.metadata, "was": i}) for i, e in enumerate(scored(scores))])
+    for descending, order in ((False, rising), (True, falling)):
+        assert [e.metadata["was"] for e in Sort("score", descending).apply(data)] == order
+    without = sum(v is None or v != v for v in scores)
+    assert len(Filter("score").apply(data)) == len(Filter("score", at_least=-1).apply(data)) == len(scores) - without
+    assert len(Filter("score", negate=True).apply(data)) == without
+
+
+def test_values_that_have_no_order_are_refused():
+    for scores in ([1, "", 2], [np.arange(2), np.arange(2)], [{"a": 1}, {"a": 0}]):
+        with pytest.raises(UserError, match="not all numbers, and not all text"):
+            Sort("score").apply(scored(scores))
+    with pytest.raises(UserError, match="no episode has a value of 'score': all are NaN"):
+        Sort("score").apply(scored([NAN, NAN]))
 
 
 def test_fields():

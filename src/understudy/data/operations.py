@@ -109,7 +109,7 @@ class Filter(Operation):
 class Sort(Operation):
     """Sort the episodes by a field (see `episode_values`).
 
-    Episodes with equal values keep their order. Episodes without the field come last.
+    Episodes with equal values keep their order. Episodes without a value come last.
     """
 
     by: str
@@ -120,8 +120,8 @@ class Sort(Operation):
         episodes_with_value = [i for i, v in enumerate(values) if v is not None]
         try:
             order = sorted(episodes_with_value, key=lambda i: values[i], reverse=self.descending)
-        except TypeError:
-            raise UserError("the values cannot be compared: some are numbers, others are text or lists",
+        except (TypeError, ValueError):  # arrays are compared entry by entry
+            raise UserError("the values cannot be compared: they are not all numbers, and not all text",
                             where=f"order, {self.by}", hint="order by another field") from None
         return data.select([*order, *(i for i, v in enumerate(values) if v is None)])
 
@@ -402,12 +402,12 @@ class Label(Operation):
 
 
 def episode_values(data: Dataset, field: str) -> list[Any]:
-    """Return the value of a field for each episode. None for an episode without the field.
+    """Return the value of a field for each episode. None for an episode without the field, and for NaN.
 
     A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
     ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the
     same value at all steps of an episode. Several tasks of an episode become one text, "a; b". At least one
-    episode must have the field.
+    episode must have a value.
     """
     if field == "length":
         return data.lengths.tolist()
@@ -419,7 +419,14 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
                               *(n for n, f in data.source.schema.items() if f.size == 1),
                               *(["success"] if _SUCCESS in data.source.schema else [])})
         raise unknown_name("field", field, field_names, data.metadata.get("path", "data set"))
-    return values
+    if values and all(v is None or _is_nan(v) for v in values):
+        raise UserError(f"no episode has a value of {field!r}: all are NaN",
+                        where=data.metadata.get("path", "data set"), hint="choose another field")
+    return [None if _is_nan(v) else v for v in values]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _episode_value(episode: Episode, field: str, number: int):

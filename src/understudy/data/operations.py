@@ -16,6 +16,7 @@ import numpy as np
 from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
+from .packed_columns import cast_exactly, common_dtype, may_change
 from .sources import WrapperSource
 from .tasks import task_texts
 
@@ -492,7 +493,11 @@ class ConcatSource(WrapperSource):
         self.schema = {n: _common_feature(n, [s.get(n) for s in schemas]) for n in (schemas[0] if parts else ())
                        if n not in leave_out}
         sources = [source.key for source, _ in parts]
-        self.key = cache.json_digest("joined", sources, [list(map(int, n)) for _, n in parts]) if all(sources) else ""
+        checked = [n for n, f in self.schema.items() if f.kind != "string"
+                   and any(may_change(s[n].dtype, f.dtype) for s in schemas)]
+        exact = [checked] if checked else []  # the cache may have their rounded numbers of an older version
+        numbers = [list(map(int, n)) for _, n in parts]
+        self.key = cache.json_digest("joined", sources, numbers, *exact) if all(sources) else ""
 
     def _concat(self, what) -> np.ndarray:
         return np.concatenate([np.asarray(what(s))[np.asarray(n, np.int64)] for s, n in self._parts]
@@ -504,7 +509,9 @@ class ConcatSource(WrapperSource):
     def column(self, name, episode):
         part, number = self._locate[episode]
         column, f = self._parts[part][0].column(name, number), self.schema[name]
-        return column if f.kind == "string" or column.dtype == f.dtype else np.asarray(column).astype(f.dtype)
+        if f.kind == "string" or column.dtype == f.dtype:
+            return column
+        return cast_exactly(np.asarray(column), f.dtype, f"merge, data set {part}, episode {number}, column {name!r}")
 
     def frames(self, name, episode):
         part, number = self._locate[episode]
@@ -731,11 +738,12 @@ def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
                             hint="leave the column out, or make it alike first")
     if first.kind == "string":
         return first
-    dtype = np.result_type(*(f.dtype for f in present)).name
-    counts = [f.num_classes for f in present if f.num_classes]
+    dtype = common_dtype(f.dtype for f in present).name
+    kind = first.kind if len({f.kind for f in present}) == 1 else "vector"
+    counts = [f.num_classes for f in present if f.num_classes and kind == "discrete"]
     choices = tuple(map(max, zip(*counts, strict=True))) if len(counts) == len(present) else None
     alike = all(f.names == first.names for f in present), all(f.unit == first.unit for f in present)
-    return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
+    return replace(first, dtype=dtype, kind=kind, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
 
 

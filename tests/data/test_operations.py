@@ -198,6 +198,40 @@ def test_another_rate_goes_by_the_timestamps():
         Resample(5.0).apply(line([0.0, 0.2, 0.1, 0.3, 0.4]))
 
 
+TIMES = np.arange(30) / 10
+
+
+@pytest.mark.parametrize("times, says", [
+    ((1.7e9 + TIMES).astype(np.float32), "timestamps are equal: near 1.7e.09, float32 has multiples of 128 only\n"),
+    (np.zeros(30), "timestamp: most timestamps are equal\n"),
+    (1000 * TIMES, "timestamp: timestamps are read as seconds, and are 100 apart: each step would become 500 steps\n"),
+    ((1_700_000_000_000_000_000 + 1e9 * TIMES).astype(np.int64), "would become 500,000,000 steps\n  -> divide milli"),
+    (np.append(0, 1.7e9 + TIMES[1:]), "step 1, timestamp: the step comes 1.7e.09 s after the one before"),
+    (np.array(["2024-01-01T00:00:00"] * 30), "step 0, timestamp: a timestamp must be one number of seconds, not '2024"),
+    (np.stack([TIMES, TIMES], 1), "must be one number of seconds, not .0.0, 0.0")])
+def test_times_that_cannot_be_seconds_are_refused_at_another_rate(times, says):
+    with pytest.raises(UserError, match=f"^data set, episode 0.*{says}") as error:
+        Resample(5.0).apply(line(times, 30))
+    assert "--drop timestamp" in error.value.hint
+    kept = Drop(("timestamp",)).apply(line(times, 30))
+    assert Resample(5.0).apply(kept).lengths.tolist() == [15]
+
+
+def test_slow_steps_are_legal_times():
+    """A step every 20 s, shown more rarely and three times as often; and ten equal times of a burst."""
+    slow = line(np.arange(30) * 20.0, 30, fps=0.05)
+    assert Resample(0.025).apply(slow).lengths.tolist() == [15] and Resample(0.15).apply(slow).lengths.tolist() == [90]
+    burst = line(np.append(np.zeros(10), TIMES[1:21]), 30)
+    assert Resample(5.0).apply(burst).lengths.tolist() == [11]
+
+
+def test_whole_seconds_and_small_integers_do_not_overflow_at_another_rate():
+    data = line(np.arange(5), 5, fps=1.0)
+    assert Resample(2.0).apply(data)[0].steps["timestamp"].tolist() == [t / 2 for t in range(10)]
+    reward = Dataset([data[0].replace({"next.reward": np.full(5, 100, np.uint8)})], {"fps": 1.0})
+    assert Resample(0.2).apply(reward)[0].steps["next.reward"].tolist() == [500]
+
+
 def test_a_crop_keeps_what_was_seen_last_and_counts_time_from_its_first_step():
     data = Crop(1, -1).apply(line([0.0, 0.1, 0.2, 0.3, 0.4]))[0]
     assert data.steps[STATE][:, 0].tolist() == [10, 20, 30, 40] and data.steps[ACTION][:, 0].tolist() == [1, 2, 3]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fixtures.cli import refused
 
@@ -38,3 +39,27 @@ def test_what_a_subcommand_needs(call, mixed, tmp_path):
     refused(call("view", "make", mixed), "understudy view make: make needs --out FILE\n")
     refused(call("view", "show", mixed, "--out", tmp_path / "v.json"), "show writes nothing, so it takes no --out\n")
     refused(call("view", "make", "--out", tmp_path / "v.json"), "make needs a path\n")
+
+
+def test_a_value_is_compared_with_numbers_and_with_text(call, mixed, tmp_path):
+    """Some episodes have the number 1, others the text "1": no episode of theirs is kept or left out alone."""
+    marked = Dataset([replace(e, metadata={"who": [1, "1", "b"][i % 3]}) for i, e in enumerate(open_dataset(mixed))])
+    write_dataset(marked, tmp_path / "marked.npz")
+    for condition, n in (("who=1", 8), ("who!=1", 4), ("who=1,b", 12)):
+        path = tmp_path / f"{n}.json"
+        assert call("view", "make", tmp_path / "marked.npz", "--out", path, "--filter", condition)[0] == 0
+        assert len(open_dataset(path)) == n
+
+
+def test_a_value_that_no_episode_has_leaves_none_out_and_says_so(call, mixed, tmp_path):
+    code, out, err = call("view", "make", mixed, "--out", tmp_path / "v.json", "--filter", "success!=yes", "--json")
+    assert code == 0 and err == "warning: success is yes in no episode, so none is left out\n"
+
+
+def test_times_that_contradict_the_rate_are_warned_of(call, mixed, tmp_path):
+    """Times in minutes: nothing but the rate of the data tells that they are not seconds."""
+    def timed(e):
+        return e.replace({"timestamp": np.arange(len(e)) / 600})
+    write_dataset(Dataset(list(map(timed, open_dataset(mixed))), {"fps": 10.0}), tmp_path / "minutes.npz")
+    code, out, err = call("view", "make", tmp_path / "minutes.npz", "--out", tmp_path / "v.json", "--fps", 5)
+    assert code == 0 and "warning: timestamps are 0.001667 s apart (600 a second), fps says 10 (" in err

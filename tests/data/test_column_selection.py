@@ -283,6 +283,13 @@ def test_whole_numbers_of_text_are_quantities_unless_the_user_says_classes(tmp_p
 OWN = ("--columns", "state=q1,q2", "action=u", "episode=run")
 
 
+def test_integers_of_two_kinds_are_stacked_as_integers(tmp_path):
+    ids = 2**60 + np.arange(4)
+    np.savez(tmp_path / "a.npz", q=np.zeros(4), u=ids, v=ids.astype(np.uint64), episode_ends=np.array([4]))
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u,v"]))
+    assert data.features()[ACTION].dtype == "int64" and data[0].steps[ACTION].tolist() == [[i, i] for i in ids.tolist()]
+
+
 def test_mistakes_that_glue_or_cut_episodes_are_told(tmp_path):
     stored, ends = arrays(), np.isin(np.arange(24), np.cumsum(LENGTHS) - 1)
     flags = tmp_path / "done.csv"

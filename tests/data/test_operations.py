@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fixtures.views import QUICK, bytes_of, demonstrations, plain
@@ -196,6 +198,40 @@ def test_another_rate_goes_by_the_timestamps():
         Resample(5.0).apply(line([0.0, 0.2, 0.1, 0.3, 0.4]))
 
 
+TIMES = np.arange(30) / 10
+
+
+@pytest.mark.parametrize("times, says", [
+    ((1.7e9 + TIMES).astype(np.float32), "timestamps are equal: near 1.7e.09, float32 has multiples of 128 only\n"),
+    (np.zeros(30), "timestamp: most timestamps are equal\n"),
+    (1000 * TIMES, "timestamp: timestamps are read as seconds, and are 100 apart: each step would become 500 steps\n"),
+    ((1_700_000_000_000_000_000 + 1e9 * TIMES).astype(np.int64), "would become 500,000,000 steps\n  -> divide milli"),
+    (np.append(0, 1.7e9 + TIMES[1:]), "step 1, timestamp: the step comes 1.7e.09 s after the one before"),
+    (np.array(["2024-01-01T00:00:00"] * 30), "step 0, timestamp: a timestamp must be one number of seconds, not '2024"),
+    (np.stack([TIMES, TIMES], 1), "must be one number of seconds, not .0.0, 0.0")])
+def test_times_that_cannot_be_seconds_are_refused_at_another_rate(times, says):
+    with pytest.raises(UserError, match=f"^data set, episode 0.*{says}") as error:
+        Resample(5.0).apply(line(times, 30))
+    assert "--drop timestamp" in error.value.hint
+    kept = Drop(("timestamp",)).apply(line(times, 30))
+    assert Resample(5.0).apply(kept).lengths.tolist() == [15]
+
+
+def test_slow_steps_are_legal_times():
+    """A step every 20 s, shown more rarely and three times as often; and ten equal times of a burst."""
+    slow = line(np.arange(30) * 20.0, 30, fps=0.05)
+    assert Resample(0.025).apply(slow).lengths.tolist() == [15] and Resample(0.15).apply(slow).lengths.tolist() == [90]
+    burst = line(np.append(np.zeros(10), TIMES[1:21]), 30)
+    assert Resample(5.0).apply(burst).lengths.tolist() == [11]
+
+
+def test_whole_seconds_and_small_integers_do_not_overflow_at_another_rate():
+    data = line(np.arange(5), 5, fps=1.0)
+    assert Resample(2.0).apply(data)[0].steps["timestamp"].tolist() == [t / 2 for t in range(10)]
+    reward = Dataset([data[0].replace({"next.reward": np.full(5, 100, np.uint8)})], {"fps": 1.0})
+    assert Resample(0.2).apply(reward)[0].steps["next.reward"].tolist() == [500]
+
+
 def test_a_crop_keeps_what_was_seen_last_and_counts_time_from_its_first_step():
     data = Crop(1, -1).apply(line([0.0, 0.1, 0.2, 0.3, 0.4]))[0]
     assert data.steps[STATE][:, 0].tolist() == [10, 20, 30, 40] and data.steps[ACTION][:, 0].tolist() == [1, 2, 3]
@@ -243,6 +279,34 @@ def test_an_operation_that_does_not_fit_says_so(operation, says):
 def test_an_operation_takes_plain_values_of_the_right_kind(kind, given):
     with pytest.raises(UserError, match=" is not "):
         kind(**given)
+
+
+NAN = float("nan")
+
+
+def scored(scores) -> Dataset:
+    return Dataset([replace(e, metadata={"score": score})
+                    for e, score in zip(demonstrations((2,) * len(scores)), scores, strict=True)], {"fps": 10.0})
+
+
+@pytest.mark.parametrize("scores, rising, falling", [
+    ([2, NAN, 1, 3, 0], [4, 2, 0, 3, 1], [3, 0, 2, 4, 1]), ([0.3, NAN, 0.1, 0.2], [2, 3, 0, 1], [0, 3, 2, 1]),
+    ([NAN, 2, None, np.float32("nan"), 1], [4, 1, 0, 2, 3], [1, 4, 0, 2, 3])])
+def test_nan_is_no_value_to_sort_or_filter_by(scores, rising, falling):
+    data = Dataset([replace(e, metadata={**e.metadata, "was": i}) for i, e in enumerate(scored(scores))])
+    for descending, order in ((False, rising), (True, falling)):
+        assert [e.metadata["was"] for e in Sort("score", descending).apply(data)] == order
+    without = sum(v is None or v != v for v in scores)
+    assert len(Filter("score").apply(data)) == len(Filter("score", at_least=-1).apply(data)) == len(scores) - without
+    assert len(Filter("score", negate=True).apply(data)) == without
+
+
+def test_values_that_have_no_order_are_refused():
+    for scores in ([1, "", 2], [np.arange(2), np.arange(2)], [{"a": 1}, {"a": 0}]):
+        with pytest.raises(UserError, match="not all numbers, and not all text"):
+            Sort("score").apply(scored(scores))
+    with pytest.raises(UserError, match="no episode has a value of 'score': all are NaN"):
+        Sort("score").apply(scored([NAN, NAN]))
 
 
 def test_fields():

@@ -21,6 +21,7 @@ from ..data.episode import Dataset, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
+from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
 from ..hints import pluralize
 from . import action_motion, lerobot_checks
@@ -30,7 +31,6 @@ Check = Callable[[Dataset], Iterator[Finding]]
 _LEAVE_OUT = "leave the episode out, or take the data from a copy"
 _CHUNK = 64  # frames held at a time
 _AT_ONCE = 1 << 22  # numbers that are checked together
-_SECONDS = 10  # between steps: times that are farther apart are hardly seconds
 _FEW_VALUES = 20  # of an action, which may then be classes or quantities
 
 
@@ -228,7 +228,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
                       "resample all episodes to one rate: understudy view make DATA --out VIEW --fps HZ",
                       Location(feature="timestamp"))
         return
-    if typical >= _SECONDS:
+    if typical >= LONG_STEP:
         yield Finding("timestamps-unit", "warning", f"timestamps are {typical:.4g} apart, and are read as seconds",
                       "if they are milliseconds or nanoseconds, divide them first", Location(feature="timestamp"))
     within = between[between <= 1.75 * typical]

@@ -7,12 +7,13 @@ is only probable.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from ..core import Feature, role
 from ..data.episode import Dataset
+from ..data.packed_columns import cast_exactly, common_dtype, may_change
 from .base import Finding, Location
 
 _STEPS, _EPISODES, _WIDTH = 20_000, 200, 64  # for statistics: rows, evenly spaced episodes, components
@@ -43,6 +44,19 @@ def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
     schemas = [d.features() for d in sets.values()]
     return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if any(n not in s for s in schemas)
                  or len({(s[n].shape, s[n].kind == "string") for s in schemas}) > 1)
+
+
+def check_exact(sets: Mapping[str, Dataset], leave_out: Collection[str] = ()) -> None:
+    """Raises DataError for the first integer that the type of its column in a merge does not hold.
+
+    Only columns that have integers of 64 bits in one data set, and another type in another one, are read.
+    """
+    schemas = [d.features() for d in sets.values()]
+    for name in (n for n, f in schemas[0].items() if n not in leave_out and f.kind != "string"):
+        dtype = common_dtype(s[name].dtype for s in schemas)
+        for (path, data), schema in zip(sets.items(), schemas, strict=True):
+            for e, episode in enumerate(data if may_change(schema[name].dtype, dtype) else ()):
+                cast_exactly(np.asarray(episode.steps[name]), dtype, f"{path}, episode {e}, column {name!r}")
 
 
 def unit_of_ratio(ratio: float, tolerance: float = 4 / 3) -> str | None:
@@ -101,10 +115,12 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
             continue
         if (f.kind, np.dtype(f.dtype).kind if f.kind != "string" else "U") != (
                 g.kind, np.dtype(g.dtype).kind if g.kind != "string" else "U"):
+            otherwise = "it is left out" if "string" in (f.kind, g.kind) else f"it is read as {_describe_joined(f, g)}"
             yield finding("kind-differs", "error", (f"{name} holds {f.dtype} ({f.kind})", f"{g.dtype} ({g.kind})"),
-                          "store it as one kind; otherwise the wider kind of number is read", name)
+                          f"store it as one kind; otherwise {otherwise}", name)
         elif f.dtype != g.dtype:
-            yield finding("dtype-differs", "warning", (f"{name} is {f.dtype}", g.dtype), "the wider is read", name)
+            yield finding("dtype-differs", "warning", (f"{name} is {f.dtype}", g.dtype),
+                          f"it is read as {_describe_joined(f, g)}", name)
         if f.names and g.names and f.names != g.names:
             order = " (the same in another order)" if sorted(f.names) == sorted(g.names) else ""
             yield finding("names-differ", "error", (f"{name} holds {', '.join(f.names)}", ", ".join(g.names) + order),
@@ -117,6 +133,11 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
         elif bool(f.unit) != bool(g.unit):
             yield finding("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),
                           "make sure that it is the same", name)
+
+
+def _describe_joined(f: Feature, g: Feature) -> str:
+    dtype = common_dtype((f.dtype, g.dtype)).name
+    return dtype if f.kind == g.kind else f"{dtype} (vector)"
 
 
 def _compare_metadata(one: Dataset, other: Dataset, finding) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
     o = parse(MergeOptions, "merge", args)
     from ..audit import check_usable
     from ..audit.base import AuditReport
-    from ..audit.compatibility import find_disagreements, unmergeable_columns
+    from ..audit.compatibility import check_exact, find_disagreements, unmergeable_columns
     from ..audit.leakage import find_leakage
     from ..data import views
     from ..data.formats import open_dataset
@@ -61,6 +61,7 @@ def main(args: list[str]) -> None:
         if "action" in dropped_columns:
             raise UserError("the actions differ too much to be merged",
                             where="understudy merge", hint="merge data of one robot")
+        check_exact(sets, dropped_columns)
         view = views.write_view(o.out, o.data, Operation(dropped_columns), created_with={
             "command": "merge", "ignore": list(o.ignore), "findings": [f"{f.code}: {f.message}" for f in findings]})
         out.print(f"{view.episodes} episodes, {view.steps} steps. Written to {o.out}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,13 +111,29 @@ def _make_view(o: ViewOptions, out: Output) -> None:
         # Parse the value with the type of the field.
         operation = parsed_operation if isinstance(parsed_operation, Operation) else parsed_operation(data)
         operations.append(operation)
-        data = operation.apply(data)
+        before, data = data, operation.apply(data)
+        for doubt in _doubts(operation, before, data):
+            print(f"warning: {doubt}", file=sys.stderr)
     if o.fps is not None and action_convention(data) == "delta":
         out.print("warning: the actions look like differences per step, and another rate means another speed")
     view = views.write_view(o.out, o.path, *operations, created_with={"command": "view make"})
     out.print(f"{view.episodes} episodes, {view.steps} steps. Written to {o.out}")
     out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
     out.print_json(views.lineage(o.out))
+
+
+def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
+    """What to warn of after an operation that fits the data, but may not do what was meant."""
+    from ..audit.checks import check_timestamps
+    from ..data.operations import Filter, Resample
+
+    if isinstance(operation, Filter) and operation.negate and len(after) == len(before):
+        unmatched = ", ".join(dict.fromkeys(map(str, operation.equals or ())))
+        return [f"{operation.field} is {unmatched} in no episode, so none is left out"]
+    if not isinstance(operation, Resample) or not len(before):
+        return []
+    return [f"{f.message} ({f.remedy})" for f in check_timestamps(before)
+            if f.code in ("fps-disagrees", "timestamps-unit")]
 
 
 def _parse_operations(o: ViewOptions) -> list[Operation | Callable[[Dataset], Operation]]:
@@ -157,8 +174,8 @@ def _parse_condition(text: str, data) -> Operation:
                     return Filter(name, **{"at_least" if sign == ">=" else "at_most": number})
                 break
             values = [w for v in episode_values(data, name) for w in (v if isinstance(v, list) else [v])]
-            holds_text = any(isinstance(v, str) for v in values)
-            parsed = tuple(v if holds_text else _parse_scalar(v) for v in value.split(","))
+            kinds = {isinstance(v, str) for v in values if v is not None} or {False}
+            parsed = tuple(v if is_text else _parse_scalar(v) for is_text in sorted(kinds) for v in value.split(","))
             condition = Filter(name, parsed, negate=sign == "!=")
             if not len(condition.apply(data)):
                 options = dict.fromkeys(v if isinstance(v, str) else json.dumps(v, default=str) for v in values)

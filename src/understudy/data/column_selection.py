@@ -24,6 +24,7 @@ from .formats.folder import NpzFolderSource, episode_files, not_seconds, open_cs
 from .formats.hdf5_arrays import array_names, hdf5_files, open_arrays
 from .formats.npz import NpzSource, episodes_hint
 from .formats.npz_arrays import NpzArrays
+from .packed_columns import cast_exactly, common_dtype
 from .sources import WrapperSource
 
 _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
@@ -176,7 +177,7 @@ class SelectedColumns(WrapperSource):
 
     def __init__(self, inner: ColumnSource, selection: Selection, where: str):
         super().__init__(inner, {name: list(parts) for name, parts in selection.items()})
-        self._parts, self._reading = {}, {}
+        self._parts, self._reading, self._where = {}, {}, where
         for name, parts in selection.items():
             columns, self._reading[name] = _split_reading(parts)
             self._parts[name] = [_find_part(part, inner, where) for part in columns]
@@ -214,7 +215,7 @@ class SelectedColumns(WrapperSource):
             raise DataError(f"{non_numeric[0]} is not numeric, and {name} is made of several columns", where=where,
                             hint="give images and texts a column of their own")
         names = tuple(n for part in self._parts[name] for n in self._component_names(*part))
-        dtype = np.result_type(*(f.dtype for f in features))
+        dtype = common_dtype(f.dtype for f in features)
         kind = Feature.from_array(np.empty((0, len(names)), dtype)).kind
         return Feature(dtype.name, (len(names),), "vector" if kind == "text" else kind, names)
 
@@ -273,7 +274,10 @@ class SelectedColumns(WrapperSource):
         rows = min(map(len, columns))
         flat = [np.asarray(c[:rows]).reshape(rows, -1) for c in columns]
         some = [c if i is None else c[:, i:i + 1] for c, (_, i) in zip(flat, self._parts[name], strict=True)]
-        return np.concatenate(some, 1)
+        dtype = common_dtype(c.dtype for c in some)
+        if dtype.kind == "i":  # floats are quantities, which may be rounded
+            some = [cast_exactly(c, dtype, f"{self._where}, {name}, episode {episode}") for c in some]
+        return np.concatenate(some, 1, dtype=dtype)
 
     def frames(self, name, episode):
         return self.inner.frames(self._parts[name][0][0] if name in self._parts else name, episode)

@@ -16,11 +16,16 @@ import numpy as np
 from ..core import AtLeast, Feature, UserError, is_of_kind, keys, part, role, unknown_name
 from . import cache
 from .episode import ColumnSource, Dataset, Episode
+from .packed_columns import cast_exactly, common_dtype, may_change
 from .sources import WrapperSource
 from .tasks import task_texts
 
 Scalar = str | bool | int | float
 _TIMESTAMP, _SUCCESS = "timestamp", "next.success"
+_DROP_TIMES = ("Without the column, the rate of the data counts, if it is known: understudy view make DATA --drop "
+               "timestamp --out VIEW")
+LONG_STEP = 10  # between steps: times that are farther apart are hardly seconds
+_MAX_STEPS_OF_STEP, _MAX_STEPS_OF_GAP = 10, 10_000  # new steps of a usual long step, and of the longest
 
 
 class Operation(ABC):
@@ -109,7 +114,7 @@ class Filter(Operation):
 class Sort(Operation):
     """Sort the episodes by a field (see `episode_values`).
 
-    Episodes with equal values keep their order. Episodes without the field come last.
+    Episodes with equal values keep their order. Episodes without a value come last.
     """
 
     by: str
@@ -120,8 +125,8 @@ class Sort(Operation):
         episodes_with_value = [i for i, v in enumerate(values) if v is not None]
         try:
             order = sorted(episodes_with_value, key=lambda i: values[i], reverse=self.descending)
-        except TypeError:
-            raise UserError("the values cannot be compared: some are numbers, others are text or lists",
+        except (TypeError, ValueError):  # arrays are compared entry by entry
+            raise UserError("the values cannot be compared: they are not all numbers, and not all text",
                             where=f"order, {self.by}", hint="order by another field") from None
         return data.select([*order, *(i for i, v in enumerate(values) if v is None)])
 
@@ -218,7 +223,8 @@ class Merge(Operation):
     """Join the episodes of several datasets, one dataset after the other.
 
     The columns are those of the first dataset without `drop_columns`. All datasets must have them with the same shapes.
-    Numbers of different widths are converted to the wider dtype. fps and robot_type become None if they differ.
+    Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
+    (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
     `audit.compatibility` checks in more detail whether datasets go together.
     """
 
@@ -336,7 +342,8 @@ class Resample(Operation):
     """Change the number of steps per second.
 
     New step k is at k / fps seconds after the first step. The new steps cover the time of all old steps. The time of an
-    old row is its `timestamp`. Without that column, row t is at t / (fps of the data).
+    old row is its `timestamp`, in seconds. Without that column, row t is at t / (fps of the data). Times that are
+    mostly equal or can hardly be seconds are refused.
 
     Whatever the rule, `next.reward` is the sum over the old steps that a new step covers, and other outcomes that are
     flags (`next.terminated`) are true if they are true at any of these steps. A row after the last action stays the
@@ -362,7 +369,8 @@ class Resample(Operation):
                 hint="add fps or timestamps where it was recorded",
             )
         narrowed = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
-        return Dataset(ResampledSource(narrowed.source, data.fps, float(self.fps), self.rule),
+        path = str(data.metadata.get("path") or "data set")
+        return Dataset(ResampledSource(narrowed.source, data.fps, float(self.fps), self.rule, path),
                        {**data.metadata, "fps": float(self.fps)}, narrowed.indices)
 
 
@@ -402,12 +410,12 @@ class Label(Operation):
 
 
 def episode_values(data: Dataset, field: str) -> list[Any]:
-    """Return the value of a field for each episode. None for an episode without the field.
+    """Return the value of a field for each episode. None for an episode without the field, and for NaN.
 
     A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
     ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the
     same value at all steps of an episode. Several tasks of an episode become one text, "a; b". At least one
-    episode must have the field.
+    episode must have a value.
     """
     if field == "length":
         return data.lengths.tolist()
@@ -419,7 +427,14 @@ def episode_values(data: Dataset, field: str) -> list[Any]:
                               *(n for n, f in data.source.schema.items() if f.size == 1),
                               *(["success"] if _SUCCESS in data.source.schema else [])})
         raise unknown_name("field", field, field_names, data.metadata.get("path", "data set"))
-    return values
+    if values and all(v is None or _is_nan(v) for v in values):
+        raise UserError(f"no episode has a value of {field!r}: all are NaN",
+                        where=data.metadata.get("path", "data set"), hint="choose another field")
+    return [None if _is_nan(v) else v for v in values]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _episode_value(episode: Episode, field: str, number: int):
@@ -485,7 +500,11 @@ class ConcatSource(WrapperSource):
         self.schema = {n: _common_feature(n, [s.get(n) for s in schemas]) for n in (schemas[0] if parts else ())
                        if n not in leave_out}
         sources = [source.key for source, _ in parts]
-        self.key = cache.json_digest("joined", sources, [list(map(int, n)) for _, n in parts]) if all(sources) else ""
+        checked = [n for n, f in self.schema.items() if f.kind != "string"
+                   and any(may_change(s[n].dtype, f.dtype) for s in schemas)]
+        exact = [checked] if checked else []  # the cache may have their rounded numbers of an older version
+        numbers = [list(map(int, n)) for _, n in parts]
+        self.key = cache.json_digest("joined", sources, numbers, *exact) if all(sources) else ""
 
     def _concat(self, what) -> np.ndarray:
         return np.concatenate([np.asarray(what(s))[np.asarray(n, np.int64)] for s, n in self._parts]
@@ -497,7 +516,9 @@ class ConcatSource(WrapperSource):
     def column(self, name, episode):
         part, number = self._locate[episode]
         column, f = self._parts[part][0].column(name, number), self.schema[name]
-        return column if f.kind == "string" or column.dtype == f.dtype else np.asarray(column).astype(f.dtype)
+        if f.kind == "string" or column.dtype == f.dtype:
+            return column
+        return cast_exactly(np.asarray(column), f.dtype, f"merge, data set {part}, episode {number}, column {name!r}")
 
     def frames(self, name, episode):
         part, number = self._locate[episode]
@@ -555,11 +576,15 @@ class ResampledSource(WrapperSource):
 
     Args:
         old: Its steps per second. None if they are not known: it must then have the column `timestamp`.
+        path: Where the data are, for error messages.
     """
 
-    def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str):
-        super().__init__(inner, old, fps, rule)
-        self._old, self._fps, self._rule = old, fps, rule
+    def __init__(self, inner: ColumnSource, old: float | None, fps: float, rule: str, path: str):
+        dtypes = {n: dtype for n, f in inner.schema.items() if (dtype := _resampled_dtype(n, f)) != f.dtype}
+        super().__init__(inner, old, fps, rule, *([dtypes] if dtypes else []))
+        self.schema = {n: replace(f, dtype=dtypes[n], kind="vector", num_classes=None) if n in dtypes else f
+                       for n, f in inner.schema.items()}
+        self._old, self._fps, self._rule, self._path = old, fps, rule, path
         self._plans: dict[int, tuple] = {}
         if _TIMESTAMP in inner.schema:
             self.lengths = np.array([len(self._resample_plan(e)[0]) for e in range(len(inner.lengths))], np.int64)
@@ -575,15 +600,22 @@ class ResampledSource(WrapperSource):
         if _TIMESTAMP not in self.inner.schema:
             assert self._old is not None  # `Resample.apply` refuses data with neither
             return np.arange(n + 1) / self._old
-        times = np.asarray(self.inner.column(_TIMESTAMP, episode), np.float64).reshape(-1)[:n]
+        column, place = np.asarray(self.inner.column(_TIMESTAMP, episode)), f"{self._path}, episode {episode}"
+        try:
+            times = column.astype(np.float64).reshape(len(column))[:n]
+        except ValueError:
+            raise UserError(f"a timestamp must be one number of seconds, not {column[0].tolist()!r}",
+                            where=f"{place}, step 0, timestamp", hint=_DROP_TIMES) from None
         gaps = np.diff(times)
         if not np.isfinite(times).all() or (gaps < 0).any():
             at = int(np.argmax(~(gaps >= 0))) + 1 if n > 1 else 0
             raise UserError(
                 f"timestamps must be finite and not decrease, but {times[at]} comes after {times[max(at - 1, 0)]}",
-                where=f"episode {episode}, step {at}, timestamp",
+                where=f"{place}, step {at}, timestamp",
                 hint="understudy audit says what is wrong",
             )
+        if n > 1:
+            _check_gaps(times, gaps, column.dtype, self._fps, place)
         last = 1 / self._old if self._old else float(np.median(gaps)) if n > 1 else 0.0
         return np.append(times, times[-1] + last) - times[0]
 
@@ -609,6 +641,8 @@ class ResampledSource(WrapperSource):
 
     def column(self, name, episode):
         column = np.asarray(self.inner.column(name, episode))
+        if self.schema[name] != self.inner.schema[name]:
+            column = column.astype(self.schema[name].dtype)
         (last, at, times), n = self._resample_plan(episode), int(self.inner.lengths[episode])
         if name == _TIMESTAMP:
             resampled = at.reshape(-1, *(1,) * (column.ndim - 1)).astype(column.dtype)
@@ -639,6 +673,35 @@ class ResampledSource(WrapperSource):
             here = np.append(here, total) if (rows == n).any() else here
             if len(here):
                 yield here, image
+
+
+def _resampled_dtype(name: str, feature: Feature) -> str:
+    """The dtype of a column at another rate: new times are no whole numbers, and sums need more bits."""
+    if name == _TIMESTAMP and (feature.kind == "string" or np.dtype(feature.dtype).kind != "f"):
+        return "float64"
+    is_integer = feature.kind != "string" and np.dtype(feature.dtype).kind in "iu"
+    return "int64" if name == "next.reward" and is_integer else feature.dtype
+
+
+def _check_gaps(times: np.ndarray, gaps: np.ndarray, dtype: np.dtype, fps: float, where: str) -> None:
+    """Refuses times (s) of one episode with which its steps would be lost, or would become many steps each."""
+    usual_gap, step = float(np.median(gaps)), int(np.argmax(gaps)) + 1
+    if usual_gap == 0:
+        spacing = float(np.spacing(np.array(times[-1], dtype))) if dtype.kind == "f" else 0.0
+        rounding = f": near {times[-1]:.4g}, {dtype} has multiples of {spacing:.4g} only" if spacing > 1e-3 else ""
+        raise UserError(f"most timestamps are equal{rounding}", where=f"{where}, timestamp",
+                        hint=f"store seconds from the start of the episode, or as float64. {_DROP_TIMES}")
+    if usual_gap >= LONG_STEP and usual_gap * fps >= _MAX_STEPS_OF_STEP:
+        slow_rate = 0.9 * _MAX_STEPS_OF_STEP / usual_gap
+        detour = f"If they are seconds, make a view with --fps {slow_rate:.2g} first, and resample that. "
+        raise UserError(f"timestamps are read as seconds, and are {usual_gap:.4g} apart: each step would become "
+                        f"{usual_gap * fps:,.0f} steps", where=f"{where}, timestamp",
+                        hint="divide milliseconds by 1000 and nanoseconds by 1e9. "
+                        f"{detour if slow_rate > 1e-3 else ''}{_DROP_TIMES}")
+    if gaps[step - 1] * fps > _MAX_STEPS_OF_GAP:
+        raise UserError(f"the step comes {gaps[step - 1]:.4g} s after the one before it, which would become "
+                        f"{gaps[step - 1] * fps:,.0f} steps", where=f"{where}, step {step}, timestamp",
+                        hint=f"correct the time, or leave the episode out. {_DROP_TIMES}")
 
 
 def _interpolate(column, last, at, times):
@@ -724,11 +787,12 @@ def _common_feature(name: str, features: Sequence[Feature | None]) -> Feature:
                             hint="leave the column out, or make it alike first")
     if first.kind == "string":
         return first
-    dtype = np.result_type(*(f.dtype for f in present)).name
-    counts = [f.num_classes for f in present if f.num_classes]
+    dtype = common_dtype(f.dtype for f in present).name
+    kind = first.kind if len({f.kind for f in present}) == 1 else "vector"
+    counts = [f.num_classes for f in present if f.num_classes and kind == "discrete"]
     choices = tuple(map(max, zip(*counts, strict=True))) if len(counts) == len(present) else None
     alike = all(f.names == first.names for f in present), all(f.unit == first.unit for f in present)
-    return replace(first, dtype=dtype, num_classes=choices, names=first.names if alike[0] else None,
+    return replace(first, dtype=dtype, kind=kind, num_classes=choices, names=first.names if alike[0] else None,
                    unit=first.unit if alike[1] else None)
 
 

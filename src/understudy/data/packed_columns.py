@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import UserError
+from ..core import DataError, UserError, role
 from .episode import Dataset, Episode, episode_starts
+
+_EXACT = 2**53  # whole numbers up to here are exact as float64
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class PackedColumns:
                 continue
             parts = [_episode_column(data, episode, i, name) for i, episode in enumerate(data)]
             _check_shapes(data, name, [p.shape[1:] for p in parts])
+            if len({p.dtype for p in parts}) > 1:
+                parts = _cast_parts(data, parts, name)
             columns[name] = _pack_column(parts, length)
         places = [length]
         return PackedColumns(
@@ -144,6 +148,44 @@ def _step_shape(data: Dataset, episode: Episode, i: int, name: str) -> tuple[int
     return column.shape[1:]
 
 
+def common_dtype(dtypes: Iterable[np.dtype | str]) -> np.dtype:
+    """Return the dtype that numbers of several dtypes are converted to.
+
+    It is that of NumPy, except for int64 with uint64. They become int64 and not float64, which holds few whole numbers
+    above 2**53.
+    """
+    distinct = {np.dtype(d) for d in dtypes}
+    dtype = np.result_type(*distinct)
+    return np.dtype(np.int64) if dtype.kind == "f" and all(d.kind in "iu" for d in distinct) else dtype
+
+
+def may_change(dtype: np.dtype | str, common: np.dtype | str) -> bool:
+    """Whether a common dtype cannot hold all numbers of a dtype."""
+    dtype = np.dtype(dtype)
+    return dtype.kind in "iu" and dtype.itemsize == 8 and dtype != common
+
+
+def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str) -> np.ndarray:
+    """Return a column as the dtype that it has in other episodes.
+
+    Raises:
+        DataError: A number would change. The message names its row.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = column.astype(dtype, copy=False)
+    if np.can_cast(column.dtype, cast.dtype) and not may_change(column.dtype, cast.dtype):
+        return cast
+    differs = cast != column
+    if may_change(column.dtype, cast.dtype):
+        differs |= (column > _EXACT) | (column < -_EXACT)  # NumPy rounds before it compares with floats
+    for at in map(tuple, np.argwhere(differs)):
+        if cast[at].item() != column[at].item():
+            raise DataError(f"{cast.dtype} does not hold {column[at]}, and the column becomes {cast.dtype}, because "
+                            f"other episodes are not {column.dtype}", where=f"{where}, row {at[0]}",
+                            hint="store the column with one type in all episodes, or leave it out")
+    return cast
+
+
 def _deduplicate(array: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
     """Return an equal array from `arrays`, if there is one. To gather from one array reads less memory."""
     if (same := next((a for a in arrays if np.array_equal(a, array)), None)) is not None:
@@ -160,6 +202,19 @@ def _episode_column(data, episode, i, name):
         raise UserError(f"there is no column {name!r}; the episode has {column_list}",
                         where=f"{data.metadata.get('path', 'data set')}, episode {i}",
                         hint="name a column that every episode has, or leave this episode out") from None
+
+
+def _cast_parts(data: Dataset, parts: list[np.ndarray], name: str) -> list[np.ndarray]:
+    """A column of each episode, all with one dtype if they are numbers or flags."""
+    if any(p.dtype.kind not in "biuf" for p in parts):
+        return parts
+    dtype, path = common_dtype(p.dtype for p in parts), data.metadata.get("path") or "data set"
+    if dtype.kind == "f" and role(name) in ("observation", "action") and data[0].features()[name].kind == "discrete":
+        i = next(i for i, p in enumerate(parts) if p.dtype.kind == "f")
+        raise DataError(f"the numbers are {parts[i].dtype}, but {parts[0].dtype} in episode 0, read as classes",
+                        where=f"{path}, episode {i}, column {name!r}",
+                        hint="store the column with one type in all episodes, or leave it out")
+    return [cast_exactly(p, dtype, f"{path}, episode {i}, column {name!r}") for i, p in enumerate(parts)]
 
 
 def _pack_column(parts: list[np.ndarray], length: np.ndarray) -> PackedColumn:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..core import Feature, UserError
 from .episode import ColumnSource, Dataset, Episode, EpisodeList
+from .packed_columns import cast_exactly, common_dtype
 
 MIN_CAPACITY = 1024  # rows of a new array
 
@@ -20,7 +21,8 @@ class ReplayBuffer(Dataset):
     constant number of times on average. Buffers that come from one another share their arrays: a window of rows, a
     selection of episodes or a buffer before it was extended costs no memory.
 
-    A column that some episodes lack can be read from the others. A column has the widest numeric type of its episodes.
+    A column that some episodes lack can be read from the others. A column has a type that holds the numbers of all
+    episodes: adding an integer of 64 bits that changes in it is an error.
 
     Example:
         >>> buffer = ReplayBuffer(demonstrations).extend(rollout(actor, env, 10))
@@ -70,9 +72,12 @@ class _Column:
             raise UserError(f"it is {values.dtype} of shape {values.shape[1:]} in each step, and {self.array.dtype} of "
                             f"shape {self.array.shape[1:]} in the episodes before", where=where,
                             hint="bring all episodes to the same shapes and types, with a column change for example")
+        dtype = common_dtype((self.array.dtype, values.dtype))
+        for numbers in (values, self.array[:self.used]) if values.dtype != self.array.dtype else ():
+            cast_exactly(numbers, dtype, where)
 
     def append(self, values: np.ndarray) -> None:
-        dtype, end = np.result_type(self.array.dtype, values.dtype), self.used + len(values)
+        dtype, end = common_dtype((self.array.dtype, values.dtype)), self.used + len(values)
         if end > len(self.array) or dtype != self.array.dtype:
             array = np.empty((max(end, 2 * len(self.array), MIN_CAPACITY), *values.shape[1:]), dtype)
             array[:self.used] = self.array[:self.used]

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
 import numpy as np
 
-from ...core import DataError, UserError
+from ...core import DataError, Schema, UserError
 from ...plugins import find_plugins, load_plugin
 from .. import cache, video
-from ..episode import Dataset, EpisodeList
+from ..episode import Dataset, EpisodeList, LazyColumns
+from ..packed_columns import cast_exactly
 from ..sources import DecodedFramesSource, Progress, camera_names
 from . import lerobot, npz, remote, sidecar
 from .describe import check_finite, describe
@@ -186,7 +188,10 @@ def write_dataset(data: Dataset, path: str | Path, to: str | None = None, **opti
 
 
 def _with_equal_columns(data: Dataset) -> Dataset:
-    """The episodes, with NaN in place of absent actions. Only those of a list can have other columns than the first."""
+    """The episodes, with NaN in place of absent actions. Only those of a list can have other columns than the first.
+
+    A number that would change in the type that its column has in the first episode is an error when it is read.
+    """
     features, episodes = data.features(), []
     if not isinstance(data.source, EpisodeList):
         return data
@@ -197,9 +202,20 @@ def _with_equal_columns(data: Dataset) -> Dataset:
             raise DataError("only some of the episodes have it",
                             where=f"episode {i}, column {min(absent or further)!r}",
                             hint="give all episodes the same columns; actions that are numbers may be NaN")
-        episodes.append(episode.replace({name: np.full((len(episode), *features[name].shape), np.nan,
-                                                       features[name].dtype) for name in absent}))
+        episode = episode.replace({name: np.full((len(episode), *features[name].shape), np.nan, features[name].dtype)
+                                   for name in absent})
+        read = partial(_read_exactly, episode.steps, features, f"episode {i}")
+        episodes.append(replace(episode, steps=LazyColumns(episode.steps, read)))
     return Dataset(episodes, data.metadata)
+
+
+def _read_exactly(steps: Mapping[str, np.ndarray], features: Schema, where: str, name: str) -> np.ndarray:
+    """A column of an episode in the type of the first one. Floats stay as they are: formats round or refuse them."""
+    column, f = np.asarray(steps[name]), features.get(name)
+    kinds = column.dtype.kind, "U" if f is None or f.kind == "string" else np.dtype(f.dtype).kind
+    if f is None or not set(kinds) <= set("biuf") or kinds == ("f", "f"):
+        return column
+    return cast_exactly(column, f.dtype, f"{where}, column {name!r}")
 
 
 def formats_for_suffix(path: str | Path) -> tuple[str, ...]:

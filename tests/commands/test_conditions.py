@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures.cli import TINY, document, refused
+from fixtures.cli import TINY, document, proposed, refused
 
 from understudy import load_actor, make
 from understudy.cli import main
+from understudy.commands.export import _example_evaluation
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.text_columns import TaskText
 from understudy.envs.toys.fork import ForkExpert
@@ -100,6 +102,29 @@ def test_an_executor_from_outside_replaces_that_of_the_method(call, place, tmp_p
     assert status == 0 and json.loads(out)["executor"] == "Slowed"
     out = call("export", place / "a", "--out", tmp_path / "b.onnx", "--inputs", "5")[1]
     assert f"understudy eval {tmp_path / 'b.onnx'} fork --episodes 100\n" in out  # of its data
+
+
+@pytest.mark.slow
+def test_an_exported_file_is_told_its_goal(call, place, tmp_path):
+    """It acts as the run does, by the command that export suggests. It computes no other condition."""
+    run, file, demos = tmp_path / "run", tmp_path / "run.onnx", tmp_path / "demos"
+    shutil.copytree(place / "demos", demos)
+    assert call("train", "gcbc", demos, "--out", run, *TINY[:6], "--policy.trunk.widths", "16")[0] == 0
+    (*command, env, _, _, option, goal), = proposed(call("export", run, "--out", file, "--inputs", "5")[1])
+    assert (command, env, option) == (["eval", str(file)], "fork", "--condition")
+    refused(call("eval", file, "fork"), "give it: --condition goal=NUMBER,...")
+    actions = []
+    for policy in (run, file):
+        saved = tmp_path / f"{policy.name} saved"
+        assert call("eval", policy, "fork", "--episodes", 2, option, goal, "--save", saved)[0] == 0
+        actions.append([e.steps["action"] for e in open_dataset(saved)])
+    for one, other in zip(*actions, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    for condition in ("return_to_go=1", f"demonstration={demos}"):
+        refused(call("eval", file, "fork", option, goal, condition), "no condition but a goal", "evaluate the run")
+    assert _example_evaluation(run, Method.load(run)) == ("fork", [option, goal])
+    demos.rename(tmp_path / "moved")
+    assert _example_evaluation(run, Method.load(run)) == (None, [])
 
 
 @pytest.fixture(scope="module")

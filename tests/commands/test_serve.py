@@ -117,8 +117,8 @@ def test_a_new_checkpoint_is_loaded_without_a_lost_reply(run, tmp_path):
         assert checkpoints == sorted(checkpoints, key=list(dict.fromkeys(checkpoints)).index)
         (folder / "checkpoints" / last / "weights.safetensors").write_bytes(b"damaged")
         served.process.send_signal(signal.SIGHUP)
-        served.wait_for("reload_refused", lambda: client.infer(obs))
-        assert client.infer(obs)["understudy"]["checkpoint"] == checkpoints[-1]
+        served.wait_for("reload_refused", lambda: client.infer(obs, reset=True))
+        assert client.infer(obs, reset=True)["understudy"]["checkpoint"] == checkpoints[-1]
 
 
 def test_a_checkpoint_that_plans_something_else_is_refused(run, tmp_path):
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_plans_something_else_is_refused(run, tmp_path):
         served.process.send_signal(signal.SIGHUP)
         served.wait_for("reload_refused", lambda: time.sleep(0.05))
         assert "it has another executor" in served.first("reload_refused")["error"]
-        assert client.infer({"observation.state": np.zeros(2)})["understudy"]["checkpoint"] == before
+        assert client.infer({"observation.state": np.zeros((2, 2))})["understudy"]["checkpoint"] == before
 
 
 @pytest.mark.parametrize("host, warns", [("0.0.0.0", True), ("127.0.0.2", False)])

@@ -14,6 +14,7 @@ pytest.importorskip("websockets", reason="extra serve not installed")
 from fixtures.served import ANY, Slow, policy_service, state  # noqa: E402
 
 import understudy.serve  # noqa: E402
+from understudy.data.window import Window  # noqa: E402
 from understudy.serve.client import Client  # noqa: E402
 from understudy.serve.server import BackgroundServer  # noqa: E402
 
@@ -61,6 +62,26 @@ client.close();
     names = [name for name, _ in output["errors"]]
     assert names == ["RequestRefused", "RequestRefused", "LinkLost", "RequestRefused"]
     assert "shape" in output["errors"][0][1] and "fps: the policy has 10, the client 30" in output["errors"][3][1]
+
+
+def test_it_sends_the_steps_since_its_last_request(tmp_path):
+    service = policy_service(window=Window(3, 8))
+    with BackgroundServer(service) as server:
+        with Client(server.url) as client:
+            client.infer(state(0), episode=3)
+            want = client.infer({"observation.state": np.float32([2, 3, 4])[:, None].repeat(3, 1)})["actions"]
+        output = node(tmp_path, """
+const client = await us.Client.connect(args[0]);
+const seen = [0, 1, 2, 3, 4].map((x) => new Float32Array(3).fill(x));
+await client.infer({ "observation.state": seen[0] }, { episode: 3 });
+const { actions } = await client.infer({ "observation.state": us.stack(seen.slice(-client.policy.n_obs_steps)) });
+let refused = "";
+try { await client.infer({ "observation.state": seen[4] }); } catch (e) { refused = e.message; }
+try { us.stack([seen[0], new Float32Array(2)]); } catch (e) { refused += e.message; }
+console.log(JSON.stringify({ actions: [...actions.data], shape: actions.shape, refused }));
+""", server.url)
+    np.testing.assert_allclose(np.reshape(output["actions"], output["shape"]), want, atol=2e-6)
+    assert "the last 3 steps" in output["refused"] and "unequal shapes" in output["refused"]
 
 
 def test_it_reads_frames_of_openpi_and_writes_them_byte_by_byte(tmp_path, shared):

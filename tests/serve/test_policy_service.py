@@ -33,7 +33,8 @@ def test_chunks_are_those_of_the_policy_and_each_client_has_its_own_history():
         got = {}
         for t in range(3):
             for client, sign in ((a, 1), (b, -1)):
-                got[sign, t] = client.infer(state(sign * (t + 1)), episode=5 + sign, reset=t == 0)["actions"]
+                got[sign, t] = client.infer(state(sign * (t + 1)), episode=5 + sign, reset=t == 0,
+                                            executed=1)["actions"]
     for sign in (1, -1):
         key, before = keys(0, [5 + sign]), sign
         for t in range(3):
@@ -48,7 +49,7 @@ def test_a_client_may_send_its_whole_window():
     service = policy_service(window=Window(2, 8))
     with BackgroundServer(service) as server, Client(server.url) as client:
         client.infer(state(1), reset=True, episode=3)
-        step_by_step = client.infer(state(2), reset=False)["actions"]
+        step_by_step = client.infer(state(2), executed=1)["actions"]
         planner = service.served.planner
         whole = {STATE: np.stack([np.full(3, 1, np.float32), np.full(3, 2, np.float32)])}
         client.infer(state(0), reset=True, episode=3)
@@ -56,6 +57,40 @@ def test_a_client_may_send_its_whole_window():
         with pytest.raises(RequestRefused, match="have 3 steps, but the policy reads 2"):
             client.infer({STATE: np.zeros((3, 3), np.float32)})
     assert planner.window.n_obs_steps == 2
+
+
+@pytest.mark.parametrize("obs_pad_mask", [False, True])
+def test_a_plan_reads_the_last_observations_also_if_they_came_in_parts(obs_pad_mask):
+    """A client sends those since its request before. What it sends again is not read twice, and a whole window is read
+    as it is."""
+    service = policy_service(window=Window(4, 8, obs_pad_mask=obs_pad_mask))
+    planner, windows = service.served.planner, []
+    plan = planner.plan
+    planner.plan = lambda obs, *args: windows.append(obs) or plan(obs, *args)
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        for steps, executed in (([0], 0), ([0, 1], 1), ([0, 1, 3], 1), ([4, 5], 2), ([6, 7, 8, 9], 1)):
+            client.infer({STATE: np.float32(steps)[:, None].repeat(3, 1)}, reset=steps == [0], executed=executed)
+        client.infer({STATE: np.float32([1, 2])[:, None].repeat(3, 1)}, reset=True)
+    rows = [obs[STATE][0, :, 0].tolist() for obs in windows]
+    assert rows == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 3], [1, 3, 4, 5], [6, 7, 8, 9], [1, 1, 1, 2]]
+    if obs_pad_mask:
+        assert [int(obs[f"{STATE}?"].sum()) for obs in windows] == [1, 2, 3, 4, 4, 2]
+
+
+def test_a_request_that_leaves_out_steps_that_the_policy_reads_is_refused():
+    service = policy_service(window=Window(3, 8))
+    planner = service.served.planner
+    for steps in ([4], [3, 4]):
+        with BackgroundServer(service) as server, Client(server.url) as client:
+            client.infer(state(0), reset=True)
+            with pytest.raises(RequestRefused, match=f"the last 3 steps, .* 4 actions .* has {len(steps)} of them.*"
+                               "(3, ...).*reply action"):
+                client.infer({STATE: np.float32(steps)[:, None].repeat(3, 1)})
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        client.infer(state(0), reset=True, episode=3)
+        window = np.float32([2, 3, 4])[:, None].repeat(3, 1)
+        want = planner.plan({STATE: torch.from_numpy(window)[None]}, planner.noise(keys(0, [3]), torch.tensor([1])))[0]
+        np.testing.assert_allclose(client.infer({STATE: window})["actions"], want.detach(), atol=2e-6)
 
 
 def test_words_other_names_nested_columns_and_constants_reach_the_policy():
@@ -84,13 +119,15 @@ def test_words_other_names_nested_columns_and_constants_reach_the_policy():
     assert not np.allclose(chunks["push"][0], chunks["pull"][0], atol=1e-3)
 
 
-def test_a_whole_window_begins_an_episode_that_the_server_executes():
-    service = policy_service(RecedingHorizon(4), Window(3, 8))
+@pytest.mark.parametrize("obs_pad_mask", [False, True])
+def test_a_whole_window_begins_an_episode_that_the_server_executes(obs_pad_mask):
+    service = policy_service(RecedingHorizon(4), Window(3, 8, obs_pad_mask=obs_pad_mask))
     windows = np.stack([np.full(3, x, np.float32) for x in (1, 2, 3)])
     with BackgroundServer(service) as server, Client(server.url) as client:
         action = client.infer({STATE: windows}, mode="action", reset=True, episode=3)["actions"][0]
     planner = service.served.planner
-    want = planner.plan({STATE: torch.from_numpy(windows)[None]}, planner.noise(keys(0, [3]), torch.tensor([0])))
+    obs = {STATE: torch.from_numpy(windows)[None], **({f"{STATE}?": torch.ones(1, 3).bool()} if obs_pad_mask else {})}
+    want = planner.plan(obs, planner.noise(keys(0, [3]), torch.tensor([0])))
     np.testing.assert_allclose(action, want[0, 0].detach(), atol=2e-6)
 
 

@@ -139,6 +139,71 @@ def test_the_runner_comes_back_after_the_server_was_started_again():
         runner.close(), client.close()
 
 
+def recorded_requests(client):
+    """The requests of a client from now on: (number of steps, planned actions)."""
+    requests, infer = [], client.infer
+
+    def recording(obs, **options):
+        reply = infer(obs, **options)
+        requests.append((1 if obs[STATE].ndim == 1 else len(obs[STATE]), reply["actions"]))
+        return reply
+    client.infer = recording
+    return requests
+
+
+def act_and_wait(runner, obs):
+    """Acts. A request that this sends is answered, or has failed, before the next step."""
+    runner.act(obs)
+    if runner._pending is not None:
+        runner._pending.exception()
+
+
+@pytest.mark.parametrize("window, n_action_steps", [
+    (Window(3, 8), 4), (Window(3, 8, obs_pad_mask=True), 4), (Window(4, 8, obs_pad_mask=True), 1), (Window(1, 8), 4)])
+def test_a_served_history_is_that_of_the_local_actor(window, n_action_steps):
+    service = policy_service(RecedingHorizon(n_action_steps), window)
+    local, episode, want = service.served.actor, torch.randn(14, 3, generator=torch.Generator().manual_seed(0)), []
+    with BackgroundServer(service) as server, Client(server.url) as client, RemoteRunner(client, prompt="go") as runner:
+        requests, sensor = recorded_requests(client), np.zeros(3, np.float32)
+        for number in range(2):
+            run = local.start({STATE: episode[:1]}, keys(0, [number]))
+            runner.reset()
+            for t, now in enumerate(episode):
+                sensor[:] = now  # the same memory at each step
+                act_and_wait(runner, {"robot": {"nothing": 1.0}, STATE: sensor})
+                _, run = local.act({STATE: now[None]}, run)
+                if t % n_action_steps == 0:
+                    want.append(run["run"]["chunk"][0])
+            episode = episode.flip(0)
+    sent, chunks = zip(*requests, strict=True)
+    assert set(sent) == {1, min(n_action_steps, window.n_obs_steps)}  # no step twice
+    np.testing.assert_allclose(chunks, torch.stack(want), atol=2e-6)
+
+
+def test_after_a_lost_link_the_history_of_the_episode_is_sent_again():
+    def service():
+        return policy_service(RecedingHorizon(1), Window(4, 8, obs_pad_mask=True))
+    with BackgroundServer(service()) as server:
+        port = server.server.port
+        client = Client(server.url, timeout=5)
+        runner = RemoteRunner(client, deadline=60, patience=60)
+        [act_and_wait(runner, state(9)) for _ in range(3)]
+        runner.reset()
+        act_and_wait(runner, state(3))
+    again = service()
+    with BackgroundServer(again, replace(ANY, port=port)):
+        requests = recorded_requests(client)
+        [act_and_wait(runner, state(t)) for t in (4, 5)]
+        runner.close(), client.close()
+    obs = {STATE: torch.tensor([3.0, 3, 4, 5])[None, :, None].expand(1, 4, 3),
+           f"{STATE}?": torch.tensor([[False, True, True, True]])}
+    planner = again.served.planner
+    want = planner.plan(obs, planner.noise(keys(0, [0]), torch.tensor([0])))[0].detach()
+    (sent, chunk), = requests
+    np.testing.assert_allclose(chunk, want, atol=2e-6)
+    assert sent == 3
+
+
 class Still(Robot):
     """A robot that does not move."""
 

@@ -39,18 +39,23 @@ def check_options(o: EvalOptions) -> None:
 def demonstrations_of(o: EvalOptions) -> Dataset | None:
     """The demonstrations to compare with. None if there are none.
 
-    They are those of --demonstrations. By default they are the data that the run was trained on, if these are still in
-    their place, unchanged, without cameras, and not too large.
+    They are those of --demonstrations. By default they are the data that the run was trained on.
     """
-    from ..data.column_selection import open_as_read
-
     if o.demonstrations is not None:
         data = open_trained(no_run(o.demonstrations), o.run)
         if not len(data):
             raise UserError("there are no demonstrations in it: it has no episode", where=o.demonstrations,
                             hint="leave out --demonstrations, or name others")
         return data
-    provenance = read_provenance(o.run)
+    return unchanged_training_data(o.run)
+
+
+def unchanged_training_data(run: Path) -> Dataset | None:
+    """The data that a run was trained on. None if they have moved or changed, and for data with cameras and large ones,
+    which take long to read."""
+    from ..data.column_selection import open_as_read
+
+    provenance = read_provenance(run)
     words = shlex.split(str(provenance.get("command") or ""))
     training_data = provenance.get("data") or {}
     if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:

@@ -10,7 +10,9 @@ from tyro.conf import Positional, arg
 
 from ..core import Unsupported, UserError
 from ..files import write_json
+from .behavior_metrics import unchanged_training_data
 from .common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
+from .conditions import example_evaluation, must_be_told
 from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
 from .policies import tell_checkpoint
 
@@ -122,13 +124,23 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
         out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
                   "or compute it in your own loop.")
         runs = o.run
-    env = recorded_env_of(o.run)
+    env, options = _example_evaluation(o.run, method)
+    if "--task" in options:  # nothing in a file turns words into numbers
+        runs = o.run
     trusted = trust_options(o.trust, env, o.run)
-    if o.precision == "fp32" or runs == o.run:
-        out.suggest(command_line("eval", runs, env or "ENV", "--episodes", 100, *trusted))
-    else:
-        out.suggest(command_line("compare", o.run, o.out, "--env", env or "ENV", "--episodes", 400, *trusted))
+    if env is not None and (o.precision == "fp32" or runs == o.run):
+        out.suggest(command_line("eval", runs, env, "--episodes", 100, *options, *trusted))
+    elif env is not None:
+        out.suggest(command_line("compare", o.run, o.out, "--env", env, "--episodes", 400, *options, *trusted))
     out.print_json({"file": str(o.out), "bytes": size, "error": error, "inputs": list(policy.inputs),
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
                     "runs_in_onnx_runner": in_runner, "precision": o.precision, "report": str(report),
                     "parity": asdict(parity)})
+
+
+def _example_evaluation(run: Path, method: Method) -> tuple[str | None, list[str]]:
+    """An environment for the policy of a run, and what it must be told there. None if there is no example of that."""
+    if not must_be_told(run):
+        return recorded_env_of(run) or "ENV", []
+    data = unchanged_training_data(run)
+    return (None if data is None else example_evaluation(data, method)) or (None, [])

@@ -346,9 +346,13 @@ def refuse_unused_conditions(runs: Sequence[Path], o: ActingOptions) -> None:
             raise UserError(f"{served[0]} is served by another process, which takes no conditions from here",
                             where="--condition", hint="give constants and demonstrations to understudy serve, by its "
                                                       "option --condition")
-        if exported := [run for run in runs if has_no_run(run)]:
-            raise UserError(f"{exported[0]} is an exported file, which takes no conditions",
-                            where="--condition", hint="evaluate the run that it was exported from")
+        names = [text.partition("=")[0].removeprefix("observation.") for text in o.condition]
+        for run in filter(has_no_run, runs):  # a file computes no conditions that change while it acts
+            goals = {goal.into.removeprefix("observation.") for goal in load_policy(run, o, None)[0].window.goals}
+            if not_goals := [name for name in names if name not in goals]:
+                raise UserError(f"{run} is an exported file. It takes no condition but a goal, and it reads no goal "
+                                f"{not_goals[0]!r}",
+                                where="--condition", hint="evaluate the run that it was exported from")
         read = {name for run in runs for name in load_policy(run, o, None)[0].inputs}
         asked = any(demonstration_source(text) is not None for text in o.condition)
         if asked and not any(demonstration_part(Method.load(run, o.trust)) for run in runs):

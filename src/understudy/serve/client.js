@@ -6,7 +6,8 @@
 //   actions.shape; actions.data;   // [steps, components], Float32Array
 //   client.close();
 //
-// Arrays are typed arrays (of one dimension) or NdArray(data, shape). Replies have NdArray. Node.js older than 22 needs
+// Arrays are typed arrays (of one dimension) or NdArray(data, shape). Replies have NdArray. A policy that reads several
+// steps (client.policy.n_obs_steps) gets them as one array: stack([oldest, ..., newest]). Node.js older than 22 needs
 // --experimental-websocket, or { WebSocket } from a package.
 
 const TYPES = {
@@ -30,6 +31,16 @@ export class NdArray {
     const size = this.data.length / this.shape[0];
     return this.data.subarray(i * size, (i + 1) * size);
   }
+}
+
+/** The arrays of several steps as one, [steps, ...]. */
+export function stack(arrays) {
+  const steps = arrays.map((array) => (array instanceof NdArray ? array : new NdArray(array)));
+  const { data, shape, dtype } = steps[0];
+  if (steps.some((step) => step.data.length !== data.length)) throw new WireError("the steps have unequal shapes");
+  const joined = new data.constructor(steps.length * data.length);
+  steps.forEach((step, i) => joined.set(step.data, i * data.length));
+  return new NdArray(joined, [steps.length, ...shape], dtype);
 }
 
 /** A message cannot be read or written. */
@@ -263,7 +274,8 @@ export class Client {
 
   /**
    * The reply to an observation: {actions: NdArray, server_timing}, and fallback if the deadline has passed.
-   * @param {object} obs columns by name; text under "prompt"
+   * @param {object} obs columns by name; text under "prompt". A policy that reads several steps needs all of them:
+   *   give those since the last request, or the last n_obs_steps, as one array (see `stack`).
    * @param {object} options executed, delay, reset, deadline, mode, seed, episode
    */
   infer(obs, options = {}) { return this.request({ ...obs, understudy: options }); }

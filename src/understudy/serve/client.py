@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import ssl
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -116,7 +118,9 @@ class Client:
         passed.
 
         Args:
-            obs: {column: array}. Text goes under "prompt".
+            obs: {column: array}. Text goes under "prompt". A policy that reads several steps (`policy["n_obs_steps"]`)
+                needs all of them: give those since the last request, or the last `n_obs_steps`, as one array
+                (steps, ...), oldest first. The server refuses a request that leaves out some.
             executed: Number of actions of the last reply that were executed before this observation. By default
                 `n_action_steps`.
             delay: Number of actions that will be executed before the reply is used, as measured. A policy with
@@ -234,7 +238,8 @@ class RemoteRunner:
 
     When `n_action_steps` actions of a chunk were executed, the next observation is sent. The old chunk continues until
     the reply comes, and the actions whose time has passed are skipped. The largest of the last delays in steps is
-    measured and sent along, so that a policy with real-time chunking plans for the network too.
+    measured and sent along, so that a policy with real-time chunking plans for the network too. A policy that reads
+    several steps gets them, because each request has the observations since the one before.
 
     Args:
         deadline: Seconds after which a reply is late. From then on the fallback holds.
@@ -261,6 +266,7 @@ class RemoteRunner:
         self._chunk: np.ndarray | None = None
         self._last: np.ndarray | None = None
         self._cursor = self._since = 0
+        self._history: list[dict[str, object]] = []  # the last observations, as many as the policy reads
         self._asked_at: float | None = None  # when the oldest observation without a reply was sent
         self._new_session = False
 
@@ -285,11 +291,13 @@ class RemoteRunner:
         obs = {**obs, **self.prompt}
         if self._chunk is None:
             self._accept(self.client.infer(obs, reset=True), 0)
+            self._history = []
+        self._history = [*self._history, copy.deepcopy(obs)][-self.client.policy.get("n_obs_steps", 1):]
         self._receive()
         assert self._chunk is not None
         due = min(self.client.policy.get("n_action_steps", len(self._chunk)), len(self._chunk))
         if self._pending is None and self._cursor >= due:
-            self._send(obs)
+            self._send()
         waited = 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
         self.late = waited > self.deadline
         if waited > self.patience or (self.late and self.fallback == "stop"):
@@ -310,13 +318,14 @@ class RemoteRunner:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _send(self, obs: Mapping[str, object]) -> None:
+    def _send(self) -> None:
         self._since = 0
+        steps = self._history if self._new_session else self._history[-self._cursor:]
         if self._asked_at is None:
             self._asked_at = time.monotonic()
         self._pending = self._thread.submit(
-            self.client.infer, obs, executed=self._cursor, delay=max(self.delays) if self.delays else None,
-            reset=self._new_session)
+            self.client.infer, _stacked(steps), executed=self._cursor,
+            delay=max(self.delays) if self.delays else None, reset=self._new_session)
 
     def _receive(self) -> None:
         if self._pending is None or not self._pending.done():
@@ -334,3 +343,15 @@ class RemoteRunner:
     def _accept(self, reply: Mapping[str, object], delay: int) -> None:
         self._chunk, self._cursor = reply_array(reply, "actions", (None, None)), delay
         self._asked_at, self.late = None, False
+
+
+def _stacked(steps: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
+    """Observations of several steps as one, (steps, ...) a column. Words are those of the last step."""
+    if len(steps) == 1:
+        return steps[0]
+    stacked: dict[str, object] = {}
+    for name, last in steps[-1].items():
+        values: list[Any] = [step[name] for step in steps]
+        stacked[name] = (_stacked(values) if isinstance(last, Mapping) else
+                         last if isinstance(last, str) else np.stack(values))
+    return stacked

@@ -158,16 +158,16 @@ class PolicyService(Service):
         actor, executor, state = served.policy_actor, served.chunked_executor, request.session.state
         assert actor is not None and executor is not None
         planner = actor.planner
-        steps = observation_steps(served, request)
-        last_windows: Mapping[str, Tensor] = state.get("seen", {})
-        run, windows = state.get("run"), last_windows
+        steps, executed = observation_steps(served, request), request.whole("executed", executor.n_action_steps) or 0
+        run, windows = state.get("run"), state.get("seen", {})
         if run is None or request.options.get("reset"):
             key = self._key(request)
-            windows, last_windows = actor.first_windows(steps[0], key)
-            run, steps = executor.start(planner, windows, key.to(planner.device)), steps[1:]
+            first, windows = actor.first_windows(steps[0], key)
+            run = executor.start(planner, first, key.to(planner.device))
+        else:
+            steps = _new_steps(steps, executed, planner.window.n_obs_steps)
         for obs in steps:
-            windows = last_windows = actor.next_windows(obs, last_windows)
-        executed = request.whole("executed", executor.n_action_steps) or 0
+            windows = actor.next_windows(obs, windows)
         if (delay := request.whole("delay", None)) is not None:
             executor = executor.with_delay(delay, planner)
         run = {**run, "cursor": torch.full_like(run["cursor"], executed)}
@@ -183,7 +183,7 @@ class PolicyService(Service):
                 raise RequestError("the policy planned an action that is not finite")
 
             def commit(in_time: bool) -> None:
-                state["seen"] = last_windows
+                state["seen"] = windows
                 if in_time:
                     state["run"], request.session.sent = after, actions
             return Reply({"actions": actions}, commit)
@@ -195,7 +195,7 @@ class PolicyService(Service):
         before = session.state.get("acting")
         if before is None or request.options.get("reset"):
             before = served.actor.start(steps[0], self._key(request))
-            for obs in steps[1:-1]:  # a window that the client sent as a whole
+            for obs in steps[:-1]:  # a window that the client sent as a whole
                 if isinstance(served.actor, PolicyActor):
                     before = {**before, "seen": served.actor.next_windows(obs, before["seen"])}
 
@@ -339,7 +339,7 @@ def _signature(obs: Mapping[str, Tensor]):
 
 
 def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, Tensor]]:
-    """The observation of one client, (1, ...) a column. A client may send the whole window, the oldest step first.
+    """The observations of one client, (1, ...) a column. A client may send several steps, the oldest first.
 
     Raises:
         RequestError: Two columns have unequal numbers of steps.
@@ -356,6 +356,25 @@ def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, 
         raise RequestError(f"the columns have {n} steps, but the policy reads {served.planner.window.n_obs_steps}")
     return [{name: value[i][None] if name in steps else value[None] for name, value in columns.items()}
             for i in range(n)]
+
+
+def _new_steps(steps: list[dict[str, Tensor]], executed: int, n_obs_steps: int) -> list[dict[str, Tensor]]:
+    """The steps of a request that follow the request before.
+
+    Args:
+        executed: Number of steps since the request before.
+
+    Raises:
+        RequestError: The policy reads steps in between that were not sent.
+    """
+    if len(steps) < min(executed, n_obs_steps):
+        raise RequestError(
+            f"the policy reads the last {n_obs_steps} steps, and {executed} actions were executed since the request "
+            f"before, but this request has {len(steps)} of them. Send the last {n_obs_steps} observations of each "
+            f"column as one array ({n_obs_steps}, ...), oldest first, as RemoteRunner does. Or send every observation "
+            "and let the server execute the chunks (mode 'action', or serve with --reply action). If fewer actions "
+            "were executed, say so by the option 'executed'")
+    return steps if len(steps) == n_obs_steps else steps[-max(executed, 1):]
 
 
 def batched_columns(served: ServedPolicy, request: Request) -> dict[str, Tensor]:

@@ -325,8 +325,8 @@ class SoftInfoNCE(NetworkObjective):
 
     Similar are the pairs of windows in the batch with the smallest `warping_distances` of their coded chunks. Their
     weights fall with the rank, from 1 to 0. Actions should be positions: velocities are similar almost everywhere.
-    Hide what the encoding should not hold from it, such as the state of the robot beside a camera, with
-    `ConditionDropout`. With gradient accumulation or several processes, pairs are those of each part of the batch.
+    Hide what the encoding should not hold, such as the state of the robot, with `ConditionDropout`. With gradient
+    accumulation or several processes, pairs are those of each part of the batch.
 
     The paper ranks the pairs of all data once, in place of those of each batch.
 

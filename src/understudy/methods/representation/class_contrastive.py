@@ -5,7 +5,6 @@ from ...core import Schema, role
 from ...data.augment import ConditionDropout
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -14,7 +13,7 @@ from ...learn.representation_objectives import SoftInfoNCE
 from ...nets.encoders import TokenEncoder
 from ...nets.feed_forward import FeedForward
 from ...policy import PolicyConfig
-from ..needs import CAMERAS, NUMBERS_OR_CLASSES
+from ..needs import CAMERAS, NUMBERS
 from ..registry import method
 
 
@@ -25,7 +24,7 @@ def hidden_beside_images(features: Schema | None) -> tuple[ConditionDropout, ...
 
 
 @method("Lee et al. 2025 (CLASS), arXiv 2508.01600, who train the encoder at a tenth of the rate afterwards",
-        rows=("257",), needs=(NUMBERS_OR_CLASSES, CAMERAS),
+        rows=("257",), needs=(NUMBERS, CAMERAS),
         when="if the camera is not always in the same place, and actions are positions.")
 def class_contrastive(horizon: int = 16, quantile: float = 0.025, crop: int = 4, features: Schema | None = None
                       ) -> Method:
@@ -36,8 +35,7 @@ def class_contrastive(horizon: int = 16, quantile: float = 0.025, crop: int = 4,
         quantile: Fraction of the pairs of a batch whose actions are similar.
         crop: Pixels that are cut off each side of an image, at a random place in training.
     """
-    policy = PolicyConfig(choose_head(features, Regression()), FeedForward(), TokenEncoder(crop=crop),
-                          window=Window(horizon=horizon))
+    policy = PolicyConfig(Regression(), FeedForward(), TokenEncoder(crop=crop), window=Window(horizon=horizon))
     images = replace(policy, augmentations=hidden_beside_images(features))
     stage = Stage("encoder", Method(images, learner=RepresentationLearning((SoftInfoNCE(quantile),))))
     return Method(policy, RecedingHorizon(max(horizon // 2, 1)), BehaviorCloning(steps=5000, batch_size=256),

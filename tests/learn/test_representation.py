@@ -234,6 +234,17 @@ def test_contrast_of_actions_repeats_the_last_action_of_an_episode(monkeypatch):
     assert torch.equal(seen[0], learner.policy.codec.encode(batch.action[:, [0, 1, 1]], batch.obs))
 
 
+def test_contrast_of_actions_keeps_what_decides_them():
+    rng = np.random.default_rng(0)
+    data = Dataset([Episode({STATE: np.column_stack([np.full(11, goal), *rng.normal(size=(2, 11))]).astype(np.float32),
+                             "action": np.full((10, 2), goal, np.float32)}) for goal in rng.normal(size=40)])
+    learner, _ = new_learner((SoftInfoNCE(0.1),), data, batch_size=64, optimizer=OptimizerConfig(lr=1e-2))
+    sampler = learner.batch_sampler(data)
+    fit(learner, lambda n: sampler.batch(64, n), 50)
+    goal, *others = learner.policy.encoder.maps[0].weight.detach().square().sum(0)  # of one observation
+    assert goal > 4 * max(others)
+
+
 def test_targets_follow_slowly():
     learner, data = new_learner((BYOL(16, 8, target_decay=0.75),))
     objective, encoder = learner.objectives[0], learner.policy.encoder

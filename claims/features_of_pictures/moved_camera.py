@@ -8,6 +8,22 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from claims.features_of_pictures.frozen_encoders import (
+    CAMERA,
+    FAST,
+    MEASURES,
+    NEAREST,
+    OF_NEIGHBORS,
+    OWN,
+    PICTURE,
+    ROWS,
+    SHIFTS,
+    EncodedPictures,
+    NearPush,
+    cloning,
+    part,
+    progress,
+)
 from understudy.checkpoint import FromStage
 from understudy.claims.base import RATE, SCORE, DemonstrationSource, expert_of
 from understudy.claims.kit import Row, ablation, experiment, family, higher
@@ -26,23 +42,6 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.representation import RepresentationLearning
 from understudy.learn.representation_objectives import BYOL, SoftInfoNCE, TimeContrastive
-
-from .frozen_encoders import (
-    CAMERA,
-    FAST,
-    MEASURES,
-    NEAREST,
-    OF_NEIGHBORS,
-    OWN,
-    PICTURE,
-    ROWS,
-    SHIFTS,
-    EncodedPictures,
-    NearPush,
-    cloning,
-    part,
-    progress,
-)
 
 FIXED, MOVED = "fixed", "moved"
 LENGTH = 16  # positions of the disc that are compared
@@ -63,8 +62,8 @@ class MovedCamera(NearPush):
         turned = torch.stack([torch.stack([cos, -sin, 0 * sin], 1), torch.stack([sin, cos, 0 * sin], 1)], 1)
         whole = torch.from_numpy(super()._render(2 * size, rows)).permute(0, 3, 1, 2).float()
         grid = F.affine_grid(turned, [len(whole), 3, size, size], align_corners=False)
-        shown = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
-        return shown.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        view = F.grid_sample(whole, grid, padding_mode="border", align_corners=False)
+        return view.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 ENVS = {FIXED: NearPush, MOVED: MovedCamera}

@@ -77,8 +77,9 @@ class PushesInViews(DemonstrationSource):
     probe_sizes = {"episodes": 8}
 
     def load(self, seed):
-        parts = {name: rollout(expert_of(env()), env(), self.episodes, recording_seed(seed)) for name, env in
-                 ENVS.items()}
+        rows = min(ROWS, self.episodes)
+        parts = {name: rollout(expert_of(env(rows)), env(rows), self.episodes, recording_seed(seed))
+                 for name, env in ENVS.items()}
         return Dataset([replace(e, metadata={**e.metadata, DATASET_NAME: name})
                         for name, recorded in parts.items() for e in recorded])
 
@@ -123,16 +124,18 @@ def by_actions(camera: str, objective: SoftInfoNCE) -> Seen:
 
 def pushed(experiment, arm: Seen, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """"success" and "progress" of the policy, and of neighbors in the features of its encoder before cloning."""
+    rows = min(ROWS, episodes)
+
     def judge(policy, env, name):
-        rollouts = rollout(PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon()), env, episodes, seed=starts)
+        rollouts = rollout(PolicyActor(FixedBatch(policy, rows), RecedingHorizon()), env, episodes, seed=starts)
         return {f"progress{name}": [float(np.mean([progress(e) for e in rollouts]))],
                 f"success{name}": flags(rollouts)["success"]}
     results = {"policy": train_once(experiment, arm.method, data, seed),
                **train_stages(experiment, arm.method, data, seed)}
-    measured = judge(results["policy"].policy, ENVS[arm.camera](), "")
+    measured = judge(results["policy"].policy, ENVS[arm.camera](rows), "")
     if arm.camera == FIXED:
         return measured
-    env = EncodedPictures(MovedCamera(), results.get("encoder", results["policy"]).policy)
+    env = EncodedPictures(MovedCamera(rows), results.get("encoder", results["policy"]).policy)
     encoded = Dataset([env.transform_episode(e) for e in part(MOVED).apply(data)])
     nearest = fit_method(replace(NEAREST, transforms=()), encoded, seed)
     return {**measured, **judge(nearest.policy, env, OF_NEIGHBORS)}

@@ -104,7 +104,7 @@ class Frozen:
 
 
 class EncodedPictures(ObservationTransform):
-    """Pictures are observed as the features of an encoder."""
+    """Pictures are observed as the features of an encoder, whose first input they are."""
 
     def __init__(self, env: Env, encoder: Policy):
         self.encoder = encoder
@@ -115,7 +115,7 @@ class EncodedPictures(ObservationTransform):
 
     @torch.no_grad()
     def transform_obs(self, obs):
-        return {**obs, FEATURES: self.encoder.context({PICTURE: obs[PICTURE][:, None]}).flat()}
+        return {**obs, FEATURES: self.encoder.context({k: obs[k][:, None] for k in self.encoder.inputs}).tokens[:, 0]}
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,10 @@ class ShuffledDynamicsLoss(LatentDynamicsLoss):
         return encodings.gather(1, order.unsqueeze(-1).expand_as(encodings))
 
 
-def cloning(inputs: tuple[str, ...], *parts: str, encoder: Encoder = NUMBERS, augmentations=()) -> Method:
+def cloning(inputs: tuple[str, ...], *parts: str, encoder: Encoder = NUMBERS, augmentations=(),
+            steps: int = 2000) -> Method:
     policy = PolicyConfig(Regression(), MLP(128, 2), encoder, inputs=inputs, augmentations=augmentations)
-    return Method(policy, RecedingHorizon(), BehaviorCloning(2000, 64, FAST), (part(*parts),))
+    return Method(policy, RecedingHorizon(), BehaviorCloning(steps, 64, FAST), (part(*parts),))
 
 
 def frozen(objective, n_obs_steps: int = 1, lookahead: int = 0, steps: int = 400, augmentations=()) -> Frozen:

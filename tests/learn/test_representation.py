@@ -33,7 +33,9 @@ from understudy.learn.representation_objectives import (
     ForwardDynamics,
     InverseDynamics,
     MaskedPrediction,
+    SoftInfoNCE,
     TimeContrastive,
+    warping_distances,
 )
 from understudy.methods import find_method
 from understudy.nets.ema import ConstantDecay
@@ -44,7 +46,8 @@ from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_learner, random_dataset
 
 STATE = "observation.state"
-ALL = (InverseDynamics(), ForwardDynamics((16,)), MaskedPrediction(), BYOL(16, 8), TimeContrastive(16, 8))
+ALL = (InverseDynamics(), ForwardDynamics((16,)), MaskedPrediction(), BYOL(16, 8), TimeContrastive(16, 8),
+       SoftInfoNCE(0.3))
 
 
 def new_learner(objectives=ALL, data=None, head=None, policy=None, augmentations=(), **config):
@@ -184,6 +187,62 @@ def test_contrast_over_time_counts_windows():
     objective.projector = Numbered()  # the right one has similarity 1, the other seven 0
     right = -math.log(math.exp(2) / (math.exp(2) + 7))
     assert torch.allclose(loss_of(learner, data, 0)[0], torch.full((8,), right))
+
+
+def test_warping_is_the_least_of_all_alignments():
+    def least(costs, i, j):
+        earlier = [least(costs, a, b) for a, b in ((i - 1, j), (i, j - 1), (i - 1, j - 1)) if min(a, b) >= 0]
+        return costs[i, j] + (min(earlier) if earlier else 0)
+    first, second = (torch.randn(5, n, 2, generator=torch.Generator().manual_seed(n)) for n in (4, 3))
+    costs = (first.unsqueeze(2) - second.unsqueeze(1)).square().sum(-1)
+    assert torch.allclose(warping_distances(first, second), torch.stack([least(c, 3, 2) for c in costs]))
+    later = first[:, [0, 0, 0, 1, 2, 3]]
+    assert torch.allclose(warping_distances(first, later), torch.zeros(5)) and (first != later[:, :4]).any()
+
+
+def test_contrast_of_actions_by_hand():
+    objective, temperature = SoftInfoNCE(0.15, temperature=0.5, weight=3.0), 0.5
+    learner, data = new_learner((objective,))
+    loss, batch = loss_of(learner, data, 0)
+    chunks = learner.policy.encode_batch(batch)
+    pairs = [(i, j) for i in range(8) for j in range(i)]
+    by_distance = sorted(pairs, key=lambda p: float(warping_distances(chunks[[p[0]]], chunks[[p[1]]])))
+    weights = torch.zeros(8, 8)
+    for (i, j), weight in zip(by_distance, (1, 2 / 3, 1 / 3, 0), strict=False):  # 0.15 of the 28 pairs
+        weights[i, j] = weights[j, i] = weight
+    assert torch.allclose(objective.pair_weights(chunks), weights)
+    x = learner.policy.context(batch.obs).flat()
+    similarity = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=-1) / temperature
+    expected = torch.zeros(8)
+    for i in range(8):
+        others = [j for j in range(8) if j != i]
+        log_total = similarity[i, others].logsumexp(0)
+        if weights[i].sum() > 0:
+            expected[i] = sum(weights[i, j] * (log_total - similarity[i, j]) for j in others) / weights[i].sum()
+    similar = (weights.sum(1) > 0).sum()
+    assert similar < 8 and torch.allclose(loss, 3 * expected * 8 / similar, atol=1e-5)
+
+
+def test_contrast_of_actions_repeats_the_last_action_of_an_episode(monkeypatch):
+    learner, data = new_learner((SoftInfoNCE(),))
+    batch = learner.batch_sampler(data).gather(np.arange(2))
+    batch = replace(batch, mask=torch.tensor([[True, True, False]] * 2), action=torch.full_like(batch.action, 9))
+    batch.action[:, :2] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    seen = []
+    monkeypatch.setattr(SoftInfoNCE, "pair_weights", lambda self, chunks: seen.append(chunks) or torch.zeros(2, 2))
+    assert not learner.losses(batch, torch.Generator())[1].any()
+    assert torch.equal(seen[0], learner.policy.codec.encode(batch.action[:, [0, 1, 1]], batch.obs))
+
+
+def test_contrast_of_actions_keeps_what_decides_them():
+    rng = np.random.default_rng(0)
+    data = Dataset([Episode({STATE: np.column_stack([np.full(11, goal), *rng.normal(size=(2, 11))]).astype(np.float32),
+                             "action": np.full((10, 2), goal, np.float32)}) for goal in rng.normal(size=40)])
+    learner, _ = new_learner((SoftInfoNCE(0.1),), data, batch_size=64, optimizer=OptimizerConfig(lr=1e-2))
+    sampler = learner.batch_sampler(data)
+    fit(learner, lambda n: sampler.batch(64, n), 50)
+    goal, *others = learner.policy.encoder.maps[0].weight.detach().square().sum(0)  # of one observation
+    assert goal > 4 * max(others)
 
 
 def test_targets_follow_slowly():

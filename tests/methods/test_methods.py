@@ -337,7 +337,7 @@ WITHOUT = {
     "a field of the episodes that orders the demonstrators": (STATES, "there is no field 'proficiency'"),
     "point clouds: observations of shape (points, 3), or more channels with colors or intensities": (
         STATES, "no point cloud"),
-    "cameras: without them BYOL has nothing to compare": (STATES, "no camera"),
+    "cameras: without them the encoder has nothing to learn from": (STATES, "no camera"),
     "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too
     "tasks in words that differ between episodes": (STATES, "no episode has a task in words"),

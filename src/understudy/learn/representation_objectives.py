@@ -1,4 +1,4 @@
-"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, contrast over time.
+"""Objectives that train an encoder: inverse and forward dynamics, hidden actions, BYOL, contrast over time or actions.
 
 Each is an `AuxiliaryLoss`. `RepresentationLearning` trains an encoder on them alone, and `BehaviorCloning` adds them to
 the loss of the policy.
@@ -317,3 +317,74 @@ class TimeContrastive(NetworkObjective):
         similarity = before @ after.T / self.temperature
         return self.weight * F.cross_entropy(similarity, torch.arange(len(before), device=before.device),
                                              reduction="none")
+
+
+@part
+class SoftInfoNCE(NetworkObjective):
+    """Pulls together the encodings of windows that are followed by similar actions (InfoNCE with soft labels).
+
+    Similar are the pairs of windows in the batch with the smallest `warping_distances` of their coded chunks. Their
+    weights fall with the rank, from 1 to 0. Actions should be positions: velocities are similar almost everywhere.
+    Hide what the encoding should not hold, such as the state of the robot, with `ConditionDropout`. With gradient
+    accumulation or several processes, pairs are those of each part of the batch.
+
+    The paper ranks the pairs of all data once, in place of those of each batch.
+
+    Args:
+        quantile: Fraction of the pairs that are similar. Batches should have at least 64 windows.
+
+    References:
+        Lee et al. (2025), CLASS: Contrastive Learning via Action Sequence Supervision for Robot Manipulation,
+        arXiv:2508.01600.
+    """
+
+    quantile: Annotated[float, Above(0), AtMost(1)] = 0.025
+    temperature: Annotated[float, Above(0)] = 0.05
+    weight: float = 1.0
+
+    reads_actions = True
+
+    def networks(self, policy):
+        return {}
+
+    def pair_weights(self, chunks: Tensor) -> Tensor:
+        """How similar the chunks (B, H, A) are to each other, (B, B): symmetric, from 0 to 1."""
+        n = len(chunks)
+        first, second = torch.triu_indices(n, n, 1, device=chunks.device)
+        similar = min(max(int(self.quantile * len(first)), 1), len(first))
+        nearest = warping_distances(chunks[first], chunks[second]).topk(similar, largest=False).indices
+        weights = chunks.new_zeros(n, n)
+        weights[first[nearest], second[nearest]] = torch.linspace(1, 0, similar, device=chunks.device)
+        return weights + weights.T
+
+    def loss(self, networks, policy, batch, rng, captured):
+        last = batch.mask.sum(1, keepdim=True).clamp(min=1) - 1  # actions after the end of the episode repeat its last
+        steps = torch.arange(batch.mask.shape[1], device=last.device).minimum(last)
+        weights = self.pair_weights(policy.encode_batch(batch).take_along_dim(steps.unsqueeze(-1), 1))
+        encodings = F.normalize(flat_encoding(captured), dim=-1)
+        similarity = encodings @ encodings.T / self.temperature
+        diagonal = torch.eye(len(encodings), dtype=torch.bool, device=encodings.device)
+        log_probs = similarity.masked_fill(diagonal, -torch.inf).log_softmax(1).masked_fill(diagonal, 0)
+        total = weights.sum(1)
+        counted = total > 1e-6  # a window without a similar one has no target
+        loss = -(weights * log_probs).sum(1) / total.clamp(min=1e-6) * counted
+        return self.weight * loss * len(loss) / counted.sum().clamp(min=1)
+
+
+def warping_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Dynamic time warping of pairs of sequences: the least sum of squared distances of aligned steps, (P,).
+
+    An alignment goes from the first steps of both to the last of both, and advances in one or both at a time.
+
+    Args:
+        first: (P, H, A).
+        second: (P, K, A).
+    """
+    costs = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square().permute(1, 2, 0)
+    infinite = torch.full_like(costs[0, 0], torch.inf)
+    totals = [torch.zeros_like(infinite)] + [infinite] * len(costs[0])
+    for row in costs.contiguous():
+        above, totals = totals, [infinite]
+        for column, cost in enumerate(row):
+            totals.append(cost + above[column].minimum(above[column + 1]).minimum(totals[-1]))
+    return totals[-1]

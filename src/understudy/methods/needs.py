@@ -176,7 +176,7 @@ OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _
 NUMERIC_STATES = Need("states that are numbers", {"observation.state": _vector(2)}, _require_numeric_states)
 POINT_CLOUDS = Need("point clouds: observations of shape (points, 3), or more channels with colors or intensities",
                     {"observation.points": _vector(16, 3)}, _require_point_clouds)
-CAMERAS = Need("cameras: without them BYOL has nothing to compare", {"observation.images.top": _image(16)},
+CAMERAS = Need("cameras: without them the encoder has nothing to learn from", {"observation.images.top": _image(16)},
                _require_cameras)
 ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
                   "the turn", {"observation.images.top": _image(24), "action": _vector(5)}, _require_one_motion)

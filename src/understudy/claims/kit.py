@@ -113,7 +113,7 @@ class ReplaceArms:
 
 
 def family(file: str, table: Table, rows: Mapping[str, Row]) -> tuple[Claim, ...]:
-    """The claims of a family experiment. Each has the arms of its rules, those that must work, and the reported ones.
+    """The claims of a family experiment. Each has the arms of its rules, the reported ones, and their sanity levels.
 
     Args:
         file: `__file__` of the module. The texts are in the Markdown file beside it.

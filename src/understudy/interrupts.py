@@ -24,8 +24,11 @@ def leave_closed_terminal(number: int) -> None:
 
 def is_of_closed_terminal(error: BaseException | None) -> bool:
     """Whether an error comes from a terminal that has been closed. It may come earlier than SIGHUP."""
+    visited: set[int] = set()  # an error may be its own cause
     while error is not None and error.args[:1] != (errno.EIO,):
-        error = error.__cause__ or error.__context__
+        visited.add(id(error))
+        cause = error.__cause__ or error.__context__
+        error = None if id(cause) in visited else cause
     if error is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()

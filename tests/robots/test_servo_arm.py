@@ -17,6 +17,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.doubt import DoubtActor
+from understudy.interrupts import is_of_closed_terminal
 from understudy.policy import Planner
 from understudy.robots.acting import StepCounts, act_on_robot
 from understudy.robots.base import ConnectionLost, RobotError
@@ -156,6 +157,35 @@ def test_an_overloaded_servo_and_a_pulled_cable_stop_the_arm(folder):
         with pytest.raises(ConnectionLost):
             robot.observe()
         robot.disconnect()
+
+
+@dataclass(frozen=True)
+class PullsCable(Actor):
+    """Rests, and pulls the cable of the arm before its fourth action."""
+
+    emulated: object
+
+    def start(self, obs, key):
+        return {"n": torch.zeros_like(key)}
+
+    def act(self, obs, state):
+        if state["n"] == 3:
+            self.emulated.pull_cable()
+        return obs["observation.state"].clone(), {"n": state["n"] + 1}
+
+
+def test_an_episode_that_loses_its_arm_ends_with_why(folder):
+    """And not with an error of stopping what is gone, or one that is its own cause."""
+    write_calibration(folder / "ours" / "so101_follower" / "so101_follower.json", CALIBRATION)
+    with feetech() as emulated:
+        robot = patient(make_robot(RobotConfig("so101_follower", emulated.port)))
+        with pytest.raises(ConnectionLost, match="connection is gone") as caught, robot:
+            act_on_robot(robot, PullsCable(emulated), keys(0, [0]), fps=20, seconds=10)
+    assert "3 steps of the episode were done" in caught.value.__notes__
+    assert caught.value.__cause__ is not caught.value and not is_of_closed_terminal(caught.value)
+    error = ValueError("x")
+    error.__cause__ = error
+    assert not is_of_closed_terminal(error)
 
 
 @pytest.mark.parametrize("kind", ["so101_follower", "koch_follower", "simulated", "limited"])

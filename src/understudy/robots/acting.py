@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..execute.actor import Actor, ObservationWrapper, PolicyActor, TransformedA
 from ..execute.asynchronous import AsynchronousRunner
 from ..execute.chunking import ChunkedExecutor
 from ..execute.doubt import DOUBT, DoubtActor
-from .base import Robot
+from .base import Robot, RobotError
 from .pace import Pace
 from .recording import CommandKeys, NoKeys
 
@@ -132,7 +133,7 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
     with ExitStack() as stack:
         obs, rows = observe()
         actor = plan_in_background(actor, stack, runners, patience=0.5 / fps)
-        stack.callback(robot.stop)  # before the thread is waited for
+        stack.push(partial(_stop_robot, robot))  # before the thread is waited for
         state = actor.start(rows, key)
         keys.commands()  # what was pressed before
         pace, ends = Pace(fps, clock, sleep), clock() + seconds
@@ -155,6 +156,12 @@ def act_on_robot(robot: Robot, actor: Actor, key: Tensor, *, fps: float, seconds
             obs, rows = observe()
             ended = next(iter(keys.commands()), None)
     return ActedEpisode(counter.counts, ended)
+
+
+def _stop_robot(robot: Robot, kind: type | None, error: BaseException | None, trace: object) -> None:
+    """Stops the robot at the end of an episode. If it was lost before, that is the error, and not that it is closed."""
+    with suppress(RobotError) if isinstance(error, RobotError) else nullcontext():
+        robot.stop()
 
 
 def _note_steps(error: BaseException | None, steps: int) -> None:

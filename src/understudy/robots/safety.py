@@ -82,7 +82,8 @@ class SafeRobot(Robot):
             try:
                 obs = self.robot.observe()
             except RobotError as error:
-                raise self._fail(error) from error
+                self._fail(error)
+                raise
             self._position, self._obs = self.robot.position(obs), obs
             return obs
 
@@ -103,11 +104,14 @@ class SafeRobot(Robot):
             self.n_pauses += now - self.state.sent > self.limits.timeout and not self._is_holding
             goal, state = self.limits.step(self.state, action, self._position, now, self.robot.load())
             if state.fault is not None:
-                raise self._fail(RobotError(state.fault, where=self.name, hint="free the arm, and connect again"))
+                error = RobotError(state.fault, where=self.name, hint="free the arm, and connect again")
+                self._fail(error)
+                raise error
             try:
                 sent = self.robot.send(goal)
             except RobotError as error:
-                raise self._fail(error) from error
+                self._fail(error)
+                raise
             self.state, self._is_holding = state, False
             if now - state.began >= self.limits.slow_start:
                 self.n_clipped += bool((np.abs(goal - action) > self._noticeable).any())
@@ -159,12 +163,11 @@ class SafeRobot(Robot):
         if self.state is None:
             raise ConnectionLost("the robot is not connected", where=self.name, hint="call connect() first")
 
-    def _fail(self, error: RobotError) -> RobotError:
+    def _fail(self, error: RobotError) -> None:
         """Stops the robot for good, as far as it can be reached."""
         self._error = error
         with suppress(RobotError):
             self.stop()
-        return error
 
     def _watch(self) -> None:
         while not self._ended.wait(self.limits.timeout / 4):

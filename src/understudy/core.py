@@ -365,6 +365,14 @@ class Feature:
 
         return getattr(torch, self.dtype)
 
+    def disagreement(self, other: Feature) -> str | None:
+        """What the components of two columns cannot both mean: their order or their unit. None if nothing says so."""
+        if self.names and other.names and self.names != other.names and sorted(self.names) == sorted(other.names):
+            return f"the components {', '.join(self.names)}, and here they are {', '.join(other.names)}"
+        if self.unit and other.unit and self.unit != other.unit:
+            return f"the unit {self.unit}, and here it is {other.unit}"
+        return None
+
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:
         """Build a feature from the fields that JSON stores, with lists in place of tuples."""

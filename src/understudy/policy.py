@@ -863,6 +863,9 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
                 hint=hint or (act_hint if resized else
                               "use data with the same columns, or train a new policy on these"),
             )
+        if (problem := own_feature.disagreement(feature)) is not None:
+            raise UserError(f"the policy was trained with {problem}", where=f"{where}, column {name!r}",
+                            hint="bring the components into one order and unit, or train a new policy on these")
 
 
 def _reading_error(name: str, trained: Feature, where: str) -> UserError:

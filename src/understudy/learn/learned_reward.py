@@ -37,6 +37,9 @@ class LearnedReward(Operation):
                 raise UserError(f"the reward model reads a column of shape {read}, but " + (
                                 "there is none" if stored is None else f"this one has {stored}"),
                                 where=f"{path}, column {name!r}", hint="name a reward model of the same columns")
+            if (problem := model.features[name].disagreement(features[name])) is not None:
+                raise UserError(f"the reward model was trained with {problem}", where=f"{path}, column {name!r}",
+                                hint="bring the components into one order and unit")
         window = replace(model.about.window, horizon=1, action_offset=0)
         annotated = model.annotate(data)
         windows = window.windows(annotated, model.inputs, model.about.target, next_obs=True,

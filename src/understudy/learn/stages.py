@@ -130,19 +130,27 @@ def is_finished(run: Run, method: Method) -> bool:
 
 
 def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointModule], schema: Schema) -> None:
-    """Refuses modules of stages that read columns which have other shapes in the data, before any transform."""
+    """Refuses modules of stages that read columns which have other shapes, orders or units in the data.
+
+    The data are those before any transform.
+    """
     as_recorded = not method.transforms and method.wrapper is None
-    for reference in find_references(method):
+    began = [part.source for part in method.initialize_from if as_recorded]
+    for reference in (*find_references(method), *began):
         module = modules[reference]
         features: Schema = getattr(module, "features", {})
-        scored = (module.about.target,) if as_recorded and isinstance(module, (Critic, RewardModel)) else ()
-        for name in (*getattr(module, "inputs", ()), *scored):
-            trained, present = features[name].shape, schema.get(name, features[name]).shape
-            if trained != present:
-                raise DataError(f"{name} has the shape {present} in these data, but {reference.module!r} of the stage "
-                                f"{reference.stage!r} was trained with {trained}", where=f"stage {reference.stage!r}",
-                                hint="take a run that was trained on data with the same columns, or leave --stage out "
-                                     "to train it anew")
+        target = module.about.target if isinstance(module, (Critic, RewardModel)) else \
+            module.config.target if reference in began and isinstance(module, Policy) else ""
+        for name in filter(None, (*getattr(module, "inputs", ()), target if as_recorded else "")):
+            trained, present = features[name], schema.get(name, features[name])
+            problem = trained.disagreement(present)
+            if reference not in began and trained.shape != present.shape:
+                problem = f"the shape {trained.shape}, and here it is {present.shape}"
+            if problem is not None:
+                raise DataError(f"{reference.module!r} was trained with {problem}",
+                                where=f"stage {reference.stage!r}, column {name!r}",
+                                hint="take a run that was trained on data with the same columns, or leave it out to "
+                                     "train it anew")
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_stages_of_other_columns(name, stage, source, tmp_path):
     assert call("train", source, wide, "--out", tmp_path / "stage", "--steps", 2, "--device", "cpu",
                 "--learner.batch-size", 4)[0] == 0
     result = train(name, tmp_path, "--stage", f"{stage}={tmp_path / 'stage'}")
-    refused(result, rf"stage '{stage}': observation.state has the shape \(2,\) in these data.*\(3,\)", tmp_path)
+    refused(result, rf"stage '{stage}', column 'observation.state'.*\(3,\).*shape \(2,\) in these data", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rebrac", "fql", "sac", "dac", "hiql", "dwsl"])

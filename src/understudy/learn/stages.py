@@ -135,22 +135,23 @@ def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointMo
     The data are those before any transform.
     """
     as_recorded = not method.transforms and method.wrapper is None
-    began = [part.source for part in method.initialize_from if as_recorded]
-    for reference in (*find_references(method), *began):
+    referenced = tuple(find_references(method))
+    began = tuple(part.source for part in method.initialize_from if as_recorded)
+    for reference in (*referenced, *began):
         module = modules[reference]
         features: Schema = getattr(module, "features", {})
         target = module.about.target if isinstance(module, (Critic, RewardModel)) else \
-            module.config.target if reference in began and isinstance(module, Policy) else ""
+            module.config.target if isinstance(module, Policy) and reference in began else ""
         for name in filter(None, (*getattr(module, "inputs", ()), target if as_recorded else "")):
             trained, present = features[name], schema.get(name, features[name])
             problem = trained.disagreement(present)
-            if reference not in began and trained.shape != present.shape:
-                problem = f"the shape {trained.shape}, and here it is {present.shape}"
+            if reference in referenced and trained.shape != present.shape:
+                problem = f"the shape {trained.shape}, and {name} has the shape {present.shape} in these data"
             if problem is not None:
                 raise DataError(f"{reference.module!r} was trained with {problem}",
                                 where=f"stage {reference.stage!r}, column {name!r}",
-                                hint="take a run that was trained on data with the same columns, or leave it out to "
-                                     "train it anew")
+                                hint="take a run that was trained on data with the same columns, or leave --stage out "
+                                     "to train it anew")
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from understudy.audit.base import AuditReport, Finding, Location, finding_from_e
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
+from understudy.envs import make  # noqa: E402
+from understudy.evaluate.recording import expert_actor  # noqa: E402
+from understudy.evaluate.rollout import rollout  # noqa: E402
 
 BROKEN = {  # of the fixtures: what the audit must say, and where
     "lerobot_truncated_mp4": ("frames-missing", {"file": "videos/observation.images.top/chunk-000/file-000.mp4"}),
@@ -375,6 +378,19 @@ def test_a_wrapping_angle_is_no_jump():
     state[30:] += 0.9
     assert "jump" in {f.code for f in find_problems(Dataset([*data[:2], replace(data[2], steps={
         **data[2].steps, "observation.state": state}), *data[3:]], data.metadata))}
+
+
+@pytest.mark.parametrize(("factor", "is_named"), [(57.3, True), (1000.0, True), (30.0, False)])
+def test_another_unit_from_the_middle_of_the_data_on_is_named(factor, is_named):
+    """Where neither half is the usual one. Two tasks may also be of two sizes."""
+    env = make("planar_arms", 8)
+    data = rollout(expert_actor(env), env, 16, seed=3)
+    spoiled = Dataset([e.replace({"action": np.asarray(e.steps["action"]) * (factor if i >= 8 else 1)})
+                       for i, e in enumerate(data)], data.metadata)
+    scales = [f for f in find_problems(spoiled) if f.code == "scale"]
+    assert not [f for f in find_problems(data) if f.code == "scale"] and len(scales) == is_named
+    assert not scales or set(scales[0].episodes) in ({*range(8)}, {*range(8, 16)}) and "these or the others" in \
+        scales[0].message
 
 
 def test_cells_of_a_map_are_no_quantities():

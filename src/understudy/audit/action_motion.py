@@ -18,6 +18,7 @@ from ..data.episode import Dataset, Episode, concat_columns
 from ..data.formats.column_names import format_list
 from ..hints import pluralize
 from .base import Finding, Location, finding_of_episodes, is_numeric
+from .compatibility import unit_of_ratio
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
 SHIFTS = range(-8, 9)  # steps between a motion and its image
@@ -34,6 +35,7 @@ _FEWEST = 10  # smallest number of steps per fitted parameter
 _JUMP = 12.0  # times the 99th percentile of the error
 _GAP = 2.5  # times the next smaller error
 _FITS, _FAILS = 0.7, 0.3  # smallest explained fraction in the model's own episodes, largest one in others
+_MINORITY = 0.4  # largest fraction of episodes that are called the unusual ones
 _FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
 
 
@@ -444,9 +446,10 @@ def check_units(data: Dataset) -> Iterator[Finding]:
             (o for d in range(size.shape[1]) if (o := _minority_beyond_gap(size[:, d], True))), []
         )
         if outliers:
+            unsure = "; these or the others are in other units" if len(outliers) > _MINORITY * len(data) else ""
             episodes = pluralize(len(outliers), "episode")
             yield Finding("scale", "warning",
-                          f"{name}: {episodes} of another magnitude than the others: {format_list(outliers)}",
+                          f"{name}: {episodes} of another magnitude than the others: {format_list(outliers)}{unsure}",
                           "check for degrees and radians, or millimeters and meters",
                           Location(episode=outliers[0], feature=name), tuple(outliers))
 
@@ -462,7 +465,10 @@ def _column_scale(values) -> np.ndarray:
 
 
 def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
-    """The smaller of two groups with a wide gap between them. NaN belongs to neither."""
+    """The smaller of two groups with a wide gap between them. NaN belongs to neither.
+
+    Groups of about equal size may be two tasks, unless their ratio is that of two units.
+    """
     finite = np.flatnonzero(np.isfinite(size))
     order = finite[np.argsort(size[finite], kind="stable")]
     if len(order) < 5:
@@ -470,7 +476,10 @@ def _minority_beyond_gap(size: np.ndarray, above: bool = False) -> list[int]:
     gaps = np.diff(size[order])
     at = int(np.argmax(gaps))
     few = order[at + 1:] if at + 1 > len(order) / 2 else order[:at + 1]
-    if gaps[at] < np.log(10) or len(few) > 0.4 * len(order) or (above and few[0] == order[0]):
+    ratio = float(np.exp(np.median(size[order[at + 1:]]) - np.median(size[order[:at + 1]])))
+    if len(few) > _MINORITY * len(order) and (above or unit_of_ratio(ratio) is None):
+        return []
+    if gaps[at] < np.log(10) or (above and few[0] == order[0]):
         return []
     return sorted(map(int, few))
 

@@ -31,7 +31,8 @@ class ProgressReward(EpisodeRewardConfig):
 
     The progress from one observation of a demonstration to another is ``sign(n) * log(1 + |n|)`` if the other is n
     steps later. A network learns it (`ProgressLearning`). It is antisymmetric: going back costs what going there
-    earned. The first steps of an episode have no progress.
+    earned. Because of the logarithm a slow way earns more in all than a fast one, so that a large `scale` teaches to be
+    slow. The first steps of an episode have no progress.
 
     Args:
         span: Number of steps whose progress is the reward of the last of them.
@@ -125,7 +126,8 @@ class ProgressLearner(GradientLearner):
 
 @method("Bruce et al. 2023 (ELE), ICLR, with proximal policy optimization in place of Muesli", rows=("174",),
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
-        when="if the environment has a reward that is found rarely, and demonstrations have no actions.")
+        when="if a reward comes only at the end and demonstrations have no actions; where each stage is paid, it does "
+             "harm (claim progress-and-contrast).")
 def ele(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, span: int = 8, scale: float = 1.0,
         features: Schema | None = None) -> Method:
     """PPO with a reward for progress, which a network has learned from demonstrations without their actions.

@@ -103,7 +103,7 @@ class Pretrained:
     is_paid_by_stage: bool = False
     n_rounds: int = 15
     n_pretraining: int = 1000
-    probe_sizes = {"n_rounds": 2, "n_pretraining": 20}
+    probe_sizes = {"n_rounds": 1, "n_pretraining": 20}
 
     @property
     def method(self) -> Method:

@@ -342,7 +342,7 @@ class Feature:
         shape: Shape of one step. Images are (H, W, C).
         kind: "vector" (numbers), "image" (uint8), "depth" (uint16 (H, W, 1), which no network reads by default), "text"
             (UTF-8 bytes padded with 0, which networks read), "discrete" (integers), or "string".
-        unit: Unit of all components ("rad", "m"), if known.
+        unit: Unit of all components ("rad", "m"), if known. Exceptions are in brackets: "deg (gripper: percent)".
         num_classes: For a discrete column, the number of classes of each component, if known.
     """
 
@@ -364,6 +364,10 @@ class Feature:
         import torch
 
         return getattr(torch, self.dtype)
+
+    def has_other_unit(self, other: Feature) -> bool:
+        """Whether the units of both are known and differ."""
+        return bool(self.unit and other.unit) and self.unit != other.unit
 
     @staticmethod
     def from_json(stored: Mapping[str, Any]) -> Feature:

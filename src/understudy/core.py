@@ -342,7 +342,7 @@ class Feature:
         shape: Shape of one step. Images are (H, W, C).
         kind: "vector" (numbers), "image" (uint8), "depth" (uint16 (H, W, 1), which no network reads by default), "text"
             (UTF-8 bytes padded with 0, which networks read), "discrete" (integers), or "string".
-        unit: Unit of all components ("rad", "m"), if known.
+        unit: Unit of all components ("rad", "m"), if known. Exceptions are in brackets: "deg (gripper: percent)".
         num_classes: For a discrete column, the number of classes of each component, if known.
     """
 
@@ -365,11 +365,15 @@ class Feature:
 
         return getattr(torch, self.dtype)
 
+    def has_other_unit(self, other: Feature) -> bool:
+        """Whether the units of both are known and differ."""
+        return bool(self.unit and other.unit) and self.unit != other.unit
+
     def disagreement(self, other: Feature) -> str | None:
         """What the components of two columns cannot both mean: their order or their unit. None if nothing says so."""
         if self.names and other.names and self.names != other.names and sorted(self.names) == sorted(other.names):
             return f"the components {', '.join(self.names)}, and here they are {', '.join(other.names)}"
-        if self.unit and other.unit and self.unit != other.unit:
+        if self.has_other_unit(other):
             return f"the unit {self.unit}, and here it is {other.unit}"
         return None
 

@@ -42,6 +42,18 @@ def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cut
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
+def unit_hint(unit: str, otherwise: str) -> str:
+    """Advice for data in another unit than a robot, whose joints may be in this one.
+
+    Args:
+        unit: The unit of the data.
+        otherwise: Advice for robots that have no other units.
+    """
+    use_degrees = "true" if unit.startswith("deg") else "false" if unit.startswith("signed percent") else None
+    return otherwise if use_degrees is None else (
+        f"with an arm of servos, --robot.use-degrees {use_degrees}; otherwise {otherwise}")
+
+
 def format_duration(seconds: float) -> str:
     """Formats a duration in seconds as text, with one or two digits."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):

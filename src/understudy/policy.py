@@ -67,7 +67,7 @@ from .heads.base import (
     TargetNetworkHead,
     TemperatureHead,
 )
-from .hints import command_line
+from .hints import command_line, unit_hint
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -834,8 +834,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
     """Check that columns fit a planner: every column that it reads or predicts exists and has the same shape and kind.
 
     Args:
-        resized: Whether these are the columns of an environment, in which the planner will act. Its camera frames will
-            be resized to the size that the planner reads (see `PolicyActor`).
+        resized: Whether these are the columns of an environment, in which the planner will act. Units that are known
+            must be the same, and camera frames will be resized to the size that the planner reads (see `PolicyActor`).
         columns: Names of the columns that are checked. By default all in `planner.features`.
         hint: What error messages advise. By default another environment, or other data.
     """
@@ -863,6 +863,9 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
                 hint=hint or (act_hint if resized else
                               "use data with the same columns, or train a new policy on these"),
             )
+        if resized and own_feature.has_other_unit(feature):
+            raise UserError(f"the policy was trained with the unit {own_feature.unit}, but this has {feature.unit}",
+                            where=f"{where}, column {name!r}", hint=unit_hint(str(own_feature.unit), hint or act_hint))
         if (problem := own_feature.disagreement(feature)) is not None:
             raise UserError(f"the policy was trained with {problem}", where=f"{where}, column {name!r}",
                             hint="bring the components into one order and unit, or train a new policy on these")

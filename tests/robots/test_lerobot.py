@@ -114,6 +114,7 @@ with emulate_arm(kind) as bus:
         "the torque came on")
 
     robot = make_robot(RobotConfig("lerobot/so101_follower", bus.port, "mine"))
+    assert {robot.schema[name].unit for name in ("observation.state", "action")} == {"deg (gripper: percent)"}
     wide = (2000 + np.arange(1, 6)) * 180 / 4095
     np.testing.assert_allclose(robot.limits.low, [*-wide, 0])
     np.testing.assert_allclose(robot.limits.high, [*wide, 100])
@@ -136,6 +137,7 @@ with emulate_arm(kind) as bus:
     with pytest.raises(ConfigError, match="--teleop.port: is the same port as --robot.port"):
         make_teleoperator(TeleoperatorConfig("lerobot/koch_leader", bus.port, "mine"), robot)
     percent = make_robot(RobotConfig("lerobot/so101_follower", bus.port, "mine", use_degrees=False))
+    assert percent.schema["action"].unit == "signed percent (gripper: percent)"
     make_teleoperator(TeleoperatorConfig("lerobot/koch_leader", "other", "mine"), percent)
 
     robot.connect()
@@ -217,6 +219,7 @@ assert toy.config.gains == (1.0, 2.5)
 check_robot(lambda: robot.robot)
 assert robot.schema["observation.state"].names == ("battery", "lift.pos", "x.vel")
 assert robot.schema["action"].names == ("x.vel", "lift.pos", "turn.vel")
+assert robot.schema["action"].unit is None
 with robot.robot as inner:
     obs = inner.observe()
     assert obs["observation.images.front"].shape == (4, 6, 3) and (obs["observation.images.front"] == 7).all()

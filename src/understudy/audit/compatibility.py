@@ -128,7 +128,7 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
         elif bool(f.names) != bool(g.names):
             yield finding("names-unknown", "note", tuple(f"components of {name} {'named' if x.names else 'not named'}"
                                                          for x in (f, g)), "make sure that they are the same", name)
-        if f.unit and g.unit and f.unit != g.unit:
+        if f.has_other_unit(g):
             yield finding("unit-differs", "error", (f"{name} is in {f.unit}", g.unit), "convert one of them", name)
         elif bool(f.unit) != bool(g.unit):
             yield finding("unit-unknown", "note", tuple(f"{name} is in {x.unit or 'an unknown unit'}" for x in (f, g)),

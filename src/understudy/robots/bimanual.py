@@ -116,4 +116,5 @@ def split_limits(limits: SafetyLimits, size: int) -> tuple[SafetyLimits, SafetyL
 def _joined(left_arm: Feature, right_arm: Feature) -> Feature:
     names = (*(f"left_{n}" for n in left_arm.names or range(left_arm.size)), *(
         f"right_{n}" for n in right_arm.names or range(right_arm.size)))
-    return Feature("float32", (left_arm.size + right_arm.size,), names=names, unit=left_arm.unit)
+    return Feature("float32", (left_arm.size + right_arm.size,), names=names,
+                   unit=left_arm.unit if left_arm.unit == right_arm.unit else None)

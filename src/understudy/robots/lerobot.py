@@ -21,7 +21,7 @@ from ..core import ConfigError, Feature, Unsupported, UserError
 from ..hints import did_you_mean
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
 from .limits import SafetyLimits
-from .servo_arm import MAX_RELATIVE_TARGET, MAX_VELOCITY, ServoFollower
+from .servo_arm import MAX_RELATIVE_TARGET, MAX_VELOCITY, ServoFollower, joint_unit
 
 PREFIX = "lerobot/"
 _UNITS = {"DEGREES": "degrees", "RANGE_0_100": "percent", "RANGE_M100_100": "signed_percent"}  # of `MotorNormMode`
@@ -57,9 +57,9 @@ class LeRobotRobot(Robot):
         self._sent = self._position = np.zeros(len(self._action_names))
         self._is_open = False
         self.schema = {
-            "observation.state": Feature("float32", (len(self._state_names),), names=self._state_names),
+            "observation.state": _column(self._state_names, device),
             **{f"observation.images.{n}": Feature("uint8", shape, "image") for n, shape in self._images.items()},
-            "action": Feature("float32", (len(self._action_names),), names=self._action_names)}
+            "action": _column(self._action_names, device)}
 
     @property
     def port(self) -> str | None:
@@ -188,6 +188,14 @@ def _units(device: Any) -> dict[str, str]:
     """Unit of each joint with a servo, as `ServoArm.units`."""
     return {f"{prefix}{n}.pos": _UNITS[motor.norm_mode.name]
             for prefix, bus in _buses(device).items() for n, motor in bus.motors.items()}
+
+
+def _column(names: tuple[str, ...], device: Any) -> Feature:
+    """A column of these components. Its unit is known if all are joints with servos, and alike in both arms."""
+    units = {joint_unit({n: _UNITS[motor.norm_mode.name] for n, motor in bus.motors.items()})
+             for bus in _buses(device).values()}
+    is_known = len(units) == 1 and set(names) <= _units(device).keys()
+    return Feature("float32", (len(names),), names=names, unit=units.pop() if is_known else None)
 
 
 def _robot_units(robot: Robot) -> dict[str, str]:

@@ -16,6 +16,7 @@ from ..core import Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.recording.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
+from ..hints import unit_hint
 from .base import Robot, RobotError, Teleoperator
 from .pace import Pace
 
@@ -265,6 +266,12 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
     if actions.shape[1] != size:
         raise UserError(f"the recorded actions have {actions.shape[1]} components, but the robot has {size}",
                         where=robot.name, hint="replay the data on the robot that they were recorded with")
+    recorded = episode.features()
+    for name in ("action", "observation.state"):
+        if name in robot.schema and recorded[name].has_other_unit(own := robot.schema[name]):
+            raise UserError(f"{name} was recorded with the unit {recorded[name].unit}, but the robot has {own.unit}",
+                            where=robot.name, hint=unit_hint(str(recorded[name].unit), "replay the data on the robot "
+                                                             "that they were recorded with"))
     show("moving to the first pose")
     poses = [robot.position({"observation.state": state}) for state in states]
     move_to(robot, poses[0], fps, clock=clock, sleep=sleep)

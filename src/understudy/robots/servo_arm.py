@@ -28,6 +28,7 @@ _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150"
 _PWM_FULL = 885  # Goal_PWM of the X series at 100 %
 MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
 MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
+_UNIT_NAMES = {"degrees": "deg", "percent": "percent", "signed_percent": "signed percent"}  # of `Feature.unit`
 _NO_ID = 255
 _MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
@@ -286,6 +287,20 @@ class ServoArm:
         return mode, c.homing_offset, c.range_min, c.range_max
 
 
+def joint_unit(units: Mapping[str, str]) -> str:
+    """The unit of a column of joints.
+
+    Args:
+        units: Unit of each joint, as `ServoArm.units`.
+
+    Returns:
+        The unit of most joints, and in brackets those of the others: "deg (gripper: percent)".
+    """
+    most = max(units.values(), key=list(units.values()).count)
+    others = ", ".join(f"{joint}: {_UNIT_NAMES[unit]}" for joint, unit in units.items() if unit != most)
+    return _UNIT_NAMES[most] + (f" ({others})" if others else "")
+
+
 class ServoFollower(Robot):
     """An arm of servos that follows goals.
 
@@ -307,7 +322,7 @@ class ServoFollower(Robot):
         self.cameras = dict(cameras or {})
         self.disable_torque_on_disconnect = disable_torque_on_disconnect
         names = tuple(f"{n}.pos" for n in kind.motors)
-        column = Feature("float32", (len(names),), names=names)
+        column = Feature("float32", (len(names),), names=names, unit=joint_unit(self.arm.units))
         self.schema = {"observation.state": column, **camera_features(self.cameras), "action": column}
         self._load: np.ndarray | None = None
         self._guard: TorqueGuard | None = None

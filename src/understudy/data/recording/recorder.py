@@ -29,7 +29,7 @@ import numpy as np
 
 from ...core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
 from ...files import sync_folder, write_json
-from ...hints import command_line
+from ...hints import command_line, unit_hint
 from .. import cache, journal
 from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
@@ -618,6 +618,9 @@ def _check_same_columns(first: Schema, second: Schema, problem: str, where: obje
     for name in dict.fromkeys((*first, *second)):
         columns = [f"{schema[name].dtype} {schema[name].shape}" if name in schema else "no such column"
                    for schema in (first, second)]
+        if name in first and name in second and first[name].has_other_unit(second[name]):
+            columns = [f"the unit {schema[name].unit}" for schema in (first, second)]
+            hint = unit_hint(str(first[name].unit), hint)
         if name not in _OPTIONAL_COLUMNS and columns[0] != columns[1]:
             raise UserError(problem.format(*columns), where=f"{where}, column {name!r}", hint=hint)
 

@@ -68,11 +68,11 @@ def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: 
     if not conditions or has_no_run(run):
         return
     trained = TrainedRun.load(run, trust)
-    seen = goal_columns(trained.method)
+    value_columns = goal_columns(trained.method)
     codecs = [module.codec for module in trained.modules.values() if isinstance(module, Policy)]
     for name, value in conditions.items():
         distant = next(filter(None, (_distant_components(codec, column, value) for codec in codecs
-                                     for column in (name, seen.get(name, name)))), None)
+                                     for column in (name, value_columns.get(name, name)))), None)
         if distant:
             print(f"warning: the condition {name.removeprefix('observation.')!r} is far from what {run} was trained "
                   f"with: {'; '.join(distant)}. Use the units of its data", file=sys.stderr)

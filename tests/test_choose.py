@@ -26,6 +26,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.files import write_json
+from understudy.learn.run import Run
 from understudy.methods import find_method, read_info
 from understudy.policy import Policy
 from understudy.testing import random_dataset
@@ -232,7 +233,7 @@ def test_a_candidate_that_fails_in_a_later_round_is_left_out(demonstrations, tmp
     options = {"methods": ("knn", "vinn", other), "budget": 1000.0}
     choice = choose_method(demonstrations, tmp_path / "choice", **options)
     assert choice.failed == {"knn": "seed 1: update 7: the loss is NaN",
-                             "vinn": f"seed 1: {tmp_path / 'choice' / 'vinn-1'}: its values are not finite"}
+                             "vinn": "seed 1: its values are not finite"}
     assert choice.recommended == other and len(choice.standings) == 1 and choice.to_json()["failed"] == choice.failed
     n_calls = len(calls)
     assert choose_method(demonstrations, tmp_path / "choice", **options).to_json() == choice.to_json()
@@ -246,6 +247,17 @@ def test_if_all_fail_nothing_is_recommended(demonstrations, tmp_path, monkeypatc
     monkeypatch.setattr("understudy.choose._held_out_errors", fail)
     with pytest.raises(UserError, match="no candidate is left; knn: seed 0: the loss is NaN; vinn: seed 0"):
         choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=("knn", "vinn"))
+
+
+def test_an_error_about_the_folder_is_no_failure_of_the_method(demonstrations, tmp_path):
+    """Such as that of another process that trains there: the same command continues later."""
+    folder = tmp_path / "choice" / "knn-0"
+    options = {"budget": 9.0, "methods": ("knn", "vinn")}
+    choose_method(demonstrations, folder.parent, **options)
+    folder.with_name("knn-0.json").unlink()
+    with Run(folder).locked(), pytest.raises(UserError, match="another process is training into this folder"):
+        choose_method(demonstrations, folder.parent, **options)
+    assert not folder.with_name("knn-0.json").exists()
 
 
 def test_an_error_that_is_not_of_actions_is_not_compared(demonstrations, tmp_path):

@@ -444,9 +444,11 @@ class _Trials:
                   save_freq=updates, val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}")
             metric, values = self.judge(folder, self.methods[name])
             if not np.isfinite(values).all():
-                raise UserError("its values are not finite", where=folder, hint="leave the method out")
+                raise UserError("its values are not finite", hint="leave the method out")
             trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
         except UserError as error:
+            if isinstance(error.where, Path) and error.where.is_relative_to(folder):
+                raise  # a full disk or another process, and not the method
             trial = FailedTrial(name, seed, time.perf_counter() - began, _problem(error))
         write_json(file, asdict(trial))
         return trial

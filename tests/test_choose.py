@@ -26,6 +26,7 @@ from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.files import write_json
+from understudy.learn.run import Run
 from understudy.methods import find_method, read_info
 from understudy.policy import Policy
 from understudy.testing import random_dataset
@@ -189,13 +190,83 @@ def test_with_too_few_held_out_episodes_the_interval_is_unknown(demonstrations, 
     assert "unknown to unknown" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("methods", "said"), [
-    (("udrl", "knn"), "candidate udrl: .*return_to_go.*\n  -> leave udrl out"),
-    (("gcbc", "knn"), "candidate gcbc: .*goal"), (("bc-rnn-gmm", "thought-cloning"), "needs more than the data")])
-def test_what_cannot_act_is_said_before_any_trial(demonstrations, tmp_path, methods, said):
-    with pytest.raises(UserError, match=said):
-        choose_method(demonstrations, tmp_path / "a", env=make("fork", 4), methods=methods, budget=9.0)
-    assert not list((tmp_path).glob("a/*-0"))
+def test_what_cannot_act_is_said_before_any_trial(demonstrations, tmp_path):
+    options = {"env": make("fork", 4), "budget": 9.0}
+    with pytest.raises(UserError, match="no candidate is left; udrl: .*return_to_go.*; gcbc: .*goal"):
+        choose_method(demonstrations, tmp_path / "a", methods=("udrl", "gcbc"), **options)
+    with pytest.raises(UserError, match="needs more than the data"):
+        choose_method(demonstrations, tmp_path / "a", methods=("bc-rnn-gmm", "thought-cloning"), **options)
+    assert not list(tmp_path.glob("a/*-0"))
+
+
+def test_a_candidate_that_fails_before_the_trials_is_left_out(demonstrations, tmp_path, capsys):
+    """The loss of the first is NaN, and the second must be told a return."""
+    method, lines = find_method("bc"), []
+    optimizer = replace(method.learner.optimizer, lr=1e30, grad_clip_norm=None)
+    write_json(tmp_path / "nan.json", dump(replace(method, learner=replace(method.learner, optimizer=optimizer))))
+    names = (str(tmp_path / "nan.json"), "udrl", "knn")
+    options = {"env": make("fork", 4), "methods": names, "budget": 9.0, "episodes": 4}
+    choice = choose_method(demonstrations, tmp_path / "choice", say=lines.append, **options)
+    assert [s.method for s in choice.standings] == ["knn"] and tuple(choice.failed) == names[:2]
+    assert choice.failed[names[0]] == "update 2: the loss is nan" and "return_to_go" in choice.failed["udrl"]
+    assert [line for line in lines if line.startswith("udrl failed and is left out: ")]
+    assert choice.verdict_parts()[1] == f"It was compared with no other candidate. {names[0]} and udrl failed."
+    with Output(False) as out:
+        _print_choice(choice, out)
+    assert f"failed: udrl, {choice.failed['udrl']}" in capsys.readouterr().out
+    assert choose_method(demonstrations, tmp_path / "choice", **options).to_json() == choice.to_json()
+
+
+def test_a_candidate_that_fails_in_a_later_round_is_left_out(demonstrations, tmp_path, monkeypatch):
+    """It was the best after the first round, and its failure is not tried again."""
+    calls = []
+
+    def values(folder, *_):
+        calls.append(folder.name)
+        if folder.name == "knn-1":
+            raise UserError("the loss is NaN", where="update 7")
+        return "error", (-0.1 if folder.name.startswith("knn") else -np.inf if "vinn-1" in folder.name else -0.2,) * 8
+
+    monkeypatch.setattr("understudy.choose._held_out_errors", values)
+    other = str(tmp_path / "other.json")
+    write_json(other, dump(find_method("knn")))
+    options = {"methods": ("knn", "vinn", other), "budget": 1000.0}
+    choice = choose_method(demonstrations, tmp_path / "choice", **options)
+    assert choice.failed == {"knn": "seed 1: update 7: the loss is NaN",
+                             "vinn": "seed 1: its values are not finite"}
+    assert choice.recommended == other and len(choice.standings) == 1 and choice.to_json()["failed"] == choice.failed
+    n_calls = len(calls)
+    assert choose_method(demonstrations, tmp_path / "choice", **options).to_json() == choice.to_json()
+    assert len(calls) == n_calls
+
+
+def test_if_all_fail_nothing_is_recommended(demonstrations, tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("the loss is NaN")
+
+    monkeypatch.setattr("understudy.choose._held_out_errors", fail)
+    with pytest.raises(UserError, match="no candidate is left; knn: seed 0: the loss is NaN; vinn: seed 0"):
+        choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=("knn", "vinn"))
+
+
+def test_an_error_about_the_folder_is_no_failure_of_the_method(demonstrations, tmp_path):
+    """Such as that of another process that trains there: the same command continues later."""
+    folder = tmp_path / "choice" / "knn-0"
+    options = {"budget": 9.0, "methods": ("knn", "vinn")}
+    choose_method(demonstrations, folder.parent, **options)
+    folder.with_name("knn-0.json").unlink()
+    with Run(folder).locked(), pytest.raises(UserError, match="another process is training into this folder"):
+        choose_method(demonstrations, folder.parent, **options)
+    assert not folder.with_name("knn-0.json").exists()
+
+
+def test_an_error_that_is_not_of_actions_is_not_compared(demonstrations, tmp_path):
+    """`maskdp` predicts the actions and the states as one column."""
+    choice = choose_method(demonstrations, tmp_path / "choice", budget=9.0, methods=("knn", "maskdp", "vinn"))
+    assert {s.method for s in choice.standings} == {"knn", "vinn"}
+    assert choice.skipped["maskdp"].startswith("it predicts joint, so its error would not be that of actions")
+    with pytest.raises(UserError, match="knn has nothing to be compared with; maskdp: it predicts joint"):
+        choose_method(demonstrations, tmp_path / "alone", budget=9.0, methods=("knn", "maskdp"))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ The rule, which does not depend on what is seen:
 - After a round, a candidate is dropped if it is worse than the best one: the p-value of the sign-flip test of the
   differences on each start (means over the seeds so far), times the number of such tests that there can be, is below
   0.05. This is about the policies that were trained. The best two stay until each has three training seeds.
+- A candidate whose training or judging fails is left out, with all its trials.
 - The trials end when one candidate is left, after five rounds, or when another round would exceed the budget. The best
   one is recommended. The others that are left are named: the trials do not tell them apart.
 """
@@ -175,6 +176,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class FailedTrial:
+    """A training that failed, or whose policy could not be judged.
+
+    Args:
+        seconds: Wall-clock time until it failed, seconds.
+    """
+
+    method: str
+    seed: int
+    seconds: float
+    failed: str  # why
+
+
+@dataclass(frozen=True)
 class Standing:
     """A candidate after the trials.
 
@@ -208,6 +223,7 @@ class MethodChoice:
             None where they act.
         standings: The candidates, best first. Those that were dropped come last.
         skipped: Candidates that were not tried, each with the reason.
+        failed: Candidates that were left out because they failed, each with the reason.
         budget: Seconds that were allowed.
         seconds: Seconds that all trials took.
     """
@@ -222,6 +238,7 @@ class MethodChoice:
     rounds: int
     budget: float
     seconds: float
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def recommended(self) -> str:
@@ -237,9 +254,12 @@ class MethodChoice:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
         certainty = (f"{join_and(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can "
-                     "tell." if self.tied else "Every other candidate was worse.")
+                     "tell." if self.tied else "Every other candidate was worse." if len(self.standings) > 1 else
+                     "It was compared with no other candidate.")
         if n_dropped:
             certainty += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
+        if self.failed:
+            certainty += f" {join_and(list(self.failed))} failed."
         short = [s.method for s in self.standings if s.updates < s.full_updates / 2]
         basis = (f"{join_and(short)} had less than half of {'its' if len(short) == 1 else 'their'} updates: with a "
                  "longer --budget, and another --out, the order may change. " if short else "")
@@ -260,6 +280,7 @@ class MethodChoice:
             "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
             "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
+            "failed": dict(self.failed),
             "methods": [{"name": s.method, "reason": s.reason, **ends(s.estimate), "seeds": s.seeds,
                          "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
                          "dropped_after": s.dropped_after}
@@ -299,8 +320,12 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     for line in properties.sentences():
         say(line)
     built = {name: _check_candidate(find_method(name, features, trust), name) for name in candidates}
+    if env is None:
+        dropped |= (no_actions := _without_actions(built))
+        built = {name: method for name, method in built.items() if name not in no_actions}
     if len(built) < 2:
-        raise UserError(f"{join_and(list(built)) or 'nothing'} has nothing to be compared with", where="--methods",
+        raise UserError(f"{join_and(list(built)) or 'nothing'} has nothing to be compared with"
+                        + "".join(f"; {name}: {why}" for name, why in dropped.items()), where="--methods",
                         hint="name two methods or more")
     ahead = min(m.policy.window.horizon + m.policy.window.action_offset for m in built.values())
     plan = _make_plan(out, asked, data, built, env, budget, device, say)
@@ -308,9 +333,9 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     def judge(folder: Path, method: Method) -> tuple[Metric, tuple[float, ...]]:
         return (_held_out_errors(folder, method, data, held_out, ahead, device, trust) if env is None else
                 _rollout_values(folder, env, episodes, seed, device, trust))
-    planned = {name: built[name] for name in plan["updates"]}
+    planned = {name: built[name] for name in plan["updates"] if name in built}
     series = _Trials(data, out, planned, plan["updates"], held_out, judge, device)
-    trials, dropped_after, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
+    trials, dropped_after, failed, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
     spent += float(plan["seconds"])
     metric, judged_on = next(iter(trials.values()))[0].metric, len(next(iter(trials.values()))[0].values)
     standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in method_trials]), metric),
@@ -319,7 +344,7 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
                  for name, method_trials in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
     return MethodChoice(properties, asked["env"], metric, judged_on, ahead if env is None else None, tuple(standings),
-                        {**dropped, **plan["skipped"]}, rounds, budget, spent)
+                        {**dropped, **plan["skipped"]}, rounds, budget, spent, {**plan.get("failed", {}), **failed})
 
 
 def trial_run(out: Path, method: str, seed: int) -> Path:
@@ -404,34 +429,56 @@ class _Trials:
     judge: Callable[[Path, Method], tuple[Metric, tuple[float, ...]]]  # of a trial, given its folder and method
     device: str
 
-    def trial(self, name: str, seed: int) -> Trial:
-        """Trains and judges one method, unless this has been done."""
+    def trial(self, name: str, seed: int) -> Trial | FailedTrial:
+        """Trains and judges one method, unless this has been done. What failed is not tried again."""
         folder = trial_run(self.out, name, seed)
         file = folder.with_name(f"{folder.name}.json")
         if file.exists():
             stored = read_json(file)
+            if "failed" in stored:
+                return FailedTrial(**stored)
             return Trial(name, seed, stored["updates"], stored["seconds"], stored["metric"], tuple(stored["values"]))
         began, updates = time.perf_counter(), self.updates[name]
-        train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device, save_freq=updates,
-              val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}")
-        metric, values = self.judge(folder, self.methods[name])
-        trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
+        try:
+            train(self.methods[name], self.data, folder, steps=updates, seed=seed, device=self.device,
+                  save_freq=updates, val_fraction=self.held_out or 0.0, title=f"{name}, seed {seed}")
+            metric, values = self.judge(folder, self.methods[name])
+            if not np.isfinite(values).all():
+                raise UserError("its values are not finite", hint="leave the method out")
+            trial = Trial(name, seed, updates, time.perf_counter() - began, metric, values)
+        except UserError as error:
+            if isinstance(error.where, Path) and error.where.is_relative_to(folder):
+                raise  # a full disk or another process, and not the method
+            trial = FailedTrial(name, seed, time.perf_counter() - began, _problem(error))
         write_json(file, asdict(trial))
         return trial
 
     def run(self, seed: int, budget: float, say: Callable[[str], None]
-            ) -> tuple[dict[str, list[Trial]], dict[str, int], int, float]:
-        """Rounds of trials: those of each method, the round after which each was dropped, number of rounds, seconds."""
+            ) -> tuple[dict[str, list[Trial]], dict[str, int], dict[str, str], int, float]:
+        """Rounds of trials.
+
+        Returns:
+            The trials of each method that did not fail, the round after which each was dropped, why others failed,
+            number of rounds, seconds.
+        """
         trials: dict[str, list[Trial]] = {name: [] for name in self.methods}
-        candidates, dropped_after, rounds, spent = list(self.methods), {}, 0, 0.0
+        candidates, dropped_after, failed, rounds, spent = list(self.methods), {}, {}, 0, 0.0
         while rounds < MAX_ROUNDS and (rounds == 0 or len(candidates) > 1):
             if rounds and spent + sum(trials[name][-1].seconds for name in candidates) > budget:
                 break
             for name in candidates:
                 trial = self.trial(name, seed + rounds)
-                trials[name].append(trial)
                 spent += trial.seconds
+                if isinstance(trial, FailedTrial):
+                    failed[name] = f"seed {trial.seed}: {trial.failed}"
+                    del trials[name]
+                    say(f"round {rounds + 1}: {name} failed and is left out: {failed[name]}")
+                    continue
+                trials[name].append(trial)
                 say(f"round {rounds + 1}: {name}, seed {trial.seed}: {trial.result}")
+            candidates = [name for name in candidates if name not in failed]
+            if not candidates:
+                raise _none_left(failed)
             rounds += 1
             values = {name: np.array([t.values for t in trials[name]]) for name in candidates}
             stay = survivors(values, len(self.methods))
@@ -440,7 +487,23 @@ class _Trials:
                     dropped_after[name] = rounds
                     say(f"round {rounds}: {name} is dropped")
             candidates = stay
-        return trials, dropped_after, rounds, spent
+        return trials, dropped_after, failed, rounds, spent
+
+
+def _problem(error: UserError) -> str:
+    """What an error says, with the place in one line."""
+    return error.problem if error.where is None else f"{error.where}: {error.problem}"
+
+
+def _none_left(failed: Mapping[str, str]) -> UserError:
+    return UserError("no candidate is left" + "".join(f"; {name}: {why}" for name, why in failed.items()),
+                     where="choose", hint="name other candidates with --methods, and another --out")
+
+
+def _without_actions(methods: Mapping[str, Method]) -> dict[str, str]:
+    """Why methods whose policies predict something else than actions cannot be judged by the error of actions."""
+    return {name: f"it predicts {method.policy.target or 'nothing'}, so its error would not be that of actions; with "
+                  "--env ENV it acts" for name, method in methods.items() if role(method.policy.target) != "action"}
 
 
 def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapping[str, Method], env: Env | None,
@@ -458,12 +521,20 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         raise UserError("the folder contains something else", where=out, hint="choose another --out")
     began = time.perf_counter()
     default_costs: dict[str, tuple[int, float]] = {}  # default number of updates, and seconds for all of them
+    failed: dict[str, str] = {}
     for name, method in candidates.items():
         steps = method.learner.steps
-        seconds_per_update = _try_out(method, name, data, env, device)  # so that what it lacks is said before any trial
+        try:
+            seconds_per_update = _try_out(method, data, env, device)  # so that what it lacks is said before any trial
+        except UserError as error:
+            failed[name] = _problem(error)
+            say(f"{name} failed and is left out: {failed[name]}")
+            continue
         default_costs[name] = steps, steps * seconds_per_update
         if seconds_per_update:
             say(f"{name}: {steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
+    if not default_costs:
+        raise _none_left(failed)
     tried = sorted(default_costs, key=lambda name: default_costs[name][1])
     while tried and LEAST_UPDATES * default_costs[tried[-1]][1] > budget / (ROUNDS_OF_ALL * len(tried)):
         tried.pop()
@@ -473,11 +544,12 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
     skipped = {name: f"its {steps} updates take {format_duration(seconds)}, and a trial would have "
                      f"{format_duration(share)}"
                for name, (steps, seconds) in default_costs.items() if name not in tried}
-    if len(updates) < 2:
-        raise UserError(f"there is time for {len(updates)} of {len(candidates)} candidates"
+    if skipped and len(updates) < 2:
+        raise UserError(f"there is time for {len(updates)} of {len(default_costs)} candidates"
                         + "".join(f"; {k}: {v}" for k, v in skipped.items()), where="--budget",
                         hint="allow more time, or name faster --methods")
-    plan = {"asked": asked, "updates": updates, "skipped": skipped, "seconds": time.perf_counter() - began}
+    plan = {"asked": asked, "updates": updates, "skipped": skipped, "failed": failed,
+            "seconds": time.perf_counter() - began}
     write_json(file, plan)
     return plan
 
@@ -489,21 +561,16 @@ def _check_candidate(method: Method, name: str) -> Method:
     return method
 
 
-def _try_out(method: Method, name: str, data: Dataset, env: Env | None, device: str) -> float:
+def _try_out(method: Method, data: Dataset, env: Env | None, device: str) -> float:
     """Seconds of an update of a method, which is trained for a moment and acts for a step. 0 if it makes only a few."""
     times: list[float] = []
     short = replace(method, learner=replace(method.learner, steps=min(method.learner.steps, TIMED_UPDATES)))
-    try:
-        result = fit_method(short, data, 0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
-        if env is not None:
-            key = keys(0, range(env.rows))
-            obs = env.reset(torch.arange(env.rows), key)
-            actor = build_actor(result.method, result.modules, ROWS, features=env.features)
-            actor.act(obs, actor.start(obs, key))
-    except UserError as error:
-        place = "" if error.where is None else f"{error.where}: "
-        raise UserError(f"{place}{error.problem}", where=f"candidate {name}",
-                        hint=f"leave {name} out: name the candidates with --methods") from error
+    result = fit_method(short, data, 0, callbacks=[lambda *_: times.append(time.perf_counter())], device=device)
+    if env is not None:
+        key = keys(0, range(env.rows))
+        obs = env.reset(torch.arange(env.rows), key)
+        actor = build_actor(result.method, result.modules, ROWS, features=env.features)
+        actor.act(obs, actor.start(obs, key))
     return max(float(np.median(np.diff(times))), 1e-6) if method.learner.steps > TIMED_UPDATES else 0.0
 
 

@@ -13,7 +13,10 @@ from fixtures.cli import TINY, document, proposed, refused
 
 from understudy import load_actor, make
 from understudy.cli import main
+from understudy.commands.conditions import _distant_components, tell_distant_conditions
 from understudy.commands.export import _example_evaluation
+from understudy.core import Batch, Feature
+from understudy.data.codec import Normalizer
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.text_columns import TaskText
 from understudy.envs.toys.fork import ForkExpert
@@ -22,8 +25,9 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import ObservationWrapper
 from understudy.execute.adaptive import ChunkBlending
 from understudy.files import read_json
-from understudy.learn.method import Method
-from understudy.policy import find_checkpoint
+from understudy.learn.method import Method, TrainedRun, training_data
+from understudy.methods import find_method
+from understudy.policy import Policy, find_checkpoint
 
 LEFT, RIGHT = (f"{'go on, ' * 6}and pass it on the {side}" for side in ("left", "right"))  # more than 64 bytes
 
@@ -125,6 +129,49 @@ def test_an_exported_file_is_told_its_goal(call, place, tmp_path):
     assert _example_evaluation(run, Method.load(run)) == ("fork", [option, goal])
     demos.rename(tmp_path / "moved")
     assert _example_evaluation(run, Method.load(run)) == (None, [])
+
+
+def test_a_goal_in_another_unit_is_warned_of(call, place, tmp_path):
+    """States of fork are at most 1.2 away from 0, and its rewards are 0 or 1."""
+    run, shared = tmp_path / "run", ("fork", "--episodes", 1, "--rows", 1, "--condition")
+    assert call("train", "gcbc", place / "demos", "--out", run, *TINY[:6], "--policy.trunk.widths", "16")[0] == 0
+    status, _, err = call("eval", run, *shared, "goal=2000,0.1")
+    assert status == 0 and "the condition 'goal' is far from what" in err
+    assert "component 0 is 2000, and was about" in err
+    assert "component 1" not in err and len([line for line in err.splitlines() if line.startswith("warning")]) == 1
+    assert "warning" not in call("eval", run, *shared, "goal=1,0.1")[2]
+
+
+@pytest.mark.parametrize("scale, limits", [("zscore", (4 - 20, 4 + 20)), ("minmax", (5 - 30, 5 + 30))])
+def test_a_condition_is_far_at_ten_scales_of_its_column(scale, limits):
+    """The mean of the values is 4 and their standard deviation 2; the middle of their range is 5 and its half 3. A
+    component that is constant has one value alone. A codec that scales nothing knows nothing."""
+    features = {"observation.goal": Feature("float32", (2,)), "action": Feature("float32", (1,))}
+    values = torch.tensor([[2.0, 7], [2, 7], [8, 7], [4, 7], [4, 7], [4, 7]])
+    batch = Batch({"observation.goal": values[:, None]}, torch.zeros(6, 1, 1), torch.ones(6, 1, dtype=torch.bool), {})
+    codec = Normalizer(obs=scale).build(features, ("observation.goal",), "action")
+    assert codec.obs_statistics("observation.goal") is None  # not computed yet
+    codec.fit_statistics(lambda: iter([batch]))
+
+    def said(*goal):
+        return _distant_components(codec, "observation.goal", torch.tensor(goal))
+    for limit, inside in zip(limits, (0.01, -0.01), strict=True):
+        assert said(limit + inside, 7.0) == [] and len(said(limit - inside, 7.0)) == 1
+    assert said(4.0, 7.1) == ["component 1 is 7.1, and was always 7"] and said(4.0, 7.001) == []
+    assert said(4.0) == [] and codec.obs_statistics("observation.other") is None
+
+
+def test_the_goal_of_a_masked_trajectory_is_compared_with_states(monkeypatch, capsys):
+    env = make("fork", 4)
+    data = rollout(env.expert(), env, 4, seed=recording_seed(0))
+    method = find_method("maskdp")
+    features = training_data(data, method).features()
+    policy = Policy(method.policy, features).fit_statistics(training_data(data, method))
+    monkeypatch.setattr(TrainedRun, "load", lambda *_: TrainedRun(method, {"policy": policy}))
+    tell_distant_conditions(Path("run"), {"observation.goal": torch.tensor([1.0, 0.0])})
+    assert capsys.readouterr().err == ""
+    tell_distant_conditions(Path("run"), {"observation.goal": torch.tensor([1000.0, 0.0])})
+    assert capsys.readouterr().err.startswith("warning: the condition 'goal' is far from what run was trained with")
 
 
 @pytest.fixture(scope="module")

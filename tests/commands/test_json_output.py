@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ PAGE = (REPOSITORY / "docs/json.md").read_text(encoding="utf-8")
 NAMED = ("behavior.metrics", "runs[].curves")
 WHOLE = ("behavior.modes.counts", "behavior.modes.demonstrations", "runs[].evaluations", "behavior.against",
          "behavior.metrics.NAME.demonstrations", "behavior.modes.conditional_entropy",
-         "behavior.discriminator_accuracy", "skipped")
+         "behavior.discriminator_accuracy", "skipped", "failed")
 
 
 def documented(title):
@@ -186,6 +188,26 @@ def test_a_verdict_names_overfitting_and_refuses_other_data():
     assert head.startswith("b has the lowest error on held-out episodes: 0.4") and more == ""
     head, _, more = training_verdict({"a": run("a", "x", 1.0, 0.5), "b": run("b", "y", 0.4, 0.6)})
     assert "lowest" not in head and "cannot be compared" in more
+
+
+def test_errors_of_other_columns_are_not_ranked_among_those_of_actions(place, tmp_path):
+    from understudy.evaluate.report import training_figures
+    from understudy.evaluate.training_report import training_verdict
+
+    run = TrainingCurves.load(place / "a")
+    run = replace(run, curves={"validation/energy": run.curves["validation/energy"]})
+    shutil.copytree(place / "a", tmp_path / "joint")
+    for file in (tmp_path / "joint").rglob("method.json"):
+        method = json.loads(file.read_text())
+        file.write_text(json.dumps({**method, "policy": {**method["policy"], "target": "joint"}}))
+    joint = replace(run, target=TrainingCurves.load(tmp_path / "joint").target)
+    assert (run.error_of, joint.error_of) == ("actions", "'joint'")
+    assert training_verdict({"a": run, "b": run})[0].startswith("a has the lowest error")
+    assert training_verdict({"a": run, "b": joint})[0] == "2 trainings."
+    assert "An error of 'joint' is not a success rate." in training_verdict({"b": joint})[1]
+    captions = [caption for _, _, caption in training_figures({"a": run, "b": joint})]
+    assert sum("The errors of b are of 'joint', and cannot be compared." in c and "of a are" not in c
+               for c in captions) == 1
 
 
 @pytest.mark.parametrize("option, package", [(["--tensorboard"], "torch.utils.tensorboard"),

@@ -362,6 +362,7 @@ def test_parts_at_different_rates_are_noted():
     ([[0.0]] * 5, "is a list, .*\n.*np.asarray"), (torch.zeros(5, 2), r"is a Tensor, .*\n.*column.numpy\(\)"),
     (3.0, "is a float, "), (np.float32(3), "is a float32, "), (np.array(3.0), "is an array without rows, "),
     (np.zeros((5, 2), complex), "is an array of complex128, .*\n.*imaginary"),
+    (np.ma.masked_invalid([[0.0], [np.nan], [2.0], [3.0], [4.0]]), r"is a masked array, .*\n.*column.filled\(value\)"),
 ])
 def test_an_episode_refuses_what_is_not_an_array(column, text):
     with pytest.raises(DataError, match=f"the column 'action' {text}"):

@@ -17,11 +17,14 @@ from understudy.data.episode import Dataset, Episode, episode_fingerprints
 from understudy.data.formats import write_dataset
 from understudy.data.window import Window
 from understudy.evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
+from understudy.evaluate.report import write_prediction_report
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
 from understudy.heads.cvae import CVAE
 from understudy.heads.gmm import GMM
+from understudy.learn.method import training_data
 from understudy.learn.validation import Validation, target_scale
+from understudy.methods import find_method
 from understudy.policy import Policy, PolicyConfig
 
 
@@ -89,6 +92,21 @@ def test_a_constant_answer_has_the_errors_that_arithmetic_says():
         prediction.coverage is None and prediction.uncertain_steps == ()
         and "cannot say where it is unsure" in prediction.describe()
     )
+
+
+def test_an_error_of_another_column_is_not_called_one_of_actions(tmp_path):
+    data = training_data(normal_data(4, 10), find_method("maskdp"))
+    config = PolicyConfig(Draws(), codec=Normalizer(target="identity"), window=Window(), target="joint",
+                          inputs=("observation.state",))
+    prediction = evaluate_action_prediction(Policy(config, data.features()).fit_statistics(data), data)
+    text = f"{prediction.headline()} {prediction.note}"
+    assert text.startswith("Values of the column 'joint', and not actions alone, are compared. On ")
+    assert "predicted values are off by" in text and "predicted actions" not in text and "no comparison" in text
+    assert prediction.to_json()["column"] == "joint" and len(prediction.by_component) == 6
+    write_prediction_report(prediction, tmp_path / "report.html")
+    assert "predicted action" not in (tmp_path / "report.html").read_text()
+    actions = evaluate_action_prediction(policy(data, Draws()), data)
+    assert actions.headline().startswith("On ") and actions.to_json()["column"] is None
 
 
 def test_a_head_at_temperature_0_gives_one_answer():

@@ -102,7 +102,8 @@ def _print_choice(c: MethodChoice, out: Output) -> None:
     rows = ((*_cells(c, s), s.reason if s.dropped_after is None else f"dropped after round {s.dropped_after}")
             for s in c.standings)
     out.print(plain_table((*_header(c), ""), rows),
-              *(f"not tried: {name}, {why}" for name, why in c.skipped.items()), "", " ".join(c.verdict_parts()))
+              *(f"not tried: {name}, {why}" for name, why in c.skipped.items()),
+              *(f"failed: {name}, {why}" for name, why in c.failed.items()), "", " ".join(c.verdict_parts()))
 
 
 def _header(c: MethodChoice) -> tuple[str, ...]:
@@ -133,8 +134,9 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
                                      "interval over training seeds and starts (with one seed, over starts)."),)))
     sections = [Section("The data", tuple(map(Paragraph, c.properties.sentences()))),
                 Section("The trials", tuple(contents))]
-    if c.skipped:
-        sections.append(Section("Not tried", tuple(Paragraph(f"{name}: {why}.") for name, why in c.skipped.items())))
+    for title, reasons in (("Not tried", c.skipped), ("Failed", c.failed)):
+        if reasons:
+            sections.append(Section(title, tuple(Paragraph(f"{name}: {why}.") for name, why in reasons.items())))
     sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     write_page(path, "Which method suits these demonstrations", sections, verdict=c.verdict_parts(),
                footer=f"{c.rounds} rounds in {c.seconds / 60:.3g} minutes; candidates were dropped by sign-flip tests "

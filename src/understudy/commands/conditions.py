@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,14 @@ from .common import has_no_run, open_data, recorded_env
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..data.codec import CodecModule
     from ..data.episode import Dataset
     from ..data.shown_demonstration import ShowDemonstration
     from ..envs.base import Env
     from ..learn.method import Method
 
 EXAMPLE = "such as --condition return_to_go=100 goal=0.2,0.5"
+FAR = 10.0  # scales of the training data: another unit (mm, cm, degrees) is farther, and rare values are not
 SHOW = "--condition demonstration=DATA, or demonstration=DATA:3 for its episode 3"
 
 
@@ -52,6 +55,41 @@ def parse_conditions(texts: Sequence[str], features: Schema) -> dict[str, Tensor
             raise ConfigError(f"the environment shows {name!r} itself", where="--condition", hint="leave it out")
         conditions[name] = torch.tensor(numbers)
     return conditions
+
+
+def tell_distant_conditions(run: Path, conditions: Mapping[str, Tensor], trust: tuple[str, ...] = ()) -> None:
+    """Says it on standard error if a condition is far from all that a policy has seen, as in another unit.
+
+    Nothing is said of an exported file and of a served policy: their statistics are not known.
+    """
+    from ..learn.method import TrainedRun
+    from ..policy import Policy
+
+    if not conditions or has_no_run(run):
+        return
+    trained = TrainedRun.load(run, trust)
+    value_columns = goal_columns(trained.method)
+    codecs = [module.codec for module in trained.modules.values() if isinstance(module, Policy)]
+    for name, value in conditions.items():
+        distant = next(filter(None, (_distant_components(codec, column, value) for codec in codecs
+                                     for column in (name, value_columns.get(name, name)))), None)
+        if distant:
+            print(f"warning: the condition {name.removeprefix('observation.')!r} is far from what {run} was trained "
+                  f"with: {'; '.join(distant)}. Use the units of its data", file=sys.stderr)
+
+
+def _distant_components(codec: CodecModule, name: str, value: Tensor) -> list[str]:
+    """What is said of each component of a condition that is more than `FAR` scales from the data of a codec."""
+    import torch
+
+    statistics = codec.obs_statistics(name)
+    if statistics is None or statistics[0].shape[-1:] != value.shape:
+        return []
+    center, scale = (s.cpu().reshape(-1, len(value)) for s in statistics)  # a row for each group
+    limit = torch.where(scale > 0, FAR * scale, 1e-3 * center.abs().clamp(min=1))
+    is_distant = ((value - center).abs() > limit).all(0)
+    return [f"component {i} is {value[i]:g}, and was " + (f"about {center[0, i]:.3g} ± {scale[0, i]:.3g}"
+            if scale[0, i] > 0 else f"always {center[0, i]:.3g}") for i in is_distant.nonzero().flatten().tolist()]
 
 
 def demonstration_source(text: str) -> str | None:

@@ -20,7 +20,7 @@ from ..methods import find_function
 from ..serve.address import served_address
 from .arms import prepare_robot
 from .common import Output, plain_table, trained_rate
-from .conditions import parse_conditions, shown_demonstrations
+from .conditions import parse_conditions, shown_demonstrations, tell_distant_conditions
 from .options import refuse_given
 from .policies import (
     load_actor,
@@ -419,6 +419,7 @@ def _make_actor(run: Path, o: EvalOptions, robot: RobotEnv | None) -> Actor:
     if words:
         tell_untrained_task(run, str(o.task), o.trust)
     conditions = {k: v for k, v in parse_conditions(o.condition, {}).items() if k in planner.inputs}
+    tell_distant_conditions(run, conditions, o.trust)
     columns = {**words, **conditions}
     plays = ObservationWrapper(plays, columns) if columns else plays
     demonstrated = shown_demonstrations(run, o.condition, o.trust)

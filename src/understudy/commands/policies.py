@@ -34,6 +34,7 @@ from .conditions import (
     open_conditions,
     parse_conditions,
     shown_demonstrations,
+    tell_distant_conditions,
 )
 from .served import served_client
 
@@ -159,6 +160,8 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
         raise UserError(f"{run} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does not show",
                         where="--condition", hint=f"give it: --condition {missing_conditions}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
+    if tell:
+        tell_distant_conditions(run, conditions, o.trust)
     by = f"policy {weights_digest(weights_path(run))}" + (f", {o.executor}" if o.executor is not None else "")
     by += (f", told {o.task!r}" if words else "") + "".join(
         f", {text}" for text in o.condition if demonstration_source(text) is None)

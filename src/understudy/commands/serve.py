@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
 from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
-from .conditions import demonstration_source, parse_conditions, shown_demonstrations
+from .conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
 from .groups import ActingOptions, ConditionTexts, PositiveCount, SchemeName, TaskWords, command_options
 from .options import Advice, refuse_given, split_pair
 from .policies import load_actor, load_policy, untrained_warning, weights_digest, weights_path
@@ -215,6 +215,7 @@ def load_service(o: ServeOptions) -> PolicyService:
         if unknown := [c for c in columns if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
                               where=option, hint="leave it out")
+    tell_distant_conditions(o.run, parse_conditions(o.condition, {}), o.trust)
     served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
     if o.reply == "chunk" and served.policy_actor is None:
         raise ConfigError("this policy is not executed in chunks", where="--reply chunk",

@@ -36,6 +36,15 @@ class CodecModule(nn.Module, ABC):
         """The only values that an observation may have, one per row. None if any value is possible."""
         return None
 
+    def obs_statistics(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Center and scale of each component of an observation in the data. None if they are unknown.
+
+        Returns:
+            Such as mean and standard deviation, (*feature) or, with statistics of groups, (G, *feature). The scale of a
+            component that is constant in the data is 0, and the center is its value.
+        """
+        return None
+
     @abstractmethod
     def fit_statistics(self, scan: Callable[[], Iterator[Batch]]) -> None:
         """Compute the statistics in one pass over the data.
@@ -211,6 +220,12 @@ class _NormalizerModule(CodecModule):
 
     def known_values(self, name):
         return self.groups if name == self.config.group_by else None
+
+    def obs_statistics(self, name):
+        if not self.fitted or name not in self.names:
+            return None
+        transform = self.obs_transforms[self.names.index(name)]
+        return transform.offset, transform.scale
 
     def fit_statistics(self, scan):
         groups: dict[tuple[int, ...], tuple[list[_RunningStatistics], _RunningStatistics]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Batch
+from ..core import Batch, role
 from ..data.episode import Dataset, episode_fingerprints
 from ..execute.base import Executor
 from ..files import replace_nonfinite
@@ -124,6 +124,7 @@ class ActionPrediction:
         by_component: The same for each component.
         steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
         of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
+        column: The column whose values are compared, if the policy does not predict actions alone.
     """
 
     name: str  # of the data
@@ -149,11 +150,17 @@ class ActionPrediction:
     steps_ahead: int = 1
     is_discrete: bool = False
     of_latents: bool = False
+    column: str | None = None
+
+    @property
+    def predicted(self) -> str:
+        """What is compared, in the singular: actions, latents, or values of another column."""
+        return "latent" if self.of_latents else "action" if self.column is None else "value"
 
     @property
     def note(self) -> str:
         """What the result does not say."""
-        return LATENT_NOTE if self.of_latents else NOTE
+        return LATENT_NOTE if self.of_latents else NOTE if self.column is None else COLUMN_NOTE
 
     def to_json(self) -> dict[str, Any]:
         """Everything except the sampled chunks. NaN and infinite numbers become null."""
@@ -183,6 +190,7 @@ class ActionPrediction:
                 "unsure": list(map(vars, self.uncertain_steps)),
                 "success": None,
                 "latents": self.of_latents,
+                "column": self.column,
                 "note": self.note,
             }
         )
@@ -193,7 +201,7 @@ class ActionPrediction:
 
     def headline(self) -> str:
         """How far the predicted actions are from the recorded ones."""
-        n, what = len(self.episodes), "latents" if self.of_latents else "actions"
+        n, what = len(self.episodes), f"{self.predicted}s"
         which = {"held out": f"{n} episode{'s' * (n != 1)} that it was not trained on",
                  "trained on": f"{n} episode{'s' * (n != 1)} that it was trained on (none of them is new to it, so "
                                "expect figures that are too good)",
@@ -214,6 +222,8 @@ class ActionPrediction:
             in_units = "" if self.unit else f", in the units of the {what}"
             text = (f"On {which}, the predicted {what} are off by {show(error.policy)} on average{ahead}{sure}"
                     f"{in_units}.")
+        if self.column is not None:
+            return f"Values of the column {self.column!r}, and not actions alone, are compared. {text}"
         return f"Latents of skills, and not actions, are compared. {text}" if self.of_latents else text
 
     def baselines(self) -> str:
@@ -275,6 +285,8 @@ _ACT = ("in a simulator (understudy eval RUN ENV) or on a robot, where you judge
         "--interactive --robot TYPE).")
 NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
         f"when its own actions decide what it sees next. For that it must act: {_ACT}")
+COLUMN_NOTE = ("This policy does not predict actions alone. The errors are of another column. They say little about "
+               f"actions, and are no comparison with other runs. For that each must act: {_ACT}")
 LATENT_NOTE = ("This policy chooses latents of skills, which the run's own autoencoder turns into actions. The errors "
                "are of these latents, compared with those that the autoencoder finds in the episodes. They say nothing "
                f"about actions, and are no comparison with other runs. For that each must act: {_ACT}")
@@ -329,7 +341,8 @@ def evaluate_action_prediction(
         errors.interval(values["mean"]), errors.interval(values["best"]), float(values["average"].mean()), inside,
         None if inside is None else (K - 1) / (K + 1), errors.by_component(names),
         policy.target.unit, errors.by_chunk_step(), errors.by_time(), errors.widest(numbers), fans, prediction_error,
-        components, n_current, errors.is_discrete, of_latents)
+        components, n_current, errors.is_discrete, of_latents,
+        None if role(policy.config.target) == "action" else policy.config.target)
 
 
 class _WindowErrors:

@@ -485,8 +485,8 @@ def training_figures(runs: Mapping[str, TrainingCurves], mark_best: bool = False
     if held_out_errors := series(HELD_OUT_ERROR):
         figure = plots.curves(held_out_errors, updates, Axis("energy score", low=0), dots=True, marks=best, names=names)
         items.append(("Error on held-out episodes", figure, "Energy score, comparable between heads; less is better."
-                      + "".join(f" The errors of {name} are of latents, and cannot be compared."
-                                for name, run in runs.items() if run.of_latents) + ring))
+                      + "".join(f" The errors of {name} are of {run.error_of}, and cannot be compared."
+                                for name, run in runs.items() if run.error_of != "actions") + ring))
     if score := series(SCORE):
         values = [v for _, ys in score.values() for v in ys]
         axis = Axis("score", 0, 1) if min(values) >= 0 and max(values) <= 1 else Axis("score")
@@ -588,7 +588,7 @@ def prediction_sections(prediction: ActionPrediction) -> list[Section]:
 
 
 def _component_section(prediction: ActionPrediction) -> Section:
-    predicted = "latent" if prediction.of_latents else "action"
+    predicted = prediction.predicted
     unit = f" ({prediction.unit})" if prediction.unit else ""
     rows = tuple((c.name, c.policy, c.average, c.last_action, "never changes" if c.is_constant else math.nan
                   if c.r2 is None else c.r2) for c in prediction.by_component)
@@ -614,7 +614,7 @@ def _plan_section(prediction: ActionPrediction) -> list[Section]:
 
 def _error_section(prediction: ActionPrediction) -> Section:
     """Error and spread by step ahead, by time and by component, and the steps at which the policy is least sure."""
-    predicted = "latent" if prediction.of_latents else "action"
+    predicted = prediction.predicted
     unit = f" ({prediction.unit})" if prediction.unit else ""
     has_spread, spread = prediction.samples > 1, "spread of its samples"
 

@@ -33,7 +33,8 @@ def _verdict_of_one(name: str, run: TrainingCurves) -> tuple[str, str, str]:
     what = "score in rollouts" if key == SCORE else run.held_out_name
     head = f"The best checkpoint of {name} is that of update {run.best:,}: {what} {run.curves[key].at(run.best):.3g}."
     sure = ("It was chosen by this score, which is therefore too good. Judge it on new starts." if key == SCORE else
-            f"An error {'of latents' if run.of_latents else 'on recorded actions'} is not a success rate. "
+            f"An error {'on recorded actions' if run.error_of == 'actions' else f'of {run.error_of}'} is not a success "
+            "rate. "
             "Roll the policy out to know whether it works.")
     least = min(held_out_errors.values) if held_out_errors else math.nan
     more = ""
@@ -53,7 +54,7 @@ def _verdict_of_several(runs: Mapping[str, TrainingCurves]) -> tuple[str, str, s
                 f"{', the same' * (len(top) > 1)}: {best[top[0]]:.3g}.")
         sure = ("These scores chose the checkpoints, and they come from few episodes. They do not show which run is "
                 "better. To know, roll the policies out on the same new starts.")
-    elif same_data(runs) and all(HELD_OUT_ERROR in run.curves and not run.of_latents for run in runs.values()):
+    elif same_data(runs) and all(HELD_OUT_ERROR in run.curves and run.error_of == "actions" for run in runs.values()):
         best = {name: min(run.curves[HELD_OUT_ERROR].values) for name, run in runs.items()}
         top = min(best, key=best.__getitem__)
         head = f"{top} has the lowest error on held-out episodes: {best[top]:.3g}."

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import is_lerobot_checkpoint
+from ..core import role
 from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..moved import current_name
@@ -56,6 +57,7 @@ class TrainingCurves:
         data: Which data and held-out episodes the run has. Held-out errors can be compared if this is equal.
         evaluations: Lines of RUN/eval/*.jsonl, oldest first. Each has the key "where" in addition.
         of_latents: Whether held-out errors are those of latents, and not of actions (see `method.has_latent_actions`).
+        target: The column that the policy predicts.
     """
 
     folder: Path
@@ -66,6 +68,7 @@ class TrainingCurves:
     data: str
     evaluations: tuple[Mapping[str, Any], ...] = ()
     of_latents: bool = False
+    target: str = "action"
 
     @classmethod
     def load(cls, folder: Path | str) -> TrainingCurves:
@@ -75,17 +78,24 @@ class TrainingCurves:
         lines = run.read_metrics()
         places = run.named_checkpoints()
         provenance = checkpoint / "provenance.json"
+        method = _read_method(checkpoint / "method.json")
         origin = read_json(provenance) if provenance.exists() else {}
         data = json.dumps([origin.get("data", {}).get("fingerprint"), origin.get("held_out")])
         steps = {name: int(Path(place).name) for name, place in places.items() if Path(place).name.isdigit()}
         return cls(run.folder, read_curves(lines), steps.get("last"), steps.get("best"),
                    max((line["seconds"] for line in lines if line.get("seconds") is not None), default=None), data,
-                   tuple(_evaluations(run.folder / "eval")), _has_latent_actions(checkpoint / "method.json"))
+                   tuple(_evaluations(run.folder / "eval")), _has_latent_actions(method),
+                   (method.get("policy") or {}).get("target", "action"))
 
     @property
     def held_out_name(self) -> str:
         """What the held-out error is called."""
         return held_out_name(self.of_latents)
+
+    @property
+    def error_of(self) -> str:
+        """What the held-out error is the error of. Only errors of actions can be compared between runs."""
+        return "latents" if self.of_latents else "actions" if role(self.target) == "action" else repr(self.target)
 
     @property
     def chosen_by(self) -> str | None:
@@ -143,9 +153,14 @@ def held_out_name(of_latents: bool) -> str:
     return f"error {'of latents ' if of_latents else ''}on held-out episodes"
 
 
-def _has_latent_actions(path: Path) -> bool:
-    """Whether the policy of a method.json chooses skills. No code of the method is loaded."""
-    wrapper = (read_json(path) if path.exists() else {}).get("wrapper") or {}
+def _read_method(path: Path) -> dict[str, Any]:
+    """The document of a method.json. No code of the method is loaded."""
+    return read_json(path) if path.exists() else {}
+
+
+def _has_latent_actions(method: Mapping[str, Any]) -> bool:
+    """Whether the policy of a method.json chooses skills."""
+    wrapper = method.get("wrapper") or {}
     return current_name(wrapper.get("$", "")) == f"{SkillWrapper.__module__}:{SkillWrapper.__qualname__}"
 
 

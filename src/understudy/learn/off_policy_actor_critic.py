@@ -293,8 +293,9 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
         distance = self.distance(coded, batch)
-        size = score.detach()[batch.mask[:, 0]].abs().mean().clamp(min=1e-6)
-        return self.config.bc_weight * distance + beyond - score / size
+        present = batch.mask[:, 0].float()
+        size = (score.detach().abs() * present).sum() / present.sum().clamp(min=1)
+        return self.config.bc_weight * distance + beyond - score / size.clamp(min=1e-6)
 
     def sample(self, policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> Tensor:
         """Returns the coded plans of a policy, (B, H, A)."""

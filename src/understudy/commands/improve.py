@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
+N_STARTS = 100  # of each comparison, but on a robot
 
 
 @command_options
@@ -139,7 +140,7 @@ def main(args: list[str]) -> None:
     o = parse(ImproveOptions, "improve", args)
     check_robot_options(o)
     if o.robot is None and not o.compare:
-        o = replace(o, compare=100)
+        o = replace(o, compare=N_STARTS)
     with Output(o.json) as out, ExitStack() as resources:
         _Command(o, "understudy improve " + shlex.join(args), out, resources).run()
 
@@ -220,13 +221,15 @@ class _Command:
 
     def _check_resumed(self, env_name: str) -> None:
         """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
-        begun = improve_options_of(self.o.out) if (self.o.out / "checkpoints").is_dir() else None
+        from ..learn.run import Run
+
+        begun = improve_options_of(self.o.out) if Run(self.o.out).saved_steps() else None
         if begun is None:
             return
         for name, old, new in (("env", begun.env or recorded_env_of(self.o.run), env_name),
-                               ("compare", begun.compare or 100, self.o.compare),
+                               ("compare", begun.compare or N_STARTS, self.o.compare),
                                ("success", begun.success, self.o.success)):
-            if old != new:
+            if old != new and not (isinstance(old, Path) and isinstance(new, Path) and old.resolve() == new.resolve()):
                 raise UserError(f"its rounds were compared with --{name} {old}" if old is not None else
                                 f"its rounds were compared without --{name}", where=self.o.out,
                                 hint="choose another --out, or give the command it was begun with: "
@@ -244,16 +247,19 @@ class _Command:
             raise UserError(("the data that it was trained on are not named" if path is None else
                              f"the data that it was trained on are gone: {path}"), where=run,
                             hint="name them, or other demonstrations of the task: --data DATA")
-        size = next(iter(load_policy(run, trust=self.o.trust).image_sizes.values()), None)
+
+        def opened(place: Path) -> Dataset:
+            size = next(iter(load_policy(run, trust=self.o.trust).image_sizes.values()), None)
+            return open_data(place, size, ignore=(), run=run)
         if improved is None:
-            improved = open_data(path, size, ignore=(), run=run)
+            improved = opened(path)
         if improved.fingerprint() == read_provenance(run).get("data", {}).get("fingerprint"):
             return self._with_rounds(improved, run), True
         if replacement is None:
             raise UserError(f"the data have changed since it was trained: {path}", where=run,
                             hint=f"train it again on them, or improve it with them as they are: --data {path}")
         if (old := trained_on(run)) is not None and old.exists():
-            warn_of_other_units(open_data(old, size, ignore=(), run=run), str(old), improved, f"--data {replacement}")
+            warn_of_other_units(opened(old), str(old), improved, f"--data {replacement}")
         if command is not None:
             print(f"the episodes that {run} collected are not learned again, because {replacement} is not what it "
                   "began with", file=sys.stderr)

@@ -47,7 +47,7 @@ from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
 from .journal import EpisodeJournal, WatchedEnv
-from .retention import AllEpisodes, RetentionRule
+from .retention import AllEpisodes, LastRounds, RetentionRule
 from .supervisors import PolicySupervisor
 from .updates import PerNewStep, UpdateRule
 
@@ -506,6 +506,11 @@ class CollectionRounds(DataCollection):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
                             hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
+
+    @property
+    def learns_first_data(self):
+        only_new = isinstance(self.retention, LastRounds) and not self.retention.keep_initial
+        return bool(self.initial_updates) or not only_new
 
     def check(self, env, person):
         self.collector.check(env, person)

@@ -97,9 +97,12 @@ class DataCollection(ABC):
 
     Attributes:
         sampling_weights: Takes the place of the weights of a mixture. None if a mixture is refused.
+        learns_first_data: Whether updates read the episodes that were there before the first round. If not, they may be
+            a mixture for stages.
     """
 
     sampling_weights: SamplingWeights | None = None
+    learns_first_data: bool = True
 
     @abstractmethod
     def check(self, env: Any, person: Actor | None) -> None:

@@ -292,7 +292,8 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
         check_collection(stage.method, env, person)
     if method.collection is None:
         return
-    can_mix = method.learner.compares or method.collection.sampling_weights is not None
+    can_mix = (method.learner.compares or method.collection.sampling_weights is not None
+               or method.stages and not method.collection.learns_first_data)
     if stream is not None or sampling_weights is not None and not can_mix:
         raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
                         "a mixture with sampling weights"), where="Method.collection",

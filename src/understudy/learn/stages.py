@@ -150,8 +150,8 @@ def check_stage_columns(method: Method, modules: Mapping[FromStage, CheckpointMo
             if problem is not None:
                 raise DataError(f"{reference.module!r} was trained with {problem}",
                                 where=f"stage {reference.stage!r}, column {name!r}",
-                                hint="take a run that was trained on data with the same columns, or leave --stage out "
-                                     "to train it anew")
+                                hint="take a run that was trained on data with the same columns, or leave "
+                                     f"{'--from' if reference.stage == 'from' else '--stage'} out to train it anew")
 
 
 # -- initial weights ------------------------------------------------------------------------------------------------

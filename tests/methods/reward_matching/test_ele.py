@@ -12,10 +12,15 @@ import torch
 from understudy.core import UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
+from understudy.data.mixture import mix
+from understudy.envs import make
+from understudy.evaluate.recording import UniformRandomActor, expert_actor
+from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.ppo import PPO
 from understudy.learn.transport_reward import COLUMN
 from understudy.methods.reward_matching.ele import ProgressLearning, ProgressReward, ele
 from understudy.nets.mlp import MLP
@@ -82,3 +87,17 @@ def test_the_stage_reads_no_actions():
               for action in (np.nan, 0.0, 1.0)]
     weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in models]
     assert torch.equal(weights[0], weights[1]) and torch.equal(weights[1], weights[2])
+
+
+def test_demonstrations_without_any_action_are_learned_beside_practice():
+    """PPO reads neither of them: its rounds drop all but the newest episodes."""
+    env = make("fork", 2)
+    demonstrations, practice = (rollout(actor, env, 2) for actor in (expert_actor(env), UniformRandomActor(env)))
+    data, weights = mix(task=(demonstrations.map(lambda e: e.replace({"action": None})), 0.5), prior=(practice, 0.5))
+    method = ele(1, 8, 1, features=data.features())
+    (stage,) = method.stages
+    short = replace(stage, method=replace(stage.method, learner=replace(stage.method.learner, steps=2)))
+    result = fit_method(replace(method, stages=(short,)), data, 0, env=env, sampling_weights=weights)
+    assert len(result.modules["reward"].points) == demonstrations.steps
+    with pytest.raises(UserError, match="cannot join a mixture"):  # nothing would learn from them
+        fit_method(replace(method, stages=(), learner=PPO()), data, 0, env=env, sampling_weights=weights)

@@ -232,7 +232,7 @@ def copy_selected(path: Path, kept: np.ndarray, destination: Path) -> None:
     document, lengths = json.loads(arrays.read_array("document").tobytes()), arrays.read_array("lengths")
     if len(lengths) != len(kept):
         raise UserError(f"it is about {len(lengths)} episodes, and there are {len(kept)}", where=sidecar_path(path),
-                        hint="move it away to go on without what it holds")
+                        hint="move it away to continue without its contents")
     document["metadata"] = [m for m, keep in zip(document["metadata"], kept, strict=True) if keep]
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
     out = [whole_array("document", text), whole_array("lengths", lengths[kept])]

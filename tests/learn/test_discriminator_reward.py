@@ -10,12 +10,14 @@ import torch
 from fixtures.d3rlpy import sines
 from folders import TESTS
 
-from understudy.core import Batch, DataWarning, Feature, Unsupported
+from understudy.core import Batch, ConfigError, DataWarning, Feature, Unsupported
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
 from understudy.heads.regression import Regression
 from understudy.learn.discriminator_reward import Discriminator, DiscriminatorReward
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
+from understudy.learn.ppo import PPO
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 
@@ -67,6 +69,57 @@ def test_rewards_of_the_three_forms():
     torch.testing.assert_close(gail, -torch.log(1 - torch.sigmoid(logit)))
     probability = torch.sigmoid(logit)
     torch.testing.assert_close(logit, probability.log() - (1 - probability).log())
+
+
+@pytest.mark.parametrize("form", ["logit", "gail"])
+def test_with_an_absorbing_state_a_constant_reward_is_worth_the_same_whenever_an_episode_ends(form):
+    """Without it, a reward of either sign says when to end."""
+    built = model(form=form, absorbing=True, discount=0.9)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.zero_()
+        built.layers[-1].bias.fill_(-2.0)
+    returns = []
+    for n in (1, 3, 6):
+        steps = batch(sines((n, 3), 0), sines((n, 2), 1), ended=torch.arange(n) == n - 1)
+        returns.append((built.reward(steps, None)[:, 0] * 0.9 ** torch.arange(n)).sum().item())
+    reward = -2.0 if form == "logit" else torch.nn.functional.softplus(torch.tensor(-2.0)).item()
+    assert returns == pytest.approx([reward / (1 - 0.9)] * 3, rel=1e-5)
+
+
+def test_half_of_the_rows_that_end_are_compared_as_the_absorbing_state():
+    built, n = model(absorbing=True), 4000
+    rows = built.compared_rows(batch(sines((n, 3), 0), sines((n, 2), 1), ended=torch.arange(n) % 2 == 0),
+                               torch.Generator().manual_seed(0))
+    absorbing = rows[:, -1] == 1
+    assert not absorbing[1::2].any() and absorbing[::2].float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert (rows[absorbing, :-1] == 0).all()
+    torch.testing.assert_close(rows[1::2, :-1], torch.cat([sines((n, 3), 0), sines((n, 2), 1)], 1)[1::2])
+
+
+def test_the_absorbing_state_is_told_from_the_demonstrations_that_never_end():
+    built, rng = model(absorbing=True, penalty=0.0), torch.Generator().manual_seed(0)
+    own, expert = (batch(sines((64, 3), 0), sines((64, 2), 1), ended=torch.arange(64) < n) for n in (32, 0))
+    optimizer = torch.optim.Adam(built.parameters(), 3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        built.loss(own, expert, rng).mean().backward()
+        optimizer.step()
+    reward = built.reward(own, None)[:, 0]
+    assert reward[:32].max() < -100 and reward[32:].abs().max() < 3
+
+
+@pytest.mark.parametrize(("options", "match"), [({"form": "airl"}, "no action"), ({"discount": 1.0}, "no finite sum")])
+def test_an_absorbing_state_that_has_no_reward_is_refused(options, match):
+    with pytest.raises(ConfigError, match=match):
+        DiscriminatorReward(absorbing=True, **options)
+
+
+@pytest.mark.parametrize("learner", [OffPolicyActorCritic, PPO])
+def test_another_discount_of_the_learner_is_refused(learner):
+    learner(discount=0.9, reward=DiscriminatorReward())
+    with pytest.raises(ConfigError, match=r"it is 0.9, but(.|\n)*--learner.discount 0.9 --learner.reward.discount 0.9"):
+        learner(discount=0.9, reward=DiscriminatorReward(absorbing=True))
 
 
 def train(built: Discriminator, own: Batch, expert: Batch, steps: int = 300) -> None:

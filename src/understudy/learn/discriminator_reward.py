@@ -7,11 +7,12 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ..core import AtLeast, AtMost, DataWarning, Unsupported, part
+from ..core import AtLeast, AtMost, Batch, ConfigError, DataWarning, Unsupported, part
 from ..nets.base import Encoder
 from ..nets.encoders import ConcatEncoder
 from ..nets.feed_forward import Activation, feed_forward_layers
@@ -44,7 +45,11 @@ class DiscriminatorReward(RewardModelConfig):
         spectral: Divide the weights of each layer by their largest singular value.
         encoder: Encodes the observation window.
         optimizer: Optimizer of the discriminator.
-        discount: Discount of the shaping of "airl".
+        discount: Discount of the shaping of "airl", and of the rewards of `absorbing`.
+        absorbing: Whether an episode that terminates goes on forever in an absorbing state, which is compared like the
+            others, and whose rewards the last step has. Otherwise a policy that terminates has no further rewards, so
+            that it ends its episodes early where rewards are negative, and late where they are positive. Not for
+            "airl".
 
     References:
         Ho and Ermon (2016), Generative Adversarial Imitation Learning, arXiv:1606.03476.
@@ -67,10 +72,22 @@ class DiscriminatorReward(RewardModelConfig):
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=1e-3, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None))
     discount: Annotated[float, AtLeast(0), AtMost(1)] = 0.99
+    absorbing: bool = False
+
+    def __post_init__(self):
+        if self.absorbing and (self.form == "airl" or self.discount == 1):
+            problem, hint = (("the absorbing state has no action, whose density the discriminator of airl reads",
+                              'use form="logit"') if self.form == "airl" else
+                             ("the rewards of the absorbing state have no finite sum", "use a discount below 1"))
+            raise ConfigError(problem, where="DiscriminatorReward.absorbing", hint=hint)
 
     @property
     def reads_density(self):
         return self.form == "airl"
+
+    @property
+    def learner_discount(self):
+        return self.discount if self.absorbing else None
 
     def build(self, policy, data):
         if policy.window.horizon > 1:
@@ -88,7 +105,7 @@ class Discriminator(RewardModel):
         self.encoder = self.config.encoder.build({k: features[k] for k in self.inputs}, about.window.n_obs_steps)
         state = self.encoder.tokens * self.encoder.width
         second = {"action": self.codec.width, "next": state, "state": 0}[self.config.inputs]
-        self.layers = self._network(state + second)
+        self.layers = self._network(state + second + self.config.absorbing)
         self.potential = self._network(state) if self.config.form == "airl" else None
 
     def _network(self, size: int) -> nn.Sequential:
@@ -101,7 +118,8 @@ class Discriminator(RewardModel):
 
     def loss(self, own, expert, rng):
         """The cross-entropy of a row of the policy and of one of a demonstration, and the gradient penalty."""
-        own_logit, expert_logit = self.logit(own), self.logit(expert)
+        own_rows, expert_rows = (self.compared_rows(batch, rng) for batch in (own, expert))
+        own_logit, expert_logit = self.logit(own, own_rows), self.logit(expert, expert_rows)
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:
             warnings.warn(
@@ -112,9 +130,8 @@ class Discriminator(RewardModel):
         loss = softplus(own_logit) + softplus(-expert_logit)
         if not self.config.penalty:
             return loss
-        own, expert = self.read(own), self.read(expert)
-        mixed = torch.rand(len(own), 1, generator=rng, device=own.device)
-        return loss + self.config.penalty * self.gradient_penalty(mixed * expert + (1 - mixed) * own)
+        mixed = torch.rand(len(own_rows), 1, generator=rng, device=own_rows.device)
+        return loss + self.config.penalty * self.gradient_penalty(mixed * expert_rows + (1 - mixed) * own_rows)
 
     def gradient_penalty(self, points: Tensor) -> Tensor:
         """Returns the penalty, (B,), at points that the network reads, (B, D)."""
@@ -130,29 +147,34 @@ class Discriminator(RewardModel):
         gradient, = torch.autograd.grad((softplus(value) if self.config.form == "gail" else value).sum(), points)
         return {"slope": float(gradient.norm(dim=1).quantile(0.95))}
 
-    def logit(self, batch) -> Tensor:
-        """Returns log D - log(1 - D) of each row, (B,)."""
-        value = self.value(batch)
+    def logit(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """Returns log D - log(1 - D) of each row, (B,). `rows` are by default those that `read` returns."""
+        value = self.value(batch, rows)
         return value - batch.extra["log_prob"][:, 0] if self.config.form == "airl" else value
 
-    def value(self, batch) -> Tensor:
+    def value(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
         """Returns the logit, or for "airl" f, (B,)."""
-        value = self.layers(self.read(batch)).squeeze(-1)
+        value = self.layers(self.read(batch) if rows is None else rows).squeeze(-1)
         if self.potential is None:
             return value
         here, there = (self.potential(self.encode(obs)).squeeze(-1) for obs in (batch.obs, batch.next))
-        goes_on = 1 - batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].float()
-        return value + self.config.discount * goes_on * there - here
+        return value + self.config.discount * ~self.ends(batch) * there - here
 
     def reward(self, batch, policy):
-        value = self.value(batch)
-        return (softplus(value) if self.config.form == "gail" else value).unsqueeze(1)
+        rows = self.read(batch)
+        value = self.value(batch, rows)
+        reward = softplus(value) if self.config.form == "gail" else value
+        if self.config.absorbing:
+            later = self.layers(self.absorbing_rows(rows)).squeeze(-1)
+            later = softplus(later) if self.config.form == "gail" else later
+            reward = reward + self.ends(batch) * self.config.discount / (1 - self.config.discount) * later
+        return reward.unsqueeze(1)
 
     def forward(self, obs, plan):
         if self.config.inputs == "next":
             raise Unsupported("the discriminator compares a state with the next one, which a plan does not tell",
                               where="DiscriminatorReward", hint='use inputs="action" or "state"')
-        value = self.layers(torch.cat([self.encode(obs), self._coded(plan, obs)], -1)).squeeze(-1)
+        value = self.layers(self._marked(torch.cat([self.encode(obs), self._coded(plan, obs)], -1))).squeeze(-1)
         return softplus(value) if self.config.form == "gail" else value
 
     def encode(self, obs) -> Tensor:
@@ -162,7 +184,30 @@ class Discriminator(RewardModel):
     def read(self, batch) -> Tensor:
         """Returns what the network reads of each row, (B, D)."""
         second = (self.encode(batch.next) if self.config.inputs == "next" else self._coded(batch.action, batch.obs))
-        return torch.cat([self.encode(batch.obs), second], -1)
+        return self._marked(torch.cat([self.encode(batch.obs), second], -1))
+
+    def compared_rows(self, batch: Batch, rng: Generator) -> Tensor:
+        """Returns what `read` does. By chance half of the rows that terminate are the absorbing state in their place.
+        """
+        rows = self.read(batch)
+        if not self.config.absorbing:
+            return rows
+        is_later = self.ends(batch) & (torch.rand(len(rows), generator=rng, device=rows.device) < 0.5)
+        return torch.where(is_later.unsqueeze(1), self.absorbing_rows(rows), rows)
+
+    @staticmethod
+    def absorbing_rows(rows: Tensor) -> Tensor:
+        """Returns rows of the absorbing state, which are 0 but for their last component, (B, D)."""
+        return functional.pad(torch.zeros_like(rows[:, 1:]), (0, 1), value=1.0)
+
+    @staticmethod
+    def ends(batch: Batch) -> Tensor:
+        """Returns whether the environment ended the episode in each row's first step, (B,)."""
+        return batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].bool()
+
+    def _marked(self, rows: Tensor) -> Tensor:
+        """Rows with a component that is 0, and 1 in the absorbing state."""
+        return functional.pad(rows, (0, 1)) if self.config.absorbing else rows
 
     def _coded(self, action: Tensor, obs) -> Tensor:
         coded = self.codec.encode(action, obs).flatten(1)

@@ -52,6 +52,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
     policy_optimizer: OptimizerConfig | None = None
 
     def __post_init__(self):
+        self.check_discount(self.discount)
         if self.n_step and self.reward is not None and not isinstance(self.reward, EpisodeRewardConfig):
             raise ConfigError("a reward model of steps gives the rewards of a plan's own steps",
                               where=f"{type(self).__name__}.n_step", hint="use 0, or a reward of whole episodes")

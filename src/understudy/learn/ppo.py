@@ -74,6 +74,9 @@ class PPO(RewardedConfig):
     kl_weight: Annotated[float, AtLeast(0)] = 0.1
     reward: RewardModelConfig | FromStage | None = None
 
+    def __post_init__(self):
+        self.check_discount(self.discount)
+
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> PPOLearner:
         return PPOLearner(self, policy, seed, steps, data)
 

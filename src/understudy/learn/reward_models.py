@@ -32,12 +32,14 @@ class RewardModelConfig(ABC):
         extra: Further columns that batches need.
         compares: Whether it needs demonstrations beside each batch: see `LearnerConfig`.
         reads_density: Whether `extra["log_prob"]` must be the log-density of the policy at each action, (B, H).
+        learner_discount: The discount that a learner must have. None for any.
     """
 
     optimizer: OptimizerConfig | None = None
     extra: tuple[str, ...] = (TERMINATED,)
     compares: ClassVar[bool] = True
     reads_density: bool = False
+    learner_discount: float | None = None
 
     @abstractmethod
     def build(self, policy: Policy, data: Dataset) -> RewardModel:
@@ -155,6 +157,13 @@ class RewardedConfig(LearnerConfig):
 
     reward: RewardModelConfig | FromStage | None
     needs_others = True
+
+    def check_discount(self, discount: float) -> None:
+        """Raises ConfigError if the reward model sums later rewards with another discount than the learner."""
+        if isinstance(self.reward, RewardModelConfig) and self.reward.learner_discount not in (None, discount):
+            raise ConfigError(f"it is {discount:g}, but the reward sums what follows an end with "
+                              f"{self.reward.learner_discount:g}", where=f"{type(self).__name__}.discount",
+                              hint=f"set both: --learner.discount {discount:g} --learner.reward.discount {discount:g}")
 
     @property
     def extra(self):

@@ -8,8 +8,7 @@ from ..registry import method
 from .pwil import pwil
 
 
-@method("Kostrikov et al. 2019, arXiv 1809.02925, without absorbing states, and with the one-sided penalty of Blondé "
-        "et al. 2022, arXiv 2006.16785",
+@method("Kostrikov et al. 2019, arXiv 1809.02925, with the one-sided penalty of Blondé et al. 2022, arXiv 2006.16785",
         rows=("058",), needs=(NUMBERS, ENDS, "an environment"),
         when="if there are a few demonstrations without rewards, and an environment to practice in.")
 def dac(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: float = 10.0) -> Method:
@@ -18,5 +17,6 @@ def dac(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, penalty: fl
     Args:
         penalty: Weight of the gradient penalty of the discriminator.
     """
-    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DiscriminatorReward(penalty=penalty, one_sided=True))
+    reward = DiscriminatorReward(penalty=penalty, one_sided=True, absorbing=True)
+    learner = OffPolicyActorCritic(bc_weight=0.0, reward=reward)
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

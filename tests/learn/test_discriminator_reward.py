@@ -79,6 +79,7 @@ def test_with_an_absorbing_state_a_constant_reward_is_worth_the_same_whenever_an
         for parameter in built.parameters():
             parameter.zero_()
         built.layers[-1].bias.fill_(-2.0)
+        built.absorbing.fill_(-0.2)
     returns = []
     for n in (1, 3, 6):
         steps = batch(sines((n, 3), 0), sines((n, 2), 1), ended=torch.arange(n) == n - 1)
@@ -87,26 +88,15 @@ def test_with_an_absorbing_state_a_constant_reward_is_worth_the_same_whenever_an
     assert returns == pytest.approx([reward / (1 - 0.9)] * 3, rel=1e-5)
 
 
-def test_half_of_the_rows_that_end_are_compared_as_the_absorbing_state():
-    built, n = model(absorbing=True), 4000
-    rows = built.compared_rows(batch(sines((n, 3), 0), sines((n, 2), 1), ended=torch.arange(n) % 2 == 0),
-                               torch.Generator().manual_seed(0))
-    absorbing = rows[:, -1] == 1
-    assert not absorbing[1::2].any() and absorbing[::2].float().mean().item() == pytest.approx(0.5, abs=0.04)
-    assert (rows[absorbing, :-1] == 0).all()
-    torch.testing.assert_close(rows[1::2, :-1], torch.cat([sines((n, 3), 0), sines((n, 2), 1)], 1)[1::2])
-
-
-def test_the_absorbing_state_is_told_from_the_demonstrations_that_never_end():
-    built, rng = model(absorbing=True, penalty=0.0), torch.Generator().manual_seed(0)
-    own, expert = (batch(sines((64, 3), 0), sines((64, 2), 1), ended=torch.arange(64) < n) for n in (32, 0))
-    optimizer = torch.optim.Adam(built.parameters(), 3e-3)
-    for _ in range(200):
-        optimizer.zero_grad()
-        built.loss(own, expert, rng).mean().backward()
-        optimizer.step()
-    reward = built.reward(own, None)[:, 0]
-    assert reward[:32].max() < -100 and reward[32:].abs().max() < 3
+def test_the_logit_of_the_absorbing_state_is_the_log_ratio_of_how_often_episodes_end():
+    """Rows that differ in nothing else: 1 of 4 of the policy ends, and 1 of 16 of the demonstrations."""
+    own, expert = (batch(torch.zeros(16, 3), torch.zeros(16, 2), ended=torch.arange(16) < n) for n in (4, 1))
+    built, plain = model(absorbing=True, penalty=0.0, hidden=(4,)), model(penalty=0.0, hidden=(4,))
+    train(built, own, expert)
+    assert built.absorbing_logit().item() == pytest.approx(-torch.tensor(4.0).log().item(), abs=1e-3)
+    plain.load_state_dict({k: v for k, v in built.state_dict().items() if k != "absorbing"})
+    later = built.reward(own, None) - plain.reward(own, None)
+    assert later[:, 0].tolist() == pytest.approx([99 * built.absorbing_logit().item()] * 4 + [0] * 12, rel=1e-4)
 
 
 @pytest.mark.parametrize(("options", "match"), [({"form": "airl"}, "no action"), ({"discount": 1.0}, "no finite sum")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -26,9 +27,11 @@ from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage, load_modules
 from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
-from understudy.learn.reward_models import ConstantReward
+from understudy.learn.reward_models import METRICS_EVERY, ConstantReward
 from understudy.learn.run import Run
+from understudy.learn.targets import TERMINATED
 from understudy.learn.train import train
+from understudy.methods.reward_matching.density_reward import DensityReward
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
 from understudy.testing import ContractViolation, check_env, check_learner, check_reward_model, random_dataset
@@ -42,6 +45,7 @@ MODELS = {
     "discriminator": DiscriminatorReward(hidden=(16,)),
     "GAIL": DiscriminatorReward("gail", penalty=0.0, hidden=(16,)),
     "AIRL": DiscriminatorReward("airl", hidden=(16,)),
+    "absorbing": DiscriminatorReward(hidden=(16,), absorbing=True),
     "GAIfO": DiscriminatorReward(inputs="next", spectral=True, hidden=(16,)),
     "states": DiscriminatorReward(inputs="state", one_sided=True, hidden=(16,)),
 }
@@ -73,6 +77,27 @@ def test_the_contract_can_fail(change, message):
 def test_actor_critics_with_a_reward_keep_the_contract_of_learners(name):
     policy = PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=Window(2, 1), inputs=(STATE,))
     check_learner(replace(SMALL, reward=MODELS[name]), (policy,))
+
+
+@pytest.mark.parametrize(("reward", "demonstrations_end", "warns"), [
+    (DiscriminatorReward("gail"), False, True), (DiscriminatorReward("airl"), True, False),
+    (DiscriminatorReward(absorbing=True), False, False), (DensityReward(), False, True),
+    (ConstantReward(), False, False)])
+def test_a_reward_whose_sign_says_how_long_to_live_warns_once_if_only_the_policy_ends(reward, demonstrations_end, warns,
+                                                                                     demos):
+    data = demos.map(lambda e: e.replace({TERMINATED: np.arange(len(e)) == (len(e) - 1 if demonstrations_end else -1)}))
+    policy = Policy(replace(POLICY, head=SquashedGaussian()), data.features()).fit_statistics(data)
+    learner = replace(SMALL, temperature=1.0, reward=reward).build(policy, 0, 10, data)
+    own = learner.batch_sampler(learner.annotate(data, 0)).batch(8, 0)
+    ends = {**own.extra, TERMINATED: torch.ones_like(own.mask)}
+    own = own.replace(extra=ends, others={"expert": own})
+    learner.n_updates = METRICS_EVERY - 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learner.with_rewards(own)
+        learner.with_rewards(own)
+    told = f"no demonstration ends. What follows an end has no reward of {type(reward).__name__}, so"
+    assert [told in str(w.message) for w in caught] == [True] * warns
 
 
 def test_airl_reads_the_density_of_the_policy_at_each_action(demos):

@@ -7,8 +7,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -20,6 +19,7 @@ from .optimizer import OptimizerConfig
 from .reward_models import RewardModel, RewardModelConfig, RewardSpec
 from .targets import TERMINATED
 
+_ABSORBING_SPEED = 10.0  # logit of the absorbing state for each unit of its parameter
 SATURATED = 10.0  # mean absolute logit at which a discriminator is certain: its probability of an error is 5e-5
 
 
@@ -46,10 +46,10 @@ class DiscriminatorReward(RewardModelConfig):
         encoder: Encodes the observation window.
         optimizer: Optimizer of the discriminator.
         discount: Discount of the shaping of "airl", and of the rewards of `absorbing`.
-        absorbing: Whether an episode that terminates goes on forever in an absorbing state, which is compared like the
-            others, and whose rewards the last step has. Otherwise a policy that terminates has no further rewards, so
-            that it ends its episodes early where rewards are negative, and late where they are positive. Not for
-            "airl".
+        absorbing: Whether an episode that terminates goes on forever in an absorbing state, whose rewards the last step
+            has. Its logit is trained like the others, but without the penalty, which would tie it to states that look
+            alike. Otherwise a policy that terminates has no further rewards, so that it ends its episodes early where
+            rewards are negative, and late where they are positive. Not for "airl".
 
     References:
         Ho and Ermon (2016), Generative Adversarial Imitation Learning, arXiv:1606.03476.
@@ -89,6 +89,10 @@ class DiscriminatorReward(RewardModelConfig):
     def learner_discount(self):
         return self.discount if self.absorbing else None
 
+    @property
+    def is_biased_by_ends(self):
+        return not self.absorbing
+
     def build(self, policy, data):
         if policy.window.horizon > 1:
             raise Unsupported("a discriminator compares single actions", where="DiscriminatorReward",
@@ -105,8 +109,9 @@ class Discriminator(RewardModel):
         self.encoder = self.config.encoder.build({k: features[k] for k in self.inputs}, about.window.n_obs_steps)
         state = self.encoder.tokens * self.encoder.width
         second = {"action": self.codec.width, "next": state, "state": 0}[self.config.inputs]
-        self.layers = self._network(state + second + self.config.absorbing)
+        self.layers = self._network(state + second)
         self.potential = self._network(state) if self.config.form == "airl" else None
+        self.absorbing = nn.Parameter(torch.zeros(())) if self.config.absorbing else None
 
     def _network(self, size: int) -> nn.Sequential:
         layers = feed_forward_layers((size, *self.config.hidden, 1), self.config.activation)
@@ -118,8 +123,7 @@ class Discriminator(RewardModel):
 
     def loss(self, own, expert, rng):
         """The cross-entropy of a row of the policy and of one of a demonstration, and the gradient penalty."""
-        own_rows, expert_rows = (self.compared_rows(batch, rng) for batch in (own, expert))
-        own_logit, expert_logit = self.logit(own, own_rows), self.logit(expert, expert_rows)
+        own_logit, expert_logit = self.logit(own), self.logit(expert)
         certainty = float(torch.stack([own_logit, expert_logit]).detach().abs().mean())
         if certainty > SATURATED:
             warnings.warn(
@@ -128,10 +132,14 @@ class Discriminator(RewardModel):
                 "(--learner.reward.penalty 10), or lower its learning rate (--learner.reward.optimizer.lr).",
                 DataWarning, stacklevel=2)
         loss = softplus(own_logit) + softplus(-expert_logit)
+        if self.absorbing is not None:
+            after = self.absorbing_logit()
+            loss = loss + self.ends(own) * softplus(after) + self.ends(expert) * softplus(-after)
         if not self.config.penalty:
             return loss
-        mixed = torch.rand(len(own_rows), 1, generator=rng, device=own_rows.device)
-        return loss + self.config.penalty * self.gradient_penalty(mixed * expert_rows + (1 - mixed) * own_rows)
+        own, expert = self.read(own), self.read(expert)
+        mixed = torch.rand(len(own), 1, generator=rng, device=own.device)
+        return loss + self.config.penalty * self.gradient_penalty(mixed * expert + (1 - mixed) * own)
 
     def gradient_penalty(self, points: Tensor) -> Tensor:
         """Returns the penalty, (B,), at points that the network reads, (B, D)."""
@@ -147,35 +155,34 @@ class Discriminator(RewardModel):
         gradient, = torch.autograd.grad((softplus(value) if self.config.form == "gail" else value).sum(), points)
         return {"slope": float(gradient.norm(dim=1).quantile(0.95))}
 
-    def logit(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
-        """Returns log D - log(1 - D) of each row, (B,). `rows` are by default those that `read` returns."""
-        value = self.value(batch, rows)
+    def logit(self, batch) -> Tensor:
+        """Returns log D - log(1 - D) of each row, (B,)."""
+        value = self.value(batch)
         return value - batch.extra["log_prob"][:, 0] if self.config.form == "airl" else value
 
-    def value(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+    def value(self, batch) -> Tensor:
         """Returns the logit, or for "airl" f, (B,)."""
-        value = self.layers(self.read(batch) if rows is None else rows).squeeze(-1)
+        value = self.layers(self.read(batch)).squeeze(-1)
         if self.potential is None:
             return value
         here, there = (self.potential(self.encode(obs)).squeeze(-1) for obs in (batch.obs, batch.next))
         return value + self.config.discount * ~self.ends(batch) * there - here
 
     def reward(self, batch, policy):
-        rows = self.read(batch)
-        value = self.value(batch, rows)
-        reward = softplus(value) if self.config.form == "gail" else value
-        if self.config.absorbing:
-            later = self.layers(self.absorbing_rows(rows)).squeeze(-1)
-            later = softplus(later) if self.config.form == "gail" else later
-            reward = reward + self.ends(batch) * self.config.discount / (1 - self.config.discount) * later
+        reward = self._reward_of(self.value(batch))
+        if self.absorbing is not None:
+            n_later = self.config.discount / (1 - self.config.discount)
+            reward = reward + n_later * self.ends(batch) * self._reward_of(self.absorbing_logit())
         return reward.unsqueeze(1)
+
+    def _reward_of(self, value: Tensor) -> Tensor:
+        return softplus(value) if self.config.form == "gail" else value
 
     def forward(self, obs, plan):
         if self.config.inputs == "next":
             raise Unsupported("the discriminator compares a state with the next one, which a plan does not tell",
                               where="DiscriminatorReward", hint='use inputs="action" or "state"')
-        value = self.layers(self._marked(torch.cat([self.encode(obs), self._coded(plan, obs)], -1))).squeeze(-1)
-        return softplus(value) if self.config.form == "gail" else value
+        return self._reward_of(self.layers(torch.cat([self.encode(obs), self._coded(plan, obs)], -1)).squeeze(-1))
 
     def encode(self, obs) -> Tensor:
         """Returns the encoded observation window, (B, D)."""
@@ -184,30 +191,16 @@ class Discriminator(RewardModel):
     def read(self, batch) -> Tensor:
         """Returns what the network reads of each row, (B, D)."""
         second = (self.encode(batch.next) if self.config.inputs == "next" else self._coded(batch.action, batch.obs))
-        return self._marked(torch.cat([self.encode(batch.obs), second], -1))
+        return torch.cat([self.encode(batch.obs), second], -1)
 
-    def compared_rows(self, batch: Batch, rng: Generator) -> Tensor:
-        """Returns what `read` does. By chance half of the rows that terminate are the absorbing state in their place.
-        """
-        rows = self.read(batch)
-        if not self.config.absorbing:
-            return rows
-        is_later = self.ends(batch) & (torch.rand(len(rows), generator=rng, device=rows.device) < 0.5)
-        return torch.where(is_later.unsqueeze(1), self.absorbing_rows(rows), rows)
-
-    @staticmethod
-    def absorbing_rows(rows: Tensor) -> Tensor:
-        """Returns rows of the absorbing state, which are 0 but for their last component, (B, D)."""
-        return functional.pad(torch.zeros_like(rows[:, 1:]), (0, 1), value=1.0)
+    def absorbing_logit(self) -> Tensor:
+        """Returns the logit of the absorbing state, (). It moves faster than the weights that it is compared with."""
+        return _ABSORBING_SPEED * self.absorbing
 
     @staticmethod
     def ends(batch: Batch) -> Tensor:
         """Returns whether the environment ended the episode in each row's first step, (B,)."""
         return batch.extra[TERMINATED].reshape(batch.mask.shape)[:, 0].bool()
-
-    def _marked(self, rows: Tensor) -> Tensor:
-        """Rows with a component that is 0, and 1 in the absorbing state."""
-        return functional.pad(rows, (0, 1)) if self.config.absorbing else rows
 
     def _coded(self, action: Tensor, obs) -> Tensor:
         coded = self.codec.encode(action, obs).flatten(1)

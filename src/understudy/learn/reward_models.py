@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage, Scorer, load_built, save_built
-from ..core import Batch, ConfigError, Schema, part
+from ..core import Batch, ConfigError, DataWarning, Schema, part
 from ..data.codec import Codec, CodecModule
 from ..data.episode import Dataset
+from ..data.mixture import expert_episodes
 from ..data.window import Window
 from ..policy import Policy
 from .fit import LearnerConfig
@@ -33,6 +36,7 @@ class RewardModelConfig(ABC):
         compares: Whether it needs demonstrations beside each batch: see `LearnerConfig`.
         reads_density: Whether `extra["log_prob"]` must be the log-density of the policy at each action, (B, H).
         learner_discount: The discount that a learner must have. None for any.
+        is_biased_by_ends: Whether its sign says how long to live, where the environment ends episodes.
     """
 
     optimizer: OptimizerConfig | None = None
@@ -40,6 +44,7 @@ class RewardModelConfig(ABC):
     compares: ClassVar[bool] = True
     reads_density: bool = False
     learner_discount: float | None = None
+    is_biased_by_ends: bool = False
 
     @abstractmethod
     def build(self, policy: Policy, data: Dataset) -> RewardModel:
@@ -179,12 +184,15 @@ class RewardedLearner(GradientLearner):
 
     config: RewardedConfig
     reward: RewardModel | None = None
+    warns_of_ends = False  # once, if the environment ends episodes of the policy
 
     def register_reward(self, data: Dataset) -> None:
         """Builds the reward model of the config, if there is one. That of a stage stays as it is."""
         config = self.config.reward
         if isinstance(config, RewardModelConfig):
             self.reward = self.register("reward", config.build(self.policy, data), config.optimizer)
+            self.warns_of_ends = config.is_biased_by_ends and not any(
+                np.any(data[i].steps[TERMINATED]) for i in expert_episodes(data) if TERMINATED in data[i].steps)
             if config.optimizer is None and any(p.requires_grad for p in self.reward.parameters()):
                 raise ConfigError(f"{type(config).__name__} has networks, and this learner does not train them",
                                   where="learner.reward",
@@ -207,9 +215,20 @@ class RewardedLearner(GradientLearner):
             reward = self.reward.reward(batch, self.policy)
             self._record("reward", mean=float(reward.mean()))
             if (self.n_updates + 1) % METRICS_EVERY == 0:
+                self._warn_of_ends(batch)
                 with torch.enable_grad():
                     self._record("reward", **self.reward.metrics(batch))
         return batch.replace(extra={**batch.extra, REWARD: reward})
+
+    def _warn_of_ends(self, batch: Batch) -> None:
+        assert self.reward is not None
+        if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
+            self.warns_of_ends = False
+            warnings.warn(
+                "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What follows "
+                f"an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may learn to "
+                "end early, or to live long, however it moves. dac has no such bias, nor has an environment whose "
+                "episodes all last until the limit (FixedHorizonEnv).", DataWarning, stacklevel=2)
 
     def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the reward model, (B,)."""

@@ -33,7 +33,7 @@ class DensityReward(EpisodeRewardConfig):
 
     bandwidth: Annotated[float, Above(0)] = 0.5
     inputs: Literal["next", "action"] = "action"
-    compares = False
+    compares, is_biased_by_ends = False, True
 
     def build(self, policy, data):
         return _Density.of(self, policy, data)

@@ -195,6 +195,7 @@ class Discriminator(RewardModel):
 
     def absorbing_logit(self) -> Tensor:
         """Returns the logit of the absorbing state, (). It moves faster than the weights that it is compared with."""
+        assert self.absorbing is not None
         return _ABSORBING_SPEED * self.absorbing
 
     @staticmethod

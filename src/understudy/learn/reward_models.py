@@ -225,8 +225,8 @@ class RewardedLearner(GradientLearner):
         if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
             self.warns_of_ends = False
             warnings.warn(
-                "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What follows "
-                f"an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may learn to "
+                "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What "
+                f"follows an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may learn to "
                 "end early, or to live long, however it moves. dac has no such bias, nor has an environment whose "
                 "episodes all last until the limit (FixedHorizonEnv).", DataWarning, stacklevel=2)
 

@@ -226,9 +226,9 @@ class RewardedLearner(GradientLearner):
             self.warns_of_ends = False
             warnings.warn(
                 "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What "
-                f"follows an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may learn to "
-                "end early, or to live long, however it moves. dac has no such bias, nor has an environment whose "
-                "episodes all last until the limit (FixedHorizonEnv).", DataWarning, stacklevel=2)
+                f"follows an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may "
+                "learn to end early, or to live long, however it moves. dac has no such bias, nor has an environment "
+                "whose episodes all last until the limit (FixedHorizonEnv).", DataWarning, stacklevel=2)
 
     def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the reward model, (B,)."""

@@ -591,7 +591,8 @@ def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
     instead of 0 to 255.
     """
-    for name in camera_names(data[0].features()):
+    features = data[0].features()
+    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):

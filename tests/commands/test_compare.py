@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import combinations
 
 import numpy as np
@@ -237,6 +238,17 @@ def test_compare_of_groups(call, place):
     refused(call("compare", place / "a", *args), "runs or groups, not both")
 
 
+def test_a_training_counts_once_in_a_group(call, place, tmp_path):
+    a, b, knn = (place / r for r in ("a", "b", "knn"))
+    saved = tmp_path / "saved"
+    assert call("eval", a, "fork", "--episodes", 2, "--save", saved)[0] == 0
+    copy = shutil.copytree(a, tmp_path / "copy")
+    early = shutil.copytree(next((b / "checkpoints").iterdir()), copy / "checkpoints" / "000001")  # other weights
+    for pair in ((a, saved), (saved, copy), (copy, early)):
+        refused(call("compare", "--group", "bc", *pair, "--group", "x", b, knn, "--env", "fork"),
+                f"{pair[0]} and {pair[1]} are of one training")
+
+
 def test_what_cannot_be_compared(call, place):
     a, b = place / "a", place / "b"
     refused(call("compare"), "at least two policies, but has 0")
@@ -259,6 +271,10 @@ def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
     refused(call("compare", *runs, "--env", "push"), "the rollouts are in fork, but --env is push")
     refused(call("compare", *runs, "--seed", 3), "the starts are of seed 0, but --seed is 3")
     assert len(document(call("compare", *runs, "--env", "fork", "--json"))["policies"]) == 2
+    for option in (("--task", "go"), ("--condition", "goal=1"), ("--executor", "receding-horizon"),
+                   ("--save", tmp_path / "more")):
+        refused(call("compare", *runs, *option), f"{option[0]}: all rollouts were saved, so no policy acts")
+    assert not (tmp_path / "more").exists()
 
 
 def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, place, tmp_path):

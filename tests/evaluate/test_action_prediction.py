@@ -260,6 +260,16 @@ def test_a_copy_of_a_training_episode_is_never_called_held_out():
     assert episodes_to_evaluate({**provenance, "held_out": [5], "left_out": [6]}, data) == ([0, 1, 2, 3], "trained on")
 
 
+def test_what_an_earlier_run_was_trained_on_is_not_held_out():
+    data = normal_data(episodes=6)
+    first = {"episodes": episode_fingerprints(data.select([0, 1, 2, 3])), "held_out": [3]}
+    second = {"episodes": episode_fingerprints(data.select([0, 1, 4, 5])), "held_out": [1, 3]}
+    assert episodes_to_evaluate(second, data) == ([1, 2, 3, 5], "held out")
+    assert episodes_to_evaluate(second, data, [first]) == ([3, 5], "held out")
+    assert episodes_to_evaluate(second, data.select([1, 2]), [first]) == ([0, 1], "trained on")
+    assert episodes_to_evaluate(second, data.select([3, 5]), [first]) == ([0, 1], "other data")
+
+
 def test_another_data_set_is_not_called_unseen():
     """Pieces of episodes are not recognized."""
     data = normal_data(episodes=6)

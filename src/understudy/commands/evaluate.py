@@ -16,6 +16,7 @@ from .common import (
     Output,
     command_line,
     demonstrations_path,
+    earlier_provenances,
     env_trust_options,
     executor_options,
     given_options,
@@ -253,7 +254,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
-    episodes, origin = episodes_to_evaluate(read_provenance(o.run), data)
+    episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust)

@@ -130,7 +130,7 @@ def _refuse_one_training(group: list[Path]) -> None:
 
     They are two checkpoints of a run, or a policy and its saved rollouts.
     """
-    seen: dict[Path | str, Path] = {}
+    runs_by_mark: dict[Path | str, Path] = {}
     for run in group:
         marks: list[Path | str]
         if _is_saved_rollouts(run):
@@ -138,10 +138,10 @@ def _refuse_one_training(group: list[Path]) -> None:
         else:
             folder = run if has_no_run(run) else run_folder(run)
             marks = [weights_digest(weights_path(run)), *([folder.resolve()] if (folder / "run.json").exists() else [])]
-        if (other := next((seen[mark] for mark in marks if mark in seen), None)) is not None:
+        if (other := next((runs_by_mark[mark] for mark in marks if mark in runs_by_mark), None)) is not None:
             raise UserError(f"{other} and {run} are of one training, which is one training seed", where="--group",
                             hint="train the method with another --seed; without --group, checkpoints are compared")
-        seen |= dict.fromkeys(marks, run)
+        runs_by_mark |= dict.fromkeys(marks, run)
 
 
 def _policy_of_rollouts(run: Path) -> str:

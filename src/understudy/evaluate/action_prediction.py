@@ -47,8 +47,8 @@ def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
             continue
         if columns not in digests:
             digests[columns] = episode_fingerprints(data, columns)["digests"]
-        seen = learned_digests(one)
-        learned |= {i for i in everything if digests[columns][i] in seen}
+        trained_digests = learned_digests(one)
+        learned |= {i for i in everything if digests[columns][i] in trained_digests}
         fragments = {one["episodes"]["digests"][i] for i in one.get("left_out", ())}
         left_out |= {i for i in everything if digests[columns][i] in fragments}
     if not learned:

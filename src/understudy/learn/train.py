@@ -609,12 +609,13 @@ def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]
 def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> None:
     """Warns of held-out episodes that an earlier run was trained on, whose weights are taken over or used."""
     own, held_out = provenance["episodes"], provenance["held_out"]
-    for name, one in earlier.items():
-        seen = learned_digests(one) if one.get("episodes", {}).get("columns") == own["columns"] else set()
-        if leaked := sum(own["digests"][i] in seen for i in held_out):
-            warnings.warn(f"held-out episodes that the run in stages/{name} was trained on: {leaked} of "
-                          f"{len(held_out)}; the validation error is too low, and may choose another best checkpoint. "
-                          "Evaluate on episodes that neither was trained on.", DataWarning, stacklevel=4)  # where `train` is called
+    for name, other in earlier.items():
+        learned = learned_digests(other) if other.get("episodes", {}).get("columns") == own["columns"] else set()
+        if leaked := sum(own["digests"][i] in learned for i in held_out):
+            warnings.warn(
+                f"held-out episodes that the run in stages/{name} was trained on: {leaked} of {len(held_out)}; the "
+                "validation error is too low, and may choose another best checkpoint. Evaluate on episodes that "
+                "neither was trained on.", DataWarning, stacklevel=4)  # where `train` is called
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:

@@ -137,14 +137,14 @@ def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
 def test_it_is_the_validation_error_with_an_interval_over_episodes():
     data = normal_data()
     p, validation = policy(data, Draws(0.3, 0.7)), Validation(200, 6)
-    training, held_out = data.select(range(8)), [8, 9, 10, 11]
+    training, held_out = data.select(range(6)), [6, 7, 8, 9, 10, 11]
     prediction = evaluate_action_prediction(p, data, held_out, "held out", validation=validation)
     validated = validation.evaluate(p, data.select(held_out), target_scale(training, "action"))
     for name, field in (("energy", "energy_score"), ("mean", "mean_error"), ("best", "best_error")):
         assert getattr(prediction, field).estimate == pytest.approx(validated[name], rel=1e-6)
     assert prediction.energy_score.low < prediction.energy_score.estimate < prediction.energy_score.high
-    assert prediction.episodes == (8, 9, 10, 11) and prediction.steps == 240
-    assert "4 episodes that it was not trained on" in prediction.describe()
+    assert prediction.episodes == (6, 7, 8, 9, 10, 11) and prediction.steps == 360
+    assert "6 episodes that it was not trained on" in prediction.describe()
     assert "not a success rate" in prediction.describe()
 
 

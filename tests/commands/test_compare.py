@@ -18,7 +18,7 @@ from understudy.evaluate.comparison import compare_all
 from understudy.evaluate.evaluation import compare, evaluation_of, sequential_verdict_parts, verdict_parts
 from understudy.evaluate.planning import plan_rate
 from understudy.evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
-from understudy.evaluate.stats import mcnemar, tango, two_level_difference
+from understudy.evaluate.stats import clopper_pearson, mcnemar, tango, two_level_difference
 
 TINY = [
     "--steps",
@@ -136,6 +136,18 @@ def test_without_success_returns_are_compared_and_it_says_so():
     assert noisy.pairs[0].better is None and noisy.pairs[0].episodes_needed > 30
     with pytest.raises(UserError, match="one episode is not enough"):
         compare_all({"x": evaluation([None], x[:1]), "y": evaluation([None], x[1:2])})
+
+
+def test_no_success_is_failure_where_another_policy_succeeds():
+    """Some environments report success only when there is one."""
+    never, ever = evaluation([None] * 30), evaluation([n > 20 for n in range(30)])
+    late = evaluation([None] * 20 + [True] * 5 + [False] * 5)
+    assert never.success is None and (late.success, late.successes.sum()) == (clopper_pearson(5, 30), 5)
+    for pair in ((never, ever), (ever, never)):
+        assert compare(*pair).metric == "success" and compare_all({"x": pair[0], "y": pair[1]}).metric == "success"
+        assert "9 of 30" in verdict_parts(*pair)[0] and "0 of 30" in verdict_parts(*pair)[0]
+    assert compare_all({"a": never, "b": evaluation([None] * 30, bernoulli(0.5, 30, 0)), "c": ever}).metric == "success"
+    assert compare(never, never).metric == "return"
 
 
 def test_methods_are_compared_over_seeds_and_starts():

@@ -157,6 +157,11 @@ def test_mcnemar_is_the_binomial_of_the_pairs_that_differ():
         assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * tail))
 
 
+def test_counts_of_pairs_are_not_negative():
+    with pytest.raises(ValueError, match="the count must be between 0"):
+        tango(-3, 5, 20)
+
+
 # -- means -------------------------------------------------------------------------------------------------------
 
 

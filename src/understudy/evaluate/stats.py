@@ -112,6 +112,7 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
         Design.
     """
     _check_counts(b + c, n)
+    _check_counts(min(b, c), n)
     if n == 0:
         return Interval(math.nan, -1.0, 1.0, level)
     z, estimate = scipy.stats.norm.isf((1 - level) / 2), (b - c) / n

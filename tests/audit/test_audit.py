@@ -186,6 +186,18 @@ def test_times_of_our_own_recordings_are_measured(fork, tmp_path):
     assert report.ok and {f.code for f in report.findings if f.severity == "warning"} == {"timestamp-gap"}
 
 
+@pytest.mark.parametrize("value, is_clear", [("no", False), ("False", False), (float("nan"), False), (0.5, False),
+                                             (True, True), (0, True), (1.0, True), (None, True)])
+def test_a_success_that_is_neither_true_nor_false_is_an_error(value, is_clear, tmp_path, capsys):
+    """The text "no" is true for Python: it was counted as a success."""
+    episodes = [Episode({"observation.state": np.random.default_rng(i).normal(size=(6, 2)).astype("f4"),
+                         "action": np.ones((6, 1), "f4")}, {"success": [True, value][i % 2]}) for i in range(4)]
+    assert ("success-unclear" in {f.code for f in find_problems(Dataset(episodes))}) is not is_clear
+    write_dataset(Dataset(episodes, {"fps": 10.0}), tmp_path / "data")
+    _, out, _ = run(capsys, "inspect", str(tmp_path / "data"))
+    assert ("2 of 2 succeeded; 2 others have no outcome" in out) is (not is_clear or value is None)
+
+
 def test_no_episode_is_no_error():
     assert [f.code for f in find_problems(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import combinations
 
 import numpy as np
@@ -17,7 +18,7 @@ from understudy.evaluate.comparison import compare_all
 from understudy.evaluate.evaluation import compare, evaluation_of, sequential_verdict_parts, verdict_parts
 from understudy.evaluate.planning import plan_rate
 from understudy.evaluate.sequential import SequentialDifferenceTest, SequentialRateTest
-from understudy.evaluate.stats import mcnemar, tango, two_level_difference
+from understudy.evaluate.stats import clopper_pearson, mcnemar, tango, two_level_difference
 
 TINY = [
     "--steps",
@@ -137,6 +138,18 @@ def test_without_success_returns_are_compared_and_it_says_so():
         compare_all({"x": evaluation([None], x[:1]), "y": evaluation([None], x[1:2])})
 
 
+def test_no_success_is_failure_where_another_policy_succeeds():
+    """Some environments report success only when there is one."""
+    never, ever = evaluation([None] * 30), evaluation([n > 20 for n in range(30)])
+    late = evaluation([None] * 20 + [True] * 5 + [False] * 5)
+    assert never.success is None and (late.success, late.successes.sum()) == (clopper_pearson(5, 30), 5)
+    for pair in ((never, ever), (ever, never)):
+        assert compare(*pair).metric == "success" and compare_all({"x": pair[0], "y": pair[1]}).metric == "success"
+        assert "9 of 30" in verdict_parts(*pair)[0] and "0 of 30" in verdict_parts(*pair)[0]
+    assert compare_all({"a": never, "b": evaluation([None] * 30, bernoulli(0.5, 30, 0)), "c": ever}).metric == "success"
+    assert compare(never, never).metric == "return"
+
+
 def test_methods_are_compared_over_seeds_and_starts():
     first = [bernoulli(p, 50, s) for s, p in enumerate((0.9, 0.85, 0.95, 0.9, 0.8))]
     second = [bernoulli(p, 50, 10 + s) for s, p in enumerate((0.2, 0.3, 0.15, 0.2, 0.3))]
@@ -237,6 +250,17 @@ def test_compare_of_groups(call, place):
     refused(call("compare", place / "a", *args), "runs or groups, not both")
 
 
+def test_a_training_counts_once_in_a_group(call, place, tmp_path):
+    a, b, knn = (place / r for r in ("a", "b", "knn"))
+    saved = tmp_path / "saved"
+    assert call("eval", a, "fork", "--episodes", 2, "--save", saved)[0] == 0
+    copy = shutil.copytree(a, tmp_path / "copy")
+    early = shutil.copytree(next((b / "checkpoints").iterdir()), copy / "checkpoints" / "000001")  # other weights
+    for pair in ((a, saved), (saved, copy), (copy, early)):
+        refused(call("compare", "--group", "bc", *pair, "--group", "x", b, knn, "--env", "fork"),
+                f"{pair[0]} and {pair[1]} are of one training")
+
+
 def test_what_cannot_be_compared(call, place):
     a, b = place / "a", place / "b"
     refused(call("compare"), "at least two policies, but has 0")
@@ -259,6 +283,10 @@ def test_saved_rollouts_are_of_one_environment_and_seed(call, place, tmp_path):
     refused(call("compare", *runs, "--env", "push"), "the rollouts are in fork, but --env is push")
     refused(call("compare", *runs, "--seed", 3), "the starts are of seed 0, but --seed is 3")
     assert len(document(call("compare", *runs, "--env", "fork", "--json"))["policies"]) == 2
+    for option in (("--task", "go"), ("--condition", "goal=1"), ("--executor", "receding-horizon"),
+                   ("--save", tmp_path / "more")):
+        refused(call("compare", *runs, *option), f"{option[0]}: all rollouts were saved, so no policy acts")
+    assert not (tmp_path / "more").exists()
 
 
 def test_sequential_uses_as_many_as_it_takes_whatever_runs_side_by_side(call, place, tmp_path):

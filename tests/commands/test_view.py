@@ -51,6 +51,16 @@ def test_a_value_is_compared_with_numbers_and_with_text(call, mixed, tmp_path):
         assert len(open_dataset(path)) == n
 
 
+def test_a_text_with_commas_is_one_value_if_an_episode_has_it(call, mixed, tmp_path):
+    words = ["lift it", "lift it, then pour", "stop"]
+    told = Dataset([replace(e, metadata={"task": words[i % 3]}) for i, e in enumerate(open_dataset(mixed))])
+    write_dataset(told, tmp_path / "told.npz")
+    for n, (value, kept) in enumerate((("lift it, then pour", words[1:2]), ("lift it,stop", words[::2]))):
+        path = tmp_path / f"{n}.json"
+        assert call("view", "make", tmp_path / "told.npz", "--out", path, "--filter", f"task={value}")[0] == 0
+        assert {e.metadata["task"] for e in open_dataset(path)} == set(kept)
+
+
 def test_a_value_that_no_episode_has_leaves_none_out_and_says_so(call, mixed, tmp_path):
     code, out, err = call("view", "make", mixed, "--out", tmp_path / "v.json", "--filter", "success!=yes", "--json")
     assert code == 0 and err == "warning: success is yes in no episode, so none is left out\n"

@@ -97,3 +97,11 @@ def test_an_audit_warns_of_floats_from_0_to_1_whatever_the_column_is_called():
 def test_a_column_of_another_kind_needs_another_name():
     with pytest.raises(DataError, match="give it a name that does not begin with observation.image"):
         policy_of(recording((16, 24, 3), "float32"))
+
+
+def test_an_audit_names_a_camera_without_pixels_and_a_policy_refuses_it():
+    data = recording((0, 0, 3), "uint8")
+    findings = [f for f in find_problems(data, frames=True) if f.code == "image-layout"]
+    assert len(findings) == 1 and findings[0].message.endswith("the images have no pixels")
+    with pytest.raises(DataError, match="the images have no pixels"):
+        policy_of(data)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.audit.leakage import find_leakage
+from understudy.commands.split import _part_per_value
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -97,6 +98,11 @@ def test_split_by_a_field_writes_a_view_for_each_value(stored, tmp_path, capsys)
                 ["--by", "task", "--fractions", "0.4", "0.3", "0.3"], ["--by", "next.reward"]):
         assert run("split", stored / "demos", *bad, "--out", tmp_path / "bad") == 2
     assert not (tmp_path / "bad").exists()
+
+
+def test_parts_of_values_that_are_spelled_alike_have_names_of_their_own():
+    values = ["x", "x-3", "x!", "X"]  # the third part ended no search for a name
+    assert list(_part_per_value(_split_options(None, 0), values)) == ["x", "x-3", "x-2", "X-4"]
 
 
 def test_values_of_a_split_are_sorted_by_size(tmp_path, capsys):

@@ -137,14 +137,14 @@ def test_a_policy_exactly_as_unsure_as_the_data_is_found_to_be():
 def test_it_is_the_validation_error_with_an_interval_over_episodes():
     data = normal_data()
     p, validation = policy(data, Draws(0.3, 0.7)), Validation(200, 6)
-    training, held_out = data.select(range(8)), [8, 9, 10, 11]
+    training, held_out = data.select(range(6)), [6, 7, 8, 9, 10, 11]
     prediction = evaluate_action_prediction(p, data, held_out, "held out", validation=validation)
     validated = validation.evaluate(p, data.select(held_out), target_scale(training, "action"))
     for name, field in (("energy", "energy_score"), ("mean", "mean_error"), ("best", "best_error")):
         assert getattr(prediction, field).estimate == pytest.approx(validated[name], rel=1e-6)
     assert prediction.energy_score.low < prediction.energy_score.estimate < prediction.energy_score.high
-    assert prediction.episodes == (8, 9, 10, 11) and prediction.steps == 240
-    assert "4 episodes that it was not trained on" in prediction.describe()
+    assert prediction.episodes == (6, 7, 8, 9, 10, 11) and prediction.steps == 360
+    assert "6 episodes that it was not trained on" in prediction.describe()
     assert "not a success rate" in prediction.describe()
 
 
@@ -258,6 +258,16 @@ def test_a_copy_of_a_training_episode_is_never_called_held_out():
     assert episodes_to_evaluate(provenance, twice) == ([1, 5], "held out")  # 6 is equal to 2
     assert episodes_to_evaluate({**provenance, "held_out": [6]}, twice) == (list(range(8)), "trained on")
     assert episodes_to_evaluate({**provenance, "held_out": [5], "left_out": [6]}, data) == ([0, 1, 2, 3], "trained on")
+
+
+def test_what_an_earlier_run_was_trained_on_is_not_held_out():
+    data = normal_data(episodes=6)
+    first = {"episodes": episode_fingerprints(data.select([0, 1, 2, 3])), "held_out": [3]}
+    second = {"episodes": episode_fingerprints(data.select([0, 1, 4, 5])), "held_out": [1, 3]}
+    assert episodes_to_evaluate(second, data) == ([1, 2, 3, 5], "held out")
+    assert episodes_to_evaluate(second, data, [first]) == ([3, 5], "held out")
+    assert episodes_to_evaluate(second, data.select([1, 2]), [first]) == ([0, 1], "trained on")
+    assert episodes_to_evaluate(second, data.select([3, 5]), [first]) == ([0, 1], "other data")
 
 
 def test_another_data_set_is_not_called_unseen():

@@ -52,3 +52,11 @@ def test_at_the_margin_five_percent_pass():
     for p in (0.5, 0.8, 0.9):
         mass = np.outer(scipy_stats.binom.pmf(k, n, p - margin), scipy_stats.binom.pmf(k, n, p))
         assert 0.03 < mass[sure].sum() < 0.06
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_returns_are_no_outcomes_of_these_tests(paired):
+    for first in ([10.0, 20.0, 3.0], [1.0, math.nan, 0.0]):
+        for test in (noninferiority_p_value, equivalence_p_value):
+            with pytest.raises(ValueError, match="each outcome must be 0 or 1"):
+                test(first, [1, 0, 1], 0.1, paired=paired)

@@ -186,3 +186,10 @@ def test_plans_that_a_person_may_ask_for_by_mistake(args, says, capsys):
 
     assert main(["plan", *args]) == 2
     assert says in (errors := capsys.readouterr().err) and "\n  -> " in errors
+
+
+@pytest.mark.parametrize("first, second, correlation", [(0.5, 0.9, 0.75), (0.1, 0.2, -0.9)])
+def test_a_correlation_that_cannot_be_has_no_power(first, second, correlation):
+    with pytest.raises(ValueError, match=f"cannot have a correlation of {correlation:g}"):
+        paired_power(first, second, 50, correlation)
+    assert 0 < paired_power(0.5, 0.9, 50, max_correlation(0.5, 0.9)) <= 1

@@ -65,3 +65,9 @@ def test_a_profile_of_one_task_is_a_share_with_its_interval():
     assert p.fraction == pytest.approx([1.0, k / 100, 0.0]) and (p.low[0], p.high[2]) == (1.0, 0.0)
     assert (p.low[1], p.high[1]) == pytest.approx(
         scipy_stats.binom.ppf([0.025, 0.975], 100, k / 100) / 100, abs=0.011)
+
+
+def test_a_value_that_is_missing_is_no_low_one():
+    profile = performance_profile([[1.0, 2.0], [3.0, math.nan], [3.0, -math.inf]], [1.5, 2.5])
+    assert np.isnan([profile.fraction, profile.low, profile.high]).all()
+    assert performance_profile([[1.0], [-math.inf]], [0.5]).fraction == 0.5

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from fixtures.staged import contents, episodes, method, parameters, run, tuned
 
 from understudy import config
 from understudy.checkpoint import FromStage, Scorer, load_module, save_module
-from understudy.core import UserError, keys
+from understudy.cli import main
+from understudy.core import DataWarning, UserError, keys
+from understudy.data.formats import write_dataset
 from understudy.data.relabel import Hindsight
 from understudy.data.window import Window
 from understudy.execute.actor import PolicyActor
@@ -34,7 +37,7 @@ from understudy.learn.method import (
     resolve_references,
 )
 from understudy.learn.run import Run
-from understudy.learn.stages import check_stages, continue_from, use_run
+from understudy.learn.stages import check_stages, continue_from, stage_provenances, use_run
 from understudy.learn.train import train
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -195,6 +198,22 @@ def test_a_run_is_continued_and_the_folder_needs_nothing_else(tmp_path):
     run(tmp_path / "other", method(6))
     with pytest.raises(UserError, match="copied from other weights"):
         run(out, continued, stages={"from": tmp_path / "other"})
+
+
+def test_what_the_run_before_was_trained_on_is_not_held_out(tmp_path, capsys):
+    data, base, out = episodes(), tmp_path / "base", tmp_path / "run"
+    run(base, method(1), data, val_fraction=[0])
+    continued = continue_from(method(1), base)
+    with pytest.warns(DataWarning, match="held-out episodes that the run in stages/from was trained on: 1 of 2"):
+        run(out, continued, data, stages={"from": base}, val_fraction=[0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        run(tmp_path / "other", continued, data, stages={"from": base}, val_fraction=[0])
+    assert stage_provenances(out).keys() == {"from"} and stage_provenances(base) == {}
+    write_dataset(data.select([1]), tmp_path / "one.npz")
+    capsys.readouterr()
+    assert main(["eval", str(out), str(tmp_path / "one.npz"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["origin"] == "trained on"
 
 
 def test_continuing_begins_where_the_run_ended(tmp_path):

@@ -263,11 +263,23 @@ def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]
     return groups
 
 
+def is_flag(value: object) -> bool:
+    """Whether a value of the metadata is true or false, or the number 1 or 0."""
+    return isinstance(value, (bool, int, float, np.bool_, np.number)) and value in (0, 1)
+
+
 def check_success(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose metadata, column of success and rewards disagree about success."""
+    """Finds episodes whose metadata do not say whether they are a success, and disagreement of metadata, column of
+    success and rewards.
+    """
     labels, best = [], []
     for e, episode in enumerate(data):
         label = episode.metadata.get("success")
+        if label is not None and not is_flag(label):
+            yield Finding("success-unclear", "error", f"the metadata success is {label!r}, which is neither true nor "
+                          "false, and would count as a success", "store true or false, or give it another name",
+                          Location(episode=e))
+            return
         label = bool(label) if isinstance(label, (bool, np.bool_)) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
         if None not in (label, column) and label != column:
@@ -591,7 +603,8 @@ def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
     instead of 0 to 255.
     """
-    for name in camera_names(data[0].features()):
+    features = data[0].features()
+    for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)
         black, damaged, brightest = [], [], 0
         for e in range(len(data)):

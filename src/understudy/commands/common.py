@@ -231,6 +231,16 @@ def read_provenance(run: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
+def earlier_provenances(run: Path) -> list[dict[str, Any]]:
+    """The provenances of the stages of a run, and of the run that it was fine-tuned from. Empty if there are none."""
+    from ..learn.stages import stage_provenances
+    from ..policy import find_checkpoint
+
+    checkpoint = None if has_no_run(run) else find_checkpoint(run)
+    inside = checkpoint is not None and checkpoint.parent.name == "checkpoints"
+    return list(stage_provenances(checkpoint.parents[1]).values()) if inside else []
+
+
 def recorded_env_of(run: Path) -> str | None:
     """The name of the environment that the data of a run were recorded in, if there is exactly one."""
     simulators = recorded_data_of(run).get("simulators")

@@ -17,13 +17,22 @@ from .common import (
     command_line,
     executor_options,
     given_options,
+    has_no_run,
     parse,
     plain_table,
     trust_options,
     unused_path,
 )
 from .groups import RolloutOptions, StepCount, command_options
-from .policies import evaluate_run, refuse_unused_conditions, run_names, weights_path
+from .options import refuse_given
+from .policies import (
+    evaluate_run,
+    refuse_unused_conditions,
+    run_folder,
+    run_names,
+    weights_digest,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +120,37 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
             raise UserError(f"{places[place]} and {run} are the same policy",
                             where="compare", hint="there is nothing to tell apart")
         places[place] = run
+    for group in groups.values() if o.group else ():
+        _refuse_one_training(group)
     return groups
+
+
+def _refuse_one_training(group: list[Path]) -> None:
+    """Raises UserError if two of a group are of one training, which counts as one training seed.
+
+    They are two checkpoints of a run, or a policy and its saved rollouts.
+    """
+    runs_by_mark: dict[Path | str, Path] = {}
+    for run in group:
+        marks: list[Path | str]
+        if _is_saved_rollouts(run):
+            marks = [_policy_of_rollouts(run)]
+        else:
+            folder = run if has_no_run(run) else run_folder(run)
+            marks = [weights_digest(weights_path(run)), *([folder.resolve()] if (folder / "run.json").exists() else [])]
+        if (other := next((runs_by_mark[mark] for mark in marks if mark in runs_by_mark), None)) is not None:
+            raise UserError(f"{other} and {run} are of one training, which is one training seed", where="--group",
+                            hint="train the method with another --seed; without --group, checkpoints are compared")
+        runs_by_mark |= dict.fromkeys(marks, run)
+
+
+def _policy_of_rollouts(run: Path) -> str:
+    """The digest of the policy that acted in saved rollouts, or the folder if it is not known."""
+    from ..data.formats import open_dataset
+
+    data = open_dataset(run)
+    by = str(data[0].metadata.get("by", "")) if len(data) else ""
+    return by.removeprefix("policy ").partition(",")[0] if by.startswith("policy ") else str(run.resolve())
 
 
 def _is_saved_rollouts(run: Path) -> bool:
@@ -124,6 +163,9 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
 
     evaluations = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in evaluations]
+    if not acting:
+        refuse_given(o, ("task", "condition", "executor", "save"), "all rollouts were saved, so no policy acts",
+                     "leave it out, or name the runs")
     episodes = o.episodes or min((len(e.episodes) for e in evaluations.values()), default=100)
     if acting and o.env is None:
         raise UserError("no environment is named in which the policies act", where="--env",

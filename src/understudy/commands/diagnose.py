@@ -15,6 +15,7 @@ from .arms import prepare_robot
 from .common import (
     Output,
     command_line,
+    earlier_provenances,
     has_no_run,
     open_data,
     parse,
@@ -150,7 +151,7 @@ def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None,
     data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
     provenance, everything = read_provenance(o.run), range(len(data))
-    numbers, origin = episodes_to_evaluate(provenance, data)
+    numbers, origin = episodes_to_evaluate(provenance, data, earlier_provenances(o.run))
     left_out = set(provenance.get("left_out", ()))
     held_out = numbers if origin == "held out" else []
     learned = numbers if origin == "trained on" else [i for i in everything if i not in {*held_out, *left_out}]

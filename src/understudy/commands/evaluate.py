@@ -16,6 +16,7 @@ from .common import (
     Output,
     command_line,
     demonstrations_path,
+    earlier_provenances,
     env_trust_options,
     executor_options,
     given_options,
@@ -133,7 +134,7 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
 
 def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     from ..envs import make
-    from ..evaluate.evaluation import verdict, verdict_parts
+    from ..evaluate.evaluation import verdict, verdict_parts, with_common_success
 
     assert o.target is not None and o.episodes is not None
     refuse_unused_conditions([o.run], o)
@@ -143,6 +144,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         evaluation = evaluate_run(o.run, env, o, o.save, o.target,
                                   None if detector is None else doubt_source(o.run, detector.method.score))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
+        if other is not None:
+            (evaluation,), (other,) = with_common_success([[evaluation], [other]])
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
     if other is not None:
@@ -253,7 +256,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
-    episodes, origin = episodes_to_evaluate(read_provenance(o.run), data)
+    episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust)

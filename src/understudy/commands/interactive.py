@@ -19,7 +19,7 @@ from ..core import ConfigError, UserError
 from ..methods import find_function
 from ..serve.address import served_address
 from .arms import prepare_robot
-from .common import Output, plain_table, trained_rate
+from .common import Output, given_options, plain_table, trained_rate
 from .conditions import parse_conditions, shown_demonstrations, tell_distant_conditions
 from .options import refuse_given
 from .policies import (
@@ -81,7 +81,9 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     if loop is not None:
         refuse_unused_conditions(runs, o)
     actors = None if loop is None else [_make_actor(run, o, robot) for run in runs]
-    about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights}
+    acting = ("task", "condition", "executor", *(("fps", "episode_time_s") if robot is not None else ()))
+    about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights,
+             "options": given_options(o, *acting)}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
         session = _stored_session(design, journal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -127,8 +128,9 @@ def _part_per_value(o: SplitOptions, values: list) -> dict[str, tuple[list[int],
     for value, numbers in sorted(groups.items(), key=lambda g: g[1]):
         name = base = _slug("+".join(map(str, value)) if isinstance(value, tuple) else
                             "unknown" if value is None else str(value)) or "part"
+        numbered = (f"{base}-{i}" for i in count(2))
         while name.lower() in map(str.lower, parts):  # some systems know no difference between a and A
-            name = f"{base}-{sum(n.startswith(base) for n in parts) + 1}"
+            name = next(numbered)
         parts[name] = numbers, [value]
     return parts
 

@@ -175,7 +175,8 @@ def _parse_condition(text: str, data) -> Operation:
                 break
             values = [w for v in episode_values(data, name) for w in (v if isinstance(v, list) else [v])]
             kinds = {isinstance(v, str) for v in values if v is not None} or {False}
-            parsed = tuple(v if is_text else _parse_scalar(v) for is_text in sorted(kinds) for v in value.split(","))
+            texts = [value] if value in values else value.split(",")  # a text of the data may have commas
+            parsed = tuple(v if is_text else _parse_scalar(v) for is_text in sorted(kinds) for v in texts)
             condition = Filter(name, parsed, negate=sign == "!=")
             if not len(condition.apply(data)):
                 options = dict.fromkeys(v if isinstance(v, str) else json.dumps(v, default=str) for v in values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from ..core import Batch, role
 from ..data.episode import Dataset, episode_fingerprints
 from ..execute.base import Executor
 from ..files import replace_nonfinite
+from ..learn.stages import learned_digests
 from ..learn.validation import Validation, check_training_data, energy_score, target_scale
 from ..policy import Policy, check_features
 from . import stats
@@ -23,28 +24,37 @@ Origin = Literal["held out", "trained on", "other data"]
 N_TIME_BINS = 10  # of an episode
 
 
-def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset) -> tuple[list[int], Origin]:
+def episodes_to_evaluate(provenance: Mapping[str, Any], data: Dataset,
+                         earlier: Iterable[Mapping[str, Any]] = ()) -> tuple[list[int], Origin]:
     """The episodes to evaluate a run on, and what they were to its training.
 
     Episodes are recognized by their numbers, so `data` may be the training data in another format, or a part of them.
+
+    Args:
+        earlier: The provenances of the runs whose weights the training began with or uses: see `stage_provenances`.
+            What they were trained on is not held out.
 
     Returns:
         Episode numbers, and "other data" if the run was trained on none of `data`. If it was trained on some: those
         that it was not trained on ("held out"), or all of them if there are none ("trained on"). A held-out episode
         that equals one of the training was trained on. Fragments that training left out are not evaluated then.
     """
-    fingerprints = provenance.get("episodes", {"columns": (), "digests": ()})
-    everything = list(range(len(data)))
-    if not fingerprints["columns"] or not all(name in data.features() for name in fingerprints["columns"]):
+    everything, learned, left_out = list(range(len(data))), set(), set()
+    digests: dict[tuple[str, ...], list[str]] = {}
+    for one in (provenance, *earlier):
+        columns = tuple(one.get("episodes", {}).get("columns", ()))
+        if not columns or not all(name in data.features() for name in columns):
+            continue
+        if columns not in digests:
+            digests[columns] = episode_fingerprints(data, columns)["digests"]
+        trained_digests = learned_digests(one)
+        learned |= {i for i in everything if digests[columns][i] in trained_digests}
+        fragments = {one["episodes"]["digests"][i] for i in one.get("left_out", ())}
+        left_out |= {i for i in everything if digests[columns][i] in fragments}
+    if not learned:
         return everything, "other data"
-    digests = episode_fingerprints(data, fingerprints["columns"])["digests"]
-    excluded = {*provenance.get("held_out", ()), *provenance.get("left_out", ())}
-    learned = {digest for i, digest in enumerate(fingerprints["digests"]) if i not in excluded}
-    left_out = {fingerprints["digests"][i] for i in provenance.get("left_out", ())}
-    if not learned & set(digests):
-        return everything, "other data"
-    unseen = [i for i in everything if digests[i] not in learned | left_out]
-    return (unseen, "held out") if unseen else ([i for i in everything if digests[i] in learned], "trained on")
+    unseen = [i for i in everything if i not in learned | left_out]
+    return (unseen, "held out") if unseen else (sorted(learned), "trained on")
 
 
 @dataclass(frozen=True)

@@ -284,8 +284,9 @@ def _describe_modes(m: BehaviorModes) -> str:
              ". No behavior entropy: nothing succeeded")
     if m.conditional_entropy is not None:
         p = m.conditional_entropy
+        limits = f" [{p.low:.2f}, {p.high:.2f}]" if math.isfinite(p.low) else ""  # none for few starts
         text += (
-            f", {p.estimate:.2f} [{p.low:.2f}, {p.high:.2f}] from the same start ({m.n_starts} starts, {m.n_repeats} "
+            f", {p.estimate:.2f}{limits} from the same start ({m.n_starts} starts, {m.n_repeats} "
             f"rollouts each, in which a policy that takes all ways alike gets {m.expected_entropy:.2f})"
             if math.isfinite(p.estimate)
             else ", none of the same start, where nothing succeeded"

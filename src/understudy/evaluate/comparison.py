@@ -14,7 +14,15 @@ import scipy
 from ..core import UserError
 from ..files import replace_nonfinite
 from ..hints import join_and
-from .evaluation import MethodRuns, PairedComparison, _as_runs, _format_difference, aggregate_seeds, compare
+from .evaluation import (
+    MethodRuns,
+    PairedComparison,
+    _as_runs,
+    _format_difference,
+    aggregate_seeds,
+    compare,
+    with_common_success,
+)
 from .multiple_comparisons import RankInterval, compact_letter_display, holm, rank_intervals
 from .planning import paired_power
 from .stats import LEVEL, Interval, seeds_caveat
@@ -166,8 +174,8 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
     if len(policies) < 2:
         raise UserError(f"a comparison needs at least two policies, not {len(policies)}", where="compare",
                         hint="evaluate(...) evaluates a single policy")
-    names, runs = tuple(policies), list(policies.values())
-    groups = [_as_runs(r) for r in runs]
+    names = tuple(policies)
+    groups = with_common_success([_as_runs(r) for r in policies.values()])
     if len({len(g) for g in groups}) > 1:
         raise UserError("all methods need the same number of training seeds, but there are "
                         + ", ".join(f"{len(g)} of {n}" for n, g in zip(names, groups, strict=True)), where="compare",
@@ -180,7 +188,7 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
     means = [aggregate_seeds(g, level) if several else g[0] for g in groups]
     estimates = tuple(m.success if of == "success" and m.success is not None else m.returns for m in means)
     index_pairs = list(combinations(range(len(names)), 2))
-    comparisons = [compare(runs[i], runs[j], metric=of, level=level) for i, j in index_pairs]
+    comparisons = [compare(groups[i], groups[j], metric=of, level=level) for i, j in index_pairs]
     adjusted = holm([1.0 if math.isnan(p.p_value) else p.p_value for p in comparisons])
     alpha = (1 - level) / len(index_pairs)
     pairs = tuple(PairwiseResult(i, j, p, float(q), _episodes_needed(groups[i], groups[j], p, alpha))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -180,20 +180,44 @@ def evaluate(actor: Actor, env: Env, episodes: int = 100, seed: int = 0, *, leve
 def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = LEVEL) -> Evaluation:
     """The evaluation of existing rollouts, which may come from disk.
 
+    If some episodes have no "success", they were written before the environment first reported one, and are failures.
+
     Args:
         seconds: Wall-clock time of the rollouts, seconds.
     """
-    ended = [bool(e.metadata["success"]) for e in episodes if "success" in e.metadata]
-    success = stats.clopper_pearson(sum(ended), len(ended), level) if len(ended) == len(episodes) else None
+    ended = [e.metadata.get("success") for e in episodes]
+    success = None
+    if any(is_success is not None for is_success in ended):
+        success = stats.clopper_pearson(sum(map(bool, ended)), len(ended), level)
+        episodes = _others_failed(episodes) if None in ended else episodes
     returns = stats.bootstrap_mean([_episode_return(e) for e in episodes], level)
     first = episodes[0].metadata
     return Evaluation(str(first["env"]), episodes, success, returns, seconds, int(first["seed"]))
+
+
+def with_common_success(groups: Sequence[Sequence[Evaluation]]) -> list[tuple[Evaluation, ...]]:
+    """The evaluations, all with success if any of them has it.
+
+    An environment may report success only where there is one. Rollouts without any then seem to define no success.
+    """
+    if all(run.success is None for runs in groups for run in runs):
+        return [tuple(runs) for runs in groups]
+    return [tuple(run if run.success is not None else
+                  replace(run, episodes=_others_failed(run.episodes),
+                          success=stats.clopper_pearson(0, len(run.episodes), run.returns.level))
+                  for run in runs) for runs in groups]
+
+
+def _others_failed(episodes: Dataset) -> Dataset:
+    """The episodes, with success False in those that have none."""
+    return Dataset([replace(e, metadata={"success": False, **e.metadata}) for e in episodes], episodes.metadata)
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
     """Aggregate the evaluations of a method, one for each training seed, on the same starts."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
+    (runs,) = with_common_success([runs])
     tallies = [r.successes for r in runs if r.successes is not None]
     success = stats.two_level_rate(tallies, level) if len(tallies) == len(runs) else None
     return MethodEvaluation(success, stats.two_level_mean([r.episode_returns for r in runs], level), len(runs))
@@ -213,7 +237,7 @@ def compare(
         b: Likewise, on the same starts.
         metric: "success" or "return". By default success, if it is defined.
     """
-    first, second = _as_runs(a), _as_runs(b)
+    first, second = with_common_success([_as_runs(a), _as_runs(b)])
     if len(first) != len(second):
         raise UserError(f"both methods need the same number of training seeds, but have {len(first)} and {len(second)}",
                         where="compare", hint="give one evaluation for each training seed")
@@ -270,9 +294,9 @@ def verdict(
 def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, str] = ("this checkpoint", "the other")
                   ) -> tuple[str, str, str]:
     """The parts of `verdict`: the result, its certainty, and what it is about."""
-    runs = _as_runs(a)
+    runs, *others = with_common_success([_as_runs(one) for one in (a, b) if one is not None])
     what = "success" if runs[0].success is not None else "return"
-    if b is None:
+    if not others:
         both = aggregate_seeds(runs) if len(runs) > 1 else runs[0]
         r = both.success or both.returns
         show = (lambda v: f"{v:.1%}") if what == "success" else (lambda v: f"{v:.4g}")
@@ -282,14 +306,14 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
         done = "succeeds in" if what == "success" else "has"
         return (f"{capitalize_name(names[0])} {done} {_success_counts(runs, what)} in {runs[0].env}.",
                 f"{show(r.estimate)}, {_format_interval(r, show)}.", scope)
-    p = compare(a, b)
+    p = compare(runs, others[0])
     what = p.metric
     order = -1 if p.better == "second" else 1
     winner, loser = names[::order]
     does = "succeeds more often than" if what == "success" else "has a higher return than"
     head = (f"Cannot tell whether {names[0]} or {names[1]} is better" if p.better is None else
             f"{capitalize_name(winner)} {does} {loser}")
-    head += f": {' against '.join(_success_counts(r, what) for r in (runs, _as_runs(b))[::order])} on the same starts."
+    head += f": {' against '.join(_success_counts(r, what) for r in (runs, others[0])[::order])} on the same starts."
     more = "" if p.better else f" More {'episodes' if p.n_seeds == 1 else 'training seeds'} would narrow it down."
     sure = (
         f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "

@@ -19,7 +19,7 @@ from ..learn.targets import REWARD, TERMINATED, check_rewards
 from ..nets.encoders import simplest_encoder
 from .stats import LEVEL, Interval, bootstrap_mean
 
-MIN_EPISODES = 5
+MIN_EPISODES = 6
 
 
 @dataclass(frozen=True)

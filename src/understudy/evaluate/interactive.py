@@ -303,6 +303,7 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
 
 
 def _check_same_design(stored: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    stored = {"options": [], **stored}
     for name in expected:
         if stored.get(name) != expected[name]:
             raise UserError(f"expected the journal of an evaluation with {name} {_shorten(expected[name])}, found "
@@ -311,7 +312,7 @@ def _check_same_design(stored: Mapping[str, Any], expected: Mapping[str, Any], p
 
 
 def _shorten(value) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " and ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def _lock(handle: int, path: Path) -> None:

@@ -49,6 +49,8 @@ def equivalence_p_value(first: Outcomes, second: Outcomes, margin: float, *, pai
 
 def _one_sided_p_value(first, second, null_difference: float, paired: bool) -> float:
     x, y = np.asarray(first, float), np.asarray(second, float)
+    if not (np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all()):
+        raise ValueError("these tests are about success, so each outcome must be 0 or 1")
     if not paired:
         if x.ndim != 1 or y.ndim != 1:
             raise ValueError("unpaired tests need one list of outcomes of each: methods are compared on the same "

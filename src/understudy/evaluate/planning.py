@@ -184,6 +184,9 @@ def max_correlation(first: float, second: float) -> float:
 def _discordant_probabilities(first: float, second: float, correlation: float) -> tuple[float, float]:
     """Probabilities that only the first succeeds, and that only the second does."""
     both = first * second + correlation * math.sqrt(first * (1 - first) * second * (1 - second))
+    if not max(first + second - 1, 0) - 1e-9 <= both <= min(first, second) + 1e-9:
+        raise ValueError(f"outcomes with the rates {first:g} and {second:g} cannot have a correlation of "
+                         f"{correlation:g}: see max_correlation")
     return max(first - both, 0.0), max(second - both, 0.0)
 
 

@@ -97,7 +97,7 @@ def aggregate_over_tasks(values: Sequence[Sequence[float]] | np.ndarray, statist
 
 @dataclass(frozen=True)
 class PerformanceProfile:
-    """Fraction of runs that score above each threshold, with a band. (thresholds,) each."""
+    """Fraction of runs that score above each threshold, with a band. (thresholds,) each, NaN if a value is NaN."""
 
     thresholds: np.ndarray
     fraction: np.ndarray
@@ -123,7 +123,7 @@ def performance_profile(values: Sequence[Sequence[float]] | np.ndarray, threshol
         Performance Profiles.
     """
     x, at = _check_runs(values), np.asarray(thresholds, float)
-    above = (x[..., None] > at).astype(float)  # runs, tasks, thresholds
+    above = np.where(np.isnan(x), np.nan, 1.0)[..., None] * (x[..., None] > at)  # runs, tasks, thresholds
     often = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), size=(N_BOOTSTRAP, x.shape[1]))
     drawn = np.einsum("dtr,rtk->dk", often, above, optimize=True) / x.size
     return PerformanceProfile(at, above.mean((0, 1)), *_percentile_interval(drawn, level), level)

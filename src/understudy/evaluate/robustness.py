@@ -372,11 +372,13 @@ def verdict_parts(sweeps: Sequence[SeveritySweep]) -> tuple[str, str]:
     sentences = [f"Half of it is left under {join_and(down)}."] if down else []
     sentences += [f"More than half is left at every level of {join_and(kept)}."] if kept else []
     sentences += ["There is nothing to halve."] if not down and not kept else []
-    return f"{head} (95% interval {_format_value(rate, of)}).", " ".join(sentences)
+    return f"{head} ({_format_interval(rate, of)}).", " ".join(sentences)
 
 
-def _format_value(i: Interval, metric: str) -> str:
-    return f"{i.low:.1%} to {i.high:.1%}" if metric == "success" else f"{i.low:.4g} to {i.high:.4g}"
+def _format_interval(i: Interval, metric: str) -> str:
+    if math.isnan(i.low):
+        return "too few episodes for an interval"
+    return "95% interval " + (f"{i.low:.1%} to {i.high:.1%}" if metric == "success" else f"{i.low:.4g} to {i.high:.4g}")
 
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,

@@ -112,6 +112,7 @@ def tango(b: float, c: float, n: float, level: float = LEVEL) -> Interval:
         Design.
     """
     _check_counts(b + c, n)
+    _check_counts(min(b, c), n)
     if n == 0:
         return Interval(math.nan, -1.0, 1.0, level)
     z, estimate = scipy.stats.norm.isf((1 - level) / 2), (b - c) / n
@@ -161,15 +162,16 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     values.
 
     From 20 values on, the coverage is about as promised, unless a rare value determines the mean. It uses 9,999 draws,
-    the same at every call.
+    the same at every call. No limit lies beyond the values, and all n of them lie on one side of the truth with a
+    probability of about 2^(1 - n). With so few values that this is more than 1 - level, there is no interval.
 
     Args:
         weights: Weight of each value, drawn together with it: for a mean over windows whose unit is the episode. None
             for equal weights.
 
     Returns:
-        The mean and its interval. The limits are NaN if a value is not finite, or for fewer than three values. If all
-        values are equal, so are the limits.
+        The mean and its interval. The limits are NaN if a value is not finite, or for fewer than six values at a level
+        of 0.95. If all values are equal, so are the limits.
 
     References:
         Efron (1987), Better Bootstrap Confidence Intervals; Hesterberg (2015), What Teachers Should Know about the
@@ -178,10 +180,12 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     centre = float(np.average(x, weights=w)) if len(x) else math.nan
-    if len(x) < 2 or not np.isfinite(x).all() or len(x) == 2 and x[0] != x[1]:
+    if len(x) < 2 or not np.isfinite(x).all():
         return Interval(centre, math.nan, math.nan, level)
     if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
+    if 2.0 ** (1 - len(x)) > 1 - level:
+        return Interval(centre, math.nan, math.nan, level)
     quantile = scipy.stats.t.isf((1 - level) / 2, len(x) - 1)
     wider = 1 - 2 * scipy.stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * quantile)
     limits = scipy.stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True,

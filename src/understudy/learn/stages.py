@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
 from ..core import DataError, Schema, UserError
 from ..data.episode import Dataset
-from ..files import whole_folder, write_json
+from ..files import read_json, whole_folder, write_json
 from ..policy import Policy, find_checkpoint
 from .critic import Critic
 from .fit import Learner
@@ -117,6 +118,26 @@ def copy_run(source: Path | str, folder: Path) -> None:
         if inside and (place.parents[1] / "stages").is_dir():
             shutil.copytree(place.parents[1] / "stages", part / "stages", ignore=without_learner)
         write_json(part / "run.json", {"last": name})
+
+
+def stage_provenances(run: Path) -> dict[str, dict[str, Any]]:
+    """The provenance.json of the stages of a run, and of theirs, by their names such as "from/from".
+
+    The weights of the run began there, or it uses those of the stage.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for stage in sorted((run / "stages").glob("[!.]*")):
+        file = find_checkpoint(stage) / "provenance.json"
+        out |= {stage.name: read_json(file)} if file.exists() else {}
+        out |= {f"{stage.name}/{name}": provenance for name, provenance in stage_provenances(stage).items()}
+    return out
+
+
+def learned_digests(provenance: Mapping[str, Any]) -> set[str]:
+    """The digests of the episodes that a training learned from: see `episode_fingerprints`."""
+    excluded = {*provenance.get("held_out", ()), *provenance.get("left_out", ())}
+    digests = provenance.get("episodes", {}).get("digests", ())
+    return {digest for i, digest in enumerate(digests) if i not in excluded}
 
 
 def is_finished(run: Run, method: Method) -> bool:

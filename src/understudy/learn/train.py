@@ -88,7 +88,9 @@ from .stages import (
     check_stages,
     copy_run,
     is_finished,
+    learned_digests,
     packages_of,
+    stage_provenances,
     stages_before,
 )
 from .targets import REWARD, TERMINATED, check_rewards
@@ -318,6 +320,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
     provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
                             for stage in method.stages}
+    if processes.first:
+        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
     if last is not None:
         stored = run.read_checkpoint_json(last, "method.json")
@@ -600,6 +604,18 @@ def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]
         warnings.warn(f"copies of earlier episodes: {copies} of {len(used)}; {effect}. "
                       "understudy inspect lists the copies, and understudy view make --delete leaves them out.",
                       DataWarning, stacklevel=4)  # where `train` is called
+
+
+def _warn_of_seen_episodes(provenance: Mapping[str, Any], earlier: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warns of held-out episodes that an earlier run was trained on, whose weights are taken over or used."""
+    own, held_out = provenance["episodes"], provenance["held_out"]
+    for name, other in earlier.items():
+        learned = learned_digests(other) if other.get("episodes", {}).get("columns") == own["columns"] else set()
+        if leaked := sum(own["digests"][i] in learned for i in held_out):
+            warnings.warn(
+                f"held-out episodes that the run in stages/{name} was trained on: {leaked} of {len(held_out)}; the "
+                "validation error is too low, and may choose another best checkpoint. Evaluate on episodes that "
+                "neither was trained on.", DataWarning, stacklevel=4)  # where `train` is called
 
 
 def _check_task_texts(method: Method, data: Dataset) -> None:

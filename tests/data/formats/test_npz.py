@@ -120,6 +120,14 @@ def test_episodes_without_actions_are_stored_and_those_that_lack_them_have_nan(t
     assert some[1].steps["action"].shape == (5, 2) and np.isnan(some[1].steps["action"]).all()
 
 
+@pytest.mark.parametrize("form", ["npz", "ogbench", "zarr", "csv"])
+def test_columns_of_another_shape_in_a_later_episode_are_refused_and_not_misread(form, tmp_path):
+    wider = Episode({"observation.state": np.zeros((6, 3), np.float32), "action": np.zeros((5, 2), np.float32)}, rows=5)
+    with pytest.raises(DataError, match=r"episode 1, column 'observation.state': a step has the shape \(3,\), but"):
+        write_dataset(Dataset([_moves(0, "next.reward"), wider], {"fps": 10}), tmp_path / "data", form)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("form", ["npz", "lerobot", "robomimic", "d4rl", "csv"])
 @pytest.mark.parametrize(("episodes", "column"), [
     ((_moves(0), _moves(1, "next.reward")), "next.reward"), ((_moves(0, "next.reward"), _moves(1)), "next.reward"),

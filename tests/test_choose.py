@@ -11,6 +11,8 @@ from understudy import demo
 from understudy.choose import (
     MAX_ROUNDS,
     DataProperties,
+    Trial,
+    _Trials,
     candidate_methods,
     choose_method,
     data_properties,
@@ -238,6 +240,19 @@ def test_a_candidate_that_fails_in_a_later_round_is_left_out(demonstrations, tmp
     n_calls = len(calls)
     assert choose_method(demonstrations, tmp_path / "choice", **options).to_json() == choice.to_json()
     assert len(calls) == n_calls
+
+
+def test_no_success_is_failure_where_another_candidate_succeeds(monkeypatch, tmp_path):
+    """Some environments report success only when there is one: a return of 50 won against 75 % success."""
+    def trial(self, name, seed):
+        return (Trial(name, seed, 1, 0.0, "return", (50.0,) * 40) if name == "never" else
+                Trial(name, seed, 1, 0.0, "success", (1.0, 1.0, 1.0, 0.0) * 10))
+
+    monkeypatch.setattr(_Trials, "trial", trial)
+    methods = dict.fromkeys(("never", "often"))
+    trials, dropped_after, *_ = _Trials(None, tmp_path, methods, {}, (), None, "cpu").run(0, 1.0, lambda line: None)
+    assert {t.metric for name in methods for t in trials[name]} == {"success"} and dropped_after.keys() == {"never"}
+    assert not np.any([t.values for t in trials["never"]])
 
 
 def test_if_all_fail_nothing_is_recommended(demonstrations, tmp_path, monkeypatch):

@@ -480,6 +480,7 @@ class _Trials:
             if not candidates:
                 raise _none_left(failed)
             rounds += 1
+            trials = _with_common_metric(trials)
             values = {name: np.array([t.values for t in trials[name]]) for name in candidates}
             stay = survivors(values, len(self.methods))
             for name in candidates:
@@ -488,6 +489,15 @@ class _Trials:
                     say(f"round {rounds}: {name} is dropped")
             candidates = stay
         return trials, dropped_after, failed, rounds, spent
+
+
+def _with_common_metric(trials: Mapping[str, list[Trial]]) -> dict[str, list[Trial]]:
+    """The trials, all judged by success if any is: an environment may report success only where there is one."""
+    if all(trial.metric != "success" for method_trials in trials.values() for trial in method_trials):
+        return dict(trials)
+    return {name: [trial if trial.metric == "success" else
+                   replace(trial, metric="success", values=(0.0,) * len(trial.values)) for trial in method_trials]
+            for name, method_trials in trials.items()}
 
 
 def _problem(error: UserError) -> str:

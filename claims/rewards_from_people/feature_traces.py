@@ -36,7 +36,7 @@ def tips(joints: np.ndarray) -> np.ndarray:
 
 
 def poses(rng: np.random.Generator, *shape: int, turned: float = 0.0) -> np.ndarray:
-    """Random joints, (*shape, 3), rad, of which the first is turned."""
+    """Random joints, (*shape, 3), rad. The first of them is turned."""
     return (rng.uniform(-1.5, 1.5, size=(*shape, 3)) + np.array([turned, 0, 0])).astype(np.float32)
 
 
@@ -60,8 +60,8 @@ def true_features(inputs: np.ndarray) -> np.ndarray:
 def traces(rng: np.random.Generator, feature: int) -> list[Episode]:
     """Motions that begin far from the target (feature 0) or the object (1), and end there."""
     start, end = poses(rng, 2, 50 * N_TRACES)
-    far = np.linalg.norm(tips(start) - tips(end), axis=1) > FAR
-    start, end = start[far][:N_TRACES], end[far][:N_TRACES]
+    is_long = np.linalg.norm(tips(start) - tips(end), axis=1) > FAR
+    start, end = start[is_long][:N_TRACES], end[is_long][:N_TRACES]
     places = tips(poses(rng, N_TRACES, 2))
     places[:, feature] = tips(end)
     return [replace(e, metadata={TRACE: "up", FEATURE: feature}) for e in motions(rng, start, end, places)]
@@ -86,7 +86,7 @@ def random_motions(rng: np.random.Generator, start: np.ndarray, places: np.ndarr
 
 
 def demonstrations(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Inputs (n, N_MOTIONS, STEPS, D): random motions of each scene, of which the first is the best."""
+    """Inputs (n, N_MOTIONS, STEPS, D): random motions of each scene. The first is the best."""
     drawn = random_motions(rng, poses(rng, n), tips(poses(rng, n, 2)), N_MOTIONS)
     order = np.argsort(-(true_features(drawn) @ WEIGHTS).mean(2), 1)
     return np.take_along_axis(drawn, order[..., None, None], 1)
@@ -130,13 +130,13 @@ class RewardLearner:
     updates: int = 600
     probe_sizes = {"updates": 5}
 
-    def read(self, data: Dataset, shown: Tensor, seed: int):
+    def read(self, data: Dataset, demos: Tensor, seed: int):
         """A function from inputs (..., D) to what the reward reads, and the untrained reward."""
         if self.reads == "ranked features":
             return features(data, self.reversed, self.updates, seed), nn.Linear(2, 1)
         if self.reads == "true features":
             return (lambda inputs: torch.from_numpy(true_features(inputs.numpy()))), nn.Linear(2, 1)
-        mean, std = (f(shown.flatten(0, 2), 0) for f in (torch.mean, torch.std))
+        mean, std = (f(demos.flatten(0, 2), 0) for f in (torch.mean, torch.std))
         return (lambda inputs: (inputs - mean) / std), feed_forward_layers((len(mean), 64, 64, 1))
 
 
@@ -161,15 +161,15 @@ def features(data: Dataset, reversed_fraction: float, updates: int, seed: int):
 
 def correlations(experiment, arm: RewardLearner, data: Dataset, seed: int, episodes: int, starts: int):
     """The rank correlation of the learned reward with the true one, over the steps of motions in turned scenes."""
-    shown = demonstrations(np.random.default_rng([seed, 2]), arm.n)
+    demos = demonstrations(np.random.default_rng([seed, 2]), arm.n)
     if arm.with_traces:
-        shown = np.concatenate([shown, traces_as_demonstrations(np.random.default_rng([seed, 3]), data)])
-    shown, rng = torch.from_numpy(shown), np.random.default_rng([seed, 4])
+        demos = np.concatenate([demos, traces_as_demonstrations(np.random.default_rng([seed, 3]), data)])
+    demos, rng = torch.from_numpy(demos), np.random.default_rng([seed, 4])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        read, layers = arm.read(data, shown, seed)
+        read, layers = arm.read(data, demos, seed)
     is_linear = isinstance(layers, nn.Linear)
-    maximum_entropy(layers, read(shown), arm.updates, 1e-2 if is_linear else 1e-3, 0.01 if is_linear else 1.0, seed)
+    maximum_entropy(layers, read(demos), arm.updates, 1e-2 if is_linear else 1e-3, 0.01 if is_linear else 1.0, seed)
     start, end, *places = poses(rng, 4, N_TEST, turned=SHIFT)
     new = torch.from_numpy(column(motions(rng, start, end, np.stack([tips(p) for p in places], 1))))
     with torch.no_grad():

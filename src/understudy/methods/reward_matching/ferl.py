@@ -9,7 +9,7 @@ from ...core import AtLeast, DataError, part, role
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
 from ...heads.regression import Regression
-from ...hints import pluralize
+from ...hints import command_line, pluralize
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...learn.preference_reward import BETTER, PREFERENCE, SEGMENT, PreferenceLearning, PreferenceReward
@@ -27,7 +27,8 @@ class TracePairs(Operation):
 
     A trace is a motion along which a feature rises from its lowest to its highest value (metadata `trace`: "up") or
     falls ("down"). Of two steps of a trace, the one towards the highest value is better. The lowest steps of two traces
-    are equally good, and so are the highest ones. Every trace has as many pairs, however long it is.
+    are equally good, and so are the highest ones. Every trace has as many pairs, however long it is. Pairs are copies
+    in memory.
 
     Args:
         n_pairs: Number of random pairs of steps of each trace.
@@ -44,7 +45,7 @@ class TracePairs(Operation):
     def apply(self, data: Dataset) -> Dataset:
         rng, schema = np.random.default_rng(self.seed), data.features()
         columns = {name: feature for name, feature in schema.items() if role(name) in ("observation", "action")}
-        traces = [_rising(episode, columns, f"{data.metadata.get('path', 'data set')}, episode {number}")
+        traces = [_rising(episode, columns, str(data.metadata.get("path", "DATA")), number)
                   for number, episode in enumerate(data)]
         pairs = []
         for number, trace in enumerate(traces):
@@ -58,13 +59,13 @@ class TracePairs(Operation):
         return Dataset([Episode(steps, schema=columns) for steps in pairs], data.metadata)
 
 
-def _rising(episode: Episode, columns: Iterable[str], place: str) -> dict[str, np.ndarray]:
+def _rising(episode: Episode, columns: Iterable[str], path: str, number: int) -> dict[str, np.ndarray]:
     """The columns of a trace, from the lowest to the highest value of its feature."""
     if (way := episode.metadata.get(TRACE)) not in ("up", "down") or len(episode) < 2:
         raise DataError(f"a trace needs two steps and the metadata field {TRACE!r}, which is \"up\" or \"down\": here "
-                        f"are {pluralize(len(episode), 'step')} and {way!r}", where=place,
-                        hint="record motions along which one feature rises all the way, and label them: understudy "
-                             f"view make DATA --label {TRACE}=up --out TRACES")
+                        f"are {pluralize(len(episode), 'step')} and {way!r}", where=f"{path}, episode {number}",
+                        hint="record motions along which one feature rises all the way, and label them: "
+                             + command_line("view", "make", path, "--out", "TRACES", "--label", f"{TRACE}=up"))
     return {name: np.asarray(episode.steps[name])[:len(episode)][::1 if way == "up" else -1] for name in columns}
 
 

@@ -81,9 +81,9 @@ def _comparison(first: Mapping[str, np.ndarray], low: int, second: Mapping[str, 
         when="if you can show motions along which something that matters grows, and not write it down; then train "
              "`iql` or `sac` with `--reward`.")
 def ferl(n_pairs: int = 100) -> Method:
-    """A feature that rises along traces, as a reward: motions that show how something that matters grows.
+    """A reward that grows along traces: motions along which something that matters rises to its highest value.
 
-    The policy clones the traces. Use `--reward-scale -1` where less of the feature is better.
+    The policy clones the traces, above all near the highest value. Use `--reward-scale -1` where less is better.
 
     Args:
         n_pairs: Number of pairs of steps of each trace that are compared.

@@ -84,7 +84,7 @@ def columns(name: str) -> Schema:
 def demonstrations(name: str) -> Dataset:
     """Random episodes of a method's columns, half of them a task and half prior data."""
     data = random_dataset(columns(name), EPISODES, STEPS)
-    data = Dataset([replace(e, metadata={**e.metadata, "proficiency": 1.0, "task": f"do {i % 5}"})
+    data = Dataset([replace(e, metadata={**e.metadata, "proficiency": 1.0, "task": f"do {i % 5}", "trace": "up"})
                     for i, e in enumerate(data)])
     return mix(task=(data[: EPISODES // 2], 0.5), prior=(data[EPISODES // 2:], 0.5))[0]
 

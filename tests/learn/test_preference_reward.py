@@ -49,6 +49,7 @@ def built(data: Dataset, config: PreferenceLearning = LEARNER):
 
 def test_contracts():
     check_reward_model(PreferenceReward((16,)))
+    check_reward_model(PreferenceReward((16,), inputs="state"))
     check_learner(LEARNER, [POLICY])
 
 

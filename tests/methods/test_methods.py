@@ -364,9 +364,9 @@ WITHOUT = {
     "an environment that tells success": (STATES, "no environment to collect them in"),
     needs.OTHER_EPISODES: (STATES, "all 3 episodes are demonstrations"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
-    needs.SOME_ACTIONS: (
-        {k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
+    needs.SOME_ACTIONS: ({k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
     needs.COMPARISONS.text: (STATES, "there are no columns 'segment' and 'preference'"),
+    needs.TRACES: (STATES, "a trace needs two steps and the metadata field 'trace'"),
     needs.PATHS.text: (STATES, "the actions have 2 numbers, but 4 points have 8"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),

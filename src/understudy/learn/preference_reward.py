@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -37,11 +37,13 @@ class PreferenceReward(RewardModelConfig):
 
     Args:
         encoder: Encodes the observation.
+        inputs: "action" reads the observation and the action, and "state" the observation alone.
     """
 
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (64, 64)
     activation: Activation = "tanh"
     encoder: Encoder = field(default_factory=ConcatEncoder)
+    inputs: Literal["action", "state"] = "action"
     extra = ()
     compares = False
 
@@ -62,15 +64,18 @@ class PreferenceModel(RewardModel):
         super().__init__(about, features, codec)
         config = about.config
         self.encoder = config.encoder.build({k: features[k] for k in self.inputs}, 1)
-        width = self.encoder.tokens * self.encoder.width + self.codec.width
+        self.reads_action = config.inputs == "action"
+        width = self.encoder.tokens * self.encoder.width + self.reads_action * self.codec.width
         self.layers = feed_forward_layers((width, *config.hidden, 1), config.activation)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("deviation", torch.ones(()))
 
     def value(self, obs, action: Tensor) -> Tensor:
         """Returns the reward before it is standardized, (B,), of observations (B, 1, ...) and actions (B, 1, A)."""
-        encoded = self.encoder(self.codec.encode_obs(obs)).flat()
-        return self.layers(torch.cat([encoded, self.codec.encode(action, obs).flatten(1)], -1)).squeeze(-1)
+        read = self.encoder(self.codec.encode_obs(obs)).flat()
+        if self.reads_action:
+            read = torch.cat([read, self.codec.encode(action, obs).flatten(1)], -1)
+        return self.layers(read).squeeze(-1)
 
     def measure(self, values: Tensor) -> None:
         """Moves the mean and the standard deviation towards those of some values."""

@@ -201,4 +201,5 @@ PLACES = Need("a column with the number of the place, or of another condition, o
 COMPARISONS = Need("comparisons of two segments, which `understudy judge` asks for", {
     name: {"dtype": "int64", "shape": (1,), "kind": "discrete", "num_classes": (n,)}
     for name, n in (("segment", 2), ("preference", 3))}, _refuse_uncompared)
+TRACES = "motions along which a feature rises or falls all the way (metadata `trace`: \"up\" or \"down\")"
 GIVEN_GOAL = "while acting: a goal"

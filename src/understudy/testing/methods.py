@@ -102,7 +102,7 @@ def _check_source(name: str, function: Callable) -> None:
 def example_data(columns: Schema) -> Dataset:
     """Random episodes of two tasks, half of them in a part "task" and half in a part "prior" of a mixture."""
     data = random_dataset(columns, episodes=4, steps=12)
-    data = Dataset([replace(e, metadata={**e.metadata, "proficiency": i, "task": f"move {i % 2}"})
+    data = Dataset([replace(e, metadata={**e.metadata, "proficiency": i, "task": f"move {i % 2}", "trace": "up"})
                     for i, e in enumerate(data)])
     return mix(task=(data[:2], 0.5), prior=(data[2:], 0.5))[0]
 

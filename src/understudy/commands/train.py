@@ -601,15 +601,18 @@ class ProgressPrinter:
         self.stage = stage
 
     def __call__(self, step, learner, metrics) -> None:
+        from ..learn.callbacks import is_update
+
         if "round" in metrics:
             self._print_round(step, metrics)
             return
-        if self.stage is not None and "loss" not in metrics:
-            return
-        if "loss" in metrics:
-            self.losses.append(metrics["loss"])
+        if is_update(metrics):
+            if "loss" in metrics:
+                self.losses.append(metrics["loss"])
             if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
+        elif self.stage is not None:
+            return
         measurements = [f"{name} {metrics[key]:.4g}" for key, name in self.names.items() if key in metrics]
         losses = self.losses or self._logged_losses(step)
         if losses:

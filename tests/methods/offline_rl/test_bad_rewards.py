@@ -13,6 +13,8 @@ from understudy.core import Batch, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset
 from understudy.learn.targets import ReturnBound
+from understudy.methods import find_method
+from understudy.policy import Policy
 
 
 def columns(n: int, rng, **changes) -> dict[str, np.ndarray]:
@@ -118,6 +120,24 @@ def test_scores_that_diverge_are_named():
         with pytest.raises(UserError, match=f"update 7: the scores of the critic diverge: .* can exceed {bound}\n  -> "
                            r"normalize the critic \(--learner.critic.layer-norm True\), or lower --learner.discount"):
             returns.check(-10.1 * bound, batch, 7)
+
+
+@pytest.mark.parametrize("name", ["iql", "awac", "cql", "fql"])
+def test_a_resumed_training_knows_the_rare_reward(name):
+    """Its first batches may lack it, and larger scores than the common rewards allow are no divergence."""
+    steps = {k: np.zeros((9, 1), "f") for k in ("observation.state", "action")}
+    data = Dataset([Episode({**steps, "next.reward": reward, "next.terminated": np.arange(9) == 8})
+                    for reward in (np.full(9, -0.01, "f"), np.linspace(-0.01, 80, 9, dtype="f"))])
+    method = find_method(name, data.features())
+    policy = Policy(method.policy, data.features()).fit_statistics(data)
+    learner, again = (method.learner.build(policy, 0, 9, data) for _ in range(2))
+    windows = learner.batch_sampler(data)
+    learner.update(windows.gather(np.arange(18)))
+    again.restore(*learner.state())
+    batch = windows.gather(np.arange(9))
+    again.update(batch)
+    again.bound.check(700.0, batch, 2)
+    assert again.bound.largest_reward == 80
 
 
 def test_a_learner_whose_scores_diverge_stops(tmp_path):

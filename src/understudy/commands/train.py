@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from .. import __version__
 from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
-from ..files import whole_folder
+from ..files import read_json, whole_folder, write_json
 from ..user_code import search_current_folder, trusted_packages
 from .common import (
     Output,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
+RANDOM_FILE = "random.json"  # beside random episodes: the options that they were recorded with
 
 
 @command_options
@@ -238,11 +239,19 @@ def _record_random(o: TrainOptions) -> None:
                         hint=f"name a file or folder of them: {command_line('train', o.method, 'DATA', '--out', o.out)}"
                              "; or, for a method that collects episodes, an environment: --env ENV")
     folder = _data_path(o).parent
-    if not folder.is_dir():
+    settings = {"--env": o.env, "--random-steps": o.random_steps, "--seed": o.seed}
+    if folder.is_dir():
+        stored = read_json(folder / RANDOM_FILE) if (folder / RANDOM_FILE).is_file() else settings
+        for name in (name for name in settings if stored[name] != settings[name]):
+            raise UserError(f"the random episodes of this run are of {name} {stored[name]}, not {settings[name]}",
+                            where=folder, hint="choose another --out, give the options that the run was begun with, "
+                                               "or remove this folder if nothing has been trained yet")
+    else:
         with closing(make(o.env, COLLECTION_ROWS, o.trust)) as env:
             episodes = random_episodes(env, o.random_steps, o.seed)
         with whole_folder(folder) as part:
             write_dataset(episodes, part / "episodes.npz", "npz")
+            write_json(part / RANDOM_FILE, settings)
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
@@ -350,7 +359,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     is_validated = bool(n_episodes and validation_episodes(n_episodes, training.val_fraction))
     if n_episodes and not is_validated:
-        print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
+        print(f"no episode is held out{'' if training.val_fraction == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
     if plan := training_plan(method, training.stages):
         print(f"plan: {plan}", file=sys.stderr)

@@ -10,6 +10,7 @@ import pytest
 from fixtures.staged import call
 
 from understudy.core import UserError
+from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
 from understudy.evaluate.fitted_q import PolicyValue, evaluate_fitted_q
 from understudy.evaluate.stats import Interval
@@ -89,6 +90,17 @@ def test_plans_of_several_steps_are_valued(tmp_path):
     assert np.isfinite(value.value.estimate) and value.n_episodes == 6
     again = evaluate_fitted_q(TrainedRun.load(tmp_path / "run"), data, SMALL)
     assert again == value  # the seed decides
+
+
+def test_returns_of_episodes_that_were_cut_off_are_not_compared(place):
+    """The value counts what would have followed, as far as the discount leaves 1 % of it."""
+    trained, data = TrainedRun.load(place / "run"), open_dataset(place / "data")
+    cut = data.map(lambda e: e.replace({"next.terminated": np.zeros(len(e), bool)}))
+    mixed = Dataset([*cut.select(range(7)), *data.select(range(7, 20))])
+    assert evaluate_fitted_q(trained, data, SMALL).n_cut == 0
+    value = evaluate_fitted_q(trained, mixed, SMALL)
+    assert value.n_cut == 7 and "7 of the episodes were cut off" in value.describe()
+    assert evaluate_fitted_q(trained, mixed, replace(SMALL, discount=0.001)).n_cut == 0
 
 
 def test_an_estimate_that_still_changes_is_told():

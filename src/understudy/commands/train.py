@@ -633,7 +633,7 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _print_round(self, step, metrics) -> None:
-        names = {"round/success": "success", "round/return": "return", "score": "score of the policy alone"}
+        names = {"round/success": "success", "round/return": "return", "score": "score without a supervisor"}
         measurements = [f"{name} {metrics[key]:.4g}" for key, name in names.items() if key in metrics]
         if self.losses:
             measurements.append(f"loss {sum(self.losses) / len(self.losses):.4g}")

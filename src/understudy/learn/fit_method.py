@@ -351,11 +351,16 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
 
 
 def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
-               modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
-    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data."""
+               modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({}), *, fit_head: bool = True) -> None:
+    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data.
+
+    Args:
+        fit_head: Whether to fit the head, such as cluster centers or a memory, and not the statistics alone.
+    """
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
     load_weights_from(policy, parts, modules)
-    policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)
+    policy.fit_statistics(data, refit_codec="codec" not in loaded,
+                          refit_head=fit_head and (keeps_data or "net" not in loaded))
     if not keeps_data:
         load_weights_from(policy, parts, modules)  # fitting the head may have replaced a part of its network

@@ -287,8 +287,9 @@ class _Preparation:
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)
-            if self.last_saved_step is None or method.collection is not None:
-                fit_policy(policy, episodes, method.initialize_from, self.modules)
+            # A resumed learner may also read statistics when it is built, but not what takes longer to fit.
+            is_new = self.last_saved_step is None or method.collection is not None
+            fit_policy(policy, episodes, method.initialize_from, self.modules, fit_head=is_new)
             return build_learner(method, policy, seed, episodes, self.modules)
 
 

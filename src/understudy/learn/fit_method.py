@@ -104,7 +104,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     """
     check_arguments(method, data)
     seed = as_seed(seed, bits=63)
-    check_collection(method, env, person, sampling_weights)
+    check_collection(method, env, person, sampling_weights, existing_stages=tuple(stages or ()))
     check_demonstrations(method, data)
     chosen_device = devices.choose_device(device)
     stages = dict(stages or {})
@@ -282,14 +282,16 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,
-                     stream: ShardStream | None = None) -> None:
+                     stream: ShardStream | None = None, existing_stages: Collection[str] = ()) -> None:
     """Checks that a method's data collection, and that of its stages, can be run.
 
     Args:
         stream: Where the data come from, if they are not opened as a whole.
+        existing_stages: Names of the stages that are not trained.
     """
     for stage in method.stages:
-        check_collection(stage.method, env, person)
+        if stage.name not in existing_stages:
+            check_collection(stage.method, env, person)
     if method.collection is None:
         return
     can_mix = (method.learner.compares or method.collection.sampling_weights is not None

@@ -238,7 +238,7 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
     """Raises UserError for options that do not fit the method, before anything is computed."""
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))
-    check_collection(method, run_config.env, run_config.person, weights, stream)
+    check_collection(method, run_config.env, run_config.person, weights, stream, run_config.stages.keys())
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
     window = method.policy.window

@@ -65,8 +65,8 @@ class SequenceValues(LearnerConfig):
         columns = [e.steps["return"] for e in data.map(ReturnToGo(self.discount, into="return"))]
         returns = np.concatenate([np.zeros((1, 1)), *columns])
         if returns.min() < (head := learner.head).low or returns.max() > head.high:
-            warnings.warn(f"the returns of the data are from {returns.min():.3g} to {returns.max():.3g}, and those below "
-                          f"{head.low:g} or above {head.high:g} count as these. Give the range of returns "
+            warnings.warn(f"the returns of the data are from {returns.min():.3g} to {returns.max():.3g}, and those "
+                          f"below {head.low:g} or above {head.high:g} count as these. Give the range of returns "
                           "(--policy.head.low, --policy.head.high), or scale the rewards (--reward-scale).",
                           DataWarning, stacklevel=2)
         return learner

@@ -238,6 +238,18 @@ def test_guard_names_all_codes_and_lets_despite_by(fork):
     check_usable(broken, ignore=("not-finite", "end-inside"))
 
 
+@pytest.mark.parametrize("name", ["success", "expert"])
+def test_labels_of_which_each_would_count_as_true_are_refused(fork, name):
+    """Text is true wherever it is asked for, also "false"."""
+    def labeled(*values):
+        return Dataset([replace(e, metadata={name: v}) for e, v in zip(fork, values, strict=False)])
+    for unclear, says in (("false", "is the text 'false'"), (None, "is None")):
+        with pytest.raises(UserError, match=f"label-unclear: episode 1: the label {name} {says}"):
+            check_usable(labeled(True, unclear))
+    clear = Dataset([*labeled(True, False, 1, 0.0, np.bool_(True)), replace(fork[5], metadata={})])
+    check_usable(clear, ignore=("success-disagrees",))  # with the column
+
+
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):
     broken = shared / "fixtures/broken/lerobot_nan_action"
     for command in (("convert", broken, tmp_path / "out"),

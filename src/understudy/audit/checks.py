@@ -263,6 +263,19 @@ def _frame_rates(steps: list[tuple[int, np.ndarray]]) -> list[tuple[float, int]]
     return groups
 
 
+def check_labels(data: Dataset) -> Iterator[Finding]:
+    """Finds labels that are text, of which every one would count as true, or null, which would count as false."""
+    for e, episode in enumerate(data):
+        for name in ("success", "expert"):
+            label = episode.metadata.get(name, False)
+            if not isinstance(label, (bool, int, float, np.generic)) or isinstance(label, np.str_):
+                kind = "the text " if isinstance(label, str) else ""
+                yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
+                              "store flags, and no label where it is unknown; or label such episodes anew: understudy "
+                              f"view make DATA --select NUMBERS --label {name}=false --out VIEW", Location(None, e))
+                return
+
+
 def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
@@ -653,6 +666,7 @@ INTEGRITY_CHECKS: tuple[Check, ...] = (
     check_finite,
     check_episode_ends,
     check_timestamps,
+    check_labels,
     check_success,
     lerobot_checks.check_stats,
 )

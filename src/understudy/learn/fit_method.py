@@ -298,9 +298,10 @@ def check_collection(method: Method, env: Any, person: Actor | None, sampling_we
                or method.stages and not method.collection.learns_first_data)
     if stream is not None or sampling_weights is not None and not can_mix:
         raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
-                        "a mixture with sampling weights"), where="Method.collection",
-                        hint="open the data as a whole; CollectionRounds.mixture_weights sets the fraction of each "
-                             "batch that is collected")
+                        "a mixture with sampling weights, such as that of --prior"), where="Method.collection",
+                        hint="open the data as a whole" if stream is not None else
+                             "give one data set: understudy merge DATA PRIOR --out VIEW. "
+                             "--collection.mixture-weights sets the fractions of it and of collected episodes")
     if isinstance(method.policy.head, MemoryHead):
         raise Unsupported(f"{type(method.policy.head).__name__} keeps its training data, so it cannot learn from "
                           "episodes that are collected later", where="Method.collection",

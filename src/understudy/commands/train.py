@@ -193,7 +193,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         if isinstance(logger, Wandb):
             logger.add_config(_logged_config(o, method))
     _check_stage_data(o, training, command)
-    collection_env = _collection_env(training, o)
+    collection_env = _collection_env(method, data, o, training.stages)
     env = None if o.eval is None else _evaluation_env(o, training, o.eval)
     score = None if env is None else _make_score(env, o.rollouts, o.seed)
     printer = _announce(o, training, has_score=score is not None)
@@ -528,17 +528,15 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
              "method: --load codec encoder")
 
 
-def _collection_env(training: _Training, o: TrainOptions) -> Env | None:
+def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_stages: Container[str] = ()) -> Env | None:
     """The environment in which the method and its stages collect episodes; None if they collect none."""
     from ..envs import make
     from ..envs.registry import base_name
 
-    method, data = training.method, training.data
-
     def collects(m: Method, existing_stages: Container[str] = ()) -> bool:
         return m.collection is not None or any(
             collects(stage.method) for stage in m.stages if stage.name not in existing_stages)
-    if not collects(method, training.stages):
+    if not collects(method, existing_stages):
         if o.env is not None:
             raise UserError("the method collects no episodes", where="--env",
                             hint="leave it out, or use --eval ENV to roll out in it during training")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Batch, DataError, DataWarning, UserError, role
-from ..data.episode import Dataset, Episode
+from ..data.episode import Dataset
 from ..data.formats import check_finite
 
 REWARD, TERMINATED = "next.reward", "next.terminated"
@@ -109,7 +109,7 @@ def check_rewards(data: Dataset) -> None:
     """
     check_finite(data, (REWARD,))
     columns = [np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data]
-    unknown = [not ends and _lacks_last_observation(e) for e, ends in zip(data, _ends(data), strict=True)]
+    unknown = _unknown_ends(data)
     rewards = np.concatenate([c[:-1] if cut else c for c, cut in zip(columns, unknown, strict=True)])
     if not len(rewards) or np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(_ends(data))):
         value = rewards[0] if len(rewards) else 0
@@ -139,10 +139,11 @@ def _ends(data: Dataset) -> list[bool]:
     return [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
 
 
-def _lacks_last_observation(episode: Episode) -> bool:
-    """Whether none of the observations has a row after the last action. False if all are images."""
-    numbers = [k for k, f in episode.features().items() if role(k) == "observation" and f.kind != "image"]
-    return bool(numbers) and all(len(episode.steps[k]) <= len(episode) for k in numbers)
+def _unknown_ends(data: Dataset) -> np.ndarray:
+    """Whether each episode is cut off without an observation after its last action, (E,). False if all are images."""
+    numbers = [name for name, f in data.features().items() if role(name) == "observation" and f.kind != "image"]
+    lacks = np.all([data.rows(name) <= data.lengths for name in numbers], axis=0) if numbers else False
+    return lacks & ~np.array(_ends(data))
 
 
 class ReturnBound:

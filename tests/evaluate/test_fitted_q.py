@@ -103,8 +103,15 @@ def test_returns_of_episodes_that_were_cut_off_are_not_compared(place):
     assert evaluate_fitted_q(trained, mixed, replace(SMALL, discount=0.001)).n_cut == 0
 
 
+def test_a_few_updates_settle_nothing(place):
+    """Values approach their limit by (1 - 0.95) (1 - 0.9) of the distance in each update, of which 2 are a tenth."""
+    value = evaluate_fitted_q(TrainedRun.load(place / "run"), open_dataset(place / "data"), SMALL)
+    assert value.remaining == pytest.approx(value.last_change / (np.exp(2 * 0.005) - 1)) and value.last_change
+
+
 def test_an_estimate_that_still_changes_is_told():
     value = PolicyValue(Interval(1.0, 0.9, 1.1), Interval(0.5, 0.4, 0.6), 0.9, 30, 0, 0.1)
     assert value.is_settled and "--updates" not in value.describe()
+    assert not replace(value, last_change=0.01, remaining=0.3).is_settled
     moving = replace(value, last_change=-0.3)
     assert not moving.is_settled and "it changed by -0.3 in the last tenth" in moving.describe()

@@ -33,6 +33,7 @@ class PolicyValue:
         last_change: Change of the estimate in the last tenth of the updates.
         n_cut: Number of episodes that were cut off where what follows counts at least 1 %. `value` has what would have
             followed, and `recorded` does not.
+        remaining: Change that is still to come if the estimate approaches its limit at the rate of the target critics.
     """
 
     value: Interval
@@ -42,11 +43,12 @@ class PolicyValue:
     n_trained_on: int
     last_change: float
     n_cut: int = 0
+    remaining: float = 0.0
 
     @property
     def is_settled(self) -> bool:
-        """Whether the estimate changed less at the end than its interval is wide."""
-        return abs(self.last_change) <= self.value.high - self.value.low
+        """Whether the estimate changed less at the end, and is still to change less, than its interval is wide."""
+        return max(abs(self.last_change), abs(self.remaining)) <= self.value.high - self.value.low
 
     def describe(self) -> str:
         """The result in words."""
@@ -101,7 +103,10 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     value = Interval(float(estimate), float(estimate - half), float(estimate + half))
     recorded = bootstrap_mean(discounted_returns(data, config.discount))
     n_cut = sum(not np.any(e.steps[TERMINATED][:len(e)]) and config.discount ** len(e) >= 0.01 for e in data)
-    return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, float(estimate - before), n_cut)
+    # A tenth of the updates closes a fraction 1 - exp(-rate * tenth) of the distance to the limit.
+    change, rate = float(estimate - before), (1 - config.target_decay) * (1 - config.discount**config.n_action_steps)
+    remaining = change / np.expm1(max(rate * (config.steps // 10), 1e-6))
+    return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, change, n_cut, float(remaining))
 
 
 def _check_data(data: Dataset) -> None:

@@ -271,7 +271,7 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
             if not isinstance(label, (bool, int, float, np.generic)) or isinstance(label, np.str_):
                 kind = "the text " if isinstance(label, str) else ""
                 yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
-                              "store flags, and no label where it is unknown; or label such episodes anew: "
+                              "store flags, and no label where it is unknown; or label such episodes again: "
                               "understudy view make DATA --select NUMBERS --label LABEL=false --out VIEW",
                               Location(None, e))
                 return

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
-RANDOM_FILE = "random.json"  # beside random episodes: the options that they were recorded with
+RANDOM_FILE = "random.json"  # next to random episodes: the options that they were recorded with
 
 
 @command_options

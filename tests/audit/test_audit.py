@@ -187,15 +187,15 @@ def test_times_of_our_own_recordings_are_measured(fork, tmp_path):
 
 
 @pytest.mark.parametrize("value, is_clear", [("no", False), ("False", False), (float("nan"), False), (0.5, False),
-                                             (True, True), (0, True), (1.0, True), (None, True)])
+                                             (True, True), (0, True), (1.0, True), (None, False)])
 def test_a_success_that_is_neither_true_nor_false_is_an_error(value, is_clear, tmp_path, capsys):
     """The text "no" is true for Python: it was counted as a success."""
     episodes = [Episode({"observation.state": np.random.default_rng(i).normal(size=(6, 2)).astype("f4"),
                          "action": np.ones((6, 1), "f4")}, {"success": [True, value][i % 2]}) for i in range(4)]
-    assert ("success-unclear" in {f.code for f in find_problems(Dataset(episodes))}) is not is_clear
+    assert ("label-unclear" in {f.code for f in find_problems(Dataset(episodes))}) is not is_clear
     write_dataset(Dataset(episodes, {"fps": 10.0}), tmp_path / "data")
     _, out, _ = run(capsys, "inspect", str(tmp_path / "data"))
-    assert ("2 of 2 succeeded; 2 others have no outcome" in out) is (not is_clear or value is None)
+    assert ("2 of 2 succeeded; 2 others have no outcome" in out) is not is_clear
 
 
 def test_no_episode_is_no_error():
@@ -248,6 +248,18 @@ def test_guard_names_all_codes_and_lets_despite_by(fork):
     with pytest.raises(UserError, match="finds 1 error"):
         check_usable(broken, ignore=("not-finite",))
     check_usable(broken, ignore=("not-finite", "end-inside"))
+
+
+@pytest.mark.parametrize("name", ["success", "expert"])
+def test_labels_of_which_each_would_count_as_true_are_refused(fork, name):
+    """Text is true wherever it is asked for, also "false"."""
+    def labeled(*values):
+        return Dataset([replace(e, metadata={name: v}) for e, v in zip(fork, values, strict=False)])
+    for unclear, says in (("false", "is the text 'false'"), (None, "is None")):
+        with pytest.raises(UserError, match=f"label-unclear: episode 1: the label {name} {says}"):
+            check_usable(labeled(True, unclear))
+    clear = Dataset([*labeled(True, False, 1, 0.0, np.bool_(True)), replace(fork[5], metadata={})])
+    check_usable(clear, ignore=("success-disagrees",))  # with the column
 
 
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):

@@ -63,6 +63,19 @@ def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
     )
 
 
+def test_updates_of_the_critic_alone_print_no_lines(tmp_path):
+    from understudy.commands.train import ProgressPrinter
+    from understudy.learn.run import Run
+
+    for every, has_validation, stage in ((None, False, None), (4, True, None), (4, False, "practice")):
+        look = ProgressPrinter(Run(tmp_path), every and 8, every, has_validation, stage)
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            for step in range(1, 9):
+                look(step, None, {"critic/loss": 1.0, "loss": 2.0} if step % 2 else {"critic/loss": 1.0})
+            look(8, None, {"validation/energy": 0.5})
+        assert err.getvalue().count("update") == (2 if stage else 1)
+
+
 def test_frames_of_another_size_are_brought_to_the_policys(call, tmp_path):
     """Training decodes to --image-size; at run time the camera's own frames go through the same function."""
     from understudy.core import keys

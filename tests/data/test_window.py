@@ -16,6 +16,7 @@ from understudy.data.device_windows import DeviceWindows
 from understudy.data.episode import Dataset, Episode
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.window import Goal, Window
+from understudy.learn.targets import td_terms
 
 
 def test_window_alignment_and_padding():
@@ -41,6 +42,9 @@ def naive(data, w: Window, inputs, target, extra, following):
     for episode in data:
         T = min(len(c) for c in episode.steps.values())
         columns = {k: np.asarray(v)[: T + 1] for k, v in episode.steps.items()}
+        end = len(columns[target])
+        if following and all(len(columns[k]) == T for k in inputs if k != "observation.task"):
+            end -= 1  # nothing is known of what follows the last step
 
         def row(name, t, columns=columns):
             return columns[name][min(max(t, 0), len(columns[name]) - 1)]
@@ -50,7 +54,7 @@ def naive(data, w: Window, inputs, target, extra, following):
                     k: np.stack([row(k, t + w.obs_offset + i) for i in range(1 - w.n_obs_steps, 1)]) for k in inputs
                 },
                 "action": np.stack([row(target, t + w.action_offset + i).reshape(-1) for i in range(w.horizon)]),
-                "mask": [0 <= t + w.action_offset + i < len(columns[target]) for i in range(w.horizon)],
+                "mask": [0 <= t + w.action_offset + i < end for i in range(w.horizon)],
                 "extra": {k: np.stack([row(k, t + w.action_offset + i) for i in range(w.horizon)]) for k in extra},
                 "next": {
                     k: np.stack(
@@ -112,6 +116,32 @@ def test_columns_that_lie_alike_share_where():
     columns = PackedColumns.from_episodes(data, ("a", "b", "c")).columns
     assert columns["b"].lengths is columns["a"].lengths and columns["b"].starts is not columns["a"].starts
     assert columns["c"].starts is columns["a"].starts and columns["c"].lengths is not columns["a"].lengths
+
+
+@pytest.mark.parametrize(("horizon", "lookahead"), [(1, 0), (3, 0), (1, 4)])
+def test_a_last_step_counts_if_an_observation_follows_it_or_the_episode_terminated(horizon, lookahead):
+    """Otherwise the windows are those of the episode without it."""
+    def windows(*episodes):
+        return Window(horizon=horizon).windows(Dataset(episodes), ("observation.x",), "action", next_obs=True,
+                                               extra=("next.reward", "next.terminated"), lookahead=lookahead)
+
+    def episode(rows, steps, terminated):
+        return Episode({"observation.x": np.arange(rows)[:, None] * 1.0, "action": np.arange(steps)[:, None] * 1.0,
+                        "next.reward": np.arange(steps) + 0.5,
+                        "next.terminated": np.arange(steps) == (steps - 1 if terminated else -1)})
+
+    def targets(batch):
+        return torch.stack(td_terms(batch, 0.9, lookahead))
+    cut, shorter, ended = episode(6, 6, False), episode(6, 5, False), episode(6, 6, True)
+    found, expected = windows(cut, ended).gather(np.arange(5)), windows(shorter).gather(np.arange(5))
+    assert torch.equal(targets(found), targets(expected)) and torch.equal(found.mask, expected.mask)
+    assert torch.equal(found.next["observation.x"], expected.next["observation.x"])
+    last = windows(cut, ended).gather(np.array([5, 11]))
+    assert last.mask[:, 0].tolist() == [False, True] and targets(last)[:, 1].tolist() == [5.5, 0]
+    drawn = windows(cut, ended).batch(2000, 0).extra["index"]
+    assert set(drawn.flatten().tolist()) == {*range(5), *range(6, 12)}
+    with pytest.raises(UserError, match="no observation follows any of the steps"):
+        windows(episode(1, 1, False)).batch(2, 0)
 
 
 def test_what_follows_a_chunk_that_ends_before_the_present():

@@ -10,6 +10,7 @@ import pytest
 from fixtures.staged import call
 
 from understudy.core import UserError
+from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
 from understudy.evaluate.fitted_q import PolicyValue, evaluate_fitted_q
 from understudy.evaluate.stats import Interval
@@ -91,8 +92,26 @@ def test_plans_of_several_steps_are_valued(tmp_path):
     assert again == value  # the seed decides
 
 
+def test_returns_of_episodes_that_were_cut_off_are_not_compared(place):
+    """The value counts what would have followed, as far as the discount leaves 1 % of it."""
+    trained, data = TrainedRun.load(place / "run"), open_dataset(place / "data")
+    cut = data.map(lambda e: e.replace({"next.terminated": np.zeros(len(e), bool)}))
+    mixed = Dataset([*cut.select(range(7)), *data.select(range(7, 20))])
+    assert evaluate_fitted_q(trained, data, SMALL).n_cut == 0
+    value = evaluate_fitted_q(trained, mixed, SMALL)
+    assert value.n_cut == 7 and "7 of the episodes were cut off" in value.describe()
+    assert evaluate_fitted_q(trained, mixed, replace(SMALL, discount=0.001)).n_cut == 0
+
+
+def test_a_few_updates_settle_nothing(place):
+    """Values approach their limit by (1 - 0.95) (1 - 0.9) of the distance in each update, of which 2 are a tenth."""
+    value = evaluate_fitted_q(TrainedRun.load(place / "run"), open_dataset(place / "data"), SMALL)
+    assert value.remaining == pytest.approx(value.last_change / (np.exp(2 * 0.005) - 1)) and value.last_change
+
+
 def test_an_estimate_that_still_changes_is_told():
     value = PolicyValue(Interval(1.0, 0.9, 1.1), Interval(0.5, 0.4, 0.6), 0.9, 30, 0, 0.1)
     assert value.is_settled and "--updates" not in value.describe()
+    assert not replace(value, last_change=0.01, remaining=0.3).is_settled
     moving = replace(value, last_change=-0.3)
     assert not moving.is_settled and "it changed by -0.3 in the last tenth" in moving.describe()

@@ -319,7 +319,7 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_trained(demos, t
     with pytest.raises(Unsupported, match="keeps its training data"):
         run(tmp_path / "run", method(rounds(), Neighbors()), demos)
     both, weights = mix((demos, 1.0), (demos, 1.0))
-    with pytest.raises(UserError, match="cannot join a mixture with sampling weights"):
+    with pytest.raises(UserError, match=r"such as that of --prior\n.*understudy merge DATA PRIOR"):
         run(tmp_path / "run", method(rounds()), both, sampling_weights=weights)
     assert not (tmp_path / "run").exists()
 

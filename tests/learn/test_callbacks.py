@@ -74,7 +74,7 @@ def test_metrics_for_others(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     look = callbacks.TensorBoard("logs", every=2)
     assert not calls, "only the process that logs writes"
-    for step, metrics in ((1, {"loss": 3.0}), (2, {"loss": 2.0}), (3, {"score": 1.0})):
+    for step, metrics in ((1, {"critic/loss": 3.0}), (2, {"loss": 2.0}), (3, {}), (3, {"score": 1.0})):
         look(step, None, metrics)
     look.close()
     # updates now and then, judgements always; a resumed run drops what was logged after its checkpoint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,14 @@ from fixtures.staged import call
 from understudy import make
 from understudy.checkpoint import FromStage
 from understudy.core import UserError
-from understudy.data.formats import open_dataset
+from understudy.data.episode import Dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.envs.wrappers import LearnedRewardEnv
 from understudy.evaluate.rollout import rollout
+from understudy.learn.fit_method import fit_method
 from understudy.learn.learned_reward import LearnedReward
-from understudy.learn.method import load_modules
+from understudy.learn.method import Method, Stage, load_modules, with_steps
+from understudy.methods import find_method
 
 SMALL = ("--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", "--device", "cpu")
 
@@ -62,6 +67,21 @@ def test_the_command_learns_from_them_online_and_from_data(place, tmp_path):
     status, text = call("train", "iql", place / "demos", "--out", offline, "--steps", 2, "--reward", place / "dac",
                         "--learner.batch-size", "8", "--device", "cpu")
     assert status == 0, text
+
+
+def test_own_data_need_no_environment_though_the_reward_was_learned_in_one(place, tmp_path):
+    own = Dataset([replace(e, metadata={}) for e in open_dataset(place / "demos")])
+    write_dataset(own, tmp_path / "own.npz", "npz")
+    command = ("train", "iql", tmp_path / "own.npz", "--steps", 2, "--reward", place / "dac", "--device", "cpu",
+               "--learner.batch-size", "8", "--out")
+    for _ in range(2):  # and again
+        status, text = call(*command, tmp_path / "iql")
+        assert status == 0, text
+    status, text = call(*command, tmp_path / "other", "--env", "particle")
+    assert status == 2 and "--env: the method collects no episodes" in text
+    method = replace(find_method("iql", own.features()), stages=(Stage("dac", Method.load(place / "dac")),),
+                     transforms=(LearnedReward(FromStage("dac", "reward")),))
+    fit_method(with_steps(method, 1, ("dac",)), own, 0, stages={"dac": place / "dac"})
 
 
 def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):

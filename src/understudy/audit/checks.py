@@ -268,18 +268,24 @@ def is_flag(value: object) -> bool:
     return isinstance(value, (bool, int, float, np.bool_, np.number)) and value in (0, 1)
 
 
+def check_labels(data: Dataset) -> Iterator[Finding]:
+    """Finds labels that are no flags: text and other numbers would count as true, and null as false."""
+    for e, episode in enumerate(data):
+        for name in ("success", "expert"):
+            label = episode.metadata.get(name, False)
+            if not is_flag(label):
+                kind = "the text " if isinstance(label, str) else ""
+                yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
+                              "store flags, and no label where it is unknown; or label such episodes anew: understudy "
+                              f"view make DATA --select NUMBERS --label {name}=false --out VIEW", Location(None, e))
+                return
+
+
 def check_success(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes whose metadata do not say whether they are a success, and disagreement of metadata, column of
-    success and rewards.
-    """
+    """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
     for e, episode in enumerate(data):
         label = episode.metadata.get("success")
-        if label is not None and not is_flag(label):
-            yield Finding("success-unclear", "error", f"the metadata success is {label!r}, which is neither true nor "
-                          "false, and would count as a success", "store true or false, or give it another name",
-                          Location(episode=e))
-            return
         label = bool(label) if isinstance(label, (bool, np.bool_)) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
         if None not in (label, column) and label != column:
@@ -666,6 +672,7 @@ INTEGRITY_CHECKS: tuple[Check, ...] = (
     check_finite,
     check_episode_ends,
     check_timestamps,
+    check_labels,
     check_success,
     lerobot_checks.check_stats,
 )

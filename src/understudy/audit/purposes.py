@@ -15,7 +15,7 @@ from .base import AuditReport
 OUTLIER = 3.5  # robust deviations from the median, as Iglewicz and Hoaglin (1993) recommend
 MAX_FRACTION = 0.2  # of the episodes; more of them are not unlike the others
 MIN_EPISODES = 8  # with fewer, none is unlike the others
-_LABEL_CODES = ("end-missing", "names-repeat", "success-disagrees", "success-reward", "success-unclear", "task-missing",
+_LABEL_CODES = ("end-missing", "label-unclear", "names-repeat", "success-disagrees", "success-reward", "task-missing",
                 "task-unknown")
 
 

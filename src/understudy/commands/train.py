@@ -17,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from .. import __version__
 from ..config import dump
 from ..core import AtLeast, ConfigError, UserError
-from ..files import whole_folder
+from ..files import read_json, whole_folder, write_json
 from ..user_code import search_current_folder, trusted_packages
 from .common import (
     Output,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
 COLLECTION_ROWS = 8  # environments that run side by side while episodes are collected; results do not depend on it
 FIRST_LINE_STEP = 200  # episodes of a stream that are looked at before it is trained on
+RANDOM_FILE = "random.json"  # next to random episodes: the options that they were recorded with
 
 
 @command_options
@@ -192,7 +193,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         if isinstance(logger, Wandb):
             logger.add_config(_logged_config(o, method))
     _check_stage_data(o, training, command)
-    collection_env = _collection_env(method, data, o)
+    collection_env = _collection_env(method, data, o, training.stages)
     env = None if o.eval is None else _evaluation_env(o, training, o.eval)
     score = None if env is None else _make_score(env, o.rollouts, o.seed)
     printer = _announce(o, training, has_score=score is not None)
@@ -238,11 +239,19 @@ def _record_random(o: TrainOptions) -> None:
                         hint=f"name a file or folder of them: {command_line('train', o.method, 'DATA', '--out', o.out)}"
                              "; or, for a method that collects episodes, an environment: --env ENV")
     folder = _data_path(o).parent
-    if not folder.is_dir():
+    settings = {"--env": o.env, "--random-steps": o.random_steps, "--seed": o.seed}
+    if folder.is_dir():
+        stored = read_json(folder / RANDOM_FILE) if (folder / RANDOM_FILE).is_file() else settings
+        for name in (name for name in settings if stored[name] != settings[name]):
+            raise UserError(f"the random episodes of this run are of {name} {stored[name]}, not {settings[name]}",
+                            where=folder, hint="choose another --out, give the options that the run was begun with, "
+                                               "or remove this folder if nothing has been trained yet")
+    else:
         with closing(make(o.env, COLLECTION_ROWS, o.trust)) as env:
             episodes = random_episodes(env, o.random_steps, o.seed)
         with whole_folder(folder) as part:
             write_dataset(episodes, part / "episodes.npz", "npz")
+            write_json(part / RANDOM_FILE, settings)
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
@@ -350,7 +359,7 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     is_validated = bool(n_episodes and validation_episodes(n_episodes, training.val_fraction))
     if n_episodes and not is_validated:
-        print(f"no episode is held out{'' if o.val_fraction == 0 else ': that takes 5 or more'}"
+        print(f"no episode is held out{'' if training.val_fraction == 0 else ': that takes 5 or more'}"
               ", so the error on other episodes is not measured", file=sys.stderr)
     if plan := training_plan(method, training.stages):
         print(f"plan: {plan}", file=sys.stderr)
@@ -519,14 +528,15 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
              "method: --load codec encoder")
 
 
-def _collection_env(method: Method, data: Dataset, o: TrainOptions) -> Env | None:
+def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_stages: Container[str] = ()) -> Env | None:
     """The environment in which the method and its stages collect episodes; None if they collect none."""
     from ..envs import make
     from ..envs.registry import base_name
 
-    def collects(m: Method) -> bool:
-        return m.collection is not None or any(collects(stage.method) for stage in m.stages)
-    if not collects(method):
+    def collects(m: Method, existing_stages: Container[str] = ()) -> bool:
+        return m.collection is not None or any(
+            collects(stage.method) for stage in m.stages if stage.name not in existing_stages)
+    if not collects(method, existing_stages):
         if o.env is not None:
             raise UserError("the method collects no episodes", where="--env",
                             hint="leave it out, or use --eval ENV to roll out in it during training")
@@ -601,15 +611,18 @@ class ProgressPrinter:
         self.stage = stage
 
     def __call__(self, step, learner, metrics) -> None:
+        from ..learn.callbacks import is_update
+
         if "round" in metrics:
             self._print_round(step, metrics)
             return
-        if self.stage is not None and "loss" not in metrics:
-            return
-        if "loss" in metrics:
-            self.losses.append(metrics["loss"])
+        if is_update(metrics):
+            if "loss" in metrics:
+                self.losses.append(metrics["loss"])
             if self.has_validation or self.every is None or step != self.steps and step % self.every:
                 return
+        elif self.stage is not None:
+            return
         measurements = [f"{name} {metrics[key]:.4g}" for key, name in self.names.items() if key in metrics]
         losses = self.losses or self._logged_losses(step)
         if losses:
@@ -621,7 +634,7 @@ class ProgressPrinter:
         self.losses.clear()
 
     def _print_round(self, step, metrics) -> None:
-        names = {"round/success": "success", "round/return": "return", "score": "score of the policy alone"}
+        names = {"round/success": "success", "round/return": "return", "score": "score without a supervisor"}
         measurements = [f"{name} {metrics[key]:.4g}" for key, name in names.items() if key in metrics]
         if self.losses:
             measurements.append(f"loss {sum(self.losses) / len(self.losses):.4g}")

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, AtMost, Batch, UserError, part
+from ..core import AtLeast, AtMost, Batch, DataError, UserError, part
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
 
+TERMINATED = "next.terminated"
 TABLE_MIN_EPISODES = 1000  # with at least as many episodes, a table says in which episode a window lies
 
 SamplingWeights = Callable[[Episode], np.ndarray]  # (T,) non-negative: relative frequency of windows at each step
@@ -196,7 +197,9 @@ class Window:
             target: The column to predict. None for data without actions: the actions of a batch have no components,
                 (B, H, 0), and its mask has the steps of the episode.
             extra: Further columns, given over the rows of the target as `Batch.extra`.
-            next_obs: Whether batches have the observation window after the horizon as `Batch.next`.
+            next_obs: Whether batches have the observation window after the horizon as `Batch.next`. The last step of an
+                episode then does not count if no observation follows it, unless `extra` has `next.terminated` and it is
+                true there. Such a step is masked, and no window that is drawn begins at it.
             sampling_weights: Function from an episode to the relative frequency of windows at each of its steps, (T,),
                 not negative. None draws all steps equally often.
             lookahead: Number of rows that `extra` covers, from t + action_offset on, and after which `Batch.next` is
@@ -234,6 +237,7 @@ class Windows(BatchSampler):
         self.episode_bounds = np.concatenate([[0], np.cumsum(self.packed.lengths)])
         self.episode_ends = self.episode_bounds[1:]
         self.table_stride, self.episode_table = _episode_table(self.episode_ends)
+        self.unknown_ends = self._unknown_ends()
         weights = None
         if sampling_weights is not None:
             weights = np.concatenate([sampling_weights(e) for e in data]).astype(float)
@@ -244,7 +248,10 @@ class Windows(BatchSampler):
         if weights is not None and not (weights.sum() > 0 and np.isfinite(weights).all() and (weights >= 0).all()):
             raise UserError("the weights must be finite and not negative, and at least one must be positive",
                             where="sampling_weights", hint="give each step a weight: 0 means that it is never drawn")
-        self.cumulative_weights = None if weights is None else np.cumsum(weights) / weights.sum()
+        if self.unknown_ends.any() and window.action_offset >= 0:
+            weights = np.ones(len(self)) if weights is None else weights.copy()
+            weights[self.episode_ends[self.unknown_ends > 0] - 1] = 0
+        self.cumulative_weights = None if weights is None else np.cumsum(weights) / max(weights.sum(), 1e-300)
         # Of the observation rows, relative to t.
         self.obs_offsets = np.arange(window.obs_offset + 1 - window.n_obs_steps, window.obs_offset + 1)
         self.starts_before_episode = bool(self.obs_offsets[0] < 0)
@@ -253,12 +260,28 @@ class Windows(BatchSampler):
         # Of the current row of `next`, relative to t.
         self.next_offset = window.action_offset + (lookahead or window.horizon)
 
+    def _unknown_ends(self) -> np.ndarray:
+        """1 for each episode after whose last step no observation is stored, although what follows counts, (E,)."""
+        columns, lengths = self.packed.columns, self.packed.lengths
+        rows = [columns[name].lengths for name in self.stored_inputs if not columns[name].constant]
+        if not self.next_obs or not rows:
+            return np.zeros_like(lengths)
+        unknown = np.max(rows, 0) <= lengths
+        if TERMINATED in self.extra:
+            ends = columns[TERMINATED].gather(np.arange(len(lengths)), lengths[:, None] - 1)
+            unknown &= ~ends.reshape(len(lengths), -1).any(1)
+        return unknown.astype(lengths.dtype)
+
     def __len__(self) -> int:
         """Number of windows: one for each step of each episode."""
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
         """Draw a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
+        if self.cumulative_weights is not None and not self.cumulative_weights[-1]:
+            raise DataError("no observation follows any of the steps, and what follows them counts", where="data set",
+                            hint="store the observation after the last action of each episode, or next.terminated as "
+                                 "True where the episode really ended")
         rng = _rng(seed, step)
         indices = rng.integers(0, len(self), size) if self.cumulative_weights is None else np.searchsorted(
             self.cumulative_weights, rng.random(size), side="right").clip(max=len(self) - 1)
@@ -319,7 +342,7 @@ class Windows(BatchSampler):
         if not self.same_offsets:
             row, indices_by_layout = t[:, None] + self.action_offsets, {}
         ends = self.packed.lengths if self.target is None else columns[self.target].lengths
-        inside = row < ends[episode][:, None]
+        inside = row < (ends - self.unknown_ends)[episode][:, None]
         if w.action_offset < 0:
             inside &= row >= 0
         early, targets = w.action_offset < 0, () if self.target is None else (self.target,)
@@ -327,7 +350,8 @@ class Windows(BatchSampler):
             target_columns = gather(targets, row, early, True, indices_by_layout)
             row = t[:, None] + w.action_offset + np.arange(self.lookahead)
             extra = gather(self.extra, row, early, True, {})
-            extra["lookahead_mask"] = torch.from_numpy((row >= 0) & (row < self.packed.lengths[episode][:, None]))
+            ahead = row < (lengths - self.unknown_ends)[episode][:, None]
+            extra["lookahead_mask"] = torch.from_numpy((row >= 0) & ahead)
         else:
             target_columns = gather((*targets, *self.extra), row, early, True, indices_by_layout)
             extra = {k: target_columns[k] for k in self.extra}

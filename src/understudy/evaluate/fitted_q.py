@@ -31,6 +31,9 @@ class PolicyValue:
         recorded: The mean discounted return of the episodes themselves.
         n_trained_on: Number of episodes that the policy was trained on, which make it look better than it is.
         last_change: Change of the estimate in the last tenth of the updates.
+        n_cut: Number of episodes that were cut off where what follows counts at least 1 %. `value` has what would have
+            followed, and `recorded` does not.
+        remaining: Change that is still to come if the estimate approaches its limit at the rate of the target critics.
     """
 
     value: Interval
@@ -39,11 +42,13 @@ class PolicyValue:
     n_episodes: int
     n_trained_on: int
     last_change: float
+    n_cut: int = 0
+    remaining: float = 0.0
 
     @property
     def is_settled(self) -> bool:
-        """Whether the estimate changed less at the end than its interval is wide."""
-        return abs(self.last_change) <= self.value.high - self.value.low
+        """Whether the estimate changed less at the end, and is still to change less, than its interval is wide."""
+        return max(abs(self.last_change), abs(self.remaining)) <= self.value.high - self.value.low
 
     def describe(self) -> str:
         """The result in words."""
@@ -52,6 +57,9 @@ class PolicyValue:
         text = (f"Fitted Q evaluation on {self.n_episodes} episodes{overlap}: the discounted return of the policy is "
                 f"about {v.estimate:.4g} ({v.level:.0%} interval over episodes {v.low:.4g} to {v.high:.4g}, discount "
                 f"{self.discount:g}). The episodes themselves: {r.estimate:.4g} ({r.low:.4g} to {r.high:.4g}).")
+        if self.n_cut:
+            text += (f" {self.n_cut} of the episodes were cut off, as by a time limit. The first number counts what "
+                     "would have followed and the second does not, so that they cannot be compared.")
         return text if self.is_settled else text + (
             f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates. "
             "Make more: --updates.")
@@ -94,7 +102,11 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(resampled) - 1) * np.std(resampled, ddof=1)
     value = Interval(float(estimate), float(estimate - half), float(estimate + half))
     recorded = bootstrap_mean(discounted_returns(data, config.discount))
-    return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, float(estimate - before))
+    n_cut = sum(not np.any(e.steps[TERMINATED][:len(e)]) and config.discount ** len(e) >= 0.01 for e in data)
+    # A tenth of the updates closes a fraction 1 - exp(-rate * tenth) of the distance to the limit.
+    change, rate = float(estimate - before), (1 - config.target_decay) * (1 - config.discount**config.n_action_steps)
+    remaining = change / np.expm1(max(rate * (config.steps // 10), 1e-6))
+    return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, change, n_cut, float(remaining))
 
 
 def _check_data(data: Dataset) -> None:

@@ -72,6 +72,10 @@ class Exploration(ABC):
             env: The environment that this actor acts in, a `WrappedEnv` if there is a wrapper.
         """
 
+    def scaled(self, factor: float) -> Exploration:
+        """Returns the exploration of a training with a multiple of the updates. By default it is the same."""
+        return self
+
 
 @part
 class GaussianExploration(Exploration):
@@ -153,6 +157,9 @@ class EpsilonGreedy(Exploration):
         progress = min(training.n_updates / self.n_updates, 1.0)
         return RandomClassActor(actor, classes, 1 + (self.last - 1) * progress)
 
+    def scaled(self, factor):
+        return replace(self, n_updates=max(round(self.n_updates * factor), 1))
+
 
 # -- collectors -----------------------------------------------------------------------------------------------------
 
@@ -191,6 +198,10 @@ class EpisodeCollector(ABC):
             env: The environment to collect in, if there is one.
             person: The actor through which a person takes part, if there is one.
         """
+
+    def scaled(self, factor: float) -> EpisodeCollector:
+        """Returns the collector of a training with a multiple of the updates. By default it is the same."""
+        return self
 
     def initial_data(self, data: Dataset, n_rounds: int) -> Dataset:
         """Returns the episodes that are in the replay buffer before the first round. By default these are all training
@@ -257,6 +268,9 @@ class RolloutCollector(EpisodeCollector):
             raise UserError("the method collects episodes with a person, and there is nobody",
                             where="RolloutCollector.supervisor",
                             hint="give the actor through which the person acts: train(..., person=actor)")
+
+    def scaled(self, factor):
+        return self if self.exploration is None else replace(self, exploration=self.exploration.scaled(factor))
 
     def collect(self, actor, number, training):
         env, wrapper = training.env, None
@@ -523,7 +537,8 @@ class CollectionRounds(DataCollection):
 
     def scaled(self, factor):
         initial = max(round(self.initial_updates * factor), min(self.initial_updates, 1))
-        return replace(self, initial_updates=initial, updates=self.updates.scaled(factor))
+        return replace(self, initial_updates=initial, updates=self.updates.scaled(factor),
+                       collector=self.collector.scaled(factor))
 
     def initial_data(self, data):
         return self.collector.initial_data(data, self.n_rounds)

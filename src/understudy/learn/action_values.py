@@ -17,7 +17,7 @@ from .critic import Critic
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
+from .targets import REWARD, TERMINATED, td_loss, td_terms
 
 
 @part
@@ -68,7 +68,7 @@ class ActionValuesLearner(GradientLearner):
         check_classes(policy, "ActionValues")
         self.register("policy", policy, config.optimizer)
         self.target_policy = self.target_network("policy", config.target_decay)
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)

@@ -13,7 +13,7 @@ from ..data.episode import Dataset
 from ..policy import Policy
 from .critic_learning import CriticLearningConfig
 from .gradient_learner import GradientLearner
-from .targets import ReturnBound, td_loss, td_terms
+from .targets import td_loss, td_terms
 
 
 @part
@@ -49,7 +49,7 @@ class AWACLearner(GradientLearner):
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.next_policy = policy  # whose actions the targets score
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = batch.to(self.device)

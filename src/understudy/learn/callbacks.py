@@ -5,13 +5,21 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..core import UserError
 from ..files import read_json, write_json
 from ..hints import LONG_SECONDS, format_duration
 from .fit import Learner
+
+
+def is_update(metrics: Mapping[str, float]) -> bool:
+    """Whether the metrics are those of an update, and not of an evaluation or a round.
+
+    Some updates train the critic alone, which has the "critic/loss", or nothing.
+    """
+    return not metrics or any(name.rpartition("/")[2] == "loss" for name in metrics)
 
 
 class LossCurve:
@@ -107,7 +115,7 @@ class TensorBoard:
         self.start, self.folder, self.every, self.writer = SummaryWriter, str(folder), every, None
 
     def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
-        if step % self.every == 0 or "loss" not in metrics:
+        if step % self.every == 0 or not is_update(metrics):
             if self.writer is None:  # only the process that logs writes; what was logged after `step` is dropped
                 self.writer = self.start(self.folder, purge_step=step)
             for name, value in metrics.items():
@@ -146,7 +154,7 @@ class Wandb:
         self.options["config"] = {**self.options.get("config", {}), **config}
 
     def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
-        if step % self.every == 0 or "loss" not in metrics:
+        if step % self.every == 0 or not is_update(metrics):
             if self.run is None:  # only the process that logs begins a run
                 self.run = self.start(**self.options)
                 self.run.define_metric("*", step_metric="step")

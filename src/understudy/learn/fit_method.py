@@ -104,7 +104,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
     """
     check_arguments(method, data)
     seed = as_seed(seed, bits=63)
-    check_collection(method, env, person, sampling_weights)
+    check_collection(method, env, person, sampling_weights, existing_stages=tuple(stages or ()))
     check_demonstrations(method, data)
     chosen_device = devices.choose_device(device)
     stages = dict(stages or {})
@@ -282,23 +282,26 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
 
 
 def check_collection(method: Method, env: Any, person: Actor | None, sampling_weights: SamplingWeights | None = None,
-                     stream: ShardStream | None = None) -> None:
+                     stream: ShardStream | None = None, existing_stages: Collection[str] = ()) -> None:
     """Checks that a method's data collection, and that of its stages, can be run.
 
     Args:
         stream: Where the data come from, if they are not opened as a whole.
+        existing_stages: Names of the stages that are not trained.
     """
     for stage in method.stages:
-        check_collection(stage.method, env, person)
+        if stage.name not in existing_stages:
+            check_collection(stage.method, env, person)
     if method.collection is None:
         return
     can_mix = (method.learner.compares or method.collection.sampling_weights is not None
                or method.stages and not method.collection.learns_first_data)
     if stream is not None or sampling_weights is not None and not can_mix:
         raise UserError("collected episodes cannot join " + ("a stream" if stream is not None else
-                        "a mixture with sampling weights"), where="Method.collection",
-                        hint="open the data as a whole; CollectionRounds.mixture_weights sets the fraction of each "
-                             "batch that is collected")
+                        "a mixture with sampling weights, such as that of --prior"), where="Method.collection",
+                        hint="open the data as a whole" if stream is not None else
+                             "give one data set: understudy merge DATA PRIOR --out VIEW. "
+                             "--collection.mixture-weights sets the fractions of it and of collected episodes")
     if isinstance(method.policy.head, MemoryHead):
         raise Unsupported(f"{type(method.policy.head).__name__} keeps its training data, so it cannot learn from "
                           "episodes that are collected later", where="Method.collection",
@@ -351,11 +354,16 @@ def part_of(data: Dataset, name: str | None) -> list[int]:
 
 
 def fit_policy(policy: Policy, data: Dataset, parts: Iterable[InitializeFrom] = (),
-               modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({})) -> None:
-    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data."""
+               modules: Mapping[FromStage, CheckpointModule] = MappingProxyType({}), *, fit_head: bool = True) -> None:
+    """Gives a new policy the weights that `parts` take over from stages, and fits everything else to the data.
+
+    Args:
+        fit_head: Whether to fit the head, such as cluster centers or a memory, and not the statistics alone.
+    """
     loaded = {name for part in of_policy(parts) for name in part.load}
     keeps_data = isinstance(policy.config.head, MemoryHead)  # its memory is that of the new data
     load_weights_from(policy, parts, modules)
-    policy.fit_statistics(data, refit_codec="codec" not in loaded, refit_head=keeps_data or "net" not in loaded)
+    policy.fit_statistics(data, refit_codec="codec" not in loaded,
+                          refit_head=fit_head and (keeps_data or "net" not in loaded))
     if not keeps_data:
         load_weights_from(policy, parts, modules)  # fitting the head may have replaced a part of its network

@@ -17,7 +17,7 @@ from .critic import CriticConfig, CriticSpec, QFunction
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .optimizer import OptimizerConfig
-from .targets import REWARD, TERMINATED, ReturnBound, td_loss, td_terms
+from .targets import REWARD, TERMINATED, td_loss, td_terms
 
 
 @part
@@ -75,7 +75,7 @@ class FittedQLearner(GradientLearner):
         spec = CriticSpec(networks, policy.config.codec, self.window, policy.inputs, policy.config.target)
         self.critic = self.register("critic", QFunction(spec, policy.features, policy.codec), config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
         # The critics learn in units of the root mean square of the returns.
         self.scale = float(np.sqrt(np.mean(discounted_returns(data, config.discount) ** 2))) or 1.0
         self.ends = np.cumsum(data.lengths)

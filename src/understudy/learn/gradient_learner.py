@@ -13,12 +13,14 @@ from torch import Generator, Tensor, nn
 
 from ..checkpoint import CheckpointModule, load_tensors
 from ..core import Batch, UserError, keys
+from ..data.episode import Dataset
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
 from .critic import Critic
 from .devices import Processes, seed_generators
 from .fit import Learner, LearnerConfig
 from .optimizer import OptimizerConfig, OptimizerState
+from .targets import ReturnBound
 
 Loss = Callable[[Batch, Generator], "Tensor | tuple[Tensor, ...]"]  # unreduced: (B,) or (B, H)
 
@@ -67,6 +69,7 @@ class GradientLearner(Learner):
         self.averages: dict[str, EMA] = {}  # averaged weights, which act
         self.targets: dict[str, EMA] = {}  # target networks, which losses read
         self._networks: dict[str, _Network] = {}
+        self._bounds: list[ReturnBound] = []
         self._metrics: dict[str, list[float]] = {}  # of this update
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
@@ -123,6 +126,11 @@ class GradientLearner(Learner):
         """
         self.averages[name] = EMA(self._networks[name].module, decay)
         return self.averages[name].module
+
+    def score_bound(self, data: Dataset, discount: float, bonus: float = 0.0) -> ReturnBound:
+        """Return a `ReturnBound` that keeps the largest reward so far, also when the learner is restored."""
+        self._bounds.append(ReturnBound(data, discount, bonus))
+        return self._bounds[-1]
 
     # -- what a subclass calls in `update` ------------------------------------------------------------------------
 
@@ -291,6 +299,7 @@ class GradientLearner(Learner):
                 groups[f"{kind}.{name}"] = dict(ema.module.named_parameters())
         tensors = {f"{group}.{k}": v.detach() for group, tree in groups.items() for k, v in tree.items()}
         return tensors, {"updates": self.n_updates, "scalers": scalers,
+                         "largest_rewards": [bound.largest_reward for bound in self._bounds],
                          "averages": {name: ema.updates for name, ema in self.averages.items()},
                          "targets": {name: ema.updates for name, ema in self.targets.items()}}
 
@@ -307,6 +316,8 @@ class GradientLearner(Learner):
                 load_tensors(ema.module, {**self._networks[name].module.state_dict(), **group(f"{kind}.{name}")})
                 ema.updates = metadata[kind][name]
         self.n_updates = metadata["updates"]
+        for bound, largest in zip(self._bounds, metadata.get("largest_rewards", ()), strict=False):
+            bound.largest_reward = largest
 
     # -- parts of `minimize` --------------------------------------------------------------------------------------
 

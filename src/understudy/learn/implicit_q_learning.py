@@ -13,7 +13,7 @@ from ..data.episode import Dataset
 from ..policy import Policy
 from .critic_learning import CriticLearningConfig
 from .gradient_learner import GradientLearner
-from .targets import ReturnBound, expectile_loss, td_terms
+from .targets import expectile_loss, td_terms
 
 
 @part
@@ -53,7 +53,7 @@ class IQLLearner(GradientLearner):
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.scored(batch.to(self.device))

@@ -21,7 +21,7 @@ from .critic import Critic, mix_networks
 from .critic_learning import CriticLearningConfig
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
-from .targets import ReturnBound, td_loss, td_terms
+from .targets import td_loss, td_terms
 from .transport_reward import EpisodeRewardConfig
 
 NEXT_ACTION = "next.action"  # column of the actions that follow a window
@@ -82,7 +82,7 @@ class ActorCriticLearner(RewardedLearner):
         self.critic = self.register("critic", self.build_critic(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer or config.optimizer, auxiliary=list(auxiliary))
         self.register_reward(data)
-        self.bound = ReturnBound(data, config.discount, entropy)
+        self.bound = self.score_bound(data, config.discount, entropy)
         self.target_critic = self.target_network("critic", config.target_decay)
 
     def build_critic(self, policy: Policy) -> Critic:

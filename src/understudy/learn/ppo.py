@@ -214,11 +214,12 @@ class PPOLearner(RewardedLearner):
 
     def _standardized(self, x: Tensor) -> Tensor:
         """With mean 0 and standard deviation 1 over the batches of all processes."""
-        sums = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()]).double()
+        exact = x.double()  # a mean far larger than the deviation takes more digits than float32 has
+        sums = torch.stack([exact.new_tensor(x.numel()), exact.sum(), exact.square().sum()])
         self.processes.all_reduce([sums])
         n, mean = sums[0], sums[1] / sums[0]
         std = ((sums[2] - n * mean.square()) / (n - 1)).clamp(min=0).sqrt()
-        return ((x - mean) / (std + 1e-8)).to(x.dtype)
+        return ((exact - mean) / (std + 1e-8)).to(x.dtype)
 
     # -- what resuming needs --------------------------------------------------------------------------------------
 

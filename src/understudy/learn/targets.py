@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Batch, DataError, DataWarning, UserError
+from ..core import Batch, DataError, DataWarning, UserError, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 
@@ -101,17 +101,27 @@ def _huber(error: Tensor) -> Tensor:
 def check_rewards(data: Dataset) -> None:
     """Refuses rewards that make no action better than another.
 
+    The reward of a last step does not count if no observation follows it and it did not terminate (`Window.windows`).
+
     Raises:
         UserError: A reward is not finite.
         DataError: All rewards are 0, or all are equal and no episode terminates.
     """
     check_finite(data, (REWARD,))
-    rewards = np.concatenate([np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data])
-    if np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(_ends(data))):
-        raise DataError(f"all rewards are {rewards[0]:g}" + (" and no episode terminates" if rewards[0] else "") +
+    columns = [np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data]
+    unknown = _unknown_ends(data)
+    rewards = np.concatenate([c[:-1] if cut else c for c, cut in zip(columns, unknown, strict=True)])
+    if not len(rewards) or np.ptp(rewards) == 0 and (rewards[0] == 0 or not any(_ends(data))):
+        value = rewards[0] if len(rewards) else 0
+        ignored = sum(c[-1] != value for c, cut in zip(columns, unknown, strict=True) if cut)
+        raise DataError(f"all rewards are {value:g}" + (" and no episode terminates" if value else "") +
+                        (f", except in the last steps of {ignored} episodes, which do not count: no observation "
+                         f"follows them, and {TERMINATED} is False" if ignored else "") +
                         ", so that no action is better than another",
                         where=f"{data.metadata.get('path', 'data set')}, column {REWARD!r}",
-                        hint="store rewards that differ, such as 1 at the step that succeeds, or clone the actions "
+                        hint=f"let {TERMINATED} be True where these episodes really ended, or store the observation "
+                             "after the last action" if ignored else
+                             "store rewards that differ, such as 1 at the step that succeeds, or clone the actions "
                              "with bc")
 
 
@@ -127,6 +137,13 @@ def warn_of_time_limits(data: Dataset) -> None:
 def _ends(data: Dataset) -> list[bool]:
     """Whether each episode terminates."""
     return [bool(np.asarray(e.steps[TERMINATED][:len(e)]).any()) for e in data]
+
+
+def _unknown_ends(data: Dataset) -> np.ndarray:
+    """Whether each episode is cut off without an observation after its last action, (E,). False if all are images."""
+    numbers = [name for name, f in data.features().items() if role(name) == "observation" and f.kind != "image"]
+    lacks = np.all([data.rows(name) <= data.lengths for name in numbers], axis=0) if numbers else False
+    return lacks & ~np.array(_ends(data))
 
 
 class ReturnBound:

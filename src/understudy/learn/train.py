@@ -240,7 +240,7 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
     """Raises UserError for options that do not fit the method, before anything is computed."""
     weights, stream = run_config.sampling_weights, run_config.stream
     check_stages(method, stages_before(run.folder))
-    check_collection(method, run_config.env, run_config.person, weights, stream)
+    check_collection(method, run_config.env, run_config.person, weights, stream, run_config.stages.keys())
     if stream is None:  # later episodes of a stream may have words
         _check_task_texts(method, data)
     window = method.policy.window
@@ -289,8 +289,9 @@ class _Preparation:
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)
-            if self.last_saved_step is None or method.collection is not None:
-                fit_policy(policy, episodes, method.initialize_from, self.modules)
+            # A resumed learner may also read statistics when it is built, but not what takes longer to fit.
+            is_new = self.last_saved_step is None or method.collection is not None
+            fit_policy(policy, episodes, method.initialize_from, self.modules, fit_head=is_new)
             return build_learner(method, policy, seed, episodes, self.modules)
 
 

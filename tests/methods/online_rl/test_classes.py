@@ -15,6 +15,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import CountingActor, RandomClassActor
 from understudy.improve.collection import EpsilonGreedy, random_episodes
 from understudy.learn.fit_method import fit_method
+from understudy.learn.method import with_steps
 from understudy.methods import find_method
 from understudy.nets.feed_forward import FeedForward
 from understudy.testing import check_collection
@@ -52,6 +53,15 @@ def test_numbers_are_refused():
             find_method(name, data.features())
     with pytest.raises(UserError, match="the actions of particle are numbers"):
         EpsilonGreedy().build(None, make("particle", 2), None)
+
+
+def test_the_random_actions_of_a_shorter_training_become_fewer_sooner():
+    """As the other numbers of its data collection, by the factor of --steps."""
+    method = find_method("dqn", random_episodes(make("tabular:bandit", 2), 20, 0).features())
+    short = with_steps(method, method.learner.steps // 10)
+    assert short.collection.collector == replace(method.collection.collector, exploration=EpsilonGreedy(0.05, 400))
+    sac = find_method("sac", random_episodes(make("particle", 2, limit=6), 20, 0).features())
+    assert with_steps(sac, 10).collection.collector == sac.collection.collector
 
 
 def test_random_classes_are_as_many_as_asked_for():

@@ -1,5 +1,7 @@
 """CQN-AS: the zoom against brute force, the projection against the textbook's loop, and the values of a chain."""
 
+import re
+import warnings
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ import pytest
 import torch
 from fixtures.collections import fork
 
-from understudy.core import ConfigError, Context, Feature, Unsupported
+from understudy.core import ConfigError, Context, DataWarning, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import ROUND
 from understudy.data.window import Window
@@ -137,6 +139,19 @@ def test_stopped_within_and_between_rounds_it_is_the_same_run():
 def test_returns_that_are_reversed_are_refused():
     with pytest.raises(ConfigError, match=r"low \(2\.0\) must be below high \(2\.0\)"):
         CoarseToFineQ(low=2.0)
+
+
+@pytest.mark.parametrize(("rewards", "says"), [
+    ([0, 0, 1], None), ([-0.5, -0.5, 2], None), ([-1, -1, -1], "from -2.71 to 0,"), ([0, 0, 1000], "to 1e[+]03")])
+def test_returns_beyond_the_atoms_are_told(rewards, says):
+    episode = Episode({STATE: np.zeros((4, 1), "f"), "action": np.zeros((3, 1), "f"),
+                       "next.reward": np.float32(rewards), "next.terminated": np.arange(3) == 2})
+    data = Dataset([episode])
+    policy = Policy(SMALL, data.features()).fit_statistics(data)
+    with warnings.catch_warnings(record=True) as told:
+        SequenceValues(discount=0.9).build(policy, 0, 1, data)
+    texts = [str(w.message) for w in told if w.category is DataWarning]
+    assert bool(texts) == bool(says) and (not says or re.search(says, texts[0]) and "--policy.head.low" in texts[0])
 
 
 def test_another_head_is_refused():

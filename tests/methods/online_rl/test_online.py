@@ -42,6 +42,7 @@ def test_a_command_trains_from_an_environment_alone(name, tmp_path):
     command = ("train", name, "--env", "particle", "--out", out, "--random-steps", "20", "--device", "cpu", *SMALL)
     status, text = call(*command)
     assert status == 0 and "2 rounds" in text and f"understudy eval {out} particle" in text
+    assert "no episode is held out, so" in text  # however many there are
     data = open_dataset(out / "random" / "episodes.npz")
     assert data.steps >= 20 and data[0].steps["action"].std() > 0.2
     rounds = [open_dataset(p / "episodes.npz") for p in sorted((out / "collection").glob("[0-9]*"))]
@@ -49,6 +50,15 @@ def test_a_command_trains_from_an_environment_alone(name, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     status, text = call(*command)  # finished: nothing is collected again
     assert status == 0 and before == {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
+
+
+@pytest.mark.parametrize("change", [("--random-steps", "5"), ("--seed", "1"), ("--env", "fork")])
+def test_random_episodes_of_another_command_are_not_taken(change, tmp_path):
+    """Here that of a method which cannot learn from them."""
+    command = ("--env", "particle", "--out", tmp_path / "run", "--random-steps", "6", "--device", "cpu")
+    assert call("train", "bc", *command)[0] == 2
+    status, text = call("train", "sac", *command, *change, *SMALL)
+    assert status == 2 and f"are of {change[0]} " in text and f"not {change[1]}" in text and "another --out" in text
 
 
 def test_without_demonstrations_and_environment_a_way_is_told(tmp_path):

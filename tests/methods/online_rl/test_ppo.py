@@ -59,14 +59,14 @@ def policy_config(head=None, **window) -> PolicyConfig:
                         window=Window(**window), inputs=(STATE,))
 
 
-def episodes(lengths, terminated, features=NUMBERS, scale=1.0) -> Dataset:
+def episodes(lengths, terminated, features=NUMBERS) -> Dataset:
     rng = np.random.default_rng(0)
 
     def episode(length, ends):
         action = rng.uniform(-1, 1, (length, 1)).astype(np.float32)
         return Episode({STATE: rng.normal(size=(length + 1, 1)).astype(np.float32),
                         "action": action if features is NUMBERS else (action > 0).astype(np.int64) + (action > 0.5),
-                        "next.reward": (scale * rng.normal(size=length)).astype(np.float32),
+                        "next.reward": rng.normal(size=length).astype(np.float32),
                         "next.terminated": np.arange(length) == (length - 1 if ends else -1)}, schema=features)
     return Dataset([episode(n, t) for n, t in zip(lengths, terminated, strict=True)])
 
@@ -130,11 +130,15 @@ def test_passes_read_every_step_once():
     assert not torch.equal(EpochSampler(windows, 40).batch(8, 40, 5).extra["index"].flatten(), rows[:8])
 
 
-def test_the_size_of_rewards_changes_nothing_with_standardized_advantages():
+@pytest.mark.parametrize(("lengths", "change"), [
+    ([7, 9], lambda reward: 100 * reward),
+    ([1] * 16, lambda reward: reward + 2**17)], ids=["scale", "shift"])
+def test_scale_and_shift_of_rewards_change_nothing_with_standardized_advantages(lengths, change):
     """Where the value says 0 and is not trained, advantages are sums of rewards."""
     weights = []
-    for scale in (1.0, 100.0):
-        data = episodes([7, 9], [True, True], scale=scale)
+    for rewards in (lambda reward: reward, change):
+        data = episodes(lengths, [True] * len(lengths)).map(lambda e, f=rewards: e.replace({
+            "next.reward": f(np.round(e.steps["next.reward"] * 32) / 32)}))
         learner = learner_on(data, replace(SMALL, gae_decay=1.0))
         for parameter in learner.value.parameters():
             parameter.requires_grad_(False).zero_()

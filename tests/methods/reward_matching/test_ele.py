@@ -18,9 +18,10 @@ from understudy.evaluate.recording import UniformRandomActor, expert_actor
 from understudy.evaluate.rollout import rollout
 from understudy.heads.regression import Regression
 from understudy.learn.fit_method import fit_method
-from understudy.learn.method import Method
+from understudy.learn.method import Method, load_modules
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.ppo import PPO
+from understudy.learn.train import train
 from understudy.learn.transport_reward import COLUMN
 from understudy.methods.reward_matching.ele import ProgressLearning, ProgressReward, ele
 from understudy.nets.mlp import MLP
@@ -54,6 +55,21 @@ def test_progress_is_the_logarithm_of_steps_and_none_is_earned_by_coming_back():
     np.testing.assert_allclose(model.progress(*places).detach(), n.sign() * n.abs().log1p(), atol=0.15)
     torch.testing.assert_close(model.progress(*places), -model.progress(*places[::-1]))
     assert not model.progress(places[0], places[0]).any()
+
+
+def test_a_stopped_stage_continues(tmp_path):
+    """Also if its reward reads the statistics of the data when it is built."""
+    data, method = Dataset([line(0.1, 20), line(0.1, 21)]), Method(PolicyConfig(Regression(), MLP(8, 1)),
+                                                        learner=ProgressLearning(steps=4, batch_size=8))
+
+    def stop(step, learner, metrics):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        train(method, data, tmp_path / "stopped", callbacks=(stop,), device="cpu")
+    for name in ("stopped", "whole"):
+        train(method, data, tmp_path / name, device="cpu")
+    stopped, whole = (load_modules(tmp_path / name)["reward"].state_dict() for name in ("stopped", "whole"))
+    assert all(torch.equal(stopped[k], whole[k]) for k in whole)
 
 
 def test_a_demonstration_earns_the_scale_beside_the_rewards_of_the_environment():

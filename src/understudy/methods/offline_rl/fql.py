@@ -12,7 +12,7 @@ from ...heads.flow import Flow
 from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
-from ...learn.targets import ReturnBound, td_loss, td_terms
+from ...learn.targets import td_loss, td_terms
 from ...policy import Policy
 from ..needs import NUMBERS, STEP_REWARDS
 from ..registry import method
@@ -57,7 +57,7 @@ class FQLLearner(GradientLearner):
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
 
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("critic", self.critic_loss, batch)

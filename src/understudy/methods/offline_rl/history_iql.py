@@ -18,7 +18,7 @@ from ...learn.gradient_learner import GradientLearner
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
 from ...learn.representation_objectives import encoding_size, flat_encoding
-from ...learn.targets import REWARD, TERMINATED, ReturnBound, expectile_loss
+from ...learn.targets import REWARD, TERMINATED, expectile_loss
 from ...nets.encoders import simplest_encoder
 from ...nets.feed_forward import feed_forward_layers
 from ...nets.mlp import MLP
@@ -122,7 +122,7 @@ class HistoryIQLLearner(IQLLearner):
         self.value = self.register("value", value, config.optimizer)
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
-        self.bound = ReturnBound(data, config.discount)
+        self.bound = self.score_bound(data, config.discount)
 
     def encoded(self, batch: Batch, rng: Generator) -> Context:
         """The history, without gradient."""

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import field
 from typing import Annotated, cast
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ...core import AtLeast, AtMost, Batch, Schema, Unsupported, part
+from ...core import AtLeast, AtMost, Batch, DataWarning, Schema, Unsupported, part
 from ...data.batch_sampler import SourcesSampler, join_batches
+from ...data.column_changes import ReturnToGo
 from ...data.episode import Dataset
 from ...data.mixture import expert_episodes
 from ...data.window import Window
@@ -58,7 +61,15 @@ class SequenceValues(LearnerConfig):
     compares = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> SequenceValuesLearner:
-        return SequenceValuesLearner(self, policy, seed, steps)
+        learner = SequenceValuesLearner(self, policy, seed, steps)
+        columns = [e.steps["return"] for e in data.map(ReturnToGo(self.discount, into="return"))]
+        returns = np.concatenate([np.zeros((1, 1)), *columns])
+        if returns.min() < (head := learner.head).low or returns.max() > head.high:
+            warnings.warn(f"the returns of the data are from {returns.min():.3g} to {returns.max():.3g}, and those "
+                          f"below {head.low:g} or above {head.high:g} count as these. Give the range of returns "
+                          "(--policy.head.low, --policy.head.high), or scale the rewards (--reward-scale).",
+                          DataWarning, stacklevel=2)
+        return learner
 
 
 class SequenceValuesLearner(GradientLearner):

@@ -23,7 +23,7 @@ from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
-from ..hints import pluralize
+from ..hints import command_line, pluralize
 from . import action_motion, lerobot_checks
 from .base import Finding, Location, component_names, finding_from_error, finding_of_episodes, is_numeric
 
@@ -276,8 +276,9 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
             if not is_flag(label):
                 kind = "the text " if isinstance(label, str) else ""
                 yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
-                              "store flags, and no label where it is unknown; or label such episodes anew: understudy "
-                              f"view make DATA --select NUMBERS --label {name}=false --out VIEW", Location(None, e))
+                              "store flags, and no label where it is unknown; or label such episodes anew: "
+                              + command_line("view", "make", "DATA", "--select", "NUMBERS", "--label", f"{name}=false",
+                                             "--out", "VIEW"), Location(None, e))
                 return
 
 

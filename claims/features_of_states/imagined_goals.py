@@ -111,7 +111,7 @@ class Practice:
     learner: RIG = RIG()
     encoder: Literal["VAE", "untrained", "position"] = "VAE"
     p_randomgoal: float = 0.0
-    n_rounds: int = 10
+    n_rounds: int = 4
     n_steps: int = 200
     updates: float = 1.0
     beta: float = 0.3

@@ -105,8 +105,9 @@ def test_practice_has_imagined_goals_which_its_episodes_then_have():
 def test_while_acting_the_goal_is_encoded_too():
     change, obs = Latents(seen(), STATE), {STATE: torch.rand(3, 2), GOAL: torch.rand(3, 2)}
     assert torch.equal(change.step(obs, None, {})[0][LATENT_GOAL], obs[GOAL])
-    with pytest.raises(UserError, match=r"'observation.goal': there is no goal to go to\n.*ObservationWrapper"):
-        change.step({STATE: obs[STATE]}, None, {})
+    for goal in ({}, {GOAL: torch.rand(3, 5)}):
+        with pytest.raises(UserError, match=r"'observation.goal': there is no goal that is shown as 'obs"):
+            change.step({STATE: obs[STATE], **goal}, None, {})
 
 
 def test_settings_that_contradict_the_rewards_are_refused():

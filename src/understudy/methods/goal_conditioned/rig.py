@@ -65,12 +65,16 @@ class Latents(ColumnChange):
         return with_column(with_column(episode, LATENT, latents.numpy()), LATENT_GOAL, goal.numpy())
 
     def step(self, obs, last, state):
-        if LATENT_GOAL not in obs and self.goal not in obs:
-            raise UserError("there is no goal to go to", where=f"observation {self.goal!r}",
-                            hint=f"act where the goal is shown as {self.column!r} would be there, or give it with "
+        latent = self.encode(obs)
+        if LATENT_GOAL in obs:
+            goal = obs[LATENT_GOAL]
+        elif self.goal in obs and obs[self.goal].shape == obs[self.column].shape:
+            goal = self.encode({self.column: obs[self.goal]})
+        else:
+            raise UserError(f"there is no goal that is shown as {self.column!r} is", where=f"observation {self.goal!r}",
+                            hint="act in an environment that shows goals in this way, or give one with "
                                  "ObservationWrapper")
-        goal = obs[LATENT_GOAL] if LATENT_GOAL in obs else self.encode({self.column: obs[self.goal]})
-        return {LATENT: self.encode(obs), LATENT_GOAL: goal}, state
+        return {LATENT: latent, LATENT_GOAL: goal}, state
 
     @torch.no_grad()
     def encode(self, obs) -> Tensor:

@@ -188,8 +188,8 @@ class RIGLearner(OffPolicyActorCriticLearner):
 
 @method("Nair et al. 2018 (RIG), arXiv 1807.04742, with independent noise", rows=("231",),
         needs=(NUMBERS, CAMERAS, GIVEN_GOAL, "an environment"),
-        when="if goals are given as pictures and the robot may practice alone, without rewards; no claim has tested it "
-             "here.")
+        when="if goals are pictures and the robot may practice alone, without rewards; goals that are later states did "
+             "better (claim imagined-goals).")
 def rig(column: str = "observation.images.top", latent_dim: int = 4, beta: float = 0.1, n_rounds: int = 100,
         n_steps: int = 200, updates_per_step: float = 4.0, noise: float = 0.2) -> Method:
     """Reaches goals in pictures after practice for imagined ones, which it draws from a variational autoencoder.

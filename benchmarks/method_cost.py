@@ -71,7 +71,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "chauffeurnet": {**NUMBERS, "action": Feature("float32", (8,))},
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
-    **dict.fromkeys(("class-contrastive", "vinn-byol"), {**NUMBERS, "observation.images.top": CAMERA}),
+    **dict.fromkeys(("class-contrastive", "rig", "vinn-byol"), {**NUMBERS, "observation.images.top": CAMERA}),
     **dict.fromkeys(("discrete-bcq", "discrete-cql", "discrete-sac", "dqn", "nfq"), CHOICES),
 }
 
@@ -131,7 +131,7 @@ def cost(name: str) -> dict[str, float]:
     result, took = trained_briefly(method, data, stages)
     weights = {id(p): p.numel() for r in (*stages.values(), result) for m in r.modules.values()
                for p in m.parameters()}
-    goals = {g.into: schema[g.column] for g in result.policy.window.goals}
+    goals = {g.into: schema.get(g.column, CAMERA) for g in result.policy.window.goals}  # latents are of pictures
     extra = {k: f for k, f in result.policy.features.items() if k == "observation.task" or k.startswith(DEMONSTRATION)}
     plan = slowest_step(result.actor, {**schema, **goals, **extra}, open_conditions(result.method, schema))
     return {"weights": sum(weights.values()), "train_seconds": float(f"{seconds + took:.2g}"),

@@ -243,6 +243,7 @@ ONE_USER = {
     "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
     "learn/attention_supervision.py": "two losses, of two rows of the ledger",
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
+    "learn/reconstruction_objectives.py": "objectives of any encoder, of several rows of the ledger",
     "learn/value_objectives.py": "an objective of any encoder; with same=1.0 it learns plain values of goals",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/lstm.py": "a trunk, with which any head is combined",

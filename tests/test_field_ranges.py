@@ -56,7 +56,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("ConcatEncoder", "crop"), ("AlignedReplay", "max_steps"), ("RepresentationLearning", "lookahead"),
              ("OneStepDistillation", "n_score_updates"), ("PooledHistoryEncoder", "depth"),
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
-             ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"),
+             ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
              *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "BCQ", "BEAR",
                                                    "CalQL", "DiverseCritics", "PLAS", "NearestActions", "TACR")),

@@ -1014,4 +1014,4 @@ def _check_columns(names, features: Schema, where: str = "data set") -> None:
         if name not in features:
             if name == "action":
                 raise missing_action(features, where)
-            raise unknown_name("column", name, sorted(features), where)
+            raise unknown_name("column", name, sorted(filter(None, features)), where)

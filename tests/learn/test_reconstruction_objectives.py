@@ -57,6 +57,21 @@ def test_a_linear_vae_is_probabilistic_principal_component_analysis():
     assert bare.decoder[0].weight.abs().max() < 0.1
 
 
+def test_an_encoding_can_be_the_mean_of_the_latent():
+    batch, _ = gaussian_batch()
+    policy = Policy(PolicyConfig(Regression(), FeedForward(()), TokenEncoder(WIDTH), RAW, target=""),
+                    {STATE: Feature("float32", (SIZE,))})
+    own, mapped = (VAE(latent, BETA).build(policy) for latent in (0, WIDTH))
+    mapped.decoder.load_state_dict(own.decoder.state_dict())
+    linear = own.to_latent[0]
+    mapped.to_latent[0].weight.data = torch.cat([torch.eye(WIDTH), linear.weight])
+    mapped.to_latent[0].bias.data = torch.cat([torch.zeros(WIDTH), linear.bias])
+    context = policy.context(batch.obs)
+    losses = [loss(policy, batch, torch.Generator().manual_seed(1), {
+        "context": context.tokens, "context_mask": context.mask}) for loss in (own, mapped)]
+    torch.testing.assert_close(*losses)
+
+
 def test_a_linear_autoencoder_loses_the_smallest_variances():
     class Narrow(Reconstruction):
         def build(self, policy):
@@ -101,6 +116,7 @@ def test_prediction_of_a_linear_world_with_its_own_matrices_has_no_error():
     assert torch.allclose(wrong, 0.5 * (later.square() + 3 * torch.tensor([14.0, 10]).square()))
 
 
-@pytest.mark.parametrize("objective", [Reconstruction((8,)), VAE(2, hidden=(8,)), ObservationPrediction((8,))])
+@pytest.mark.parametrize("objective", [Reconstruction((8,)), VAE(2, hidden=(8,)), VAE(0, hidden=(8,)),
+                                       ObservationPrediction((8,))])
 def test_the_contract(objective):
     check_learner(RepresentationLearning((objective,), batch_size=8))

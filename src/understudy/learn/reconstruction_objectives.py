@@ -98,6 +98,8 @@ class VAE(NetworkObjective):
     variance of noise, its optimum is probabilistic principal component analysis.
 
     Args:
+        latent: Number of components of the latent, whose mean is a linear map of the encoding. 0: the encoding is
+            itself the mean, so that what takes over the encoder has latents.
         beta: Weight of the divergence. If it is too large, latents carry nothing.
         weight: Factor of the loss.
 
@@ -106,17 +108,21 @@ class VAE(NetworkObjective):
         Nair et al. (2018), Visual Reinforcement Learning with Imagined Goals, arXiv:1807.04742.
     """
 
-    latent: Annotated[int, AtLeast(1)] = 4
+    latent: Annotated[int, AtLeast(0)] = 4
     beta: Annotated[float, Above(0)] = 1.0
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256,)
     weight: float = 1.0
 
     def networks(self, policy):
-        return {"to_latent": feed_forward_layers((encoding_size(policy), 2 * self.latent)),  # means, log-variances
-                "decoder": feed_forward_layers((self.latent, *self.hidden, _target_size(policy)))}
+        size = encoding_size(policy)
+        n_read = 2 * self.latent or size  # means and log-variances, or log-variances alone
+        return {"to_latent": feed_forward_layers((size, n_read)),
+                "decoder": feed_forward_layers((self.latent or size, *self.hidden, _target_size(policy)))}
 
     def loss(self, networks, policy, batch, rng, captured):
-        mean, log_variance = networks.to_latent(flat_encoding(captured)).chunk(2, -1)
+        encoding = flat_encoding(captured)
+        read = networks.to_latent(encoding)
+        mean, log_variance = read.chunk(2, -1) if self.latent else (encoding, read)
         noise = torch.randn(mean.shape, generator=rng, device=mean.device)
         decoded = networks.decoder(mean + (log_variance / 2).exp() * noise)
         error = (decoded - observation_vector(policy, batch.obs)).square().sum(-1) / 2

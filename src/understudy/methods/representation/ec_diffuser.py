@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-import torch
 from torch import Generator, Tensor, nn
 
 from ...core import AtLeast, Batch, Context, Unsupported, UserError, part

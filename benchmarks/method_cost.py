@@ -62,6 +62,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "midas": {"observation.objects": Feature("float32", (5, 8)), "action": NUMBERS["action"],
               "observation.prompt.words": Feature("int64", (16,), "discrete", num_classes=(5,) * 16),
               "observation.prompt.objects": Feature("float32", (16, 8))},
+    "ec-diffuser": {"observation.objects": Feature("float32", (5, 8)), "action": NUMBERS["action"]},
     "maskdp": {**NUMBERS, "observation.goal": NUMBERS["observation.state"]},
     "attention-tuner": {**NUMBERS, "recalled": Feature("int64", (1,))},
     "irm-bc": {**NUMBERS, "place": Feature("int64", (1,))},

@@ -367,6 +367,7 @@ WITHOUT = {
     needs.SOME_ACTIONS: ({k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),
     needs.COMPARISONS.text: (STATES, "there are no columns 'segment' and 'preference'"),
     needs.TRACES: (STATES, "a trace needs two steps and the metadata field 'trace'"),
+    needs.OBJECTS.text: (STATES, "no column 'observation.objects'"),
     needs.PATHS.text: (STATES, "the actions have 2 numbers, but 4 points have 8"),
     "a map of cells (observation.grid) and the cell of the agent (observation.cell)": (STATES, "'observation.grid'"),
     "the thought of the expert at each step, as text (thought)": (STATES, "there is no column 'thought'"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from ..core import AtLeast, Context, UserError, part
+from ..core import AtLeast, Context, Feature, UserError, part
 from .base import Encoder, EncoderNet, record_intermediate
 from .encoders import TokenEncoder, check_inputs, check_unscaled, observed_column
 from .linear import Linear
@@ -44,9 +44,7 @@ class ObjectAttentionEncoder(Encoder):
     def build(self, features, n_obs_steps):
         for name, column in (("objects", self.objects), ("query", self.query)):
             check_inputs(features, (column,), f"ObjectAttentionEncoder.{name}")
-        if len(shape := features[self.objects].shape) != 2 or features[self.objects].kind != "vector":
-            raise UserError(f"The column {self.objects!r} has the shape {shape}, not (objects, features).",
-                            where="ObjectAttentionEncoder.objects", hint="Name a column with one row per object.")
+        check_objects(features[self.objects], self.objects, "ObjectAttentionEncoder.objects")
         if features[self.query].kind not in ("text", "vector", "discrete") or self.query == self.objects:
             raise UserError(f"{self.query!r}, a column of kind {features[self.query].kind!r}, cannot be the query.",
                             where="ObjectAttentionEncoder.query", hint="Name a text, a vector or a class column.")
@@ -56,6 +54,13 @@ class ObjectAttentionEncoder(Encoder):
         check_unscaled(codec, (self.objects,), "each row of", "the order of the objects would matter",
                        "ObjectAttentionEncoder.objects")
         self.encoder.check_policy(codec, augmentations)
+
+
+def check_objects(feature: Feature, column: str, where: str) -> None:
+    """Raise UserError if a column does not have one row of numbers per object."""
+    if len(feature.shape) != 2 or feature.kind != "vector":
+        raise UserError(f"The column {column!r} has the shape {feature.shape}, not (objects, features).", where=where,
+                        hint="Name a column with one row per object.")
 
 
 class _ObjectAttentionNet(EncoderNet):

@@ -29,7 +29,8 @@ class Transformer(Trunk):
         attention: How action steps read the context.
             ``"cross"``: by cross-attention. Keys and values are computed once per plan.
             ``"joint"``: action steps and context form one sequence. If `causal`, the context reads no action step, and
-            its keys and values are computed once per plan too.
+            its keys and values are computed once per plan too. Auxiliary losses can capture "memory", what the layers
+            make of the tokens of the context, (B, N, width).
             ``"block_causal"``: as ``"cross"``, but action step i reads only action steps 0 to i and tokens of
             observation steps up to its own, ``spec.action_start + i``. This trains a loss at every position of a
             history: ``Window(n_obs_steps=K, horizon=K, action_offset=1 - K)``. The parameters are those of
@@ -44,6 +45,8 @@ class Transformer(Trunk):
         feed_forward: Experts in place of the feed-forward layer of each block over the action steps, chosen by the time
             of a step. `feed_forward_ratio` is the width of one expert. For heads with a time only. Auxiliary losses can
             capture "routing": probability and weight of each expert for each step and layer, (B, H, depth, 2, experts).
+        ordered_context: Whether each token of the context has an embedding of its place. False reads the tokens as a
+            set, such as objects: their order and number do not matter.
 
     References:
         Xiong et al. (2020), On Layer Normalization in the Transformer Architecture, arXiv:2002.04745.
@@ -64,6 +67,7 @@ class Transformer(Trunk):
     feed_forward_ratio: Annotated[float, Above(0)] = 4
     n_frequencies: Annotated[int, AtLeast(0)] = 6
     feed_forward: MoEFeedForward | None = None
+    ordered_context: bool = True
 
     def build(self, inputs, outputs, n_times, spec):
         if self.feed_forward is not None and not n_times:
@@ -106,7 +110,8 @@ class _TransformerNet(CachesContext):
         self.input_layer = Linear(inputs, width) if inputs else None
         self.step_embedding = nn.Parameter(0.02 * torch.randn(spec.horizon, width))
         self.context_layer = Linear(spec.width, width) if spec.tokens else None
-        self.token_embedding = nn.Parameter(0.02 * torch.randn(spec.tokens, width)) if spec.tokens else None
+        is_ordered = spec.tokens > 0 and config.ordered_context
+        self.token_embedding = nn.Parameter(0.02 * torch.randn(spec.tokens, width)) if is_ordered else None
         self.null_token = nn.Parameter(0.02 * torch.randn(1, width))  # attended to when every token is masked
         self.encoder = nn.ModuleList(TransformerBlock(config, {"self"}, False, f"context_attention.{i}")
                                      for i in range(config.encoder_depth))
@@ -128,7 +133,8 @@ class _TransformerNet(CachesContext):
         memory = self.null_token.expand(context.tokens.shape[0], 1, -1)
         mask = torch.ones_like(memory[..., 0], dtype=torch.bool)
         if self.context_layer is not None:
-            memory = torch.cat([memory, self.context_layer(context.tokens) + self.token_embedding], 1)
+            tokens = self.context_layer(context.tokens)
+            memory = torch.cat([memory, tokens if self.token_embedding is None else tokens + self.token_embedding], 1)
             mask = torch.cat([mask, context.mask], 1)
         mask = mask[:, None, None]
         for layer in self.encoder:
@@ -205,6 +211,7 @@ class _TransformerNet(CachesContext):
         h = torch.cat([context.memory, h], 1)
         for layer, film in zip(self.layers, self._films(t, context, n_memory), strict=True):
             h = layer(h, film, mask=mask, n_memory=n_memory)
+        record_intermediate("memory", h[:, 1:n_memory])
         return self.output_layer(h[:, n_memory:])
 
     @staticmethod

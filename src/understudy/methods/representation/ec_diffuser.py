@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from torch import Generator, Tensor, nn
+
+from ...core import AtLeast, Batch, Context, Unsupported, UserError, part
+from ...data.codec import Normalizer
+from ...data.window import Window
+from ...execute.chunking import RecedingHorizon
+from ...heads.diffusion import Diffusion
+from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
+from ...learn.method import Method
+from ...learn.optimizer import OptimizerConfig
+from ...nets.base import Encoder, EncoderNet
+from ...nets.encoders import check_inputs, check_unscaled, observed_column
+from ...nets.feed_forward import feed_forward_layers
+from ...nets.linear import Linear
+from ...nets.object_attention import check_objects
+from ...nets.transformer import Transformer
+from ...policy import Policy, PolicyConfig
+from ..needs import NUMBERS, OBJECTS
+from ..registry import method
+
+
+@part
+class ObjectEncoder(Encoder):
+    """A token for each object, from one network for all. A row of zeros holds no object.
+
+    With a `Transformer` whose context is not ordered, a policy does not depend on the order of the objects, and acts
+    with other numbers of them than in its data.
+
+    Args:
+        objects: Column of shape (objects, features), the only one that the policy reads. The codec must leave it as it
+            is: ``Normalizer(unscaled=...)``. Numbers far from -1 to 1 are learned slowly.
+    """
+
+    width: Annotated[int, AtLeast(1)] = 128
+    objects: str = "observation.objects"
+
+    def build(self, features, n_obs_steps):
+        check_inputs(features, (self.objects,), "ObjectEncoder.objects")
+        check_objects(features[self.objects], self.objects, "ObjectEncoder.objects")
+        if others := sorted(features.keys() - {self.objects}):
+            raise UserError(f"the objects are all that is read, but the policy reads {others[0]!r} too",
+                            where="ObjectEncoder", hint=f"name the inputs: --policy.inputs {self.objects}, and put "
+                            "what concerns all objects into each row")
+        return _ObjectEncoderNet(self, features[self.objects], n_obs_steps)
+
+    def check_policy(self, codec, augmentations):
+        check_unscaled(codec, (self.objects,), "each row of", "the order of the objects would matter",
+                       "ObjectEncoder.objects")
+
+
+class _ObjectEncoderNet(EncoderNet):
+    def __init__(self, config, feature, n_obs_steps):
+        super().__init__()
+        self.objects, (self.tokens, size), self.width = config.objects, feature.shape, config.width
+        self.token_obs_steps = (n_obs_steps - 1,) * self.tokens
+        self.layers = feed_forward_layers((n_obs_steps * size, config.width, config.width), "silu")
+
+    def forward(self, obs, rng=None):
+        """A row reads all observation steps of its object, which exists if it does in the last one."""
+        objects, present = observed_column(obs, self.objects)
+        exists = (objects[:, -1] != 0).any(-1) & present[:, -1:]
+        return Context(self.layers(objects.float().transpose(1, 2).flatten(2)), exists)
+
+
+@part
+class NextObjects(AuxiliaryLoss):
+    """Predicts the objects after the chunk from what a transformer makes of their tokens and of the noisy actions.
+
+    The loss is the mean absolute error over the numbers of the objects that exist.
+    """
+
+    objects: str = "observation.objects"
+    weight: Annotated[float, AtLeast(0)] = 1.0
+    captures, next_obs = ("memory",), True
+
+    def build(self, policy: Policy) -> NextObjectsLoss:
+        trunk = policy.config.trunk
+        if not isinstance(trunk, Transformer) or trunk.attention != "joint" or trunk.causal:
+            raise Unsupported("the objects do not read the actions", where="NextObjects",
+                              hint='use the trunk Transformer(attention="joint", causal=False)')
+        return NextObjectsLoss(self, policy)
+
+
+class NextObjectsLoss(nn.Module):
+    """The function of `NextObjects`, with its last layer."""
+
+    def __init__(self, config: NextObjects, policy: Policy):
+        super().__init__()
+        self.config = config
+        self.layer = Linear(policy.config.trunk.width, policy.features[config.objects].shape[1])
+
+    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+        assert batch.next is not None
+        now, later = (obs[self.config.objects][:, -1].float() for obs in (batch.obs, batch.next))
+        exists = (now != 0).any(-1)
+        error = (self.layer(captured["memory"]) - later).abs().mean(-1) * exists
+        return self.config.weight * error.sum(1) / exists.sum(1).clamp(min=1)
+
+
+@method("Qi et al. 2024, arXiv 2412.18907, with given objects, whose goals are features, and which are predicted by "
+        "regression", rows=("265",), needs=(NUMBERS, OBJECTS),
+        when="if observations are a set of objects, whose number or order differs while acting.")
+def ec_diffuser(objects: str = "observation.objects", width: int = 128) -> Method:
+    """Diffusion policy that reads objects as a set, and predicts what becomes of each of them.
+
+    Args:
+        objects: Column of shape (objects, features). Rows of zeros hold no object.
+    """
+    trunk = Transformer(width, 3, 4, "joint", ordered_context=False)
+    policy = PolicyConfig(Diffusion(n_steps=5, n_train_steps=5, prediction="sample"), trunk,
+                          ObjectEncoder(width, objects), Normalizer(unscaled=(objects,)), Window(1, 1),
+                          inputs=(objects,))
+    learner = BehaviorCloning(5000, 128, OptimizerConfig(lr=1e-3), auxiliary_losses=(NextObjects(objects),))
+    return Method(policy, RecedingHorizon(1), learner)

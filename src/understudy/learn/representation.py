@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset
+from ..data.ordered_frames import OrderedFrames
 from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
 from ..nets.ema import EMADecay, WarmupDecay
@@ -96,6 +97,10 @@ class RepresentationLearner(GradientLearner):
                       auxiliary=[objective for objective in self.objectives if isinstance(objective, nn.Module)])
         self.average_weights("policy", config.ema)
         self.spread = 0.0
+
+    def batch_sampler(self, data, sampling_weights=None):
+        windows = super().batch_sampler(data, sampling_weights)
+        return OrderedFrames(windows) if any(o.ordered_frames for o in self.config.objectives) else windows
 
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.losses, batch)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from claims.features_of_pictures.frozen_encoders import (
     CAMERA,
     FAST,
-    FEATURES,
     MEASURES,
     NEAREST,
     OF_NEIGHBORS,

@@ -42,10 +42,10 @@ class OrderedContrastive(NetworkObjective):
         n, device = len(rows), rows.device
         s0, s1, s2 = flat_encoding(captured)[rows[:, 2:]].unbind(1)
         total = s0.new_zeros(n)
-        for frame, far in ((s0, s2), (s2, s0)):
+        for frame, opposite in ((s0, s2), (s2, s0)):
             shift = torch.randint(1, max(n, 2), (n, self.n_negatives), generator=rng, device=device)
             others = frame[(torch.arange(n, device=device).unsqueeze(1) + shift) % max(n, 1)]
-            distances = (torch.cat([torch.stack([s1, far], 1), others], 1) - frame.unsqueeze(1)).norm(dim=-1)
+            distances = (torch.cat([torch.stack([s1, opposite], 1), others], 1) - frame.unsqueeze(1)).norm(dim=-1)
             total = total - (-distances).log_softmax(1)[:, 0] / 2
         return self.weight * _of_windows(batch, rows, total)
 

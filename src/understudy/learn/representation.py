@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from ..core import AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset
 from ..data.ordered_frames import OrderedFrames
+from ..data.window import Windows
 from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
 from ..nets.ema import EMADecay, WarmupDecay
@@ -99,7 +100,7 @@ class RepresentationLearner(GradientLearner):
         self.spread = 0.0
 
     def batch_sampler(self, data, sampling_weights=None):
-        windows = super().batch_sampler(data, sampling_weights)
+        windows = cast(Windows, super().batch_sampler(data, sampling_weights))
         return OrderedFrames(windows) if any(o.ordered_frames for o in self.config.objectives) else windows
 
     def update(self, batch: Batch) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Batches of videos: five steps of one episode after the other, of which the last three are in order."""
+"""Batches of videos: five steps of one episode after the other. The last three are in order."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ COLUMNS: dict[str, Schema] = {  # of methods that need more than numbers
     "chauffeurnet": {**NUMBERS, "action": Feature("float32", (8,))},
     "retrieve-align-replay": {**NUMBERS, "observation.state": NUMBERS["action"]},  # a pose, and its velocity
     "dp3": {**NUMBERS, "observation.points": Feature("float32", (512, 3))},
-    **dict.fromkeys(("class-contrastive", "rig", "vinn-byol"), {**NUMBERS, "observation.images.top": CAMERA}),
+    **dict.fromkeys(("class-contrastive", "mcr", "rig", "vinn-byol"), {**NUMBERS, "observation.images.top": CAMERA}),
     **dict.fromkeys(("discrete-bcq", "discrete-cql", "discrete-sac", "dqn", "nfq"), CHOICES),
 }
 

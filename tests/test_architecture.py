@@ -242,6 +242,7 @@ ONE_USER = {
     "execute/prefix_chunking.py": "runs any policy whose head has PrefixTimes; docs/execution.md compares it",
     "execute/streaming_flow.py": "the executor of the head StreamingFlow, for any trunk; benchmarks/heads.py runs it",
     "learn/attention_supervision.py": "two losses, of two rows of the ledger",
+    "learn/frame_objectives.py": "objectives of any encoder; the contrast alone is that of R3M",
     "learn/latent_objectives.py": "two objectives, of two rows of the ledger",
     "learn/reconstruction_objectives.py": "objectives of any encoder, of several rows of the ledger",
     "learn/value_objectives.py": "an objective of any encoder; with same=1.0 it learns plain values of goals",

@@ -38,12 +38,14 @@ class AuxiliaryLoss(ABC):
         columns: Columns that the function needs in `Batch.extra`.
         next_obs: Whether the function needs `Batch.next`.
         reads_actions: Whether the function needs the actions of the batch.
+        ordered_frames: Whether the function needs batches of `OrderedFrames`, which `RepresentationLearning` draws.
     """
 
     captures: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     next_obs: bool = False
     reads_actions: bool = False
+    ordered_frames: bool = False
 
     @abstractmethod
     def build(self, policy: Policy) -> AuxiliaryLossFunction:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from torch import Generator, Tensor, nn
 
 from ..core import AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset
+from ..data.ordered_frames import OrderedFrames
+from ..data.window import Windows
 from ..heads.base import MemoryHead
 from ..nets.base import capture_intermediates, record_intermediate
 from ..nets.ema import EMADecay, WarmupDecay
@@ -96,6 +98,10 @@ class RepresentationLearner(GradientLearner):
                       auxiliary=[objective for objective in self.objectives if isinstance(objective, nn.Module)])
         self.average_weights("policy", config.ema)
         self.spread = 0.0
+
+    def batch_sampler(self, data, sampling_weights=None):
+        windows = cast(Windows, super().batch_sampler(data, sampling_weights))
+        return OrderedFrames(windows) if any(o.ordered_frames for o in self.config.objectives) else windows
 
     def update(self, batch: Batch) -> dict[str, float]:
         self.minimize("policy", self.losses, batch)

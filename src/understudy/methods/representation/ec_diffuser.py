@@ -83,16 +83,15 @@ class NextObjects(AuxiliaryLoss):
         if not isinstance(trunk, Transformer) or trunk.attention != "joint" or trunk.causal:
             raise Unsupported("the objects do not read the actions", where="NextObjects",
                               hint='use the trunk Transformer(attention="joint", causal=False)')
-        return NextObjectsLoss(self, policy)
+        return NextObjectsLoss(self, trunk.width, policy.features[self.objects].shape[1])
 
 
 class NextObjectsLoss(nn.Module):
     """The function of `NextObjects`, with its last layer."""
 
-    def __init__(self, config: NextObjects, policy: Policy):
+    def __init__(self, config: NextObjects, width: int, n_features: int):
         super().__init__()
-        self.config = config
-        self.layer = Linear(policy.config.trunk.width, policy.features[config.objects].shape[1])
+        self.config, self.layer = config, Linear(width, n_features)
 
     def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
         assert batch.next is not None

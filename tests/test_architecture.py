@@ -248,6 +248,7 @@ ONE_USER = {
     "learn/value_objectives.py": "an objective of any encoder; with same=1.0 it learns plain values of goals",
     "nets/grid.py": "encodes maps of cells for any policy; docs/encoders.md names it",
     "nets/lstm.py": "a trunk, with which any head is combined",
+    "nets/object_attention.py": "encodes objects for any policy; docs/encoders.md names it",
     "nets/pixels.py": "the encoder of the head Transport, with which docs/heads.md combines it, and FocusCrop",
 }
 

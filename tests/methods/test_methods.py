@@ -335,8 +335,7 @@ WITHOUT = {
     "a column of text that says what is done at each step, or segments in the metadata of the episodes": (
         STATES, "column 'subtask': it is missing"),
     "a field of the episodes that orders the demonstrators": (STATES, "there is no field 'proficiency'"),
-    "point clouds: observations of shape (points, 3), or more channels with colors or intensities": (
-        STATES, "no point cloud"),
+    needs.POINT_CLOUDS.text: (STATES, "no point cloud"),
     "cameras: without them the encoder has nothing to learn from": (STATES, "no camera"),
     "no cameras": ({**STATES, **IMAGES}, "cannot read a column of kind 'image'"),
     "no cameras in the embedding": (STATES, "no part 'prior'"),  # which is needed too

@@ -107,6 +107,8 @@ class NextObjectsLoss(nn.Module):
 def ec_diffuser(objects: str = "observation.objects", width: int = 128) -> Method:
     """Diffusion policy that reads objects as a set, and predicts what becomes of each of them.
 
+    The last step of an episode is learned only if an observation follows it.
+
     Args:
         objects: Column of shape (objects, features). Rows of zeros hold no object.
     """

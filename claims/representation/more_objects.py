@@ -37,7 +37,7 @@ class Layout(Toy):
     block. action (4): where to take and where to put. It ends with success once all blocks lie at their goals.
 
     Args:
-        counts: Numbers of blocks, of which each episode draws one.
+        counts: Numbers of blocks. Each episode draws one of them.
     """
 
     state_columns = (OBJECTS,)
@@ -149,7 +149,7 @@ class _Numbered(torch.nn.Module):
 
 
 def success_with_more(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
-    """Success with 2, 3 and 4 blocks, and the share of 4 blocks that lie at their goals in the end."""
+    """Success with 2, 3 and 4 blocks, and the fraction of 4 blocks that lie at their goals in the end."""
     policy = train_policy(experiment, method, data, seed)
     actor, measured = PolicyActor(FixedBatch(policy, ROWS), method.executor), {}
     for count, name in ((2, "success"), (3, THREE), (4, FOUR)):

@@ -276,7 +276,7 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
             if not is_flag(label):
                 kind = "the text " if isinstance(label, str) else ""
                 yield Finding("label-unclear", "error", f"the label {name} is {kind}{label!r}, and not True or False",
-                              "store flags, and no label where it is unknown; or label such episodes anew: "
+                              "store flags, and no label where it is unknown; or label such episodes again: "
                               + command_line("view", "make", "DATA", "--select", "NUMBERS", "--label", f"{name}=false",
                                              "--out", "VIEW"), Location(None, e))
                 return

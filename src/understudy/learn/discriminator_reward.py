@@ -46,10 +46,10 @@ class DiscriminatorReward(RewardModelConfig):
         encoder: Encodes the observation window.
         optimizer: Optimizer of the discriminator.
         discount: Discount of the shaping of "airl", and of the rewards of `absorbing`.
-        absorbing: Whether an episode that terminates goes on forever in an absorbing state, whose rewards the last step
-            has. Its logit is trained like the others, but without the penalty, which would tie it to states that look
-            alike. Otherwise a policy that terminates has no further rewards, so that it ends its episodes early where
-            rewards are negative, and late where they are positive. Not for "airl".
+        absorbing: Whether an episode that terminates continues forever in an absorbing state, whose rewards the last
+            step has. Its logit is trained like the others, but without the penalty, which would tie it to states that
+            look alike. Otherwise a policy that terminates has no further rewards, so that it ends its episodes early
+            where rewards are negative, and late where they are positive. Not for "airl".
 
     References:
         Ho and Ermon (2016), Generative Adversarial Imitation Learning, arXiv:1606.03476.

@@ -87,7 +87,7 @@ class Latents(ColumnChange):
 
 @part
 class ImaginedGoals(Exploration):
-    """Practices in each episode for a goal of its own, drawn from N(0, I), whatever goal the environment shows.
+    """Practices in each episode for another goal, drawn from N(0, I), whatever goal the environment shows.
 
     Args:
         noise: How the actions on the way explore.

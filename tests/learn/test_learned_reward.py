@@ -19,6 +19,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.learn.fit_method import fit_method
 from understudy.learn.learned_reward import LearnedReward
 from understudy.learn.method import Method, Stage, load_modules, with_steps
+from understudy.learn.reward_models import ConstantReward
 from understudy.methods import find_method
 
 SMALL = ("--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", "--device", "cpu")
@@ -95,6 +96,9 @@ def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
         LearnedReward(load_modules(place / "dac")["policy"])
     with pytest.raises(UserError, match="is not a reward model"):
         LearnedReward(FromStage("reward", "reward")).apply(data)
+    constant = ConstantReward().build(load_modules(place / "dac")["policy"], data)
+    with pytest.raises(UserError, match="says whose a step is"):  # it would reward each step of the data
+        LearnedReward(constant).apply(data)
     model, bandit = LearnedReward(load_modules(place / "dac")["reward"]), make("tabular:bandit", 2)
     with pytest.raises(UserError, match=r"'observation.state': the reward model reads a column of shape .* has \(3,\)"):
         model.apply(rollout(bandit.expert(), bandit, 2, 0))

@@ -11,7 +11,7 @@ from ..checkpoint import FromStage
 from ..core import UserError, part
 from ..data.episode import Dataset
 from ..data.operations import Operation
-from .reward_models import RewardModel
+from .reward_models import ConstantReward, RewardModel
 from .targets import REWARD
 
 
@@ -29,6 +29,9 @@ class LearnedReward(Operation):
         model, path = self.model, str(data.metadata.get("path", "data set"))
         if not isinstance(model, RewardModel):
             raise UserError(f"{model} is not a reward model", where="LearnedReward.model",
+                            hint="name a run that trains one, such as one of dac, gail or airl")
+        if isinstance(model.about.config, ConstantReward):
+            raise UserError("this reward says whose a step is, not how good it is", where="LearnedReward.model",
                             hint="name a run that trains one, such as one of dac, gail or airl")
         features = data.features()
         for name in (*model.inputs, model.about.target):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from understudy.core import Feature
+from understudy.core import ConfigError, Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import EXPERT
 from understudy.heads.gaussian import Gaussian
@@ -25,6 +26,12 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.0, lr_schedule="cosine", gra
 def test_it_keeps_the_contract_of_learners():
     policy = PolicyConfig(Gaussian(), MLP(16, 1, dropout=0.2), inputs=(STATE,))
     check_learner(DiscriminatorWeightedCloning(batch_size=8, reward=DiscriminatorReward(hidden=(8,))), (policy,))
+
+
+@pytest.mark.parametrize("reward", [{"form": "gail"}, {"inputs": "next"}, {"absorbing": True}], ids=str)
+def test_discriminators_whose_reward_is_no_logit_of_the_step_are_refused(reward):
+    with pytest.raises(ConfigError, match="the logit of the step alone"):
+        DiscriminatorWeightedCloning(reward=DiscriminatorReward(**reward))
 
 
 def steps(counts: dict[tuple[int, float], int], is_expert: bool) -> list[Episode]:

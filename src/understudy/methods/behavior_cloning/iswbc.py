@@ -3,14 +3,14 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated
 
-from ...core import AtLeast, Batch, part
+from ...core import AtLeast, Batch, ConfigError, part
 from ...data.batch_sampler import join_batches
 from ...data.episode import Dataset
 from ...heads.gaussian import Gaussian
 from ...learn.discriminator_reward import DiscriminatorReward
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
-from ...learn.reward_models import RewardedConfig, RewardedLearner, RewardModel, RewardModelConfig
+from ...learn.reward_models import RewardedConfig, RewardedLearner, RewardModel
 from ...nets.mlp import MLP
 from ...policy import Policy, PolicyConfig
 from ..needs import NUMBERS, OTHER_EPISODES
@@ -33,9 +33,15 @@ class DiscriminatorWeightedCloning(RewardedConfig):
     steps: Annotated[int, AtLeast(0)] = 2000
     batch_size: Annotated[int, AtLeast(1)] = 128
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    reward: RewardModelConfig = field(default_factory=DiscriminatorReward)
+    reward: DiscriminatorReward = field(default_factory=DiscriminatorReward)
 
     extra = ()
+
+    def __post_init__(self):
+        if self.reward.form != "logit" or self.reward.inputs == "next" or self.reward.absorbing:
+            raise ConfigError("the weight of a step is the logit of the step alone",
+                              where="DiscriminatorWeightedCloning.reward",
+                              hint='use form="logit", inputs="action" or "state", and absorbing=False')
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> DiscriminatorWeightedCloningLearner:
         return DiscriminatorWeightedCloningLearner(self, policy, seed, steps, data)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch.nn.functional import normalize
+
+from ...core import Above, AtLeast, DataError, Schema, part
+from ...data.shown_demonstration import DEMONSTRATION, ShowDemonstration, numeric_observations
+from ...execute.chunking import RecedingHorizon
+from ...heads.categorical import choose_head
+from ...heads.regression import Regression
+from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
+from ...learn.method import Method
+from ...nets.base import Context, Encoder, EncoderNet, record_intermediate
+from ...nets.encoders import check_kinds
+from ...nets.feed_forward import FeedForward, feed_forward_layers
+from ...policy import PolicyConfig
+from ..needs import NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, PLACES
+from ..registry import method
+
+
+@part
+class StyleEncoder(Encoder):
+    """Features of what is observed, changed by the style of a shown demonstration.
+
+    The submodules are "content", which makes the features, "style", which makes a vector of length 1 of the frames of
+    the demonstration, and "blocks", whose output for both is added to the features. The style is recorded as "style"
+    (B, 1, style_width), for auxiliary losses.
+
+    Args:
+        style_width: Number of components of the style.
+
+    References:
+        Liu et al. (2022), Towards Robust and Adaptive Motion Forecasting, arXiv:2111.14820.
+    """
+
+    width: Annotated[int, AtLeast(1)] = 64
+    style_width: Annotated[int, AtLeast(1)] = 8
+
+    def build(self, features, n_obs_steps):
+        return _StyleEncoderNet(self, features, n_obs_steps)
+
+
+class _StyleEncoderNet(EncoderNet):
+    def __init__(self, config: StyleEncoder, features: Schema, n_obs_steps: int):
+        super().__init__()
+        check_kinds("StyleEncoder", features, ("vector",), "Leave the column out of inputs.")
+        self.shown = tuple(name for name in features if name.startswith(DEMONSTRATION))
+        self.observed = tuple(name for name in features if name not in self.shown)
+        if not (self.shown and self.observed):
+            raise DataError(f"the policy reads {'nothing besides' if self.shown else 'no'} frames of a demonstration",
+                            where="StyleEncoder",
+                            hint="let ShowDemonstration add the frames, and name them in inputs beside observations")
+        sizes = [sum(features[name].size for name in names) for names in (self.observed, self.shown)]
+        self.content = feed_forward_layers((n_obs_steps * sizes[0], config.width, config.width))
+        self.style = feed_forward_layers((sizes[1], config.width, config.style_width))
+        self.blocks = feed_forward_layers((config.width + config.style_width, config.width, config.width))
+        self.tokens, self.width, self.token_obs_steps = 1, config.width, (n_obs_steps - 1,)
+
+    def forward(self, obs, rng=None):
+        content = self.content(torch.cat([obs[name].flatten(1) for name in self.observed], -1))
+        style = normalize(self.style(torch.cat([obs[name][:, -1].flatten(1) for name in self.shown], -1)), dim=-1)
+        record_intermediate("style", style.unsqueeze(1))
+        tokens = (content + self.blocks(torch.cat([content, style], -1))).unsqueeze(1)
+        return Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool))
+
+
+@part
+class StyleContrast(AuxiliaryLoss):
+    """Pulls styles of one place together, and pushes those of different places apart.
+
+    It is the cross-entropy of the other windows of the same place, among all others of the batch.
+
+    Args:
+        column: Column with the number of the place, of which the first predicted step counts.
+        temperature: What the inner products of styles are divided by.
+
+    References:
+        Khosla et al. (2020), Supervised Contrastive Learning, arXiv:2004.11362.
+    """
+
+    column: str = "place"
+    weight: Annotated[float, AtLeast(0)] = 1.0
+    temperature: Annotated[float, Above(0)] = 0.07
+
+    captures = ("style",)
+
+    @property
+    def columns(self):
+        return (self.column,)
+
+    def build(self, policy):
+        def loss(policy, batch, rng, captured):
+            style, place = captured["style"][:, 0], batch.extra[self.column].reshape(batch.mask.shape)[:, :1]
+            itself = torch.eye(len(style), dtype=torch.bool, device=style.device)
+            log_share = (style @ style.T / self.temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+            alike = (place == place.T) & ~itself
+            return -self.weight * log_share.masked_fill(~alike, 0).sum(1) / alike.sum(1).clamp(min=1)
+        return loss
+
+
+@method("Liu et al. 2022, arXiv 2111.14820, with one demonstration of the place in place of a batch of other scenes",
+        rows=("388",), needs=(NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, PLACES,
+                              "a task for each episode: the name of its place", "while acting: a demonstration"),
+        when="if the same thing is done in another style in each place, and new places come with few demonstrations.")
+def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, column: str = "place", features: Schema | None = None
+             ) -> Method:
+    """Behavior cloning that reads the style of a place from one demonstration, and adapts to a place by it.
+
+    Args:
+        columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
+            data have.
+        column: Column with the number of the place.
+
+    Example:
+        >>> # in the shell; what was learned in many places stays, and only the style is trained on few episodes
+        >>> # understudy train style-bc PLACES --out base
+        >>> # understudy train style-bc NEW --from base --freeze net encoder.content --out adapted
+    """
+    columns = columns or numeric_observations(features or {}) or ("observation.state",)
+    show = ShowDemonstration(columns, n_frames)
+    policy = PolicyConfig(choose_head(features, Regression()), FeedForward((64,)), StyleEncoder(),
+                          inputs=(*columns, *show.into))
+    return Method(policy, RecedingHorizon(), BehaviorCloning(batch_size=128, auxiliary_losses=(StyleContrast(column),)),
+                  (show,))

@@ -28,15 +28,14 @@ from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import InitializeFrom, Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.methods.behavior_cloning.style_bc import StyleContrast, StyleEncoder
+from understudy.methods.behavior_cloning.style_bc import NumberTasks, StyleContrast, StyleEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
 
-STATE, PLACE = "observation.state", "place"
-CLEARANCES, NEW, TOLERANCE = (0.05, 0.15, 0.35, 0.45), 0.25, 0.05  # m, of the places that are known, and of a new one
+STATE = "observation.state"
+KNOWN, NEW, TOLERANCE = (0.05, 0.15, 0.25, 0.35, 0.45), (0.1, 0.2, 0.3, 0.4), 0.05  # clearances of places, m
 ROWS, SPREAD = 100, 0.2  # m, standard deviation of the start
 SHOW = ShowDemonstration((STATE,))
-ALL = ("codec", "encoder", "net")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class ClearanceExpert(Actor):
         at = obs[STATE]
         beside = torch.tensor((PILLAR[0], PILLAR_RADIUS + self.clearance))
         aim = torch.where(at[:, :1] < PILLAR[0] - 0.02, beside, torch.tensor(GOAL)) - at
-        action = aim / length(aim).clamp(min=0.1) + 0.3 * normal(state["key"], state["count"], (2,), stream=2)
+        action = aim / length(aim).clamp(min=0.1) + 0.2 * normal(state["key"], state["count"], (2,), stream=2)
         return action, {**state, "count": state["count"] + 1}
 
 
@@ -62,74 +61,92 @@ def clearance_of(episode: Episode) -> float:
     return float(np.interp(PILLAR[0], np.maximum.accumulate(x), y) - PILLAR_RADIUS)
 
 
-def passes(clearance: float, episodes: int, seed: int, place: int, part: str) -> list[Episode]:
-    """Episodes of the expert at a clearance, which name their place in words and by a number."""
+def passes(clearance: float, episodes: int, seed: int, part: str) -> list[Episode]:
+    """Episodes of the expert at a clearance, whose task names it."""
     expert, env = ClearanceExpert(clearance), Fork(ROWS, spread=SPREAD)
-    data = rollout(expert, env, episodes, recording_seed(seed), first=1000 * place)
-    return [replace(e.replace({PLACE: np.full((len(e), 1), place)}),
-                    metadata={**e.metadata, "task": f"place {place}", DATASET_NAME: part}) for e in data]
+    data = rollout(expert, env, episodes, recording_seed(seed), first=round(100_000 * clearance))
+    return [replace(e, metadata={**e.metadata, "task": f"{clearance} m", DATASET_NAME: part}) for e in data]
 
 
 @dataclass(frozen=True)
 class Places(DemonstrationSource):
-    """Episodes of four places (part "known"), and of a fifth: a few (part "new"), and as many as of the others.
-
-    Args:
-        n_new: Number of episodes in the part "new". The others of this place are the part "more".
-    """
+    """Episodes of known places (part "known"), and of each new one a few and as many as of the others."""
 
     episodes: int = 40
-    n_new: int = 3
+    n_few: int = 3
     probe_sizes = {"episodes": 5}
 
     def load(self, seed):
-        known = [e for place, clearance in enumerate(CLEARANCES)
-                 for e in passes(clearance, self.episodes, seed, place, "known")]
-        new = passes(NEW, self.episodes, seed, len(CLEARANCES), "more")
-        few = [replace(e, metadata={**e.metadata, DATASET_NAME: "new"}) for e in new[:self.n_new]]
-        return Dataset([*known, *few, *new[self.n_new:]], {"env": "fork", "fps": 10})
+        known = [e for clearance in KNOWN for e in passes(clearance, self.episodes, seed, "known")]
+        new = [e for clearance in NEW for e in [
+            *passes(clearance, self.episodes, seed, f"many {clearance}")[self.n_few:],
+            *passes(clearance, self.n_few, seed, f"few {clearance}")]]
+        return Dataset([*known, *new], {"env": "fork", "fps": 10})
 
 
 def permute_places(episode: Episode) -> Episode:
-    """The episode with the name and the number of a random known place."""
-    place = int(np.random.default_rng(episode.metadata["number"]).integers(len(CLEARANCES)))
-    changed = episode.replace({PLACE: np.full((len(episode), 1), place)})
-    return replace(changed, metadata={**episode.metadata, "task": f"place {place}"})
+    """The episode with the name of a random known place."""
+    place = np.random.default_rng(episode.metadata["number"]).choice(KNOWN)
+    return replace(episode, metadata={**episode.metadata, "task": f"{place} m"})
 
 
 def cloning(*parts: str, changes=(), stages=(), initialize_from=()) -> Method:
     policy = PolicyConfig(Regression(), FeedForward((64,)), StyleEncoder(), inputs=(STATE, *SHOW.into))
-    learner = BehaviorCloning(1000, 128, OptimizerConfig(lr=1e-3), auxiliary_losses=(StyleContrast(PLACE),))
+    learner = BehaviorCloning(1000, 128, OptimizerConfig(lr=1e-3), auxiliary_losses=(StyleContrast(),))
     chosen = Filter(DATASET_NAME, equals=parts)
-    return Method(policy, RecedingHorizon(), learner, (chosen, *changes, SHOW), stages, initialize_from)
+    return Method(policy, RecedingHorizon(), learner, (chosen, *changes, SHOW, NumberTasks()), stages, initialize_from)
 
 
-def adapted(*trained: str, changes=()) -> Method:
-    """The policy of the known places, of which some parts are trained on the episodes of the new one."""
-    begun = InitializeFrom(FromStage("known"), load=ALL, train=trained)
-    return cloning("new", stages=(Stage("known", cloning("known", changes=changes), dataset="known"),),
-                   initialize_from=(begun,))
+@dataclass(frozen=True)
+class Adaptation:
+    """How a policy of a new place is made.
+
+    Args:
+        trained: Parts of the policy of the known places that are trained on a few episodes of the new one.
+        changes: Of the episodes of the known places.
+    """
+
+    trained: tuple[str, ...]
+    changes: tuple = ()
+
+    def method(self, clearance: float) -> Method:
+        known = Stage("known", cloning("known", changes=self.changes), dataset="known")
+        begun = InitializeFrom(FromStage("known"), train=self.trained)
+        return cloning(f"few {clearance}", stages=(known,), initialize_from=(begun,))
 
 
-def in_new_place(experiment, method: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
-    """Acts from the episodes of the new place as demonstrations: success within the tolerance of its clearance."""
-    shown = data.filter(lambda e: e.metadata[DATASET_NAME] == "new")
-    policy = train_policy(experiment, method, data, seed)
-    actor = DemonstratedActor(PolicyActor(FixedBatch(policy, ROWS), method.executor), shown, SHOW)
-    rollouts = rollout(actor, Fork(ROWS, spread=SPREAD), episodes, seed=starts)
-    return {"success": [float(e.metadata["success"] and abs(clearance_of(e) - NEW) <= TOLERANCE) for e in rollouts]}
+@dataclass(frozen=True)
+class Cloning:
+    """Cloning of the episodes of the parts with these names."""
+
+    parts: tuple[str, ...]
+
+    def method(self, clearance: float) -> Method:
+        return cloning(*(part.format(clearance) for part in self.parts))
+
+
+def in_new_places(experiment, arm: Adaptation | Cloning, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
+    """Success in each new place, shown its few episodes: the goal, and the clearance of the place within 0.05 m."""
+    success = []
+    for clearance in NEW:
+        method, few = arm.method(clearance), data.filter(lambda e: e.metadata[DATASET_NAME] == f"few {clearance}")  # noqa: B023
+        actor = PolicyActor(FixedBatch(train_policy(experiment, method, data, seed), ROWS), method.executor)
+        rollouts = rollout(DemonstratedActor(actor, few, SHOW), Fork(ROWS, spread=SPREAD), episodes // len(NEW),
+                           seed=starts)
+        success += [float(e.metadata["success"] and abs(clearance_of(e) - clearance) <= TOLERANCE) for e in rollouts]
+    return {"success": success}
 
 
 ONLY_STYLE, FULL = "style alone", "everything"
-TABLE = experiment(Places(), env="fork", first_seed=1980, n_seeds=10, looks=((5, 0.02), (10, 0.03)), episodes=300,
-                   measure=in_new_place, sanity={"forty episodes": 0.8}, arms={
-    ONLY_STYLE: adapted("encoder.style"),
-    "style and blocks": adapted("encoder.style", "encoder.blocks"),
-    FULL: adapted("encoder", "net"),
-    "shown only": cloning("known"),
-    "three episodes alone": cloning("new"),
-    "forty episodes": cloning("new", "more"),
-    "permuted places": ablation(ONLY_STYLE, adapted("encoder.style", changes=(permute_places,)))})
+TABLE = experiment(Places(), env="fork", first_seed=1980, n_seeds=10, looks=((5, 0.02), (10, 0.03)), episodes=400,
+                   measure=in_new_places, sanity={"forty episodes": 0.8}, arms={
+    ONLY_STYLE: Adaptation(("encoder.style",)),
+    "style and blocks": Adaptation(("encoder.style", "encoder.blocks")),
+    FULL: Adaptation(("encoder", "net")),
+    "shown only": Cloning(("known",)),
+    "three episodes alone": Cloning(("few {}",)),
+    "forty episodes": Cloning(("few {}", "many {}")),
+    "permuted places": ablation(ONLY_STYLE, Adaptation(("encoder.style",), (permute_places,)))})
 BETTER = higher(ONLY_STYLE, FULL)
 
 CLAIMS = family(__file__, TABLE, {"388": Row(

@@ -16,7 +16,7 @@ from understudy.data.operations import Filter
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import InitializeFrom, Stage, with_steps
 from understudy.methods import find_method
-from understudy.methods.behavior_cloning.style_bc import StyleContrast, StyleEncoder
+from understudy.methods.behavior_cloning.style_bc import NumberTasks, StyleContrast, StyleEncoder
 
 STATE = "observation.state"
 
@@ -44,8 +44,8 @@ def places(numbers, part: str) -> list[Episode]:
     data = []
     for place in np.repeat(numbers, 2):
         state = rng.normal(size=(8, 2)).astype(np.float32)
-        data.append(Episode({STATE: state, "action": (state[:, :1] + place).astype(np.float32),
-                             "place": np.full((8, 1), place)}, {"task": f"place {place}", DATASET_NAME: part}))
+        data.append(Episode({STATE: state, "action": (state[:, :1] + place).astype(np.float32)},
+                            {"task": f"place {place}", DATASET_NAME: part}))
     return data
 
 
@@ -63,6 +63,11 @@ def test_a_new_place_trains_the_parts_of_the_style_alone():
     assert changed == {"style", "blocks"}
     assert all(torch.equal(value, weights[name]) for name, value in base.policy.state_dict().items()
                if name.startswith("net."))
+
+
+def test_tasks_are_numbered_by_their_names():
+    data = NumberTasks("number").apply(Dataset([*places([7], "new"), *places([0, 1], "known")]))
+    assert [int(e.steps["number"][0, 0]) for e in data] == [2, 2, 0, 0, 1, 1]
 
 
 def test_the_style_changes_the_tokens_and_is_recorded_with_length_one():

@@ -2,21 +2,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from ...core import Above, AtLeast, DataError, Schema, part
-from ...data.shown_demonstration import DEMONSTRATION, ShowDemonstration, numeric_observations
+from ...core import Above, AtLeast, DataError, Feature, Schema, part
+from ...data.episode import Dataset, LabeledEpisodes
+from ...data.operations import Operation
+from ...data.shown_demonstration import DEMONSTRATION, ShowDemonstration, numeric_observations, task_of
 from ...execute.chunking import RecedingHorizon
-from ...heads.categorical import choose_head
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...nets.base import Context, Encoder, EncoderNet, record_intermediate
-from ...nets.encoders import check_kinds
+from ...nets.encoders import check_kinds, observed_column
 from ...nets.feed_forward import FeedForward, feed_forward_layers
 from ...policy import PolicyConfig
-from ..needs import NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, PLACES
+from ..needs import NUMBERS, OBSERVED_NUMBERS
 from ..registry import method
 
 
@@ -59,11 +61,24 @@ class _StyleEncoderNet(EncoderNet):
         self.tokens, self.width, self.token_obs_steps = 1, config.width, (n_obs_steps - 1,)
 
     def forward(self, obs, rng=None):
-        content = self.content(torch.cat([obs[name].flatten(1) for name in self.observed], -1))
-        style = normalize(self.style(torch.cat([obs[name][:, -1].flatten(1) for name in self.shown], -1)), dim=-1)
+        observed, shown = (torch.cat([observed_column(obs, name)[0].flatten(2) for name in names], -1)
+                           for names in (self.observed, self.shown))
+        content, style = self.content(observed.flatten(1)), normalize(self.style(shown[:, -1]), dim=-1)
         record_intermediate("style", style.unsqueeze(1))
         tokens = (content + self.blocks(torch.cat([content, style], -1))).unsqueeze(1)
         return Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool))
+
+
+@part
+class NumberTasks(Operation):
+    """Adds a column with the number of each episode's task, among those of the data."""
+
+    into: str = "place"
+
+    def apply(self, data: Dataset) -> Dataset:
+        names, numbers = np.unique([task_of(episode) for episode in data], return_inverse=True)
+        return Dataset(LabeledEpisodes(data, {self.into: Feature("int64", (1,))}, lambda i: {
+            self.into: np.full((data.lengths[i], 1), numbers[i])}), data.metadata)
 
 
 @part
@@ -101,17 +116,17 @@ class StyleContrast(AuxiliaryLoss):
 
 
 @method("Liu et al. 2022, arXiv 2111.14820, with one demonstration of the place in place of a batch of other scenes",
-        rows=("388",), needs=(NUMBERS_OR_CLASSES, OBSERVED_NUMBERS, PLACES,
-                              "a task for each episode: the name of its place", "while acting: a demonstration"),
-        when="if the same thing is done in another style in each place, and new places come with few demonstrations.")
-def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, column: str = "place", features: Schema | None = None
-             ) -> Method:
+        rows=("388",), needs=(NUMBERS, OBSERVED_NUMBERS, "several episodes of each of many tasks, which have a name",
+                              "while acting: a demonstration"),
+        when="if the same is done in another style in each place, and a new place comes with few demonstrations.")
+def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, features: Schema | None = None) -> Method:
     """Behavior cloning that reads the style of a place from one demonstration, and adapts to a place by it.
+
+    The name of the place is the task of an episode.
 
     Args:
         columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
             data have.
-        column: Column with the number of the place.
 
     Example:
         >>> # in the shell; what was learned in many places stays, and only the style is trained on few episodes
@@ -120,7 +135,6 @@ def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, column: str = "pl
     """
     columns = columns or numeric_observations(features or {}) or ("observation.state",)
     show = ShowDemonstration(columns, n_frames)
-    policy = PolicyConfig(choose_head(features, Regression()), FeedForward((64,)), StyleEncoder(),
-                          inputs=(*columns, *show.into))
-    return Method(policy, RecedingHorizon(), BehaviorCloning(batch_size=128, auxiliary_losses=(StyleContrast(column),)),
-                  (show,))
+    policy = PolicyConfig(Regression(), FeedForward((64,)), StyleEncoder(), inputs=(*columns, *show.into))
+    learner = BehaviorCloning(batch_size=128, auxiliary_losses=(StyleContrast(),))
+    return Method(policy, RecedingHorizon(), learner, (show, NumberTasks()))

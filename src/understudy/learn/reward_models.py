@@ -191,8 +191,7 @@ class RewardedLearner(GradientLearner):
         config = self.config.reward
         if isinstance(config, RewardModelConfig):
             self.reward = self.register("reward", config.build(self.policy, data), config.optimizer)
-            self.warns_of_ends = config.is_biased_by_ends and not any(
-                np.any(data[i].steps[TERMINATED]) for i in expert_episodes(data) if TERMINATED in data[i].steps)
+            self.warns_of_ends = config.is_biased_by_ends and not demonstrations_end(data)
             if config.optimizer is None and any(p.requires_grad for p in self.reward.parameters()):
                 raise ConfigError(f"{type(config).__name__} has networks, and this learner does not train them",
                                   where="learner.reward",
@@ -224,11 +223,7 @@ class RewardedLearner(GradientLearner):
         assert self.reward is not None
         if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
             self.warns_of_ends = False
-            warnings.warn(
-                "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What "
-                f"follows an end has no reward of {type(self.reward.about.config).__name__}, so that the policy may "
-                "learn to end early, or to live long, however it moves. dac has no such bias, nor has an environment "
-                "whose episodes all last until the limit (FixedHorizonEnv).", DataWarning, stacklevel=2)
+            warn_of_ends(type(self.reward.about.config).__name__)
 
     def reward_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the reward model, (B,)."""
@@ -251,3 +246,17 @@ class RewardedLearner(GradientLearner):
             coded = self.policy.encode_batch(batch)
             density = self.policy.log_prob(self.policy.context(batch.obs), coded, batch.mask)
         return batch.replace(extra={**batch.extra, "log_prob": density})
+
+
+def demonstrations_end(data: Dataset) -> bool:
+    """Whether the environment ended one of the demonstrations."""
+    return any(np.any(data[i].steps[TERMINATED]) for i in expert_episodes(data) if TERMINATED in data[i].steps)
+
+
+def warn_of_ends(name: str) -> None:
+    """Warns that only the policy's episodes end, and that a learned reward, of a part called `name`, ignores it."""
+    warnings.warn(
+        "the environment ends episodes of the policy (next.terminated), and no demonstration ends. What follows an end "
+        f"has no reward of {name}, so that the policy may learn to end early, or to live long, however it moves. dac "
+        "has no such bias, nor has an environment whose episodes all last until the limit (FixedHorizonEnv).",
+        DataWarning, stacklevel=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -141,6 +142,21 @@ def test_scores_that_diverge_are_named():
         SMALL, steps=30, optimizer=wild, discount=DISCOUNT, temperature=TEMPERATURE))
     with pytest.raises(UserError, match=r"critic diverge: .* can exceed 20\n  -> .*--learner.optimizer.lr"):
         fit_method(method, demos, 0)
+
+
+@pytest.mark.parametrize("demonstrations_end", [True, False])
+def test_ends_of_the_policy_alone_are_warned_of_once(demonstrations_end):
+    demos = rollout(fork(4).expert(), fork(4), 4, recording_seed(0)).map(lambda e: e.replace(
+        {"next.terminated": np.arange(len(e)) == (len(e) - 1 if demonstrations_end else -1)}))
+    policy = Policy(PolicyConfig(SquashedGaussian(), MLP(8, 1)), demos.features()).fit_statistics(demos)
+    learner = SMALL.build(policy, 0, 10, demos)
+    batch = learner.batch_sampler(demos).batch(8, 0)
+    batch = batch.replace(extra={**batch.extra, "next.terminated": torch.ones_like(batch.mask)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learner.update(batch)
+        learner.update(batch)
+    assert ["has no reward of IQLearn, so" in str(w.message) for w in caught] == [True] * (not demonstrations_end)
 
 
 def test_a_head_without_a_density_is_refused():

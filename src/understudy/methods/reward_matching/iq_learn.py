@@ -13,6 +13,7 @@ from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
+from ...learn.reward_models import demonstrations_end, warn_of_ends
 from ...learn.targets import TERMINATED, check_bounded
 from ...policy import Policy
 from ..needs import ENDS, NUMBERS
@@ -54,7 +55,7 @@ class IQLearn(LearnerConfig):
     compares = True
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> IQLearner:
-        return IQLearner(self, policy, seed, steps)
+        return IQLearner(self, policy, seed, steps, data)
 
 
 class IQLearner(GradientLearner):
@@ -62,7 +63,7 @@ class IQLearner(GradientLearner):
 
     config: IQLearn
 
-    def __init__(self, config: IQLearn, policy: Policy, seed: int, steps: int):
+    def __init__(self, config: IQLearn, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
         if policy.target.kind == "discrete" or policy.window.horizon > 1:
             raise Unsupported("the critic scores single actions that are numbers", where="IQLearn",
@@ -71,8 +72,12 @@ class IQLearner(GradientLearner):
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer)
+        self.warns_of_ends = not demonstrations_end(data)  # once
 
     def update(self, batch: Batch) -> dict[str, float]:
+        if self.warns_of_ends and bool(batch.extra[TERMINATED].any()):
+            self.warns_of_ends = False
+            warn_of_ends("IQLearn")
         self.minimize("critic", self.critic_loss, batch)
         self.minimize("policy", self.policy_loss, batch)
         metrics = self.end_update()

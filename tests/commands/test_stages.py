@@ -72,7 +72,10 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert status == 0, text
     assert all(map(torch.equal, parameters(Policy.load(tuned), "encoder"), parameters(policy, "encoder")))
     assert [s.name for s in Method.load(tuned).stages] == ["from"]
+    status, text = call("train", out, demos, "--from", out, "--freeze", "encoder.map", "--out", tmp_path / "none")
+    assert status == 2 and "InitializeFrom.frozen, 'encoder.map': the policy has no submodule" in text
     for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
+                          (["--from", out, "--freeze", "maps"], "--freeze: expected codec, encoder, net or a part"),
                           (["--stage", "base"], "'base' is not two names with ="),
                           (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)

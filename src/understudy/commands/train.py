@@ -116,7 +116,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     load: Annotated[tuple[str, ...], arg(metavar="PART")] = ("codec", "encoder", "net")
     """with --from: the parts whose weights are loaded; without codec, statistics are fitted to DATA"""
     freeze: Annotated[tuple[str, ...], arg(metavar="PART")] = ()
-    """with --from: the parts that are not trained"""
+    """with --from: the parts that are not trained; encoder.NAME is one inside the encoder"""
     prior: Annotated[Path | None, arg(metavar="DATA")] = None
     """also learn from these episodes, such as those of other tasks: half of each batch, or what the method chooses
     (behavior-retrieval, retrieve-align-replay)"""
@@ -490,13 +490,14 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     if o.from_run is None:
         refuse_given(o, ("freeze", "load"), "needs --from RUN", "name the run whose weights are taken over")
         return method, stages
-    if invalid_parts := [part for part in o.freeze if part not in InitializeFrom.train]:
-        raise UserError(f"expected codec, encoder or net, found {invalid_parts[0]!r}", where="--freeze",
-                        hint="parts inside these are frozen by InitializeFrom(train=...) of a method")
+    if invalid_parts := [part for part in o.freeze if part.partition(".")[0] not in InitializeFrom.train]:
+        raise UserError(f"expected codec, encoder, net or a part inside these, found {invalid_parts[0]!r}",
+                        where="--freeze", hint="such as --freeze encoder, or --freeze net encoder.maps")
     tell_checkpoint(o.from_run)
     _refuse_other_network(method, o)
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
-    return continue_from(method, o.from_run, o.load, train, o.trust), {**stages, "from": o.from_run}
+    frozen = tuple(part for part in o.freeze if part not in InitializeFrom.train)
+    return continue_from(method, o.from_run, o.load, train, frozen, o.trust), {**stages, "from": o.from_run}
 
 
 def _refuse_other_network(method: Method, o: TrainOptions) -> None:

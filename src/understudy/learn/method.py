@@ -134,6 +134,7 @@ class InitializeFrom:
         load: Submodules of the policy whose weights are taken over: "codec" (the statistics of the data), "encoder",
             "net", or one inside these, such as "encoder.maps". Statistics that are not loaded are fitted to new data.
         train: Submodules of the policy that are trained. What is loaded and not trained is frozen.
+        frozen: Submodules inside those of `train` that are not trained, such as "encoder.maps".
         into: Name of the module that receives the weights: "policy", or another of the learner, such as "critic". That
             takes over all weights, with the statistics that it was trained with, and is trained on.
     """
@@ -141,10 +142,12 @@ class InitializeFrom:
     source: FromStage
     load: tuple[str, ...] = ("codec", "encoder", "net")
     train: tuple[str, ...] = ("codec", "encoder", "net")
+    frozen: tuple[str, ...] = ()
     into: str = "policy"
 
     def __post_init__(self):
-        if self.into != "policy" and (self.load, self.train) != (InitializeFrom.load, InitializeFrom.train):
+        parts = self.load, self.train, self.frozen
+        if self.into != "policy" and parts != (InitializeFrom.load, InitializeFrom.train, InitializeFrom.frozen):
             raise ConfigError(f"parts to load or train are of the policy, but the weights are for {self.into!r}",
                               where="InitializeFrom", hint="leave load and train out: all of its weights are taken")
 

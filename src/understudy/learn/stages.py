@@ -78,7 +78,8 @@ def use_run(method: Method, name: str, run: Path | str, trust: tuple[str, ...] =
 
 
 def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = InitializeFrom.load,
-                  train: tuple[str, ...] = InitializeFrom.train, trust: tuple[str, ...] = ()) -> Method:
+                  train: tuple[str, ...] = InitializeFrom.train, frozen: tuple[str, ...] = (),
+                  trust: tuple[str, ...] = ()) -> Method:
     """A method that starts from the weights of an existing run, which becomes its stage "from".
 
     Stages that only gave initial weights before are dropped: the run's weights take their place.
@@ -90,7 +91,7 @@ def continue_from(method: Method, run: Path | str, load: tuple[str, ...] = Initi
     used = {reference.stage for reference in find_references(method)}
     stages = tuple(s for s in method.stages if s.name in used)
     return replace(method, stages=(*stages, Stage("from", Method.load(run, trust))),
-                   initialize_from=(InitializeFrom(FromStage("from"), tuple(load), tuple(train)),))
+                   initialize_from=(InitializeFrom(FromStage("from"), tuple(load), tuple(train), tuple(frozen)),))
 
 
 def copy_run(source: Path | str, folder: Path) -> None:
@@ -241,11 +242,12 @@ def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def freeze(policy: Policy, parts: Iterable[InitializeFrom]) -> None:
     """Freezes the loaded submodules that are not to be trained."""
     for part in of_policy(parts):
-        trained = {id(p) for name in part.train
-                   for p in submodule(policy, name, f"InitializeFrom.train, {name!r}").parameters()}
+        trained, frozen = ({id(p) for name in getattr(part, field)
+                            for p in submodule(policy, name, f"InitializeFrom.{field}, {name!r}").parameters()}
+                           for field in ("train", "frozen"))
         for name in part.load:
             for p in submodule(policy, name, f"InitializeFrom.load, {name!r}").parameters():
-                if id(p) not in trained:
+                if id(p) not in trained - frozen:
                     p.requires_grad_(False)
 
 

@@ -55,7 +55,7 @@ def test_a_new_place_trains_the_parts_of_the_style_alone():
     adapted = replace(
         method, transforms=(Filter(DATASET_NAME, equals=("new",)), *method.transforms),
         stages=(Stage("base", method, dataset="known"),),
-        initialize_from=(InitializeFrom(FromStage("base"), train=("encoder.style", "encoder.blocks")),))
+        initialize_from=(InitializeFrom(FromStage("base"), train=("encoder",), frozen=("encoder.content",)),))
     base = fit_method(method, data.select(range(6)), 0)
     weights = fit_method(adapted, data, 0, stages={"base": base}).policy.state_dict()
     changed = {name.split(".")[1] for name, value in base.policy.state_dict().items()

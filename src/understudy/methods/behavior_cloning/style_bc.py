@@ -76,7 +76,7 @@ class NumberTasks(Operation):
     into: str = "place"
 
     def apply(self, data: Dataset) -> Dataset:
-        names, numbers = np.unique([task_of(episode) for episode in data], return_inverse=True)
+        _, numbers = np.unique([task_of(episode) for episode in data], return_inverse=True)
         return Dataset(LabeledEpisodes(data, {self.into: Feature("int64", (1,))}, lambda i: {
             self.into: np.full((data.lengths[i], 1), numbers[i])}), data.metadata)
 
@@ -127,11 +127,6 @@ def style_bc(columns: tuple[str, ...] = (), n_frames: int = 8, features: Schema 
     Args:
         columns: Observed columns of numbers that the policy reads, also of the demonstration. Empty for all that the
             data have.
-
-    Example:
-        >>> # in the shell; what was learned in many places stays, and only the style is trained on few episodes
-        >>> # understudy train style-bc PLACES --out base
-        >>> # understudy train style-bc NEW --from base --freeze net encoder.content --out adapted
     """
     columns = columns or numeric_observations(features or {}) or ("observation.state",)
     show = ShowDemonstration(columns, n_frames)

@@ -75,7 +75,7 @@ class SquaredDistance(EpisodeRewardConfig):
 
 class _SquaredDistance(EpisodeReward):
     def rewards(self, steps):
-        return (-mean_square(steps, self.points)).exp()
+        return (-mean_square(steps, self.points[:len(steps)])).exp()
 
 
 @dataclass(frozen=True)

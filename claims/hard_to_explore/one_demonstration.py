@@ -108,7 +108,7 @@ def tracking_errors(rollouts: Dataset, demonstration: Episode) -> np.ndarray:
 
 def practiced(experiment, option: OneStepPractice, data: Dataset, seed: int, episodes: int, starts: int
               ) -> dict[str, list[float]]:
-    """The tracking error after all rounds of the later half, its mean, and how often each start is followed by then."""
+    """The tracking error after all rounds of the later half, in the mean, and the fraction of episodes that follow."""
     env, test_env = (make(experiment.env, rows=rows, trust=TRUSTED) for rows in (4, episodes))
     errors = []
 

@@ -31,7 +31,7 @@ class SiameseReward(EpisodeRewardConfig):
     difference of the encodings of the next observation, and d_h that of the states of an LSTM, which has read all
     encodings so far. `VIRL` trains them. Of several demonstrations the one that gives the highest return counts.
 
-    Clips begin with the episode and end at a random step, mostly early. A clip of a demonstration is to be near the
+    Clips start with the episode and end at a random step, mostly early. A clip of a demonstration is to be near the
     same with noise and at another speed. It is to be at least `margin` away from a clip of an own episode, or from
     itself in shuffled order. Clips are also decoded, from the last state and from each encoding.
 
@@ -181,7 +181,8 @@ class VIRLLearner(OffPolicyActorCriticLearner):
 
 @method("Berseth et al. 2023 (VIRL), arXiv 1901.07186, with numbers in place of pictures, and TD3 in place of TRPO",
         rows=("186",), needs=(NUMBERS, ENDS, "an environment"),
-        when="if there is one demonstration, an environment, and each episode should be like it step by step.")
+        when="if there is one demonstration, and an environment to follow it in; the squared distance of states did "
+             "better in a toy (claim one-demonstration).")
 def virl(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1) -> Method:
     """TD3 with the learned distance of each step, and of all steps so far, from those of a demonstration."""
     return replace(pwil(n_rounds, n_episodes, noise), learner=VIRL(bc_weight=0.0))

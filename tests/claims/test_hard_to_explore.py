@@ -1,4 +1,4 @@
-"""Rows 146 and 012: steps of matching in locks against their expectation, and the world of the growing discount."""
+"""Rows 146, 012 and 186: steps of matching in locks against their expectation, and the world of two goals."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,15 @@ import torch
 
 from claims.hard_to_explore.expert_starts import Matching, right_actions
 from claims.hard_to_explore.growing_discount import GOALS, NOISE, SPREAD, START, TABLE, TwoGoals, WithoutActions
+from claims.hard_to_explore.one_demonstration import TABLE as ARMS
+from claims.hard_to_explore.one_demonstration import OneWithoutActions, SquaredDistance, TimedGoals, tracking_errors
+from understudy.data.episode import Dataset
 from understudy.envs.toys.mdp import combination_lock
 from understudy.envs.toys.particle import ParticleExpert
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor
+from understudy.policy import Policy
 
 
 def test_the_right_actions_are_those_of_the_best_policy_of_the_lock():
@@ -68,3 +72,43 @@ def test_demonstrations_show_no_actions_and_arms_differ_in_their_discount_alone(
     for method in methods.values():
         assert method.collection == methods["ADS"].collection
         assert method.policy == methods["ADS"].policy and method.learner.n_step == 3
+
+
+def moved(episode, places):
+    state = np.array(episode.steps["observation.state"])
+    state[:, :2] = places
+    return episode.replace({"observation.state": state})
+
+
+def test_tracking_errors_warp_time_and_standing_still_has_one():
+    data = OneWithoutActions().load(0)
+    state = np.asarray(data[0].steps["observation.state"])
+    assert len(data) == 1 and data[0].metadata["success"]
+    np.testing.assert_allclose(state[:, 8], np.arange(51) / 50, rtol=1e-6)
+    late, still = np.maximum(np.arange(51) - 5, 0), np.zeros(51, int)
+    rollouts = Dataset([data[0], *(moved(data[0], state[rows, :2]) for rows in (late, still))])
+    errors = tracking_errors(rollouts, data[0])
+    assert errors[0] == 0 and 0 < errors[1] < 0.25 and errors[2] == 1
+
+
+def test_the_squared_distance_is_that_of_steps_with_the_same_number():
+    data = OneWithoutActions().load(0)
+    policy = Policy(ARMS.experiment.arms[0].options[0].method.policy, data.features()).fit_statistics(data)
+    model, own = SquaredDistance().build(policy, data), rollout(ParticleExpert(noise=0.3), TimedGoals(1), 1, seed=3)
+    codec = policy.codec.encode_obs
+    coded = [codec({"observation.state": torch.as_tensor(np.array(e.steps["observation.state"]))[:, None]})
+             for e in (own[0], data[0])]
+    own_steps, shown = (c["observation.state"][1:, 0] for c in coded)
+    torch.testing.assert_close(model.rewards(model.read(own[0])), (-(own_steps - shown).square().mean(1)).exp())
+
+
+def test_arms_of_one_demonstration_differ_in_their_reward_alone():
+    methods = {arm.name: arm.options[0].method for arm in ARMS.experiment.arms}
+    first = methods["squared distance"]
+    for name, method in methods.items():
+        assert (method.collection, method.policy) == (first.collection, first.policy)
+        learner = {f: getattr(method.learner, f) for f in type(first.learner).__dataclass_fields__ if f != "reward"}
+        assert learner == {f: getattr(first.learner, f) for f in learner}, name
+    rewards = {name: method.learner.reward for name, method in methods.items()}
+    weights = [(rewards[n].frame_weight, rewards[n].sequence_weight) for n in ("frame + sequence", "frame", "sequence")]
+    assert weights == [(1, 1), (1, 0), (0, 1)] and rewards["GAIfO"].inputs == "next"

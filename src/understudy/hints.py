@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .core import Feature
 
 LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
 
@@ -42,13 +46,13 @@ def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cut
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
-def unit_hint(unit: str, otherwise: str) -> str:
+def unit_hint(data: Feature, robot: Feature, otherwise: str) -> str:
     """Advice for data in another unit than a robot, whose joints may be in this one.
 
     Args:
-        unit: The unit of the data.
-        otherwise: Advice for robots that have no other units.
+        otherwise: Advice for other differences, and for robots that have no other units.
     """
+    unit = str(data.unit) if data.has_other_unit(robot) else ""
     use_degrees = "true" if unit.startswith("deg") else "false" if unit.startswith("signed percent") else None
     return otherwise if use_degrees is None else (
         f"with an arm of servos, --robot.use-degrees {use_degrees}; otherwise {otherwise}")

@@ -270,9 +270,9 @@ def test_find_port_tells_the_name_that_stays(folder, capsys, monkeypatch):
 # -- understudy robot check --------------------------------------------------------------------------------------------
 
 
-def write_recording(path, names, low, high):
+def write_recording(path, names, low, high, unit=None):
     """Two episodes whose positions go from `low` to `high`."""
-    column = Feature("float32", (len(names),), names=names)
+    column = Feature("float32", (len(names),), names=names, unit=unit)
     with Recorder({"observation.state": column, "action": column}, path, fps=10, clock=None) as recorder:
         for part in (0.0, 1.0):
             for _ in range(2):
@@ -331,7 +331,9 @@ def test_check_compares_recorded_data_with_what_the_arm_reaches(arms, folder, ca
     assert report["allowed"]["shoulder_pan.pos"] == pytest.approx([-87.91 + 20.04, 87.91], abs=0.01)
     assert any("shoulder_pan.pos: recorded from -80.0 to 80.0" in text for text in report["differences"])
     write_recording(folder / "other", ("x", "y"), [0, 0], [1, 1])
+    write_recording(folder / "percent", names, low, high, unit="signed percent (gripper: percent)")
     for data, message in (("other", "observation.state has x, y, but the robot has shoulder_pan.pos"),
+                          ("percent", "with the unit signed percent (gripper: percent), and here it is deg (gripper"),
                           ("missing", "missing")):
         assert main([*check, "--data", data]) == 2
         assert message in capsys.readouterr().err

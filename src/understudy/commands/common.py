@@ -427,6 +427,10 @@ def has_no_run(run: Path) -> bool:
 
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
+    if run.suffix == ".onnx":
+        from ..deploy.onnx import recorded_rate
+
+        return recorded_rate(run)
     if (address := served_address(run)) is not None:
         return served_client(address).policy.get("schema", {}).get("fps")
     return recorded_data_of(run).get("fps")

@@ -1,5 +1,6 @@
 """What act counts and stores of each episode, and its exit status, with a policy behind a real websocket."""
 
+import io
 import re
 import time
 from dataclasses import replace
@@ -80,6 +81,15 @@ def run(tmp_path, monkeypatch) -> Path:
     assert main(["act", "run", *ARM, "--episode-time-s", "0.7", "--episodes", "2", "--max-bad-share", "1",
                  "--out", "acted"]) == 0
     return tmp_path
+
+
+def test_a_session_of_trials_goes_on_with_the_same_limits_only(run, monkeypatch, capsys):
+    """A slower robot may fail where the faster one succeeded."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    session = ["eval", "run", "--interactive", "--threshold", "0.5", *ARM, "--robot.max-velocity"]
+    for velocity, status in (("50", 130), ("50", 130), ("5", 2)):
+        assert main([*session, velocity]) == status
+    assert "with options" in (text := capsys.readouterr().err) and "--robot.max-velocity and 50.0" in text
 
 
 def label(*successes, by=None):

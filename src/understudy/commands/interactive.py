@@ -81,9 +81,10 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     if loop is not None:
         refuse_unused_conditions(runs, o)
     actors = None if loop is None else [_make_actor(run, o, robot) for run in runs]
-    acting = ("task", "condition", "executor", *(("fps", "episode_time_s") if robot is not None else ()))
+    acting = ("task", "condition", "executor", *(() if robot is None else (
+        "fps", "episode_time_s", "robot_limits", "robot_max_velocity", "robot_max_relative_target", "robot_max_torque")))
     about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights,
-             "options": given_options(o, *acting)}
+             "options": [str(word) if isinstance(word, Path) else word for word in given_options(o, *acting)]}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
         session = _stored_session(design, journal)

@@ -369,3 +369,11 @@ def test_check_of_dynamixel_servos_has_the_right_sign(folder, capsys):
         capsys.readouterr()
         assert main(arm) == 3
         assert json.loads(capsys.readouterr().out)["arms"][0]["servos"]["shoulder_lift"]["drift"] == 0
+        hold(bus, calibration(10, kind))
+        servo.set("Drive_Mode", 4)  # another program made Profile_Velocity, our limit, a time
+        assert main(arm) == 3
+        assert "the servo holds offset 12, 1010 to 3010, Drive_Mode 4, but" in capsys.readouterr().out
+        robot = make_robot(RobotConfig("koch_follower", bus.port))
+        with pytest.raises(RobotError, match="hold another calibration"):
+            robot.connect()
+        assert not servo.get("Torque_Enable")

@@ -190,7 +190,7 @@ class ServoArm:
         for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
                 "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
-            mode = 0 if self.kind.is_feetech else self.bus.read("Drive_Mode", name) & 1
+            mode = 0 if self.kind.is_feetech else self.bus.read("Drive_Mode", name)
             calibration[name] = MotorCalibration(motor.id, mode, offset, low, high)
         return calibration
 
@@ -460,6 +460,9 @@ class ServoLeader(DrivenTeleoperator):
             if self._guard is None:
                 self._guard = TorqueGuard(bus, self.arm.place)
             for name in self.arm.kind.motors:
+                # other programs leave other modes, in which a goal is not a position
+                self.arm.write(name, **({"Lock": 0, "Operating_Mode": 0} if self.arm.kind.is_feetech else
+                                        {"Operating_Mode": 4}))
                 self.arm.limit(name, _CONNECT_STEPS, _FOLLOW_TORQUE)
             bus.sync_write("Goal_Position", self.arm.read_positions())
             self._follows = True  # from here on `disconnect` has to release it

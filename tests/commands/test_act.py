@@ -92,6 +92,15 @@ def test_a_session_of_trials_goes_on_with_the_same_limits_only(run, monkeypatch,
     assert "with options" in (text := capsys.readouterr().err) and "--robot.max-velocity and 50.0" in text
 
 
+def test_a_policy_acts_at_the_rate_of_its_data_or_says_that_it_is_unknown(run, capsys):
+    write_dataset(Dataset(list(open_dataset("demos.npz"))), "unknown.npz", "npz")
+    assert main(["train", "bc", "unknown.npz", "--out", "unknown", *TINY]) == 0
+    for policy, says in (("run", False), ("unknown", True)):
+        capsys.readouterr()
+        assert main(["act", policy, *ARM[:-2], "--episode-time-s", "0.2", "--max-bad-share", "1"]) == 0
+        assert ("unknown does not say at which rate" in capsys.readouterr().err) == says
+
+
 def label(*successes, by=None):
     """Writes the recorded episodes with what a person would have said of them."""
     acted = open_dataset("acted")

@@ -113,7 +113,7 @@ def test_columns():
     wider, = columns({**good, "observation.state": Feature("float32", (3,))})
     assert (wider.code, wider.value, wider.healthy) == ("missing-column", 3, (2, 2))
     for own, other, problem in (({"unit": "deg"}, {"unit": "rad"}, "the unit deg, and here it is rad"),
-                                ({"names": ("a", "b")}, {"names": ("b", "a")}, "the components a, b, and here they are")):
+                                ({"names": ("a", "b")}, {"names": ("b", "a")}, "the components a, b, and here they")):
         finding, = check_columns({"observation.state": replace(VECTOR, **own)},
                                  {"observation.state": replace(VECTOR, **other)}, {})
         assert finding.code == "observation-units" and problem in finding.message

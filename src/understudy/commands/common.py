@@ -32,7 +32,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ..config import packages_in
-from ..core import DataWarning, Schema, UserError, missing_action
+from ..core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
@@ -434,6 +434,19 @@ def trained_rate(run: Path) -> float | None:
     if (address := served_address(run)) is not None:
         return served_client(address).policy.get("schema", {}).get("fps")
     return recorded_data_of(run).get("fps")
+
+
+def acting_rate(fps: float | None, *runs: Path) -> float:
+    """Steps per second on a robot: `fps` if it is given, or those of the data of the policies, or 30 with a note."""
+    rates = {rate for run in runs if (rate := trained_rate(run))}
+    if fps is None and len(rates) > 1:
+        listed_rates = " and ".join(f"{rate:g}" for rate in sorted(rates))
+        raise ConfigError(f"the policies were trained at different rates: {listed_rates} steps per second",
+                          where="--fps", hint="choose one of them")
+    if fps is None and not rates:
+        print(f"note: {runs[0]} does not say at which rate its data were recorded. It acts 30 times a second; --fps "
+              "sets another rate", file=sys.stderr)
+    return fps or next(iter(rates), 30.0)
 
 
 def trained_reading(run: Path) -> dict[str, Any]:

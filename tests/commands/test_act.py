@@ -99,6 +99,9 @@ def test_a_policy_acts_at_the_rate_of_its_data_or_says_that_it_is_unknown(run, c
         capsys.readouterr()
         assert main(["act", policy, *ARM[:-2], "--episode-time-s", "0.2", "--max-bad-share", "1"]) == 0
         assert ("unknown does not say at which rate" in capsys.readouterr().err) == says
+    for data, says in (("demos.npz", False), ("unknown.npz", True)):
+        assert main(["replay", data, *ARM[:-2]]) == 0
+        assert ("unknown.npz does not say at which rate" in capsys.readouterr().err) == says
 
 
 def label(*successes, by=None):

@@ -25,7 +25,6 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 # Units of the load register for the largest torque; XL430 reports per mille, the others mA.
 _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
               "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
-_PWM_FULL = 885  # Goal_PWM of the X series at 100 %
 MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
 MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
 _UNIT_NAMES = {"degrees": "deg", "percent": "percent", "signed_percent": "signed percent"}  # of `Feature.unit`
@@ -163,13 +162,13 @@ class ServoArm:
             self.bus.write(register, name, value)
 
     def limit(self, name: str, steps: float, torque: float | None = None) -> None:
-        """Limits the velocity (steps/s) of a servo, and the fraction of its torque that it may use."""
+        """Limits the velocity (steps/s) of a servo, and its torque to a fraction of the largest one that it is set to."""
         turns = steps / self.bus.resolution * 60  # per minute; Dynamixel's unit is 0.229 of them
         velocity = max(1, min(math.floor(steps if self.kind.is_feetech else turns / 0.229), 32767))
         self.write(name, **{"Goal_Velocity" if self.kind.is_feetech else "Profile_Velocity": velocity})
         if torque is not None:
-            register, full = ("Torque_Limit", 1000) if self.kind.is_feetech else ("Goal_PWM", _PWM_FULL)
-            self.write(name, **{register: round(full * torque)})
+            register, most = ("Torque_Limit", "Max_Torque_Limit") if self.kind.is_feetech else ("Goal_PWM", "PWM_Limit")
+            self.write(name, **{register: round(self.bus.read(most, name) * torque)})
 
     def set_torque(self, on: bool) -> None:
         """Switches the torque of all servos."""

@@ -162,7 +162,7 @@ class ServoArm:
             self.bus.write(register, name, value)
 
     def limit(self, name: str, steps: float, torque: float | None = None) -> None:
-        """Limits the velocity (steps/s) of a servo, and its torque to a fraction of the largest one that it is set to."""
+        """Limits the velocity (steps/s) of a servo, and its torque to a fraction of the largest that it may use."""
         turns = steps / self.bus.resolution * 60  # per minute; Dynamixel's unit is 0.229 of them
         velocity = max(1, min(math.floor(steps if self.kind.is_feetech else turns / 0.229), 32767))
         self.write(name, **{"Goal_Velocity" if self.kind.is_feetech else "Profile_Velocity": velocity})

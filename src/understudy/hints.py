@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .core import Feature
 
 LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
 
@@ -46,13 +42,15 @@ def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cut
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
-def unit_hint(data: Feature, robot: Feature, otherwise: str) -> str:
+def unit_hint(data: str | None, robot: str | None, otherwise: str) -> str:
     """Advice for data in another unit than a robot, whose joints may be in this one.
 
     Args:
+        data: The unit of the data, if it is known.
+        robot: That of the robot.
         otherwise: Advice for other differences, and for robots that have no other units.
     """
-    unit = str(data.unit) if data.has_other_unit(robot) else ""
+    unit = data if data and robot and data != robot else ""
     use_degrees = "true" if unit.startswith("deg") else "false" if unit.startswith("signed percent") else None
     return otherwise if use_degrees is None else (
         f"with an arm of servos, --robot.use-degrees {use_degrees}; otherwise {otherwise}")

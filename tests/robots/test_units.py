@@ -62,10 +62,9 @@ def test_two_arms_have_a_unit_if_it_is_the_same():
 
 
 def test_the_advice_sets_the_unit_of_the_data():
-    degrees, percent = (follower(use_degrees).schema["action"] for use_degrees in (True, False))
-    assert "--robot.use-degrees true;" in unit_hint(degrees, percent, "stop")
-    assert "--robot.use-degrees false;" in unit_hint(percent, degrees, "stop")
-    assert unit_hint(replace(degrees, unit="rad"), degrees, "stop") == "stop"
+    assert "--robot.use-degrees true;" in unit_hint(DEGREES, PERCENT, "stop")
+    assert "--robot.use-degrees false;" in unit_hint(PERCENT, DEGREES, "stop")
+    assert unit_hint("rad", DEGREES, "stop") == unit_hint(DEGREES, DEGREES, "stop") == "stop"
 
 
 def test_a_recording_keeps_its_unit_and_takes_episodes_without_one(tmp_path):

@@ -94,7 +94,7 @@ def recorded_ranges(dataset: Dataset, joints: Sequence[str], unit: str) -> dict[
                             f"{', '.join(joints)}", where="--data", hint="name a recording of this robot")
         if feature.has_other_unit(own := replace(feature, unit=unit)):
             raise DataError(f"{column} was recorded with {feature.disagreement(own)}", where="--data",
-                            hint=unit_hint(feature, own, "name a recording of this robot"))
+                            hint=unit_hint(feature.unit, own.unit, "name a recording of this robot"))
         for episode in dataset:
             steps = np.asarray(episode.steps[column], np.float64)[:, places]
             low, high = np.minimum(low, steps.min(0)), np.maximum(high, steps.max(0))

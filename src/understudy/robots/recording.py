@@ -270,7 +270,7 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
     for name in ("action", "observation.state"):
         if name in robot.schema and (problem := recorded[name].disagreement(own := robot.schema[name])):
             raise UserError(f"{name} was recorded with {problem}", where=robot.name, hint=unit_hint(
-                recorded[name], own, "replay the data on the robot that they were recorded with"))
+                recorded[name].unit, own.unit, "replay the data on the robot that they were recorded with"))
     show("moving to the first pose")
     poses = [robot.position({"observation.state": state}) for state in states]
     move_to(robot, poses[0], fps, clock=clock, sleep=sleep)

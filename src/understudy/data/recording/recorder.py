@@ -620,7 +620,7 @@ def _check_same_columns(first: Schema, second: Schema, problem: str, where: obje
                    for schema in (first, second)]
         if name in first and name in second and (meaning := first[name].disagreement(second[name])):
             raise UserError(f"{problem.partition(' {}')[0]} {meaning}", where=f"{where}, column {name!r}",
-                            hint=unit_hint(first[name], second[name], hint))
+                            hint=unit_hint(first[name].unit, second[name].unit, hint))
         if name not in _OPTIONAL_COLUMNS and columns[0] != columns[1]:
             raise UserError(problem.format(*columns), where=f"{where}, column {name!r}", hint=hint)
 

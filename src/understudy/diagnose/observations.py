@@ -63,8 +63,8 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
         elif (problem := feature.disagreement(observed[name])) is not None:
             yield RunFinding(
                 "observation-units", "fault", f"{name} was recorded with {problem}", 0, (1, 1),
-                unit_hint(feature.unit, observed[name].unit, "bring the components into one order and unit"), ("inspect", "DATA"),
-                location)
+                unit_hint(feature.unit, observed[name].unit, "bring the components into one order and unit"),
+                ("inspect", "DATA"), location)
 
 
 def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:

@@ -127,6 +127,14 @@ def test_new_servos_get_the_calibration_of_the_file(arms):
     assert held(follower)[0] == (11, 1010, 3010)
 
 
+def test_a_new_servo_among_calibrated_ones_does_not_get_the_zero_of_the_old_one(arms, capsys):
+    follower, leader = arms
+    hold(follower, {**calibration(10), "gripper": MotorCalibration(KIND.motors["gripper"].id, 0, 0, 0, 4095)})
+    assert main(["robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2"]) == 2
+    assert "After a servo was replaced, calibrate again" in capsys.readouterr().err
+    assert held(follower)[5] == (0, 0, 4095) and not had_torque(follower)
+
+
 def test_left_and_right_arms_that_are_swapped_are_refused(folder, capsys):
     for side, shift in (("left", 30), ("right", 60)):
         write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))

@@ -199,13 +199,19 @@ class ServoArm:
         return {name: each for name, each in self.stored_calibration().items()
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
+    def is_new(self, differences: Calibration) -> bool:
+        """Whether no servo has been calibrated. A new one among others is a replacement, whose zero nobody knows."""
+        assert self.calibration is not None
+        return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
+
     def mismatch(self, differences: Calibration) -> RobotError:
         """The error for servos that hold another calibration, which may be that of another arm."""
         assert self.calibration is not None
         rows = "".join(f"\n  {n}: servo {each} | file {self.calibration[n]}" for n, each in differences.items())
         return RobotError(f"the servos hold another calibration than {self.calibration_file or 'the given one'}:{rows}",
                           where=self.place, hint="name the port of this arm. If it is this arm, --yes writes the "
-                                                 "calibration of the file into its servos")
+                                                 "calibration of the file into its servos. After a servo was "
+                                                 "replaced, calibrate again: understudy robot calibrate")
 
     def write_servo_calibration(self, calibration: Calibration) -> None:
         """Writes offsets and ranges into the servos, whose torque is switched off for it."""
@@ -239,7 +245,7 @@ class ServoArm:
     def _write_calibration(self) -> None:
         assert self.calibration is not None
         differences = self.calibration_differences()
-        if not all(each.is_factory for each in differences.values()):
+        if differences and not self.is_new(differences):
             raise self.mismatch(differences)
         if differences:
             self.write_servo_calibration({name: self.calibration[name] for name in differences})

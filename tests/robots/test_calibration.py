@@ -89,6 +89,17 @@ def test_an_emulated_arm_is_calibrated(name):
         calibrator.disconnect()
 
 
+def test_a_servo_that_made_more_than_a_turn_is_not_calibrated():
+    """Without power it forgets the turns, and all its positions would be a turn away."""
+    with koch(wrist_roll=2000 + 4096) as emulated:
+        calibrator = Calibrator(ARM_TYPES["koch_follower"], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        with pytest.raises(RobotError, match="wrist_roll made more than one turn"):
+            calibrator.set_middle()
+        calibrator.disconnect()
+
+
 def test_two_servos_of_a_joint_move_together_or_not_at_all():
     kind = ARM_TYPES["viperx"]
     with emulate_arm(kind) as emulated:

@@ -593,7 +593,11 @@ class Calibrator:
                 "Operating_Mode": 4, "Drive_Mode": int(name in kind.inverted_servos)}
             self.arm.write(name, **first, Homing_Offset=0, Min_Position_Limit=0, Max_Position_Limit=bus.resolution - 1)
         sign = 1 if kind.is_feetech else -1  # Feetech subtracts the offset, Dynamixel adds it
-        for name, (steps,) in bus.sync_read(["Present_Position"]).items():
+        present = bus.sync_read(["Present_Position"])
+        if turned := [name for name, (steps,) in present.items() if abs(steps) >= bus.resolution]:
+            raise RobotError(f"{', '.join(turned)} made more than one turn, which the servo forgets without power",
+                             where=self.arm.place, hint="switch the power of the arm off and on, and calibrate again")
+        for name, (steps,) in present.items():
             self.offsets[name] = sign * min(steps - half, half)  # Feetech's offset has 11 bits and a sign
             bus.write("Homing_Offset", name, self.offsets[name])
         self.low = {n: v[0] for n, v in bus.sync_read(["Present_Position"]).items()}

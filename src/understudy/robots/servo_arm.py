@@ -30,6 +30,7 @@ MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
 _UNIT_NAMES = {"degrees": "deg", "percent": "percent", "signed_percent": "signed percent"}  # of `Feature.unit`
 _NO_ID = 255
 _MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
+_MAX_OUTSIDE = 512  # 45 degrees outside the calibrated range
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
 _FOLLOW_TORQUE = 0.3  # of a leader that goes to the pose of its follower
 _FOLLOWED = 2.0  # units of the action: a leader that is as near has arrived
@@ -131,7 +132,8 @@ class ServoArm:
         """Opens the port, checks the servos, and writes the calibration into new ones.
 
         Raises:
-            RobotError: There is no calibration, a servo is of another kind, or the servos hold another calibration.
+            RobotError: There is no calibration, a servo is of another kind, the servos hold another calibration, or a
+                joint is far outside its range.
             ConnectionLost: A servo does not answer.
         """
         if self.calibration is None:
@@ -139,6 +141,7 @@ class ServoArm:
         self.bus.connect()
         try:
             self._write_calibration()
+            self._check_turns()
         except BaseException:
             self.bus.disconnect()
             raise
@@ -252,6 +255,17 @@ class ServoArm:
         if self.kind.shadows:
             self.set_torque(False)
             self.set_shadows(True)
+
+    def _check_turns(self) -> None:
+        """Refuses positions that no joint can have, as Dynamixel servos show that forgot a turn without power."""
+        assert self.calibration is not None
+        for name, steps in self.read_positions().items():
+            outside = max(self.calibration[name].range_min - steps, steps - self.calibration[name].range_max)
+            if outside > _MAX_OUTSIDE:
+                raise RobotError(f"{name} shows {360 * outside / self.bus.resolution:.0f} degrees outside its "
+                                 "calibrated range", where=self.place,
+                                 hint="put the arm into the middle of its range, and switch its power off and on. If "
+                                      "this remains, calibrate it again: understudy robot calibrate")
 
     def _to_units(self, steps: Mapping[str, int]) -> np.ndarray:
         assert self.calibration is not None

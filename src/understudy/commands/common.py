@@ -438,15 +438,17 @@ def trained_rate(run: Path) -> float | None:
 
 def acting_rate(fps: float | None, *runs: Path) -> float:
     """Steps per second on a robot: `fps` if it is given, or those of the data of the policies, or 30 with a note."""
+    if fps is not None:
+        return fps
     rates = {rate for run in runs if (rate := trained_rate(run))}
-    if fps is None and len(rates) > 1:
+    if len(rates) > 1:
         listed_rates = " and ".join(f"{rate:g}" for rate in sorted(rates))
         raise ConfigError(f"the policies were trained at different rates: {listed_rates} steps per second",
                           where="--fps", hint="choose one of them")
-    if fps is None and not rates:
+    if not rates:
         print(f"note: {runs[0]} does not say at which rate its data were recorded. It acts 30 times a second; --fps "
               "sets another rate", file=sys.stderr)
-    return fps or next(iter(rates), 30.0)
+    return next(iter(rates), 30.0)
 
 
 def trained_reading(run: Path) -> dict[str, Any]:

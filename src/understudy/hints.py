@@ -42,13 +42,15 @@ def did_you_mean(name: object, valid_names: Iterable[object], most: int = 1, cut
     return f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else ""
 
 
-def unit_hint(unit: str, otherwise: str) -> str:
+def unit_hint(data: str | None, robot: str | None, otherwise: str) -> str:
     """Advice for data in another unit than a robot, whose joints may be in this one.
 
     Args:
-        unit: The unit of the data.
-        otherwise: Advice for robots that have no other units.
+        data: The unit of the data, if it is known.
+        robot: That of the robot.
+        otherwise: Advice for other differences, and for robots that have no other units.
     """
+    unit = data if data and robot and data != robot else ""
     use_degrees = "true" if unit.startswith("deg") else "false" if unit.startswith("signed percent") else None
     return otherwise if use_degrees is None else (
         f"with an arm of servos, --robot.use-degrees {use_degrees}; otherwise {otherwise}")

@@ -865,7 +865,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
             )
         if resized and own_feature.has_other_unit(feature):
             raise UserError(f"the policy was trained with the unit {own_feature.unit}, but this has {feature.unit}",
-                            where=f"{where}, column {name!r}", hint=unit_hint(str(own_feature.unit), hint or act_hint))
+                            where=f"{where}, column {name!r}",
+                            hint=unit_hint(own_feature.unit, feature.unit, hint or act_hint))
         if (problem := own_feature.disagreement(feature)) is not None:
             raise UserError(f"the policy was trained with {problem}", where=f"{where}, column {name!r}",
                             hint="bring the components into one order and unit, or train a new policy on these")

@@ -1,5 +1,6 @@
 """What act counts and stores of each episode, and its exit status, with a policy behind a real websocket."""
 
+import io
 import re
 import time
 from dataclasses import replace
@@ -80,6 +81,27 @@ def run(tmp_path, monkeypatch) -> Path:
     assert main(["act", "run", *ARM, "--episode-time-s", "0.7", "--episodes", "2", "--max-bad-share", "1",
                  "--out", "acted"]) == 0
     return tmp_path
+
+
+def test_a_session_of_trials_goes_on_with_the_same_limits_only(run, monkeypatch, capsys):
+    """A slower robot may fail where the faster one succeeded."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    session = ["eval", "run", "--interactive", "--threshold", "0.5", *ARM, "--robot.max-velocity"]
+    for velocity, status in (("50", 130), ("50", 130), ("5", 2)):
+        assert main([*session, velocity]) == status
+    assert "with options" in (text := capsys.readouterr().err) and "--robot.max-velocity and 50.0" in text
+
+
+def test_a_policy_acts_at_the_rate_of_its_data_or_says_that_it_is_unknown(run, capsys):
+    write_dataset(Dataset(list(open_dataset("demos.npz"))), "unknown.npz", "npz")
+    assert main(["train", "bc", "unknown.npz", "--out", "unknown", *TINY]) == 0
+    for policy, says in (("run", False), ("unknown", True)):
+        capsys.readouterr()
+        assert main(["act", policy, *ARM[:-2], "--episode-time-s", "0.2", "--max-bad-share", "1"]) == 0
+        assert ("unknown does not say at which rate" in capsys.readouterr().err) == says
+    for data, says in (("demos.npz", False), ("unknown.npz", True)):
+        assert main(["replay", data, *ARM[:-2]]) == 0
+        assert ("unknown.npz does not say at which rate" in capsys.readouterr().err) == says
 
 
 def label(*successes, by=None):

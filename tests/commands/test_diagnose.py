@@ -132,6 +132,7 @@ def test_a_robot_is_read_and_does_not_move(call, tmp_path, monkeypatch):
     document = findings(out)
     assert status == 0 and not sent and {f["code"]: f["level"] for f in document["findings"]}["start-states"] == "note"
     assert "columns" in document["checked"]
+    assert "understudy record --robot simulated_arm --teleop TYPE --out more" in out
 
 
 @pytest.mark.parametrize(("options", "problem"), [

@@ -233,6 +233,7 @@ def test_a_classifier_ends_the_episode_as_a_success(session, tmp_path, monkeypat
     (["--teleop", "so101_leader"], ["--teleop: says nothing with --supervisor keyboard"]),
     (["--env", "fork"], ["an environment and a robot are both named"]),
     (["--compare", "4"], ["4 pairs of trials are too few", "at least 9"]),
+    (["--fps", "10"], ["--fps: new episodes are learned together with those of", "20 steps per second"]),
     (["--with", "dagger"], ["takes over and gives back", "hg-dagger"]),
     (["--episode-time-s", "0"], ["--episode-time-s: must be above 0"]),
     (["--handover-seconds", "-1"], ["--handover-seconds: must be at least 0"])])
@@ -256,7 +257,7 @@ def test_a_robot_without_a_terminal_and_devices_without_a_robot(run, tmp_path, m
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a person at a terminal")
 def test_a_person_at_a_terminal_moves_a_joint_and_judges_blind_trials(run, tmp_path):
     """Up to nine pairs of trials. The person calls the first of each pair a success, and the second a failure."""
-    args = [run, *OPTIONS, "--out", "better", "--compare", "9", "--fps", "40"]
+    args = [run, *OPTIONS, "--out", "better", "--compare", "9"]
     args[args.index("--episodes") + 1] = "1"
     person = Terminal("improve", *args, cwd=tmp_path)
     assert "keys: p: hold" in person.until("press enter to connect")

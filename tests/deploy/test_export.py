@@ -27,6 +27,7 @@ from fixtures.heads import named
 from fixtures.onnx_policies import HEADS, SolvesEquations, policy_with
 
 from understudy.cli import main
+from understudy.commands.common import trained_rate
 from understudy.core import Feature, Unsupported, UserError
 from understudy.data.window import Window
 from understudy.deploy import onnx_runner, torch_package
@@ -109,6 +110,7 @@ def test_a_thousand_inputs_and_what_the_file_says_of_itself(sampled):
     assert parity.inputs == 1000 and parity.largest < 1e-5 and parity.notable == 0
     report = parity_report(path, planner, parity, 0.0)
     assert (report["horizon"], report["n_action_steps"], report["skip"], report["fps"]) == (6, 4, 0, 20.0)
+    assert trained_rate(path) == 20.0  # the rate at which commands act with it
     assert report["precision"] == "fp32" and report["bytes"] == path.stat().st_size
     assert json.loads(json.dumps(report))["parity"]["where"]["batch_size"] in (1, 2, 5, 16, 8)
     dtypes = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64, "uint8": onnx.TensorProto.UINT8,

@@ -59,6 +59,10 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
             state = actor.start(rows, keys(0, [0])) if state is None else state
             action, state = actor.act(rows, state)
             np.testing.assert_allclose(runner.act(obs), action[0].numpy(), rtol=1e-5, atol=1e-6)
+    runner.reset()
+    name = next(k for k, v in observations[0].items() if v.dtype == np.uint8)  # pixels, from 0 to 1
+    with pytest.raises(TypeError, match="float32.*uint8"):
+        runner.act({**observations[0], name: observations[0][name].astype(np.float32) / 255})
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Observations that are changed in a known way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,11 @@ def test_columns():
     assert (small.code, small.value) == ("camera-size", 0.5)
     wider, = columns({**good, "observation.state": Feature("float32", (3,))})
     assert (wider.code, wider.value, wider.healthy) == ("missing-column", 3, (2, 2))
+    for own, other, problem in (({"unit": "deg"}, {"unit": "rad"}, "the unit deg, and here it is rad"),
+                                ({"names": ("a", "b")}, {"names": ("b", "a")}, "the components a, b, and here they")):
+        finding, = check_columns({"observation.state": replace(VECTOR, **own)},
+                                 {"observation.state": replace(VECTOR, **other)}, {})
+        assert finding.code == "observation-units" and problem in finding.message
 
 
 def test_novelty_is_the_share_beyond_held_out_distances():

@@ -380,6 +380,7 @@ def test_the_answer_ends_with_the_next_step_on_a_robot(tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert main(["eval", "my run", "my demos.npz", "--html", "page.html"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("On ") and "understudy eval 'my run' --interactive --robot TYPE --robot.port PORT\n" in out
+    assert out.startswith("On ")
+    assert "understudy eval 'my run' --interactive --threshold 0.7 --robot TYPE --robot.port PORT\n" in out
     page = Path("page.html").read_text()
     assert page.index("off by") < page.index("energy score")

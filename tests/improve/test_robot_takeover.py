@@ -265,6 +265,7 @@ def test_a_leader_of_servos_is_driven_slowly_and_released(name):
         *(DynamixelServo(i, "xl330-m077", 2000) for i in range(1, 7)))
     for servo in bus.servos:
         servo.clock, servo._at = clock, clock()
+        servo.set("Operating_Mode", 1)  # another program let it turn at a velocity
     with bus:
         leader = patient(ServoLeader(ARM_TYPES[name], bus.port, CALIBRATION))
         with leader:
@@ -277,6 +278,7 @@ def test_a_leader_of_servos_is_driven_slowly_and_released(name):
                 assert len(poses) < 100, "it does not arrive"
             speed = np.abs(np.diff(poses, axis=0)).max(0) / 0.05
             assert (speed[:5] <= 30 + 360 / 4096 / 0.05).all() and speed.max() > 15  # deg/s, and a step of the encoder
+            assert {s.get("Operating_Mode") for s in bus.servos} == {0 if name == "so101_leader" else 4}
             assert poses[-1] == pytest.approx(goal, abs=2.1) and all(s.get("Torque_Enable") for s in bus.servos)
             leader.release()
             assert not any(s.get("Torque_Enable") for s in bus.servos)

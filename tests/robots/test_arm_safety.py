@@ -127,6 +127,14 @@ def test_new_servos_get_the_calibration_of_the_file(arms):
     assert held(follower)[0] == (11, 1010, 3010)
 
 
+def test_a_new_servo_among_calibrated_ones_does_not_get_the_zero_of_the_old_one(arms, capsys):
+    follower, leader = arms
+    hold(follower, {**calibration(10), "gripper": MotorCalibration(KIND.motors["gripper"].id, 0, 0, 0, 4095)})
+    assert main(["robot", "teleoperate", *options(follower, leader), "--teleop-time-s", "0.2"]) == 2
+    assert "After a servo was replaced, calibrate again" in capsys.readouterr().err
+    assert held(follower)[5] == (0, 0, 4095) and not had_torque(follower)
+
+
 def test_left_and_right_arms_that_are_swapped_are_refused(folder, capsys):
     for side, shift in (("left", 30), ("right", 60)):
         write_calibration(folder / "calibration" / "so101_follower" / f"duo_{side}.json", calibration(shift))
@@ -270,9 +278,9 @@ def test_find_port_tells_the_name_that_stays(folder, capsys, monkeypatch):
 # -- understudy robot check --------------------------------------------------------------------------------------------
 
 
-def write_recording(path, names, low, high):
+def write_recording(path, names, low, high, unit=None):
     """Two episodes whose positions go from `low` to `high`."""
-    column = Feature("float32", (len(names),), names=names)
+    column = Feature("float32", (len(names),), names=names, unit=unit)
     with Recorder({"observation.state": column, "action": column}, path, fps=10, clock=None) as recorder:
         for part in (0.0, 1.0):
             for _ in range(2):
@@ -331,7 +339,9 @@ def test_check_compares_recorded_data_with_what_the_arm_reaches(arms, folder, ca
     assert report["allowed"]["shoulder_pan.pos"] == pytest.approx([-87.91 + 20.04, 87.91], abs=0.01)
     assert any("shoulder_pan.pos: recorded from -80.0 to 80.0" in text for text in report["differences"])
     write_recording(folder / "other", ("x", "y"), [0, 0], [1, 1])
+    write_recording(folder / "percent", names, low, high, unit="signed percent (gripper: percent)")
     for data, message in (("other", "observation.state has x, y, but the robot has shoulder_pan.pos"),
+                          ("percent", "with the unit signed percent (gripper: percent), and here it is deg (gripper"),
                           ("missing", "missing")):
         assert main([*check, "--data", data]) == 2
         assert message in capsys.readouterr().err
@@ -367,3 +377,11 @@ def test_check_of_dynamixel_servos_has_the_right_sign(folder, capsys):
         capsys.readouterr()
         assert main(arm) == 3
         assert json.loads(capsys.readouterr().out)["arms"][0]["servos"]["shoulder_lift"]["drift"] == 0
+        hold(bus, calibration(10, kind))
+        servo.set("Drive_Mode", 4)  # another program made Profile_Velocity, our limit, a time
+        assert main(arm) == 3
+        assert "the servo holds offset 12, 1010 to 3010, Drive_Mode 4, but" in capsys.readouterr().out
+        robot = make_robot(RobotConfig("koch_follower", bus.port))
+        with pytest.raises(RobotError, match="hold another calibration"):
+            robot.connect()
+        assert not servo.get("Torque_Enable")

@@ -17,7 +17,7 @@ from understudy.robots.emulator import (
     FeetechServo,
     emulate_arm,
 )
-from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, set_up_motor
+from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, ServoLeader, set_up_motor
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 pytest.importorskip("dynamixel_sdk", reason="extra dynamixel not installed")
@@ -87,6 +87,31 @@ def test_an_emulated_arm_is_calibrated(name):
         assert calibration["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
         assert calibrator.arm.stored_calibration() == calibration  # also in the servos
         calibrator.disconnect()
+
+
+def test_a_servo_that_made_more_than_a_turn_is_not_calibrated():
+    """Without power it forgets the turns, and all its positions would be a turn away."""
+    with koch(wrist_roll=2000 + 4096) as emulated:
+        calibrator = Calibrator(ARM_TYPES["koch_follower"], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        with pytest.raises(RobotError, match="wrist_roll made more than one turn"):
+            calibrator.set_middle()
+        calibrator.disconnect()
+
+
+@pytest.mark.parametrize("kind", [ServoFollower, ServoLeader])
+def test_a_joint_that_shows_another_turn_is_refused_before_it_has_torque(kind):
+    """A Dynamixel servo whose zero is within its range shows another turn, if its power came on beyond it."""
+    with koch(elbow_flex=2000 - 4096) as emulated:
+        emulated.servo(3).set("Operating_Mode", 4)  # as a calibration leaves it
+        device = patient(kind(ARM_TYPES["koch_follower"], emulated.port, CALIBRATION))
+        with pytest.raises(RobotError, match="elbow_flex shows 272 degrees outside its calibrated range"):
+            device.connect()
+        assert not any(s.get("Torque_Enable") for s in emulated.servos)
+        emulated.servo(3).push(2000)
+        with device:
+            assert abs(device.arm.positions()[2]) < 2
 
 
 def test_two_servos_of_a_joint_move_together_or_not_at_all():

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from understudy.commands.robot_options import ViewOptions, live_view
 from understudy.core import Feature, UserError
 from understudy.robots.base import ConnectionLost
 from understudy.robots.cameras import (
@@ -18,7 +19,10 @@ from understudy.robots.cameras import (
     frame_number,
     read_cameras,
 )
+from understudy.robots.limits import SafetyLimits
 from understudy.robots.registry import RobotConfig, make_robot, parse_cameras
+from understudy.robots.safety import SafeRobot
+from understudy.robots.simulated import SimulatedArm
 
 pytest.importorskip("cv2", reason="extra cameras not installed")
 
@@ -168,3 +172,15 @@ def test_frames_that_do_not_come_are_counted(times, dropped, rate):
     status = camera.status()
     assert status.frames == len(times) and status.dropped == pytest.approx(dropped, abs=1)
     assert status.rate == pytest.approx(rate, rel=0.03)
+
+
+@pytest.mark.parametrize(("times", "said"), [(np.arange(60) / 30, ""), (np.arange(30) / 15, "of the camera top")])
+def test_a_camera_that_was_slower_than_its_rate_is_told_at_the_end(times, said, capsys):
+    camera = _Scripted(times, 30)
+    camera.connect()
+    camera._thread.join()
+    camera.disconnect()
+    limits = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
+    with live_view(ViewOptions(), SafeRobot(SimulatedArm(cameras={"top": camera}), limits), 30, print):
+        pass
+    assert said in (text := capsys.readouterr().err) and bool(text) == bool(said), text

@@ -112,6 +112,7 @@ def test_connecting_does_not_move_the_arm_and_limits_reach_the_servos():
             time.sleep(0.05)
             assert abs(emulated.servo(3).position - 1500) < 2
             assert emulated.servo(3).get("Torque_Limit") == 400
+            assert emulated.servo(6).get("Torque_Limit") == 200  # of the half that the gripper may use
             assert emulated.servo(3).get("Goal_Velocity") == 1365  # 120 deg/s
             assert emulated.servo(6).get("Goal_Velocity") == 2500  # 125 % of 2000 steps
             assert (limits.low[5], limits.high[5]) == (0, 100)

@@ -275,6 +275,22 @@ def test_a_pulled_cable_is_a_lost_connection(kind):
         kind[2](other.port, {}, baudrate=12345).connect()
 
 
+def test_a_port_is_used_by_one_program_and_can_still_be_released(kind):
+    emulated, driver = line(kind, 1000)
+    with emulated:
+        first, second = driver(), driver()
+        first.connect()
+        with pytest.raises(ConnectionLost, match="exclusively lock"):
+            second.connect()
+        second.connect(check=False)
+        second.sync_write("Torque_Enable", {"j1": 0})
+        second.disconnect()
+        assert first.read("ID", "j1") == 1
+        first.disconnect()
+        second.connect()
+        second.disconnect()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_registers_return_what_was_stored(data):

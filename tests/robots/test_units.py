@@ -1,6 +1,7 @@
 """The unit of an arm is recorded and kept in its policy. Data in another unit never move the arm."""
 
 import io
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -20,9 +21,12 @@ from understudy.hints import unit_hint
 from understudy.policy import Policy, PolicyConfig, check_features
 from understudy.robots.bimanual import BimanualRobot
 from understudy.robots.calibration import write_calibration
+from understudy.robots.limits import SafetyLimits
 from understudy.robots.motors_bus import MotorsBus
-from understudy.robots.recording import NoKeys
+from understudy.robots.recording import NoKeys, replay_episode
+from understudy.robots.safety import SafeRobot
 from understudy.robots.servo_arm import ARM_TYPES, ServoFollower
+from understudy.robots.simulated import SimulatedArm
 
 pytest.importorskip("scservo_sdk", reason="extra feetech not installed")
 
@@ -58,9 +62,9 @@ def test_two_arms_have_a_unit_if_it_is_the_same():
 
 
 def test_the_advice_sets_the_unit_of_the_data():
-    assert "--robot.use-degrees true;" in unit_hint(DEGREES, "stop")
-    assert "--robot.use-degrees false;" in unit_hint(PERCENT, "stop")
-    assert unit_hint("rad", "stop") == "stop"
+    assert "--robot.use-degrees true;" in unit_hint(DEGREES, PERCENT, "stop")
+    assert "--robot.use-degrees false;" in unit_hint(PERCENT, DEGREES, "stop")
+    assert unit_hint("rad", DEGREES, "stop") == unit_hint(DEGREES, DEGREES, "stop") == "stop"
 
 
 def test_a_recording_keeps_its_unit_and_takes_episodes_without_one(tmp_path):
@@ -109,6 +113,26 @@ def test_an_arm_in_another_unit_is_refused_before_it_moves(arms, capsys, monkeyp
         refused(result, DEGREES, PERCENT, "--robot.use-degrees true")
         assert arm.servo(1).position == 2000, words
     assert len(open_dataset("demos")) == 1
+
+
+def test_an_arm_whose_joints_come_in_another_order_is_refused(tmp_path):
+    """Its columns have the same shapes and units."""
+    at = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
+    robots = SimulatedArm(clock=time.monotonic), SimulatedArm(clock=time.monotonic)
+    own = robots[0].schema["action"]
+    other = replace(own, names=tuple(reversed(own.names)))
+    robots[1].schema = {**robots[1].schema, "observation.state": other, "action": other}
+    poses = np.zeros((3, 2), np.float32)
+    data = Episode({"observation.state": poses, "action": poses}, schema=robots[0].schema)
+    with Recorder(robots[0].schema, tmp_path / "demos", fps=30, require_observation=False) as recorder:
+        recorder.add(data)
+    with pytest.raises(UserError, match="the episodes there have the components shoulder.pos, elbow.pos, and here they "
+                                        "are elbow.pos, shoulder.pos"):
+        Recorder(robots[1].schema, tmp_path / "demos", fps=30)
+    for robot, refuses in zip(robots, (nullcontext(), pytest.raises(UserError, match="here they are elbow.pos, sho")),
+                              strict=True):
+        with SafeRobot(robot, at) as safe, refuses:
+            replay_episode(safe, data, 30)
 
 
 def test_only_known_units_are_compared():

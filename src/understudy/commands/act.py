@@ -14,7 +14,7 @@ from ..core import AtLeast, AtMost, keys
 from ..serve.address import served_address
 from .arms import prepare_robot
 from .calibrate import doubt_source, load_detector
-from .common import Output, command_line, parse, trained_rate
+from .common import Output, acting_rate, command_line, parse
 from .groups import ActingOptions, PositiveCount, Seconds, StepRate, command_options
 from .options import Advice
 from .policies import load_actor, record_doubt, refuse_unused_conditions, untrained_warning
@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
 
     out = Output()
     robot = prepare_robot(o.robot_config(), o.trust, o.yes)
-    fps = o.fps or trained_rate(o.run) or 30.0
+    fps = acting_rate(o.fps, o.run)
     refuse_unused_conditions([o.run], o)
     detector = load_detector(o.run, o) if o.detect else None
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)

@@ -77,10 +77,10 @@ def connected(arm: ServoArm) -> Iterator[None]:
 
 
 def _foreign_values(arm: ServoArm) -> Calibration:
-    """What servos hold that is neither their calibration nor that of new servos. All that differs, if one does."""
+    """What servos hold that is neither their calibration nor that of a new arm. All that differs, if one does."""
     with connected(arm):
         differences = arm.calibration_differences()
-    return {} if all(each.is_factory for each in differences.values()) else differences
+    return {} if arm.is_new(differences) else differences
 
 
 def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[ServoArm]) -> None:

@@ -32,7 +32,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from ..config import packages_in
-from ..core import DataWarning, Schema, UserError, missing_action
+from ..core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
@@ -427,9 +427,28 @@ def has_no_run(run: Path) -> bool:
 
 def trained_rate(run: Path) -> float | None:
     """Steps per second of the data that a run was trained on. None if unknown."""
+    if run.suffix == ".onnx":
+        from ..deploy.onnx import recorded_rate
+
+        return recorded_rate(run)
     if (address := served_address(run)) is not None:
         return served_client(address).policy.get("schema", {}).get("fps")
     return recorded_data_of(run).get("fps")
+
+
+def acting_rate(fps: float | None, *runs: Path) -> float:
+    """Steps per second on a robot: `fps` if it is given, or those of the data of the policies, or 30 with a note."""
+    if fps is not None:
+        return fps
+    rates = {rate for run in runs if (rate := trained_rate(run))}
+    if len(rates) > 1:
+        listed_rates = " and ".join(f"{rate:g}" for rate in sorted(rates))
+        raise ConfigError(f"the policies were trained at different rates: {listed_rates} steps per second",
+                          where="--fps", hint="choose one of them")
+    if not rates:
+        print(f"note: {runs[0]} does not say at which rate its data were recorded. It acts 30 times a second; --fps "
+              "sets another rate", file=sys.stderr)
+    return next(iter(rates), 30.0)
 
 
 def trained_reading(run: Path) -> dict[str, Any]:

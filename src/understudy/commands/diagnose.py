@@ -206,7 +206,7 @@ def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
     words = list(finding.command)
     if o.robot is not None and "ENV" in words:
         at = words.index("ENV")
-        words[at:at + 1] = o.robot_arguments()
+        words[at:at + 1] = [*o.robot_arguments(), *(["--teleop", "TYPE"] if words[0] == "record" else [])]
         words[0] = {"eval": "act"}.get(words[0], words[0])
     words = [names.get(word, word) for word in words]
     words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]

@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
     with Output(o.json) as out:
         o = _checked_options(o, args)
         recorded = is_recorded(o.target)
-        on_robot = command_line("eval", o.run, "--interactive", "--robot", o.robot or "TYPE")
+        on_robot = command_line("eval", o.run, "--interactive", "--threshold", 0.7, "--robot", o.robot or "TYPE")
         o.refuse_without_robot(on_robot)
         if o.robot is not None and not o.interactive:
             raise ConfigError("needs --interactive: a person judges the trials of a robot", where="--robot",
@@ -275,7 +275,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                  "Whether it works, where it acts by itself:")] if env is not None else []
     if env is None:
         robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
-        commands.append((command_line("eval", o.run, "--interactive", *robot, *trust_options((), None, o.run)),
+        commands.append((command_line("eval", o.run, "--interactive", "--threshold", 0.7, *robot,
+                                      *trust_options((), None, o.run)),
                          "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:
         again = command_line("eval", o.run, o.target, "--html", "report.html",

@@ -125,7 +125,7 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     seed: Seed = 0
     """seed of the starts, the order of the data, and noise"""
     fps: StepRate = None
-    """steps per second of a robot; by default those of the training data, or 30"""
+    """steps per second of a robot, if those of the training data are unknown (30)"""
     episode_time_s: Seconds = 60.0
     """longest duration of an episode on a robot"""
     handover: Literal["leader", "robot", "nobody"] = "leader"

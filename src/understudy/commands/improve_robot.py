@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import ConfigError, UserError
 from .arms import confirm_calibrations, prepare_robot
-from .common import Output, command_line, given_options, plain_table, trained_rate
+from .common import Output, acting_rate, command_line, given_options, plain_table, trained_rate
 from .eval_options import EvalOptions
 from .groups import ActingOptions
 from .interactive import judge_pairs
@@ -145,7 +145,9 @@ class RobotImprovement:
         o = self.o
         handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
         person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
-        fps = o.fps or trained_rate(o.run) or 30.0
+        if (fps := acting_rate(o.fps, o.run)) != (trained_rate(o.run) or fps):
+            raise ConfigError(f"new episodes are learned together with those of {o.run}, which have "
+                              f"{trained_rate(o.run):g} steps per second", where="--fps", hint="leave it out")
         return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1),
                                 shows_success=None if self.classifier is None else self.classifier[0])
 

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core import ConfigError, UserError
+from ..core import UserError
 from ..methods import find_function
 from ..serve.address import served_address
 from .arms import prepare_robot
-from .common import Output, given_options, plain_table, trained_rate
+from .common import Output, acting_rate, given_options, plain_table
 from .conditions import parse_conditions, shown_demonstrations, tell_distant_conditions
 from .options import refuse_given
 from .policies import (
@@ -81,9 +81,11 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     if loop is not None:
         refuse_unused_conditions(runs, o)
     actors = None if loop is None else [_make_actor(run, o, robot) for run in runs]
-    acting = ("task", "condition", "executor", *(("fps", "episode_time_s") if robot is not None else ()))
+    on_robot = ("fps", "episode_time_s", "robot_limits", "robot_max_velocity", "robot_max_relative_target",
+                "robot_max_torque")
+    acting = ("task", "condition", "executor", *(on_robot if robot is not None else ()))
     about = {**design.to_json(), "loop": o.target if o.robot is None else f"--robot {o.robot}", "weights": weights,
-             "options": given_options(o, *acting)}
+             "options": [str(word) if isinstance(word, Path) else word for word in given_options(o, *acting)]}
     with TrialLog.open(o.save or TRIAL_LOG, about) as journal:
         table = _TrialConsole(o, out, design, journal, loop, actors)
         session = _stored_session(design, journal)
@@ -358,12 +360,8 @@ def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
     """The robot of the options, not connected, at the rate of the policies."""
     from ..robots.env import RobotEnv
 
-    rates = {rate for run in runs if (rate := trained_rate(run))}
-    if o.fps is None and len(rates) > 1:
-        listed_rates = " and ".join(f"{rate:g}" for rate in sorted(rates))
-        raise ConfigError(f"the policies were trained at different rates: {listed_rates} steps per second",
-                          where="eval", hint="choose one with --fps")
-    return RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), o.fps or next(iter(rates), 30.0))
+    fps = acting_rate(o.fps, *runs)
+    return RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), fps)
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:

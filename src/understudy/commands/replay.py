@@ -82,9 +82,12 @@ def _replay_on_robot(o: ReplayOptions) -> None:
             raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}", where=o.data,
                             hint="episodes are counted from 0")
         robot = prepare_robot(o.robot_config(), o.trust, o.yes)
+        if not data.fps:
+            print(f"note: {o.data} does not say at which rate it was recorded. It is replayed at 30 steps per second",
+                  file=sys.stderr)
         try:
             with robot:
-                worst = replay_episode(robot, data[number], float(data.metadata.get("fps") or 30), show_line)
+                worst = replay_episode(robot, data[number], float(data.fps or 30), show_line)
         finally:
             show_line("")
         names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(worst)))

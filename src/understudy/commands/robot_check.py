@@ -26,6 +26,7 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
     """
     from ..data.formats import open_dataset
     from ..robots.drift import allowed_ranges, recorded_ranges, servo_states
+    from ..robots.servo_arm import joint_unit
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
@@ -39,7 +40,7 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
         if not arm.kind.is_leader:
             ranges |= {f"{prefix}{name}.pos": allowed for name, allowed in allowed_ranges(arm, states).items()}
     recorded = {} if recording is None else recorded_ranges(
-        open_dataset(demonstrations_path(recording)), list(ranges))
+        open_dataset(demonstrations_path(recording)), list(ranges), joint_unit(arms[0][1].units))
     if recorded:
         out.print(f"recorded in {recording}", _range_table(recorded, ranges))
         problems += _range_problems(recorded, ranges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -196,7 +196,7 @@ class ViewOptions:
 @contextmanager
 def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str], None]
               ) -> Iterator[Callable[[str], None]]:
-    """Context in which a robot is shown as the options say."""
+    """Context in which a robot is shown as the options say. At its end it tells which cameras were too slow."""
     host, colon, port = o.view_address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 65536):
         raise ConfigError(f"{o.view_address!r} is not a host and a port", where="--view-address",
@@ -232,6 +232,19 @@ def live_view(o: ViewOptions, robot: SafeRobot, fps: float, show: Callable[[str]
             yield show_everywhere
         finally:
             robot.on_step = None
+            _tell_slow_cameras(getattr(robot.robot, "cameras", {}))
+
+
+def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
+    """Tells which cameras sent less than nine tenths of the frames that their rate promises."""
+    from ..robots.cameras import Camera
+
+    for name, camera in cameras.items():
+        status = camera.status() if isinstance(camera, Camera) else None
+        if status is not None and 9 * status.dropped > status.frames:
+            print(f"warning: {status.dropped} of {status.frames + status.dropped} frames of the camera {name} did not "
+                  "come. In the dark, or with another camera at its USB controller, a camera is slower than its fps",
+                  file=sys.stderr)
 
 
 @contextmanager

@@ -91,6 +91,21 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
     Raises:
         UntrustedCode: Its executor comes from another package.
     """
+    session, metadata = _open(path, threads)
+
+    def run(inputs: dict[str, Tensor]) -> Tensor:
+        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
+        return torch.from_numpy(session.run(["action"], feed)[0])
+    return ExportedPlanner(run, metadata, str(path), trust)
+
+
+def recorded_rate(path: Path | str) -> float | None:
+    """Actions per second of the data, as a file of `export` says. None if it is unknown."""
+    return _open(path)[1].get("fps")
+
+
+def _open(path: Path | str, threads: int = 1):
+    """The session of a file that `export` wrote, and what the file says of itself."""
     ort = _import_package("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
@@ -113,11 +128,7 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
             f"the file has format {metadata.get('format')!r}, but this understudy reads format {FORMAT}",
             where=path, hint=_EXPORT_AGAIN
         )
-
-    def run(inputs: dict[str, Tensor]) -> Tensor:
-        feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return torch.from_numpy(session.run(["action"], feed)[0])
-    return ExportedPlanner(run, metadata, str(path), trust)
+    return session, metadata
 
 
 def load_onnx_actor(path: Path | str, rows: int | None = None,

@@ -50,4 +50,4 @@ class OnnxRunner:
             value = [False] * missing + [True] * len(self.history)
         else:
             value = [obs[column.name] for obs in [self.history[0]] * missing + list(self.history)]
-        return np.asarray(value, DTYPES[column.type])[None]
+        return np.asarray(value).astype(DTYPES[column.type], casting="same_kind")[None]  # no floats as pixels

@@ -13,7 +13,7 @@ from ..audit.base import Location
 from ..audit.compatibility import unit_of_ratio
 from ..core import Schema
 from ..data.formats.column_names import format_list
-from ..hints import nearest_names
+from ..hints import nearest_names, unit_hint
 from .base import RunFinding
 
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
@@ -60,6 +60,11 @@ def check_columns(inputs: Schema, observed: Schema, sizes: Mapping[str, Sequence
                 "missing-column", "fault", f"the policy reads {name} with shape {feature.shape}, but it has "
                 f"{observed[name].shape}", observed[name].size, (feature.size, feature.size),
                 "show the components that were recorded", ("inspect", "DATA"), location)
+        elif (problem := feature.disagreement(observed[name])) is not None:
+            yield RunFinding(
+                "observation-units", "fault", f"{name} was recorded with {problem}", 0, (1, 1),
+                unit_hint(feature.unit, observed[name].unit, "bring the components into one order and unit"),
+                ("inspect", "DATA"), location)
 
 
 def check_cameras(recorded: Mapping[str, np.ndarray], observed: Mapping[str, np.ndarray]) -> Iterator[RunFinding]:

@@ -292,7 +292,7 @@ def _compare_with_baselines(error: PredictionError, is_discrete: bool) -> str:
 
 
 _ACT = ("in a simulator (understudy eval RUN ENV) or on a robot, where you judge the trials (understudy eval RUN "
-        "--interactive --robot TYPE).")
+        "--interactive --threshold 0.7 --robot TYPE).")
 NOTE = ("This is not a success rate: it says how well recorded actions are predicted, not whether the policy works "
         f"when its own actions decide what it sees next. For that it must act: {_ACT}")
 COLUMN_NOTE = ("This policy does not predict actions alone. The errors are of another column. They say little about "

@@ -41,7 +41,8 @@ class MotorCalibration:
         return (self.drive_mode, self.homing_offset, self.range_min, self.range_max) == (0, 0, 0, MAX_STEPS)
 
     def __str__(self) -> str:
-        return f"offset {self.homing_offset}, {self.range_min} to {self.range_max}" + ", inverted" * self.drive_mode
+        return f"offset {self.homing_offset}, {self.range_min} to {self.range_max}" + (
+            ", inverted" * self.drive_mode if self.drive_mode < 2 else f", Drive_Mode {self.drive_mode}")
 
     def to_unit(self, steps: float, unit: str, resolution: int) -> float:
         """Position in the units of the arm.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..core import DataError
 from ..data.episode import Dataset
+from ..hints import unit_hint
 from .calibration import MotorCalibration
 from .servo_arm import ServoArm
 
@@ -71,11 +72,12 @@ def allowed_ranges(arm: ServoArm, states: Mapping[str, ServoState]) -> dict[str,
     return ranges
 
 
-def recorded_ranges(dataset: Dataset, joints: Sequence[str]) -> dict[str, Range]:
+def recorded_ranges(dataset: Dataset, joints: Sequence[str], unit: str) -> dict[str, Range]:
     """The smallest and the largest recorded position of each joint, in observation.state and action.
 
     Args:
         joints: Names of the components, such as "shoulder_pan.pos", in the order of the robot.
+        unit: Unit of the robot, as `joint_unit` gives it.
     """
     low, high = np.full(len(joints), np.inf), np.full(len(joints), -np.inf)
     features = dataset.features()
@@ -90,6 +92,9 @@ def recorded_ranges(dataset: Dataset, joints: Sequence[str]) -> dict[str, Range]
         else:
             raise DataError(f"{column} has {', '.join(names) or feature.size}, but the robot has "
                             f"{', '.join(joints)}", where="--data", hint="name a recording of this robot")
+        if feature.has_other_unit(own := replace(feature, unit=unit)):
+            raise DataError(f"{column} was recorded with {feature.disagreement(own)}", where="--data",
+                            hint=unit_hint(feature.unit, own.unit, "name a recording of this robot"))
         for episode in dataset:
             steps = np.asarray(episode.steps[column], np.float64)[:, places]
             low, high = np.minimum(low, steps.min(0)), np.maximum(high, steps.max(0))

@@ -96,7 +96,7 @@ class MotorsBus(ABC):
         """Opens the port. If it is open, it is closed first.
 
         Args:
-            check: Whether every servo must answer and be of its model.
+            check: Whether every servo must answer and be of its model, and no other program may use the port.
 
         Raises:
             ConnectionLost: The port cannot be opened, or a servo does not answer.
@@ -107,10 +107,12 @@ class MotorsBus(ABC):
         port = _make_port(sdk, self.port_name, self.baudrate, self.reply_timeout)
         try:
             opened = port.openPort()
+            if opened and check:
+                port.ser.exclusive = True
         except (*_LINE_ERRORS, ValueError) as error:
             raise ConnectionLost(f"the port cannot be opened: {error}", where=self.port_name,
-                                 hint="understudy robot find-port finds its name. You may need the right to use it "
-                                      "(group dialout)") from None
+                                 hint="end other programs that use it. understudy robot find-port finds its name. You "
+                                      "may need the right to use it (group dialout)") from None
         if not opened:
             raise ConfigError(f"{self.baudrate} bits per second are not possible", where=self.port_name,
                               hint="such as 1000000")

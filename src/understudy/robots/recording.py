@@ -268,10 +268,9 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
                         where=robot.name, hint="replay the data on the robot that they were recorded with")
     recorded = episode.features()
     for name in ("action", "observation.state"):
-        if name in robot.schema and recorded[name].has_other_unit(own := robot.schema[name]):
-            raise UserError(f"{name} was recorded with the unit {recorded[name].unit}, but the robot has {own.unit}",
-                            where=robot.name, hint=unit_hint(str(recorded[name].unit), "replay the data on the robot "
-                                                             "that they were recorded with"))
+        if name in robot.schema and (problem := recorded[name].disagreement(own := robot.schema[name])):
+            raise UserError(f"{name} was recorded with {problem}", where=robot.name, hint=unit_hint(
+                recorded[name].unit, own.unit, "replay the data on the robot that they were recorded with"))
     show("moving to the first pose")
     poses = [robot.position({"observation.state": state}) for state in states]
     move_to(robot, poses[0], fps, clock=clock, sleep=sleep)

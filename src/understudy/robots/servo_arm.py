@@ -25,12 +25,12 @@ JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 # Units of the load register for the largest torque; XL430 reports per mille, the others mA.
 _FULL_LOAD = {"sts3215": 1000, "sts3250": 1000, "xl430-w250": 1000, "xc430-w150": 1400, "xl330-m077": 1750,
               "xl330-m288": 1750, "xm430-w350": 1193, "xm540-w270": 2047}
-_PWM_FULL = 885  # Goal_PWM of the X series at 100 %
 MAX_VELOCITY = {"degrees": 120.0, "percent": 125.0, "signed_percent": 120.0}  # per second
 MAX_RELATIVE_TARGET = {"degrees": 30.0, "percent": 50.0, "signed_percent": 30.0}
 _UNIT_NAMES = {"degrees": "deg", "percent": "percent", "signed_percent": "signed percent"}  # of `Feature.unit`
 _NO_ID = 255
 _MAX_SHADOW_STEPS = 57  # 5 degrees between the two servos of a joint
+_MAX_OUTSIDE = 512  # 45 degrees outside the calibrated range
 _CONNECT_STEPS = 341  # steps/s: 30 deg/s, until `apply_limits` sets another limit
 _FOLLOW_TORQUE = 0.3  # of a leader that goes to the pose of its follower
 _FOLLOWED = 2.0  # units of the action: a leader that is as near has arrived
@@ -132,7 +132,8 @@ class ServoArm:
         """Opens the port, checks the servos, and writes the calibration into new ones.
 
         Raises:
-            RobotError: There is no calibration, a servo is of another kind, or the servos hold another calibration.
+            RobotError: There is no calibration, a servo is of another kind, the servos hold another calibration, or a
+                joint is far outside its range.
             ConnectionLost: A servo does not answer.
         """
         if self.calibration is None:
@@ -140,6 +141,7 @@ class ServoArm:
         self.bus.connect()
         try:
             self._write_calibration()
+            self._check_turns()
         except BaseException:
             self.bus.disconnect()
             raise
@@ -163,13 +165,13 @@ class ServoArm:
             self.bus.write(register, name, value)
 
     def limit(self, name: str, steps: float, torque: float | None = None) -> None:
-        """Limits the velocity (steps/s) of a servo, and the fraction of its torque that it may use."""
+        """Limits the velocity (steps/s) of a servo, and its torque to a fraction of the largest that it may use."""
         turns = steps / self.bus.resolution * 60  # per minute; Dynamixel's unit is 0.229 of them
         velocity = max(1, min(math.floor(steps if self.kind.is_feetech else turns / 0.229), 32767))
         self.write(name, **{"Goal_Velocity" if self.kind.is_feetech else "Profile_Velocity": velocity})
         if torque is not None:
-            register, full = ("Torque_Limit", 1000) if self.kind.is_feetech else ("Goal_PWM", _PWM_FULL)
-            self.write(name, **{register: round(full * torque)})
+            register, most = ("Torque_Limit", "Max_Torque_Limit") if self.kind.is_feetech else ("Goal_PWM", "PWM_Limit")
+            self.write(name, **{register: round(self.bus.read(most, name) * torque)})
 
     def set_torque(self, on: bool) -> None:
         """Switches the torque of all servos."""
@@ -190,7 +192,7 @@ class ServoArm:
         for name, motor in self.kind.servos.items():
             offset, low, high = (self.bus.read(r, name) for r in (
                 "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"))
-            mode = 0 if self.kind.is_feetech else self.bus.read("Drive_Mode", name) & 1
+            mode = 0 if self.kind.is_feetech else self.bus.read("Drive_Mode", name)
             calibration[name] = MotorCalibration(motor.id, mode, offset, low, high)
         return calibration
 
@@ -200,13 +202,19 @@ class ServoArm:
         return {name: each for name, each in self.stored_calibration().items()
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
+    def is_new(self, differences: Calibration) -> bool:
+        """Whether no servo has been calibrated. A new one among others is a replacement, whose zero nobody knows."""
+        assert self.calibration is not None
+        return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
+
     def mismatch(self, differences: Calibration) -> RobotError:
         """The error for servos that hold another calibration, which may be that of another arm."""
         assert self.calibration is not None
         rows = "".join(f"\n  {n}: servo {each} | file {self.calibration[n]}" for n, each in differences.items())
         return RobotError(f"the servos hold another calibration than {self.calibration_file or 'the given one'}:{rows}",
                           where=self.place, hint="name the port of this arm. If it is this arm, --yes writes the "
-                                                 "calibration of the file into its servos")
+                                                 "calibration of the file into its servos. After a servo was "
+                                                 "replaced, calibrate again: understudy robot calibrate")
 
     def write_servo_calibration(self, calibration: Calibration) -> None:
         """Writes offsets and ranges into the servos, whose torque is switched off for it."""
@@ -240,13 +248,24 @@ class ServoArm:
     def _write_calibration(self) -> None:
         assert self.calibration is not None
         differences = self.calibration_differences()
-        if not all(each.is_factory for each in differences.values()):
+        if differences and not self.is_new(differences):
             raise self.mismatch(differences)
         if differences:
             self.write_servo_calibration({name: self.calibration[name] for name in differences})
         if self.kind.shadows:
             self.set_torque(False)
             self.set_shadows(True)
+
+    def _check_turns(self) -> None:
+        """Refuses positions that no joint can have, as Dynamixel servos show that forgot a turn without power."""
+        assert self.calibration is not None
+        for name, steps in self.read_positions().items():
+            outside = max(self.calibration[name].range_min - steps, steps - self.calibration[name].range_max)
+            if outside > _MAX_OUTSIDE:
+                raise RobotError(f"{name} shows {360 * outside / self.bus.resolution:.0f} degrees outside its "
+                                 "calibrated range", where=self.place,
+                                 hint="put the arm into the middle of its range, and switch its power off and on. If "
+                                      "this remains, calibrate it again: understudy robot calibrate")
 
     def _to_units(self, steps: Mapping[str, int]) -> np.ndarray:
         assert self.calibration is not None
@@ -460,6 +479,9 @@ class ServoLeader(DrivenTeleoperator):
             if self._guard is None:
                 self._guard = TorqueGuard(bus, self.arm.place)
             for name in self.arm.kind.motors:
+                # other programs leave other modes, in which a goal is not a position
+                self.arm.write(name, **({"Lock": 0, "Operating_Mode": 0} if self.arm.kind.is_feetech else
+                                        {"Operating_Mode": 4}))
                 self.arm.limit(name, _CONNECT_STEPS, _FOLLOW_TORQUE)
             bus.sync_write("Goal_Position", self.arm.read_positions())
             self._follows = True  # from here on `disconnect` has to release it
@@ -585,7 +607,11 @@ class Calibrator:
                 "Operating_Mode": 4, "Drive_Mode": int(name in kind.inverted_servos)}
             self.arm.write(name, **first, Homing_Offset=0, Min_Position_Limit=0, Max_Position_Limit=bus.resolution - 1)
         sign = 1 if kind.is_feetech else -1  # Feetech subtracts the offset, Dynamixel adds it
-        for name, (steps,) in bus.sync_read(["Present_Position"]).items():
+        present = bus.sync_read(["Present_Position"])
+        if turned := [name for name, (steps,) in present.items() if abs(steps) >= bus.resolution]:
+            raise RobotError(f"{', '.join(turned)} made more than one turn, which the servo forgets without power",
+                             where=self.arm.place, hint="switch the power of the arm off and on, and calibrate again")
+        for name, (steps,) in present.items():
             self.offsets[name] = sign * min(steps - half, half)  # Feetech's offset has 11 bits and a sign
             bus.write("Homing_Offset", name, self.offsets[name])
         self.low = {n: v[0] for n, v in bus.sync_read(["Present_Position"]).items()}

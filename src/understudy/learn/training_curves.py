@@ -16,7 +16,7 @@ from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..moved import current_name
 from ..policy import find_checkpoint
-from .run import Run
+from .run import Run, comparable_scores
 
 LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl
 
@@ -75,7 +75,7 @@ class TrainingCurves:
         """Reads the measurements of a run, also given by one of its checkpoints. It may still be training."""
         checkpoint = find_checkpoint(folder)
         run = Run(checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint)
-        lines = run.read_metrics()
+        lines = comparable_scores(run.read_metrics())
         places = run.named_checkpoints()
         provenance = checkpoint / "provenance.json"
         method = _read_method(checkpoint / "method.json")

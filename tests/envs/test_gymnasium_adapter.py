@@ -174,6 +174,10 @@ def test_actions_are_clipped_and_cast():
         assert env.vec.envs[0].action_space.contains(env.vec.envs[0].taken[-1])
         with pytest.raises(UserError, match="the numbers of choices"):
             env.step(torch.full_like(torch.tensor(action), 9))
+    env = wrap_vector(vectorize(lambda: Many(spaces.Box(-3, 9, (3,), np.int64)), 1), {"env": "many"})
+    env.reset(torch.arange(1), keys(0, [0]))
+    env.step(torch.tensor([[4.9, -1.7, 12.0]]))  # a policy predicts 5 as 4.9
+    assert env.vec.envs[0].taken[-1].tolist() == [5, -2, 9]
 
 
 def test_what_has_no_meaning_is_refused():

@@ -39,7 +39,7 @@ class GymVector(Env):
     Observations: a Box of numbers is `observation.state` (float32, flattened). An image, which is a uint8 Box (H, W),
     (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`. Key k of a Dict is `observation.k`, or
     `observation.images.k`. Discrete, MultiDiscrete and MultiBinary are classes counted from 0. Text is UTF-8 bytes.
-    Actions: a Box is clipped to its bounds and cast to its dtype. Classes are (B, 1) or (B, n) int64.
+    Actions: a Box is clipped to its bounds, and rounded if it holds integers. Classes are (B, 1) or (B, n) int64.
 
     Success is the entry "success" or "is_success" of an info. Some environments report it at the end of an episode
     only. StepResult has no "success" before the first report.
@@ -181,7 +181,7 @@ class GymVector(Env):
         action = action.detach().cpu().numpy()
         if isinstance(space, spaces.Box):
             action = np.clip(action.reshape(self.rows, *space.shape), space.low, space.high)
-            return action.astype(space.dtype)
+            return (np.rint(action) if space.dtype.kind in "iu" else action).astype(space.dtype)
         action = np.rint(action).astype(np.int64)
         limits = np.array(self.features["action"].num_classes)
         if (action < 0).any() or (action >= limits).any():

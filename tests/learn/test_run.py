@@ -18,7 +18,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.heads.neighbors import Neighbors
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.run import SCORE_OF, Run, comparable_scores
+from understudy.learn.run import IS_SUCCESS, Run, comparable_scores
 from understudy.learn.train import best_step
 from understudy.learn.training_curves import TrainingCurves
 from understudy.nets.ema import ConstantDecay
@@ -117,13 +117,13 @@ def test_what_is_not_finite_is_null_in_the_metrics_and_never_the_best(tmp_path):
 
 def test_returns_are_scores_of_0_once_success_is_reported(tmp_path):
     """An environment may report success only where there is one."""
-    scores = iter([{"score": 5.0, SCORE_OF: "return"}, *({"score": x, SCORE_OF: "success"} for x in (0.2, 0.1))])
+    scores = iter([{"score": 5.0, IS_SUCCESS: 0.0}, *({"score": x, IS_SUCCESS: 1.0} for x in (0.2, 0.1))])
     run(tmp_path / "run", plain(6), save_freq=2, score=lambda policy: next(scores))
     assert Run(tmp_path / "run").named_checkpoints()["best"] == "checkpoints/000004"
     assert TrainingCurves.load(tmp_path / "run").curves["score"].values == (0.0, 0.2, 0.1)
-    returns = [{"step": 1, "score": 5.0, SCORE_OF: "return"}, {"step": 2, "score": -9.0, SCORE_OF: "return"}]
+    returns = [{"step": 1, "score": 5.0, IS_SUCCESS: 0.0}, {"step": 2, "score": -9.0, IS_SUCCESS: 0.0}]
     assert best_step(comparable_scores(returns), (1, 2), "score") == 1
-    lines = [*returns, {"step": 3, "score": 0.2, SCORE_OF: "success"}, {"step": 4, "score": 3.0, SCORE_OF: "return"}]
+    lines = [*returns, {"step": 3, "score": 0.2, IS_SUCCESS: 1.0}, {"step": 4, "score": 3.0, IS_SUCCESS: 0.0}]
     assert best_step(comparable_scores(lines), (1, 2, 3, 4), "score") == 3
     unmarked = [{"step": 1, "score": 0.5}, *lines[2:]]  # of an earlier version, or of a score of one's own
     assert best_step(comparable_scores(unmarked), (1, 3, 4), "score") == 1

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -715,10 +715,10 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
     """Success if the environment defines it, else mean return. Checkpoints share starts, which `eval` never uses."""
     from ..evaluate.evaluation import evaluate, validation_seed
-    from ..learn.run import SCORE_OF
+    from ..learn.run import IS_SUCCESS
 
-    def score(actor: Actor) -> dict[str, Any]:
+    def score(actor: Actor) -> dict[str, float]:
         evaluation = evaluate(actor, env, episodes, validation_seed(seed))
         return {"score": (evaluation.success or evaluation.returns).estimate,
-                SCORE_OF: "success" if evaluation.success else "return"}
+                IS_SUCCESS: float(evaluation.success is not None)}
     return score

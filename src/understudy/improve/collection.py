@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.fit_method import ROWS
-from ..learn.run import SCORE_OF
+from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
@@ -622,16 +622,16 @@ class CollectionRounds(DataCollection):
         """The episodes that stay when those of a round are added."""
         return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
 
-    def _policy_score(self, episodes: Dataset) -> dict[str, Any]:
+    def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""
         if not self.collector.shows_policy or self.updates_meanwhile:  # an earlier policy acted
             return {}
         aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
         if all("success" in e.metadata for e in episodes):
             alone = [bool(e.metadata["success"]) and not a for e, a in zip(episodes, aided, strict=True)]
-            return {"score": float(np.mean(alone)), SCORE_OF: "success"}
+            return {"score": float(np.mean(alone)), IS_SUCCESS: 1.0}
         returns = _summary(0, episodes).get("round/return")
-        return {} if returns is None or any(aided) else {"score": returns, SCORE_OF: "return"}
+        return {} if returns is None or any(aided) else {"score": returns, IS_SUCCESS: 0.0}
 
 
 def _halves(learner: Learner, data: Dataset, column: str) -> BatchSampler:

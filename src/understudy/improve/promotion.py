@@ -12,7 +12,7 @@ from ..envs.base import Env
 from ..evaluate.evaluation import Evaluation, compare_outcomes, evaluate, validation_seed
 from ..evaluate.stats import Interval, clopper_pearson
 from ..execute.actor import Actor
-from ..learn.run import SCORE_OF, Run
+from ..learn.run import IS_SUCCESS, Run
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Promotion:
         evaluation = self.base if self.base is not None and not lines else self.evaluate(actor)
         outcomes = evaluation.episode_returns if evaluation.successes is None else evaluation.successes
         *before, new = _comparable([*lines, _metrics(outcomes, evaluation.success or evaluation.returns,
-                                                     "return" if evaluation.success is None else "success")])
+                                                     evaluation.success is not None)])
         if not before:
             return {**new, "promoted": True}
         best = best_checkpoint(before)
-        gain = compare_outcomes(np.array(new["outcomes"]), np.array(best["outcomes"]), new[SCORE_OF])
+        gain = compare_outcomes(np.array(new["outcomes"]), np.array(best["outcomes"]),
+                                "success" if new[IS_SUCCESS] else "return")
         return {**new, "against": best["step"], "gain": gain.difference, "gain/low": gain.low,
                 "gain/high": gain.high, "promoted": new["score"] >= best["score"]}
 
@@ -58,17 +59,17 @@ def compared_checkpoints(run: Run) -> list[dict[str, Any]]:
     return _comparable([line for line in run.read_metrics() if "outcomes" in line])
 
 
-def _metrics(outcomes: np.ndarray, rate: Interval, of: str) -> dict[str, Any]:
+def _metrics(outcomes: np.ndarray, rate: Interval, is_success: bool) -> dict[str, Any]:
     return {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high, "outcomes": outcomes.tolist(),
-            SCORE_OF: of}
+            IS_SUCCESS: float(is_success)}
 
 
 def _comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines of metrics, all of success if any is: an environment may report it only where there is one."""
-    if all(line.get(SCORE_OF) != "success" for line in lines):
+    if not any(line.get(IS_SUCCESS) for line in lines):
         return lines
-    return [{**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), "success")}
-            if line.get(SCORE_OF) == "return" else line for line in lines for n in [len(line["outcomes"])]]
+    return [{**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
+            if line.get(IS_SUCCESS) == 0 else line for line in lines for n in [len(line["outcomes"])]]
 
 
 def best_checkpoint(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -85,7 +85,7 @@ class Training(ABC):
         """
 
     @abstractmethod
-    def log(self, **metrics: Any) -> None:
+    def log(self, **metrics: float) -> None:
         """Store metrics of the present number of updates, and pass them to the callbacks.
 
         Metrics that an interrupted training has already stored are not stored again.

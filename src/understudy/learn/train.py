@@ -81,7 +81,7 @@ from .method import (
 from .model_card import evaluations, write_model_card
 from .representation import RepresentationLearning
 from .reward_models import RewardedConfig, RewardModelConfig
-from .run import SCORE_OF, Run, comparable_scores
+from .run import IS_SUCCESS, Run, comparable_scores
 from .stages import (
     build_learner,
     check_stage_columns,
@@ -428,11 +428,11 @@ class _RunTraining(MethodTraining):
         self.learner = self.prepared.build_learner(data)
         self.processes.broadcast(list(self.learner.state()[0].values()))
 
-    def log(self, **metrics: Any) -> None:
+    def log(self, **metrics: float) -> None:
         if not self.processes.first:
             return
         if self.judge.score is not None:  # it judges every checkpoint on the same starts
-            metrics = {name: value for name, value in metrics.items() if name not in ("score", SCORE_OF)}
+            metrics = {name: value for name, value in metrics.items() if name not in ("score", IS_SUCCESS)}
         if not any(all(line.get(k) == v for k, v in metrics.items()) for line in self.run.read_metrics()):
             self._log(step=self.n_updates, **metrics)
         if "score" in metrics:

@@ -105,12 +105,9 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
-    is_recorded_data = not o.interactive and is_recorded(o.target)
-    if is_recorded_data:
-        refuse_given(o, ("episodes",), "these are recorded episodes, and those that it was not trained on all count",
-                     "leave it out, or choose episodes: understudy view make DATA --select N ... --out VIEW")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
+    is_recorded_data = not o.interactive and is_recorded(o.target)
     if o.interactive or o.sequential:
         refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
                      "leave it out: these test after every episode")

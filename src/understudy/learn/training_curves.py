@@ -16,7 +16,7 @@ from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..moved import current_name
 from ..policy import find_checkpoint
-from .run import Run, comparable_scores
+from .run import IS_SUCCESS, Run, comparable_scores
 
 LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl
 
@@ -169,7 +169,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for key, value in line.items():
-            if key not in ("step", "seconds") and isinstance(value, (int, float)):
+            if key not in ("step", "seconds", IS_SUCCESS) and isinstance(value, (int, float)):
                 points.setdefault(key, []).append((int(line["step"]), float(value)))
     return {key: Curve(*zip(*curve_points, strict=True)) for key, curve_points in points.items()}
 

@@ -851,8 +851,8 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
         feature = features[name]
         if resized and feature.kind == own_feature.kind == "image":
             feature = replace(feature, shape=(*own_feature.shape[:2], *feature.shape[2:]))
-        if resized and role(name) == "action" and {feature.shape, own_feature.shape} == {(), (1,)}:
-            feature = replace(feature, shape=own_feature.shape)  # one number, stored without an axis
+        if resized and {feature.shape, own_feature.shape} == {(), (1,)}:  # one number, stored without an axis
+            feature = replace(feature, shape=own_feature.shape)
         if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
             if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
                 raise _reading_error(name, own_feature, where)

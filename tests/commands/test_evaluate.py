@@ -14,10 +14,11 @@ import pytest
 from fixtures.cli import TINY, document, refused, start
 
 from understudy import Dataset, load_actor, make
+from understudy.data import views
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
-from understudy.data.operations import Crop, Drop, Sort
+from understudy.data.operations import Crop, Drop, Label, Sort
 from understudy.data.segments import ColumnSegments, CutSegments
 from understudy.evaluate.evaluation import evaluate, validation_seed
 from understudy.learn.run import Run
@@ -81,6 +82,19 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert status == 0 and "not a success rate" in out and "not a success rate" in (tmp_path / "r.html").read_text()
     heads = [line.split()[0] for line in out.splitlines() if "spread of its samples" in line]
     assert heads == ["component", "of"] and re.search(r"^of the episode .*\n0-10% ", out, re.MULTILINE)  # tells of what
+
+
+@pytest.mark.parametrize("option", [("--task", "go"), ("--save", "rollouts"), ("--workers", 2)])
+def test_eval_on_recorded_episodes_refuses_options_of_rollouts(call, place, option):
+    refused(call("eval", place / "a", place / "demos", *option), option[0], "these are recorded episodes")
+
+
+def test_eval_says_that_recorded_episodes_have_no_words(call, place, tmp_path):
+    views.write_view(tmp_path / "told.json", place / "demos", Label("task", "go"))
+    args = ("--language", "--out", tmp_path / "run", "--steps", 1, "--device", "cpu", "--learner.batch-size", 4)
+    assert call("train", "bc", tmp_path / "told.json", *args)[0] == 0
+    assert "warning" not in call("eval", tmp_path / "run", tmp_path / "told.json")[2]
+    assert "has a task in words" in call("eval", tmp_path / "run", place / "demos")[2]
 
 
 def test_eval_on_recorded_episodes_applies_operations_on_data_sets(call, place, tmp_path):

@@ -101,6 +101,16 @@ def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
     assert with_steps(method(0), 5).learner.steps == 5
 
 
+def test_the_updates_of_a_method_that_its_stage_trains_are_those_of_the_stage():
+    """They were multiplied: 1,000 became 5,000,000."""
+    for name in ("play-lmp", "groot-2"):
+        method = with_steps(find_method(name), 1000)
+        assert (method.learner.steps, method.stages[0].method.learner.steps) == (1, 1000)
+    given = with_steps(find_method("play-lmp"), 7, ("plans",))
+    assert given.learner.steps == 1 and given.stages == find_method("play-lmp").stages
+    assert with_steps(find_method("knn"), 7).learner.steps == 7  # without stages
+
+
 def test_a_method_with_stages_is_tried_in_a_few_updates(demos, tmp_path):
     """The plan is printed before the training, and an option of a stage wins over the factor."""
     command = ("train", f"{__name__}:pretrained", demos, "--trust", "tests", "--device", "cpu", "--steps", "6")

@@ -13,7 +13,8 @@ from understudy.audit import audit
 from understudy.cli import main
 from understudy.core import ConfigError, DataError, UserError
 from understudy.data.column_selection import open_columns, parse_columns
-from understudy.data.formats import open_dataset
+from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
 
 STATE, ACTION = "observation.state", "action"
 COLUMNS = ("state=q1,q2", "action=u1,u2")
@@ -32,6 +33,18 @@ def test_names_of_columns():
     assert parse_columns(["observation.episodes=run"]) == {"observation.episodes": ("run",)}
     with pytest.raises(ConfigError, match="observation.state is given twice"):
         parse_columns(["state=a", "observation.state=b"])
+
+
+def test_columns_of_a_zarr_may_have_their_names_in_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {"observation.q": rng.normal(size=(6, 2)), "observation.u": rng.normal(size=(6, 1)), ACTION: np.ones(6),
+               "observation.images.eye": rng.integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)}
+    write_dataset(Dataset([Episode(columns)]), tmp_path / "a.zarr")
+    (episode,) = open_columns(tmp_path / "a.zarr", parse_columns(["state=q", "action=q_1,u", "images.top=eye"]))
+    np.testing.assert_array_equal(episode.steps[STATE], columns["observation.q"])
+    both = np.c_[columns["observation.q"][:, 1:], columns["observation.u"]]
+    np.testing.assert_array_equal(episode.steps[ACTION], both)
+    np.testing.assert_array_equal(episode.steps["observation.images.top"], columns["observation.images.eye"])
 
 
 def test_a_csv_table_of_several_episodes(tmp_path):

@@ -157,6 +157,33 @@ def test_every_space_has_its_column():
     assert plain.metadata["success"] is None and set(plain.features) == {"observation.state", "action"}
 
 
+class Told(gymnasium.Env):
+    """Shows a sentence."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, text, space):
+        self.text, self.observation_space = text, spaces.Dict({"task": space})
+
+    def reset(self, *, seed=None, options=None):
+        return {"task": self.text}, {}
+
+    def step(self, action):
+        return {"task": self.text}, 0.0, False, False, {}
+
+
+def test_text_is_never_cut():
+    words = "öffne die Tür"
+
+    def shown(space):
+        env = wrap_vector(vectorize(lambda: Told(words, space), 1), {"env": "told"})
+        return bytes(env.reset(torch.arange(1), keys(0, [0]))["observation.task"][0].tolist()).rstrip(b"\0").decode()
+    assert shown(spaces.Text(13, charset=frozenset(words))) == words  # 15 bytes
+    with pytest.raises(UserError, match=r"observation.task does not fit.*has 15 bytes, and its longest text 13"):
+        shown(spaces.Text(13))
+    assert shown(spaces.Text(20)) == words
+
+
 def test_actions_are_clipped_and_cast():
     env = many(AutoresetMode.DISABLED, rows=1)
     env.reset(torch.arange(1), keys(0, [0]))
@@ -174,6 +201,10 @@ def test_actions_are_clipped_and_cast():
         assert env.vec.envs[0].action_space.contains(env.vec.envs[0].taken[-1])
         with pytest.raises(UserError, match="the numbers of choices"):
             env.step(torch.full_like(torch.tensor(action), 9))
+    env = wrap_vector(vectorize(lambda: Many(spaces.Box(-3, 9, (3,), np.int64)), 1), {"env": "many"})
+    env.reset(torch.arange(1), keys(0, [0]))
+    env.step(torch.tensor([[4.9, -1.7, 12.0]]))  # a policy predicts 5 as 4.9
+    assert env.vec.envs[0].taken[-1].tolist() == [5, -2, 9]
 
 
 def test_what_has_no_meaning_is_refused():

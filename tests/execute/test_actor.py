@@ -74,6 +74,14 @@ def looked(**changes):
     return {**obs, **{{"state": STATE, "top": TOP, "mode": "observation.mode"}[k]: v for k, v in changes.items()}}
 
 
+def test_one_number_may_have_no_axis(plays):
+    """Files often have (N,) where environments show (1,)."""
+    key, flat = keys(0, range(2)), looked(mode=torch.tensor([1, 3]))
+    (action, _), (other, _) = (plays.act(obs, plays.start(obs, key)) for obs in (looked(), flat))
+    assert torch.equal(action, other)
+    assert not torch.equal(action, plays.act(looked(mode=torch.tensor([1, 1])), plays.start(flat, key))[0])
+
+
 WRONG = [
     (looked(state=torch.ones(3)), "'observation.state': the policy reads numbers of shape (rows, 3), but this is "
                                   "float32 of shape (3,)\n  -> "

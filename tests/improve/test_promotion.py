@@ -24,8 +24,10 @@ class Scripted(Promotion):
         data = rollout(Constant(0.0), fork(4), len(self.outcomes[0]), validation_seed(self.seed))
         given = iter(self.outcomes.pop(0))
 
-        def judged(episode):
-            return type(episode)(episode.steps, {**episode.metadata, "success": bool(next(given))})
+        def judged(episode):  # "." if the environment has not reported any success
+            if (outcome := next(given)) == ".":
+                return type(episode)(episode.steps, {k: v for k, v in episode.metadata.items() if k != "success"})
+            return type(episode)(episode.steps, {**episode.metadata, "success": outcome == "1"})
         return evaluation_of(type(data)([judged(e) for e in data], data.metadata))
 
 
@@ -38,7 +40,7 @@ def compared(tmp_path):
     def train(*outcomes, **fields):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         score = Scripted(fork(4), len(outcomes[0]), 0, Run(out))
-        object.__setattr__(score, "outcomes", [list(map(int, o)) for o in outcomes])
+        object.__setattr__(score, "outcomes", list(outcomes))
         made = method(rounds(len(outcomes) - 1, compare_rounds=True, initial_updates=0, **fields))
         run(out, made, demos, score=score, val_fraction=0)
         return out, compared_checkpoints(Run(out))
@@ -63,6 +65,16 @@ def test_the_base_stays_the_best_if_no_round_reaches_it(compared):
     assert lines[0]["step"] == 0 and [line["against"] for line in lines[1:]] == [0, 0]
     assert Run(out).named_checkpoints()["best"] == "checkpoints/000000"
     assert Run(out).saved_steps() == [0, lines[-1]["step"]]
+
+
+def test_rounds_before_an_environment_first_reported_success_failed(compared):
+    """Returns were compared with rates, or ended in a TypeError."""
+    out, lines = compared("....", "1000", "0110", "....")
+    assert [line["score"] for line in lines] == [0, 0.25, 0.5, 0]
+    assert [line["gain"] for line in lines[1:]] == pytest.approx([0.25, 0.25, -0.5])
+    assert [line["outcomes"] for line in lines[::3]] == [[False] * 4] * 2
+    assert lines[0]["score/high"] == stats.clopper_pearson(0, 4).high
+    assert Run(out).named_checkpoints()["best"] == f"checkpoints/{lines[2]['step']:06d}"
 
 
 def test_outcomes_are_those_of_starts_that_are_not_collected(compared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from fixtures.collections import collected, contents, fork, method, rounds, run
 from understudy import config, make
 from understudy.core import Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.mixture import ROUND
 from understudy.data.window import ColumnSamplingWeights
+from understudy.envs.toys.fork import Fork
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import UniformRandomActor
 from understudy.evaluate.rollout import rollout
+from understudy.execute.actor import NoisyActor
 from understudy.heads.regression import Regression
 from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import (
@@ -129,6 +133,36 @@ def test_rounds_of_steps_are_collected(demos, tmp_path):
     first, second = collected(tmp_path / "run")
     assert all(30 <= part.steps < 30 + 12 for part in (first, second))
     assert [e.metadata["number"] for e in second] == [FIRST_EPISODE + 30 + i for i in range(len(second))]
+
+
+class LateReports(Fork):
+    """Like some environments of others, it does not tell of success at first."""
+
+    n_quiet = 60
+
+    def step(self, action):
+        self.n_quiet -= 1
+        result = super().step(action)
+        return replace(result, info={}) if self.n_quiet >= 0 else result
+
+
+def test_success_that_is_reported_late_is_in_all_episodes_of_a_round():
+    env = LateReports(1)
+    late = rollout_steps(env.expert(), env, 100, 0)
+    assert [e.metadata["success"] for e in late] == [e.steps["next.success"].any() for e in late]
+    assert not late[0].metadata["success"] and late[-1].metadata["success"]
+
+
+def test_a_training_that_continues_knows_that_the_environment_reports_success(demos):
+    stored = Dataset([replace(e, metadata={**e.metadata, ROUND: 0}) for e in demos])
+    actor = NoisyActor(None, 2, 0.1)
+
+    def collect(stored):
+        training = SimpleNamespace(env=LateReports(1, limit=3), seed=0, stored=stored, data=demos,
+                                   transform=lambda data: data)
+        return RolloutCollector(n_episodes=2).collect(actor, 1, training)
+    assert [e.metadata["success"] for e in collect(stored)] == [False, False]
+    assert "success" not in collect(demos)[0].metadata  # which others have recorded
 
 
 def test_rounds_have_episodes_or_steps():

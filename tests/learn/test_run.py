@@ -18,8 +18,9 @@ from understudy.data.episode import Dataset, Episode
 from understudy.heads.neighbors import Neighbors
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
-from understudy.learn.run import Run
+from understudy.learn.run import IS_SUCCESS, Run, comparable_scores
 from understudy.learn.train import best_step
+from understudy.learn.training_curves import TrainingCurves
 from understudy.nets.ema import ConstantDecay
 from understudy.policy import Policy
 
@@ -112,6 +113,20 @@ def test_what_is_not_finite_is_null_in_the_metrics_and_never_the_best(tmp_path):
         run.log_metrics(step=step, score=score)
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text() and run.read_metrics()[0] == {"step": 1, "score": None}
     assert best_step(run.read_metrics(), (1, 2, 3), "score") == 2
+
+
+def test_returns_are_scores_of_0_once_success_is_reported(tmp_path):
+    """An environment may report success only where there is one."""
+    scores = iter([{"score": 5.0, IS_SUCCESS: 0.0}, *({"score": x, IS_SUCCESS: 1.0} for x in (0.2, 0.1))])
+    run(tmp_path / "run", plain(6), save_freq=2, score=lambda policy: next(scores))
+    assert Run(tmp_path / "run").named_checkpoints()["best"] == "checkpoints/000004"
+    assert TrainingCurves.load(tmp_path / "run").curves["score"].values == (0.0, 0.2, 0.1)
+    returns = [{"step": 1, "score": 5.0, IS_SUCCESS: 0.0}, {"step": 2, "score": -9.0, IS_SUCCESS: 0.0}]
+    assert best_step(comparable_scores(returns), (1, 2), "score") == 1
+    lines = [*returns, {"step": 3, "score": 0.2, IS_SUCCESS: 1.0}, {"step": 4, "score": 3.0, IS_SUCCESS: 0.0}]
+    assert best_step(comparable_scores(lines), (1, 2, 3, 4), "score") == 3
+    unmarked = [{"step": 1, "score": 0.5}, *lines[2:]]  # of an earlier version, or of a score of one's own
+    assert best_step(comparable_scores(unmarked), (1, 3, 4), "score") == 1
 
 
 def test_without_anything_to_judge_by_the_last_is_kept(tmp_path):

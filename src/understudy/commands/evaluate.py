@@ -230,16 +230,14 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
 
 def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     """Raises UserError for options that say nothing about recorded episodes."""
-    refuse_given(o, ("demonstrations", "repeats"), "these are recorded episodes, in which no policy can act",
-                 "leave it out: behavior is seen where a policy acts")
+    refuse_given(o, ("demonstrations", "repeats", "executor", "save", "workers"),
+                 "these are recorded episodes, in which no policy can act", "leave it out, or name an environment")
     refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
                  "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
         raise UserError("these are recorded episodes, and an exported file needs an environment", where=o.target,
                         hint="evaluate the run that it was exported from")
-    refuse_given(o, ("condition",), "these are recorded episodes, which have their own conditions",
-                 "leave it out, or name an environment")
-    refuse_given(o, ("executor",), "these are recorded episodes, in which no policy can act",
+    refuse_given(o, ("condition", "task"), "these are recorded episodes, which have their own conditions and tasks",
                  "leave it out, or name an environment")
 
 
@@ -259,7 +257,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data
     data, episodes = _transform_parts(data, method, episodes)
-    tell_untrained_episodes(o.run, data.select(episodes), o.trust)
+    tell_untrained_episodes(o.run, data.select(episodes), o.trust, recorded=True)
     prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                             of_latents=has_latent_actions(method))
     append_result(o, prediction.to_json())

@@ -206,15 +206,22 @@ def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None
               file=sys.stderr)
 
 
-def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = ()) -> None:
-    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on."""
+def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = (), *, recorded: bool = False) -> None:
+    """Says it on standard error if episodes had tasks, in words, that a policy was never trained on.
+
+    Args:
+        recorded: Also say it if none of the episodes has a task. An environment without one may give a goal instead.
+    """
     from ..data.tasks import task_texts
 
     trained_tasks = _trained_tasks(run, trust)
     if trained_tasks is None:
         return
-    tasks = ([t for t in map(str, task_texts(episode)) if t and not trained_tasks.has(t)] for episode in data)
-    untrained = [new for new in tasks if new]
+    tasks = [[text for text in map(str, task_texts(episode)) if text] for episode in data]
+    untrained = [new for texts in tasks if (new := [text for text in texts if not trained_tasks.has(text)])]
+    if recorded and not any(tasks):
+        print(f"warning: none of the {len(data)} episodes has a task in words (the column or the metadata 'task'), "
+              f"which {run} reads. {trained_tasks.describe()}", file=sys.stderr)
     if untrained:
         print(f"warning: {len(untrained)} of {len(data)} episodes have a task that {run} was not trained on, such as "
               f"{_shortened(untrained[0][0])}. {trained_tasks.describe()}", file=sys.stderr)

@@ -716,8 +716,10 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
 def _make_score(env: Env, episodes: int, seed: int) -> Score:
     """Success if the environment defines it, else mean return. Checkpoints share starts, which `eval` never uses."""
     from ..evaluate.evaluation import evaluate, validation_seed
+    from ..learn.run import IS_SUCCESS
 
-    def score(actor: Actor) -> float:
+    def score(actor: Actor) -> dict[str, float]:
         evaluation = evaluate(actor, env, episodes, validation_seed(seed))
-        return (evaluation.success or evaluation.returns).estimate
+        return {"score": (evaluation.success or evaluation.returns).estimate,
+                IS_SUCCESS: float(evaluation.success is not None)}
     return score

@@ -297,8 +297,9 @@ def _find_part(part: str, source: ColumnSource, where: str) -> tuple[str, int | 
     names = {**{n: at for n, at in own if [n for n, _ in own].count(n) == 1}, **names}
     for name, f in vectors.items():
         names |= {n: (name, i) for i in range(f.size) for n in (f"{name}_{i}", f"{name}[{i}]") if n not in names}
-    for text in (part, part.replace("/", "."), standard_name(part)):  # the column may have its name in the file
-        if text in names:
+    prefixes = ("observation.", "observation.images.")
+    for text in (part, part.replace("/", "."), standard_name(part), *(prefix + part for prefix in prefixes)):
+        if text in names:  # the column may have its name in the file
             return names[text]
     raise DataError(f"there is no column {part!r} among {format_list(source.schema, 20)}", where=where,
                     hint=(did_you_mean(part.partition(":")[0], names) or "name one of these after --columns NAME=")

@@ -175,7 +175,7 @@ def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str) -> np.nd
         cast = column.astype(dtype, copy=False)
     if np.can_cast(column.dtype, cast.dtype) and not may_change(column.dtype, cast.dtype):
         return cast
-    differs = cast != column
+    differs = (cast != column) & ((cast == cast) | (column == column))  # NaN may stay NaN
     if may_change(column.dtype, cast.dtype):
         differs |= (column > _EXACT) | (column < -_EXACT)  # NumPy rounds before it compares with floats
     for at in map(tuple, np.argwhere(differs)):

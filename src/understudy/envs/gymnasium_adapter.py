@@ -39,7 +39,7 @@ class GymVector(Env):
     Observations: a Box of numbers is `observation.state` (float32, flattened). An image, which is a uint8 Box (H, W),
     (H, W, 1 or 3) or (1 or 3, H, W), is `observation.images.camera`. Key k of a Dict is `observation.k`, or
     `observation.images.k`. Discrete, MultiDiscrete and MultiBinary are classes counted from 0. Text is UTF-8 bytes.
-    Actions: a Box is clipped to its bounds and cast to its dtype. Classes are (B, 1) or (B, n) int64.
+    Actions: a Box is clipped to its bounds, and rounded if it holds integers. Classes are (B, 1) or (B, n) int64.
 
     Success is the entry "success" or "is_success" of an info. Some environments report it at the end of an episode
     only. StepResult has no "success" before the first report.
@@ -181,7 +181,7 @@ class GymVector(Env):
         action = action.detach().cpu().numpy()
         if isinstance(space, spaces.Box):
             action = np.clip(action.reshape(self.rows, *space.shape), space.low, space.high)
-            return action.astype(space.dtype)
+            return (np.rint(action) if space.dtype.kind in "iu" else action).astype(space.dtype)
         action = np.rint(action).astype(np.int64)
         limits = np.array(self.features["action"].num_classes)
         if (action < 0).any() or (action >= limits).any():
@@ -421,7 +421,7 @@ def _feature(space, where) -> Feature:
         case spaces.Box():
             return Feature("float32", (math.prod(space.shape),))
         case spaces.Text():
-            return Feature("uint8", (space.max_length,), "text")
+            return Feature("uint8", (_text_bytes(space),), "text")
         case _ if (counts := _num_classes(space)) is not None:
             return Feature("int64", (len(counts),), "discrete", num_classes=counts)
     raise UserError(f"expected a space of numbers, images, choices or text, found {space}", where=where,
@@ -453,6 +453,11 @@ def _num_classes(space) -> tuple[int, ...] | None:
     return None
 
 
+def _text_bytes(space: spaces.Text) -> int:
+    """Length of its longest text in UTF-8."""
+    return space.max_length * max(len(c.encode()) for c in space.character_set)
+
+
 def _to_array(space, value, rows) -> np.ndarray:
     """(rows, *feature) of a batch of one space's values."""
     if (picture := _image_shape(space)) is not None:
@@ -463,9 +468,10 @@ def _to_array(space, value, rows) -> np.ndarray:
     if isinstance(space, spaces.Box):
         return np.array(value, np.float32).reshape(rows, -1)
     if isinstance(space, spaces.Text):
-        out = np.zeros((rows, space.max_length), np.uint8)
+        out = np.zeros((rows, _text_bytes(space)), np.uint8)
         for row, text in enumerate(value):
-            encoded = text.encode()[:space.max_length]
+            if len(encoded := text.encode()) > out.shape[1]:
+                raise ValueError(f"{text!r} has {len(encoded)} bytes, and its longest text {out.shape[1]}")
             out[row, :len(encoded)] = np.frombuffer(encoded, np.uint8)
         return out
     return np.array(value, np.int64).reshape(rows, -1) - np.asarray(getattr(space, "start", 0), np.int64)

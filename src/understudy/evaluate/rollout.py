@@ -54,11 +54,12 @@ def rollout(actor: Actor, env: Env, episodes: int, seed: int = 0, *, first: int 
 def as_dataset(episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> Dataset:
     """Returns rollouts as a data set. All have `next.success` if the environment has reported success so far."""
     is_reported = any("next.success" in e.steps for e in episodes)
-    return Dataset([_with_success_column(e) for e in episodes] if is_reported else episodes,
+    return Dataset([with_success_column(e) for e in episodes] if is_reported else episodes,
                    {name: metadata.get(name) for name in ("env", "fps", "version")})
 
 
-def _with_success_column(episode: Episode) -> Episode:
+def with_success_column(episode: Episode) -> Episode:
+    """Returns the episode. It is a failure if no success was reported."""
     if "next.success" in episode.steps:
         return episode
     return replace(episode.replace({"next.success": np.zeros(len(episode), bool)}),

@@ -157,7 +157,10 @@ class PolicyActor(Actor):
 
     def _checked_column(self, name: str, value: Tensor) -> Tensor:
         """`value` (B, *shape) in the dtype and size that the policy was trained with."""
-        feature, shape = self.planner.features[name], tuple(value.shape)
+        feature = self.planner.features[name]
+        if {tuple(value.shape[1:]), feature.shape} == {(), (1,)} and value.ndim:  # one number, stored without an axis
+            value = value.reshape(-1, *feature.shape)
+        shape = tuple(value.shape)
         expected_shape: tuple[int | str, ...] = ("rows", *feature.shape)
         if name in self.image_sizes and len(shape) == 4:
             expected_shape = (*expected_shape[:1], *shape[1:3], *expected_shape[3:])

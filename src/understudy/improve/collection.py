@@ -34,7 +34,7 @@ from ..envs.wrappers import WrappedEnv
 from ..evaluate.evaluation import recording_seed
 from ..evaluate.failure_detection import with_doubt
 from ..evaluate.recording import UniformRandomActor, expert_actor
-from ..evaluate.rollout import rollout
+from ..evaluate.rollout import as_dataset, rollout, with_success_column
 from ..execute.actor import Actor, NoisyActor, PolicyActor, RandomClassActor
 from ..execute.planners import FixedBatch
 from ..execute.wrappers import ActionWrapper, WrappedActor, wrapped_env_name
@@ -43,6 +43,7 @@ from ..heads.base import TemperatureHead
 from ..learn.data_collection import DataCollection, Training
 from ..learn.fit import Learner
 from ..learn.fit_method import ROWS
+from ..learn.run import IS_SUCCESS
 from ..learn.targets import REWARD
 from ..policy import Policy, camera_sizes
 from .gates import ADVISED, INTERVENTION, POLICY_ACTION, SUPERVISOR_ACTION, DoubtGate, Gate, GatedActor
@@ -300,6 +301,8 @@ class RolloutCollector(EpisodeCollector):
             assert self.n_steps is not None
             episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps,
                                      run_episodes=run_episodes)
+        if not self.uses_person and any("next.success" in e.steps for e in training.stored if ROUND in e.metadata):
+            episodes = episodes.map(with_success_column)  # this process may not have seen the environment report it yet
         if self.supervisor is not None:
             episodes = episodes.map(partial(_with_costs, self.gate is not None and self.gate.needs_attention))
         if wrapper is not None and self.supervisor is not None:
@@ -355,7 +358,7 @@ def rollout_steps(actor: Actor, env: Env, n_steps: int, seed: int, *, first: int
         count = 1 if limit is None else -(-(n_steps - steps) // limit)
         data = run_episodes(actor, env, count, seed, first=first + len(episodes))
         episodes, steps = [*episodes, *data], steps + data.steps
-    return Dataset(episodes, data.metadata)
+    return as_dataset(episodes, data.metadata)
 
 
 def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
@@ -626,9 +629,9 @@ class CollectionRounds(DataCollection):
         aided = [bool(np.any(e.steps[INTERVENTION])) if INTERVENTION in e.steps else False for e in episodes]
         if all("success" in e.metadata for e in episodes):
             alone = [bool(e.metadata["success"]) and not a for e, a in zip(episodes, aided, strict=True)]
-            return {"score": float(np.mean(alone))}
+            return {"score": float(np.mean(alone)), IS_SUCCESS: 1.0}
         returns = _summary(0, episodes).get("round/return")
-        return {} if returns is None or any(aided) else {"score": returns}
+        return {} if returns is None or any(aided) else {"score": returns, IS_SUCCESS: 0.0}
 
 
 def _halves(learner: Learner, data: Dataset, column: str) -> BatchSampler:

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..envs.base import Env
 from ..evaluate.evaluation import Evaluation, compare_outcomes, evaluate, validation_seed
+from ..evaluate.stats import Interval, clopper_pearson
 from ..execute.actor import Actor
-from ..learn.run import Run
+from ..learn.run import IS_SUCCESS, Run
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,18 @@ class Promotion:
     base: Evaluation | None = None
 
     def __call__(self, actor: Actor) -> dict[str, Any]:
-        before = compared_checkpoints(self.run)
-        evaluation = self.base if self.base is not None and not before else self.evaluate(actor)
-        rate = evaluation.success or evaluation.returns
+        lines = compared_checkpoints(self.run)
+        evaluation = self.base if self.base is not None and not lines else self.evaluate(actor)
         outcomes = evaluation.episode_returns if evaluation.successes is None else evaluation.successes
-        metrics = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high,
-                   "outcomes": outcomes.tolist()}
+        *before, new = _comparable([*lines, _metrics(outcomes, evaluation.success or evaluation.returns,
+                                                     evaluation.success is not None)])
         if not before:
-            return {**metrics, "promoted": True}
+            return {**new, "promoted": True}
         best = best_checkpoint(before)
-        metric = "return" if evaluation.success is None else "success"
-        gain = compare_outcomes(outcomes, np.array(best["outcomes"]), metric)
-        return {**metrics, "against": best["step"], "gain": gain.difference, "gain/low": gain.low,
-                "gain/high": gain.high, "promoted": rate.estimate >= best["score"]}
+        gain = compare_outcomes(np.array(new["outcomes"]), np.array(best["outcomes"]),
+                                "success" if new[IS_SUCCESS] else "return")
+        return {**new, "against": best["step"], "gain": gain.difference, "gain/low": gain.low,
+                "gain/high": gain.high, "promoted": new["score"] >= best["score"]}
 
     def evaluate(self, actor: Actor) -> Evaluation:
         """Evaluates an actor on the starts of the comparison."""
@@ -56,7 +56,20 @@ class Promotion:
 
 def compared_checkpoints(run: Run) -> list[dict[str, Any]]:
     """Returns the lines of a run's metrics that `Promotion` wrote, in order."""
-    return [line for line in run.read_metrics() if "outcomes" in line]
+    return _comparable([line for line in run.read_metrics() if "outcomes" in line])
+
+
+def _metrics(outcomes: np.ndarray, rate: Interval, is_success: bool) -> dict[str, Any]:
+    return {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high, "outcomes": outcomes.tolist(),
+            IS_SUCCESS: float(is_success)}
+
+
+def _comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics, all of success if any is: an environment may report it only where there is one."""
+    if not any(line.get(IS_SUCCESS) for line in lines):
+        return lines
+    return [{**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
+            if line.get(IS_SUCCESS) == 0 else line for line in lines for n in [len(line["outcomes"])]]
 
 
 def best_checkpoint(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -88,12 +88,15 @@ def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> M
     The updates of its stages, and those of its data collection, change by the same factor, but to no fewer than 1.
 
     Args:
-        steps: Number of updates of the method itself. If it collects episodes, it is compared with `learner.steps`.
+        steps: Number of updates of the method itself, or of its last stage if that trains it and the method makes only
+            one (`play-lmp`). If it collects episodes, it is compared with `learner.steps`.
         unchanged: Names of the stages that keep their numbers, because they are not trained.
     """
-    factor = steps / method.learner.steps if method.learner.steps else 1.0
-    scaled = _scale_steps(method, factor, unchanged)
-    return replace(scaled, learner=replace(method.learner, steps=steps))
+    own = method.learner.steps
+    trained_in_stage = own == 1 and bool(method.stages)
+    default = method.stages[-1].method.learner.steps if trained_in_stage else own
+    scaled = _scale_steps(method, steps / default if default else 1.0, unchanged)
+    return replace(scaled, learner=replace(method.learner, steps=own if trained_in_stage else steps))
 
 
 def _scale_steps(method: Method, factor: float, unchanged: Collection[str]) -> Method:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import write_text
 from .method import Method, has_latent_actions
-from .run import Run, disk_space_errors
+from .run import Run, comparable_scores, disk_space_errors
 from .stages import packages_of
 
 
@@ -67,7 +67,7 @@ seed {provenance["seed"]}, {max(run.saved_steps())} updates.
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
     """The measurements of a run that judge a checkpoint."""
-    return [line for line in run.read_metrics() if "score" in line or "validation/energy" in line]
+    return [line for line in comparable_scores(run.read_metrics()) if "score" in line or "validation/energy" in line]
 
 
 def _metric_of(line: dict[str, Any], key: str) -> str:

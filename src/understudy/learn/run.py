@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,14 @@ from ..core import UserError
 from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
 from .fit import Learner
 
+IS_SUCCESS = "score/is_success"  # metric: whether the score is a success rate, and not a return
 NO_SPACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit of file size
+
+
+def comparable_scores(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns lines of metrics. A return that was the score before an environment first reported success is score 0."""
+    by_success = any(line.get(IS_SUCCESS) for line in lines)
+    return [{**line, "score": 0.0} if by_success and line.get(IS_SUCCESS) == 0 else line for line in lines]
 
 
 @dataclass(frozen=True)

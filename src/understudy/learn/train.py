@@ -81,7 +81,7 @@ from .method import (
 from .model_card import evaluations, write_model_card
 from .representation import RepresentationLearning
 from .reward_models import RewardedConfig, RewardModelConfig
-from .run import Run
+from .run import IS_SUCCESS, Run, comparable_scores
 from .stages import (
     build_learner,
     check_stage_columns,
@@ -432,7 +432,7 @@ class _RunTraining(MethodTraining):
         if not self.processes.first:
             return
         if self.judge.score is not None:  # it judges every checkpoint on the same starts
-            metrics = {name: value for name, value in metrics.items() if name != "score"}
+            metrics = {name: value for name, value in metrics.items() if name not in ("score", IS_SUCCESS)}
         if not any(all(line.get(k) == v for k, v in metrics.items()) for line in self.run.read_metrics()):
             self._log(step=self.n_updates, **metrics)
         if "score" in metrics:
@@ -526,7 +526,7 @@ class _CheckpointEvaluation:
 
     def choose(self, last: int) -> None:
         """Names the last and the best checkpoint. The others are removed."""
-        lines = self.run.read_metrics()
+        lines = comparable_scores(self.run.read_metrics())
         scored = self.score is not None or any("score" in line for line in lines)
         best = best_step(lines, self.run.saved_steps(), "score" if scored else "validation/energy")
         self.run.name_checkpoints(last=last, **({} if best is None else {"best": best}))

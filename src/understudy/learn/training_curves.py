@@ -16,7 +16,7 @@ from ..execute.wrappers import SkillWrapper
 from ..files import read_json
 from ..moved import current_name
 from ..policy import find_checkpoint
-from .run import Run
+from .run import IS_SUCCESS, Run, comparable_scores
 
 LOSS, HELD_OUT_ERROR, SCORE = "loss", "validation/energy", "score"  # keys of metrics.jsonl
 
@@ -75,7 +75,7 @@ class TrainingCurves:
         """Reads the measurements of a run, also given by one of its checkpoints. It may still be training."""
         checkpoint = find_checkpoint(folder)
         run = Run(checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint)
-        lines = run.read_metrics()
+        lines = comparable_scores(run.read_metrics())
         places = run.named_checkpoints()
         provenance = checkpoint / "provenance.json"
         method = _read_method(checkpoint / "method.json")
@@ -169,7 +169,7 @@ def read_curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     points: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for key, value in line.items():
-            if key not in ("step", "seconds") and isinstance(value, (int, float)):
+            if key not in ("step", "seconds", IS_SUCCESS) and isinstance(value, (int, float)):
                 points.setdefault(key, []).append((int(line["step"]), float(value)))
     return {key: Curve(*zip(*curve_points, strict=True)) for key, curve_points in points.items()}
 

@@ -128,6 +128,17 @@ def test_columns_of_another_shape_in_a_later_episode_are_refused_and_not_misread
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("form", ["npz", "zarr", "robomimic", "csv"])
+def test_numbers_of_another_precision_in_a_later_episode_are_not_rounded(form, tmp_path):
+    first, precise = _moves(0, "next.reward"), _moves(1, "next.reward")
+    precise = precise.replace({"action": np.full((5, 2), [0.5, np.nan])})  # float64 that float32 holds
+    write_dataset(Dataset([first, precise], {"fps": 10}), tmp_path / "held", form)
+    np.testing.assert_array_equal(open_dataset(tmp_path / "held")[1].steps["action"], precise.steps["action"])
+    with pytest.raises(DataError, match=r"episode 1, column 'action', row 0: float32 does not hold 0.1,"):
+        write_dataset(Dataset([first, precise.replace({"action": np.full((5, 2), 0.1)})]), tmp_path / "data", form)
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("form", ["npz", "lerobot", "robomimic", "d4rl", "csv"])
 @pytest.mark.parametrize(("episodes", "column"), [
     ((_moves(0), _moves(1, "next.reward")), "next.reward"), ((_moves(0, "next.reward"), _moves(1)), "next.reward"),

@@ -210,7 +210,7 @@ def _with_equal_columns(data: Dataset) -> Dataset:
 
 
 def _read_exactly(steps: Mapping[str, np.ndarray], features: Schema, where: str, name: str) -> np.ndarray:
-    """A column of an episode in the type of the first one. Floats stay as they are: formats round or refuse them.
+    """A column of an episode in the type of the first one.
 
     Another shape is an error, because the rows of all episodes go into one array.
     """
@@ -220,7 +220,7 @@ def _read_exactly(steps: Mapping[str, np.ndarray], features: Schema, where: str,
                         where=f"{where}, column {name!r}",
                         hint="give it one shape in all episodes, or leave it out")
     kinds = column.dtype.kind, "U" if f is None or f.kind == "string" else np.dtype(f.dtype).kind
-    if f is None or not set(kinds) <= set("biuf") or kinds == ("f", "f"):
+    if f is None or not set(kinds) <= set("biuf"):
         return column
     return cast_exactly(column, f.dtype, f"{where}, column {name!r}")
 

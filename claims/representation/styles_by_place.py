@@ -129,10 +129,10 @@ def in_new_places(experiment, arm: Adaptation | Cloning, data: Dataset, seed: in
     """Success in each new place, shown its few episodes: the goal, and the clearance of the place within 0.05 m."""
     success = []
     for clearance in NEW:
-        method, few = arm.method(clearance), data.filter(lambda e: e.metadata[DATASET_NAME] == f"few {clearance}")  # noqa: B023
+        method, few = arm.method(clearance), Filter(DATASET_NAME, equals=(f"few {clearance}",)).apply(data)
         actor = PolicyActor(FixedBatch(train_policy(experiment, method, data, seed), ROWS), method.executor)
-        rollouts = rollout(DemonstratedActor(actor, few, SHOW), Fork(ROWS, spread=SPREAD), episodes // len(NEW),
-                           seed=starts)
+        rollouts = rollout(DemonstratedActor(actor, few, SHOW), Fork(ROWS, spread=SPREAD),
+                           max(episodes // len(NEW), 1), seed=starts)
         success += [float(e.metadata["success"] and abs(clearance_of(e) - clearance) <= TOLERANCE) for e in rollouts]
     return {"success": success}
 

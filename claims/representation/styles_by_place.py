@@ -74,12 +74,12 @@ class Places(DemonstrationSource):
 
     episodes: int = 40
     n_few: int = 3
-    new: tuple[float, ...] = NEW
-    probe_sizes = {"episodes": 5, "new": (0.2,)}
+    n_new: int = len(NEW)
+    probe_sizes = {"episodes": 5, "n_new": 1}
 
     def load(self, seed):
         known = [e for clearance in KNOWN for e in passes(clearance, self.episodes, seed, "known")]
-        new = [e for clearance in self.new for e in [
+        new = [e for clearance in NEW[:self.n_new] for e in [
             *passes(clearance, self.episodes, seed, f"many {clearance}")[self.n_few:],
             *passes(clearance, self.n_few, seed, f"few {clearance}")]]
         return Dataset([*known, *new], {"env": "fork", "fps": 10})
@@ -128,7 +128,7 @@ class Cloning:
 
 def in_new_places(experiment, arm: Adaptation | Cloning, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """Success in each new place, shown its few episodes: the goal, and the clearance of the place within 0.05 m."""
-    success, places = [], experiment.source.new
+    success, places = [], NEW[:experiment.source.n_new]
     for clearance in places:
         method, few = arm.method(clearance), Filter(DATASET_NAME, equals=(f"few {clearance}",)).apply(data)
         actor = PolicyActor(FixedBatch(train_policy(experiment, method, data, seed), ROWS), method.executor)

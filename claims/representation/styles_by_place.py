@@ -74,11 +74,12 @@ class Places(DemonstrationSource):
 
     episodes: int = 40
     n_few: int = 3
-    probe_sizes = {"episodes": 5}
+    n_new: int = len(NEW)
+    probe_sizes = {"episodes": 5, "n_new": 1}
 
     def load(self, seed):
         known = [e for clearance in KNOWN for e in passes(clearance, self.episodes, seed, "known")]
-        new = [e for clearance in NEW for e in [
+        new = [e for clearance in NEW[:self.n_new] for e in [
             *passes(clearance, self.episodes, seed, f"many {clearance}")[self.n_few:],
             *passes(clearance, self.n_few, seed, f"few {clearance}")]]
         return Dataset([*known, *new], {"env": "fork", "fps": 10})
@@ -127,12 +128,12 @@ class Cloning:
 
 def in_new_places(experiment, arm: Adaptation | Cloning, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
     """Success in each new place, shown its few episodes: the goal, and the clearance of the place within 0.05 m."""
-    success = []
-    for clearance in NEW:
-        method, few = arm.method(clearance), data.filter(lambda e: e.metadata[DATASET_NAME] == f"few {clearance}")  # noqa: B023
+    success, places = [], NEW[:experiment.source.n_new]
+    for clearance in places:
+        method, few = arm.method(clearance), Filter(DATASET_NAME, equals=(f"few {clearance}",)).apply(data)
         actor = PolicyActor(FixedBatch(train_policy(experiment, method, data, seed), ROWS), method.executor)
-        rollouts = rollout(DemonstratedActor(actor, few, SHOW), Fork(ROWS, spread=SPREAD), episodes // len(NEW),
-                           seed=starts)
+        rollouts = rollout(DemonstratedActor(actor, few, SHOW), Fork(ROWS, spread=SPREAD),
+                           max(episodes // len(places), 1), seed=starts)
         success += [float(e.metadata["success"] and abs(clearance_of(e) - clearance) <= TOLERANCE) for e in rollouts]
     return {"success": success}
 

@@ -68,8 +68,8 @@ def test_the_loss_of_known_decoders_has_a_closed_form(present):
     learner = new_learner("crossway-diffusion", BottleneckReconstruction(weight=0.5), draws=2)
     (loss,), batch = learner.auxiliary_losses, windows(learner, present)
     pictures, numbers = loss.decoders
-    nn.init.zeros_(pictures.fine[-1].weight)
-    pictures.fine[-1].bias.data = torch.tensor([0.2, -0.4, 1.0])
+    nn.init.zeros_(pictures.fine.weight)
+    pictures.fine.bias.data = torch.tensor([0.2, -0.4, 1.0])
     copied = nn.Linear(8, 3, bias=False)
     copied.weight.data = torch.eye(3, 8)
     loss.decoders[1] = copied
@@ -113,7 +113,10 @@ def test_a_decoder_draws_what_its_vectors_tell():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.05 < pictures.var() / 4
+    assert loss < 0.1 < pictures.var() / 4
+    decoder = PictureDecoder(8, (48, 48, 1), 8)
+    drawn = decoder(torch.ones(1, 8))[..., 16:36, 16:36]  # far from the edges, where vectors alone would repeat
+    assert (drawn[..., 4:] - drawn[..., :-4]).abs().max() > 1e-2 * drawn.std()
 
 
 def test_large_pictures_are_rebuilt_smaller():
@@ -122,16 +125,17 @@ def test_large_pictures_are_rebuilt_smaller():
     features = {**FEATURES, TOP: Feature("uint8", (100, 192, 3), "image")}
     policy = Policy(small(augmentations=()).policy, features)
     loss = BottleneckReconstruction(width=4).build(policy)
-    nn.init.zeros_(loss.decoders[0].fine[-1].weight)
+    nn.init.zeros_(loss.decoders[0].fine.weight)
     batch = random_dataset(features, episodes=1, steps=3)
     batch = policy.windows(batch).batch(1, 0)
     first = torch.zeros(1, 1, 16)
-    bias = loss.decoders[0].fine[-1].bias
+    bias = loss.decoders[0].fine.bias
     target = (batch.obs[TOP] / 127.5 - 1).unflatten(3, (96, 2)).unflatten(2, (50, 2)).mean((3, 5))
     wrong = (bias - target).square().mean() + (loss.decoders[1](torch.zeros(8)) - batch.obs[STATE]).square().mean()
     torch.testing.assert_close(loss(policy, batch, seeded(), {"trunk_bottleneck": first}), 0.1 * wrong[None])
 
 
+@pytest.mark.slow
 def test_the_contract():
     policy = replace(small(augmentations=()).policy, inputs=(STATE,))
     check_learner(BehaviorCloning(batch_size=8, optimizer=OptimizerConfig(lr=1e-3),

@@ -27,16 +27,15 @@ class PictureDecoder(nn.Module):
     """Draws pictures of this shape (h, w, C), or smaller ones, from vectors: (N, size) to (N, C, h, w).
 
     Each quarter of a vector is a pixel. These 2 x 2 pixels, repeated, are half as many along each side as those of the
-    picture. Convolutions read them beside Fourier features of the position, and finer ones follow.
+    picture. Convolutions read them beside Fourier features of the position, and a finer one follows.
     """
 
     def __init__(self, size: int, shape: tuple[int, ...], width: int):
         super().__init__()
         self.shape = tuple(ceil(side * min(1, LONGEST / max(shape[:2]))) for side in shape[:2])
-        self.fourier, group = FourierFeatures(4), lambda n: nn.GroupNorm(gcd(8, n), n)
-        self.coarse = nn.Sequential(Residual(size // 4 + 16, width, group, 1), Residual(width, width, group, 1))
-        self.fine = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), group(width), nn.Mish(),
-                                  nn.Conv2d(width, shape[2], 1))
+        self.fourier, group = FourierFeatures(3), lambda n: nn.GroupNorm(gcd(8, n), n)
+        self.coarse = nn.Sequential(Residual(size // 4 + 12, width, group, 1), Residual(width, width, group, 1))
+        self.fine = nn.Conv2d(width, shape[2], 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = (ceil(side / 4) for side in self.shape)

@@ -67,7 +67,7 @@ def diffusion(*losses: BottleneckReconstruction) -> Method:
     policy = PolicyConfig(Diffusion(5, n_train_steps=50, prediction="sample"),
                           UNet((32, 64), 3, time_width=32, layout="gemm"), CAMERA, window=Window(1, 4),
                           inputs=(PICTURE, OWN), augmentations=SHIFTS)
-    return Method(policy, RecedingHorizon(2), BehaviorCloning(800, 64, FAST, auxiliary_losses=losses))
+    return Method(policy, RecedingHorizon(2), BehaviorCloning(1000, 64, FAST, auxiliary_losses=losses))
 
 
 def pushed(experiment, arm: Method, data: Dataset, seed: int, episodes: int, starts: int) -> dict:
@@ -82,7 +82,8 @@ def pushed(experiment, arm: Method, data: Dataset, seed: int, episodes: int, sta
     return {**measured, "success": sum(measured.values(), []), "progress": [sum(done) / len(done)]}
 
 
-TABLE = experiment(PushesToGoals(), env="push-images", first_seed=2690, n_seeds=4, episodes=100, measure=pushed,
+TABLE = experiment(PushesToGoals(), env="push-images", first_seed=2690, episodes=100, measure=pushed,
+                   looks=((3, 0.02), (5, 0.03)),
                    measures={"progress": SCORE, **{f"success from {size}": RATE for size in SIZES}}, arms={
     "bottleneck": diffusion(BottleneckReconstruction(8)),
     "plain": diffusion(),

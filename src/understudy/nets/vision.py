@@ -343,7 +343,7 @@ class ResNetBody(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions of 3 x 3 beside a shortcut, as in ResNet-18."""
+    """Two convolutions of 3 x 3 with a shortcut, as in ResNet-18."""
 
     expansion = 1  # channels of the output, as a multiple of those inside
 

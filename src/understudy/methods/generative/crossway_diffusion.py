@@ -27,7 +27,7 @@ class PictureDecoder(nn.Module):
     """Draws pictures of this shape (h, w, C), or smaller ones, from vectors: (N, size) to (N, C, h, w).
 
     Each quarter of a vector is a pixel. These 2 x 2 pixels, repeated, are half as many along each side as those of the
-    picture. Convolutions read them beside Fourier features of the position, and a finer one follows.
+    picture. Convolutions read them together with Fourier features of the position, and a finer one follows.
     """
 
     def __init__(self, size: int, shape: tuple[int, ...], width: int):
@@ -96,13 +96,13 @@ class BottleneckReconstruction(NetworkObjective):
 
 
 def _rebuilt(policy) -> dict[str, Feature]:
-    """The inputs of numbers and pictures, but for those of which batches have features alone."""
+    """The inputs of numbers and pictures. Pictures whose features are cached are not in batches."""
     return {name: f for name, f in policy.features.items() if name in policy.inputs
             and f.kind in ("vector", "image") and name not in policy.encoder.cached_features}
 
 
-@method("Li et al. 2023, arXiv 2307.01849, with smaller networks that predict the action", rows=("269",),
-        needs=(NUMBERS,), when="if a diffusion policy sees pictures.")
+@method("Li et al. 2023, arXiv 2307.01849, with smaller networks, and the action as what is predicted", rows=("269",),
+        needs=(NUMBERS,), when="if a diffusion policy sees pictures; the gain in success was not clear in its claim.")
 def crossway_diffusion(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8, weight: float = 0.1
                        ) -> Method:
     """Diffusion policy whose U-Net must also rebuild the observation from what it makes of noisy actions.

@@ -68,12 +68,12 @@ class BottleneckReconstruction(NetworkObjective):
     captures = ("trunk_bottleneck",)
 
     def networks(self, policy):
-        trunk, where = policy.config.trunk, type(self).__name__
+        trunk, own_name = policy.config.trunk, type(self).__name__
         if not isinstance(trunk, UNet):
-            raise Unsupported(f"{type(trunk).__name__} has no bottleneck", where=where, hint="use the trunk UNet()")
+            raise Unsupported(f"{type(trunk).__name__} has no bottleneck", where=own_name, hint="use the trunk UNet()")
         if not (features := _rebuilt(policy)):
             raise Unsupported(f"there are no numbers or pictures to rebuild in {', '.join(policy.inputs)}",
-                              where=where, hint="read one of either, whose features are not cached")
+                              where=own_name, hint="read one of either, whose features are not cached")
         size = trunk.widths[-1] // (4 * policy.window.n_obs_steps) * 4
         return {"decoders": nn.ModuleList(
             PictureDecoder(size, f.shape, self.width) if f.kind == "image" else
@@ -102,7 +102,8 @@ def _rebuilt(policy) -> dict[str, Feature]:
 
 
 @method("Li et al. 2023, arXiv 2307.01849, with smaller networks, and the action as what is predicted", rows=("269",),
-        needs=(NUMBERS,), when="if a diffusion policy sees pictures; in its claim it succeeded as often without the decoder.")
+        needs=(NUMBERS,),
+        when="if a diffusion policy sees pictures; in its claim it succeeded as often without the decoder.")
 def crossway_diffusion(n_obs_steps: int = 2, horizon: int = 16, n_action_steps: int = 8, weight: float = 0.1
                        ) -> Method:
     """Diffusion policy whose U-Net must also rebuild the observation from what it makes of noisy actions.

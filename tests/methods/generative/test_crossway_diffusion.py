@@ -92,7 +92,7 @@ def test_the_loss_of_diffusion_stays_as_it_is():
     assert torch.equal(crossway.policy_loss(batch, seeded())[0], plain.policy_loss(batch, seeded())[0])
 
 
-def test_the_policy_that_is_saved_and_exported_has_no_decoder(tmp_path):
+def test_the_policy_that_acts_and_is_saved_has_no_decoder(tmp_path):
     fitted = fit_method(replace(small(), learner=replace(small().learner, steps=2, batch_size=4)), DATA, 0)
     plain = Policy(small("diffusion-policy").policy, DATA.features())
     assert fitted.policy.state_dict().keys() == plain.state_dict().keys()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Above, AtLeast, Context, Unsupported, UserError, part
-from .base import CachesContext, SharedTimeTrunk, check_not_causal
+from .base import CachesContext, SharedTimeTrunk, check_not_causal, record_intermediate
 from .convolution import Convolution, Down, GroupNormMish, Layout, Up
 from .linear import Linear, linear
 
@@ -26,7 +26,8 @@ class UNet(SharedTimeTrunk):
     embedding is sinusoids of ``time_scale * t``, where the original uses the index k of the noise level. Since k is
     linear in t, a rotation of the columns of the first time layer makes the two equal.
 
-    Any horizon works: chunks are padded with zeros at the end to a multiple of ``2 ** (len(widths) - 1)``.
+    Any horizon works: chunks are padded with zeros at the end to a multiple of ``2 ** (len(widths) - 1)``. What the
+    coarsest blocks make of a chunk is recorded as "trunk_bottleneck" (B, steps, widths[-1]), for auxiliary losses.
 
     Args:
         widths: Channels at each resolution.
@@ -157,6 +158,7 @@ class _UNetNet(CachesContext):
             x = stage["resize"](x) if "resize" in stage else x
         for block in self.middle:
             x = block(x, next(film))
+        record_intermediate("trunk_bottleneck", x)
         for stage in self.up:
             x = torch.cat([x, skips.pop()], -1)
             x = stage["resize"](stage["second"](stage["first"](x, next(film)), next(film)))

@@ -342,7 +342,9 @@ class ResNetBody(nn.Module):
         self.load_state_dict({k: file_tensors[k].to(torch.float32) for k in own})
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions of 3 x 3 with a shortcut, as in ResNet-18."""
+
     expansion = 1  # channels of the output, as a multiple of those inside
 
     def __init__(self, size, inner, norm, stride):
@@ -371,7 +373,7 @@ class _Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
 
 
-_RESNETS = {18: (_Residual, (2, 2, 2, 2)), 34: (_Residual, (3, 4, 6, 3)), 50: (_Bottleneck, (3, 4, 6, 3))}
+_RESNETS = {18: (Residual, (2, 2, 2, 2)), 34: (Residual, (3, 4, 6, 3)), 50: (_Bottleneck, (3, 4, 6, 3))}
 
 
 def _shortcut(size: int, out: int, norm: Callable[[int], nn.Module], stride: int) -> nn.Module:

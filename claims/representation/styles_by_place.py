@@ -78,11 +78,11 @@ class Places(DemonstrationSource):
     probe_sizes = {"episodes": 5, "n_new": 1}
 
     def load(self, seed):
-        known = [e for clearance in KNOWN for e in passes(clearance, self.episodes, seed, "known")]
-        new = [e for clearance in NEW[:self.n_new] for e in [
-            *passes(clearance, self.episodes, seed, f"many {clearance}")[self.n_few:],
-            *passes(clearance, self.n_few, seed, f"few {clearance}")]]
-        return Dataset([*known, *new], {"env": "fork", "fps": 10})
+        episodes = [e for clearance in KNOWN for e in passes(clearance, self.episodes, seed, "known")]
+        for clearance in NEW[:self.n_new]:
+            episodes += passes(clearance, self.episodes, seed, f"many {clearance}")[self.n_few:]
+            episodes += passes(clearance, self.n_few, seed, f"few {clearance}")
+        return Dataset(episodes, {"env": "fork", "fps": 10})
 
 
 def permute_places(episode: Episode) -> Episode:
@@ -111,9 +111,9 @@ class Adaptation:
     changes: tuple = ()
 
     def method(self, clearance: float) -> Method:
-        known = Stage("known", cloning("known", changes=self.changes), dataset="known")
+        stage = Stage("known", cloning("known", changes=self.changes), dataset="known")
         begun = InitializeFrom(FromStage("known"), train=self.trained)
-        return cloning(f"few {clearance}", stages=(known,), initialize_from=(begun,))
+        return cloning(f"few {clearance}", stages=(stage,), initialize_from=(begun,))
 
 
 @dataclass(frozen=True)

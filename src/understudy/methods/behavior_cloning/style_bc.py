@@ -61,9 +61,9 @@ class _StyleEncoderNet(EncoderNet):
         self.tokens, self.width, self.token_obs_steps = 1, config.width, (n_obs_steps - 1,)
 
     def forward(self, obs, rng=None):
-        observed, shown = (torch.cat([observed_column(obs, name)[0].flatten(2) for name in names], -1)
-                           for names in (self.observed, self.shown))
-        content, style = self.content(observed.flatten(1)), normalize(self.style(shown[:, -1]), dim=-1)
+        observed, frames = (torch.cat([observed_column(obs, name)[0].flatten(2) for name in names], -1)
+                            for names in (self.observed, self.shown))
+        content, style = self.content(observed.flatten(1)), normalize(self.style(frames[:, -1]), dim=-1)
         record_intermediate("style", style.unsqueeze(1))
         tokens = (content + self.blocks(torch.cat([content, style], -1))).unsqueeze(1)
         return Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool))

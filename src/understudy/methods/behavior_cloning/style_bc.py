@@ -53,7 +53,7 @@ class _StyleEncoderNet(EncoderNet):
         if not (self.shown and self.observed):
             raise DataError(f"the policy reads {'nothing besides' if self.shown else 'no'} frames of a demonstration",
                             where="StyleEncoder",
-                            hint="let ShowDemonstration add the frames, and name them in inputs beside observations")
+                            hint="let ShowDemonstration add the frames, and name them in inputs with observations")
         sizes = [sum(features[name].size for name in names) for names in (self.observed, self.shown)]
         self.content = feed_forward_layers((n_obs_steps * sizes[0], config.width, config.width))
         self.style = feed_forward_layers((sizes[1], config.width, config.style_width))

@@ -50,4 +50,8 @@ class OnnxRunner:
             value = [False] * missing + [True] * len(self.history)
         else:
             value = [obs[column.name] for obs in [self.history[0]] * missing + list(self.history)]
-        return np.asarray(value).astype(DTYPES[column.type], casting="same_kind")[None]  # no floats as pixels
+        value = np.asarray(value)
+        if column.type == "tensor(uint8)" and np.any(value % 1):
+            raise TypeError(f"{column.name!r} is read as whole numbers from 0 to 255, as it was recorded, but this has "
+                            "fractions")
+        return value.astype(DTYPES[column.type])[None]

@@ -63,6 +63,9 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
     name = next(k for k, v in observations[0].items() if v.dtype == np.uint8)  # pixels, from 0 to 1
     with pytest.raises(TypeError, match="whole numbers from 0 to 255.*fractions"):
         runner.act({**observations[0], name: observations[0][name].astype(np.float32) / 255})
+    runner.reset()
+    with pytest.raises(TypeError, match="whole numbers from 0 to 255.*beyond"):  # they would become small ones
+        runner.act({**observations[0], name: observations[0][name].astype(int) + 256})
 
 
 @pytest.mark.slow

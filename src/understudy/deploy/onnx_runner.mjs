@@ -49,8 +49,8 @@ export class OnnxRunner {
     if (name === "noise") values = Array.from({ length: size }, this.normal);
     else if (name.endsWith("?") && !(name in this.history[0])) values = rows.map((_, i) => i >= missing);
     else values = rows.flatMap((row) => numbersOf(row, name, size / rows.length));
-    if (dtype === "uint8" && !values.every(Number.isInteger))
-      throw new Error(`"${name}" is read as whole numbers from 0 to 255, as it was recorded, but this has fractions`);
+    if (dtype === "uint8" && !values.every((v) => Number.isInteger(v) && v >= 0 && v <= 255))
+      throw new Error(`"${name}" is read as whole numbers from 0 to 255, as it was recorded, but this has others`);
     return new this.ort.Tensor(dtype, ARRAYS[dtype].from(values, dtype === "int64" ? BigInt : Number), dims);
   }
 }

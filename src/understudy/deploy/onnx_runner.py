@@ -51,7 +51,7 @@ class OnnxRunner:
         else:
             value = [obs[column.name] for obs in [self.history[0]] * missing + list(self.history)]
         value = np.asarray(value)
-        if column.type == "tensor(uint8)" and np.any(value % 1):
+        if column.type == "tensor(uint8)" and np.any((value % 1 != 0) | (value < 0) | (value > 255)):
             raise TypeError(f"{column.name!r} is read as whole numbers from 0 to 255, as it was recorded, but this has "
-                            "fractions")
+                            "fractions or numbers beyond")
         return value.astype(DTYPES[column.type])[None]

@@ -12,7 +12,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
 OFFLINE = ("awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql", "iris",
-           "tacr")
+           "spot", "tacr")
 CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil", "density-reward", "virl")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")
@@ -104,8 +104,8 @@ def test_episodes_of_one_step_train(name, tmp_path):
     assert train(name, tmp_path, episode_ends=np.arange(1, N + 1), terminals=np.ones(N, bool), timeouts=None)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["bcq", "bear", "cal-ql", "cql", "plas", "prdc", "rebrac", "sac", "td3",
-                                  "td3-bc"])
+@pytest.mark.parametrize("name", ["bcq", "bear", "cal-ql", "cql", "plas", "prdc", "rebrac", "sac", "spot",
+                                  "td3", "td3-bc"])
 def test_targets_of_more_steps_than_an_episode_has_train(name, tmp_path):
     assert train(name, tmp_path, "--learner.n-step", 500)[0] == 0
 

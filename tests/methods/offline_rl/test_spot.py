@@ -1,0 +1,103 @@
+"""SPOT: the loss of the policy in closed form, the two phases, and plans among several that are stored."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fixtures.d3rlpy import (
+    HIDDEN,
+    LOSSES,
+    RNG,
+    STATE,
+    ActionNet,
+    TanhNet,
+    fill_critic,
+    inject_noise,
+    make_batch,
+    make_policy,
+)
+
+from understudy.core import UserError
+from understudy.data.episode import Dataset
+from understudy.data.window import Window
+from understudy.heads.regression import Regression
+from understudy.learn.critic import CriticConfig
+from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
+from understudy.methods.offline_rl.spot import SupportedActorCritic, SupportedActorCriticLearner
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
+from understudy.testing import check_learner
+
+FAST = OptimizerConfig(lr=0.03, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)
+
+
+def build(steps: int = 1, **options) -> SupportedActorCriticLearner:
+    config = SupportedActorCritic(critic=CriticConfig(HIDDEN), **options)
+    return config.build(make_policy(Regression(), trunk=MLP(16, 1)), 0, steps, Dataset([]))
+
+
+def test_losses_equal_a_peer_and_the_closed_form(monkeypatch):
+    """The autoencoder's is that of d3rlpy. The policy's is the same for its own plan, less a score of mean size 1."""
+    inject_noise(monkeypatch)
+    learner, batch = build(bc_weight=0.7, beta=0.25), make_batch()
+    learner.policy.net = TanhNet(400)
+    posterior, decoder = ActionNet(2, (4, 4), 600), ActionNet(4, (2,), 700)
+    learner.behavior.net.posterior, learner.behavior.net.decoder = posterior, decoder
+    fill_critic(learner.critic, 200)
+    context = learner.policy.context(batch.obs)
+    plan = learner.policy.net(None, None, context)
+    out = posterior(torch.cat([plan, torch.ones(6, 1, 1)], -1), plan[..., :0], context)[:, 0]
+    mean, log_std = out.chunk(2, -1)
+    latent = mean + log_std.exp() * torch.randn(6, 4, generator=learner.generator(1))
+    error = (decoder(latent[:, None], plan[..., :0], context) - plan).square().mean((1, 2))
+    divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).mean(1)
+    score = learner.critic.scores(batch.obs, plan)[0]
+    expected = 0.7 * (error + 0.25 * divergence) - score / score.abs().mean()
+    torch.testing.assert_close(learner.policy_loss(batch, RNG), expected)
+    learner.config = replace(learner.config, beta=0.5)
+    assert learner.behavior_loss(batch, RNG).mean().item() == pytest.approx(LOSSES["bear"]["vae"], abs=1e-5)
+
+
+def test_the_autoencoder_learns_first_and_then_stays():
+    learner, batch, weights = build(4, cloning_fraction=0.5), make_batch(), []
+    for _ in range(4):
+        metrics = learner.update(batch)
+        weights.append([torch.cat([p.flatten() for p in net.parameters()]).clone()
+                        for net in (learner.behavior, learner.critic)])
+        assert ("behavior/loss" in metrics) != ("critic/loss" in metrics)
+    first, second, third, fourth = weights
+    assert not first[0].equal(second[0]) and second[0].equal(fourth[0])
+    assert first[1].equal(second[1]) and not third[1].equal(fourth[1])
+
+
+def trained(**options) -> torch.Tensor:
+    """Plans where -0.5 and 0.5 are stored, in both components, and scores favor a larger first one a little."""
+    torch.manual_seed(0)
+    updates, batch = 200, make_batch()
+    learner = build(updates, bc_weight=10.0, optimizer=FAST, cloning_fraction=0.5, **options)
+    sides = (torch.arange(6) % 2 - 0.5).view(6, 1, 1).expand(6, 1, 2)
+    batch = batch.replace(obs={STATE: torch.zeros(6, 1, 3)}, action=sides)
+    learner.critic.scores = lambda obs, plan, n_critics=2: plan[..., 0].sum(-1).expand(n_critics, 6)
+    for _ in range(updates):
+        behavior = learner.n_updates < learner.cloning_updates
+        name, loss = ("behavior", learner.behavior_loss) if behavior else ("policy", learner.policy_loss)
+        learner.minimize(name, loss, batch)
+        learner.end_update()
+    with torch.no_grad():
+        return learner.policy.sample(learner.policy.context(batch.obs), RNG)[0, 0]
+
+
+def test_plans_are_those_that_are_stored_and_not_their_mean():
+    assert (trained(beta=0.05) - 0.5).abs().max() < 0.25
+
+
+def test_it_keeps_the_contract_of_learners():
+    check_learner(SupportedActorCritic(batch_size=8, critic=CriticConfig((8,))), (
+        PolicyConfig(Regression(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))
+
+
+def test_bad_settings_are_refused():
+    for options in ({"support_weight": -0.1}, {"cloning_fraction": 1.0}):
+        with pytest.raises(UserError, match="bc_weight|cloning_fraction"):
+            find_method("spot", **options)

@@ -59,8 +59,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
              *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "VIRL", "BCQ", "BEAR",
-                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions", "SupportedActorCritic",
-                                                   "TACR")),
+                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions",
+                                                   "SupportedActorCritic", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}

@@ -18,7 +18,7 @@ def test_it_does_what_was_shown_nine_steps_ago():
     data = Dataset([Episode({"observation.state": s, "action": np.roll(s, 9, 0)}) for s in shown])
     method = find_method("bc-transformer-gmm", width=32)
     method = replace(method, policy=replace(method.policy, trunk=replace(method.policy.trunk, depth=1)),
-                     learner=replace(method.learner, steps=400))
+                     learner=replace(method.learner, steps=300, batch_size=50))
     policy = fit_method(method, data, seed=0).policy
     new = torch.from_numpy(rng.uniform(-1, 1, (64, 10, 1)).astype(np.float32))
     noise = torch.randn(64, *policy.noise_shape, generator=torch.Generator().manual_seed(0))

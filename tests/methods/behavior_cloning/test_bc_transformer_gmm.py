@@ -8,6 +8,7 @@ import torch
 
 from understudy.data.episode import Dataset, Episode
 from understudy.learn.fit_method import fit_method
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 
 
@@ -18,7 +19,7 @@ def test_it_does_what_was_shown_nine_steps_ago():
     data = Dataset([Episode({"observation.state": s, "action": np.roll(s, 9, 0)}) for s in shown])
     method = find_method("bc-transformer-gmm", width=32)
     method = replace(method, policy=replace(method.policy, trunk=replace(method.policy.trunk, depth=1)),
-                     learner=replace(method.learner, steps=300, batch_size=50))
+                     learner=replace(method.learner, steps=300, optimizer=OptimizerConfig(lr=3e-3)))
     policy = fit_method(method, data, seed=0).policy
     new = torch.from_numpy(rng.uniform(-1, 1, (64, 10, 1)).astype(np.float32))
     noise = torch.randn(64, *policy.noise_shape, generator=torch.Generator().manual_seed(0))

@@ -69,7 +69,7 @@ COMMANDS = {
     "judge": Command("DATA --out COMPARISONS [--pairs N]",
                      "say which of two motions is better, to learn a reward", True),
     "plot": Command("RUN [RUN ...] [--html FILE] [--json]", "plot the curves of trainings, as a page"),
-    "eval": Command("RUN ENV|DATA --episodes N [--against RUN2]", "evaluate a policy, with the interval of its success",
+    "eval": Command("RUN ENV|DATA [--episodes N] [--against RUN2]", "evaluate a policy, with the interval of its success",
                     resume_options=("--save", "--interactive"), module="evaluate"),
     "compare": Command("RUN1 RUN2 ... --env ENV --episodes N", "compare policies: which differences are significant",
                        resume_options=("--save",)),

@@ -46,7 +46,10 @@ def test_the_command_says_the_value_and_what_it_cannot_tell(place):
 @pytest.mark.parametrize(("target", "options", "says"), [
     ("tabular:bandit", ("--fitted-q",), "from recorded episodes, and there are none here"),
     ("tabular:bandit", ("--discount", 0.9), "from recorded episodes, and there are none here"),
-    ("data", ("--discount", 0.9), "is the discount of --fitted-q"),
+    ("data", ("--discount", 0.9), "--discount: is an option of --fitted-q"),
+    ("data", ("--updates", 5), "--updates: is an option of --fitted-q"),
+    ("data", ("--seed", 5), "--seed: is the seed of --fitted-q"),
+    ("tabular:bandit", ("--fps", 5), "--fps: needs --interactive and --robot"),
     ("data", ("--fitted-q", "--discount", 1.5), "discount is 1.5"),
     ("data", ("--fitted-q", "--updates", 0), "--updates")])
 def test_options_that_do_not_fit_are_refused(place, target, options, says):

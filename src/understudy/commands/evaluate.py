@@ -105,9 +105,16 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
+    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if is_recorded_data and not o.sequential:
+        refuse_given(o, ("episodes",), "these are recorded episodes: those that were held out are evaluated, or all",
+                     "leave it out, or evaluate a view of some of them (understudy view)")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if is_recorded_data or o.interactive:
+        refuse_given(o, ("rows",), "is a number of environments, and these are recorded episodes or trials")
+    if not o.interactive or o.robot is None:
+        refuse_given(o, ("fps", "episode_time_s"), "needs --interactive and --robot, whose trials it is about")
     if o.interactive or o.sequential:
         refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
                      "leave it out: these test after every episode")
@@ -125,7 +132,9 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
         refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
                      command_line("eval", o.run, "ENV", "--detect"))
     if not o.fitted_q:
-        refuse_given(o, ("discount",), "is the discount of --fitted-q", "add --fitted-q, or leave it out")
+        refuse_given(o, ("discount", "updates"), "is an option of --fitted-q", "add --fitted-q, or leave it out")
+        if is_recorded_data:
+            refuse_given(o, ("seed",), "is the seed of --fitted-q here", "add --fitted-q, or leave it out")
     return o
 
 

@@ -76,6 +76,8 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert status == 2 and "InitializeFrom.frozen, 'encoder.map': the policy has no submodule" in text
     for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
                           (["--from", out, "--freeze", "maps"], "--freeze: expected codec, encoder, net or a part"),
+                          (["--from", out, "--freeze", "net", "--load", "encoder"], "--freeze: net is not loaded"),
+                          (["--from", out, "--freeze", "net", "encoder"], "--freeze: nothing is left to train"),
                           (["--stage", "base"], "'base' is not two names with ="),
                           (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)

@@ -493,6 +493,11 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     if invalid_parts := [part for part in o.freeze if part.partition(".")[0] not in InitializeFrom.train]:
         raise UserError(f"expected codec, encoder, net or a part inside these, found {invalid_parts[0]!r}",
                         where="--freeze", hint="such as --freeze encoder, or --freeze net encoder.maps")
+    if not_loaded := [part for part in o.freeze if not any(f"{part}.".startswith(f"{name}.") for name in o.load)]:
+        raise UserError(f"{not_loaded[0]} is not loaded, so that its weights would be random for good",
+                        where="--freeze", hint=f"load it, too: --load {' '.join((*o.load, not_loaded[0]))}")
+    if {"encoder", "net"} <= set(o.freeze):
+        raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
     tell_checkpoint(o.from_run)
     _refuse_other_network(method, o)
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)

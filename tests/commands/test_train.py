@@ -36,6 +36,11 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert scores[int(places["best"][-6:])] == max(scores.values()) and set(scores) == {10, 20}
     card = (tmp_path / "r" / "CARD.md").read_text()
     assert "understudy train bc" in card and "--rollouts 4" in card
+    again = ("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY)
+    refused(call(*again, "--eval", "fork"), "--rollouts was 4, is none", "--eval fork --rollouts 4")
+    refused(call(*again), "--eval was fork, is none")
+    refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
+    refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
 
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):

@@ -184,9 +184,13 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
+    if o.eval is None:
+        refuse_given(o, ("rollouts",), "is a number of episodes in the environment of --eval", "add --eval ENV")
     device, loggers = choose_device(o.device), _loggers(o)
     if o.data is None:
         _record_random(o)
+    else:
+        refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
     method, data = training.method, training.data
     for logger in loggers:

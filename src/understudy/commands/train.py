@@ -47,7 +47,7 @@ from .groups import (
     command_options,
 )
 from .options import find_field, options_of, refuse_given, settable_fields, split_pair
-from .policies import tell_checkpoint, tell_scaled_images
+from .policies import run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
 
@@ -483,7 +483,7 @@ def _logged_config(o: TrainOptions, method: Method) -> dict:
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
     """The method with the stages that --from and --stage give, and the run of each stage."""
-    from ..learn.method import InitializeFrom
+    from ..learn.method import InitializeFrom, find_references, is_trained_in_stage, online_changes
     from ..learn.stages import continue_from, use_run
 
     stages: dict[str, Path] = {}
@@ -502,8 +502,18 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
                         where="--freeze", hint=f"load it, too: --load {' '.join((*o.load, not_loaded[0]))}")
     if {"encoder", "net"} <= set(o.freeze):
         raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
+    if is_trained_in_stage(method):
+        name = method.stages[-1].name
+        raise UserError(f"{o.method} is trained in its stage {name!r}, which begins anew", where="--from",
+                        hint=f"leave it out, or keep what the stage trained: --stage {name}="
+                             f"{run_folder(o.from_run) / 'stages' / name}")
     tell_checkpoint(o.from_run)
     _refuse_other_network(method, o)
+    # what the policy reads, and what its actions mean, must stay as it was when the policy was trained
+    shared = {reference.stage for reference in find_references((method.wrapper, online_changes(method)))}
+    for name in (stage.name for stage in method.stages if stage.name in shared - stages.keys()):
+        if (folder := run_folder(o.from_run) / "stages" / name).is_dir():
+            method, stages[name] = use_run(method, name, folder, o.trust), folder
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
     frozen = tuple(part for part in o.freeze if part not in InitializeFrom.train)
     return continue_from(method, o.from_run, o.load, train, frozen, o.trust), {**stages, "from": o.from_run}

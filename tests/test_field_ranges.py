@@ -161,12 +161,19 @@ def test_parts_without_limits_refuse_nan_and_words():
 def test_the_message_names_field_range_and_default():
     Part(one=0.5)
     for changes, text in (({"several": (1, 0)}, "Part.several: several is (1, 0), but must be at least 1\n"
-                           "  -> give a number in this range; the default is (1, 2)"),
+                           "  -> give a number in this range; the default of Part is (1, 2)"),
                           ({"one": 1.0}, "Part.one: one is 1.0, but must be above 0 and below 1\n"
-                           "  -> give a number in this range; the default is None")):
+                           "  -> give a number in this range; the default of Part is None")):
         with pytest.raises(ConfigError) as refusal:
             Part(**changes)
         assert str(refusal.value) == text
+
+    @part
+    class Narrow(Part):
+        required: Annotated[int, AtLeast(1)] = 5
+
+    with pytest.raises(ConfigError, match="must be at least 1\n.*the default of Narrow is 5$"):  # each limit once
+        Narrow(required=0)
 
 
 def test_files_and_methods_are_checked_too():

@@ -18,6 +18,7 @@ from understudy import Dataset, load_actor, make
 from understudy.commands import common
 from understudy.commands.common import split_arguments
 from understudy.commands.method import build_method
+from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
@@ -189,6 +190,18 @@ def test_a_flag_of_a_method_needs_no_value(given):
         assert build_method("bet", args, [], None, ()).policy.window.horizon == 5
     method = build_method("bet", ["--method.every-step", "false"], [], None, ())
     assert method.policy.window.horizon == 1
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    ((["--method.horizon", "5"], ["--policy.window.horizon", "6"]),
+     "--policy.window.horizon: says otherwise than --method.horizon 5, which sets this field to 5"),
+    (([], ["--learner.steps", "6"]), "--learner.steps: says otherwise than --steps")])
+def test_a_field_is_not_set_twice(args, says):
+    """The second value won without a word."""
+    with pytest.raises(ConfigError, match=says):
+        build_method("bc", *args, None, (), steps=3)
+    same = build_method("bc", ["--method.horizon", "5"], ["--policy.window.horizon", "5"], None, ())
+    assert same.policy.window.horizon == 5
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -15,6 +15,8 @@ from fixtures.parts import EXAMPLES
 from understudy import config
 from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
+from understudy.data.column_changes import Progress, ReturnToGo
+from understudy.data.text_columns import TaskText, ThoughtText
 from understudy.data.window import Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
@@ -27,6 +29,7 @@ from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.methods import find_method
+from understudy.methods.offline_rl.iw_sft import ReturnStrata
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
@@ -134,7 +137,8 @@ def test_nan_is_refused(part, field):
     (Gaussian(), "temperature", math.nan), (MIP(), "second_time", 1.0), (MeanFlow(), "velocity_fraction", 1.5),
     (MLP(), "dropout", 1.0), (Transformer(), "feed_forward_ratio", 0.0), (ConstantDecay(), "decay", 1.1),
     (ChunkBlending(), "weight", 2.0), (ConditionDropout(("a",)), "p", -0.1), (Window(), "horizon", 0),
-    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0),
+    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0), (TaskText(), "max_bytes", 0), (ReturnToGo(), "discount", -1.0),
+    (ThoughtText(), "max_bytes", -1), (Progress(), "length", 0), (ReturnStrata(), "fractions", (-1.0,)),
 ])
 def test_rates_are_checked(example, name, bad):
     with pytest.raises(ConfigError) as refusal:
@@ -181,6 +185,8 @@ def test_files_and_methods_are_checked_too():
     stored["n_action_steps"] = 0
     with pytest.raises(UserError, match="n_action_steps is 0, but must be at least 1"):
         config.load(stored)
+    with pytest.raises(UserError, match="n_action_steps is 0"):
+        find_method("streaming-diffusion-policy", n_action_steps=0)
     with pytest.raises(UserError, match="n_neighbors is 0"):
         head = find_method("knn").policy.head
         replace(head, n_neighbors=0)

@@ -137,7 +137,8 @@ def test_nan_is_refused(part, field):
     (Gaussian(), "temperature", math.nan), (MIP(), "second_time", 1.0), (MeanFlow(), "velocity_fraction", 1.5),
     (MLP(), "dropout", 1.0), (Transformer(), "feed_forward_ratio", 0.0), (ConstantDecay(), "decay", 1.1),
     (ChunkBlending(), "weight", 2.0), (ConditionDropout(("a",)), "p", -0.1), (Window(), "horizon", 0),
-    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0), (TaskText(), "max_bytes", 0), (ReturnToGo(), "discount", -1.0),
+    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0), (TaskText(), "max_bytes", 0),
+    (ReturnToGo(), "discount", -1.0),
     (ThoughtText(), "max_bytes", -1), (Progress(), "length", 0), (ReturnStrata(), "fractions", (-1.0,)),
 ])
 def test_rates_are_checked(example, name, bad):

@@ -207,8 +207,9 @@ def part(cls: type[T]) -> type[T]:
 def check_fields(value: object) -> None:
     """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
     """
+    owner = type(value).__name__
     for f in _checked_fields(type(value)):
-        content, field_name = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
+        content, field_name = getattr(value, f.name), f"{owner}.{f.name}"
         if f.limits is None:
             if not is_of_kind(content, f.kind):
                 raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=field_name,
@@ -216,7 +217,7 @@ def check_fields(value: object) -> None:
         elif (must := _missed_limit(content, f)) is not None:
             raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=field_name,
                               hint=("give a number in this range" if f.limits else "give a number")
-                              + ("" if f.default is MISSING else f"; the default of {type(value).__name__} is {f.default}"))
+                              + ("" if f.default is MISSING else f"; the default of {owner} is {f.default}"))
 
 
 def _missed_limit(content: object, field: _Field) -> str | None:

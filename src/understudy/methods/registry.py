@@ -119,7 +119,8 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         return _build_method(function, name, features, options)
     if Path(name).exists():
         if options:
-            raise ConfigError(f"{name} is a method already and takes no options", where="--method." + next(iter(options)).replace("_", "-"),
+            raise ConfigError(f"{name} is a method already and takes no options",
+                              where=f"--method.{next(iter(options)).replace('_', '-')}",
                               hint="leave it out: any field can be set, such as --learner.steps 500")
         from ..learn.method import Method
 

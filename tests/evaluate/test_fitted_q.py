@@ -41,6 +41,11 @@ def test_the_command_says_the_value_and_what_it_cannot_tell(place):
                         0.5, "--json")
     value = json.loads(text[text.index("{"):])["fitted_q"]
     assert value["discount"] == 0.5 and value["n_episodes"] == 20 and value["value"]["low"] < value["value"]["high"]
+    again = next(line for line in call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20)[1]
+                 .splitlines() if "--html" in line)
+    assert "--fitted-q --updates 20" in again
+    assert call(*again.replace("report.html", str(place / "page.html")).split()[1:])[0] == 0
+    assert "Fitted Q evaluation on 20 episodes" in (place / "page.html").read_text()
 
 
 @pytest.mark.parametrize(("target", "options", "says"), [

@@ -25,6 +25,7 @@ from .common import (
     open_data,
     parse,
     plain_table,
+    progress_bar,
     read_provenance,
     reseeded_command,
     robot_arguments,
@@ -286,13 +287,15 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                                       *trust_options((), None, o.run)),
                          "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:
+        of_value = ("fitted_q", "discount", "updates", "seed") if o.fitted_q else ()
         again = command_line("eval", o.run, o.target, "--html", "report.html",
-                             *given_options(o, "columns"), *trust_options((), None, o.run))
+                             *given_options(o, "columns", *of_value), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report
 
-        write_prediction_report(prediction, o.html, commands=commands)
+        write_prediction_report(prediction, o.html, commands=commands,
+                                value="" if value is None else f"{value.describe()} {fitted_q.NOTE}")
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
     out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run)),
@@ -307,7 +310,9 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: 
 
     discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
     n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]
-    return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on)
+    with progress_bar("fitted Q evaluation", o.updates) as progress:
+        return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
+                                 [lambda step, learner, metrics: progress(step)])
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:

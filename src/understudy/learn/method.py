@@ -159,7 +159,7 @@ class InitializeFrom:
         parts = self.load, self.train, self.frozen
         if self.into != "policy" and parts != (InitializeFrom.load, InitializeFrom.train, InitializeFrom.frozen):
             raise ConfigError(f"parts to load or train are of the policy, but the weights are for {self.into!r}",
-                              where="InitializeFrom", hint="leave load, train and frozen out: all of its weights are taken")
+                              where="InitializeFrom", hint="leave load, train and frozen out: it takes all weights")
 
 
 # -- references -----------------------------------------------------------------------------------------------------

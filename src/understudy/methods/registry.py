@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -211,9 +211,11 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
         raise missing_action(features, name)
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
-    for need in info.needs if info is not None else ():
+    needs = info.needs if info is not None else ()
+    for need in needs:
         if isinstance(need, Need) and need.check is not None:
-            need.check(name, features, {**defaults, **options}, lambda need=need: _methods_without(need, name, info.needs))
+            need.check(name, features, {**defaults, **options},
+                       lambda need=need: _methods_without(need, name, needs))
 
 
 def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list[str]:

@@ -192,6 +192,18 @@ def test_a_flag_of_a_method_needs_no_value(given):
     assert method.policy.window.horizon == 1
 
 
+def untyped(horizon=3, every_step=True):
+    """A function of a user."""
+    return build_method("bet", [f"--method.every-step={str(every_step).lower()}"], [], None, ()) if horizon == 2 else 0
+
+
+def test_options_without_a_type_have_that_of_their_default():
+    """The text "false" counted as true."""
+    name, trust = f"{__name__}:untyped", (__name__.partition(".")[0],)
+    method = build_method(name, ["--method.horizon", "2", "--method.every-step", "false"], [], None, trust)
+    assert method == build_method("bet", ["--method.every-step", "false"], [], None, ())
+
+
 @pytest.mark.parametrize(("args", "says"), [
     ((["--method.horizon", "5"], ["--policy.window.horizon", "6"]),
      "--policy.window.horizon: says otherwise than --method.horizon 5, which sets this field to 5"),

@@ -95,8 +95,13 @@ def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
-    """Parses values as the types of the function's annotations. `find_method` refuses unknown names."""
-    hints = typing.get_type_hints(function) if function is not None else {}
+    """Parses values as the types of the function's annotations, or else of its defaults.
+
+    `find_method` refuses unknown names.
+    """
+    parameters = {} if function is None else inspect.signature(function).parameters
+    hints = {name: type(p.default) for name, p in parameters.items() if type(p.default) in (bool, int, float)}
+    hints |= typing.get_type_hints(function) if function is not None else {}
     settings, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         name = pending.pop(0).removeprefix("--method.").replace("_", "-")

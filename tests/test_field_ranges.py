@@ -15,6 +15,8 @@ from fixtures.parts import EXAMPLES
 from understudy import config
 from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
+from understudy.data.column_changes import Progress, ReturnToGo
+from understudy.data.text_columns import TaskText, ThoughtText
 from understudy.data.window import Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
@@ -27,6 +29,7 @@ from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.learn.class_prediction import ClassPrediction
 from understudy.methods import find_method
+from understudy.methods.offline_rl.iw_sft import ReturnStrata
 from understudy.nets.ema import ConstantDecay
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
@@ -135,7 +138,9 @@ def test_nan_is_refused(part, field):
     (Gaussian(), "temperature", math.nan), (MIP(), "second_time", 1.0), (MeanFlow(), "velocity_fraction", 1.5),
     (MLP(), "dropout", 1.0), (Transformer(), "feed_forward_ratio", 0.0), (ConstantDecay(), "decay", 1.1),
     (ChunkBlending(), "weight", 2.0), (ConditionDropout(("a",)), "p", -0.1), (Window(), "horizon", 0),
-    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0),
+    (Window(), "n_obs_steps", -1), (Bins(), "n_bins", 0), (TaskText(), "max_bytes", 0),
+    (ReturnToGo(), "discount", -1.0),
+    (ThoughtText(), "max_bytes", -1), (Progress(), "length", 0), (ReturnStrata(), "fractions", (-1.0,)),
 ])
 def test_rates_are_checked(example, name, bad):
     with pytest.raises(ConfigError) as refusal:
@@ -162,12 +167,19 @@ def test_parts_without_limits_refuse_nan_and_words():
 def test_the_message_names_field_range_and_default():
     Part(one=0.5)
     for changes, text in (({"several": (1, 0)}, "Part.several: several is (1, 0), but must be at least 1\n"
-                           "  -> give a number in this range; the default is (1, 2)"),
+                           "  -> give a number in this range; the default of Part is (1, 2)"),
                           ({"one": 1.0}, "Part.one: one is 1.0, but must be above 0 and below 1\n"
-                           "  -> give a number in this range; the default is None")):
+                           "  -> give a number in this range; the default of Part is None")):
         with pytest.raises(ConfigError) as refusal:
             Part(**changes)
         assert str(refusal.value) == text
+
+    @part
+    class Narrow(Part):
+        required: Annotated[int, AtLeast(1)] = 5
+
+    with pytest.raises(ConfigError, match="must be at least 1\n.*the default of Narrow is 5$"):  # each limit once
+        Narrow(required=0)
 
 
 def test_files_and_methods_are_checked_too():
@@ -175,6 +187,8 @@ def test_files_and_methods_are_checked_too():
     stored["n_action_steps"] = 0
     with pytest.raises(UserError, match="n_action_steps is 0, but must be at least 1"):
         config.load(stored)
+    with pytest.raises(UserError, match="n_action_steps is 0"):
+        find_method("streaming-diffusion-policy", n_action_steps=0)
     with pytest.raises(UserError, match="n_neighbors is 0"):
         head = find_method("knn").policy.head
         replace(head, n_neighbors=0)

@@ -190,7 +190,7 @@ def part(cls: type[T]) -> type[T]:
         >>> Smoothing(n_steps=0)
         Traceback (most recent call last):
         understudy.core.ConfigError: Smoothing.n_steps: n_steps is 0, but must be at least 1
-          -> give a number in this range; the default is 4
+          -> give a number in this range; the default of Smoothing is 4
     """
     class_check = getattr(cls, "__post_init__", None)
     if class_check is None or "is_checked" not in vars(class_check):
@@ -207,8 +207,9 @@ def part(cls: type[T]) -> type[T]:
 def check_fields(value: object) -> None:
     """Checks the fields of a frozen dataclass as `part` does. A base class without fields calls it in `__post_init__`.
     """
+    owner = type(value).__name__
     for f in _checked_fields(type(value)):
-        content, field_name = getattr(value, f.name), f"{type(value).__name__}.{f.name}"
+        content, field_name = getattr(value, f.name), f"{owner}.{f.name}"
         if f.limits is None:
             if not is_of_kind(content, f.kind):
                 raise ConfigError(f"{f.name} is {content!r}, but must be {_choices_text(f.kind)}", where=field_name,
@@ -216,7 +217,7 @@ def check_fields(value: object) -> None:
         elif (must := _missed_limit(content, f)) is not None:
             raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=field_name,
                               hint=("give a number in this range" if f.limits else "give a number")
-                              + ("" if f.default is MISSING else f"; the default is {f.default}"))
+                              + ("" if f.default is MISSING else f"; the default of {owner} is {f.default}"))
 
 
 def _missed_limit(content: object, field: _Field) -> str | None:
@@ -266,8 +267,8 @@ def _checked_fields(part: type) -> tuple[_Field, ...]:
     checked = []
     for f in fields(part):  # ty: ignore[invalid-argument-type]
         written = [_field_type(c, f.name) for c in part.__mro__ if f.name in inspect.get_annotations(c)]
-        limits = tuple(marker for kind in written for marker in getattr(kind, "__metadata__", ())
-                       if isinstance(marker, Limit))
+        limits = tuple(dict.fromkeys(marker for kind in written for marker in getattr(kind, "__metadata__", ())
+                                     if isinstance(marker, Limit)))
         kind = get_args(written[0])[0] if get_origin(written[0]) is Annotated else written[0]
         if _is_numeric(kind):
             classes = _members(kind)[1]

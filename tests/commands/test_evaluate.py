@@ -84,7 +84,8 @@ def test_eval_on_recorded_episodes_is_no_success_rate(call, place, tmp_path):
     assert heads == ["component", "of"] and re.search(r"^of the episode .*\n0-10% ", out, re.MULTILINE)  # tells of what
 
 
-@pytest.mark.parametrize("option", [("--task", "go"), ("--save", "rollouts"), ("--workers", 2)])
+@pytest.mark.parametrize("option", [("--task", "go"), ("--save", "rollouts"), ("--workers", 2),
+                                    ("--episodes", 100), ("--rows", 2)])
 def test_eval_on_recorded_episodes_refuses_options_of_rollouts(call, place, option):
     refused(call("eval", place / "a", place / "demos", *option), option[0], "these are recorded episodes")
 

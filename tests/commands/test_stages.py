@@ -74,8 +74,11 @@ def test_one_command_pretrains_fine_tunes_and_evaluates(demos, tmp_path):
     assert [s.name for s in Method.load(tuned).stages] == ["from"]
     status, text = call("train", out, demos, "--from", out, "--freeze", "encoder.map", "--out", tmp_path / "none")
     assert status == 2 and "InitializeFrom.frozen, 'encoder.map': the policy has no submodule" in text
+    assert not (tmp_path / "none").exists()  # where the run was copied to before it was refused
     for options, says in ((["--freeze", "encoder"], "--freeze: needs --from RUN"),
                           (["--from", out, "--freeze", "maps"], "--freeze: expected codec, encoder, net or a part"),
+                          (["--from", out, "--freeze", "net", "--load", "encoder"], "--freeze: net is not loaded"),
+                          (["--from", out, "--freeze", "net", "encoder"], "--freeze: nothing is left to train"),
                           (["--stage", "base"], "'base' is not two names with ="),
                           (["--stage", f"rest={out}"], "no stage 'rest'")):
         status, text = call("train", "bc", demos, "--out", tmp_path / "none", *options)
@@ -104,11 +107,16 @@ def test_steps_change_the_updates_of_all_stages_and_rounds_by_one_factor():
 def test_the_updates_of_a_method_that_its_stage_trains_are_those_of_the_stage():
     """They were multiplied: 1,000 became 5,000,000."""
     for name in ("play-lmp", "groot-2"):
-        method = with_steps(find_method(name), 1000)
-        assert (method.learner.steps, method.stages[0].method.learner.steps) == (1, 1000)
+        longer = with_steps(find_method(name), 1000)
+        assert (longer.learner.steps, longer.stages[0].method.learner.steps) == (1, 1000)
     given = with_steps(find_method("play-lmp"), 7, ("plans",))
     assert given.learner.steps == 1 and given.stages == find_method("play-lmp").stages
     assert with_steps(find_method("knn"), 7).learner.steps == 7  # without stages
+    once = method(1, stages=(Stage("from", method(9)),), initialize_from=(InitializeFrom(FromStage("from")),))
+    assert with_steps(once, 7).learner.steps == 7  # it trains on from the stage
+    frozen_encoder = replace(once, initialize_from=(InitializeFrom(FromStage("from"), ("encoder",), ()),))
+    assert with_steps(frozen_encoder, 7).learner.steps == 7
+    assert with_steps(find_method("retrieve-align-replay"), 7).stages[1].method.learner.steps == 7
 
 
 def test_a_method_with_stages_is_tried_in_a_few_updates(demos, tmp_path):
@@ -149,3 +157,18 @@ def test_guidance_acts_wherever_the_checkpoint_does(demos, tmp_path):
     assert not torch.allclose(plans, policy.plan(obs, noise))
     status, text = call("export", out, "--out", tmp_path / "policy.onnx")
     assert status == 2 and "without Guided" in text
+
+
+def test_the_stage_that_gives_actions_their_meaning_comes_with_the_weights(demos, tmp_path):
+    """A new skill autoencoder has other latents: the policy chose among those of the old one."""
+    short = ("--device", "cpu", "--steps", 2, "--learner.batch-size", 4, "--stages.0.method.learner.steps", 2,
+             "--stages.0.method.learner.batch-size", 4)
+    skills = tmp_path / "a/stages/skills"
+    assert call("train", "opal", demos, "--out", tmp_path / "a", *short)[0] == 0
+    status, text = call("train", "opal", demos, "--out", tmp_path / "b", *short[:6], "--seed", 1, "--from",
+                        tmp_path / "a")
+    assert status == 0 and "plan: stage skills: taken from its run; then stage from: taken from its run" in text
+    assert all(map(torch.equal, Policy.load(tmp_path / "b/stages/skills").parameters(),
+                   Policy.load(skills).parameters()))
+    status, text = call("train", "play-lmp", demos, "--out", tmp_path / "c", "--from", tmp_path / "a")
+    assert status == 2 and f"--stage plans={tmp_path / 'a/stages/plans'}" in text and "'plans', which begins" in text

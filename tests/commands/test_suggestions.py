@@ -34,6 +34,8 @@ def small(line: str, names: dict[str, str]) -> list[str]:
     if "--sequential" in words:  # its design needs more than a few episodes
         words[words.index("--episodes") + 1] = "20"
         return words
+    if words[0] == "eval" and "--episodes" not in words:  # of recorded episodes
+        return words
     budget = dict(zip(SMALL.get(words[0], ())[::2], SMALL.get(words[0], ())[1::2], strict=True))
     for option, value in budget.items():
         if option in words and option == "--levels":

@@ -18,6 +18,7 @@ from understudy import Dataset, load_actor, make
 from understudy.commands import common
 from understudy.commands.common import split_arguments
 from understudy.commands.method import build_method
+from understudy.core import ConfigError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
 from understudy.data.formats.lerobot import write
@@ -36,6 +37,11 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert scores[int(places["best"][-6:])] == max(scores.values()) and set(scores) == {10, 20}
     card = (tmp_path / "r" / "CARD.md").read_text()
     assert "understudy train bc" in card and "--rollouts 4" in card
+    again = ("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY)
+    refused(call(*again, "--eval", "fork"), "--rollouts was 4, is none", "--eval fork --rollouts 4")
+    refused(call(*again), "--eval was fork, is none")
+    refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
+    refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
 
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):
@@ -184,6 +190,30 @@ def test_a_flag_of_a_method_needs_no_value(given):
         assert build_method("bet", args, [], None, ()).policy.window.horizon == 5
     method = build_method("bet", ["--method.every-step", "false"], [], None, ())
     assert method.policy.window.horizon == 1
+
+
+def untyped(horizon=3, every_step=True):
+    """A function of a user."""
+    return build_method("bet", [f"--method.every-step={str(every_step).lower()}"], [], None, ()) if horizon == 2 else 0
+
+
+def test_options_without_a_type_have_that_of_their_default():
+    """The text "false" counted as true."""
+    name, trust = f"{__name__}:untyped", (__name__.partition(".")[0],)
+    method = build_method(name, ["--method.horizon", "2", "--method.every-step", "false"], [], None, trust)
+    assert method == build_method("bet", ["--method.every-step", "false"], [], None, ())
+
+
+@pytest.mark.parametrize(("args", "says"), [
+    ((["--method.horizon", "5"], ["--policy.window.horizon", "6"]),
+     "--policy.window.horizon: says otherwise than --method.horizon 5, which sets this field to 5"),
+    (([], ["--learner.steps", "6"]), "--learner.steps: says otherwise than --steps")])
+def test_a_field_is_not_set_twice(args, says):
+    """The second value won without a word."""
+    with pytest.raises(ConfigError, match=says):
+        build_method("bc", *args, None, (), steps=3)
+    same = build_method("bc", ["--method.horizon", "5"], ["--policy.window.horizon", "5"], None, ())
+    assert same.policy.window.horizon == 5
 
 
 @pytest.mark.parametrize(("change", "words"), [

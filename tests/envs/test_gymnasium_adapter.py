@@ -388,6 +388,16 @@ def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
     assert judged.successes.tolist() == lucky
 
 
+def test_a_degree_of_success_is_refused(theirs):
+    class Part(importlib.import_module(theirs[0]).Theirs):
+        def step(self, action):
+            return (*super().step(action)[:4], {"success": 0.3})
+
+    env = wrap_vector(SyncVectorEnv([Part] * 2), {"env": "part"})
+    with pytest.raises(UserError, match="part: reports a success of 0.3"):
+        rollout(UniformRandomActor(env), env, 2)
+
+
 def test_an_environment_that_never_tells_has_no_success(theirs):
     judged = evaluate(UniformRandomActor(env := envs.make("theirs_envs:none", 2, theirs)), env, 5)
     assert judged.success is None and env.metadata["success"] is None and judged.to_json()["success"] is None

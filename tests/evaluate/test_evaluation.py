@@ -259,6 +259,27 @@ def test_what_an_inner_actor_writes_down_is_written_down():
         np.testing.assert_array_equal(x.steps["said"], y.steps["said"])
 
 
+class Tells(Clockwork):
+    """Puts further values into its infos."""
+
+    def __init__(self, rows, **info):
+        super().__init__(rows)
+        self.info = {name: torch.full((rows,), value) for name, value in info.items()}
+
+    def step(self, action):
+        result = super().step(action)
+        return replace(result, info={**result.info, **self.info})
+
+
+def test_infos_neither_rename_an_episode_nor_tell_degrees_of_success():
+    """Info "seed" took the place of the seed of the start, and a success of 0.5 counted as one."""
+    for episode, other in zip(rollout(Counting(), Tells(2, seed=7, number=8), 3, 1), range(3), strict=True):
+        assert (episode.metadata["seed"], episode.metadata["number"]) == (1, other)
+    assert len(rollout(Counting(), Tells(2, success=1.0), 2)) == 2
+    with pytest.raises(UserError, match="in step: reports a success of 0.5"):
+        rollout(Counting(), Tells(2, success=0.5), 2)
+
+
 # -- evaluation ----------------------------------------------------------------------------------------------------
 
 

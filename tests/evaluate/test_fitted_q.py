@@ -41,12 +41,20 @@ def test_the_command_says_the_value_and_what_it_cannot_tell(place):
                         0.5, "--json")
     value = json.loads(text[text.index("{"):])["fitted_q"]
     assert value["discount"] == 0.5 and value["n_episodes"] == 20 and value["value"]["low"] < value["value"]["high"]
+    again = next(line for line in call("eval", place / "run", place / "data", "--fitted-q", "--updates", 20)[1]
+                 .splitlines() if "--html" in line)
+    assert "--fitted-q --updates 20" in again
+    assert call(*again.replace("report.html", str(place / "page.html")).split()[1:])[0] == 0
+    assert "Fitted Q evaluation on 20 episodes" in (place / "page.html").read_text()
 
 
 @pytest.mark.parametrize(("target", "options", "says"), [
     ("tabular:bandit", ("--fitted-q",), "from recorded episodes, and there are none here"),
     ("tabular:bandit", ("--discount", 0.9), "from recorded episodes, and there are none here"),
-    ("data", ("--discount", 0.9), "is the discount of --fitted-q"),
+    ("data", ("--discount", 0.9), "--discount: is an option of --fitted-q"),
+    ("data", ("--updates", 5), "--updates: is an option of --fitted-q"),
+    ("data", ("--seed", 5), "--seed: is the seed of --fitted-q"),
+    ("tabular:bandit", ("--fps", 5), "--fps: needs --interactive and --robot"),
     ("data", ("--fitted-q", "--discount", 1.5), "discount is 1.5"),
     ("data", ("--fitted-q", "--updates", 0), "--updates")])
 def test_options_that_do_not_fit_are_refused(place, target, options, says):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from understudy.core import Batch, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.learn.targets import expectile_loss, gae, td_loss, td_terms
+from understudy.learn.targets import ReturnBound, expectile_loss, gae, td_loss, td_terms
 
 STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
 
@@ -84,3 +85,15 @@ def test_advantages_of_one_step_and_of_whole_returns():
     torch.testing.assert_close(one_step, torch.tensor([1 + 0.09 - 0.5, 2 - 0.1, 3 + 0.27 - 0.2, 4 + 0.81 - 0.3]))
     returns = gae(reward, value, next_value, terminated, last, 0.9, 1.0)
     torch.testing.assert_close(returns + value, torch.tensor([1 + 1.8, 2, 3 + 0.9 * (4 + 0.81), 4 + 0.81]))
+
+
+def test_small_rewards_and_flags_are_no_divergence():
+    """Flags had no absolute value, and the first scores of a critic were called divergence of small rewards."""
+    bound = ReturnBound(Dataset([], {}), 0.9)
+    flags, small = (Batch({}, torch.zeros(2, 1, 1), torch.ones(2, 1), {"next.reward": reward})
+                    for reward in (torch.tensor([True, False]), torch.tensor([1e-6, 0])))
+    bound.check(99.0, flags, 1)
+    with pytest.raises(UserError, match="layer-norm"):
+        bound.check(101.0, flags, 1)
+    with pytest.raises(UserError, match=r"(?s)the rewards are small.*--reward-scale 1e\+05"):
+        ReturnBound(Dataset([], {}), 0.9).check(0.1, small, 1)

@@ -25,6 +25,7 @@ from .common import (
     open_data,
     parse,
     plain_table,
+    progress_bar,
     read_provenance,
     reseeded_command,
     robot_arguments,
@@ -105,9 +106,16 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
     if sum(a.split("=")[0] == "--against" for a in args) > 1:
         raise UserError("is given more than once", where="--against",
                         hint="compare two at a time")
+    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if is_recorded_data and not o.sequential:
+        refuse_given(o, ("episodes",), "these are recorded episodes: those that were held out are evaluated, or all",
+                     "leave it out, or evaluate a view of some of them (understudy view)")
     if o.episodes is None:
         o = replace(o, episodes=1000 if o.sequential and not o.interactive else 100)
-    is_recorded_data = not o.interactive and is_recorded(o.target)
+    if is_recorded_data or o.interactive:
+        refuse_given(o, ("rows",), "is a number of environments, and these are recorded episodes or trials")
+    if not o.interactive or o.robot is None:
+        refuse_given(o, ("fps", "episode_time_s"), "needs --interactive and --robot, whose trials it is about")
     if o.interactive or o.sequential:
         refuse_given(o, ("workers",), "must be 1 with --sequential or --interactive",
                      "leave it out: these test after every episode")
@@ -125,7 +133,9 @@ def _checked_options(o: EvalOptions, args: list[str]) -> EvalOptions:
         refuse_given(o, ("detect",), "needs an environment, and a fixed number of episodes",
                      command_line("eval", o.run, "ENV", "--detect"))
     if not o.fitted_q:
-        refuse_given(o, ("discount",), "is the discount of --fitted-q", "add --fitted-q, or leave it out")
+        refuse_given(o, ("discount", "updates"), "is an option of --fitted-q", "add --fitted-q, or leave it out")
+        if is_recorded_data:
+            refuse_given(o, ("seed",), "is the seed of --fitted-q here", "add --fitted-q, or leave it out")
     return o
 
 
@@ -277,13 +287,15 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                                       *trust_options((), None, o.run)),
                          "Whether it works, on the robot, where you judge the trials:"))
     if o.html is None:
+        of_value = ("fitted_q", "discount", "updates", "seed") if o.fitted_q else ()
         again = command_line("eval", o.run, o.target, "--html", "report.html",
-                             *given_options(o, "columns"), *trust_options((), None, o.run))
+                             *given_options(o, "columns", *of_value), *trust_options((), None, o.run))
         commands.append((again, "The same as a page:"))
     else:
         from ..evaluate.report import write_prediction_report
 
-        write_prediction_report(prediction, o.html, commands=commands)
+        write_prediction_report(prediction, o.html, commands=commands,
+                                value="" if value is None else f"{value.describe()} {fitted_q.NOTE}")
         out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
     out.print_json({**prediction.to_json(), "checkpoint": str(weights_path(o.run)),
@@ -298,7 +310,9 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: 
 
     discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
     n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]
-    return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on)
+    with progress_bar("fitted Q evaluation", o.updates) as progress:
+        return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
+                                 [lambda step, learner, metrics: progress(step)])
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:

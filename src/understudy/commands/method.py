@@ -14,7 +14,7 @@ from ..data.text_columns import TaskText
 from ..hints import command_line
 from ..learn.method import Method, with_steps
 from ..methods import find_function, find_method
-from .options import change_fields, parse_value
+from .options import change_fields, parse_value, settable_fields
 
 
 def build_method(name: str, options: Sequence[str], changes: Sequence[str], features: Schema | None,
@@ -29,7 +29,9 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         executor: What takes the place of the method's executor: see `with_executor`.
         steps: Number of updates, in place of the method's: see `learn.method.with_steps`.
     """
-    method = find_method(name, features, trust, **_parse_options(find_function(name, trust), options))
+    function_options = _parse_options(find_function(name, trust), options)
+    method = find_method(name, features, trust, **function_options)
+    chosen = {path: value for path, _, value in settable_fields(method)}
     if say is not None and task_relabel(method) is None:
         if method.policy.inputs and say.into not in method.policy.inputs:
             raise ConfigError(f"{name} reads {', '.join(method.policy.inputs)}, and no words", where="--language",
@@ -39,7 +41,18 @@ def build_method(name: str, options: Sequence[str], changes: Sequence[str], feat
         method = with_executor(method, executor, trust)
     if steps is not None:
         method = with_steps(method, steps)
-    return change_fields(method, changes, command_line("train", name)) if changes else method
+    if not changes:
+        return method
+    changed = change_fields(method, changes, command_line("train", name))
+    if steps is not None and changed.learner.steps != method.learner.steps:
+        raise ConfigError("says otherwise than --steps", where="--learner.steps", hint="leave one of the two out")
+    if function_options:
+        usual, now = (dict((path, value) for path, _, value in settable_fields(m))
+                      for m in (find_method(name, features, trust), changed))
+        for path in (p for p in chosen if p in usual and p in now and chosen[p] not in (usual[p], now[p])):
+            raise ConfigError(f"says otherwise than {' '.join(options)}, which sets this field to {chosen[path]}",
+                              where=f"--{path.replace('_', '-')}", hint="leave one of the two out")
+    return changed
 
 
 def with_executor(method: Method, text: str, trust: tuple[str, ...] = ()) -> Method:
@@ -82,8 +95,13 @@ def method_option_texts(name: str, trust: tuple[str, ...] = ()) -> dict[str, str
 
 
 def _parse_options(function, args: Sequence[str]) -> dict[str, Any]:
-    """Parses values as the types of the function's annotations. `find_method` refuses unknown names."""
-    hints = typing.get_type_hints(function) if function is not None else {}
+    """Parses values as the types of the function's annotations, or else of its defaults.
+
+    `find_method` refuses unknown names.
+    """
+    parameters = {} if function is None else inspect.signature(function).parameters
+    hints = {name: type(p.default) for name, p in parameters.items() if type(p.default) in (bool, int, float)}
+    hints |= typing.get_type_hints(function) if function is not None else {}
     settings, pending = {}, [part for a in args for part in (a.split("=", 1) if a.startswith("--") else [a])]
     while pending:
         name = pending.pop(0).removeprefix("--method.").replace("_", "-")

@@ -47,7 +47,7 @@ from .groups import (
     command_options,
 )
 from .options import find_field, options_of, refuse_given, settable_fields, split_pair
-from .policies import tell_checkpoint, tell_scaled_images
+from .policies import run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
 
@@ -184,9 +184,13 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
 
     if o.image_size is not None:
         parse_image_size(o.image_size)
+    if o.eval is None:
+        refuse_given(o, ("rollouts",), "is a number of episodes in the environment of --eval", "add --eval ENV")
     device, loggers = choose_device(o.device), _loggers(o)
     if o.data is None:
         _record_random(o)
+    else:
+        refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
     method, data = training.method, training.data
     for logger in loggers:
@@ -479,7 +483,7 @@ def _logged_config(o: TrainOptions, method: Method) -> dict:
 
 def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]]:
     """The method with the stages that --from and --stage give, and the run of each stage."""
-    from ..learn.method import InitializeFrom
+    from ..learn.method import InitializeFrom, find_references, is_trained_in_stage, online_changes
     from ..learn.stages import continue_from, use_run
 
     stages: dict[str, Path] = {}
@@ -493,8 +497,23 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
     if invalid_parts := [part for part in o.freeze if part.partition(".")[0] not in InitializeFrom.train]:
         raise UserError(f"expected codec, encoder, net or a part inside these, found {invalid_parts[0]!r}",
                         where="--freeze", hint="such as --freeze encoder, or --freeze net encoder.maps")
+    if not_loaded := [part for part in o.freeze if not any(f"{part}.".startswith(f"{name}.") for name in o.load)]:
+        raise UserError(f"{not_loaded[0]} is not loaded, so that its weights would be random for good",
+                        where="--freeze", hint=f"load it, too: --load {' '.join((*o.load, not_loaded[0]))}")
+    if {"encoder", "net"} <= set(o.freeze):
+        raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
+    if is_trained_in_stage(method):
+        name = method.stages[-1].name
+        raise UserError(f"{o.method} is trained in its stage {name!r}, which begins anew", where="--from",
+                        hint=f"leave it out, or keep what the stage trained: --stage {name}="
+                             f"{run_folder(o.from_run) / 'stages' / name}")
     tell_checkpoint(o.from_run)
     _refuse_other_network(method, o)
+    # what the policy reads, and what its actions mean, must stay as it was when the policy was trained
+    shared = {reference.stage for reference in find_references((method.wrapper, online_changes(method)))}
+    for name in (stage.name for stage in method.stages if stage.name in shared - stages.keys()):
+        if (folder := run_folder(o.from_run) / "stages" / name).is_dir():
+            method, stages[name] = use_run(method, name, folder, o.trust), folder
     train = tuple(part for part in InitializeFrom.train if part not in o.freeze)
     frozen = tuple(part for part in o.freeze if part not in InitializeFrom.train)
     return continue_from(method, o.from_run, o.load, train, frozen, o.trust), {**stages, "from": o.from_run}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Feature, Schema, State, Unsupported, UserError, part, role
+from ..core import AtLeast, AtMost, ConfigError, Feature, Schema, State, Unsupported, UserError, part, role
 from .episode import Episode
 
 EpisodeTransform = Callable[[Episode], Episode]  # a frozen dataclass or a module-level function
@@ -119,7 +120,7 @@ class ReturnToGo(ColumnChange):
         without discount.
     """
 
-    discount: float = 1.0
+    discount: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
     column: str = "next.reward"
     into: str = "observation.return_to_go"
     target: float | None = None
@@ -191,7 +192,7 @@ class TimeLeft(ColumnChange):
         return {self.into: value}, {"value": value}
 
 
-@dataclass(frozen=True)
+@part
 class Progress(ColumnChange):
     """Adds the elapsed fraction of the episode, (T+1, 1): 0 at the first step and 1 after the last.
 
@@ -200,7 +201,7 @@ class Progress(ColumnChange):
     """
 
     into: str = "observation.progress"
-    length: int | None = None
+    length: Annotated[int | None, AtLeast(1)] = None
 
     def __call__(self, episode: Episode) -> Episode:
         n = len(episode)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 
-from ..core import Feature, UserError
+from ..core import AtLeast, Feature, UserError, part
 from .column_changes import ColumnChange, get_column, with_column
 from .episode import Episode
 from .tasks import SHOWN_TASK, decode_text, task_texts
 
 
-@dataclass(frozen=True)
+@part
 class TaskText(ColumnChange):
     """Adds the task as UTF-8 bytes, padded with 0.
 
@@ -27,7 +27,7 @@ class TaskText(ColumnChange):
             given.
     """
 
-    max_bytes: int = 64
+    max_bytes: Annotated[int, AtLeast(1)] = 64
     into: str = SHOWN_TASK
     optional: bool = False
 
@@ -61,7 +61,7 @@ class TaskText(ColumnChange):
         return {self.into: text, mask: (text != 0).any(1)}, state
 
 
-@dataclass(frozen=True)
+@part
 class ThoughtText:
     """Adds what the expert thought at each step as UTF-8 bytes, padded with 0.
 
@@ -75,7 +75,7 @@ class ThoughtText:
     """
 
     column: str = "thought"
-    max_bytes: int = 64
+    max_bytes: Annotated[int, AtLeast(1)] = 64
     into: str = "observation.thought"
 
     def __call__(self, episode: Episode) -> Episode:

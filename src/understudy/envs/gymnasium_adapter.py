@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from ..core import Feature, UserCodeError, UserError
 from ..user_code import describe_place, locate_user_error
-from .base import Env, Renderable, StepResult
+from .base import Env, Renderable, StepResult, check_success
 from .physics import mujoco_model
 
 FLAGS = ("success", "is_success")  # what infos call it
@@ -114,6 +114,8 @@ class GymVector(Env):
                     self.seen[name][row] = value[0]
                 for k in facts:
                     facts[k][row] = _info_column(last, k, self.rows)[row]
+        for flag in FLAGS:
+            check_success(torch.from_numpy(facts[flag]), self.metadata["env"])
         success = np.any([facts.pop(flag) > 0 for flag in FLAGS], axis=0)
         facts = {k: torch.from_numpy(v > 0) for k, v in facts.items()}
         if self.reports_success:

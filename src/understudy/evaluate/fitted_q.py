@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from ..core import DataError, Unsupported
 from ..data.episode import Dataset
 from ..execute.chunking import RecedingHorizon
-from ..learn.fit import fit
+from ..learn.fit import Callback, fit
 from ..learn.fitted_q import FittedQ, FittedQLearner, discounted_returns
 from ..learn.method import TrainedRun, online_changes
 from ..learn.targets import REWARD, TERMINATED, check_rewards
@@ -75,7 +76,7 @@ NOTE = ("This value is no measurement: no step of the policy was carried out. Wh
 
 
 def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed: int = 0,
-                      n_trained_on: int = 0) -> PolicyValue:
+                      n_trained_on: int = 0, callbacks: Sequence[Callback] = ()) -> PolicyValue:
     """Estimates the mean discounted return of a policy from recorded episodes alone.
 
     Args:
@@ -95,9 +96,9 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
         torch.manual_seed(seed)  # of the first weights
         learner = FittedQLearner(config, policy, seed, config.steps, data, trained.planner())
     sampler, tenth = learner.batch_sampler(data), config.steps - config.steps // 10
-    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth)
+    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), tenth, callbacks=callbacks)
     before = learner.values(data)[0]
-    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, start=tenth)
+    fit(learner, lambda n: sampler.batch(config.batch_size, n, seed), config.steps, start=tenth, callbacks=callbacks)
     estimate, *resampled = learner.values(data)
     half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(resampled) - 1) * np.std(resampled, ddof=1)
     value = Interval(float(estimate), float(estimate - half), float(estimate + half))

@@ -568,14 +568,16 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
 
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str, title: str | None = None,
-                            commands: Sequence[tuple[str, str]] = ()) -> Path:
+                            commands: Sequence[tuple[str, str]] = (), value: str = "") -> Path:
     """Write a page about a policy that was evaluated on recorded episodes.
 
     Args:
         title: Title of the page. None for one made of the name.
         commands: What to do next: pairs of a command and what it does.
+        value: What is to be said about the value of the policy.
     """
-    sections = [*prediction_sections(prediction), *next_step_section({}, commands)]
+    of_value = [Section("What it is worth", (), value)] if value else []
+    sections = [*prediction_sections(prediction), *of_value, *next_step_section({}, commands)]
     return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                       verdict=(prediction.headline(), prediction.baselines().strip(), prediction.note),
                       footer="Intervals: bootstrap over episodes.")

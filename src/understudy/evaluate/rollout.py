@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import NonFiniteAction, UserCodeError, UserError, as_seed, keys, put, replaceable, take
 from ..data.episode import Dataset, Episode
-from ..envs.base import Env
+from ..envs.base import Env, check_success
 from ..execute.actor import LAST_REWARD, Actor, check_action
 from ..user_code import describe_place
 
@@ -102,6 +102,8 @@ class _RunningEpisodes:
         result = env.step(action)
         if self.clock == 0:
             _check_observation(result.obs, env, "step")
+        if "success" in result.info and result.info["success"].is_floating_point():
+            check_success(result.info["success"], describe_place(env.step))
         if env.features["action"].kind == "discrete":  # a policy plans classes as float32
             action = action.to(env.features["action"].torch_dtype)
         record = {"action": action, "next.reward": result.reward, "next.terminated": result.terminated,
@@ -129,7 +131,7 @@ class _RunningEpisodes:
                 metadata["success"] = bool(steps["next.success"].any())
             number = self.number[row]
             yield number, Episode(
-                steps, {"number": number, "seed": self.seed, "env": self.env.metadata["env"], **metadata},
+                steps, {**metadata, "number": number, "seed": self.seed, "env": self.env.metadata["env"]},
                 schema={k: f for k, f in self.env.features.items() if k in steps})
             self.number[row] = self.upcoming if self.upcoming < self.episodes.stop else -1
             self.began[row], self.upcoming = self.clock, self.upcoming + 1

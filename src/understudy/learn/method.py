@@ -22,6 +22,7 @@ from ..execute.chunking import RecedingHorizon
 from ..execute.planners import FixedBatch, PlannerWrapper
 from ..execute.wrappers import ActionWrapper, SkillWrapper, WrappedActor, is_wrapped
 from ..files import read_json
+from ..heads.base import MemoryHead
 from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
@@ -92,11 +93,17 @@ def with_steps(method: Method, steps: int, unchanged: Collection[str] = ()) -> M
             one (`play-lmp`). If it collects episodes, it is compared with `learner.steps`.
         unchanged: Names of the stages that keep their numbers, because they are not trained.
     """
-    own = method.learner.steps
-    trained_in_stage = own == 1 and bool(method.stages)
-    default = method.stages[-1].method.learner.steps if trained_in_stage else own
+    own, in_stage = method.learner.steps, is_trained_in_stage(method)
+    default = method.stages[-1].method.learner.steps if in_stage else own
     scaled = _scale_steps(method, steps / default if default else 1.0, unchanged)
-    return replace(scaled, learner=replace(method.learner, steps=own if trained_in_stage else steps))
+    return replace(scaled, learner=replace(method.learner, steps=own if in_stage else steps))
+
+
+def is_trained_in_stage(method: Method) -> bool:
+    """Returns whether a method trains nothing itself: its policy stays as a stage left it, or keeps the data."""
+    is_kept = any({"encoder", "net"} <= {*part.load} - {*part.train} for part in method.initialize_from)
+    return method.learner.steps == 1 and bool(method.stages) and (
+        is_kept or isinstance(method.policy.head, MemoryHead))
 
 
 def _scale_steps(method: Method, factor: float, unchanged: Collection[str]) -> Method:
@@ -152,7 +159,7 @@ class InitializeFrom:
         parts = self.load, self.train, self.frozen
         if self.into != "policy" and parts != (InitializeFrom.load, InitializeFrom.train, InitializeFrom.frozen):
             raise ConfigError(f"parts to load or train are of the policy, but the weights are for {self.into!r}",
-                              where="InitializeFrom", hint="leave load and train out: all of its weights are taken")
+                              where="InitializeFrom", hint="leave load, train and frozen out: it takes all weights")
 
 
 # -- references -----------------------------------------------------------------------------------------------------

@@ -198,8 +198,11 @@ class Run:
             try:
                 yield self
             finally:
-                if is_new and [f.name for f in self.folder.iterdir()] == [".lock"]:
+                stages = self.folder / "stages"
+                if is_new and {f.name for f in self.folder.iterdir()} <= {".lock", "stages"} and not any(
+                        stages.glob("*/checkpoints/*/train")):  # copies alone: nothing was trained
                     with suppress(OSError):  # Windows does not remove open files
+                        shutil.rmtree(stages, ignore_errors=True)
                         (self.folder / ".lock").unlink()
                         self.folder.rmdir()
 

@@ -161,8 +161,12 @@ class ReturnBound:
 
     def check(self, score: float, batch: Batch, update: int) -> None:
         """Raises UserError if a mean score is more than ten times the largest possible return."""
-        self.largest_reward = max(self.largest_reward, batch.extra[REWARD].abs().max().item())
-        check_bounded(score, self.n_steps * (self.largest_reward + self.bonus), update)
+        self.largest_reward = max(self.largest_reward, batch.extra[REWARD].float().abs().max().item())
+        bound = self.n_steps * (self.largest_reward + self.bonus)
+        if abs(score) < 1:  # as large as the scores of first weights
+            check_bounded(score, bound, update, hint="the rewards are small: multiply them so that returns are about 1 "
+                          f"(--reward-scale {1 / bound:.0e})" if bound else "")
+        check_bounded(score, bound, update)
 
 
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,7 +119,8 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         return _build_method(function, name, features, options)
     if Path(name).exists():
         if options:
-            raise ConfigError(f"{name} is a method already and takes no options", where="--" + next(iter(options)),
+            raise ConfigError(f"{name} is a method already and takes no options",
+                              where=f"--method.{next(iter(options)).replace('_', '-')}",
                               hint="leave it out: any field can be set, such as --learner.steps 500")
         from ..learn.method import Method
 
@@ -210,16 +211,29 @@ def _check_needs(name: str, function: Callable[..., Method], features: Schema, o
     if info is not None and all_needs.NUMBERS_OR_CLASSES in info.needs and "action" not in features:
         raise missing_action(features, name)
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
-    for need in info.needs if info is not None else ():
+    needs = info.needs if info is not None else ()
+    for need in needs:
         if isinstance(need, Need) and need.check is not None:
-            need.check(name, features, {**defaults, **options}, lambda need=need: _methods_without(need, name))
+            need.check(name, features, {**defaults, **options},
+                       lambda need=need: _methods_without(need, name, needs))
 
 
-def _methods_without(need: Need, name: str) -> list[str]:
-    """Names of the methods that do not have a need, those of the family of a method first, and at most eight."""
+def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list[str]:
+    """Names of the methods that lack one of the needs of a method, and besides other actions have no further need.
+
+    Those of its family come first, and there are at most eight.
+    """
     files = method_files()
     family = {other for other in files if name in files and files[other].parent == files[name].parent}
-    names = [other for other in files if need not in read_info(other)[1].needs]
+
+    def kinds(needs: Sequence[Need | str]) -> set[str]:  # "rewards" of "rewards, and which steps ended an episode"
+        return {(n.text if isinstance(n, Need) else n).partition(",")[0] for n in needs}
+
+    def fits(other: str) -> bool:
+        other_needs = read_info(other)[1].needs
+        return need not in other_needs and all(
+            "actions that are" in kind for kind in kinds(other_needs) - kinds(needs))
+    names = list(filter(fits, files))
     return sorted(names, key=lambda other: (other not in family, other not in ("bc", "iql")))[:8]
 
 

@@ -20,7 +20,7 @@ def streaming_diffusion_policy(
         n_action_steps: Number of actions that are executed from each plan. Must divide the horizon.
         n_denoising_steps: Number of network evaluations of a plan.
     """
-    n_steps = horizon // n_action_steps * n_denoising_steps  # of an action from noise, in all the plans that it is in
+    n_steps = horizon // max(n_action_steps, 1) * n_denoising_steps  # of an action, in all its plans
     head = Diffusion(n_steps, prediction="sample", times=RampTimes(n_action_steps))
     base = flow_policy(n_obs_steps, horizon)
     return replace(base, policy=replace(base.policy, head=head),

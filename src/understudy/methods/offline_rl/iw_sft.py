@@ -36,7 +36,7 @@ class ReturnStrata(Operation):
         fractions: Fractions of the episodes, from 0 to 1.
     """
 
-    fractions: tuple[float, ...] = (0.1, 0.05, 0.02)
+    fractions: Annotated[tuple[float, ...], AtLeast(0), AtMost(1)] = (0.1, 0.05, 0.02)
 
     def apply(self, data: Dataset) -> Dataset:
         returns = np.array([float(np.sum(get_column(e, REWARD)[:len(e)])) for e in data])

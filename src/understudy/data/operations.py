@@ -77,6 +77,7 @@ class Filter(Operation):
     """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
+    A float32 number equals the decimal that it was rounded from, and true equals 1.
 
     Args:
         equals: The value must be one of these.
@@ -100,14 +101,22 @@ class Filter(Operation):
     def _matches(self, value) -> bool:
         if isinstance(value, (list, tuple)):
             return any(self._matches(v) for v in value)
-        if value is None or (self.equals is not None and value not in self.equals):
+        if value is None or (self.equals is not None and not any(_is_equal(value, v) for v in self.equals)):
             return False
         if self.at_least is None and self.at_most is None:
             return True
         if not isinstance(value, (int, float)):
             raise UserError(f"{value!r} is not a number", where=f"filter, {self.field}",
                             hint="compare text with equals")
-        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        return ((self.at_least is None or value >= self.at_least or _is_equal(value, self.at_least))
+                and (self.at_most is None or value <= self.at_most or _is_equal(value, self.at_most)))
+
+
+def _is_equal(value: Any, other: Scalar) -> bool:
+    """Whether a value is this one, or a float32 that was rounded from it: 0.1 is 0.10000000149 in float32."""
+    if not isinstance(value, float) or value.is_integer() or not isinstance(other, (int, float)):
+        return value == other
+    return value == other or value == float(np.float32(value)) == float(np.float32(other))
 
 
 @dataclass(frozen=True)

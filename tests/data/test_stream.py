@@ -252,11 +252,13 @@ def test_shards_that_are_odd(tmp_path):
     tar(tmp_path / "no.tar", [(0, {"observation.state": np.zeros(3)})])
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")
+    np.savez(tmp_path / "whole.npz", action=np.zeros(3))
     (tmp_path / "empty").mkdir()
     for name, match in (("cut.tar", "shard cannot be read|at least one"), ("cut.parquet", "shard cannot be read"),
                         ("apart.parquet", "rows of an episode do not follow each other"),
                         ("no.parquet", "no column episode_index, only action"),
                         ("no.tar", "no column 'action', only observation.state"),
+                        ("whole.npz", "a shard is a .tar or a .parquet file(.|\n)*leave out the buffer size"),
                         ("empty", "no shards that end in .tar or .parquet"),
                         ("none.tar", "no shard and no folder"), ("rows.tar", "there are 9 rows, but action has 3"),
                         ("pickle.tar", "the shard cannot be read.*allow_pickle")):

@@ -267,6 +267,10 @@ def _open_seekable(at: str):
 
 
 def _open_shard(at: str) -> _Shard:
+    if not at.endswith(_SUFFIXES):
+        raise UserError("a shard is a .tar or a .parquet file", where=at,
+                        hint="leave out the buffer size: other formats stay on the disk, and only batches are read. To "
+                             "make shards: " + command_line("convert", at, "DST") + ", which writes parquet")
     with _shard_errors(at):
         return _TarShard(at) if at.endswith(".tar") else _ParquetShard(at)
 

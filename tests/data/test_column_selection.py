@@ -15,6 +15,8 @@ from understudy.core import ConfigError, DataError, UserError
 from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.operations import episode_values
+from understudy.data.tasks import task_texts
 
 STATE, ACTION = "observation.state", "action"
 COLUMNS = ("state=q1,q2", "action=u1,u2")
@@ -301,6 +303,26 @@ def test_integers_of_two_kinds_are_stacked_as_integers(tmp_path):
     np.savez(tmp_path / "a.npz", q=np.zeros(4), u=ids, v=ids.astype(np.uint64), episode_ends=np.array([4]))
     data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u,v"]))
     assert data.features()[ACTION].dtype == "int64" and data[0].steps[ACTION].tolist() == [[i, i] for i in ids.tolist()]
+
+
+def test_large_integers_are_not_rounded_next_to_floats(tmp_path):
+    ids = 2**60 + np.arange(4)
+    np.savez(tmp_path / "a.npz", q=np.zeros(4), ids=ids, u=np.ones(4), episode_ends=np.array([4]))
+    with pytest.raises(DataError, match="float64 does not hold 1152921504606846977.* its other columns(.|\n)*:quantities"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q,ids", "action=u"]))[0].steps[STATE][:]
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q,ids:quantities", "action=u"]))
+    np.testing.assert_array_equal(data[0].steps[STATE][:, 1], ids.astype(float))
+
+
+def test_metadata_of_other_names_are_the_task_and_the_success(tmp_path):
+    table = {"q": np.zeros(4), "u": np.ones(4), "episode_ends": np.array([3, 4]), "said": ["push", "pull"],
+             "won": [True, False]}
+    np.savez(tmp_path / "a.npz", **table)
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "task=said", "success=won"]))
+    assert [task_texts(e).tolist() for e in data] == [["push"], ["pull"]]
+    assert episode_values(data, "success") == [True, False] and set(data.features()) == {STATE, ACTION}
+    with pytest.raises(UserError, match="there is no column 'said'"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=said", "action=u"]))
 
 
 def test_mistakes_that_glue_or_cut_episodes_are_told(tmp_path):

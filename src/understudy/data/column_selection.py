@@ -286,8 +286,8 @@ class SelectedColumns(WrapperSource):
         some = [c if i is None else c[:, i:i + 1] for c, (_, i) in zip(flat, self._parts[name], strict=True)]
         dtype = common_dtype(c.dtype for c in some)
         if not self._reading[name]:  # quantities may be rounded
-            where = f"{self._where}, {name}, episode {episode}"
-            some = [cast_exactly(c, dtype, where, "its other columns", _ROUND) for c in some]
+            location = f"{self._where}, {name}, episode {episode}"
+            some = [cast_exactly(c, dtype, location, "its other columns", _ROUND) for c in some]
         return np.concatenate(some, 1, dtype=dtype)
 
     def frames(self, name, episode):

@@ -88,7 +88,7 @@ class ShardStream:
         if not self.shards:
             raise UserError("there are no shards that end in .tar or .parquet", where=addresses[0] if addresses else "",
                             hint="give the files or their folder")
-        if cameras := sorted({c for folder in {_lerobot_folder(s.at) for s in self.shards} - {None}
+        if cameras := sorted({c for folder in {_lerobot_folder(s.at) for s in self.shards} if folder is not None
                               for c, f in read_info(folder)["features"].items() if f["dtype"] == "video"}):
             warnings.warn(f"{self.shards[0].at}: a stream has no videos, so there is no {', '.join(cameras)}. Read the "
                           "data without a buffer size, or write PNG: " + command_line("convert", "DATA", "DST"),

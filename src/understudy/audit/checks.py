@@ -596,6 +596,16 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
                                   "crop the start and the end, or check for a sensor that stopped")
 
 
+def check_calibrations(data: Dataset) -> Iterator[Finding]:
+    """Finds episodes that were recorded after the robot was calibrated again."""
+    calibrations = [e.metadata.get("calibration") for e in data]
+    first = next(filter(None, calibrations), None)
+    if changed := [e for e, calibration in enumerate(calibrations) if calibration and calibration != first]:
+        yield finding_of_episodes("calibration-differs", "warning", changed, "recorded with another calibration of "
+                                  "the robot than the first", "the same pose may have other numbers there: compare "
+                                  "some, or leave these episodes out")
+
+
 def check_tasks(data: Dataset) -> Iterator[Finding]:
     """Finds episodes without a task in data in which other episodes have one."""
     empty = [e for e, episode in enumerate(data) if not episode_tasks(episode)]
@@ -688,6 +698,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     check_image_layouts,
     check_saturation,
     check_idle,
+    check_calibrations,
     check_tasks,
     lerobot_checks.check_quantiles,
     action_motion.check_jumps,
@@ -698,7 +709,8 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
-TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes)
+TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
+                                     check_calibrations)
 
 
 def _numeric_columns(data) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_class_that_was_not_trained_is_told(plays, recwarn):
     plays.start(looked(), keys(0, range(2)))
     assert not recwarn
     for mode in (4, -1):
-        with pytest.warns(DataWarning, match=f"'observation.mode': component 0 is the class {mode}, which the training"):
+        with pytest.warns(DataWarning, match=f"'observation.mode': component 0 is the class {mode}, which"):
             plays.start(looked(mode=torch.tensor([[1], [mode]])), keys(0, range(2)))
 
 

@@ -188,7 +188,7 @@ def _warn_of_unknown_class(name: str, feature: Feature, value: Tensor) -> None:
     if is_unknown.any():
         row, *at = is_unknown.nonzero()[0].tolist()
         warnings.warn(f"observation {name!r}: {_component_name(feature, at)} is the class {value[row, *at].item()}, "
-                      "which the training data did not have. The policy reads it as no class", DataWarning, stacklevel=2)
+                      "which the training data do not have. The policy reads it as none", DataWarning, stacklevel=2)
 
 
 VALUE_NAMES = {"vector": "numbers", "image": "uint8 pixels", "text": "uint8 bytes", "discrete": "integers"}

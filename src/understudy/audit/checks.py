@@ -550,6 +550,15 @@ def check_image_layouts(data: Dataset) -> Iterator[Finding]:
             yield Finding("image-layout", "warning", *problem, Location(feature=name))
 
 
+def check_unread_images(data: Dataset) -> Iterator[Finding]:
+    """Finds camera frames in columns that no policy reads, because of their names."""
+    for name, f in data[0].features().items():
+        if f.kind == "image" and role(name) == "other" and not name.startswith(("simulator.", "infos.")):
+            key = own_columns(data, name)
+            yield Finding("image-unread", "warning", f"{name} has images, but no policy reads a column of this name",
+                          f"name it with --columns images.{key}={key}, if it is a camera", Location(feature=name))
+
+
 def check_saturation(data: Dataset) -> Iterator[Finding]:
     """Finds actions that are often at the same limit. They were probably clipped there."""
     for name, f in data[0].features().items():
@@ -696,6 +705,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     check_duplicates,
     check_dtypes,
     check_image_layouts,
+    check_unread_images,
     check_saturation,
     check_idle,
     check_calibrations,
@@ -710,7 +720,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
 TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
-                                     check_calibrations)
+                                     check_unread_images, check_calibrations)
 
 
 def _numeric_columns(data) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 from fixtures import own_columns
@@ -321,6 +322,12 @@ def test_metadata_of_other_names_are_the_task_and_the_success(tmp_path):
     data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "task=said", "success=won"]))
     assert [task_texts(e).tolist() for e in data] == [["push"], ["pull"]]
     assert episode_values(data, "success") == [True, False] and set(data.features()) == {STATE, ACTION}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number, text in enumerate(("push", "pull")):
+            group = file.create_group(f"traj_{number}")
+            group["q"], group["u"], group.attrs["said"] = table["q"], table["u"], text
+    own = open_columns(tmp_path / "a.h5", parse_columns(["state=q", "action=u", "task=said"]))
+    assert [task_texts(e).tolist() for e in own] == [["push"], ["pull"]]
     with pytest.raises(UserError, match="there is no column 'said'"):
         open_columns(tmp_path / "a.npz", parse_columns(["state=said", "action=u"]))
 

@@ -80,7 +80,8 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                           hint="name one, with episode= or episode_lengths=")
     named = {name: parts[0] for name, parts in boundary.items()}
     local = Path(remote.local_path(path))
-    data = _open_plain(local, named, [_split_reading(parts)[0] for parts in selection.values()]) if columns else None
+    needed = [_split_reading(parts)[0] for name, parts in selection.items() if name not in _EPISODE_FIELDS]
+    data = _open_plain(local, named, needed) if columns else None
     if data is None and named:
         raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
                           where=f"--columns {next(iter(named))}=", hint="leave it out")

@@ -140,14 +140,19 @@ class RobotImprovement:
     def _env(self, robot: SafeRobot, teleop: Teleoperator, keys: RecordingKeys, keyboard: JointKeyboard | None
              ) -> RobotTakeoverEnv:
         from ..improve.robot_takeover import RobotPerson, RobotTakeoverEnv
+        from ..learn.run import Run
         from ..robots.handover import Handover
+        from .improve import improve_options_of
 
         o = self.o
         handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
         person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
-        if (fps := acting_rate(o.fps, o.run)) != (trained_rate(o.run) or fps):
-            raise ConfigError(f"new episodes are learned together with those of {o.run}, which have "
-                              f"{trained_rate(o.run):g} steps per second", where="--fps", hint="leave it out")
+        fps, recorded, source = acting_rate(o.fps, o.run), trained_rate(o.run), o.run
+        if recorded is None and Run(o.out).saved_steps() and (begun := improve_options_of(o.out)) is not None:
+            recorded, source = acting_rate(begun.fps, o.run), o.out
+        if fps != (recorded or fps):
+            raise ConfigError(f"new episodes are learned together with those of {source}, which have {recorded:g} "
+                              "steps per second", where="--fps", hint=f"--fps {recorded:g}")
         return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1),
                                 shows_success=None if self.classifier is None else self.classifier[0])
 

@@ -168,8 +168,9 @@ def disk_errors(where: Path, fix: str = "free some space, and run the same again
     """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, ValueError, RuntimeError) as error:  # HDF5 raises any of them, and names the number
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) not in codes and not any(f"errno = {n}," in str(error) for n in codes):
             raise
         raise UserError("the disk is full; nothing that was finished is lost", where=where, hint=fix) from None
 

@@ -350,8 +350,8 @@ class CsvFolderSource(FolderSource):
         if len(set(header)) < len(header) or "" in header:
             invalid_name = next(n for n in header if header.count(n) > 1 or not n)
             raise UserError(f"a column has no name, or that of another column: {invalid_name!r}",
-                            where=f"{file}, line 1", hint="give each column its own name. The first column that pandas writes has "
-                                 "none: table.to_csv(FILE, index=False)")
+                            where=f"{file}, line 1", hint="give each column its own name. The first column that pandas "
+                                                          "writes has none: table.to_csv(FILE, index=False)")
         for line, row in cells:
             if len(row) != len(header):
                 raise DataError(f"there are {len(row)} values for {len(header)} names", where=f"{file}, line {line}",

@@ -198,6 +198,15 @@ def test_a_success_that_is_neither_true_nor_false_is_an_error(value, is_clear, t
     assert ("2 of 2 succeeded; 2 others have no outcome" in out) is not is_clear
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(fork, tmp_path, monkeypatch):
+    write_dataset(fork[:3], tmp_path / "a.npz", "npz")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file" / "cache"))
+    for check in (audit, lambda path: check_usable(open_dataset(path), path)):
+        with pytest.raises(UserError, match="cache cannot be written(.|\n)*set UNDERSTUDY_CACHE"):
+            check(tmp_path / "a.npz")
+
+
 def test_no_episode_is_no_error():
     assert [f.code for f in find_problems(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
 

@@ -99,6 +99,12 @@ def test_numbered_columns_that_may_mean_something_else_stay_alone(tmp_path, head
     assert list(open_dataset(path).features()) == columns
 
 
+def test_the_times_of_all_episodes_of_a_table_begin_at_0(tmp_path):
+    rows = np.c_[np.repeat([0, 1], 4), 1.7e9 + np.arange(8) / 4, np.zeros((8, 2))]
+    data = open_dataset(write_csv(tmp_path / "a.csv", rows, "episode,timestamp,state,action"))
+    assert [e.steps["timestamp"].reshape(-1).tolist() for e in data] == [[0, 0.25, 0.5, 0.75]] * 2
+
+
 def test_a_table_that_looks_like_several_episodes_is_told_so(tmp_path):
     rows = table()
     path = write_csv(tmp_path / "runs.csv", rows)

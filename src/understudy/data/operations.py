@@ -550,11 +550,12 @@ class SlicedSource(WrapperSource):
     Args:
         start: First step of each episode, (E,).
         stop: Step after the last of each episode, (E,).
+        from_zero: Whether timestamps also count from the first step of an episode that keeps its start.
     """
 
-    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray):
-        super().__init__(inner, start.tolist(), stop.tolist())
-        self._start, self.lengths = start, stop - start
+    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray, from_zero: bool = False):
+        super().__init__(inner, start.tolist(), stop.tolist(), *([from_zero] if from_zero else []))
+        self._start, self.lengths, self._from_zero = start, stop - start, from_zero
         self._has_last_row = inner.lengths
 
     def rows(self, name):
@@ -563,7 +564,7 @@ class SlicedSource(WrapperSource):
     def column(self, name, episode):
         column, start = self.inner.column(name, episode), self._start[episode]
         column = column[start: start + self.lengths[episode] + (len(column) > self._has_last_row[episode])]
-        if name != _TIMESTAMP or not start or not len(column):
+        if name != _TIMESTAMP or not (start or self._from_zero) or not len(column):
             return column
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 

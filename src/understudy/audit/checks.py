@@ -329,7 +329,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        yield Finding("reader", "warning" if "is read as one episode" in text else "note", text,
+        is_loss = "is read as one episode" in text or "videos are not read" in text
+        yield Finding("reader", "warning" if is_loss else "note", text,
                       "see the page on formats")
 
 

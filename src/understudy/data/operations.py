@@ -235,6 +235,9 @@ class Merge(Operation):
     Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
     (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
     `audit.compatibility` checks in more detail whether datasets go together.
+
+    A dataset without the column `task` gets it from the metadata of its episodes. If `next.success` is dropped, the
+    metadata say which episodes succeeded.
     """
 
     drop_columns: tuple[str, ...] = ()
@@ -242,6 +245,10 @@ class Merge(Operation):
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
         """Return the joined dataset."""
         every = [data, *others]
+        if "task" not in self.drop_columns and any("task" in d.source.schema for d in every):
+            every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
+        if _SUCCESS in self.drop_columns:
+            every = [_labeled(d, "success") if _SUCCESS in d.source.schema else d for d in every]
         joined = ConcatSource(
             [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
         )
@@ -252,6 +259,13 @@ class Merge(Operation):
         metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
                                 for w in d.metadata.get("warnings", ())]
         return Dataset(joined, metadata)
+
+
+def _labeled(data: Dataset, field: str) -> Dataset:
+    """The dataset with what its episodes say of a field as a label."""
+    labels: dict[int, dict[str, Any]] = {n: {field: _episode_value(e, field, n)}
+                                         for n, e in zip(data.indices, data, strict=True)}
+    return Dataset(LabeledSource(data.source, labels), data.metadata, data.indices)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

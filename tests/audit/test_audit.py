@@ -23,6 +23,7 @@ from understudy.audit.base import AuditReport, Finding, Location, finding_from_e
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
+from understudy.data.operations import Crop, Filter  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.recording import expert_actor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -269,6 +270,14 @@ def test_labels_of_which_each_would_count_as_true_are_refused(fork, name):
             check_usable(labeled(True, unclear))
     clear = Dataset([*labeled(True, False, 1, 0.0, np.bool_(True)), replace(fork[5], metadata={})])
     check_usable(clear, ignore=("success-disagrees",))  # with the column
+
+
+def test_the_success_of_an_episode_whose_end_was_cropped_is_no_contradiction(fork):
+    won = Filter("success", (True,)).apply(fork)
+    check_usable(Crop(0, -4).apply(won))
+    lost = Dataset([e.replace({"next.success": np.zeros(len(e), bool)}) for e in won])
+    with pytest.raises(UserError, match="success-disagrees"):
+        check_usable(lost)
 
 
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):

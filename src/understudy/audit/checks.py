@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
-from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
@@ -282,6 +282,12 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
                 return
 
 
+def _is_cut(episode: Episode) -> bool:
+    """Whether an episode ends neither terminated nor truncated, because only the steps before its end were kept."""
+    ends = [episode.steps[n] for n in ("next.terminated", "next.truncated") if n in episode.steps]
+    return len(ends) == 2 and not any(np.asarray(flags).reshape(-1)[:len(episode)][-1:].any() for flags in ends)
+
+
 def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
@@ -289,7 +295,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
         label = episode.metadata.get("success")
         label = bool(label) if isinstance(label, (bool, np.bool_)) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
-        if None not in (label, column) and label != column:
+        if None not in (label, column) and label != column and not (label and _is_cut(episode)):
             yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
                           f"{'has a' if column else 'is never'} True", "correct the one or the other",
                           Location(None, e, None, "next.success"))

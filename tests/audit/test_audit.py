@@ -23,6 +23,7 @@ from understudy.audit.base import AuditReport, Finding, Location, finding_from_e
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
+from understudy.data.operations import Crop, Filter  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.recording import expert_actor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -198,6 +199,15 @@ def test_a_success_that_is_neither_true_nor_false_is_an_error(value, is_clear, t
     assert ("2 of 2 succeeded; 2 others have no outcome" in out) is not is_clear
 
 
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_data(fork, tmp_path, monkeypatch):
+    write_dataset(fork[:3], tmp_path / "a.npz", "npz")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "file" / "cache"))
+    for check in (audit, lambda path: check_usable(open_dataset(path), path)):
+        with pytest.raises(UserError, match="cache cannot be written(.|\n)*set UNDERSTUDY_CACHE"):
+            check(tmp_path / "a.npz")
+
+
 def test_no_episode_is_no_error():
     assert [f.code for f in find_problems(Dataset([], {"warnings": ["cut short"]}))] == ["reader", "no-episodes"]
 
@@ -260,6 +270,14 @@ def test_labels_of_which_each_would_count_as_true_are_refused(fork, name):
             check_usable(labeled(True, unclear))
     clear = Dataset([*labeled(True, False, 1, 0.0, np.bool_(True)), replace(fork[5], metadata={})])
     check_usable(clear, ignore=("success-disagrees",))  # with the column
+
+
+def test_the_success_of_an_episode_whose_end_was_cropped_is_no_contradiction(fork):
+    won = Filter("success", (True,)).apply(fork)
+    check_usable(Crop(0, -4).apply(won))
+    lost = Dataset([e.replace({"next.success": np.zeros(len(e), bool)}) for e in won])
+    with pytest.raises(UserError, match="success-disagrees"):
+        check_usable(lost)
 
 
 def test_convert_and_train_refuse_errors(shared, tmp_path, capsys):

@@ -112,6 +112,15 @@ def test_no_episode_is_asked_for_twice(session, tmp_path):
     assert np.array_equal(data[0].steps["action"], first[0].steps["action"])
 
 
+def test_a_run_of_an_unknown_rate_continues_at_the_rate_of_its_first_round(session, tmp_path, monkeypatch):
+    monkeypatch.setattr("understudy.commands.improve_robot.trained_rate", lambda run: None)
+    monkeypatch.setattr("understudy.commands.common.trained_rate", lambda run: None)
+    assert session(tmp_path / "run", "--fps", "10", _3=["success", "quit"])[0] == 130
+    refused(session(tmp_path / "run", "--fps", "15"), "--fps: new episodes", "10 steps per second", "--fps 10")
+    refused(session(tmp_path / "run"), "--fps: new episodes", "10 steps per second")
+    assert session(tmp_path / "run", "--fps", "10", _5=["failure"])[0] == 0
+
+
 def test_nothing_is_connected_before_enter(session, tmp_path):
     status, _, err = session(tmp_path / "run", answer="")  # the terminal is closed instead
     assert status == 130 and session.keys.calls == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 from fixtures import own_columns
@@ -15,6 +16,8 @@ from understudy.core import ConfigError, DataError, UserError
 from understudy.data.column_selection import open_columns, parse_columns
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.operations import episode_values
+from understudy.data.tasks import task_texts
 
 STATE, ACTION = "observation.state", "action"
 COLUMNS = ("state=q1,q2", "action=u1,u2")
@@ -94,6 +97,12 @@ def test_numbered_columns_that_may_mean_something_else_stay_alone(tmp_path, head
     path = tmp_path / "a.csv"
     path.write_text(f"{header}\n0.5,0.25,2\n1.5,2.5,3\n")
     assert list(open_dataset(path).features()) == columns
+
+
+def test_the_times_of_all_episodes_of_a_table_begin_at_0(tmp_path):
+    rows = np.c_[np.repeat([0, 1], 4), 1.7e9 + np.arange(8) / 4, np.zeros((8, 2))]
+    data = open_dataset(write_csv(tmp_path / "a.csv", rows, "episode,timestamp,state,action"))
+    assert [e.steps["timestamp"].reshape(-1).tolist() for e in data] == [[0, 0.25, 0.5, 0.75]] * 2
 
 
 def test_a_table_that_looks_like_several_episodes_is_told_so(tmp_path):
@@ -301,6 +310,32 @@ def test_integers_of_two_kinds_are_stacked_as_integers(tmp_path):
     np.savez(tmp_path / "a.npz", q=np.zeros(4), u=ids, v=ids.astype(np.uint64), episode_ends=np.array([4]))
     data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u,v"]))
     assert data.features()[ACTION].dtype == "int64" and data[0].steps[ACTION].tolist() == [[i, i] for i in ids.tolist()]
+
+
+def test_large_integers_are_not_rounded_next_to_floats(tmp_path):
+    ids = 2**60 + np.arange(4)
+    np.savez(tmp_path / "a.npz", q=np.zeros(4), ids=ids, u=np.ones(4), episode_ends=np.array([4]))
+    with pytest.raises(DataError, match="does not hold 1152921504606846977.* its other columns(.|\n)*:quantities"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=q,ids", "action=u"]))[0].steps[STATE][:]
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q,ids:quantities", "action=u"]))
+    np.testing.assert_array_equal(data[0].steps[STATE][:, 1], ids.astype(float))
+
+
+def test_metadata_of_other_names_are_the_task_and_the_success(tmp_path):
+    table = {"q": np.zeros(4), "u": np.ones(4), "episode_ends": np.array([3, 4]), "said": ["push", "pull"],
+             "won": [True, False]}
+    np.savez(tmp_path / "a.npz", **table)
+    data = open_columns(tmp_path / "a.npz", parse_columns(["state=q", "action=u", "task=said", "success=won"]))
+    assert [task_texts(e).tolist() for e in data] == [["push"], ["pull"]]
+    assert episode_values(data, "success") == [True, False] and set(data.features()) == {STATE, ACTION}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number, text in enumerate(("push", "pull")):
+            group = file.create_group(f"traj_{number}")
+            group["q"], group["u"], group.attrs["said"] = table["q"], table["u"], text
+    own = open_columns(tmp_path / "a.h5", parse_columns(["state=q", "action=u", "task=said"]))
+    assert [task_texts(e).tolist() for e in own] == [["push"], ["pull"]]
+    with pytest.raises(UserError, match="there is no column 'said'"):
+        open_columns(tmp_path / "a.npz", parse_columns(["state=said", "action=u"]))
 
 
 def test_mistakes_that_glue_or_cut_episodes_are_told(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from understudy.audit import find_problems
+from understudy.audit import find_problems, training_warnings
 from understudy.core import DataError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.image_layout import image_layout_problem
@@ -105,3 +105,10 @@ def test_an_audit_names_a_camera_without_pixels_and_a_policy_refuses_it():
     assert len(findings) == 1 and findings[0].message.endswith("the images have no pixels")
     with pytest.raises(DataError, match="the images have no pixels"):
         policy_of(data)
+
+
+def test_images_that_no_policy_reads_are_told():
+    data = recording((16, 24, 3), "uint8", "wrist")
+    assert [f.where.feature for f in find_problems(data) if f.code == "image-unread"] == ["wrist"]
+    assert any("--columns images.wrist=wrist" in text for text in training_warnings(data))
+    assert not [f for f in find_problems(recording((16, 24, 3), "uint8")) if f.code == "image-unread"]

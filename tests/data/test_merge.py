@@ -16,6 +16,7 @@ from understudy.data.operations import (
     Drop,
     Merge,
     Rename,
+    episode_values,
 )
 from understudy.data.packed_columns import PackedColumns
 from understudy.data.replay_buffer import ReplayBuffer
@@ -94,8 +95,25 @@ def test_columns_that_cannot_be_merged_are_left_out_and_named(tmp_path, capsys):
     capsys.readouterr()
     assert run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "v.json", "--ignore", "columns-differ",
                "--json") == 0
-    assert set(document(capsys)["left_out"]) == {STATE, "next.success", "flag", "task"}
+    assert set(document(capsys)["left_out"]) == {STATE, "next.success", "flag"}
     assert STATE not in open_dataset(tmp_path / "v.json").features()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_tasks_and_outcomes_stay_where_columns_and_metadata_meet(first, tmp_path):
+    columns = demonstrations((5, 4))
+    columns = Dataset([Episode(dict(e.steps), {}, len(e), e.schema) for e in columns], columns.metadata)
+    metadata = Drop(("task", "next.success")).apply(demonstrations((5, 4), seed=1))
+    metadata = Dataset([Episode(dict(e.steps), {"task": task, "success": i > 0}, len(e), e.schema)
+                        for i, (e, task) in enumerate(zip(metadata, ("push", "pull"), strict=True))], columns.metadata)
+    sets = [columns, metadata][::1 - 2 * first]
+    for i, data in enumerate(sets):
+        write_dataset(data, tmp_path / f"{i}", images="png")
+    assert run("merge", tmp_path / "0", tmp_path / "1", "--out", tmp_path / "v.json", "--ignore", "columns-differ") == 0
+    merged = open_dataset(tmp_path / "v.json")
+    for field in ("task", "success"):
+        expected = [v for data in sets for v in episode_values(data, field)]
+        assert episode_values(merged, field) == expected and None not in expected
 
 
 def test_numbers_of_two_widths_are_read_as_the_wider():

@@ -301,6 +301,16 @@ def test_nan_is_no_value_to_sort_or_filter_by(scores, rising, falling):
     assert len(Filter("score", negate=True).apply(data)) == without
 
 
+def test_float32_equals_the_decimal_that_it_was_rounded_from():
+    data = Dataset([Episode({"observation.state": np.zeros((3, 2)), "force": np.full(3, force, np.float32)})
+                    for force in (0.1, 0.2, 0.5)])
+    for condition, n in ((Filter("force", at_most=0.1), 1), (Filter("force", (0.1,)), 1), (Filter("force", (0.2,)), 1),
+                         (Filter("force", at_least=0.2), 2), (Filter("force", at_most=0.0999), 0)):
+        assert len(condition.apply(data)) == n, condition
+    assert len(Filter("score", at_most=0.1).apply(scored([0.1 + 1e-9, 0.2]))) == 0  # float64 is compared exactly
+    assert len(Filter("success", (1,)).apply(demonstrations())) == 3
+
+
 def test_values_that_have_no_order_are_refused():
     for scores in ([1, "", 2], [np.arange(2), np.arange(2)], [{"a": 1}, {"a": 0}]):
         with pytest.raises(UserError, match="not all numbers, and not all text"):

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fixtures import closed_form
-from fixtures.lerobot_files import LEROBOT
+from fixtures.lerobot_files import CAMERA, LEROBOT, closed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import Policy, PolicyConfig, Window, fit
 from understudy.cli import main
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
 from understudy.data.formats import lerobot, open_dataset, remote
 from understudy.data.sources import batch_ranges
 from understudy.data.stream import ShardStream, _expand_braces
@@ -252,11 +252,13 @@ def test_shards_that_are_odd(tmp_path):
     tar(tmp_path / "no.tar", [(0, {"observation.state": np.zeros(3)})])
     tar(tmp_path / "rows.tar", [(0, {"observation.state": np.zeros(9), "action": np.zeros(3)})])
     tar(tmp_path / "pickle.tar", [(0, {"action": np.array([{}], object)})], "npy")
+    np.savez(tmp_path / "whole.npz", action=np.zeros(3))
     (tmp_path / "empty").mkdir()
     for name, match in (("cut.tar", "shard cannot be read|at least one"), ("cut.parquet", "shard cannot be read"),
                         ("apart.parquet", "rows of an episode do not follow each other"),
                         ("no.parquet", "no column episode_index, only action"),
                         ("no.tar", "no column 'action', only observation.state"),
+                        ("whole.npz", "a shard is a .tar or a .parquet file(.|\n)*leave out the buffer size"),
                         ("empty", "no shards that end in .tar or .parquet"),
                         ("none.tar", "no shard and no folder"), ("rows.tar", "there are 9 rows, but action has 3"),
                         ("pickle.tar", "the shard cannot be read.*allow_pickle")):
@@ -280,6 +282,15 @@ def test_a_recorded_data_set_is_a_stream(tmp_path, demos):
     stream = ShardStream(tmp_path / "demos/data", buffer_size=50)
     for one, other in zip(stream.first_episodes(5), demos[:5], strict=True):
         assert np.array_equal(one.steps["action"], other.steps["action"])
+
+
+def test_the_stream_of_a_lerobot_data_set_has_its_tasks_and_says_that_it_has_no_videos(tmp_path):
+    lerobot.write(closed(images=True), tmp_path / "demos", images="png")
+    stream = ShardStream(tmp_path / "demos" / "data")
+    assert [e.steps["task"].tolist() for e in stream.first_episodes(4)] == [e.steps["task"].tolist() for e in closed()]
+    lerobot.write(closed(images=True), tmp_path / "film", images="h264")
+    with pytest.warns(DataWarning, match=f"a stream has no videos, so there is no {CAMERA}"):
+        ShardStream(tmp_path / "film")
 
 
 # -- training on one ------------------------------------------------------------------------------------------------

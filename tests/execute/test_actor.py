@@ -8,7 +8,7 @@ import pytest
 import torch
 from fixtures.plans import KEY, Clock
 
-from understudy.core import Feature, NonFiniteAction, UserError, keys, normal, put, take
+from understudy.core import DataWarning, Feature, NonFiniteAction, UserError, keys, normal, put, take
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.toys.fork import SPREAD, Fork, ForkExpert
@@ -80,6 +80,14 @@ def test_one_number_may_have_no_axis(plays):
     (action, _), (other, _) = (plays.act(obs, plays.start(obs, key)) for obs in (looked(), flat))
     assert torch.equal(action, other)
     assert not torch.equal(action, plays.act(looked(mode=torch.tensor([1, 1])), plays.start(flat, key))[0])
+
+
+def test_a_class_that_was_not_trained_is_told(plays, recwarn):
+    plays.start(looked(), keys(0, range(2)))
+    assert not recwarn
+    for mode in (4, -1):
+        with pytest.warns(DataWarning, match=f"'observation.mode': component 0 is the class {mode}, which"):
+            plays.start(looked(mode=torch.tensor([[1], [mode]])), keys(0, range(2)))
 
 
 WRONG = [

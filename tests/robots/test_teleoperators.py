@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fixtures.servo_arms import CALIBRATION, Script, feetech, patient
 
+from understudy.audit import find_problems
 from understudy.core import ConfigError, DataWarning, UserError
 from understudy.data.episode import Episode
 from understudy.data.formats import open_dataset
@@ -62,6 +63,7 @@ def test_an_arm_is_teleoperated_recorded_and_replayed(folder):
         person.join()
         assert len(data) == 2 and [e.metadata["success"] for e in data if "success" in e.metadata] == [False]
         assert data[0].metadata["robot"] == "so101_follower" and data[0].metadata["task"] == "wave"
+        assert tuple(data[0].metadata["calibration"]) == NAMES
         steps = data[1].steps
         assert 15 <= len(data[1]) <= 25
         action, state = np.asarray(steps["action"]), np.asarray(steps["observation.state"])
@@ -73,23 +75,40 @@ def test_an_arm_is_teleoperated_recorded_and_replayed(folder):
     assert len(again) == 2
 
 
-def test_an_interrupted_episode_does_not_count(folder):
-    """The cable is pulled in the second of three episodes. The same call then records two more."""
-    clock = [0.0]
+class Still(Teleoperator):
+    def read(self):
+        return np.zeros(2, np.float32)
 
+
+def record_still(arm, clock, episodes, out):
+    """Records episodes of a second in which nobody moves, without waiting."""
     def sleep(seconds):
         clock[0] += seconds
 
-    def record(arm):
-        limits = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
-        robot = SafeRobot(arm, limits, lambda: clock[0], watchdog=False)
-        with robot:
-            return RobotSession(robot, Still(), NoKeys(), 20, clock=lambda: clock[0], sleep=sleep).record(
-                3, folder / "demos", times=RecordingTimes(0, 1, 0))
+    limits = SafetyLimits((-90.0,) * 2, (90.0,) * 2, (50.0,) * 2)
+    with SafeRobot(arm, limits, lambda: clock[0], watchdog=False) as robot:
+        return RobotSession(robot, Still(), NoKeys(), 20, clock=lambda: clock[0], sleep=sleep).record(
+            episodes, out, times=RecordingTimes(0, 1, 0))
 
-    class Still(Teleoperator):
-        def read(self):
-            return np.zeros(2, np.float32)
+
+def test_a_new_calibration_between_two_recordings_is_told(folder, recwarn):
+    class Calibrated(SimulatedArm):
+        calibration = {"a": "offset 1, 0 to 9", "b": "offset 2, 0 to 9"}  # noqa: RUF012
+
+    clock = [0.0]
+    for episodes in (1, 2):
+        record_still(Calibrated(clock=lambda: clock[0]), clock, episodes, folder / "demos")
+    assert not recwarn
+    Calibrated.calibration = {**Calibrated.calibration, "b": "offset 5, 0 to 9"}
+    with pytest.warns(DataWarning, match=r"calibrated again \(b\)"):
+        data = record_still(Calibrated(clock=lambda: clock[0]), clock, 3, folder / "demos")
+    (finding,) = (f for f in find_problems(data) if f.code == "calibration-differs")
+    assert finding.episodes == (2,)
+
+
+def test_an_interrupted_episode_does_not_count(folder):
+    """The cable is pulled in the second of three episodes. The same call then records two more."""
+    clock = [0.0]
 
     class Cut(SimulatedArm):
         sends = 0
@@ -99,10 +118,10 @@ def test_an_interrupted_episode_does_not_count(folder):
             self.is_broken = self.sends > 30
             return super().send(action)
     with pytest.warns(DataWarning), pytest.raises(ConnectionLost):
-        record(Cut(clock=lambda: clock[0]))
+        record_still(Cut(clock=lambda: clock[0]), clock, 3, folder / "demos")
     lengths = [(len(e), bool(e.metadata.get("interrupted"))) for e in open_dataset(folder / "demos")]
     assert [cut for _, cut in lengths] == [False, True]
-    data = record(SimulatedArm(clock=lambda: clock[0]))
+    data = record_still(SimulatedArm(clock=lambda: clock[0]), clock, 3, folder / "demos")
     assert [bool(e.metadata.get("interrupted")) for e in data] == [False, True, False, False]
 
 

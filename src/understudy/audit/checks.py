@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import UserError, column_naming_hint, is_read_by_default, role, short_name
 from ..data import video
-from ..data.episode import Dataset, EpisodeList, interrupted_episodes
+from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
 from ..data.image_layout import image_layout_problem
@@ -282,6 +282,12 @@ def check_labels(data: Dataset) -> Iterator[Finding]:
                 return
 
 
+def _is_cut(episode: Episode) -> bool:
+    """Whether an episode ends neither terminated nor truncated, because only the steps before its end were kept."""
+    ends = [episode.steps[n] for n in ("next.terminated", "next.truncated") if n in episode.steps]
+    return len(ends) == 2 and not any(np.asarray(flags).reshape(-1)[:len(episode)][-1:].any() for flags in ends)
+
+
 def check_success(data: Dataset) -> Iterator[Finding]:
     """Finds episodes whose metadata, column of success and rewards disagree about success."""
     labels, best = [], []
@@ -289,7 +295,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
         label = episode.metadata.get("success")
         label = bool(label) if isinstance(label, (bool, np.bool_)) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
-        if None not in (label, column) and label != column:
+        if None not in (label, column) and label != column and not (label and _is_cut(episode)):
             yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
                           f"{'has a' if column else 'is never'} True", "correct the one or the other",
                           Location(None, e, None, "next.success"))
@@ -329,7 +335,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        yield Finding("reader", "warning" if "is read as one episode" in text else "note", text,
+        is_loss = "is read as one episode" in text or "videos are not read" in text
+        yield Finding("reader", "warning" if is_loss else "note", text,
                       "see the page on formats")
 
 
@@ -550,6 +557,15 @@ def check_image_layouts(data: Dataset) -> Iterator[Finding]:
             yield Finding("image-layout", "warning", *problem, Location(feature=name))
 
 
+def check_unread_images(data: Dataset) -> Iterator[Finding]:
+    """Finds camera frames in columns that no policy reads, because of their names."""
+    for name, f in data[0].features().items():
+        if f.kind == "image" and role(name) == "other" and not name.startswith(("simulator.", "infos.")):
+            key = own_columns(data, name)
+            yield Finding("image-unread", "warning", f"{name} has images, but no policy reads a column of this name",
+                          f"name it with --columns images.{key}={key}, if it is a camera", Location(feature=name))
+
+
 def check_saturation(data: Dataset) -> Iterator[Finding]:
     """Finds actions that are often at the same limit. They were probably clipped there."""
     for name, f in data[0].features().items():
@@ -594,6 +610,16 @@ def check_idle(data: Dataset) -> Iterator[Finding]:
         yield finding_of_episodes("idle", "note" if len(slow) > 0.5 * len(data) else "warning", slow,
                                   "in which nothing moves for most of the time",
                                   "crop the start and the end, or check for a sensor that stopped")
+
+
+def check_calibrations(data: Dataset) -> Iterator[Finding]:
+    """Finds episodes that were recorded after the robot was calibrated again."""
+    calibrations = [e.metadata.get("calibration") for e in data]
+    first = next(filter(None, calibrations), None)
+    if changed := [e for e, calibration in enumerate(calibrations) if calibration and calibration != first]:
+        yield finding_of_episodes("calibration-differs", "warning", changed, "recorded with another calibration of "
+                                  "the robot than the first", "the same pose may have other numbers there: compare "
+                                  "some, or leave these episodes out")
 
 
 def check_tasks(data: Dataset) -> Iterator[Finding]:
@@ -686,8 +712,10 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     check_duplicates,
     check_dtypes,
     check_image_layouts,
+    check_unread_images,
     check_saturation,
     check_idle,
+    check_calibrations,
     check_tasks,
     lerobot_checks.check_quantiles,
     action_motion.check_jumps,
@@ -698,7 +726,8 @@ QUALITY_CHECKS: tuple[Check, ...] = (
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)
 # Their warnings are shown before training: what a policy learns from such data is not what was meant.
-TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes)
+TRAINING_CHECKS: tuple[Check, ...] = (reader_warnings, check_timestamps, check_constant, check_dtypes,
+                                     check_unread_images, check_calibrations)
 
 
 def _numeric_columns(data) -> list[str]:

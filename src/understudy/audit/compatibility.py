@@ -42,8 +42,8 @@ def find_disagreements(sets: Mapping[str, Dataset]) -> list[Finding]:
 def unmergeable_columns(sets: Mapping[str, Dataset]) -> tuple[str, ...]:
     """Columns that have no common form and must be left out of a merge."""
     schemas = [d.features() for d in sets.values()]
-    return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if any(n not in s for s in schemas)
-                 or len({(s[n].shape, s[n].kind == "string") for s in schemas}) > 1)
+    return tuple(n for n in dict.fromkeys(n for s in schemas for n in s) if n != "task" and any(
+        n not in s for s in schemas) or len({(s[n].shape, s[n].kind == "string") for s in schemas if n in s}) > 1)
 
 
 def check_exact(sets: Mapping[str, Dataset], leave_out: Collection[str] = ()) -> None:
@@ -105,9 +105,11 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
         f, g = one.get(name), other.get(name)
         if f is None or g is None:
             hard = role(name) in ("observation", "action")
+            otherwise = {"task": "the metadata of the others say it, or it is empty",
+                         "next.success": "only the metadata say which episodes succeeded"}.get(name, "it is left out")
             yield finding("columns-differ", "error" if hard else "warning",
                           (name if f else f"no {name}", name if g else f"no {name}"),
-                          "rename or drop it in a view of each (understudy view make); otherwise it is left out", name)
+                          f"rename or drop it in a view of each (understudy view make); otherwise {otherwise}", name)
             continue
         if f.shape != g.shape:
             yield finding("shape-differs", "error", (f"{name} has shape {f.shape}", str(g.shape)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import DataError, UserError, role
+from ..data.cache import DiskError
 from ..data.column_selection import column_options, open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
@@ -40,8 +41,8 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
     try:
         data = open_columns(path, open=preview_dataset, mapping=mapping, **options)
     except UserError as error:
-        # a package or a network is missing, not a part of the data
-        if "pip install" in (error.hint or "") or remote.url_of(path):
+        # a package, a network or space is missing, not a part of the data
+        if "pip install" in (error.hint or "") or remote.url_of(path) or isinstance(error, DiskError):
             raise
         findings = list(check_files(path))
         if not any(f.severity == "error" for f in findings):
@@ -169,6 +170,8 @@ def _run_checks(data: Dataset, chosen: Iterable[checks.Check], path: Path,
             yield from findings
             if check is checks.check_rows and findings:
                 return  # the other checks assume columns of one shape
+        except DiskError:  # says nothing about the data
+            raise
         except UserError as error:  # a column that is read only now; several checks may find the same error
             if str(error) not in reported:
                 reported.add(str(error))

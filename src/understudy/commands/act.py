@@ -84,7 +84,7 @@ def main(args: list[str]) -> None:
         stack.enter_context(robot)
         recorder = None
         if o.out is not None:
-            facts = {"robot": robot.name, "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
+            facts = {**robot.facts(), "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
                                                     metadata=facts))
         total, n_counted = _run_episodes(o, robot, actor, detector, recorder, fps, show, out)

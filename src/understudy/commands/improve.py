@@ -165,7 +165,7 @@ class _Command:
         env_name, data, held_out, method, stages = self._prepare()
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
-            RobotImprovement(o, self.command, self.out, self.resources, classifier).run(
+            RobotImprovement(o, self.command, self.out, self.resources, classifier, self._begun()).run(
                 data, held_out, method, stages, learns_interrupted(o.run))
             return
         self._check_resumed(env_name)
@@ -219,12 +219,15 @@ class _Command:
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
 
-    def _check_resumed(self, env_name: str) -> None:
-        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
+    def _begun(self) -> ImproveOptions | None:
+        """The options of the call that began this run. None if this one does."""
         from ..learn.run import Run
 
-        begun = improve_options_of(self.o.out) if Run(self.o.out).saved_steps() else None
-        if begun is None:
+        return improve_options_of(self.o.out) if Run(self.o.out).saved_steps() else None
+
+    def _check_resumed(self, env_name: str) -> None:
+        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
+        if (begun := self._begun()) is None:
             return
         for name, old, new in (("env", begun.env or recorded_env_of(self.o.run), env_name),
                                ("compare", begun.compare or N_STARTS, self.o.compare),

@@ -73,6 +73,7 @@ class RobotImprovement:
 
     Args:
         classifier: What says that an episode succeeds, and how often it is wrong. None if only the person does.
+        begun: Options of the call that began the run. None if this one does.
     """
 
     o: ImproveOptions
@@ -80,6 +81,7 @@ class RobotImprovement:
     out: Output
     resources: ExitStack
     classifier: tuple[SuccessClassifier, FrameRates] | None
+    begun: ImproveOptions | None
 
     def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path],
             include_interrupted: bool) -> None:
@@ -145,9 +147,12 @@ class RobotImprovement:
         o = self.o
         handover = Handover(teleop, robot.limits.max_velocity, o.handover, o.handover_seconds)
         person = RobotPerson(handover, keys, show_session(robot, keyboard), partial(command_keys, keys))
-        if (fps := acting_rate(o.fps, o.run)) != (trained_rate(o.run) or fps):
-            raise ConfigError(f"new episodes are learned together with those of {o.run}, which have "
-                              f"{trained_rate(o.run):g} steps per second", where="--fps", hint="leave it out")
+        fps, recorded, source = acting_rate(o.fps, o.run), trained_rate(o.run), o.run
+        if recorded is None and self.begun is not None:
+            recorded, source = acting_rate(self.begun.fps, o.run), o.out
+        if fps != (recorded or fps):
+            raise ConfigError(f"new episodes are learned together with those of {source}, which have {recorded:g} "
+                              "steps per second", where="--fps", hint=f"--fps {recorded:g}")
         return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1),
                                 shows_success=None if self.classifier is None else self.classifier[0])
 

@@ -75,12 +75,13 @@ def _print_content(o: InspectOptions, data: Dataset, content: Mapping[str, Any],
     """Prints what is in the data, and the findings."""
     from ..data.formats.describe import dataset_features, task_counts
 
-    lengths = sorted(len(e) for e in data)
+    lengths = sorted(data.lengths.tolist())
     rate = f", {content['fps']:g} steps a second" if content["fps"] else ""
     out.print(f"{o.data}: {content['format']} {content['version']}".rstrip(),
             f"{content['episodes']} episode{'s' * (len(data) != 1)}, {content['steps']} steps{rate}"
-            + (f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
-               f"{lengths[len(lengths) // 2]}" if len(data) > 1 else ""))
+            + ("" if len(data) < 2 else f"; each has {lengths[0]} steps" if lengths[0] == lengths[-1] else
+               f"; episodes of {lengths[0]} to {lengths[-1]} steps, half of them at least "
+               f"{lengths[len(lengths) // 2]}"))
     if "topics" in content:
         out.print("", plain_table(("topic", "type", "messages"),
                                   ((t["name"], t["type"], t["messages"]) for t in content["topics"])))

@@ -132,15 +132,19 @@ def create_array(folder: Path, name: str, shape: tuple[int, ...], dtype) -> np.m
     return array
 
 
+class DiskError(UserError):
+    """There is no space, or no permission to write. The data may be in order."""
+
+
 def _build_entry(folder: Path, size: int, build, what: str) -> None:
     bound = max_bytes()
     if size > bound:
-        raise UserError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
+        raise DiskError(f"needs {size / 1e9:.2f} GB of cache, which may hold {bound / 1e9:.2f} GB", where=what,
                         hint="choose a smaller image size, or set UNDERSTUDY_CACHE_GB to a larger number")
     try:
         (folder.parent / ".locks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder for the cache cannot be written ({error.strerror})", where=folder.parent,
+        raise DiskError(f"the folder for the cache cannot be written ({error.strerror})", where=folder.parent,
                         hint="set UNDERSTUDY_CACHE to a folder of yours") from None
     with locked(folder.parent / ".locks" / folder.name):
         if folder.is_dir():  # another process has just made it
@@ -159,7 +163,7 @@ def check_free_space(size: int, folder: Path) -> None:
     """Raise UserError if the disk of `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise UserError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
+        raise DiskError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
                         hint=FREE_SPACE)
 
 
@@ -168,10 +172,11 @@ def disk_errors(where: Path, fix: str = "free some space, and run the same again
     """Turn errors about a full disk, a quota or a file size limit into `UserError`. A context manager."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, ValueError, RuntimeError) as error:  # HDF5 raises any of them, and names the number
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) not in codes and not any(f"errno = {n}," in str(error) for n in codes):
             raise
-        raise UserError("the disk is full; nothing that was finished is lost", where=where, hint=fix) from None
+        raise DiskError("the disk is full; nothing that was finished is lost", where=where, hint=fix) from None
 
 
 def _evict(max_bytes: int, making: Path) -> None:

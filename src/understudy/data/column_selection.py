@@ -29,7 +29,9 @@ from .sources import WrapperSource
 
 _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
+_EPISODE_FIELDS = {"task": "task", "next.success": "success"}  # columns that metadata may stand for
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
+_ROUND = "give the column a name of its own, or add :quantities, which rounds it"
 Selection = Mapping[str, Sequence[str]]
 
 
@@ -78,7 +80,8 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
                           hint="name one, with episode= or episode_lengths=")
     named = {name: parts[0] for name, parts in boundary.items()}
     local = Path(remote.local_path(path))
-    data = _open_plain(local, named, [_split_reading(parts)[0] for parts in selection.values()]) if columns else None
+    needed = [_split_reading(parts)[0] for name, parts in selection.items() if name not in _EPISODE_FIELDS]
+    data = _open_plain(local, named, needed) if columns else None
     if data is None and named:
         raise ConfigError(f"{format_of(local)} data say themselves where their episodes end",
                           where=f"--columns {next(iter(named))}=", hint="leave it out")
@@ -172,12 +175,16 @@ class SelectedColumns(WrapperSource):
 
     Args:
         selection: For each new column the columns or components that it is made of. A component is written NAME_0 or
-            NAME[0], or by its own name.
+            NAME[0], or by its own name. For the task and the success, metadata of the episodes will do.
     """
 
     def __init__(self, inner: ColumnSource, selection: Selection, where: str):
         super().__init__(inner, {name: list(parts) for name, parts in selection.items()})
         self._parts, self._reading, self._where = {}, {}, where
+        metadata = inner.episode_metadata(0) if len(inner.lengths) else {}
+        self._fields = {_EPISODE_FIELDS[name]: parts[0] for name, parts in selection.items() if name in _EPISODE_FIELDS
+                        and len(parts) == 1 and parts[0] in metadata and parts[0] not in inner.schema}
+        selection = {name: parts for name, parts in selection.items() if _EPISODE_FIELDS.get(name) not in self._fields}
         for name, parts in selection.items():
             columns, self._reading[name] = _split_reading(parts)
             self._parts[name] = [_find_part(part, inner, where) for part in columns]
@@ -253,6 +260,10 @@ class SelectedColumns(WrapperSource):
         names = [column] if not f.shape else list(f.names or (f"{column}_{i}" for i in range(f.size)))
         return names if index is None else [names[index]]
 
+    def episode_metadata(self, episode):
+        metadata = self.inner.episode_metadata(episode)
+        return {**metadata, **{field: metadata.get(name) for field, name in self._fields.items()}}
+
     def _is_whole(self, name: str) -> bool:
         return len(self._parts[name]) == 1 and self._parts[name][0][1] is None
 
@@ -275,8 +286,9 @@ class SelectedColumns(WrapperSource):
         flat = [np.asarray(c[:rows]).reshape(rows, -1) for c in columns]
         some = [c if i is None else c[:, i:i + 1] for c, (_, i) in zip(flat, self._parts[name], strict=True)]
         dtype = common_dtype(c.dtype for c in some)
-        if dtype.kind == "i":  # floats are quantities, which may be rounded
-            some = [cast_exactly(c, dtype, f"{self._where}, {name}, episode {episode}") for c in some]
+        if not self._reading[name]:  # quantities may be rounded
+            location = f"{self._where}, {name}, episode {episode}"
+            some = [cast_exactly(c, dtype, location, "its other columns", _ROUND) for c in some]
         return np.concatenate(some, 1, dtype=dtype)
 
     def frames(self, name, episode):

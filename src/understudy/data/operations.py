@@ -77,6 +77,7 @@ class Filter(Operation):
     """Select the episodes whose field (see `episode_values`) satisfies all given conditions.
 
     An episode without the field does not satisfy them. A field that is a list satisfies them if one of its items does.
+    A float32 number equals the decimal that it was rounded from, and true equals 1.
 
     Args:
         equals: The value must be one of these.
@@ -100,14 +101,22 @@ class Filter(Operation):
     def _matches(self, value) -> bool:
         if isinstance(value, (list, tuple)):
             return any(self._matches(v) for v in value)
-        if value is None or (self.equals is not None and value not in self.equals):
+        if value is None or (self.equals is not None and not any(_is_equal(value, v) for v in self.equals)):
             return False
         if self.at_least is None and self.at_most is None:
             return True
         if not isinstance(value, (int, float)):
             raise UserError(f"{value!r} is not a number", where=f"filter, {self.field}",
                             hint="compare text with equals")
-        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+        return ((self.at_least is None or value >= self.at_least or _is_equal(value, self.at_least))
+                and (self.at_most is None or value <= self.at_most or _is_equal(value, self.at_most)))
+
+
+def _is_equal(value: Any, other: Scalar) -> bool:
+    """Whether a value is this one, or a float32 that was rounded from it: 0.1 is 0.10000000149 in float32."""
+    if not isinstance(value, float) or value.is_integer() or not isinstance(other, (int, float)):
+        return value == other
+    return value == other or value == float(np.float32(value)) == float(np.float32(other))
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,9 @@ class Merge(Operation):
     Numbers of different types are converted to one that holds them all. An integer of 64 bits that it does not hold
     (above 2**53 next to floats) is an error when it is read. fps and robot_type become None if they differ.
     `audit.compatibility` checks in more detail whether datasets go together.
+
+    A dataset without the column `task` gets it from the metadata of its episodes. If `next.success` is dropped, the
+    metadata say which episodes succeeded.
     """
 
     drop_columns: tuple[str, ...] = ()
@@ -233,6 +245,10 @@ class Merge(Operation):
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
         """Return the joined dataset."""
         every = [data, *others]
+        if "task" not in self.drop_columns and any("task" in d.source.schema for d in every):
+            every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
+        if _SUCCESS in self.drop_columns:
+            every = [_labeled(d, "success") if _SUCCESS in d.source.schema else d for d in every]
         joined = ConcatSource(
             [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
         )
@@ -243,6 +259,13 @@ class Merge(Operation):
         metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
                                 for w in d.metadata.get("warnings", ())]
         return Dataset(joined, metadata)
+
+
+def _labeled(data: Dataset, field: str) -> Dataset:
+    """The dataset with what its episodes say of a field as a label."""
+    labels: dict[int, dict[str, Any]] = {n: {field: _episode_value(e, field, n)}
+                                         for n, e in zip(data.indices, data, strict=True)}
+    return Dataset(LabeledSource(data.source, labels), data.metadata, data.indices)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -541,11 +564,12 @@ class SlicedSource(WrapperSource):
     Args:
         start: First step of each episode, (E,).
         stop: Step after the last of each episode, (E,).
+        from_zero: Whether timestamps also count from the first step of an episode that keeps its start.
     """
 
-    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray):
-        super().__init__(inner, start.tolist(), stop.tolist())
-        self._start, self.lengths = start, stop - start
+    def __init__(self, inner: ColumnSource, start: np.ndarray, stop: np.ndarray, from_zero: bool = False):
+        super().__init__(inner, start.tolist(), stop.tolist(), *([from_zero] if from_zero else []))
+        self._start, self.lengths, self._from_zero = start, stop - start, from_zero
         self._has_last_row = inner.lengths
 
     def rows(self, name):
@@ -554,7 +578,7 @@ class SlicedSource(WrapperSource):
     def column(self, name, episode):
         column, start = self.inner.column(name, episode), self._start[episode]
         column = column[start: start + self.lengths[episode] + (len(column) > self._has_last_row[episode])]
-        if name != _TIMESTAMP or not start or not len(column):
+        if name != _TIMESTAMP or not (start or self._from_zero) or not len(column):
             return column
         return (column.astype(np.float64) - np.float64(column[0])).astype(column.dtype)
 

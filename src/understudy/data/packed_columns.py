@@ -165,8 +165,13 @@ def may_change(dtype: np.dtype | str, common: np.dtype | str) -> bool:
     return dtype.kind in "iu" and dtype.itemsize == 8 and dtype != common
 
 
-def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str) -> np.ndarray:
+def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: str = "other episodes",
+                 hint: str = "store the column with one type in all episodes, or leave it out") -> np.ndarray:
     """Return a column as the dtype that it has in other episodes.
+
+    Args:
+        others: What the dtype comes from, and
+        hint: what the user can do, for the message.
 
     Raises:
         DataError: A number would change. The message names its row.
@@ -181,8 +186,7 @@ def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str) -> np.nd
     for at in map(tuple, np.argwhere(differs)):
         if cast[at].item() != column[at].item():
             raise DataError(f"{cast.dtype} does not hold {column[at]}, and the column becomes {cast.dtype}, because "
-                            f"other episodes are not {column.dtype}", where=f"{where}, row {at[0]}",
-                            hint="store the column with one type in all episodes, or leave it out")
+                            f"{others} are not {column.dtype}", where=f"{where}, row {at[0]}", hint=hint)
     return cast
 
 

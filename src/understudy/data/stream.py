@@ -21,6 +21,7 @@ import json
 import re
 import tarfile
 import threading
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -35,12 +36,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..core import Batch, UserError
+from ..core import Batch, DataWarning, UserError
 from ..hints import command_line
 from . import cache, video
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .formats import arrow, remote
+from .formats.lerobot_read import read_info, read_tasks
 from .sources import batch_ranges
 from .view_file import is_view
 from .window import Windows
@@ -86,6 +88,11 @@ class ShardStream:
         if not self.shards:
             raise UserError("there are no shards that end in .tar or .parquet", where=addresses[0] if addresses else "",
                             hint="give the files or their folder")
+        if cameras := sorted({c for folder in {_lerobot_folder(s.at) for s in self.shards} if folder is not None
+                              for c, f in read_info(folder)["features"].items() if f["dtype"] == "video"}):
+            warnings.warn(f"{self.shards[0].at}: a stream has no videos, so there is no {', '.join(cameras)}. Read the "
+                          "data without a buffer size, or write PNG: " + command_line("convert", "DATA", "DST"),
+                          DataWarning, stacklevel=2)
         self.chunks: list[_ShardChunk] = []
         begin = 0
         for number, shard in enumerate(self.shards):
@@ -267,6 +274,10 @@ def _open_seekable(at: str):
 
 
 def _open_shard(at: str) -> _Shard:
+    if not at.endswith(_SUFFIXES):
+        raise UserError("a shard is a .tar or a .parquet file", where=at,
+                        hint="leave out the buffer size: other formats stay on the disk, and only batches are read. To "
+                             "make shards: " + command_line("convert", at, "DST") + ", which writes parquet")
     with _shard_errors(at):
         return _TarShard(at) if at.endswith(".tar") else _ParquetShard(at)
 
@@ -283,6 +294,12 @@ def _shard_errors(at: str) -> Iterator[None]:
         raise UserError(f"the shard cannot be read ({type(error).__name__}: "
                         f"{(str(error).splitlines() or [''])[0][:160]})", where=at,
                         hint="restore it from a copy, or leave it out") from None
+
+
+def _lerobot_folder(at: str) -> Path | None:
+    """The LeRobot data set on this disk that a file of data/chunk-000/ belongs to."""
+    folder = None if remote.url_of(at) else Path(at).absolute().parents[2:3]
+    return folder[0] if folder and (folder[0] / "meta" / "info.json").exists() else None
 
 
 class _Shard(ABC):
@@ -373,6 +390,8 @@ class _ParquetShard(_Shard):
             if "episode_index" not in source.schema_arrow.names:
                 raise UserError(f"there is no column episode_index, only {', '.join(source.schema_arrow.names)}",
                                 where=at, hint="store the episode of each row")
+            folder = _lerobot_folder(at)
+            self._tasks = {} if folder is None or "task_index" not in source.schema_arrow.names else read_tasks(folder)
             numbers = source.read(columns=["episode_index"], use_threads=False)["episode_index"].to_numpy()
             self._groups = np.cumsum([0, *(source.metadata.row_group(i).num_rows
                                            for i in range(source.metadata.num_row_groups))])
@@ -396,6 +415,8 @@ class _ParquetShard(_Shard):
             table = table.slice(first - int(self._groups[groups[0]]), last - first)
             columns = {n: _to_array(table[n].combine_chunks(), f"{self.at}, {n}") for n in table.column_names
                        if n not in ("frame_index", "episode_index", "index")}
+        if self._tasks:
+            columns["task"] = np.array([self._tasks.get(i, "") for i in columns.pop("task_index").tolist()], np.str_)
         out = []
         for e in numbers:
             rows = slice(int(self._begin[e]) - first, int(self._begin[e] + self.lengths[e]) - first)

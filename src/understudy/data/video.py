@@ -224,6 +224,8 @@ class VideoReader:
         """
         location = f"{self.path}, {where}"
         requested_times = np.asarray(times, np.float64).tolist()
+        if not requested_times:
+            return
         order = sorted(range(len(requested_times)), key=requested_times.__getitem__)
         sorted_times = [requested_times[row] for row in order]
         tolerance = TIMESTAMP_TOLERANCE + _float32_spacing(max(-sorted_times[0], sorted_times[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from ..core import UserError, uniform
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.formats.detection import READABLE_FORMATS
+from ..data.formats.lerobot_read import UNDERSTUDY_FOLDER, read_json_lines
 from ..data.recording.recorder import Recorder, repair, warn_of_losses
 from ..data.tasks import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor, CountingActor
+from ..files import write_text
 from .rollout import rollout
 from .workers import WorkerPool
 
@@ -32,7 +35,8 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
 
     Existing episodes remain. The same call therefore continues after an interruption, and a larger number adds
     episodes. All episodes are kept, also failures: `metadata["success"]` and `next.success` mark the successes. If an
-    environment reported success for the first time after some episodes had been written, only the metadata mark these.
+    environment reported success for the first time after some episodes had been written, only the metadata mark these,
+    as failures.
 
     Args:
         images: How images are stored. "png" loses nothing.
@@ -80,7 +84,18 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
         finally:
             if recorder is not None:
                 recorder.close()
+                _mark_failures(out)
     return open_dataset(out)
+
+
+def _mark_failures(out: Path) -> None:
+    """Marks the episodes that ended before the environment reported success for the first time."""
+    file = out / UNDERSTUDY_FOLDER / "episodes.jsonl"
+    rows = read_json_lines(file)
+    if 0 < sum("success" in row["facts"] for row in rows) < len(rows):
+        for row in rows:
+            row["facts"].setdefault("success", False)
+        write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _task_metadata(episode: Episode) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, Feature, NonFiniteAction, State, UserError, normal, part, uniform
+from ..core import AtLeast, DataWarning, Feature, NonFiniteAction, State, UserError, normal, part, uniform
 from ..data.column_changes import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
@@ -176,7 +177,18 @@ class PolicyActor(Actor):
             )
         if shape[1:] != feature.shape and feature.kind == "image":
             value = torch.as_tensor(resize(np.asarray(value.cpu()), self.image_sizes[name]))
+        if feature.kind == "discrete" and feature.num_classes and name + "?" not in self.planner.inputs:
+            _warn_of_unknown_class(name, feature, value)
         return value.float() if feature.kind == "vector" and value.dtype != torch.bool else value
+
+
+def _warn_of_unknown_class(name: str, feature: Feature, value: Tensor) -> None:
+    """Encoders read a class that the training data did not have as no class."""
+    is_unknown = (value < 0) | (value >= torch.tensor(feature.num_classes, device=value.device).reshape(feature.shape))
+    if is_unknown.any():
+        row, *at = is_unknown.nonzero()[0].tolist()
+        warnings.warn(f"observation {name!r}: {_component_name(feature, at)} is the class {value[row, *at].item()}, "
+                      "which the training data do not have. The policy reads it as none", DataWarning, stacklevel=2)
 
 
 VALUE_NAMES = {"vector": "numbers", "image": "uint8 pixels", "text": "uint8 bytes", "discrete": "integers"}

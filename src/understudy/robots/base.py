@@ -42,6 +42,15 @@ class Robot(ABC):
         """Number of requests to its devices that were repeated so far, because no valid reply came."""
         return 0
 
+    @property
+    def calibration(self) -> dict[str, str]:
+        """The calibration of each servo in words, by its name. Empty if there is none."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Metadata of each episode that it records. Positions depend on the calibration."""
+        return {"robot": self.name, **({"calibration": servos} if (servos := self.calibration) else {})}
+
     @abstractmethod
     def connect(self) -> None:
         """Opens the connection. The robot does not move.

@@ -36,6 +36,11 @@ class BimanualRobot(Robot):
     def n_retries(self):
         return sum(arm.n_retries for arm in self.arms)
 
+    @property
+    def calibration(self):
+        return {f"{side}_{n}": text for side, arm in zip(("left", "right"), self.arms, strict=True)
+                for n, text in arm.calibration.items()}
+
     def connect(self):
         connect_all((*self.arms, *self.cameras.values()))
 

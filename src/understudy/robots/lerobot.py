@@ -20,6 +20,7 @@ import numpy as np
 from ..core import ConfigError, Feature, Unsupported, UserError
 from ..hints import did_you_mean
 from .base import ConnectionLost, Robot, RobotError, Teleoperator
+from .calibration import MotorCalibration
 from .limits import SafetyLimits
 from .servo_arm import MAX_RELATIVE_TARGET, MAX_VELOCITY, ServoFollower, joint_unit
 
@@ -60,6 +61,11 @@ class LeRobotRobot(Robot):
             "observation.state": _column(self._state_names, device),
             **{f"observation.images.{n}": Feature("uint8", shape, "image") for n, shape in self._images.items()},
             "action": _column(self._action_names, device)}
+
+    @property
+    def calibration(self):
+        return {f"{prefix}{n}": str(MotorCalibration(**vars(each))) for prefix, bus in _buses(self.device).items()
+                for n, each in (bus.calibration or {}).items()}
 
     @property
     def port(self) -> str | None:

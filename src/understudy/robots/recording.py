@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from ..core import Feature, UserError
+from ..core import DataWarning, Feature, UserError
 from ..data.episode import Dataset, Episode
 from ..data.formats import open_dataset
 from ..data.recording.recorder import MIN_FREE_DISK, Recorder, repair, warn_of_losses
@@ -21,6 +22,15 @@ from .base import Robot, RobotError, Teleoperator
 from .pace import Pace
 
 _EPISODE_KEYS = "enter: end | x: again | y, n: success, failure | q: quit"
+
+
+def _warn_of_calibration(data: Dataset, calibration: Mapping[str, str], path: Path) -> None:
+    """Warns if the robot has another calibration than in the last episode that has one."""
+    last = next(filter(None, (e.metadata.get("calibration") for e in reversed(data))), calibration)
+    if changed := [n for n in calibration if calibration[n] != last.get(n)]:
+        warnings.warn(f"{path}: the robot was calibrated again ({', '.join(changed)}), so the same pose may have other "
+                      "numbers than in the episodes there. Record into another folder, or compare some poses",
+                      DataWarning, stacklevel=3)
 
 
 class CommandKeys(Protocol):
@@ -120,8 +130,10 @@ class RobotSession:
         out, fps = Path(out), 1 / self.pace.period
         if (out / "meta" / "info.json").exists():
             warn_of_losses(out, repair(out))
-            episodes += n_interrupted(open_dataset(out))
-        metadata = {"robot": self.robot.name, "by": by, **({"task": task} if task else {})}
+            earlier = open_dataset(out)
+            episodes += n_interrupted(earlier)
+            _warn_of_calibration(earlier, self.robot.calibration, out)
+        metadata = {**self.robot.facts(), "by": by, **({"task": task} if task else {})}
         schema: dict[str, Feature] = dict(self.robot.schema)
         with Recorder(schema, out, fps=fps, robot_type=self.robot.name, clock=self.clock, metadata=metadata,
                       images=images, on_saved=on_saved, show=self.show) as r, _stopped_at_end(self.robot, release):

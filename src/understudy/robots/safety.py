@@ -59,6 +59,10 @@ class SafeRobot(Robot):
     def n_retries(self):
         return self.robot.n_retries
 
+    @property
+    def calibration(self):
+        return self.robot.calibration
+
     def connect(self) -> None:
         self._end_watchdog()
         with self._lock:

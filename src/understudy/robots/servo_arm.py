@@ -347,6 +347,10 @@ class ServoFollower(Robot):
         self._guard: TorqueGuard | None = None
         self._full_load = np.array([_FULL_LOAD[m.model] for m in kind.motors.values()], np.float64)
 
+    @property
+    def calibration(self):
+        return {n: str(each) for n, each in (self.arm.calibration or {}).items()}
+
     def connect(self):
         if self._guard is not None:  # of a connection that was lost
             self._guard.abandon()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from fixtures.array_files import is_closed, read_all, refused
 from fixtures.contract_data import demonstrations
 
+from understudy.audit import find_problems
 from understudy.data.formats import open_dataset, write_dataset
 
 STATE, ACTION = "observation.state", "action"
@@ -107,6 +110,28 @@ def test_a_csv_folder_that_was_written_holds_pictures_names_and_how_many_episode
     assert again.features() == data.features() and again.fingerprint() == data.fingerprint()
     (tmp_path / "d/episode_000003.csv").unlink()
     refused(tmp_path / "d", "there are 3 files, but dataset.json says 4 episodes")
+
+
+def _jpeg(gray: int) -> bytes:
+    codec = av.CodecContext.create("mjpeg", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = 16, 16, "yuvj420p", Fraction(1, 1)
+    frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), gray, np.uint8), format="rgb24")
+    return b"".join(bytes(p) for p in (*codec.encode(frame.reformat(format="yuvj420p")), *codec.encode(None)))
+
+
+def test_frames_next_to_a_table_may_be_jpeg_and_are_read_again_once_they_change(tmp_path):
+    folder, camera = _csv(tmp_path / "d", "state,action\n1,2\n3,4\n"), tmp_path / "d" / "episode_0" / "front"
+    camera.mkdir(parents=True)
+    for i in (0, 1):
+        (camera / f"{i}.jpg").write_bytes(_jpeg(100 * i))
+    before = open_dataset(folder)
+    frames = np.asarray(before[0].steps["observation.images.front"])
+    assert abs(frames.mean((1, 2, 3)) - (0, 100)).max() < 3
+    (camera / "1.jpg").write_bytes(_jpeg(90))
+    assert open_dataset(folder).source.key != before.source.key  # decoded frames in the cache have this key
+    (folder / "episode_0.mp4").touch()
+    (finding,) = (f for f in find_problems(open_dataset(folder)) if "videos are not read: episode_0.mp4" in f.message)
+    assert finding.severity == "warning"
 
 
 def test_a_folder_of_npz_that_disagrees(tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.core import UserError
+from understudy.data.cache import disk_errors
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import conversion_losses, open_dataset, sidecar, write_dataset
 from understudy.testing import check_format
@@ -24,6 +25,28 @@ HDF5 = ("robomimic", "act", "minari", "d4rl")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("kind", HDF5)
+def test_a_disk_that_is_too_small_is_told_before_hdf5_ends_the_process(kind, tmp_path, monkeypatch):
+    data, out = demonstrations(), tmp_path / "new" / "out"
+    write_dataset(data, tmp_path / "out", kind)
+    files = [p for p in (tmp_path / "out", *(tmp_path / "out").rglob("*")) if p.is_file()]
+    size = sum(p.stat().st_size for p in files)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    with pytest.raises(UserError, match=r"it may need .* MB, and the disk has .* MB free"):
+        write_dataset(data, out, kind)
+    assert not out.parent.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4 * size))
+    write_dataset(data, out, kind)
+
+
+def test_an_error_of_hdf5_about_a_full_disk_is_told_as_one(tmp_path):
+    with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
+        raise ValueError("Unable to create group (file write failed: errno = 28, error message = 'No space left')")
+    with pytest.raises(ValueError, match="other"), disk_errors(tmp_path):
+        raise ValueError("other")
 
 
 # -- writing --------------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def test_what_a_video_is_called_need_not_be_text(tmp_path):
     (tmp_path / "odd.mp4").write_bytes(data.replace(b"Lavf", b"\xd0\xff\xfe\xfd"))
     with video.VideoReader(tmp_path / "film.mp4", "here") as reader:
         whole = filmed(reader, times, shape)
+        assert not list(reader.frames(np.empty(0), shape, "here"))
     with video.VideoReader(tmp_path / "odd.mp4", "here") as reader:
         np.testing.assert_array_equal(filmed(reader, times, shape), whole)
     assert video.count_frames(tmp_path / "odd.mp4") == 5

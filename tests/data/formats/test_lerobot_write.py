@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,6 +48,16 @@ def test_last_observations_facts_and_units_come_back(tmp_path):
     assert [len(e.steps[CAMERA]) - len(e) for e in again] == [1, 1, 1, 1]
     assert again.features()["observation.state"].unit == "m" and again[2].metadata == {"number": 2, "seed": 7}
     assert "timestamp" not in again[0].steps  # the data had none: it was made for the format alone
+
+
+def test_a_task_in_the_metadata_is_one_of_lerobots_tasks(tmp_path):
+    data = Dataset([e.replace({"task": None}) for e in closed()], {"fps": 10})
+    data = Dataset([replace(e, metadata={"task": text}) for e, text in zip(data, "abba", strict=True)], data.metadata)
+    lerobot.write(data, tmp_path / "out")
+    assert pq.read_table(tmp_path / "out/meta/tasks.parquet")["task"].to_pylist() == ["a", "b"]
+    assert open_dataset(tmp_path / "out").fingerprint() == data.fingerprint()  # it has no new column
+    shutil.rmtree(tmp_path / "out" / "meta" / "understudy")
+    assert [e.steps["task"][0] for e in open_dataset(tmp_path / "out")] == [*"abba"]
 
 
 _DTYPES = ["float32", "float64", "float16", "int64", "int32", "uint8", "int8", "bool"]

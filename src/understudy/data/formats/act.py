@@ -120,6 +120,7 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
+    hdf5.check_space(path, data, len(data) * (len(keys) + 8))
     features = data.features()
     with sidecar.new_folder(path, data, holds) as part:
         for i, e in enumerate(data):

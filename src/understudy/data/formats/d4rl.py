@@ -207,6 +207,7 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     holds, keys = _plan(data)
+    hdf5.check_space(path, data, len(keys) + 5, observations=2)
     lengths = data.lengths
     steps, first = int(lengths.sum()), episode_starts(lengths)
     features = data.features()

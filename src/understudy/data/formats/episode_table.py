@@ -39,7 +39,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
-    """Split the only episode of a source into episodes of these lengths.
+    """Split the only episode of a source into episodes of these lengths, whose timestamps begin at 0.
 
     Args:
         lengths: Number of steps of each new episode, (E,).
@@ -47,7 +47,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
     from ..operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
-    cut = SlicedSource(table, episode_starts(lengths), np.cumsum(lengths))
+    cut = SlicedSource(table, episode_starts(lengths), np.cumsum(lengths), from_zero=True)
     rate = source.metadata.get("fps")
     if not rate and "timestamp" in source.schema and source.schema["timestamp"].kind != "string":
         rate = frame_rate([np.asarray(cut.column("timestamp", e), float) for e in range(len(cut))])

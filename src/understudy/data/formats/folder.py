@@ -4,8 +4,8 @@ Columns of a CSV are NAME, or NAME_0 to NAME_{n-1} for the n components of a vec
 NAME[0], or start at 1. Numbers are quantities, float64, whole or not. A `timestamp` is in seconds.
 
 Cells of the last row may be empty: columns that have a value there have a row after the last action. Camera frames are
-in <stem>/<camera>/*.png. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features": {column:
-{"dtype", "shape", "names", "unit"}}}.
+in <stem>/<camera>/*.png or .jpg. dataset.json is {"episodes": number of episodes, "fps", "robot_type", "features":
+{column: {"dtype", "shape", "names", "unit"}}}.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ COMMAS_HINT = ("convert it to commas between the columns and points in numbers (
 _NUMBERS = {"bool": bool, "int": np.int64, "float": np.float64}  # kinds of numbers; each can represent those before it
 _EXACT = 2**53  # larger whole numbers, such as times in nanoseconds, are not exact in float64
 _CAMERA = "observation.images."
+_IMAGES, _VIDEOS = (".png", ".jpg", ".jpeg"), (".mp4", ".avi", ".mkv", ".mov", ".webm")
 _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
@@ -150,6 +151,10 @@ class FolderSource(MemmapSource):
         if self.path.is_dir() and n_declared is not None and n_declared != len(self.files):
             raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {n_declared} episodes",
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        if videos := sorted(p.name for p in files if p.suffix.lower() in _VIDEOS):
+            self.metadata["warnings"].append(f"the videos are not read: {format_list(videos, 3)}. Frames are read from "
+                                             f"{self.files[0].stem}/CAMERA/*.png or .jpg")
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             gap = next(i for i, n in enumerate(numbers) if n != numbers[0] + i)
             self.metadata["warnings"].append(f"{self.files[gap].name} follows {self.files[gap - 1].name}: "
@@ -303,16 +308,17 @@ class CsvFolderSource(FolderSource):
         return replace(f, names=self._vectors.get(name))
 
     def _look_for_frames(self):
-        """Cameras: <stem>/<camera>/*.png, one a step or one more."""
+        """Cameras: <stem>/<camera>/*.png or .jpg, one a step or one more."""
         self._frames: dict[str, list[list[Path]]] = {}
         cameras = sorted({d.name for f in self.files for d in f.with_suffix("").glob("*") if d.is_dir()})
         for camera in cameras:
             name, camera_frames = standard_name(camera, "image"), []
             for e, file in enumerate(self.files):
-                frames = sorted((file.with_suffix("") / camera).glob("*.png"), key=lambda p: number_sort_key(p.stem))
+                images = (p for p in (file.with_suffix("") / camera).glob("*") if p.suffix.lower() in _IMAGES)
+                frames = sorted(images, key=lambda p: number_sort_key(p.stem))
                 steps = min(int(r[e]) for r in self.row_counts.values())
                 if len(frames) not in (steps, steps + 1):
-                    raise damaged(f"there are {len(frames)} frames instead of {steps}, or one more",
+                    raise damaged(f"there are {len(frames)} frames (PNG or JPEG) instead of {steps}, or one more",
                                   file.with_suffix("") / camera)
                 camera_frames.append(frames)
             declared = self._declared_feature(name)
@@ -321,6 +327,9 @@ class CsvFolderSource(FolderSource):
             self.schema[name] = declared or Feature(
                 "uint8", video.decode_image(first.read_bytes(), 3, str(first)).shape, "image")
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
+        if self._frames:  # which are decoded into the cache
+            stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
+            self.key = cache.json_digest(self.key, *([s.st_size, s.st_mtime_ns] for s in stats))
         missing_columns = [n for n in self._dataset_json.get("features", {}) if n not in self.schema]
         if missing_columns:
             raise UserError(f"{DATASET_JSON} says that there is a column {missing_columns[0]}, but there are "
@@ -350,7 +359,8 @@ class CsvFolderSource(FolderSource):
         if len(set(header)) < len(header) or "" in header:
             invalid_name = next(n for n in header if header.count(n) > 1 or not n)
             raise UserError(f"a column has no name, or that of another column: {invalid_name!r}",
-                            where=f"{file}, line 1", hint="give each column its own name")
+                            where=f"{file}, line 1", hint="give each column its own name. The first column that pandas "
+                                                          "writes has none: table.to_csv(FILE, index=False)")
         for line, row in cells:
             if len(row) != len(header):
                 raise DataError(f"there are {len(row)} values for {len(header)} names", where=f"{file}, line {line}",

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core import DataError, Feature, UserError
+from ...core import DataError, Feature, UserError, role
 from ..episode import Dataset, Episode
 from . import read_errors, sidecar
 from .key_map import KeyMap, stored_feature
@@ -400,7 +401,26 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
     return {n: words.get(n, schema[n]) for n in dict.fromkeys([*kinds, *schema])}
 
 
+_BYTES_PER_ARRAY = 1024  # of its description
+
+
 # -- writing --------------------------------------------------------------------------------------------------------
+
+
+def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1) -> None:
+    """Refuse data that the disk cannot hold: HDF5 ends the process with a signal when a disk is full.
+
+    Args:
+        n_arrays: Number of arrays of the file, or of all files.
+        observations: How often each observation is stored.
+    """
+    sizes = [f.size * np.dtype(f.dtype).itemsize * (observations if role(n) == "observation" else 1)
+             for n, f in data.features().items() if f.kind != "string"]
+    need = data.steps * sum(sizes) + n_arrays * _BYTES_PER_ARRAY
+    free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
+    if need > free:
+        raise UserError(f"it may need {need / 1e6:,.1f} MB, and the disk has {free / 1e6:,.1f} MB free", where=path,
+                        hint="free some space, or choose another disk")
 
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:

@@ -402,6 +402,11 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
     return EpisodeIndex(length, distinct, file, table["dataset_from_index"] - first[file], read_tasks_v3(path), videos)
 
 
+def read_tasks(path: Path) -> dict[int, str]:
+    """Read the text of each task by its number."""
+    return read_tasks_v3(path) if read_info(path)["codebase_version"] == "v3.0" else read_tasks_v2(path)
+
+
 def read_tasks_v3(path: Path) -> dict[int, str]:
     """Read the text of each task by its number, in v3.0."""
     file = path / "meta" / "tasks.parquet"

@@ -42,7 +42,6 @@ _ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
 _FRAMES_TOGETHER = 1 << 25  # bytes of frames that are in memory at once
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_NO_TASK = np.broadcast_to("", (1,))
 SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy says so
 
 
@@ -407,7 +406,9 @@ class _LeRobotWriter:
 
     def _tasks(self, episode: _LoadedEpisode) -> tuple[list[str], np.ndarray]:
         """The tasks of an episode, and the number of the task of each step."""
-        texts = episode.columns.get("task", _NO_TASK)
+        texts = episode.columns.get("task")
+        if texts is None:  # perhaps the metadata has it, for the whole episode
+            texts = np.broadcast_to(str(episode.metadata.get("task") or ""), (1,))
         assert isinstance(texts, np.ndarray)
         if texts.strides == (0,):
             distinct = [str(texts[0])]

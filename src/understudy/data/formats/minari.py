@@ -382,6 +382,7 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     holds, keys, about = _plan(data)
+    hdf5.check_space(path, data, len(data) * (len(keys) + 5))
     name = re.sub(r"-v\d+$", "", path.name) or "data"
     version = re.search(r"-v(\d+)$", path.name)
     features = data.features()

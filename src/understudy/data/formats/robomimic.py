@@ -253,6 +253,7 @@ def write(data: Dataset, path: Path) -> None:
     """
     h5py = hdf5.import_h5py()
     plan = _plan(data)
+    hdf5.check_space(path, data, len(data) * (2 * len(plan.keys) + 2), observations=2)
     holds = plan.capability
     with sidecar.new_file_with_sidecar(path, data, holds) as part, h5py.File(part, "w") as file:
         hdf5.store_column_order(file, data.features(), holds)

@@ -258,6 +258,23 @@ for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{
           "in the order of the data." for n in (2, 0)), "fits"], done.stderr
 
 
+def test_the_runner_in_javascript_keeps_observations_whose_array_is_used_again():
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    code = f"""import {{ OnnxRunner }} from {json.dumps(RUNNER.as_uri())};
+const column = {{ name: "observation.state", dtype: "float32", shape: ["rows", 2, 1] }};
+const runner = Object.assign(new OnnxRunner(), {{
+  nObsSteps: 2, said: {{ tensors: {{ inputs: [column] }}, skip: 0, n_action_steps: 1 }},
+  ort: {{ Tensor: class {{ constructor(dtype, data) {{ this.data = data; }} }} }},
+  session: {{ run: async (feed) => ({{ action: {{ data: feed[column.name].data, dims: [1, 1, 2] }} }}) }},
+}});
+runner.reset();
+const state = new Float32Array(1);
+for (state[0] = 1; state[0] < 4; state[0]++) console.log(String(await runner.act({{ "observation.state": state }})));"""
+    done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["1,1", "1,2", "2,3"], done.stderr
+
+
 def test_the_figures_of_the_guide():
     page = " ".join((REPOSITORY / "docs/deploy.md").read_text().split())
     sizes = [str(n) for n in BATCHES]

@@ -30,7 +30,7 @@ export class OnnxRunner {
 
   /** Returns the next action, an array, for an observation {column: value as recorded}. Call it at every step. */
   async act(obs) {
-    this.history = [...this.history, obs].slice(-this.nObsSteps);
+    this.history = [...this.history, structuredClone(obs)].slice(-this.nObsSteps); // the caller may reuse its arrays
     if (!this.actions.length) {
       const feed = {};
       for (const column of this.said.tensors.inputs) feed[column.name] = this.tensor(column);

@@ -36,7 +36,7 @@ class OnnxRunner:
 
     def act(self, obs):
         """Returns the next action, (A,), for an observation {column: value as recorded}. Call it at every step."""
-        self.history.append(obs)
+        self.history.append({name: np.array(value) for name, value in obs.items()})  # the caller may reuse its arrays
         if not self.actions:
             feed = {i.name: self._value(i) for i in self.session.get_inputs()}
             self.actions.extend(np.asarray(self.session.run(["action"], feed)[0])[0, self.executed])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
     runner.reset()
     with pytest.raises(TypeError, match="whole numbers from 0 to 255.*beyond"):  # they would become small ones
         runner.act({**observations[0], name: observations[0][name].astype(int) + 256})
+    runner.reset()
+    name = next(k for k, v in observations[0].items() if v.dtype.kind == "f")
+    with pytest.raises(ValueError, match=f"{name}.* is not finite"):
+        runner.act({**observations[0], name: np.full_like(observations[0][name], np.nan)})
+    with pytest.raises(ValueError, match="an action that is not finite"):
+        runner.session = SimpleNamespace(get_inputs=list, run=lambda *_: [np.full((1, 6, 2), np.inf)])
+        runner.act(observations[0])
 
 
 @pytest.mark.slow

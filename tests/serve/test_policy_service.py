@@ -117,6 +117,14 @@ def test_words_other_names_nested_columns_and_constants_reach_the_policy():
         with pytest.raises(RequestRefused, match="the policy reads 'observation.task'"):
             client.infer({STATE: np.zeros(3)})
     assert not np.allclose(chunks["push"][0], chunks["pull"][0], atol=1e-3)
+    served = replace(served, defaults={**served.defaults, task: torch.from_numpy(text.encode("push").copy())})
+    service = PolicyService(served, policy_metadata(served, schema, name="toy"), schema)
+    with BackgroundServer(service) as server, Client(server.url) as client:  # who says nothing gets the default task
+        for words, obs in (("push", {}), ("push", {"prompt": None}), ("pull", {"prompt": None, "task": "pull"})):
+            chunk = client.infer({STATE: [1, 2, 3], **obs}, reset=True, episode=4)["actions"]
+            np.testing.assert_allclose(chunk, chunks[words][0], atol=2e-6)
+        with pytest.raises(RequestRefused, match="'prompt' must be the task in words, as one text, but is a list"):
+            client.infer({STATE: [1, 2, 3], "prompt": ["pull"]}, reset=True)
 
 
 @pytest.mark.parametrize("obs_pad_mask", [False, True])

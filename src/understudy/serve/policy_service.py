@@ -394,9 +394,11 @@ def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) 
     columns: dict[str, Tensor] = dict(served.defaults) if use_defaults else {}
     sent = dict(_flattened(request.columns))
     for name in served.texts:  # first, so that a column that is sent under its name counts more
-        words = sent.get("prompt", sent.get("task"))
+        key, words = next(((k, sent[k]) for k in ("prompt", "task") if sent.get(k) is not None), ("", None))
         if isinstance(words, str):
             columns[name] = torch.from_numpy(served.texts[name](words).copy())
+        elif words is not None and name not in sent:  # it must not act on the default task
+            raise RequestError(f"{key!r} must be the task in words, as one text, but is a {type(words).__name__}")
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():
         name = served.renamed.get(key) or (key if key in read else key.replace("/", "."))

@@ -352,6 +352,8 @@ def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, 
     if len(set(steps.values())) > 1:
         raise RequestError(f"columns have unequal numbers of steps: {steps}")
     n = next(iter(steps.values()), 1)
+    if n > 1 and (single := [c for c in served.columns if c not in {*steps, *served.texts}]):
+        raise RequestError(f"columns have unequal numbers of steps: {single[0]!r} has one, and {steps} have several")
     if not 1 <= n <= served.planner.window.n_obs_steps:
         raise RequestError(f"the columns have {n} steps, but the policy reads {served.planner.window.n_obs_steps}")
     return [{name: value[i][None] if name in steps else value[None] for name, value in columns.items()}

@@ -246,16 +246,36 @@ def test_the_runner_in_javascript_says_which_column_is_wrong():
     if shutil.which("node") is None:
         pytest.skip("no node")
     code = f"""import {{ OnnxRunner }} from {json.dumps(RUNNER.as_uri())};
-const runner = Object.assign(new OnnxRunner(), {{ nObsSteps: 2, ort: {{ Tensor: class {{}} }} }});
+const runner = Object.assign(new OnnxRunner(), {{ nObsSteps: 2, ort: {{ Tensor: class {{}} }}, said: {{ inputs: [] }} }});
 const column = {{ name: "observation.state", dtype: "float32", shape: ["rows", 2, 3] }};
-for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{ "observation.state": [1, 2, 3] }}]) {{
+for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{ "observation.state": [1, NaN, 3] }},
+                   {{ "observation.state": [1, 2, 3] }}]) {{
   runner.history = [obs];
   try {{ runner.tensor(column); console.log("fits"); }} catch (error) {{ console.log(error.message); }}
 }}"""
     done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         *(f'the observation has {n} numbers of "observation.state", but the policy reads 3. Give act() all 3 of them, '
-          "in the order of the data." for n in (2, 0)), "fits"], done.stderr
+          "in the order of the data." for n in (2, 0)), '"observation.state" is not finite', "fits"], done.stderr
+
+
+def test_the_runner_in_javascript_keeps_observations_whose_array_is_used_again():
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    code = f"""import {{ OnnxRunner }} from {json.dumps(RUNNER.as_uri())};
+const column = {{ name: "observation.state", dtype: "float32", shape: ["rows", 2, 1] }};
+const runner = Object.assign(new OnnxRunner(), {{
+  nObsSteps: 2, said: {{ inputs: [], tensors: {{ inputs: [column] }}, skip: 0, n_action_steps: 1 }},
+  ort: {{ Tensor: class {{ constructor(dtype, data) {{ this.data = data; }} }} }},
+  session: {{ run: async (feed) => ({{ action: {{ data: feed[column.name].data, dims: [1, 1, 2] }} }}) }},
+}});
+runner.reset();
+const state = new Float32Array(1);
+for (state[0] = 1; state[0] < 4; state[0]++) console.log(String(await runner.act({{ "observation.state": state }})));
+runner.session.run = async () => ({{ action: {{ data: [NaN, 0], dims: [1, 1, 2] }} }});
+for (const _ of [0, 1]) await runner.act({{ "observation.state": [0] }}).catch((error) => console.log(error.message));"""
+    done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["1,1", "1,2", "2,3"] + 2 * ["the policy planned an action that is not finite"]
 
 
 def test_the_figures_of_the_guide():

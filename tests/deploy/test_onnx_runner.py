@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,12 +46,16 @@ def robot_policy(config, path, executor):
 
 
 def test_the_runner_acts_as_the_executor_does(tmp_path):
-    """Without noise, with a history whose beginning is marked, chunks that begin in the past, and two episodes."""
+    """Without noise, with a history whose beginning is marked, chunks that begin in the past, and two episodes.
+
+    The sensors write every observation into the same arrays.
+    """
     window = Window(3, 6, action_offset=-2, obs_pad_mask=True)
     path, executor = tmp_path / "policy.onnx", RecedingHorizon(3, skip=2)
     config = PolicyConfig(Regression(), Transformer(16, 1, 2), TokenEncoder(16), window=window)
     observations = robot_policy(config, path, executor)
     runner, actor = OnnxRunner(path), load_onnx_actor(path)
+    sensors = {k: np.array(v) for k, v in observations[0].items()}
     for _ in range(2):
         runner.reset()
         state = None
@@ -58,7 +63,9 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
             rows = {k: torch.as_tensor(v)[None] for k, v in obs.items()}
             state = actor.start(rows, keys(0, [0])) if state is None else state
             action, state = actor.act(rows, state)
-            np.testing.assert_allclose(runner.act(obs), action[0].numpy(), rtol=1e-5, atol=1e-6)
+            for k, v in obs.items():
+                sensors[k][...] = v
+            np.testing.assert_allclose(runner.act(sensors), action[0].numpy(), rtol=1e-5, atol=1e-6)
     runner.reset()
     name = next(k for k, v in observations[0].items() if v.dtype == np.uint8)  # pixels, from 0 to 1
     with pytest.raises(TypeError, match="whole numbers from 0 to 255.*fractions"):
@@ -66,6 +73,13 @@ def test_the_runner_acts_as_the_executor_does(tmp_path):
     runner.reset()
     with pytest.raises(TypeError, match="whole numbers from 0 to 255.*beyond"):  # they would become small ones
         runner.act({**observations[0], name: observations[0][name].astype(int) + 256})
+    runner.reset()
+    name = next(k for k, v in observations[0].items() if v.dtype.kind == "f")
+    with pytest.raises(ValueError, match=f"{name}.* is not finite"):
+        runner.act({**observations[0], name: np.full_like(observations[0][name], np.nan)})
+    with pytest.raises(ValueError, match="an action that is not finite"):
+        runner.session = SimpleNamespace(get_inputs=list, run=lambda *_: [np.full((1, 6, 2), np.inf)])
+        runner.act(observations[0])
 
 
 @pytest.mark.slow

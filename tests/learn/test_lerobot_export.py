@@ -60,6 +60,16 @@ def test_what_is_written_has_the_form_of_lerobot(name, checkpoints, arrays, poli
     close(again.plan(obs, noise) / policy.action_scale, policy.plan(obs, noise) / policy.action_scale)
 
 
+def test_a_constant_component_stays_harmless_in_lerobot(policies, checkpoints, tmp_path):
+    """With a standard deviation of 0, LeRobot would multiply what a constant sensor measures otherwise by 1e8."""
+    policy = policies("act_state")
+    write_lerobot_policy(policy, Method.load(checkpoints["act_state"]).executor, tmp_path / "out")
+    statistics = load_file(tmp_path / "out" / "policy_preprocessor_step_3_normalizer_processor.safetensors")
+    is_constant = policy.codec.obs_transforms[policy.inputs.index(STATE)].scale == 0
+    coded = (0.01 / (statistics[f"{STATE}.std"] + 1e-8))[is_constant]
+    assert len(coded) and coded.abs().max() < 1e-6
+
+
 CAMERA = Feature("uint8", (44, 48, 3), "image")
 SEEN = {STATE: Feature("float32", (3,)), TOP: CAMERA, "observation.images.wrist": CAMERA}
 DIFFUSION = PolicyConfig(Diffusion(3, DDPM(), 6, "squaredcos_cap_v2", "sample", spacing="leading"),

@@ -93,6 +93,18 @@ def test_a_request_that_leaves_out_steps_that_the_policy_reads_is_refused():
         np.testing.assert_allclose(client.infer({STATE: window})["actions"], want.detach(), atol=2e-6)
 
 
+def test_one_observation_of_a_column_is_not_taken_for_several_steps():
+    other = "observation.other"
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), window=Window(2, 4)), inputs={
+        STATE: Feature("float32", (3,)), other: Feature("float32", (2,))})
+    served = ServedPolicy(PolicyActor(policy, RecedingHorizon(2)), policy, "abc")
+    service = PolicyService(served, policy_metadata(served, policy_schema(served), name="toy"))
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        with pytest.raises(RequestRefused, match="unequal numbers of steps: 'observation.other' has one"):
+            client.infer({STATE: np.zeros((2, 3)), other: np.zeros(2)})
+        assert client.infer({STATE: np.zeros((2, 3)), other: np.zeros((2, 2))})["actions"].shape == (4, 2)
+
+
 def test_words_other_names_nested_columns_and_constants_reach_the_policy():
     task, goal, text = "observation.task", "observation.goal", TaskText(8, "observation.task")
     policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), inputs=(STATE, task, goal), window=Window(1, 4)), inputs={
@@ -117,6 +129,14 @@ def test_words_other_names_nested_columns_and_constants_reach_the_policy():
         with pytest.raises(RequestRefused, match="the policy reads 'observation.task'"):
             client.infer({STATE: np.zeros(3)})
     assert not np.allclose(chunks["push"][0], chunks["pull"][0], atol=1e-3)
+    served = replace(served, defaults={**served.defaults, task: torch.from_numpy(text.encode("push").copy())})
+    service = PolicyService(served, policy_metadata(served, schema, name="toy"), schema)
+    with BackgroundServer(service) as server, Client(server.url) as client:  # who says nothing gets the default task
+        for words, obs in (("push", {}), ("push", {"prompt": None}), ("pull", {"prompt": None, "task": "pull"})):
+            chunk = client.infer({STATE: [1, 2, 3], **obs}, reset=True, episode=4)["actions"]
+            np.testing.assert_allclose(chunk, chunks[words][0], atol=2e-6)
+        with pytest.raises(RequestRefused, match="'prompt' must be the task in words, as one text, but is a list"):
+            client.infer({STATE: [1, 2, 3], "prompt": ["pull"]}, reset=True)
 
 
 @pytest.mark.parametrize("obs_pad_mask", [False, True])

@@ -204,6 +204,22 @@ def test_after_a_lost_link_the_history_of_the_episode_is_sent_again():
     assert sent == 3
 
 
+def test_an_episode_after_a_lost_link_begins_once(monkeypatch):
+    with BackgroundServer(policy_service(RecedingHorizon(1))) as server:
+        port = server.server.port
+        client = Client(server.url, timeout=5)
+        runner = RemoteRunner(client, deadline=60, patience=60)
+        [act_and_wait(runner, state(t)) for t in range(2)]
+    [act_and_wait(runner, state(t)) for t in range(3)]
+    with BackgroundServer(policy_service(RecedingHorizon(1)), replace(ANY, port=port)):
+        starts, infer = [], client.infer
+        monkeypatch.setattr(client, "infer", lambda obs, reset, **o: starts.append(reset) or infer(obs, reset=reset, **o))
+        runner.reset()
+        [act_and_wait(runner, state(t)) for t in range(3)]
+        runner.close(), client.close()
+    assert starts == [True, False, False]
+
+
 class Still(Robot):
     """A robot that does not move."""
 

@@ -30,13 +30,16 @@ export class OnnxRunner {
 
   /** Returns the next action, an array, for an observation {column: value as recorded}. Call it at every step. */
   async act(obs) {
-    this.history = [...this.history, obs].slice(-this.nObsSteps);
+    this.history = [...this.history, structuredClone(obs)].slice(-this.nObsSteps); // the caller may reuse its arrays
     if (!this.actions.length) {
       const feed = {};
       for (const column of this.said.tensors.inputs) feed[column.name] = this.tensor(column);
       const { data, dims } = (await this.session.run(feed)).action;
+      const actions = [];
       for (let i = this.said.skip; i < this.said.skip + this.said.n_action_steps; i++)
-        this.actions.push(Array.from(data.slice(i * dims[2], (i + 1) * dims[2]), Number));
+        actions.push(Array.from(data.slice(i * dims[2], (i + 1) * dims[2]), Number));
+      if (!actions.flat().every(Number.isFinite)) throw new Error("the policy planned an action that is not finite");
+      this.actions = actions;
     }
     return this.actions.shift();
   }
@@ -51,6 +54,8 @@ export class OnnxRunner {
     else values = rows.flatMap((row) => numbersOf(row, name, size / rows.length));
     if (dtype === "uint8" && !values.every((v) => Number.isInteger(v) && v >= 0 && v <= 255))
       throw new Error(`"${name}" is read as whole numbers from 0 to 255, as it was recorded, but this has others`);
+    if (!this.said.inputs.includes(name + "?") && !values.every((v) => Number.isFinite(Number(v))))
+      throw new Error(`"${name}" is not finite`); // with a mask it may lack values
     return new this.ort.Tensor(dtype, ARRAYS[dtype].from(values, dtype === "int64" ? BigInt : Number), dims);
   }
 }

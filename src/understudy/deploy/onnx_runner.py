@@ -28,6 +28,7 @@ class OnnxRunner:
                              "RecedingHorizon.")
         self.executed = slice(executor["skip"], executor["skip"] + executor["n_action_steps"])
         self.n_obs_steps, self.rng = metadata["window"]["n_obs_steps"], np.random.default_rng(seed)
+        self.inputs = metadata["inputs"]
         self.reset()
 
     def reset(self):
@@ -36,10 +37,13 @@ class OnnxRunner:
 
     def act(self, obs):
         """Returns the next action, (A,), for an observation {column: value as recorded}. Call it at every step."""
-        self.history.append(obs)
+        self.history.append({name: np.array(value) for name, value in obs.items()})  # the caller may reuse its arrays
         if not self.actions:
             feed = {i.name: self._value(i) for i in self.session.get_inputs()}
-            self.actions.extend(np.asarray(self.session.run(["action"], feed)[0])[0, self.executed])
+            chunk = np.asarray(self.session.run(["action"], feed)[0])[0, self.executed]
+            if not np.isfinite(chunk).all():
+                raise ValueError("the policy planned an action that is not finite")
+            self.actions.extend(chunk)
         return self.actions.popleft()
 
     def _value(self, column):
@@ -54,4 +58,8 @@ class OnnxRunner:
         if column.type == "tensor(uint8)" and np.any((value % 1 != 0) | (value < 0) | (value > 255)):
             raise TypeError(f"{column.name!r} is read as whole numbers from 0 to 255, as it was recorded, but this has "
                             "fractions or numbers beyond")
+        if column.type == "tensor(int64)" and np.any(value % 1 != 0):
+            raise TypeError(f"{column.name!r} is read as whole numbers, but this has fractions")
+        if column.name + "?" not in self.inputs and not np.isfinite(value).all():  # with a mask it may lack values
+            raise ValueError(f"{column.name!r} is not finite")
         return value.astype(DTYPES[column.type])[None]

@@ -35,6 +35,7 @@ from .lerobot_policies import (
     tensor_names,
 )
 
+CONSTANT_SCALE = 1e12  # of a constant observation: LeRobot divides by it, and so codes what it measures as almost 0
 _OTHERWISE = "export it as ONNX (--out FILE.onnx), which holds every architecture"
 
 
@@ -222,9 +223,10 @@ def _normalization(policy: Policy) -> tuple[dict[str, Any], dict[str, str], dict
             # Without normalization the codec has no statistics of a column.
             mean = buffers.get(f"{place}.offset", torch.zeros(shape))
             std = buffers.get(f"{place}.scale", torch.ones(shape))
+            if column != ACTION:
+                std = torch.where(std > 0, std, CONSTANT_SCALE)
         features[column] = {"type": kind, "shape": shape}
         statistics |= {f"{column}.mean": mean.detach().cpu().clone(), f"{column}.std": std.detach().cpu().clone()}
-    # Mean and standard deviation code a constant, whose scale is 0, as 0.
     return features, dict.fromkeys(("VISUAL", "STATE", "ENV", "ACTION"), "MEAN_STD"), statistics
 
 

@@ -336,13 +336,12 @@ class RemoteRunner:
         except LinkLost:
             self._new_session = True  # the server has forgotten this client
             return
-        self._new_session = False
         self.delays.append(self._since)
         self._accept(reply, self._since)
 
     def _accept(self, reply: Mapping[str, object], delay: int) -> None:
         self._chunk, self._cursor = reply_array(reply, "actions", (None, None)), delay
-        self._asked_at, self.late = None, False
+        self._asked_at, self.late, self._new_session = None, False, False
 
 
 def _stacked(steps: Sequence[Mapping[str, object]]) -> Mapping[str, object]:

@@ -352,6 +352,8 @@ def observation_steps(served: ServedPolicy, request: Request) -> list[dict[str, 
     if len(set(steps.values())) > 1:
         raise RequestError(f"columns have unequal numbers of steps: {steps}")
     n = next(iter(steps.values()), 1)
+    if n > 1 and (single := [c for c in served.columns if c not in {*steps, *served.texts}]):
+        raise RequestError(f"columns have unequal numbers of steps: {single[0]!r} has one, and {steps} have several")
     if not 1 <= n <= served.planner.window.n_obs_steps:
         raise RequestError(f"the columns have {n} steps, but the policy reads {served.planner.window.n_obs_steps}")
     return [{name: value[i][None] if name in steps else value[None] for name, value in columns.items()}
@@ -394,9 +396,11 @@ def _columns(served: ServedPolicy, request: Request, use_defaults: bool = True) 
     columns: dict[str, Tensor] = dict(served.defaults) if use_defaults else {}
     sent = dict(_flattened(request.columns))
     for name in served.texts:  # first, so that a column that is sent under its name counts more
-        words = sent.get("prompt", sent.get("task"))
+        key, words = next(((k, sent[k]) for k in ("prompt", "task") if sent.get(k) is not None), ("", None))
         if isinstance(words, str):
             columns[name] = torch.from_numpy(served.texts[name](words).copy())
+        elif words is not None and name not in sent:  # it must not act on the default task
+            raise RequestError(f"{key!r} must be the task in words, as one text, but is a {type(words).__name__}")
     read = {*served.columns, *served.defaults, *(n + "?" for n in served.planner.inputs)}
     for key, value in sent.items():
         name = served.renamed.get(key) or (key if key in read else key.replace("/", "."))

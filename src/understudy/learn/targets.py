@@ -146,6 +146,9 @@ def _unknown_ends(data: Dataset) -> np.ndarray:
     return lacks & ~np.array(_ends(data))
 
 
+_UNTRAINED = 1.0  # a new critic has smaller mean scores, also where the first batches have no reward, or tiny ones
+
+
 class ReturnBound:
     """Refuses scores of a critic that no return can have, because they diverge.
 
@@ -162,7 +165,8 @@ class ReturnBound:
     def check(self, score: float, batch: Batch, update: int) -> None:
         """Raises UserError if a mean score is more than ten times the largest possible return."""
         self.largest_reward = max(self.largest_reward, batch.extra[REWARD].abs().max().item())
-        check_bounded(score, self.n_steps * (self.largest_reward + self.bonus), update)
+        if abs(score) > _UNTRAINED:
+            check_bounded(score, self.n_steps * (self.largest_reward + self.bonus), update)
 
 
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",

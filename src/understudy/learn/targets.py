@@ -146,6 +146,9 @@ def _unknown_ends(data: Dataset) -> np.ndarray:
     return lacks & ~np.array(_ends(data))
 
 
+_UNTRAINED = 1.0  # a new critic has smaller mean scores, also where the first batches have no reward
+
+
 class ReturnBound:
     """Refuses scores of a critic that no return can have, because they diverge.
 
@@ -163,10 +166,11 @@ class ReturnBound:
         """Raises UserError if a mean score is more than ten times the largest possible return."""
         self.largest_reward = max(self.largest_reward, batch.extra[REWARD].float().abs().max().item())
         bound = self.n_steps * (self.largest_reward + self.bonus)
-        if abs(score) < 1:  # as large as the scores of first weights
+        if abs(score) >= _UNTRAINED:
+            check_bounded(score, bound, update)
+        elif self.largest_reward:
             check_bounded(score, bound, update, hint="the rewards are small: multiply them so that returns are about 1 "
-                          f"(--reward-scale {1 / bound:.0e})" if bound else "")
-        check_bounded(score, bound, update)
+                          f"(--reward-scale {1 / bound:.0e})")
 
 
 def check_bounded(value: float, bound: float, update: int, *, name: str = "the scores of the critic",

@@ -132,6 +132,16 @@ def test_scores_that_diverge_are_named():
             returns.check(-10.1 * bound, batch, 7)
 
 
+def test_scores_of_a_new_critic_are_no_divergence():
+    """The first batches may have no reward yet, and a bonus far smaller than what a new network returns."""
+    reward = torch.zeros(5, 1)
+    batch = Batch({}, torch.zeros(5, 1, 1), torch.ones(5, 1, dtype=torch.bool), {"next.reward": reward})
+    returns = ReturnBound(Dataset([]), 0.9, bonus=1e-4)
+    returns.check(-0.5, batch, 1)
+    with pytest.raises(UserError, match=r"their mean is -1.1, but no return can exceed 0.001"):
+        returns.check(-1.1, batch, 2)
+
+
 @pytest.mark.parametrize("name", ["iql", "awac", "cql", "fql"])
 def test_a_resumed_training_knows_the_rare_reward(name):
     """Its first batches may lack it, and larger scores than the common rewards allow are no divergence."""

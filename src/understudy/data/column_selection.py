@@ -31,7 +31,7 @@ _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
 _EPISODE_FIELDS = {"task": "task", "next.success": "success"}  # columns that metadata may stand for
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
-_ROUND = "give the column a name of its own, or add :quantities, which rounds it"
+_ROUND = "give the column another name, or add :quantities, which rounds it"
 Selection = Mapping[str, Sequence[str]]
 
 

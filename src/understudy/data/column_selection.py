@@ -262,7 +262,7 @@ class SelectedColumns(WrapperSource):
 
     def episode_metadata(self, episode):
         metadata = self.inner.episode_metadata(episode)
-        return {**metadata, **{field: metadata.get(name) for field, name in self._fields.items()}}
+        return {**metadata, **{field: metadata[name] for field, name in self._fields.items() if name in metadata}}
 
     def _is_whole(self, name: str) -> bool:
         return len(self._parts[name]) == 1 and self._parts[name][0][1] is None

@@ -387,8 +387,9 @@ class CsvFolderSource(FolderSource):
         return text_column(self._values(episode)[name])
 
     def frames(self, name, episode):
+        f = self.schema[name]
         for row, file in enumerate(self._frames[name][episode]):
-            yield row, video.decode_frame(file.read_bytes(), self.schema[name].shape, str(file), self.schema[name].dtype)
+            yield row, video.decode_frame(file.read_bytes(), f.shape, str(file), f.dtype)
 
     @cached_property
     def numeric_columns(self):

@@ -266,6 +266,16 @@ def test_a_folder_never_replaces_anything(tmp_path):
     assert (tmp_path / "run").read_text() == "mine"
 
 
+def test_what_another_process_has_written_in_the_meantime_stays(tmp_path):
+    for whole in (files.whole_folder, files.whole_file):
+        path = tmp_path / whole.__name__
+        with pytest.raises(UserError, match="already a file or folder"), whole(path) as part:
+            path.write_text("theirs")
+            (part / "a" if part.is_dir() else part).write_text("mine")
+        assert path.read_text() == "theirs"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_text_is_replaced_in_one_move(tmp_path, monkeypatch):
     path = tmp_path / "new" / "note.json"
     files.write_json(path, {"ü": [1, 2.5, None]})

@@ -105,11 +105,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _new_part_folder(path: Path) -> Path:
-    """Makes the temporary folder beside a path at which nothing may exist yet."""
+def check_absent(path: Path) -> None:
+    """Raises UserError if something is at `path`."""
     if path.exists():
         raise UserError("there is already a file or folder", where=path,
                         hint="choose another place, or remove it first")
+
+
+def _new_part_folder(path: Path) -> Path:
+    """Makes the temporary folder beside a path at which nothing may exist yet."""
+    check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
 
@@ -130,6 +135,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
                 sync_folder(file)
                 continue
             sync_file(file)
+        check_absent(path)  # another process may have been faster
         os.rename(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -146,6 +152,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
         part = folder / path.name
         yield part
         sync_file(part)
+        check_absent(path)
         os.replace(part, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

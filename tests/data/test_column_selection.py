@@ -332,8 +332,11 @@ def test_metadata_of_other_names_are_the_task_and_the_success(tmp_path):
         for number, text in enumerate(("push", "pull")):
             group = file.create_group(f"traj_{number}")
             group["q"], group["u"], group.attrs["said"] = table["q"], table["u"], text
-    own = open_columns(tmp_path / "a.h5", parse_columns(["state=q", "action=u", "task=said"]))
-    assert [task_texts(e).tolist() for e in own] == [["push"], ["pull"]]
+        del file["traj_1"].attrs["said"]
+        file["traj_0"].attrs["won"] = True
+    own = open_columns(tmp_path / "a.h5", parse_columns(["state=q", "action=u", "task=said", "success=won"]))
+    assert [e.metadata.get("success") for e in own] == [True, None] and "success" not in own[1].metadata
+    assert [task_texts(e).tolist() for e in own] == [["push"], [""]]
     with pytest.raises(UserError, match="there is no column 'said'"):
         open_columns(tmp_path / "a.npz", parse_columns(["state=said", "action=u"]))
 

@@ -563,7 +563,8 @@ def check_unread_images(data: Dataset) -> Iterator[Finding]:
         if f.kind == "image" and role(name) == "other" and not name.startswith(("simulator.", "infos.")):
             key = own_columns(data, name)
             yield Finding("image-unread", "warning", f"{name} has images, but no policy reads a column of this name",
-                          f"name it with --columns images.{key}={key}, if it is a camera", Location(feature=name))
+                          f"name it with --columns images.{key.rpartition('.')[2]}={key}, if it is a camera",
+                          Location(feature=name))
 
 
 def check_saturation(data: Dataset) -> Iterator[Finding]:

@@ -9,11 +9,11 @@ from tyro.conf import Positional, arg
 
 from ..config import UntrustedCode, dump
 from ..core import Above, AtMost, UserError
+from ..files import check_absent
 from ..hints import did_you_mean
 from ..user_code import import_module
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import JsonOption, TrustOption, command_options
-from .merge import check_absent
 from .options import Advice
 
 if TYPE_CHECKING:

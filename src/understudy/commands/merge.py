@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
+from ..files import check_absent
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import IgnoredCodes, JsonOption, command_options
 
@@ -76,10 +77,3 @@ def print_findings(out: Output, findings) -> None:
     """Prints findings with their remedies."""
     for f in findings:
         out.print(f"{f.severity}: {f.code}: {f.message}\n  -> {f.remedy}")
-
-
-def check_absent(path: Path) -> None:
-    """Raises UserError if something is at `path` already. Call it before the work, and not after it."""
-    if path.exists():
-        raise UserError("a file or folder already exists here", where=path,
-                        hint="choose another place, or remove it first")

@@ -9,9 +9,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
+from ..files import check_absent
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import MapOption, StepsOption, command_options
-from .merge import check_absent
 
 
 @command_options

@@ -12,10 +12,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ..core import UserError
-from ..files import whole_folder
+from ..files import check_absent, whole_folder
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import JsonOption, Seed, command_options
-from .merge import check_absent, print_findings
+from .merge import print_findings
 
 _DEFAULT_NAMES = {2: ("train", "test"), 3: ("train", "validation", "test")}
 

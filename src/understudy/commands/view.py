@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import UserError
+from ..files import check_absent
 from .common import Output, command_line, demonstrations_path, given_options, parse, plain_table
 from .convert import Format
 from .convert import main as convert
 from .groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
-from .merge import check_absent
 from .options import split_pair
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ _BOUNDARIES = ("episode", "episode_lengths")  # which say where episodes end
 _READINGS = ("classes", "quantities")
 _EPISODE_FIELDS = {"task": "task", "next.success": "success"}  # columns that metadata may stand for
 _NUMERIC_COLUMNS = ("observation.state", "action", "next.reward", "timestamp")
-_ROUND = "give the column a name of its own, or add :quantities, which rounds it"
+_ROUND = "give the column another name, or add :quantities, which rounds it"
 Selection = Mapping[str, Sequence[str]]
 
 
@@ -262,7 +262,7 @@ class SelectedColumns(WrapperSource):
 
     def episode_metadata(self, episode):
         metadata = self.inner.episode_metadata(episode)
-        return {**metadata, **{field: metadata.get(name) for field, name in self._fields.items()}}
+        return {**metadata, **{field: metadata[name] for field, name in self._fields.items() if name in metadata}}
 
     def _is_whole(self, name: str) -> bool:
         return len(self._parts[name]) == 1 and self._parts[name][0][1] is None

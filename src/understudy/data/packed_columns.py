@@ -170,8 +170,8 @@ def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: 
     """Return a column as the dtype that it has in other episodes.
 
     Args:
-        others: What the dtype comes from, and
-        hint: what the user can do, for the message.
+        others: What has the other dtype, for the message.
+        hint: What the message advises.
 
     Raises:
         DataError: A number would change. The message names its row.

@@ -13,6 +13,7 @@ from fixtures.contract_data import demonstrations
 
 from understudy.audit import find_problems
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.data.video import encode_png
 
 STATE, ACTION = "observation.state", "action"
 
@@ -132,6 +133,17 @@ def test_frames_next_to_a_table_may_be_jpeg_and_are_read_again_once_they_change(
     (folder / "episode_0.mp4").touch()
     (finding,) = (f for f in find_problems(open_dataset(folder)) if "videos are not read: episode_0.mp4" in f.message)
     assert finding.severity == "warning"
+
+
+def test_depth_of_16_bits_next_to_a_table_keeps_its_values(tmp_path):
+    folder, camera = _csv(tmp_path / "d", "state,action\n1,2\n3,4\n"), tmp_path / "d" / "episode_0" / "depth"
+    camera.mkdir(parents=True)
+    depth = np.arange(1000, 1000 + 2 * 16 * 16, dtype=np.uint16).reshape(2, 16, 16, 1)
+    for i in (0, 1):
+        (camera / f"{i}.png").write_bytes(encode_png(depth[i]))
+    data = open_dataset(folder)
+    assert data.features()["observation.images.depth"].kind == "depth"
+    np.testing.assert_array_equal(data[0].steps["observation.images.depth"], depth)
 
 
 def test_a_folder_of_npz_that_disagrees(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from understudy.core import UserError
 from understudy.data.cache import disk_errors
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import conversion_losses, open_dataset, sidecar, write_dataset
+from understudy.data.formats import conversion_losses, open_dataset, robomimic, sidecar, write_dataset
 from understudy.testing import check_format
 
 HDF5 = ("robomimic", "act", "minari", "d4rl")
@@ -40,6 +40,16 @@ def test_a_disk_that_is_too_small_is_told_before_hdf5_ends_the_process(kind, tmp
     assert not out.parent.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4 * size))
     write_dataset(data, out, kind)
+
+
+def test_of_two_writers_the_first_keeps_its_file_and_its_side_file(tmp_path):
+    path, data = tmp_path / "a.hdf5", demonstrations()
+    holds = robomimic.capability(data)
+    with pytest.raises(UserError, match="already a file or folder"):  # noqa: SIM117
+        with sidecar.new_file_with_sidecar(path, data, holds) as part:
+            part.write_text("late")
+            write_dataset(data, path, "robomimic")
+    assert open_dataset(path).fingerprint() == data.fingerprint()
 
 
 def test_an_error_of_hdf5_about_a_full_disk_is_told_as_one(tmp_path):

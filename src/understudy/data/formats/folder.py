@@ -324,8 +324,7 @@ class CsvFolderSource(FolderSource):
             declared = self._declared_feature(name)
             first = camera_frames[0][0]
             self._frames[name] = camera_frames
-            self.schema[name] = declared or Feature(
-                "uint8", video.decode_image(first.read_bytes(), 3, str(first)).shape, "image")
+            self.schema[name] = declared or _image_feature(first.read_bytes(), str(first))
             self.row_counts[name] = np.array([len(f) for f in camera_frames], np.int64)
         if self._frames:  # which are decoded into the cache
             stats = [f.stat() for episodes in self._frames.values() for frames in episodes for f in frames]
@@ -388,12 +387,19 @@ class CsvFolderSource(FolderSource):
         return text_column(self._values(episode)[name])
 
     def frames(self, name, episode):
+        f = self.schema[name]
         for row, file in enumerate(self._frames[name][episode]):
-            yield row, video.decode_frame(file.read_bytes(), self.schema[name].shape, str(file))
+            yield row, video.decode_frame(file.read_bytes(), f.shape, str(file), f.dtype)
 
     @cached_property
     def numeric_columns(self):
         return [n for n, f in self.schema.items() if f.kind != "string" and n not in self._frames]
+
+
+def _image_feature(data: bytes, where: str) -> Feature:
+    if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":  # gray of 16 bits, such as depth in millimeters
+        return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
+    return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 
 
 class _Table:

@@ -412,7 +412,7 @@ def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1)
 
     Args:
         n_arrays: Number of arrays of the file, or of all files.
-        observations: How often each observation is stored.
+        observations: Number of copies of each observation in the file.
     """
     sizes = [f.size * np.dtype(f.dtype).itemsize * (observations if role(n) == "observation" else 1)
              for n, f in data.features().items() if f.kind != "string"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
-from ...files import whole_file, whole_folder
+from ...files import check_absent, whole_file, whole_folder
 from .. import cache
 from ..episode import ColumnSource, Dataset, episode_starts
 from ..sources import WrapperSource
@@ -189,6 +189,7 @@ def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapabilit
                         where=sidecar_path(path), hint="choose another place, or move it away first")
     with cache.disk_errors(path), whole_file(path) as part:
         yield part
+        check_absent(path)  # the sidecar file of another process would be replaced
         try:
             write_sidecar(path, data, capability)
         except BaseException:

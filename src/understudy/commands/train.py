@@ -505,7 +505,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
     if is_trained_in_stage(method):
         name = method.stages[-1].name
-        raise UserError(f"{o.method} is trained in its stage {name!r}, which begins anew", where="--from",
+        raise UserError(f"{o.method} is trained in its stage {name!r}, which starts again", where="--from",
                         hint=f"leave it out, or keep what the stage trained: --stage {name}="
                              f"{run_folder(o.from_run) / 'stages' / name}")
     tell_checkpoint(o.from_run)

@@ -139,6 +139,7 @@ def test_a_robot_is_read_and_does_not_move(call, tmp_path, monkeypatch):
     (["--env", "fork", "--robot", "simulated_arm"], "--env: cannot be used with --robot"),
     (["--robot.port", "/dev/x"], "--robot.port: needs --robot TYPE"),
     (["--env", "fork", "--episodes", "0"], "--episodes: must be at least 1"),
+    (["--episodes", "5"], "--episodes: is a number of episodes in the environment of --env"),
     (["--env", "frok"], "frok")])
 def test_options_that_do_not_fit(place, call, options, problem):
     status, _, err = call("diagnose", place / "a", *options)

@@ -14,7 +14,8 @@ from fixtures.cli import refused
 
 from understudy import __version__
 from understudy.cli import COMMANDS, main
-from understudy.commands.options import change_fields, settable_fields
+from understudy.commands.options import change_fields, parse_options, settable_fields
+from understudy.commands.train import TrainOptions
 from understudy.core import ConfigError
 from understudy.methods import find_method
 
@@ -216,3 +217,11 @@ def test_the_options_of_a_method_are_explained_by_its_docstring(capsys):
     assert main(["methods", "hbc"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "--method.subgoal_steps 10 Number of steps to a subgoal" in said
+
+
+def test_several_values_may_be_given_one_by_one():
+    """The last one won: --condition time_left=5 made --condition return_to_go=9 disappear."""
+    args = ["bc", "data", "--out", "run", "--from", "base", "--freeze", "net", "--freeze", "encoder", "codec"]
+    options = parse_options(TrainOptions, args, "train")
+    assert options.freeze == ("net", "encoder", "codec") and options.load == ("codec", "encoder", "net")
+    assert parse_options(TrainOptions, [*args, "--load", "net"], "train").load == ("net",)

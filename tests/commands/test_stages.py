@@ -171,4 +171,4 @@ def test_the_stage_that_gives_actions_their_meaning_comes_with_the_weights(demos
     assert all(map(torch.equal, Policy.load(tmp_path / "b/stages/skills").parameters(),
                    Policy.load(skills).parameters()))
     status, text = call("train", "play-lmp", demos, "--out", tmp_path / "c", "--from", tmp_path / "a")
-    assert status == 2 and f"--stage plans={tmp_path / 'a/stages/plans'}" in text and "'plans', which begins" in text
+    assert status == 2 and f"--stage plans={tmp_path / 'a/stages/plans'}" in text and "'plans', which starts" in text

@@ -63,10 +63,9 @@ def test_training_says_how_it_goes_and_that_nothing_is_held_out(call, tmp_path):
     status, _, err = call("train", "bc", large, "--out", tmp_path / "l", *TINY)
     assert status == 0 and [n for n, _ in number.findall(err)] == ["10", "20"] and "held out" not in err
     assert all("error on held-out episodes" in name for _, name in number.findall(err))
-    assert (
-        "no episode is held out, so"
-        in call("train", "bc", large, "--out", tmp_path / "n", *TINY, "--val-fraction", 0)[2]
-    )
+    for name, options in (("n", ()), ("p", ("--prior", small))):
+        assert ("no episode is held out, so" in call("train", "bc", large, "--out", tmp_path / name, *TINY,
+                                                     "--val-fraction", 0, *options)[2])
 
 
 def test_updates_of_the_critic_alone_print_no_lines(tmp_path):

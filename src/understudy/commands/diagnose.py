@@ -75,6 +75,8 @@ def main(args: list[str]) -> None:
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
     if o.robot is not None:
         refuse_given(o, ("env",), "cannot be used with --robot", "name the one in which the policy fails")
+    if o.env is None:
+        refuse_given(o, ("episodes",), "is a number of episodes in the environment of --env", "add --env ENV")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         trained = TrainedRun.load(o.run, o.trust, choose_device(o.device), transforms=True)

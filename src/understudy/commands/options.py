@@ -100,7 +100,10 @@ def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
     for flag, words in named:
         option = flags[flag]
         value = parse_value(option.kind, words, flag, prog)
-        values[option.name] = (*values.get(option.name, ()), value) if option.is_repeatable else value
+        earlier = values.get(option.name, ())
+        takes_several = _arity(option.kind)[1] is None  # --freeze net --freeze encoder is --freeze net encoder
+        values[option.name] = ((*earlier, value) if option.is_repeatable else
+                               (*earlier, *value) if takes_several else value)
     for option in (o for o in options if o.is_positional):
         count = _arity(option.kind)[1]
         taken, loose = loose[:count], loose[count:] if count is not None else []

@@ -363,7 +363,8 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     n_episodes = len(data) - (0 if o.include_interrupted else len(interrupted_episodes(data)))
     is_validated = bool(n_episodes and validation_episodes(n_episodes, training.val_fraction))
     if n_episodes and not is_validated:
-        print(f"no episode is held out{'' if training.val_fraction == 0 else ': that takes 5 or more'}"
+        is_asked = training.val_fraction != 0 and o.val_fraction != 0
+        print(f"no episode is held out{': that takes 5 or more' if is_asked else ''}"
               ", so the error on other episodes is not measured", file=sys.stderr)
     if plan := training_plan(method, training.stages):
         print(f"plan: {plan}", file=sys.stderr)
@@ -504,7 +505,7 @@ def _with_runs(method: Method, o: TrainOptions) -> tuple[Method, dict[str, Path]
         raise UserError("nothing is left to train", where="--freeze", hint="freeze fewer parts, such as encoder")
     if is_trained_in_stage(method):
         name = method.stages[-1].name
-        raise UserError(f"{o.method} is trained in its stage {name!r}, which begins anew", where="--from",
+        raise UserError(f"{o.method} is trained in its stage {name!r}, which starts again", where="--from",
                         hint=f"leave it out, or keep what the stage trained: --stage {name}="
                              f"{run_folder(o.from_run) / 'stages' / name}")
     tell_checkpoint(o.from_run)

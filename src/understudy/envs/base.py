@@ -17,7 +17,7 @@ Obs = Mapping[str, Tensor]  # full column name -> (B, ...), on the CPU
 
 
 def check_success(success: Tensor, where: str) -> None:
-    """Refuses degrees of success, each of which would count as a success."""
+    """Refuses degrees of success: each would count as a success."""
     if (degrees := success[(success > 0) & (success < 1)]).numel():
         raise UserCodeError(f"reports a success of {degrees[0].item():.3g}", where=where,
                             hint="report True or False, such as whether it is above a bound, and the degree by "

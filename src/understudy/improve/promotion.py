@@ -12,7 +12,7 @@ from ..envs.base import Env
 from ..evaluate.evaluation import Evaluation, compare_outcomes, evaluate, validation_seed
 from ..evaluate.stats import Interval, clopper_pearson
 from ..execute.actor import Actor
-from ..learn.run import IS_SUCCESS, Run
+from ..learn.run import IS_SUCCESS, Run, comparable_scores
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,9 @@ def _metrics(outcomes: np.ndarray, rate: Interval, is_success: bool) -> dict[str
 
 
 def _comparable(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of metrics, all of success if any is: an environment may report it only where there is one."""
-    if not any(line.get(IS_SUCCESS) for line in lines):
-        return lines
-    return [{**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
-            if line.get(IS_SUCCESS) == 0 else line for line in lines for n in [len(line["outcomes"])]]
+    """Lines of metrics as `comparable_scores`, with the outcomes and the intervals that belong to the scores."""
+    return [line if line is scored else {**line, **_metrics(np.zeros(n, bool), clopper_pearson(0, n), True)}
+            for line, scored in zip(lines, comparable_scores(lines), strict=True) for n in [len(line["outcomes"])]]
 
 
 def best_checkpoint(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

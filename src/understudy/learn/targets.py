@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ..core import Batch, DataError, DataWarning, UserError, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
+from ..data.window import TERMINATED
 
-REWARD, TERMINATED = "next.reward", "next.terminated"
+REWARD = "next.reward"
 
 
 def td_terms(batch: Batch, discount: float, n_step: int = 0) -> tuple[Tensor, Tensor]:

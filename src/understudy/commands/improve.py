@@ -6,8 +6,9 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from .common import (
     Output,
     command_line,
     draw_screen,
+    given_options,
     open_data,
     parse,
     plain_table,
@@ -474,7 +476,7 @@ class _Command:
             if words[:2] == ["understudy", "train"]:
                 together, rival = unused_path("together.json"), unused_path("rival")
                 commands += [command_line("merge", path, more, "--out", together),
-                             command_line("train", words[2], together, "--out", rival, "--steps",
+                             command_line(*_trained_again(words[2:], together), "--out", rival, "--steps",
                                           int(find_checkpoint(o.run).name) + n_updates),
                              command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
         else:
@@ -510,6 +512,18 @@ def trained_on(run: Path) -> Path | None:
         return None
     o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
+
+
+def _trained_again(args: list[str], data: Path) -> list[object]:
+    """The arguments of a command `train`, with other data, and without those that do not change the policy."""
+    own, *of_method = split_arguments(args)
+    o = parse(TrainOptions, "train", own)
+    names = [f.name for f in fields(o) if f.name not in _UNCHANGED and getattr(o, f.name) != f.default]
+    held_out = [] if o.val_fraction else ["--val-fraction", 0]
+    return ["train", o.method, data, *given_options(o, *names), *held_out, *chain(*of_method)]
+
+
+_UNCHANGED = ("method", "data", "out", "steps", "eval", "rollouts", "save_freq", "tensorboard", "wandb", "json")
 
 
 def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:

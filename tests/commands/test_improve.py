@@ -214,6 +214,12 @@ def test_the_rival_is_as_many_demonstrations_as_took_those_steps(folder, improve
     assert f"--episodes {count} " in text
 
 
+def test_a_policy_that_must_be_told_something_is_refused(folder, improve, tmp_path):
+    assert main(["train", "gcbc", str(folder / "fork"), "--out", str(folder / "goals"), *TINY[:-4]]) == 0
+    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT]
+    refused(improve(*args, base="goals"), "acts only when it is told", "improve tells nothing", "--env ENV")
+
+
 def test_the_rival_is_trained_with_the_options_of_the_run(folder, improve, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--seed", "3", "bc", str(folder / "fork"), "--out", str(folder / "own"),

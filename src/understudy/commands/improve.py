@@ -33,7 +33,6 @@ from .common import (
     warn_of_other_units,
 )
 from .groups import (
-    ActingOptions,
     DeviceOption,
     HtmlOption,
     JsonOption,
@@ -45,10 +44,9 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import DEVICES, RobotImprovement, check_robot_options, success_lines
+from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_untold_actor, success_lines
 from .improve_success import load_classifier
 from .options import Advice
-from .policies import load_actor
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions
 
@@ -298,7 +296,7 @@ class _Command:
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _actor(self, run: Path, env: Env) -> Actor:
-        return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed))[0]
+        return load_untold_actor(run, env, self.o)
 
     def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
@@ -514,7 +512,7 @@ def trained_on(run: Path) -> Path | None:
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 
-def _trained_again(args: list[str], data: Path) -> list[object]:
+def _trained_again(args: list[str], data: str) -> list[object]:
     """The arguments of a command `train`, with other data, and without those that do not change the policy."""
     own, *of_method = split_arguments(args)
     o = parse(TrainOptions, "train", own)

@@ -189,6 +189,12 @@ def told(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_file_that_does_not_encode_words_says_so(call, told, tmp_path):
+    pytest.importorskip("onnxscript", reason="extra onnx not installed")
+    status, out, err = call("export", told / "run", "--out", tmp_path / "told.onnx", "--inputs", 5)
+    assert status == 0 and "does not compute what TaskText adds" in out, out + err
+
+
 def test_words_decide_what_is_done(call, told):
     for words, side in ((LEFT, 1), (RIGHT, -1)):
         evaluation = document(call("eval", told / "run", "fork", "--task", words, "--episodes", 20, "--json",

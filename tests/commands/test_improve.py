@@ -214,6 +214,22 @@ def test_the_rival_is_as_many_demonstrations_as_took_those_steps(folder, improve
     assert f"--episodes {count} " in text
 
 
+def test_a_policy_that_must_be_told_something_is_refused(folder, improve, tmp_path):
+    assert main(["train", "gcbc", str(folder / "fork"), "--out", str(folder / "goals"), *TINY[:-4]]) == 0
+    args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT]
+    refused(improve(*args, base="goals"), "acts only when it is told", "improve tells nothing", "--env ENV")
+
+
+def test_the_rival_is_trained_with_the_options_of_the_run(folder, improve, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--seed", "3", "bc", str(folder / "fork"), "--out", str(folder / "own"),
+                 "--val-fraction", "0", "--method.horizon", "2", *TINY]) == 0
+    _, text, _ = improve("--with", "dagger", "--supervisor", "scripted", *SHORT, "--out", "one", base="own")
+    line = next(line for line in text.splitlines() if "understudy train" in line)
+    assert line.split()[1:] == ["train", "bc", "together.json", "--seed", "3", "--device", "cpu", "--val-fraction", "0",
+                                "--method.horizon", "2", *TINY[-4:], "--out", "rival", "--steps", "26"]
+
+
 def test_rounds_of_one_run_are_compared_on_the_same_starts_by_the_same_success(folder, improve, tmp_path):
     args = ["--with", "dagger", "--supervisor", "scripted", *SHORT[:-4], "--device", "cpu", "--out", tmp_path / "run"]
     assert improve(*args, "--compare", "6")[0] == 0

@@ -246,7 +246,8 @@ def test_the_runner_in_javascript_says_which_column_is_wrong():
     if shutil.which("node") is None:
         pytest.skip("no node")
     code = f"""import {{ OnnxRunner }} from {json.dumps(RUNNER.as_uri())};
-const runner = Object.assign(new OnnxRunner(), {{ nObsSteps: 2, ort: {{ Tensor: class {{}} }}, said: {{ inputs: [] }} }});
+const ort = {{ Tensor: class {{}} }}, said = {{ inputs: [] }};
+const runner = Object.assign(new OnnxRunner(), {{ nObsSteps: 2, ort, said }});
 const column = {{ name: "observation.state", dtype: "float32", shape: ["rows", 2, 3] }};
 for (const obs of [{{ "observation.state": [1, 2] }}, {{ state: [1, 2, 3] }}, {{ "observation.state": [1, NaN, 3] }},
                    {{ "observation.state": [1, 2, 3] }}]) {{
@@ -273,7 +274,7 @@ runner.reset();
 const state = new Float32Array(1);
 for (state[0] = 1; state[0] < 4; state[0]++) console.log(String(await runner.act({{ "observation.state": state }})));
 runner.session.run = async () => ({{ action: {{ data: [NaN, 0], dims: [1, 1, 2] }} }});
-for (const _ of [0, 1]) await runner.act({{ "observation.state": [0] }}).catch((error) => console.log(error.message));"""
+for (const i of [0, 1]) await runner.act({{ "observation.state": [i] }}).catch((e) => console.log(e.message));"""
     done = subprocess.run(["node", "--input-type=module", "-e", code], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["1,1", "1,2", "2,3"] + 2 * ["the policy planned an action that is not finite"]
 

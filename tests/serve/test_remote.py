@@ -213,7 +213,8 @@ def test_an_episode_after_a_lost_link_begins_once(monkeypatch):
     [act_and_wait(runner, state(t)) for t in range(3)]
     with BackgroundServer(policy_service(RecedingHorizon(1)), replace(ANY, port=port)):
         starts, infer = [], client.infer
-        monkeypatch.setattr(client, "infer", lambda obs, reset, **o: starts.append(reset) or infer(obs, reset=reset, **o))
+        monkeypatch.setattr(client, "infer", lambda obs, reset, **options: (
+            starts.append(reset) or infer(obs, reset=reset, **options)))
         runner.reset()
         [act_and_wait(runner, state(t)) for t in range(3)]
         runner.close(), client.close()

@@ -90,7 +90,6 @@ def _write_lerobot_folder(o: ExportOptions, policy: Policy, method: Method, out:
 
 def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -> None:
     """Writes an ONNX file or a package of PyTorch, and compares it with the policy."""
-    from ..data.text_columns import TaskText
     from ..deploy import onnx, torch_package
     from ..deploy.equivalence import measure_parity, parity_report
     from ..deploy.onnx import runs_in_onnx_runner
@@ -120,13 +119,11 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
                   "RecedingHorizon only and refuse the file: load it with understudy "
                   "(understudy.deploy.onnx.load_onnx_actor), or train a method whose executor is RecedingHorizon.")
     runs = o.out if in_onnx else o.run
-    if computed := [type(r).__name__ for r in online_changes(method) if not isinstance(r, TaskText)]:
+    if computed := [type(r).__name__ for r in online_changes(method)]:
         out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
                   "or compute it in your own loop.")
         runs = o.run
     env, options = _example_evaluation(o.run, method)
-    if "--task" in options:  # nothing in a file turns words into numbers
-        runs = o.run
     trusted = trust_options(o.trust, env, o.run)
     if env is not None and (o.precision == "fp32" or runs == o.run):
         out.suggest(command_line("eval", runs, env, "--episodes", 100, *options, *trusted))

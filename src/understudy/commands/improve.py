@@ -6,8 +6,9 @@ import shlex
 import shutil
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from .common import (
     Output,
     command_line,
     draw_screen,
+    given_options,
     open_data,
     parse,
     plain_table,
@@ -31,7 +33,6 @@ from .common import (
     warn_of_other_units,
 )
 from .groups import (
-    ActingOptions,
     DeviceOption,
     HtmlOption,
     JsonOption,
@@ -43,10 +44,9 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import DEVICES, RobotImprovement, check_robot_options, success_lines
+from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_untold_actor, success_lines
 from .improve_success import load_classifier
 from .options import Advice
-from .policies import load_actor
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions
 
@@ -299,7 +299,7 @@ class _Command:
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
     def _actor(self, run: Path, env: Env) -> Actor:
-        return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed))[0]
+        return load_untold_actor(run, env, self.o)
 
     def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
@@ -477,7 +477,7 @@ class _Command:
             if words[:2] == ["understudy", "train"]:
                 together, rival = unused_path("together.json"), unused_path("rival")
                 commands += [command_line("merge", path, more, "--out", together),
-                             command_line("train", words[2], together, "--out", rival, "--steps",
+                             command_line(*_trained_again(words[2:], together), "--out", rival, "--steps",
                                           int(find_checkpoint(o.run).name) + n_updates),
                              command_line("eval", o.out / "best", env_name, "--against", rival, *trust)]
         else:
@@ -513,6 +513,18 @@ def trained_on(run: Path) -> Path | None:
         return None
     o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
+
+
+def _trained_again(args: list[str], data: str) -> list[object]:
+    """The arguments of a command `train`, with other data, and without those that do not change the policy."""
+    own, *of_method = split_arguments(args)
+    o = parse(TrainOptions, "train", own)
+    names = [f.name for f in fields(o) if f.name not in _UNCHANGED and getattr(o, f.name) != f.default]
+    held_out = [] if o.val_fraction else ["--val-fraction", 0]
+    return ["train", o.method, data, *given_options(o, *names), *held_out, *chain(*of_method)]
+
+
+_UNCHANGED = ("method", "data", "out", "steps", "eval", "rollouts", "save_freq", "tensorboard", "wandb", "json")
 
 
 def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:

@@ -16,11 +16,12 @@ from .eval_options import EvalOptions
 from .groups import ActingOptions
 from .interactive import judge_pairs
 from .options import refuse_given
-from .policies import load_actor
+from .policies import ROWS, load_actor
 from .robot_options import command_keys, flush_input, show_session
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
+    from ..envs.base import Env
     from ..envs.devices import JointKeyboard, RecordingKeys
     from ..execute.actor import Actor
     from ..improve.robot_takeover import RobotTakeoverEnv
@@ -157,8 +158,7 @@ class RobotImprovement:
                                 shows_success=None if self.classifier is None else self.classifier[0])
 
     def _actor(self, run: Path, env: RobotTakeoverEnv) -> Actor:
-        return load_actor(run, env, ActingOptions(device=self.o.device, trust=self.o.trust, seed=self.o.seed),
-                          rows=None)[0]
+        return load_untold_actor(run, env, self.o, rows=None)
 
     def _ask_once(self) -> None:
         """Waits for enter. Before it, nothing moves and no motor has torque."""
@@ -283,6 +283,19 @@ class RobotImprovement:
         write_improvement_page(o.html, f"{o.run} improved with {o.method} on {o.robot}", o.out, rounds,
                                Table(header, rows), figures, verdict)
         self.out.print(f"Page written to {o.html}")
+
+
+def load_untold_actor(run: Path, env: Env, o: ImproveOptions, rows: int | None = ROWS) -> Actor:
+    """The actor of a run in an environment that shows all that it reads. No option of improve tells it more."""
+    try:
+        return load_actor(run, env, ActingOptions(device=o.device, trust=o.trust, seed=o.seed), rows)[0]
+    except UserError as error:
+        if error.where not in ("--condition", "--task"):
+            raise
+        raise UserError(f"it acts only when it is told a goal, a number or a task (as eval does with {error.where}), "
+                        "and improve tells nothing", where=run,
+                        hint="choose an environment that shows it (--env ENV), or train a policy that is told nothing "
+                             "(understudy train bc)") from None
 
 
 def _difference(line: dict[str, Any]) -> tuple[str, str]:

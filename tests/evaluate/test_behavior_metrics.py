@@ -135,7 +135,8 @@ def evaluated(run, monkeypatch, capsys):
     def call(*more, on="fork"):
         capsys.readouterr()
         try:
-            status = main(["eval", "run", on, "--episodes", "12", *map(str, more)])
+            episodes = ["--episodes", "12"] if on == "fork" else []
+            status = main(["eval", "run", on, *episodes, *map(str, more)])
         except SystemExit as end:
             status = end.code
         return status, *capsys.readouterr()

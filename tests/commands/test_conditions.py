@@ -242,6 +242,24 @@ def test_tasks_of_an_environment_that_were_never_trained_are_told(call, tmp_path
     assert "episodes have a task" in held_out
 
 
+def test_shorter_words_of_an_environment_reach_a_served_policy(call, tmp_path):
+    pytest.importorskip("websockets", reason="extra serve not installed")
+    from understudy.commands.serve import ServeOptions, load_service
+    from understudy.serve.server import BackgroundServer
+
+    assert call("record", "words", "--out", tmp_path / "words", "--episodes", 6)[0] == 0
+    assert call("train", "bc", tmp_path / "words", "--out", tmp_path / "run", "--language", *TINY)[0] == 0
+    few = ("words", "--episodes", 4, "--device", "cpu", "--save")
+    assert call("eval", tmp_path / "run", *few, tmp_path / "local")[0] == 0
+    with BackgroundServer(load_service(ServeOptions(run=tmp_path / "run", device="cpu"))) as server:
+        assert call("eval", server.url, *few, tmp_path / "a")[0] == 0
+        assert call("eval", server.url, *few, tmp_path / "b", "--executor", "server")[0] == 0
+    local, *served = (open_dataset(tmp_path / name) for name in ("local", "a", "b"))
+    for data in served:
+        for one, other in zip(local, data, strict=True):
+            np.testing.assert_array_equal(one.steps["action"], other.steps["action"])
+
+
 def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     run, two = told / "run", told / "two.npz"
     refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")

@@ -142,8 +142,8 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     planner, actor, visible_columns = load_policy(run, o, rows, {**env.features, **option_columns})
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
-    check_features(planner, visible_columns, f"{run} in {env.metadata['env']}", resized=True, columns=columns,
-                   hint=_environment_hint(run, env))
+    check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
+                   columns=columns, hint=_environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
@@ -326,6 +326,9 @@ def _served_policy(address: str, o: ActingOptions, features: Schema) -> tuple[Pl
     from .method import with_executor
 
     planner = RemotePlanner(served_client(address), ("understudy", *o.trust))
+    texts = {name: planner.features[name] for name in planner.client.policy.get("texts", ())}
+    features = {**features, **{name: text for name, text in texts.items()  # the server pads shorter texts
+                               if name in features and features[name].size < text.size}}
     if o.executor == "server":
         return planner, RemoteActor(planner.client), features
     if o.executor is None or planner.executor is None:

@@ -433,6 +433,8 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
             raise RequestError(f"the windows lack {name!r}; the client sent {', '.join(sorted(request.columns))}")
         value = torch.from_numpy(as_array(request.columns[name], name))
         shape = () if name.endswith("?") and name not in planner.features else planner.features[name].shape
+        if name in served.texts and value.ndim == 3 and (missing := shape[0] - value.shape[2]) > 0:
+            value = torch.nn.functional.pad(value, (0, missing))
         if tuple(value.shape[1:]) != (planner.window.n_obs_steps, *shape):
             raise RequestError(f"{name!r} has shape {tuple(value.shape)}, but a window is (rows, "
                                f"{', '.join(map(str, (planner.window.n_obs_steps, *shape)))})")

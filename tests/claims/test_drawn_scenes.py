@@ -23,7 +23,8 @@ def test_arms_differ_in_the_drawn_scenes_alone():
         assert replace(method, learner=replace(method.learner, auxiliary_losses=())) == plain
         drawn[name] = [(type(loss).__name__, loss.present, loss.future) for loss in method.learner.auxiliary_losses]
     weight = claim.WEIGHT
-    assert drawn == {"none": [], "present": [("ScenePrediction", weight, 0)], "future": [("ScenePrediction", 0, weight)],
+    assert drawn == {"none": [], "present": [("ScenePrediction", weight, 0)],
+                     "future": [("ScenePrediction", 0, weight)],
                      "present and future": [("ScenePrediction", weight, weight)],
                      "scenes of other windows": [("OtherScenes", weight, weight)]}
 

@@ -11,9 +11,9 @@ from understudy.data.augment import RandomShift
 from understudy.data.codec import Normalizer
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
+from understudy.learn.observation_decoders import PictureDecoder
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
-from understudy.learn.observation_decoders import PictureDecoder
 from understudy.methods.generative.crossway_diffusion import BottleneckReconstruction
 from understudy.nets.base import capture_intermediates
 from understudy.nets.encoders import TokenEncoder

@@ -12,6 +12,7 @@ from ..needs import NUMBERS
 from ..registry import method
 from .diffusion_policy import diffusion_policy
 
+
 @part
 class BottleneckReconstruction(NetworkObjective):
     """Rebuilds the observation from the first step of a U-Net's bottleneck, in the forward pass of the head's loss.

@@ -30,7 +30,7 @@ from understudy.execute.planners import FixedBatch
 from understudy.heads.diffusion import Diffusion
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.method import Method
-from understudy.learn.representation_objectives import encoding_size, flat_encoding
+from understudy.learn.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from understudy.methods.generative.crossway_diffusion import BottleneckReconstruction
 from understudy.nets.unet import UNet
 from understudy.policy import PolicyConfig
@@ -62,7 +62,7 @@ class OtherReconstruction(BottleneckReconstruction):
         return super().loss(networks, policy, others, rng, captured)
 
 
-def diffusion(*losses: BottleneckReconstruction) -> Method:
+def diffusion(*losses: NetworkObjective) -> Method:
     """A policy whose parts of the data `pushed` chooses."""
     policy = PolicyConfig(Diffusion(5, n_train_steps=50, prediction="sample"),
                           UNet((32, 64), 3, time_width=32, layout="gemm"), CAMERA, window=Window(1, 4),

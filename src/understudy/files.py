@@ -113,7 +113,7 @@ def check_absent(path: Path) -> None:
 
 
 def _new_part_folder(path: Path) -> Path:
-    """Makes the temporary folder beside a path at which nothing may exist yet."""
+    """Makes the temporary folder next to a path at which nothing may exist yet."""
     check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))

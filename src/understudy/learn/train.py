@@ -838,13 +838,18 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
     before, after = (files["method.json"]["learner"].get("steps") for files in (old_documents, documents))
     only_steps = [line.startswith("method.learner.steps ") for line in differences] == [True]
     if only_steps and after > before and documents["method.json"].get("collection") is None:
-        if _ignores_number_of_updates(documents["method.json"]["learner"]):
+        learner = documents["method.json"]["learner"]
+        if _ignores_number_of_updates(learner):
             return
-        raise UserError(f"this run has {before} updates, and its learning rate decreases towards the last of them, so "
-                        f"it cannot be continued to {after}", where=run.folder,
+        phases = [name for name in _PHASES if learner.get(name)]
+        reason = (f"{phases[0]} is a fraction of all of them" if phases else
+                  "its learning rate decreases towards the last of them")
+        raise UserError(f"this run has {before} updates, and {reason}, so it cannot be continued to {after}",
+                        where=run.folder,
                         hint=f"train on from its weights into another folder, with --from {run.folder} --steps "
-                             f"{after - before} and another --out, or train all {after} updates there. Runs with "
-                             "--learner.optimizer.lr-schedule constant can be continued")
+                             f"{after - before} and another --out, or train all {after} updates there" + (
+                                 "" if phases else
+                                 ". Runs with --learner.optimizer.lr-schedule constant can be continued"))
     if differences:
         commands = [files["provenance.json"].get("command") for files in (old_documents, documents)]
         old_name, new_name = map(_method_name, commands)
@@ -856,9 +861,14 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                            + (f": {commands[0]}" if commands[0] else ""))
 
 
+_PHASES = ("cloning_fraction", "warmup_fraction")  # fields of learners whose first updates differ from the others
+
+
 def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:
     """Whether a learner makes the same updates whatever their total number is. False if that is not known."""
     if not isinstance(name := learner.get("$"), str) or not name.startswith("understudy."):
+        return False
+    if any(learner.get(name) for name in _PHASES):
         return False
     parts: list[Any] = [learner]
     while parts:

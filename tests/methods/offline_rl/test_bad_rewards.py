@@ -160,6 +160,15 @@ def test_a_resumed_training_knows_the_rare_reward(name):
     assert again.bound.largest_reward == 80
 
 
+@pytest.mark.parametrize("name", ["spot", "plas", "bear"])
+def test_a_run_whose_first_phase_is_a_fraction_is_not_continued_to_more_updates(tmp_path, name):
+    """With more updates the first phase would last longer, and begin again."""
+    assert trained(tmp_path, name)[0] == 0
+    code, text = trained(tmp_path, name, 40, "--steps", 20)
+    assert code and "_fraction is a fraction of all of them, so it cannot be continued to 20" in text, text
+    assert text.strip().endswith("or train all 20 updates there"), text
+
+
 def test_a_learner_whose_scores_diverge_stops(tmp_path):
     code, text = trained(tmp_path, "awac", 40, "--learner.optimizer.lr", 30.0, "--learner.discount", 0.5)
     assert code and re.search("the scores of the critic diverge|is (nan|inf)", text), text

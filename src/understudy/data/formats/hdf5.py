@@ -401,10 +401,10 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
     return {n: words.get(n, schema[n]) for n in dict.fromkeys([*kinds, *schema])}
 
 
-_BYTES_PER_ARRAY = 1024  # of its description
-
-
 # -- writing --------------------------------------------------------------------------------------------------------
+
+
+_BYTES_PER_ARRAY = 1024  # of its description
 
 
 def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1) -> None:

@@ -12,7 +12,7 @@ from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
 
 OFFLINE = ("awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "plas", "prdc", "rebrac", "fql", "idql", "iris",
-           "spot", "tacr")
+           "spot", "tacr", "td-mpc")
 CRITICS = ("iql", *OFFLINE, "td3-bc", "sac", "td3")
 MATCHING = ("dac", "airl", "rot", "sqil", "iq-learn", "pwil", "density-reward", "virl")
 GOALS = ("gcivl", "gciql", "hiql", "qrl", "crl", "dwsl", "hilp", "fb")

@@ -91,7 +91,7 @@ def test_a_column_of_the_simulator_is_not_offered_as_rewards(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["awac", "bcq", "bear", "cal-ql", "cql", "crr", "edac", "fql", "idql", "iris", "plas",
-                                  "prdc", "rebrac", "spot", "tacr"])
+                                  "prdc", "rebrac", "spot", "tacr", "td-mpc"])
 def test_classes_are_refused_where_a_critic_reads_numbers(tmp_path, name):
     code, text = trained(tmp_path, name, actions=np.arange(40) % 3)
     assert code and "the actions are classes" in text and "iql" in text

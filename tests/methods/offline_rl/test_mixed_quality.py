@@ -17,11 +17,12 @@ from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.methods import find_method
+from understudy.methods.offline_rl.td_mpc import LatentPlanning
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 
 METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
-           "plas", "prdc", "bear", "spot", "iris")
+           "plas", "prdc", "bear", "spot", "iris", "td-mpc")
 SEEDS = {"fql": 3}  # training seeds; 1 where it is not said, because only those of fql spread by the margin
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100
 EPISODES = 100
@@ -49,8 +50,11 @@ def points(actor) -> float:
 
 
 def smaller(method: Method, n_quantiles: int = 1) -> Method:
-    """The method with small networks, small batches and 800 updates."""
+    """The method with small networks, small batches and 800 updates, or half of them where one takes long."""
     learner = replace(method.learner, steps=800, batch_size=64, optimizer=replace(method.learner.optimizer, lr=1e-3))
+    if isinstance(head := method.policy.head, LatentPlanning):
+        return replace(method, policy=replace(method.policy, head=replace(head, latent=16, hidden=(32, 32))),
+                       learner=replace(learner, steps=400))
     if not isinstance(learner, BehaviorCloning):
         learner = replace(learner, critic=CriticConfig((64, 64), n_quantiles=n_quantiles))
     stages = tuple(replace(stage, method=smaller(stage.method)) for stage in method.stages)

@@ -219,7 +219,7 @@ class TDMPCLearner(GradientLearner):
         if not isinstance(net, _LatentModel) or window.n_obs_steps > 1 or window.action_offset:
             raise Unsupported(f"TDMPC trains the head LatentPlanning with one observation, and this policy has "
                               f"{type(policy.config.head).__name__} and {window}", where="TDMPC",
-                              hint="use the method td-mpc")
+                              hint="use the method td-mpc, with --policy.window.n-obs-steps 1 and no action_offset")
         net.discount.fill_(config.discount)
         self.register("policy", policy, config.optimizer)
         self.target_policy = self.target_network("policy", config.target_decay)

@@ -63,6 +63,63 @@ def test_mixed_conventions_are_found_where_positions_are_commanded(seed):
     assert [(f.code, f.where.episode) for f in findings] == [("convention-mixed", 3)]
 
 
+def changed(data: Dataset, episodes, change) -> Dataset:
+    """The data, with other actions in some episodes."""
+    return Dataset([e.replace({ACTION: change(np.array(e.steps[ACTION]))}) if i in episodes else e
+                    for i, e in enumerate(data)], data.metadata)
+
+
+def turned(action: np.ndarray) -> np.ndarray:
+    return action * np.where(np.arange(action.shape[1]) == 1, -1, 1).astype(action.dtype)
+
+
+def exchanged(action: np.ndarray) -> np.ndarray:
+    return action[:, [1, 0, *range(2, action.shape[1])]]
+
+
+@pytest.mark.parametrize("build", [velocity_arm, position_arm])
+@pytest.mark.parametrize(("change", "code", "text"), [
+    (turned, "sign-differs", "[1] has the other sign"), (exchanged, "components-swapped", "[1] are exchanged")])
+def test_one_joint_that_differs_in_a_few_episodes_is_named(build, change, code, text):
+    few = (3, 8)
+    findings = [f for f in motion_checks.check_component_pairs(changed(build(0), few, change)) if f.code == code]
+    assert [(f.severity, f.episodes) for f in findings] == [("warning", few)]
+    assert text in findings[0].message and "3, 8" in findings[0].message
+
+
+def test_a_joint_that_was_turned_around_after_half_of_the_episodes_is_named():
+    data = position_arm(0)
+    findings = [*motion_checks.check_component_pairs(changed(data, range(len(data) // 2), turned))]
+    assert [f.code for f in findings] == ["sign-differs"]
+    assert findings[0].episodes in (tuple(range(len(data) // 2)), tuple(range(len(data) // 2, len(data))))
+
+
+@pytest.mark.slow
+def test_most_turned_and_many_exchanged_components_are_found():
+    """The figures of docs/audit.md."""
+    found = dict.fromkeys(("turned", "half turned", "exchanged"), 0)
+    tried = dict(found)
+    for build, seeds in KINDS.values():
+        for data in map(build, range(min(seeds, 2))):
+            action = data[0].steps.get(ACTION, np.zeros(1))
+            if action.dtype.kind != "f" or action.ndim != 2:
+                continue
+            half = tuple(range(0, len(data), 2))
+            for name, few, change in (("turned", (3, 8), lambda a: a * np.array([-1.0, *[1.0] * (a.shape[1] - 1)])),
+                                      ("half turned", half, lambda a: a * np.array([-1.0, *[1.0] * (a.shape[1] - 1)])),
+                                      ("exchanged", (3, 8), exchanged)):
+                if name == "exchanged" and action.shape[1] < 2:
+                    continue
+                code = "components-swapped" if name == "exchanged" else "sign-differs"
+                groups = (few, tuple(e for e in range(len(data)) if e not in few)) if few == half else (few,)
+                findings = [*motion_checks.check_component_pairs(changed(data, few, change))]
+                assert all(any({*f.episodes} <= {*group} for group in groups) for f in findings if f.code == code)
+                found[name] += any(f.code == code for f in findings)
+                tried[name] += 1
+    assert tried == {"turned": 34, "half turned": 34, "exchanged": 30}
+    assert found == {"turned": 27, "half turned": 27, "exchanged": 16}
+
+
 def test_a_camera_that_hangs_is_found_in_slow_small_pictures():
     """For 40 steps, in which the disc moves by several pixels."""
     for build in (slow_images, fine_end):

@@ -7,7 +7,7 @@ larger error than all others, or an episode in which the actions do not help the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..core import role
 from ..data.episode import Dataset, Episode, concat_columns
 from ..data.formats.column_names import format_list
 from ..hints import pluralize
-from .base import Finding, Location, finding_of_episodes, is_numeric
+from .base import Finding, Location, component_names, finding_of_episodes, is_numeric
 from .compatibility import unit_of_ratio
 
 LAGS = range(-5, 6)  # steps between an action and the motion that it explains
@@ -36,6 +36,7 @@ _JUMP = 12.0  # times the 99th percentile of the error
 _GAP = 2.5  # times the next smaller error
 _FITS, _FAILS = 0.7, 0.3  # smallest explained fraction in the model's own episodes, largest one in others
 _MINORITY = 0.4  # largest fraction of episodes that are called the unusual ones
+_TIGHT = 0.9  # correlation of a component of the action with one of the motion
 _FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
 
 
@@ -375,7 +376,7 @@ def _conventions(data: Dataset, rates: np.ndarray | None = None) -> dict[int, st
         spread = np.std(after, 0)[places] + 1e-12
         error = np.sqrt(np.mean(np.square(a[:, live, None] - after[:, None, places]), 0)) / spread
         absolute = (error.min(1, initial=np.inf) < 0.5)
-        delta = _correlation(a[:, live], change[:, moving]).max(1) > 0.9
+        delta = np.abs(_correlation(a[:, live], change[:, moving])).max(1) > 0.9
         if absolute.mean() > 0.5:
             kinds[e] = "positions"
         elif (delta & ~absolute).mean() > 0.5:
@@ -404,6 +405,99 @@ def _rates(data: Dataset) -> np.ndarray:
     both = np.minimum(alike(sums), alike(sums - np.outer(mean, mean) * sums[-1, -1]))  # without offset, and with one
     both[np.diag_indices(wide)] = 0
     return both.max(1, initial=0) > 0.9
+
+
+def check_component_pairs(data: Dataset) -> Iterator[Finding]:
+    """Finds episodes in which one component of the action has the other sign, or in which two of them are exchanged.
+
+    Correlations of action components with those of the state say which. The evidence is a linear model of the motion,
+    fitted to the other episodes. There is a finding only if it predicts these badly as they are, and well once the
+    component has the other sign, or the two have changed places.
+    """
+    if (pairs := _pairs(data)) is None:
+        return
+    features = data[0].features()
+    names = [f"{column}[{part}]" for column in _columns_of_kind(features, "action")
+             for part in component_names(features[column])]
+    episodes, correlations = np.array(list(pairs)), np.stack(list(pairs.values()))  # (E,), (E, A, D)
+    tight = np.abs(correlations) > _TIGHT
+    usual = tight.mean(0).argmax(1)
+    for j, k in enumerate(usual):
+        many, few = _sign_groups(correlations[:, j] * tight[:, j], k)
+        if _is_explained(data, episodes[many], episodes[few], k, lambda a, j=j: _with_sign(a, j)):
+            yield finding_of_episodes("sign-differs", "warning", episodes[few], f"in which {names[j]} has the other "
+                                      "sign: its motion is explained by the other episodes if it is turned around",
+                                      "compare the calibration in one episode of each group", "action")
+        for other in range(j + 1, len(usual)):
+            own, crossed = (tight[:, j, a] & tight[:, other, b] & ~tight[:, j, b] & ~tight[:, other, a]
+                            for a, b in ((k, usual[other]), (usual[other], k)))
+            order = np.arange(len(usual))
+            order[[j, other]] = other, j
+            if _is_explained(data, episodes[own], episodes[crossed], k, lambda a, order=order: a[:, order]):
+                yield finding_of_episodes("components-swapped", "warning", episodes[crossed], f"in which {names[j]} "
+                                          f"and {names[other]} are exchanged: their motion is explained by the other "
+                                          "episodes if they change places", "check the order of the components",
+                                          "action")
+
+
+def _sign_groups(correlations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks of episodes, the larger one first: where an action component moves component k either way.
+
+    The second is empty if it moves any other component in the same direction in both groups: then it has one sign, and
+    its relation to k is that of the task.
+
+    Args:
+        correlations: Those of the action component with each component of the state, 0 where they are loose, (E, D).
+    """
+    few, many = sorted((correlations[:, k] < 0, correlations[:, k] > 0), key=np.count_nonzero)
+    if few.any() and (np.sign(correlations[few]).mean(0) * np.sign(correlations[many]).mean(0)).max() > 0.25:
+        return many, np.zeros_like(few)
+    return many, few
+
+
+def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
+    """Correlation of each action component with the position or the change of each state component, (A, D), by episode.
+
+    Of the two, it is the one that fits more closely in most episodes. None if there are too few episodes.
+    """
+    kinds: tuple[dict[int, np.ndarray], dict[int, np.ndarray]] = {}, {}
+    for e, s, a in _transitions(data, 8):
+        if s.shape[1] + a.shape[1] > _WIDEST:
+            return None
+        kinds[0][e], kinds[1][e] = _correlation(a, s[1:]), _correlation(a, _state_change(s))
+    if len(kinds[0]) < 5:
+        return None
+    return max(kinds, key=lambda pairs: float(np.median([np.abs(p).max(1) for p in pairs.values()])))
+
+
+def _with_sign(a: np.ndarray, j: int) -> np.ndarray:
+    return a * np.where(np.arange(a.shape[1]) == j, -1.0, 1.0)
+
+
+def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: int,
+                  change: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether a linear model of `many` explains a component of the motion in `few` once their actions are changed.
+
+    It must explain it in `many`, and not in `few` as they are.
+    """
+    if not len(few) or len(many) < 3:
+        return False
+    plain, full = _LeastSquares(), _LeastSquares()
+    for _, s, a in _transitions(data.select(many.tolist()), 8, _STEPS):
+        plain.add(s[:-1], _state_change(s))
+        full.add(_state_action(s[:-1], a), _state_change(s))
+    if full.n < _FEWEST * len(np.asarray(full.xx)):
+        return False
+    plain.solve(), full.solve()
+    missed: list[list[np.ndarray]] = [[], [], []]
+    for _, s, a in _transitions(data.select(few.tolist()), 8, _STEPS):
+        motion = _state_change(s)
+        for errors, residual in zip(missed, (plain.residual(s[:-1], motion), *(
+                full.residual(_state_action(s[:-1], actions), motion) for actions in (a, change(a)))), strict=True):
+            errors.append(residual[:, component])
+    open_, as_is, changed = (float(np.var(np.concatenate(errors))) for errors in missed)
+    own = 1 - full.residual_variance[component] / max(plain.residual_variance[component], 1e-18)
+    return own > _FITS and 1 - as_is / max(open_, 1e-18) < _FAILS and 1 - changed / max(open_, 1e-18) > _FITS
 
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:
@@ -515,9 +609,9 @@ def _state_change(s: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Absolute correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
+    """Correlations of the columns of a (T, A) with those of b (T, B), (A, B)."""
     a, b = ((x - x.mean(0)) / (x.std(0) + 1e-12) for x in (a, b))
-    return np.abs(a.T @ b) / len(a)
+    return a.T @ b / len(a)
 
 
 class _LeastSquares:

@@ -723,6 +723,7 @@ QUALITY_CHECKS: tuple[Check, ...] = (
     action_motion.check_unrelated_actions,
     action_motion.check_action_lag,
     action_motion.check_action_convention,
+    action_motion.check_component_pairs,
     action_motion.check_units,
 )
 FRAME_CHECKS: tuple[Check, ...] = (check_images,)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from claims.frozen_base.steering import Ambiguous
-from claims.worlds.frozen_base import BothSides, practised
+from claims.worlds.frozen_base import INSIDE, BothSides, practised
+from understudy.claims.base import SCORE
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.core import part
 from understudy.data.episode import Dataset
@@ -63,7 +64,8 @@ class AFewEpisodes(Ambiguous):
         return episodes.select(range(len(episodes) - len(data))) if self.without_demonstrations else episodes
 
 
-TABLE = experiment(BothSides(50), measure=practised, first_seed=2970, episodes=300, arms={
+TABLE = experiment(BothSides(50), measure=practised, first_seed=2970, episodes=300,
+                   measures={INSIDE: SCORE}, arms={
     "base": AFewEpisodes(learns="nothing"),
     "critic of chunks": AFewEpisodes(),
     "critic of noise": AFewEpisodes(critic="noise"),

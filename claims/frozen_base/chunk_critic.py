@@ -64,7 +64,7 @@ class AFewEpisodes(Ambiguous):
         return episodes.select(range(len(episodes) - len(data))) if self.without_demonstrations else episodes
 
 
-TABLE = experiment(BothSides(50), measure=practised, first_seed=2970, episodes=300,
+TABLE = experiment(BothSides(50), measure=practised, first_seed=2980, n_seeds=10, episodes=300,
                    measures={INSIDE: SCORE}, arms={
     "base": AFewEpisodes(learns="nothing"),
     "critic of chunks": AFewEpisodes(),

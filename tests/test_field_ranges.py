@@ -61,8 +61,8 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
              ("PooledHistoryEncoder", "pool_after"), ("ComponentTokenEncoder", "depth"),
              ("TransformerEncoder", "depth"), ("TracePairs", "n_ends"), ("VAE", "latent"), ("RIG", "n_step"),
              ("Transport", "max_frequency"), ("MultimodalPromptEncoder", "depth"), ("TrajectoryPerturbation", "offset"),
-             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "ROT", "ADS", "VIRL", "BCQ", "BEAR",
-                                                   "CalQL", "DiverseCritics", "PLAS", "NearestActions",
+             *((learner, "n_step") for learner in ("OffPolicyActorCritic", "NoiseAliasing", "ROT", "ADS", "VIRL", "BCQ",
+                                                   "BEAR", "CalQL", "DiverseCritics", "PLAS", "NearestActions",
                                                    "SupportedActorCritic", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
              ("ClassBalancedWeights", "remainder")}

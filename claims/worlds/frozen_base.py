@@ -13,6 +13,7 @@ from understudy.claims.measures import ROWS, flags, train_once
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs import make
+from understudy.envs.base import Env
 from understudy.envs.toys.fork import PILLAR, Fork
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
@@ -25,7 +26,7 @@ from understudy.learn.fit_method import FitResult, fit_method
 from understudy.learn.method import Method, Stage, build_actor
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.nets.mlp import MLP
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 
 N_ACTION_STEPS = 4  # executed of each chunk
 INSIDE = "share of chunks near a demonstrated one"
@@ -91,6 +92,10 @@ class Practised:
         """The method that practises, given that of the policy, whose stages are complete."""
         return base
 
+    def first_episodes(self, method: Method, policy: Policy, env: Env, data: Dataset, seed: int) -> Dataset:
+        """What a method that steers the noise of the policy begins with."""
+        return steered_episodes(method, policy, env, data, seed)
+
 
 def practised(experiment, option: Practised, data: Dataset, seed: int, episodes: int, starts: int):
     """Trains the policy, lets it practise, and measures success, and how near executed chunks are to demonstrated ones.
@@ -111,7 +116,7 @@ def train_practised(experiment, option: Practised, data: Dataset, seed: int) -> 
     if method.collection is None:
         return base
     if isinstance(method.wrapper, NoiseSteeringWrapper):
-        data = steered_episodes(method, base.policy, env, seed)
+        data = option.first_episodes(method, base.policy, env, data, seed)
     return fit_method(method, data, seed, stages={BASE.stage: base}, env=env)
 
 

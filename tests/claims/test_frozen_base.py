@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from claims.frozen_base.chunk_critic import AFewEpisodes, OtherChunks, OtherChunksLearner
 from claims.frozen_base.off_policy_residual import OffPolicy, ResidualTD3
 from claims.frozen_base.residual import PPO
 from claims.frozen_base.steering import Ambiguous, RedrawnNoise
@@ -18,6 +19,7 @@ from understudy.execute.actor import Actor, PolicyActor
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
 from understudy.improve.practice import BASE, Practice, SuccessReward
 from understudy.learn.method import Method, Stage
+from understudy.learn.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
 from understudy.policy import Policy
 from understudy.testing import check_env
 
@@ -114,3 +116,30 @@ def test_the_control_of_off_policy_corrections_has_no_layer_norm_and_no_warm_up(
     assert learner.critic_warmup_updates == 400  # those of the first round
     critic = replace(learner.critic, layer_norm=False)
     assert bare == replace(whole, learner=replace(learner, critic=critic, critic_warmup_updates=0))
+
+
+def test_the_control_of_the_critic_of_chunks_changes_the_chunk_of_noise_alone():
+    """The score that noise learns is that of the chunk to which the noise of the next row leads."""
+    data = BothSides(4).load(0)
+    whole, other, plain = methods(data, AFewEpisodes(), AFewEpisodes(other_chunks=True), AFewEpisodes(critic="noise"))
+    assert isinstance(other.learner, OtherChunks) and vars(other.learner) == vars(whole.learner)
+    assert other == replace(whole, learner=other.learner) and not isinstance(plain.learner, NoiseAliasing)
+    base = Policy(flow_method(0).policy, data.features()).fit_statistics(data).eval()
+    drawn = []
+    for kind in (NoiseAliasingLearner, OtherChunksLearner):
+        learner = kind.__new__(kind)
+        learner.config, learner.device = replace(whole.learner, steering=replace(whole.wrapper, policy=base)), "cpu"
+        obs = {"observation.state": torch.zeros(3, 1, 2)}
+        drawn.append(learner.draw_chunks(obs, torch.Generator().manual_seed(0)))
+    (noise, chunks), (rolled, same_chunks) = drawn
+    assert torch.equal(chunks, same_chunks) and torch.equal(rolled, noise[[2, 0, 1]])
+
+
+def test_it_begins_with_its_own_chunks_and_the_demonstrations_or_without_them():
+    data = BothSides(4).load(0)
+    base = Policy(flow_method(0).policy, data.features()).fit_statistics(data).eval()
+    for option in (AFewEpisodes(), AFewEpisodes(without_demonstrations=True)):
+        method, = methods(data, option)
+        first = option.first_episodes(method, base, LeftCounts(2), data, 0)
+        own = len(first) - (0 if option.without_demonstrations else len(data))
+        assert own >= 1 and sum(map(len, first[:own])) >= option.first_steps // 4

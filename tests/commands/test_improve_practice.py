@@ -52,7 +52,8 @@ def _without_check(command, run, env, base):
     return Promotion(env, command.o.compare, command.o.seed, run, promotion.evaluate(base))
 
 
-@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("porl", "bc"), ("dsrl", "flow"), ("dppo", "flow")])
+@pytest.mark.parametrize(("name", "base"), [("residual", "bc"), ("porl", "bc"), ("dsrl", "flow"),
+                                            ("dsrl-na", "flow"), ("dppo", "flow")])
 def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, improve, tmp_path, capsys):
     before, out = contents(folder / base), tmp_path / "better"
     status, text, progress = improve(name, "--out", out, *SHORT, base=base)
@@ -66,7 +67,7 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, ResidualWrapper)
     if name in ("residual", "porl"):  # the policy of RUN until the critic has learned
         assert lines[0]["outcomes"] == evaluate(base_actor, env, 6, validation_seed(0)).successes.tolist()
-    if name == "dsrl":
+    if name in ("dsrl", "dsrl-na"):
         assert isinstance(actor, WrappedActor) and isinstance(actor.wrapper, NoiseSteeringWrapper)
         data = open_dataset(out / "random" / "episodes.npz")
         assert np.abs(data[0].steps["action"]).max() <= actor.wrapper.bound
@@ -114,7 +115,7 @@ def base(folder) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dsrl", "dppo"])
+@pytest.mark.parametrize("name", ["residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo"])
 def test_killed_at_any_time_it_is_the_same_run(name, base, tmp_path, monkeypatch):
     """kill -9 at random moments: before, in and between rounds."""
     args = ["improve", str(base), "--with", name, "--out", "run", "--rounds", "3", "--episodes", "4", "--steps", "40",

@@ -78,7 +78,8 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     steps, or a takeover as a negative reward), safe and lazy (it acts where its action and the policy's differ),
     ensemble, thrifty and doubt (the policy asks for help, so that nobody has to watch; doubt by the failure detector of
     `understudy calibrate`) need a supervisor. filtered learns from the policy's own successes. residual, rlpd, porl,
-    dsrl, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes, --steps).
+    dsrl, dsrl-na, dppo and residual-ppo learn from success as a reward, and need many episodes (--rounds, --episodes,
+    --steps).
     With filtered, residual and rlpd you may supervise too: you say what succeeds, and may take over.
 
     At the keyboard (--supervisor keyboard), t takes over and gives back, p holds and continues, WASD or the arrows
@@ -93,7 +94,7 @@ class ImproveOptions(DeviceOption, HtmlOption, JsonOption, TrustOption, TeleopOp
     """the run to improve (its last checkpoint), or RUN/best"""
     method: Annotated[str, arg(name="with", metavar="METHOD")]
     """dagger, hg-dagger, safe, lazy, ensemble, thrifty, doubt, iwr, sirius, rlif, filtered, residual, rlpd, porl,
-    dsrl, dppo or residual-ppo"""
+    dsrl, dsrl-na, dppo or residual-ppo"""
     out: Annotated[Path, arg(metavar="RUN2")]
     """the folder of the new run"""
     env: Annotated[str | None, arg(metavar="ENV")] = None
@@ -177,7 +178,7 @@ class _Command:
         if not self._starts_as_run:  # the first checkpoint is compared as it is
             promotion = replace(promotion, base=None)
         if isinstance(method.wrapper, NoiseSteeringWrapper):
-            data, held_out = self._steered_data(method, collection_env), 0.0
+            data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
               include_interrupted=learns_interrupted(o.run), callbacks=(_RoundPrinter(o.rounds),), progress=False)
@@ -344,7 +345,7 @@ class _Command:
 
         return IMPROVEMENTS[self.o.method].starts_as_run
 
-    def _steered_data(self, method: Method, env: Env) -> Dataset:
+    def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
         """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
         from ..data.formats import open_dataset, write_dataset
         from ..improve.practice import steered_episodes
@@ -352,7 +353,7 @@ class _Command:
 
         o, folder = self.o, self.o.out / "random"
         if not folder.is_dir():
-            episodes = steered_episodes(method, load_policy(o.run, trust=o.trust), env, o.seed)
+            episodes = steered_episodes(method, load_policy(o.run, trust=o.trust), env, data, o.seed)
             with whole_folder(folder) as part:
                 write_dataset(episodes, part / "episodes.npz", "npz")
         return open_dataset(folder / "episodes.npz")

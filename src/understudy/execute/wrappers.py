@@ -269,33 +269,44 @@ class NoiseSteeringWrapper(ActionWrapper):
 
     def start(self, obs, key):
         policy = self._checked_policy()
-        chunk = torch.zeros(len(key), policy.window.horizon, policy.action_dim)
+        chunk = torch.zeros(len(key), self.period, policy.action_dim)
         return {"chunk": chunk, "step": torch.zeros_like(key)}
 
-    @torch.no_grad()
     def transform_action(self, obs, action, state):
         chunk, step = state["chunk"], state["step"]
         rows = (step == 0).nonzero().flatten()
         if len(rows):
-            policy = self._checked_policy()
-            device = policy.device
-            window = {k: obs[k][rows].unsqueeze(1).to(device) for k in policy.inputs}
-            noise = action[rows].clamp(-self.bound, self.bound).unflatten(1, self._noise_shape())
-            plan = policy.plan(window, noise.to(device)).cpu()
+            window = {k: obs[k][rows].unsqueeze(1) for k in self._checked_policy().inputs}
+            plan = self.chunks(window, action[rows]).cpu()
             chunk = plan if len(rows) == len(step) else put(chunk, rows, plan)
         return chunk[torch.arange(len(step)), step], {"chunk": chunk, "step": (step + 1) % self.period}
 
-    def _noise_shape(self) -> tuple[int, ...]:
+    @torch.no_grad()
+    def chunks(self, obs: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Returns the steps that are executed of the chunks to which noise leads, (B, period, A).
+
+        Args:
+            obs: Observations by column, (B, 1, ...).
+            noise: Actions of the wrapper, (B, D).
+        """
         policy = self._checked_policy()
-        zero = torch.zeros(1, dtype=torch.int64, device=policy.device)
-        noise = policy.noise(zero, zero)
+        window = {k: obs[k].to(policy.device) for k in policy.inputs}
+        noise = noise.clamp(-self.bound, self.bound).unflatten(1, self._noise_shape())
+        return policy.plan(window, noise.to(policy.device))[:, :self.period]
+
+    def draw_noise(self, key: Tensor) -> Tensor:
+        """Returns noise as the policy draws it, (B, ...), given keys, (B,)."""
+        noise = self._checked_policy().noise(key, torch.zeros_like(key))
         if not isinstance(noise, Tensor):
             raise Unsupported(f"{type(self.policy).__name__} draws several noises", where="NoiseSteeringWrapper",
                               hint="steer a policy that draws one")
         if not noise.numel():
             raise Unsupported("this policy uses no noise", where="NoiseSteeringWrapper",
                               hint="steer a generative policy, such as one with the head Flow")
-        return tuple(noise.shape[1:])
+        return noise
+
+    def _noise_shape(self) -> tuple[int, ...]:
+        return tuple(self.draw_noise(torch.zeros(1, dtype=torch.int64, device=self._checked_policy().device)).shape[1:])
 
     def _checked_policy(self) -> Planner:
         policy = _resolved_planner(self.policy, "NoiseSteeringWrapper.policy")

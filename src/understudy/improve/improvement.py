@@ -24,7 +24,7 @@ from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
-from .practice import BASE, Practice, dppo, dsrl, porl, residual, residual_ppo, rlpd
+from .practice import BASE, Practice, dppo, dsrl, dsrl_na, porl, residual, residual_ppo, rlpd
 from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
@@ -37,7 +37,7 @@ TAKEN_OVER = ("hg-dagger", "iwr", "sirius")  # methods whose supervisor may be a
 HELPED = ("filtered", "residual", "rlpd")  # methods of practice in which a person may watch, judge and take over
 
 # Methods whose episodes must be those of the policy that learns.
-LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "porl", "dsrl", "dppo")
+LEARNS_FROM_ITSELF = ("rlif", "residual", "residual-ppo", "rlpd", "porl", "dsrl", "dsrl-na", "dppo")
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,8 @@ IMPROVEMENTS = {
                               "critic alone", False, _alone(porl)),
     "dsrl": ImprovementMethod("the policy stays as it is, and SAC chooses the noise that it samples from (DSRL)", False,
                               _alone(dsrl), starts_as_run=False),
+    "dsrl-na": ImprovementMethod("as dsrl, with a critic of the chunks that the noise leads to, which learns from "
+                                 "demonstrations too (DSRL-NA)", False, _alone(dsrl_na), starts_as_run=False),
     "dppo": ImprovementMethod("PPO trains the policy itself, whose actions are the steps from noise to a chunk (DPPO)",
                               False, _alone(dppo)),
     "residual-ppo": ImprovementMethod("the policy stays as it is, and PPO learns corrections of its actions (ResiP)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ..learn.critic import CriticConfig
 from ..learn.denoising_ppo import DenoisingPPO, DenoisingPPOLearner
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
+from ..learn.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks
 from ..learn.off_policy_actor_critic import OffPolicyActorCritic
 from ..learn.optimizer import OptimizerConfig
 from ..learn.ppo import PPO
@@ -42,6 +44,8 @@ BASE = FromStage("from")  # the run that is improved
 FIRST_STEPS = 1000  # steps of random noise before the first round of dsrl, at least
 SLOW = OptimizerConfig(lr=5e-6, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=1.0)  # that of ResFiT
 CAREFUL = OptimizerConfig(lr=1e-4, weight_decay=0.0, lr_schedule="constant", grad_clip_norm=None)  # as in WSRL
+STEERING: dict[str, Any] = {"bc_weight": 0.0, "policy_delay": 1, "temperature": 0.1, "target_entropy": 0.0,
+                            "critic": CriticConfig(layer_norm=True)}
 CRITICS = CriticConfig(n_critics=4, layer_norm=True, target_subset_size=2)
 
 
@@ -148,25 +152,43 @@ def dppo(practice: Practice, method: Method) -> Method:
 
 def dsrl(practice: Practice, method: Method) -> Method:
     """SAC whose action is the noise from which the frozen policy samples its chunk."""
-    _check_plain(method, "dsrl")
+    return _steered(practice, method, OffPolicyActorCritic(**STEERING), _steering(method, "dsrl"))
+
+
+def dsrl_na(practice: Practice, method: Method) -> Method:
+    """DSRL whose critic scores the chunks that the noise leads to, and learns from demonstrations too (DSRL-NA)."""
+    wrapper = _steering(method, "dsrl-na")
+    return _steered(practice, method, NoiseAliasing(**STEERING, steering=wrapper), wrapper)
+
+
+def _steering(method: Method, name: str) -> NoiseSteeringWrapper:
+    """The wrapper whose action is the noise of the policy of RUN. Policies that cannot be steered are refused."""
+    _check_plain(method, name)
     if (window := method.policy.window).n_obs_steps > 1 or window.action_offset:
-        raise Unsupported("dsrl steers a policy that reads one observation and plans from its step on, and that of RUN "
-                          f"reads {window.n_obs_steps}, with action_offset={window.action_offset}",
-                          where="--with dsrl", hint="train one with --policy.window.n-obs-steps 1 "
-                                                    "--policy.window.action-offset 0")
-    executor = _chunked(method, "dsrl")
-    learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=1, temperature=0.1, target_entropy=0.0,
-                                   critic=CriticConfig(layer_norm=True))
+        raise Unsupported(f"{name} steers a policy that reads one observation and plans from its step on, and that of "
+                          f"RUN reads {window.n_obs_steps}, with action_offset={window.action_offset}",
+                          where=f"--with {name}", hint="train one with --policy.window.n-obs-steps 1 "
+                                                       "--policy.window.action-offset 0")
+    return NoiseSteeringWrapper(BASE, _chunked(method, name).n_action_steps)
+
+
+def _steered(practice: Practice, method: Method, learner: LearnerConfig, wrapper: NoiseSteeringWrapper) -> Method:
     policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
-    return replace(_practice(practice, method, policy, learner),
-                   wrapper=NoiseSteeringWrapper(BASE, executor.n_action_steps))
+    return replace(_practice(practice, method, policy, learner), wrapper=wrapper)
 
 
-def steered_episodes(method: Method, policy: Policy, env: Env, seed: int) -> Dataset:
-    """Episodes of a policy with random noise, in which the noise is the action. Demonstrations do not have it."""
-    wrapper = method.wrapper
-    assert isinstance(wrapper, NoiseSteeringWrapper)
-    return random_episodes(WrappedEnv(env, replace(wrapper, policy=policy)), FIRST_STEPS // wrapper.period, seed)
+def steered_episodes(method: Method, policy: Policy, env: Env, data: Dataset, seed: int,
+                     n_steps: int = FIRST_STEPS) -> Dataset:
+    """Episodes of a policy with random noise, in which the noise is the action.
+
+    Demonstrations have no noise, so that only `NoiseAliasing` learns from them.
+    """
+    assert isinstance(method.wrapper, NoiseSteeringWrapper)
+    wrapper = replace(method.wrapper, policy=policy)
+    episodes = random_episodes(WrappedEnv(env, wrapper), n_steps // wrapper.period, seed)
+    if not isinstance(method.learner, NoiseAliasing):
+        return episodes
+    return Dataset([*with_chunks(episodes, wrapper), *demonstrated_chunks(data, wrapper)], episodes.metadata)
 
 
 def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head: Correction, share: float,

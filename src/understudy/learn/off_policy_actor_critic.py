@@ -264,11 +264,20 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         """
         assert batch.next is not None
         coded, bonus = self.next_plan(batch.next, rng)
-        value = self.target_critic.target_score(batch.next, self.policy.decode(coded, batch.next), rng)
+        value = self.target_critic.target_score(batch.next, self.executed_plan(coded, batch.next), rng)
         if self.config.critic_bc_weight:
             value = value - self.config.critic_bc_weight * self._following_distance(coded, batch)
         reward, bootstrap = td_terms(batch, self.discount, self.config.n_step)
         return reward + bootstrap * (value + bonus)
+
+    def executed_plan(self, coded: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns what the critic scores of coded plans of the policy, (B, H, A)."""
+        return self.policy.decode(coded, obs)
+
+    @property
+    def followed_critic(self) -> Critic:
+        """The critic whose score of its plans a policy with a temperature maximizes."""
+        return self.critic
 
     def next_plan(self, obs, rng: Generator) -> tuple[Tensor, Tensor | float]:
         """Returns the coded plans whose value is the target, (B, H, A), and what their entropy adds to it, (B,)."""
@@ -311,7 +320,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         assert self.temperature is not None
         coded, log_prob = self.policy.sample_log_prob(self.policy.context(batch.obs), rng)
         log_prob = log_prob.sum(1)
-        scores = self.critic.scores(batch.obs, self.policy.decode(coded, batch.obs))
+        scores = self.followed_critic.scores(batch.obs, self.policy.decode(coded, batch.obs))
         score = scores.amin(0) if self.config.critic.target_subset_size is None else scores.mean(0)
         temperature = self.temperature().detach()
         self.log(temperature=temperature, entropy=-log_prob)

@@ -1,0 +1,77 @@
+"""Row 271, second part: the noise of a policy is steered after a dozen episodes. Is a critic of its chunks worth it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from claims.frozen_base.steering import Ambiguous
+from claims.worlds.frozen_base import INSIDE, BothSides, practised
+from understudy.claims.base import SCORE
+from understudy.claims.kit import Row, ablation, experiment, family, higher
+from understudy.core import part
+from understudy.data.episode import Dataset
+from understudy.envs.base import Env
+from understudy.improve.practice import Practice, dsrl, dsrl_na, steered_episodes
+from understudy.learn.method import Method
+from understudy.learn.noise_aliasing import NoiseAliasing, NoiseAliasingLearner
+from understudy.policy import Policy
+
+
+@part
+class OtherChunks(NoiseAliasing):
+    """Noise gets the score of the chunk to which other noise leads."""
+
+    def build(self, policy, seed, steps, data):
+        return OtherChunksLearner(self, policy, seed, steps, data)
+
+
+class OtherChunksLearner(NoiseAliasingLearner):
+    def draw_chunks(self, obs, rng):
+        noise, chunks = super().draw_chunks(obs, rng)
+        return noise.roll(1, 0), chunks
+
+
+@dataclass(frozen=True)
+class AFewEpisodes(Ambiguous):
+    """How the policy of the fork is improved in one round.
+
+    Args:
+        first_steps: Steps of random noise before it.
+        critic: "chunks" is `dsrl-na` of `understudy improve`, "noise" is `dsrl`.
+        without_demonstrations: Episodes of its own are all that the critic of chunks learns from.
+        other_chunks: See `OtherChunks`.
+    """
+
+    n_rounds: int = 1
+    n_episodes: int = 5
+    n_updates: int | None = 1200
+    first_steps: int = 40
+    critic: Literal["chunks", "noise"] = "chunks"
+    without_demonstrations: bool = False
+    other_chunks: bool = False
+
+    def method(self, practice: Practice, base: Method) -> Method:
+        if self.learns != "noise":
+            return super().method(practice, base)
+        if self.critic == "noise":
+            return dsrl(practice, base)
+        method = dsrl_na(practice, base)
+        return replace(method, learner=OtherChunks(**vars(method.learner))) if self.other_chunks else method
+
+    def first_episodes(self, method: Method, policy: Policy, env: Env, data: Dataset, seed: int) -> Dataset:
+        episodes = steered_episodes(method, policy, env, data, seed, self.first_steps)
+        return episodes.select(range(len(episodes) - len(data))) if self.without_demonstrations else episodes
+
+
+TABLE = experiment(BothSides(50), measure=practised, first_seed=2980, n_seeds=10, episodes=300,
+                   measures={INSIDE: SCORE}, arms={
+    "base": AFewEpisodes(learns="nothing"),
+    "critic of chunks": AFewEpisodes(),
+    "critic of noise": AFewEpisodes(critic="noise"),
+    "without demonstrations": AFewEpisodes(without_demonstrations=True),
+    "other chunks": ablation("critic of chunks", AFewEpisodes(other_chunks=True))})
+GAIN, OVER_BASE = higher("critic of chunks", "critic of noise"), higher("critic of chunks", "base")
+
+CLAIMS = family(__file__, TABLE, {"271": Row(
+    "chunk-critic", (GAIN, OVER_BASE), control="other chunks", reported=("without demonstrations",))})

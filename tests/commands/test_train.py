@@ -38,10 +38,23 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     card = (tmp_path / "r" / "CARD.md").read_text()
     assert "understudy train bc" in card and "--rollouts 4" in card
     again = ("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY)
-    refused(call(*again, "--eval", "fork"), "--rollouts was 4, is none", "--eval fork --rollouts 4")
-    refused(call(*again), "--eval was fork, is none")
+    refused(call(*again, "--eval", "fork"), "scored in 4 episodes of fork", "--eval fork --rollouts 4")
+    refused(call(*again), "scored in 4 episodes of fork")
+    assert call(*again, "--eval=fork", "--rollouts=4")[0] == 0
     refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
     refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
+
+
+def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, tmp_path):
+    run = tmp_path / "r"
+    train = ("train", "bc", place / "demos", "--out", run, *TINY, "--learner.optimizer.lr-schedule", "constant")
+    scored = ("--eval", "fork", "--rollouts", 4)
+    assert call(*train)[0] == 0
+    refused(call(*train, *scored), "all 20 updates are done", f"understudy eval {run} fork")
+    assert call(*train, *scored, "--steps", 30)[0] == 0
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "score" in line] == [20, 30]
+    refused(call(*train, "--steps", 40), "scored in 4 episodes of fork")
 
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):

@@ -62,14 +62,19 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
                         hint="check the variable that it came from")
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
-    args = name_lerobot_fields([o.flag for o in options_of(options)], args)
-    if any(option.name == "executor" for option in options_of(options)):
-        args = _join_executor_options(args)
-    parsed = parse_options(options, args, f"understudy {command}")
+    parsed = read_options(options, command, args)
     search_current_folder(getattr(parsed, "trust", ()))
     for problem, flag, advice in _invalid_files(parsed):
         raise UserError(problem, where=flag, hint=advice)
     return parsed
+
+
+def read_options(options: type[T], command: str, args: Sequence[str]) -> T:
+    """The options of a command, which may be one of the past: its files need not be there any more."""
+    args = name_lerobot_fields([o.flag for o in options_of(options)], args)
+    if any(option.name == "executor" for option in options_of(options)):
+        args = _join_executor_options(args)
+    return parse_options(options, args, f"understudy {command}")
 
 
 def _join_executor_options(args: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from .common import (
     open_data,
     parse,
     plain_table,
+    read_options,
     read_provenance,
     recorded_env_of,
     split_arguments,
@@ -48,7 +49,7 @@ from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_
 from .improve_success import load_classifier
 from .options import Advice
 from .robot_options import RobotOptions, TeleopOptions
-from .train import TrainOptions
+from .train import TrainOptions, train_options_of
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -492,7 +493,7 @@ def _unit(env: Env) -> str:
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
     words = shlex.split(str(read_provenance(run).get("command") or ""))
-    return parse(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+    return read_options(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
 
 
 def learns_interrupted(run: Path) -> bool:
@@ -500,7 +501,8 @@ def learns_interrupted(run: Path) -> bool:
     improve = improve_options_of(run)
     if improve is not None:
         return improve.run.exists() and learns_interrupted(improve.run)
-    return "--include-interrupted" in shlex.split(str(read_provenance(run).get("command") or ""))
+    o = train_options_of(run)
+    return o is not None and o.include_interrupted
 
 
 def trained_on(run: Path) -> Path | None:
@@ -508,10 +510,9 @@ def trained_on(run: Path) -> Path | None:
     improve = improve_options_of(run)
     if improve is not None:
         return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
-    words = shlex.split(str(read_provenance(run).get("command") or ""))
-    if words[:2] != ["understudy", "train"]:
+    o = train_options_of(run)
+    if o is None:
         return None
-    o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 

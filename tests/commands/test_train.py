@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import time
 
@@ -55,6 +56,15 @@ def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, t
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "score" in line] == [20, 30]
     refused(call(*train, "--steps", 40), "scored in 4 episodes of fork")
+
+
+def test_data_with_the_name_of_an_environment_are_evaluated_and_not_that_environment(call, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "demos", "fork")
+    assert "understudy eval r ./fork" in call("train", "bc", "fork", "--out", "r", *TINY)[1]
+    assert "On 1 episode that it was not trained on" in call("eval", "r", "./fork")[1]
+    _, out, err = call("eval", "r", "fork", "--episodes", 2)
+    assert " of 2 in fork" in out and "the recorded episodes in this folder are ./fork" in err
 
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):

@@ -492,6 +492,13 @@ def is_recorded(target: str | None) -> bool:
     return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
 
 
+def recorded_word(path: Path) -> str:
+    """A path as an argument that may also be an environment: ./fork for the folder `fork`."""
+    from ..envs import names
+
+    return f"./{path}" if str(path) in names() else str(path)
+
+
 def demonstrations_path(path: Path) -> Path:
     """Returns a path of demonstrations unchanged, and refuses a run or the name of a method."""
     if (path / "run.json").exists() or (path / "weights.safetensors").exists():

@@ -95,6 +95,9 @@ def main(args: list[str]) -> None:
             raise UserError("there is no such file of recorded episodes, and no such environment", where=o.target,
                             hint="check the path")
         else:
+            if Path(o.target).is_dir():
+                print(f"{o.target} is the environment; the recorded episodes in this folder are ./{o.target}",
+                      file=sys.stderr)
             (run_sequential if o.sequential else _evaluate_rollouts)(o, out)
             for run in filter(None, (o.run, o.against)):
                 if checkpoint_change := changed_checkpoint(run):

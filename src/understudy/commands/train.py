@@ -29,6 +29,7 @@ from .common import (
     read_options,
     read_provenance,
     recorded_env,
+    recorded_word,
     robot_arguments,
     split_arguments,
     trust_options,
@@ -423,7 +424,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([] if training.stream is not None else
-          [command_line("eval", o.out, _data_path(o), *trust_options((), None, o.out))]),
+          [command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
         command_line("plot", o.out),

@@ -58,7 +58,7 @@ def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, t
     refused(call(*train, "--steps", 40), "scored in 4 episodes of fork")
 
 
-def test_data_with_the_name_of_an_environment_are_evaluated_and_not_that_environment(call, place, tmp_path, monkeypatch):
+def test_data_with_the_name_of_an_environment_are_evaluated_and_not_it(call, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "demos", "fork")
     assert "understudy eval r ./fork" in call("train", "bc", "fork", "--out", "r", *TINY)[1]

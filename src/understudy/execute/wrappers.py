@@ -86,8 +86,8 @@ class ActionWrapper(ABC):
         """
         raise Unsupported(f"{type(self).__name__} cannot tell which of its actions would have led to recorded ones",
                           where=type(self).__name__,
-                          hint="judge the policy where it acts (understudy eval RUN ENV). Episodes with its actions are "
-                               "those that it collects while training, or that are recorded in WrappedEnv(env, wrapper)")
+                          hint="judge the policy where it acts (understudy eval RUN ENV). Its actions are in episodes "
+                               "that it collects while training, or that are recorded in WrappedEnv(env, wrapper)")
 
     def is_terminated(self, state: State) -> Tensor:
         """Returns whether the current action of each row is over before its period, (B,) bool.

@@ -368,7 +368,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
                  tmp_path / loop], words, "asks about this trial", answers=[""])
     refused(
         ["good", "robot_of_a_test:silent", *trust, "--interactive", "--threshold", 0.5, "--save", tmp_path / "broken"],
-        "loop robot_of_a_test:silent, found robot_of_a_test:broken",
+        "loop robot_of_a_test:broken, and not robot_of_a_test:silent",
     )
 
 

@@ -318,6 +318,14 @@ def test_bad_input(args, words, folder, improve, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_policy_that_keeps_its_data_is_refused_before_it_is_evaluated(folder, improve, tmp_path):
+    assert main(["train", "knn", str(folder / "fork"), "--out", str(tmp_path / "knn")]) == 0
+    result = improve("--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT,
+                     base=tmp_path / "knn")
+    refused(result, "Neighbors keeps its training data")
+    assert "base:" not in result[2]
+
+
 def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):
     args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", str(tmp_path / "run")]
     refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: must be at least 0, but is -3")

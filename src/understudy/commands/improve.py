@@ -172,7 +172,7 @@ class _Command:
         self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
-        collection_env, person = self._people(env_name, method, env)
+        collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
         if not self._starts_as_run:  # the first checkpoint is compared as it is
@@ -302,14 +302,14 @@ class _Command:
     def _actor(self, run: Path, env: Env) -> Actor:
         return load_untold_actor(run, env, self.o)
 
-    def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
+    def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..improve.improvement import IMPROVEMENTS
         from ..improve.supervisors import check_units
+        from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
 
-        o, collection = self.o, method.collection
-        assert collection is not None
+        o = self.o
         if o.supervisor is None and o.rater is None and not env.metadata.get("success"):
             raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
                             "defines no success", where="--with",
@@ -320,7 +320,7 @@ class _Command:
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
                         env.features, env.metadata.get("fps"))
         if o.supervisor != "keyboard":
-            collection.check(env, None)
+            check_collection(method, env, None, existing_stages=stages.keys())
             return self._make(env_name, COLLECTION_ROWS), None
         return _watched_toy(self._make(env_name, 1), self.resources)
 

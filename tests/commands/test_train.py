@@ -67,6 +67,15 @@ def test_data_with_the_name_of_an_environment_are_evaluated_and_not_it(call, pla
     assert " of 2 in fork" in out and "the recorded episodes in this folder are ./fork" in err
 
 
+def test_no_evaluation_is_suggested_for_a_classifier_which_does_not_act(call, place, tmp_path):
+    name, run = "understudy.improve.success:success_classifier", tmp_path / "r"
+    trained = call("train", name, place / "demos", "--out", run, *TINY)
+    judged = call("eval", run, place / "demos")
+    assert trained[0] == judged[0] == 0 and f"understudy eval {run} {place / 'demos'}" in trained[1]
+    for out in (trained[1], judged[1]):
+        assert f"understudy eval {run} fork" not in out and "--interactive" not in out
+
+
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):
     assert "\nThe energy score chose the best checkpoint.\n" in (place / "a" / "CARD.md").read_text()
     for name, options, sentence in (("s", ["--eval", "fork", "--rollouts", 2],

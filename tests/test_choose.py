@@ -201,6 +201,11 @@ def test_what_cannot_act_is_said_before_any_trial(demonstrations, tmp_path):
     assert not list(tmp_path.glob("a/*-0"))
 
 
+def test_an_environment_that_fits_no_candidate_is_the_reason_and_not_the_candidates(demonstrations, tmp_path):
+    with pytest.raises(UserError, match=r"(?s)no candidate can be tried: observation 'observation.state'.*at --env"):
+        choose_method(demonstrations, tmp_path / "c", env=make("planar_arms", 4), budget=30, methods=("knn", "bc"))
+
+
 def test_a_candidate_that_fails_before_the_trials_is_left_out(demonstrations, tmp_path, capsys):
     """The loss of the first is NaN, and the second must be told a return."""
     method, lines = find_method("bc"), []

@@ -276,6 +276,19 @@ def test_what_another_process_has_written_in_the_meantime_stays(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
+    abandoned, of_another = tmp_path / ".run.abcd_123.part", tmp_path / ".run.b.abcd_123.part"
+    for folder in (abandoned, of_another):
+        (folder / "deep").mkdir(parents=True)
+    with files.whole_folder(tmp_path / "run") as part:
+        assert abandoned.exists() == (os.name != "posix") and of_another.exists()
+        with files.whole_file(tmp_path / "run") as file:
+            assert part.exists()
+            file.touch()
+        (tmp_path / "run").unlink()
+    assert (tmp_path / "run").is_dir() and of_another.exists()
+
+
 def test_text_is_replaced_in_one_move(tmp_path, monkeypatch):
     path = tmp_path / "new" / "note.json"
     files.write_json(path, {"ü": [1, 2.5, None]})

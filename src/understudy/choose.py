@@ -544,6 +544,9 @@ def _make_plan(out: Path, asked: dict[str, Any], data: Dataset, candidates: Mapp
         if seconds_per_update:
             say(f"{name}: {steps} updates by default, {1000 * seconds_per_update:.3g} ms each")
     if not default_costs:
+        if len(failed) > 1 and len(reasons := {*failed.values()}) == 1:  # it is not a matter of the method
+            raise UserError(f"no candidate can be tried: {reasons.pop()}", where="choose",
+                            hint="all failed for this reason: look at DATA and at --env")
         raise _none_left(failed)
     tried = sorted(default_costs, key=lambda name: default_costs[name][1])
     while tried and LEAST_UPDATES * default_costs[tried[-1]][1] > budget / (ROUNDS_OF_ALL * len(tried)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -112,11 +113,45 @@ def check_absent(path: Path) -> None:
                         hint="choose another place, or remove it first")
 
 
-def _new_part_folder(path: Path) -> Path:
-    """Makes the temporary folder next to a path at which nothing may exist yet."""
+@contextmanager
+def _part_folder(path: Path) -> Iterator[Path]:
+    """The temporary folder next to a path at which nothing may exist yet, removed at the end.
+
+    It is locked as long as its process lives, so that those of killed processes are recognized and removed.
+    """
     check_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    for part in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.part"):
+        with _locked_folder(part) as is_free:
+            if is_free:
+                shutil.rmtree(part, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    with _locked_folder(part):
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[bool]:
+    """Locks a folder, and gives whether that was possible. The system releases the locks of a process that died."""
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (ImportError, OSError):  # no locks, or another process has removed it
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
+    except OSError:
+        is_locked = False
+    try:
+        yield is_locked
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -126,8 +161,7 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
     After an error nothing is left.
     """
     path = Path(path)
-    part = _new_part_folder(path)
-    try:
+    with _part_folder(path) as part:
         os.chmod(part, 0o755)
         yield part
         for file in (*part.rglob("*"), part):
@@ -137,9 +171,6 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
             sync_file(file)
         check_absent(path)  # another process may have been faster
         os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     sync_folder(path.parent)
 
 
@@ -147,15 +178,12 @@ def whole_folder(path: Path | str) -> Iterator[Path]:
 def whole_file(path: Path | str) -> Iterator[Path]:
     """A context in which a new file is written under a temporary name, as `whole_folder` builds a folder."""
     path = Path(path)
-    folder = _new_part_folder(path)
-    try:
+    with _part_folder(path) as folder:
         part = folder / path.name
         yield part
         sync_file(part)
         check_absent(path)
         os.replace(part, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     sync_folder(path.parent)
 
 

@@ -41,7 +41,7 @@ def test_workers_raise_the_same_alarms(place, call, calibrated):
 
 
 def test_what_cannot_be_calibrated_or_used_is_refused(place, call, calibrated):
-    refused(call("calibrate", place / "a", "fork", "--episodes", 5), "plans without randomness")
+    refused(call("calibrate", place / "a", "fork", "--episodes", 5), "plans without randomness", "--score novelty")
     novelty = ("--score", "novelty")
     refused(call("calibrate", place / "a", "fork", *novelty, "--rate", 0), "--rate", "above 0 and below 1")
     refused(call("calibrate", place / "a", "fork", *novelty, "--rate", 0.01, "--episodes", 4), "at least 99 failures")

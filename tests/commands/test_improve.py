@@ -17,6 +17,7 @@ from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
+from understudy.commands.improve import trained_on
 from understudy.commands.improve_page import corrections_of
 from understudy.core import keys
 from understudy.data.episode import Dataset
@@ -104,13 +105,16 @@ def test_the_last_comparison_is_on_fresh_starts(folder, improve, tmp_path):
 
 
 def test_the_page_lists_what_was_corrected(folder, improve, tmp_path):
-    page, run = tmp_path / "page.html", tmp_path / "run"
+    page, run = tmp_path / "pages" / "page.html", tmp_path / "run"
+    page.parent.mkdir()
     args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", run, *SHORT]
     assert improve(*args, "--html", page, "--collect-with", "best")[0] == 0
     acted = [np.concatenate([[0], e.steps["intervention"], [0]]) for data in collected(run) for e in data]
     lengths = sorted((int(n) for a in acted for n in np.diff(np.flatnonzero(np.diff(a)))[::2]), reverse=True)
     assert [c.steps for c in corrections_of(run)] == lengths and lengths
     assert "What was corrected" in page.read_text()
+    shutil.rmtree(page.parent)  # the command of the run can still be read
+    assert trained_on(run) == folder / "fork"
 
 
 def test_a_method_that_learns_from_what_its_policy_does_collects_with_no_other(improve, tmp_path):
@@ -316,6 +320,14 @@ def test_bad_input(args, words, folder, improve, tmp_path, monkeypatch):
     out = [] if "--out" in args else ["--out", str(tmp_path / "run")]
     refused(improve(*(a.replace("{folder}", str(folder)) for a in args), *out, *SHORT), *words)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_keeps_its_data_is_refused_before_it_is_evaluated(folder, improve, tmp_path):
+    assert main(["train", "knn", str(folder / "fork"), "--out", str(tmp_path / "knn")]) == 0
+    result = improve("--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT,
+                     base=tmp_path / "knn")
+    refused(result, "Neighbors keeps its training data")
+    assert "base:" not in result[2]
 
 
 def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):

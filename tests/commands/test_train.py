@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import time
 
@@ -38,10 +39,41 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     card = (tmp_path / "r" / "CARD.md").read_text()
     assert "understudy train bc" in card and "--rollouts 4" in card
     again = ("train", "bc", place / "demos", "--out", tmp_path / "r", *TINY)
-    refused(call(*again, "--eval", "fork"), "--rollouts was 4, is none", "--eval fork --rollouts 4")
-    refused(call(*again), "--eval was fork, is none")
+    refused(call(*again, "--eval", "fork"), "scored in 4 episodes of fork", "--eval fork --rollouts 4")
+    refused(call(*again), "scored in 4 episodes of fork")
+    assert call(*again, "--eval=fork", "--rollouts=4")[0] == 0
     refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
     refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
+
+
+def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, tmp_path):
+    run = tmp_path / "r"
+    train = ("train", "bc", place / "demos", "--out", run, *TINY, "--learner.optimizer.lr-schedule", "constant")
+    scored = ("--eval", "fork", "--rollouts", 4)
+    assert call(*train)[0] == 0
+    refused(call(*train, *scored), "all 20 updates are done", f"understudy eval {run} fork")
+    assert call(*train, *scored, "--steps", 30)[0] == 0
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "score" in line] == [20, 30]
+    refused(call(*train, "--steps", 40), "scored in 4 episodes of fork")
+
+
+def test_data_with_the_name_of_an_environment_are_evaluated_and_not_it(call, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "demos", "fork")
+    assert "understudy eval r ./fork" in call("train", "bc", "fork", "--out", "r", *TINY)[1]
+    assert "On 1 episode that it was not trained on" in call("eval", "r", "./fork")[1]
+    _, out, err = call("eval", "r", "fork", "--episodes", 2)
+    assert " of 2 in fork" in out and "the recorded episodes in this folder are ./fork" in err
+
+
+def test_no_evaluation_is_suggested_for_a_classifier_which_does_not_act(call, place, tmp_path):
+    name, run = "understudy.improve.success:success_classifier", tmp_path / "r"
+    trained = call("train", name, place / "demos", "--out", run, *TINY)
+    judged = call("eval", run, place / "demos")
+    assert trained[0] == judged[0] == 0 and f"understudy eval {run} {place / 'demos'}" in trained[1]
+    for out in (trained[1], judged[1]):
+        assert f"understudy eval {run} fork" not in out and f"eval {run} --interactive" not in out
 
 
 def test_the_card_says_what_chose_the_best(call, place, tmp_path):

@@ -311,7 +311,7 @@ def no_pickles(path):
 @pytest.mark.slow
 def test_a_torch_package_needs_torch_alone(sampled, tmp_path):
     policy, _ = sampled
-    path = tmp_path / "policy.pt2"
+    path = tmp_path / "new" / "policy.pt2"
     assert export_package(policy, path, RecedingHorizon(4), fps=20.0) < 1e-5
     no_pickles(path)
     loaded = load_package(path)

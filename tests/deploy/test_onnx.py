@@ -134,7 +134,7 @@ def agrees(policy, batch, path):
 @pytest.mark.parametrize("head", few(HEADS, Regression(), Flow()), ids=named)
 def test_every_head(head, tmp_path):
     policy, batch = policy_with(head)
-    loaded = agrees(policy, batch, tmp_path / "policy.onnx")
+    loaded = agrees(policy, batch, tmp_path / "new" / "policy.onnx")
     plans_a_mean = isinstance(head, TemperatureHead) and not head.temperature
     if policy.noise_shape[-1] and not plans_a_mean and not isinstance(head, CVAE):  # noise is an input, and read
         other = loaded.plan(batch.obs, noises(policy, len(batch), 1))

@@ -58,6 +58,12 @@ def test_a_scaled_component():
     assert only({"effect": lambda a, s: a * [1, 0.3]}, "action-scale").value == pytest.approx(0.3, abs=0.02)
 
 
+def test_an_action_that_moves_nothing_or_another_joint_is_no_matter_of_units():
+    for effect in (lambda a, s: a * [1, 0], lambda a, s: a[..., ::-1]):
+        finding = only({"effect": effect}, "action-scale")
+        assert "hardly moves what it moves in the data" in finding.message and "order of the data" in finding.remedy
+
+
 def test_degrees_for_radians():
     finding = only({"effect": lambda a, s: a / 57.29578}, "action-units")
     assert finding.value == pytest.approx(1 / 57.3, rel=0.1) and "degrees" in finding.message

@@ -190,8 +190,9 @@ def test_a_journal_is_of_one_evaluation_and_one_process(tmp_path):
                 "try:\n    TrialLog.open(sys.argv[1], {}).__enter__()\nexcept UserError as e:\n    print(e)")
         process = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         assert "another process" in process.stdout
-    for changes, words in (({"policies": ["x", "y"]}, "x and y, found left and right"),
-                           ({"most": 7}, "most 7, found 60")):
+    for changes, words in (({"policies": ["x", "y"]}, "begun with policies left and right, and not x and y"),
+                           ({"most": 7}, "begun with --episodes 60, and not 7"),
+                           ({"weights": ["a", "b"]}, "weights of these policies, which have been trained since")):
         with pytest.raises(UserError, match=words), TrialLog.open(path, {**TWO.to_json(), **changes}):
             pass
     for text, words in (("hello", "something else"), ("hello\n", "line 1"), ('{"event": "begin"}\n', "something else"),
@@ -367,7 +368,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
                  tmp_path / loop], words, "asks about this trial", answers=[""])
     refused(
         ["good", "robot_of_a_test:silent", *trust, "--interactive", "--threshold", 0.5, "--save", tmp_path / "broken"],
-        "loop robot_of_a_test:silent, found robot_of_a_test:broken",
+        "loop robot_of_a_test:broken, and not robot_of_a_test:silent",
     )
 
 

@@ -55,6 +55,8 @@ def test_keys_move_for_as_long_as_they_are_held(pipe):
     assert one.read().tolist() == [-2]
     with pytest.raises(UserError, match="one or two numbers with limits, but they have 3"):
         Keyboard((-1,) * 3, (1,) * 3)
+    with pytest.raises(UserError, match="with limits, and these have none"):
+        Keyboard((np.nan,), (np.nan,))
     with pytest.raises(UserError, match="no terminal to read keys from"), keyboard.listening():
         pass
 

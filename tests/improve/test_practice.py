@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.temporal_ensemble import TemporalEnsemble
 from understudy.execute.wrappers import BASE_ACTION, ResidualWrapper, WrappedActor
+from understudy.heads.categorical import Categorical
 from understudy.heads.correction import Correction
+from understudy.heads.gmm import GMM
 from understudy.heads.regression import Regression
 from understudy.improve.collection import random_episodes
-from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, porl
+from understudy.improve.improvement import IMPROVEMENTS, Improvement
+from understudy.improve.practice import BASE, Practice, SuccessReward, dppo, dsrl, porl
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit_method import fit_method
@@ -134,7 +138,7 @@ def test_the_noise_of_porl_is_a_tenth_of_half_the_range_of_demonstrated_actions(
     method = porl(Practice(data, 2, 2, 4), Method(PolicyConfig(Regression())))
     assert method.collection.collector.exploration.std == pytest.approx(0.125)
     classes = Dataset([Episode({STATE: np.zeros((2, 1), "f"), "action": np.array([0, 2])})])
-    with pytest.raises(Unsupported, match="porl changes actions that are numbers"):
+    with pytest.raises(Unsupported, match="porl is for actions that are numbers"):
         porl(Practice(classes, 2, 2, 4), Method(PolicyConfig(Regression())))
 
 
@@ -153,3 +157,18 @@ def test_dppo_refuses_overlapping_chunks_before_anything_runs():
     for executor in (RealTimeChunking(4), TemporalEnsemble()):
         with pytest.raises(Unsupported, match=f"{type(executor).__name__} overlaps them"):
             dppo(practice, replace(method, executor=executor))
+
+
+def test_what_a_policy_cannot_do_is_refused_before_anything_runs():
+    classes = Dataset([Episode({STATE: np.zeros((2, 1), "f"), "action": np.array([0, 2])})])
+    choices, numbers = Practice(classes, 2, 2, 4), Practice(random_episodes(make("fork", 2), 10, 0), 2, 2, 4)
+    for head in (Regression(), Categorical()):
+        with pytest.raises(Unsupported, match=f"head {type(head).__name__} of RUN do not depend on noise"):
+            dsrl(numbers, Method(PolicyConfig(head)))
+    assert dsrl(numbers, Method(PolicyConfig(GMM()))).wrapper.period == 1
+    for head in (Regression(), GMM()):
+        with pytest.raises(Unsupported, match="has no denoising steps"):
+            dppo(numbers, Method(PolicyConfig(head)))
+    for name in ("rlpd", "dppo", "ensemble", "thrifty"):
+        with pytest.raises(Unsupported, match=f"{name} is for actions that are numbers"):
+            IMPROVEMENTS[name].build(Improvement(Path("RUN"), choices.data), Method(PolicyConfig(Categorical())))

@@ -62,14 +62,19 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
                         hint="check the variable that it came from")
     if "-h" in args or "--help" in args:
         print_help(options, f"understudy {command}")
-    args = name_lerobot_fields([o.flag for o in options_of(options)], args)
-    if any(option.name == "executor" for option in options_of(options)):
-        args = _join_executor_options(args)
-    parsed = parse_options(options, args, f"understudy {command}")
+    parsed = read_options(options, command, args)
     search_current_folder(getattr(parsed, "trust", ()))
     for problem, flag, advice in _invalid_files(parsed):
         raise UserError(problem, where=flag, hint=advice)
     return parsed
+
+
+def read_options(options: type[T], command: str, args: Sequence[str]) -> T:
+    """The options of a command, which may be one of the past: its files need not be there any more."""
+    args = name_lerobot_fields([o.flag for o in options_of(options)], args)
+    if any(option.name == "executor" for option in options_of(options)):
+        args = _join_executor_options(args)
+    return parse_options(options, args, f"understudy {command}")
 
 
 def _join_executor_options(args: Sequence[str]) -> list[str]:
@@ -485,6 +490,13 @@ def is_recorded(target: str | None) -> bool:
     from ..envs import names
 
     return target is not None and bool(Path(target).exists() or url_of(target)) and target not in names()
+
+
+def recorded_word(path: Path) -> str:
+    """A path as an argument that may also be an environment: ./fork for the folder `fork`."""
+    from ..envs import names
+
+    return f"./{path}" if str(path) in names() else str(path)
 
 
 def demonstrations_path(path: Path) -> Path:

@@ -202,10 +202,12 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
         env: The environment that the user named, if it was made.
 
     Returns:
-        Name and options (see `example_options`). None if no such evaluation is known.
+        Name and options (see `example_options`). None if no such evaluation is known, or nothing acts.
     """
     from ..envs.registry import IMAGES, WITH_GOALS, base_name, make
 
+    if is_judge(method):
+        return None
     features = data.features() if env is None else env.features
     if name is None and (name := recorded_env(data)) is not None and not is_judged(data):
         goal_env_name = WITH_GOALS.get(base_name(name))
@@ -216,6 +218,14 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
         features = goal_env.features
     options = None if name is None else example_options(data, method, features)
     return None if name is None or options is None else (name, options)
+
+
+def is_judge(method: Method) -> bool:
+    """Whether a method trains a classifier of success or a rater of episodes, which do not act."""
+    from ..improve.rating import SCORE
+    from ..improve.success import SUCCEEDS
+
+    return method.policy.target in (SCORE, SUCCEEDS)
 
 
 def is_judged(data: Dataset) -> bool:

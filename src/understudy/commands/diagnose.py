@@ -22,6 +22,7 @@ from .common import (
     read_provenance,
     recorded_data_of,
     recorded_env_of,
+    recorded_word,
     reseeded_command,
     trained_rate,
     trust_options,
@@ -210,6 +211,8 @@ def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
         at = words.index("ENV")
         words[at:at + 1] = [*o.robot_arguments(), *(["--teleop", "TYPE"] if words[0] == "record" else [])]
         words[0] = {"eval": "act"}.get(words[0], words[0])
+    if words[0] == "eval" and (path := _data_path(o)) is not None:
+        names["DATA"] = recorded_word(path)
     words = [names.get(word, word) for word in words]
     words = [f"{o.run}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
     if words[0] == "robot":  # only where there is one

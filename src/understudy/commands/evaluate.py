@@ -32,7 +32,7 @@ from .common import (
     trust_options,
     unused_path,
 )
-from .conditions import example_evaluation
+from .conditions import example_evaluation, is_judge
 from .eval_options import EvalOptions
 from .interactive import run_interactive
 from .options import refuse_given
@@ -95,6 +95,9 @@ def main(args: list[str]) -> None:
             raise UserError("there is no such file of recorded episodes, and no such environment", where=o.target,
                             hint="check the path")
         else:
+            if Path(o.target).is_dir():
+                print(f"{o.target} is the environment; the recorded episodes in this folder are ./{o.target}",
+                      file=sys.stderr)
             (run_sequential if o.sequential else _evaluate_rollouts)(o, out)
             for run in filter(None, (o.run, o.against)):
                 if checkpoint_change := changed_checkpoint(run):
@@ -281,7 +284,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     trust = trust_options(o.trust, env, o.run) or env_trust_options(env)
     commands = [(command_line("eval", o.run, env, "--episodes", 100, *env_options, *trust),
                  "Whether it works, where it acts by itself:")] if env is not None else []
-    if env is None:
+    if env is None and not is_judge(method):
         robot = robot_arguments(recorded.metadata, recorded.features()) or ["--robot", "TYPE", "--robot.port", "PORT"]
         commands.append((command_line("eval", o.run, "--interactive", "--threshold", 0.7, *robot,
                                       *trust_options((), None, o.run)),

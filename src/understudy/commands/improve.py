@@ -24,6 +24,7 @@ from .common import (
     open_data,
     parse,
     plain_table,
+    read_options,
     read_provenance,
     recorded_env_of,
     split_arguments,
@@ -48,7 +49,7 @@ from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_
 from .improve_success import load_classifier
 from .options import Advice
 from .robot_options import RobotOptions, TeleopOptions
-from .train import TrainOptions
+from .train import TrainOptions, train_options_of
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -172,7 +173,7 @@ class _Command:
         self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
         base = self._actor(o.run, env)
-        collection_env, person = self._people(env_name, method, env)
+        collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
         if not self._starts_as_run:  # the first checkpoint is compared as it is
@@ -302,14 +303,14 @@ class _Command:
     def _actor(self, run: Path, env: Env) -> Actor:
         return load_untold_actor(run, env, self.o)
 
-    def _people(self, env_name: str, method: Method, env: Env) -> tuple[Env, Actor | None]:
+    def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..improve.improvement import IMPROVEMENTS
         from ..improve.supervisors import check_units
+        from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
 
-        o, collection = self.o, method.collection
-        assert collection is not None
+        o = self.o
         if o.supervisor is None and o.rater is None and not env.metadata.get("success"):
             raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
                             "defines no success", where="--with",
@@ -320,7 +321,7 @@ class _Command:
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
                         env.features, env.metadata.get("fps"))
         if o.supervisor != "keyboard":
-            collection.check(env, None)
+            check_collection(method, env, None, existing_stages=stages.keys())
             return self._make(env_name, COLLECTION_ROWS), None
         return _watched_toy(self._make(env_name, 1), self.resources)
 
@@ -493,7 +494,7 @@ def _unit(env: Env) -> str:
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
     words = shlex.split(str(read_provenance(run).get("command") or ""))
-    return parse(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+    return read_options(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
 
 
 def learns_interrupted(run: Path) -> bool:
@@ -501,7 +502,8 @@ def learns_interrupted(run: Path) -> bool:
     improve = improve_options_of(run)
     if improve is not None:
         return improve.run.exists() and learns_interrupted(improve.run)
-    return "--include-interrupted" in shlex.split(str(read_provenance(run).get("command") or ""))
+    o = train_options_of(run)
+    return o is not None and o.include_interrupted
 
 
 def trained_on(run: Path) -> Path | None:
@@ -509,10 +511,9 @@ def trained_on(run: Path) -> Path | None:
     improve = improve_options_of(run)
     if improve is not None:
         return improve.data or (trained_on(improve.run) if improve.run.exists() else None)
-    words = shlex.split(str(read_provenance(run).get("command") or ""))
-    if words[:2] != ["understudy", "train"]:
+    o = train_options_of(run)
+    if o is None:
         return None
-    o = parse(TrainOptions, "train", split_arguments(words[2:])[0])
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 

@@ -26,8 +26,10 @@ from .common import (
     open_data,
     parse,
     print_help,
+    read_options,
     read_provenance,
     recorded_env,
+    recorded_word,
     robot_arguments,
     split_arguments,
     trust_options,
@@ -193,6 +195,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
         refuse_given(o, ("random_steps",), "says nothing where DATA are named: they are learned from instead")
     training = _read_training(o, options, changes)
     method, data = training.method, training.data
+    _check_same_scores(o, method)
     for logger in loggers:
         if isinstance(logger, Wandb):
             logger.add_config(_logged_config(o, method))
@@ -225,6 +228,38 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             if used is not None:
                 used.close()
     _print_result(o, training, env, str(device), out)
+
+
+def train_options_of(run: Path) -> TrainOptions | None:
+    """The options of the command train that made a run. None if another command did."""
+    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    return read_options(TrainOptions, "train", split_arguments(words[2:])[0]) if words[:2] == [
+        "understudy", "train"] else None
+
+
+def _check_same_scores(o: TrainOptions, method: Method) -> None:
+    """Refuses to score further checkpoints of a run in other rollouts, because such scores cannot be compared.
+
+    A run without --eval can get it later, as long as it is trained, and then its earlier checkpoints have no score. The
+    checkpoints of a run that collects episodes have scores from its start.
+    """
+    from ..learn.run import Run
+
+    last = max(Run(o.out).saved_steps(), default=0)
+    begun = train_options_of(o.out) if last else None
+    if begun is None or (begun.eval, begun.rollouts) == (o.eval, o.rollouts):
+        return
+    if begun.eval is not None:
+        problem = f"its checkpoints were scored in {begun.rollouts} episodes of {begun.eval}"
+    elif method.collection is not None:
+        problem = "its checkpoints were scored by the episodes that it collects"
+    elif last >= method.learner.steps:
+        raise UserError(f"all {last} updates are done, so no checkpoint is left to score", where="--eval",
+                        hint=command_line("eval", o.out, o.eval))
+    else:
+        return
+    raise UserError(problem, where=o.out, hint="choose another --out, or give the command it was begun with: "
+                    f"{read_provenance(o.out)['command']}")
 
 
 def _data_path(o: TrainOptions) -> Path:
@@ -389,7 +424,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([] if training.stream is not None else
-          [command_line("eval", o.out, _data_path(o), *trust_options((), None, o.out))]),
+          [command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
         command_line("plot", o.out),

@@ -63,6 +63,7 @@ def export(policy: Policy, path: Path | str, executor: Executor | None = None, *
     policy_metadata = metadata(policy, executor, fps, example, action, precision)
     program.model.metadata_props["understudy"] = json.dumps(policy_metadata)
     partial = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         program.save(partial)
         if precision == "int8":

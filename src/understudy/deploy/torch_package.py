@@ -60,7 +60,8 @@ def export_package(policy: Policy, path: Path | str, executor: Executor | None =
     example, action = example_plan(policy)
     program = _export_program(policy, example)
     metadata_json = json.dumps(metadata(policy, executor, fps, example, action, "fp32"))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         partial = Path(folder) / path.name
         if is_compiled(path):
             with quiet_exporter():

@@ -23,6 +23,7 @@ LAGS = range(-2, 5)  # steps from an action to the motion that it explains
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
 CLEAR = 0.5  # factor by which another lag has to reduce the unexplained fraction
 GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
+HARDLY = 0.05  # effect of an action of another joint, or of a motor that is off
 OFFSET = 0.25  # of the standard deviation of the action
 STRONG = 0.3  # effect of an action component on what it drives, see `_LagFit.strongest`
 BLOCKED = 1e-3  # of the usual change of a component: one that changes less is at a wall
@@ -199,6 +200,12 @@ def _gain_findings(gains, conventions, offsets, model: MotionModel, names, state
 def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[str]) -> RunFinding:
     i = max(changed, key=lambda k: abs(np.log(max(abs(gains[k]), 1e-9))))
     unit = unit_of_ratio(gains[i])
+    if unit is None and abs(gains[i]) < HARDLY:
+        return RunFinding(
+            "action-scale", "fault", f"an action hardly moves what it moves in the data "
+            f"({format_list(names[k] for k in changed)}): {gains[i]:.2g} times as far", gains[i], GAINS,
+            "check that the joint moves at all, and that actions and observations have the order of the data",
+            ("replay", "DATA", "ENV"), Location(feature=names[i]))
     text = f"an action has {gains[i]:.3g} times the effect that it has in the data"
     return RunFinding(
         "action-units" if unit else "action-scale", "fault",

@@ -63,10 +63,14 @@ class Keyboard:
     _commands: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if len(self.low) not in (1, 2) or not np.isfinite([*self.low, *self.high]).all():
+        if len(self.low) not in (1, 2):
             raise UserError("the keyboard needs actions of one or two numbers with limits, "
                             f"but they have {len(self.low)}", where="keyboard",
                             hint="use a device with more axes, in a loop of your own (docs/recording.md)")
+        if not np.isfinite([*self.low, *self.high]).all():
+            raise UserError("the keyboard needs actions with limits, and these have none, as those that are classes",
+                            where="keyboard", hint="act in another way, such as --actor scripted or --supervisor "
+                            "scripted; a Gymnasium environment says its limits in its action space")
 
     @contextmanager
     def listening(self) -> Iterator[Keyboard]:

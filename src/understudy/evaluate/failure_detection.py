@@ -32,6 +32,7 @@ from .behavior.demo_distance import DemonstrationIndex
 from .behavior.scaling import TrajectoryScaling, evenly_spaced
 
 DETECTOR_FILE = "detector.json"  # in the folder of a run
+NOVELTY = "use another score: novelty (--score novelty)"
 
 
 class DoubtScore(ABC):
@@ -65,8 +66,8 @@ class SampleSpread(DoubtScore):
     n_samples: Annotated[int, AtLeast(2)] = 8
 
     def build(self, planner, demonstrations):
-        check_samples(planner, "SampleSpread")
-        check_numeric_actions(planner, "SampleSpread", "measures how far planned actions are apart")
+        check_samples(planner, "SampleSpread", NOVELTY)
+        check_numeric_actions(planner, "SampleSpread", "measures how far planned actions are apart", NOVELTY)
 
         def measure(obs, key, count):
             plans = sample_plans(planner, obs, sample_noise(planner, key, count, self.n_samples), self.n_samples)
@@ -109,7 +110,7 @@ class PolicyLoss(DoubtScore):
     n_noise_samples: Annotated[int, AtLeast(1)] = 16
 
     def build(self, planner, demonstrations):
-        check_samples(planner, "PolicyLoss")
+        check_samples(planner, "PolicyLoss", NOVELTY)
         policy = planner.planner if isinstance(planner, FixedBatch) else planner
         if not isinstance(policy, Policy):
             raise Unsupported(f"{type(policy).__name__} has no loss of its own", where="PolicyLoss",

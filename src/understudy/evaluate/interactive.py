@@ -304,11 +304,13 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
 
 def _check_same_design(stored: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
     stored = {"options": [], **stored}
+    options = {"most": "--episodes", **{name: f"--{name}" for name in ("threshold", "labels", "seed")}}
     for name in expected:
         if stored.get(name) != expected[name]:
-            raise UserError(f"expected the journal of an evaluation with {name} {_shorten(expected[name])}, found "
-                            f"{_shorten(stored.get(name))}", where=path,
-                            hint="give the command it was begun with, or name another --save")
+            raise UserError("its trials are of other weights of these policies, which have been trained since"
+                            if name == "weights" else f"its trials were begun with {options.get(name, name)} "
+                            f"{_shorten(stored.get(name))}, and not {_shorten(expected[name])}", where=path,
+                            hint="name another --save, or give the command it was begun with")
 
 
 def _shorten(value) -> str:

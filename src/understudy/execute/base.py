@@ -84,22 +84,23 @@ def check_alignment(executor: Executor, planner: Planner, n_past: int = 0) -> No
                         hint="an executor with skip=N runs policies trained with Window(action_offset=-N)")
 
 
-def check_numeric_actions(planner: Planner, where: str, use: str) -> None:
+def check_numeric_actions(planner: Planner, where: str, use: str, hint: str = "use an executor that executes planned "
+                          "actions as they are, such as RecedingHorizon (receding-horizon) or AdaptiveChunking"
+                          ) -> None:
     """Raises Unsupported if the actions of a planner are classes. `use` is such as "averages the actions"."""
     if planner.is_discrete:
         raise Unsupported(f"it {use}, but the actions of this policy are numbers of classes, which have no order",
-                          where=where, hint="use an executor that executes planned actions as they are, such as "
-                                            "RecedingHorizon (receding-horizon) or AdaptiveChunking")
+                          where=where, hint=hint)
 
 
-def check_samples(planner: Planner, where: str) -> None:
+def check_samples(planner: Planner, where: str, hint: str = "leave it out: the executor RecedingHorizon "
+                  "(receding-horizon) draws one plan") -> None:
     """Raises Unsupported if all plans of a planner for the same observation are equal."""
     if planner.is_deterministic:
         raise Unsupported("it compares several samples, but this policy plans without randomness, so that all its "
                           "samples are equal", where=where,
-                          hint="use a policy whose head samples, such as Flow, or a temperature above 0 if the head "
-                               "has one; or leave it out: the executor RecedingHorizon (receding-horizon) draws one "
-                               "plan")
+                          hint=f"{hint}; or use a policy whose head samples, such as Flow, or a temperature above 0 if "
+                               "the head has one")
 
 
 def require_stepwise(planner: Planner, where: str) -> StepwisePlanner:

@@ -86,7 +86,8 @@ class ActionWrapper(ABC):
         """
         raise Unsupported(f"{type(self).__name__} cannot tell which of its actions would have led to recorded ones",
                           where=type(self).__name__,
-                          hint="record episodes in WrappedEnv(env, wrapper), or collect them while training")
+                          hint="judge the policy where it acts (understudy eval RUN ENV). Its actions are in episodes "
+                               "that it collects while training, or that are recorded in WrappedEnv(env, wrapper)")
 
     def is_terminated(self, state: State) -> Tensor:
         """Returns whether the current action of each row is over before its period, (B,) bool.

@@ -24,7 +24,7 @@ from .corrections import iwr, rlif, sirius, without_added_parts
 from .doubt import EitherGate, EnsembleGate, RiskGate
 from .earlier_rounds import LabelsAsInterventions
 from .gates import INTERVENTION, DisagreementGate, DoubtGate, Gate, HumanGate
-from .practice import BASE, Practice, dppo, dsrl, dsrl_na, porl, residual, residual_ppo, rlpd
+from .practice import BASE, Practice, check_numbers, dppo, dsrl, dsrl_na, porl, residual, residual_ppo, rlpd
 from .rating import ScoreThreshold, check_rater
 from .retention import SuccessfulEpisodes
 from .supervisors import PolicySupervisor, acting_method
@@ -189,12 +189,13 @@ def _intervention_steps(improvement: Improvement, method: Method, gate: Gate | N
 def _thrifty(improvement: Improvement, method: Method) -> Method:
     half = improvement.intervention_rate / 2
     critic = replace(RiskGate().critic, steps=max(min(method.learner.steps, RiskGate().critic.steps), 1))
-    gates = (_ensemble_gate(half, method), RiskGate(half, critic=critic))
+    gates = (_ensemble_gate("thrifty", improvement, half, method), RiskGate(half, critic=critic))
     return _intervention_steps(improvement, method, EitherGate(gates))
 
 
-def _ensemble_gate(rate: float, method: Method) -> EnsembleGate:
+def _ensemble_gate(name: str, improvement: Improvement, rate: float, method: Method) -> EnsembleGate:
     """A short training of a policy has short trainings of the ensemble."""
+    check_numbers(improvement.data, name)
     return EnsembleGate(rate, steps=max(min(method.learner.steps, EnsembleGate.steps), 1))
 
 
@@ -239,7 +240,8 @@ IMPROVEMENTS = {
                                   improvement, method, improvement.gate(THRESHOLD / 5))),
     "ensemble": ImprovementMethod("the policy asks where an ensemble disagrees, and the supervisor acts there "
                                   "(EnsembleDAgger)", True, lambda improvement, method: _intervention_steps(
-                                      improvement, method, _ensemble_gate(improvement.intervention_rate, method))),
+                                      improvement, method, _ensemble_gate("ensemble", improvement,
+                                                                          improvement.intervention_rate, method))),
     "thrifty": ImprovementMethod("the policy asks where an ensemble disagrees or a critic predicts failure "
                                  "(ThriftyDAgger)", True, _thrifty),
     "iwr": ImprovementMethod("as hg-dagger, and the policy learns all steps, half of them the supervisor's (IWR)", True,

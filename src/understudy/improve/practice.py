@@ -18,7 +18,7 @@ from ..execute.wrappers import NoiseSteeringWrapper, ResidualWrapper
 from ..heads.correction import Correction
 from ..heads.squashed_gaussian import SquashedGaussian
 from ..learn.critic import CriticConfig
-from ..learn.denoising_ppo import DenoisingPPO, DenoisingPPOLearner
+from ..learn.denoising_ppo import DenoisingPPO, DenoisingPPOLearner, check_denoising
 from ..learn.fit import LearnerConfig
 from ..learn.method import Method, online_changes
 from ..learn.noise_aliasing import NoiseAliasing, demonstrated_chunks, with_chunks
@@ -102,6 +102,7 @@ def residual_ppo(practice: Practice, method: Method) -> Method:
 
 def rlpd(practice: Practice, method: Method) -> Method:
     """SAC from scratch, with demonstrations as half of each batch."""
+    check_numbers(practice.data, "rlpd")
     learner = OffPolicyActorCritic(bc_weight=0.0, policy_delay=4, temperature=0.1, target_entropy=-0.5, critic=CRITICS)
     policy = PolicyConfig(SquashedGaussian(), FeedForward(), simplest_encoder(practice.data.features()))
     return _practice(practice, method, policy, learner, mixture_weights=(0.5, 0.5))
@@ -117,7 +118,7 @@ def porl(practice: Practice, method: Method) -> Method:
         Xiao et al. (2025), Efficient Online RL Fine Tuning with Offline Pre-trained Policy Only, arXiv:2505.16856.
     """
     _check_plain(method, "porl")
-    _check_numbers(practice.data, "porl")
+    check_numbers(practice.data, "porl")
     updates = _updates(practice, method)
     learner = OffPolicyActorCritic(bc_weight=0.0, critic=CRITICS, critic_warmup_updates=updates,
                                    policy_optimizer=CAREFUL)
@@ -142,6 +143,8 @@ class DenoisingExploration(Exploration):
 def dppo(practice: Practice, method: Method) -> Method:
     """PPO that trains the policy itself, whose actions are the steps from noise to chunk (DPPO)."""
     _check_plain(method, "dppo")
+    check_numbers(practice.data, "dppo")
+    check_denoising(method.policy.head)
     executor = _chunked(method, "dppo", RecedingHorizon)
     updates = Epochs(10 / executor.n_action_steps) if practice.n_updates is None else PerRound(practice.n_updates)
     collector = RolloutCollector(practice.n_episodes, exploration=DenoisingExploration())
@@ -169,6 +172,11 @@ def _steering(method: Method, name: str) -> NoiseSteeringWrapper:
                           f"RUN reads {window.n_obs_steps}, with action_offset={window.action_offset}",
                           where=f"--with {name}", hint="train one with --policy.window.n-obs-steps 1 "
                                                        "--policy.window.action-offset 0")
+    head = method.policy.head
+    if head.ignores_noise or 0 in head.noise(window.horizon, 1):
+        raise Unsupported(f"{name} chooses the noise from which the policy samples, and plans of the head "
+                          f"{type(head).__name__} of RUN do not depend on noise", where=f"--with {name}",
+                          hint="train one with a head that samples, such as flow-policy, or use --with filtered")
     return NoiseSteeringWrapper(BASE, _chunked(method, name).n_action_steps)
 
 
@@ -196,7 +204,7 @@ def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head:
     """Learns corrections of at most a share of half the range of the demonstrated actions."""
     name = "residual" if isinstance(learner, OffPolicyActorCritic) else "residual-ppo"
     _check_plain(method, name)
-    _check_numbers(practice.data, name)
+    check_numbers(practice.data, name)
     scale = tuple((share * _half_ranges(practice.data)).round(6).tolist())
     policy = PolicyConfig(head, FeedForward(), simplest_encoder(practice.data.features()),
                           codec=Normalizer(target="identity"))
@@ -204,10 +212,10 @@ def _corrected(practice: Practice, method: Method, learner: LearnerConfig, head:
                    wrapper=ResidualWrapper(BASE, scale, executor=method.executor))
 
 
-def _check_numbers(data: Dataset, name: str) -> None:
+def check_numbers(data: Dataset, name: str) -> None:
     """Refuses actions that are classes."""
     if data.features()["action"].kind == "discrete":
-        raise Unsupported(f"{name} changes actions that are numbers, and these actions are classes",
+        raise Unsupported(f"{name} is for actions that are numbers, and these are classes",
                           where=f"--with {name}",
                           hint="use --with filtered, or a method with a supervisor, such as --with dagger")
 

@@ -16,6 +16,7 @@ from ..data.episode import Dataset
 from ..execute.actor import Actor, PolicyActor
 from ..execute.base import require_stepwise
 from ..execute.chunking import RecedingHorizon
+from ..heads.base import Head
 from ..heads.diffusion import Diffusion
 from ..heads.flow import Flow
 from ..heads.solvers import DeterministicSolver
@@ -67,21 +68,25 @@ class DenoisingPPO(PPO):
         return DenoisingPPOLearner(self, policy, seed, steps, data)
 
 
+def check_denoising(head: Head) -> None:
+    """Raises Unsupported if `DenoisingPPO` cannot train the denoising steps of a head."""
+    if not isinstance(head, (Flow, Diffusion)) or type(head) not in (Flow, Diffusion) or head.times != "shared":
+        raise Unsupported(f"{type(head).__name__} has no denoising steps that all steps of a chunk share",
+                          where="DenoisingPPO", hint="use the head Flow or Diffusion with times=\"shared\", or "
+                          "correct the policy: understudy improve RUN --with residual-ppo")
+    if isinstance(head, Diffusion) and (head.spacing != "trailing" or head.n_extra_steps
+                                        or not isinstance(head.solver, DeterministicSolver)):
+        raise Unsupported("the steps of training would not be those of the deployed sampler", where="DenoisingPPO",
+                          hint="use Diffusion(solver=DDIM(), spacing=\"trailing\", n_extra_steps=0)")
+
+
 class DenoisingPPOLearner(PPOLearner):
     """Learner of `DenoisingPPO`."""
 
     config: DenoisingPPO
 
     def check_policy(self, policy):
-        head = policy.config.head
-        if type(head) not in (Flow, Diffusion) or head.times != "shared":
-            raise Unsupported(f"{type(head).__name__} has no denoising steps that all steps of a chunk share",
-                              where="DenoisingPPO", hint="use the head Flow or Diffusion with times=\"shared\", or "
-                              "correct the policy: understudy improve RUN --with residual-ppo")
-        if isinstance(head, Diffusion) and (head.spacing != "trailing" or head.n_extra_steps
-                                            or not isinstance(head.solver, DeterministicSolver)):
-            raise Unsupported("the steps of training would not be those of the deployed sampler", where="DenoisingPPO",
-                              hint="use Diffusion(solver=DDIM(), spacing=\"trailing\", n_extra_steps=0)")
+        check_denoising(policy.config.head)
         if self.config.reward is not None:
             raise Unsupported("a learned reward judges single steps, and an action here is a chunk",
                               where="DenoisingPPO.reward", hint="leave it out: the data have the rewards")

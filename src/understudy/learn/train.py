@@ -829,9 +829,6 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                 "sampling_weights": p.get("sampling_weights", p.get("draw")),  # "draw" in runs of earlier versions
                 "stages": p.get("stages", {}), "environment": p.get("collected_in"),
                 "held-out episodes": p["held_out"], "left-out episodes": p["left_out"],
-                # scores in other rollouts cannot be compared
-                **{option: (match := re.search(rf" {option}[ =](\S+)", p.get("command") or "")) and match[1]
-                   for option in ("--eval", "--rollouts")},
                 "method": _present_document(documents["method.json"], trust)}
     trust = config.packages_in(documents["method.json"])
     differences = list(_differences(identity(old_documents), identity(documents)))

@@ -125,8 +125,9 @@ def _part_folder(path: Path) -> Iterator[Path]:
         with _locked_folder(part) as is_free:
             if is_free:
                 shutil.rmtree(part, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
     with _locked_folder(part):
+        part = part.rename(part.with_suffix(".part"))  # not before it is locked: another writer could remove it
         try:
             yield part
         finally:

@@ -136,6 +136,7 @@ class PPOLearner(RewardedLearner):
         """Log-density, that of the reference and termination of each step, (B,), with reward, value and next value of
         each objective, (B, K)."""
         batch = batch.to(self.device)
+        assert batch.next is not None
         with self.evaluation():
             log_prob, reference_log_prob = (x[:, 0] for x in self.log_probs(batch))
             reward = batch.extra[REWARD] if self.reward is None else self.reward.objectives(batch, self.policy)

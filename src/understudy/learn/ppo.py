@@ -25,6 +25,7 @@ from .targets import REWARD, TERMINATED, gae
 LOG_PROB, REFERENCE_LOG_PROB = "policy.log_prob", "reference.log_prob"
 ADVANTAGE, RETURN = "policy.advantage", "policy.return"
 FIRST_UPDATE = "first_update"  # the metadata of an episode that has the number of updates before its round
+REWARD_UNITS = "reward_units"  # and the unit of each objective, if there are several
 
 
 @part
@@ -39,8 +40,8 @@ class PPO(RewardedConfig):
     A step that was cut off by a time limit is no end: the value of what would follow counts.
 
     A reward model may have several objectives. Each then has its own value and its own advantages. They are
-    standardized apart, so that the unit of an objective changes nothing, and the loss is the weighted mean of the
-    clipped losses of all objectives.
+    standardized apart, and the loss is the weighted mean of the clipped losses of all objectives. Rewards are in units
+    of their root mean square in the first round that has any, so that the unit of an objective changes nothing.
 
     Args:
         batch_size: Number of steps in each batch, whose advantages are standardized.
@@ -105,6 +106,7 @@ class PPOLearner(RewardedLearner):
         self.value = cast(ValueFunction, self.register("value", value.build(policy, action=False), config.optimizer))
         self.register("policy", policy, config.policy_optimizer or config.optimizer)
         self.register_reward(data)
+        self.reward_units = [float(len(weights) == 1)] * len(weights)  # 0 for an objective without rewards so far
         self.round_start, self.stopped_round = 0, -1  # numbers of the updates before a round
 
     annotates = True
@@ -127,6 +129,9 @@ class PPOLearner(RewardedLearner):
         last = torch.zeros(ends[-1], dtype=torch.bool)
         last[ends - 1] = True
         log_prob, reference, reward, value, next_value, terminated = columns
+        self.reward_units = [unit or float(x.square().mean().sqrt()) for unit, x in zip(
+            self.reward_units, reward.T, strict=True)]
+        reward = reward / torch.tensor([unit or 1.0 for unit in self.reward_units])
         advantage = gae(reward, value, next_value, terminated.bool()[:, None], last[:, None], self.config.discount,
                         self.config.gae_decay)
         return self._with_columns(episodes, {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference,
@@ -157,14 +162,16 @@ class PPOLearner(RewardedLearner):
         """The episodes with columns of all their steps, (T, ...), and the number of this update."""
         ends = np.cumsum(episodes.lengths)[:-1]
         rows = zip(*(np.split(column.numpy(), ends) for column in columns.values()), strict=True)
+        units = {REWARD_UNITS: self.reward_units} if len(self.reward_units) > 1 else {}
         return Dataset([replace(episode.replace(dict(zip(columns, values, strict=True))),
-                                metadata={**episode.metadata, FIRST_UPDATE: self.n_updates})
+                                metadata={**episode.metadata, **units, FIRST_UPDATE: self.n_updates})
                         for episode, values in zip(episodes, rows, strict=True)], episodes.metadata)
 
     def batch_sampler(self, data, sampling_weights=None):
         if sampling_weights is not None:
             raise Unsupported("each step is read once in a pass", where="PPO", hint="leave the sampling weights out")
-        self.round_start = max(episode.metadata[FIRST_UPDATE] for episode in data)
+        newest = max((episode.metadata for episode in data), key=lambda metadata: metadata[FIRST_UPDATE])
+        self.round_start, self.reward_units = newest[FIRST_UPDATE], newest.get(REWARD_UNITS, self.reward_units)
         columns = (LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN)
         if not self.config.compares:
             return EpochSampler(self.policy.windows(data, extra=columns), self.round_start)

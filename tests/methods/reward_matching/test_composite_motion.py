@@ -96,18 +96,28 @@ def test_the_loss_of_a_batch_is_that_by_hand():
 
 @pytest.mark.parametrize("is_summed", [False, True])
 def test_the_unit_of_an_objective_changes_nothing_unless_it_is_summed(is_summed):
-    """Values say 0 and are not trained."""
+    """Also for the values that are learned and for later rounds. A round without a reward has no unit."""
     weights = []
     for factor in (1.0, 100.0):
         data = episodes(7, 9)
         learner = learner_on(data, Rewards(factors=(1.0, factor), is_summed=is_summed))
-        for parameter in learner.value.parameters():
-            parameter.requires_grad_(False).zero_()
-        sampler = learner.batch_sampler(learner.annotate(data, 0))
-        for step in range(4):
-            learner.update(sampler.batch(4, step))
+        for scale in (0.0, 1.0, 2.0):
+            round = data.map(lambda e, s=scale: e.replace({"next.reward": np.float32(s) * e.steps["next.reward"]}))
+            sampler = learner.batch_sampler(learner.annotate(round, 0))
+            for _ in range(4):
+                learner.update(sampler.batch(4, learner.n_updates))
         weights.append(torch.cat([p.flatten() for p in learner.policy.parameters()]))
-    assert torch.allclose(*weights, rtol=1e-4, atol=1e-5) != is_summed
+    assert torch.allclose(*weights, rtol=1e-3, atol=1e-4) != is_summed
+
+
+def test_a_learner_that_continues_has_the_units_of_the_rewards():
+    data = episodes(7, 9)
+    learner, later = (learner_on(data, Rewards(factors=(1.0, 100.0))) for _ in range(2))
+    annotated = learner.annotate(data, 0)
+    rms = float(np.sqrt(np.mean(np.concatenate([e.steps["next.reward"] for e in data]) ** 2)))
+    assert learner.reward_units == pytest.approx([rms, 100 * rms], rel=1e-5)
+    later.batch_sampler(annotated)
+    assert later.reward_units == learner.reward_units == annotated[0].metadata["reward_units"]
 
 
 def test_one_objective_is_plain_ppo_bit_by_bit():
@@ -132,7 +142,7 @@ def test_each_objective_has_its_own_value_and_advantages():
         reward, terminated = (torch.from_numpy(episode.steps[f"next.{k}"]) for k in ("reward", "terminated"))
         signs = (obs[ARM][:-1, 0, 0] > 0).float() * 2 - 1
         last = torch.arange(len(episode)) == len(episode) - 1
-        for k, earned in enumerate((-reward, 7 * reward * signs)):
+        for k, earned in enumerate((-reward / learner.reward_units[0], 7 * reward * signs / learner.reward_units[1])):
             value = networks[2 * k:2 * k + 2].amin(0)
             expected = gae(earned, value[:-1], value[1:], terminated, last, 0.99, 0.95)
             np.testing.assert_allclose(annotated.steps[ADVANTAGE][:, k], expected, rtol=1e-4, atol=1e-5)

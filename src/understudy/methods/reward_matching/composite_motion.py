@@ -113,7 +113,7 @@ def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10
     of `gail`, and compare pairs of observations.
 
     Args:
-        n_epochs: How often the updates of a round read each of its steps.
+        n_epochs: Passes through the steps of a round.
         columns: The observations that discriminators compare, one each. Empty: all.
         task_weight: Weight of the environment's reward. The discriminators share the remainder.
     """

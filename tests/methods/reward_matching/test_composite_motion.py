@@ -116,6 +116,7 @@ def test_a_learner_that_continues_has_the_units_of_the_rewards():
     annotated = learner.annotate(data, 0)
     rms = float(np.sqrt(np.mean(np.concatenate([e.steps["next.reward"] for e in data]) ** 2)))
     assert learner.reward_units == pytest.approx([rms, 100 * rms], rel=1e-5)
+    learner.annotate(data.map(lambda e: e.replace({"next.reward": 2 * e.steps["next.reward"]})), 1)  # they stay
     later.batch_sampler(annotated)
     assert later.reward_units == learner.reward_units == annotated[0].metadata["reward_units"]
 

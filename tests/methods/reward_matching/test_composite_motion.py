@@ -9,9 +9,11 @@ import pytest
 import torch
 from fixtures.reward_models import Stored, StoredModel
 
+from understudy import make
 from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
 from understudy.heads.squashed_gaussian import SquashedGaussian
+from understudy.improve.collection import random_episodes
 from understudy.learn.critic import CriticConfig
 from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.optimizer import OptimizerConfig
@@ -23,7 +25,7 @@ from understudy.methods.reward_matching.composite_motion import CompositeReward
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import Policy, PolicyConfig
-from understudy.testing import check_learner, check_method, check_reward_model, example_columns
+from understudy.testing import check_collection, check_learner, check_method, check_reward_model, example_columns
 
 ARM, LEGS = "observation.arm", "observation.legs"
 POLICY = PolicyConfig(SquashedGaussian("free"), FeedForward((8,), "tanh"), ConcatEncoder())
@@ -210,3 +212,13 @@ def test_the_method_compares_the_named_columns_without_actions():
     reward = find_method("composite-motion", features, columns=(LEGS,), task_weight=0.25).learner.reward
     assert reward.objective_weights((ARM, LEGS)) == (0.75, 0.25) and reward.discriminator.inputs == "next"
     assert CompositeReward(task_weight=0.0).objective_weights((ARM, LEGS)) == (0.5, 0.5)
+
+
+@pytest.mark.slow
+def test_stopped_within_and_between_rounds_it_is_the_same_run():
+    env = make("fork", 2, limit=6)
+    method = find_method("composite-motion", n_rounds=2, n_steps=16, n_epochs=2)
+    reward = replace(method.learner.reward, discriminator=SMALL_REWARD.discriminator)
+    method = replace(method, policy=replace(method.policy, trunk=FeedForward((8,), "tanh")),
+                     learner=replace(method.learner, batch_size=8, reward=reward))
+    check_collection(method, random_episodes(env, 6, 0), lambda rows: make("fork", rows, limit=6))

@@ -103,8 +103,8 @@ class CompositeModel(RewardModel):
 
 @method("Xu et al. 2023 (Composite Motion Learning), arXiv 2305.03286", rows=("080",),
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
-        when="if each part of a body should move as in another recording, and the whole does a rewarded task; no claim "
-             "has tested it here.")
+        when="if parts of a body should move as in different recordings, and the whole does a rewarded task (claim "
+             "composite-motion).")
 def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, columns: tuple[str, ...] = (),
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:
     """PPO with a discriminator for each part of a body and the reward of a task, whose advantages stay apart.

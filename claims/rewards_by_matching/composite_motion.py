@@ -207,8 +207,8 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
     env, test_env = (make(experiment.env, rows=rows, trust=TRUSTED) for rows in (ROWS, episodes))
     method = option.method
     actor = PolicyActor(FixedBatch(fit_method(method, data, seed, env=env).policy, episodes), method.executor)
-    fractions = np.array([styles(e) for e in rollout(actor, test_env, episodes, starts)])
-    return {"success": fractions.min(1).tolist(), **dict(zip(("upper", "lower", "aim"), fractions.T.tolist(), strict=True))}
+    shares = np.array([styles(e) for e in rollout(actor, test_env, episodes, starts)])
+    return {"success": shares.min(1).tolist(), **dict(zip(("upper", "lower", "aim"), shares.T.tolist(), strict=True))}
 
 
 APART, SUMMED = "apart", "summed"

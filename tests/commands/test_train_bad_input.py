@@ -33,7 +33,7 @@ def write(path, **changes):
 def train(name: str, tmp_path, *options, **changes) -> tuple[int, str]:
     """The exit status and the output of a small training on data with these changes."""
     collects = {**dict.fromkeys(MATCHING, ("--method.n-episodes", 1)),
-                **dict.fromkeys(("sac", "td3", "ppo", "gail"), ("--method.n-steps", 4)),
+                **dict.fromkeys(("sac", "td3", "ppo", "gail", "composite-motion"), ("--method.n-steps", 4)),
                 "td3-bc": ("--method.n-episodes", 1, "--collection.initial-updates", 2)}
     small = ("--env", "fork", "--method.n-rounds", 1, *collects[name]) if name in collects else ("--steps", 2)
     if name == "rot":
@@ -49,12 +49,12 @@ def refused(result: tuple[int, str], says: str, tmp_path) -> None:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("name", [*CRITICS, "ppo"])
+@pytest.mark.parametrize("name", [*CRITICS, "ppo", "composite-motion"])
 def test_no_rewards(name, tmp_path):
     refused(train(name, tmp_path, rewards=None), "there is no column next.reward", tmp_path)
 
 
-@pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", *MATCHING])
+@pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", "composite-motion", *MATCHING])
 def test_no_ends(name, tmp_path):
     refused(train(name, tmp_path, terminals=None), "there is no column next.terminated.*False at a time limit",
             tmp_path)
@@ -99,7 +99,8 @@ def test_goals_that_are_absent(name, tmp_path):
     refused(train(name, tmp_path, **singles), "no episode has two steps.*could be its goal.*train bc", tmp_path)
 
 
-@pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", "dac", "airl", "sqil", "iq-learn", "pwil"])
+@pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", "composite-motion", "dac", "airl", "sqil",
+                                  "iq-learn", "pwil"])
 def test_episodes_of_one_step_train(name, tmp_path):
     assert train(name, tmp_path, episode_ends=np.arange(1, N + 1), terminals=np.ones(N, bool), timeouts=None)[0] == 0
 
@@ -123,7 +124,7 @@ def test_targets_of_several_steps_have_the_rewards_of_whole_episodes(name, tmp_p
     assert train(name, tmp_path, "--learner.n-step", 3)[0] == 0
 
 
-@pytest.mark.parametrize("name", ["gail", *MATCHING])
+@pytest.mark.parametrize("name", ["gail", "composite-motion", *MATCHING])
 def test_flags_of_experts(name, tmp_path):
     refused(train(name, tmp_path, expert=np.zeros(6, bool)), "none of the 6 episodes is a demonstration of an expert",
             tmp_path)
@@ -144,7 +145,7 @@ def test_rewards_that_are_not_finite_are_refused_before_the_first_round(name, tm
     assert not (tmp_path / "run" / "collection").exists()
 
 
-@pytest.mark.parametrize("name", ["sac", "ppo", "gail", *MATCHING])
+@pytest.mark.parametrize("name", ["sac", "ppo", "gail", "composite-motion", *MATCHING])
 def test_demonstrations_of_another_environment(name, tmp_path):
     result = train(name, tmp_path, "--env", "particle:3")
     refused(result, "particle:3, column 'observation.state'.*name the environment of the demonstrations", tmp_path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ..data.episode import Dataset
 from ..data.mixture import expert_episodes
 from ..data.window import Windows
 from ..policy import Policy
-from .critic import CriticConfig
+from .critic import CriticConfig, ValueFunction
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from .targets import REWARD, TERMINATED, gae
@@ -24,6 +25,7 @@ from .targets import REWARD, TERMINATED, gae
 LOG_PROB, REFERENCE_LOG_PROB = "policy.log_prob", "reference.log_prob"
 ADVANTAGE, RETURN = "policy.advantage", "policy.return"
 FIRST_UPDATE = "first_update"  # the metadata of an episode that has the number of updates before its round
+REWARD_UNITS = "reward_units"  # and the unit of each objective, if there are several
 
 
 @part
@@ -37,11 +39,15 @@ class PPO(RewardedConfig):
 
     A step that was cut off by a time limit is no end: the value of what would follow counts.
 
+    A reward model may have several objectives. Each then has its own value and its own advantages. They are
+    standardized apart, and the loss is the weighted mean of the clipped losses of all objectives. Rewards are in units
+    of their root mean square in the first round that has any, so that the unit of an objective changes nothing.
+
     Args:
         batch_size: Number of steps in each batch, whose advantages are standardized.
         optimizer: Optimizer of the policy and of the value.
         policy_optimizer: Optimizer of the policy. None for that of the value.
-        value: The network of the value.
+        value: The network of the value, one for each objective.
         discount: Discount per step.
         gae_decay: Weight of later steps in the advantage: 0 for the error of one step, 1 for the return.
         clip: Largest change of the ratio of densities that pays.
@@ -57,6 +63,7 @@ class PPO(RewardedConfig):
         Schulman et al. (2016), High-Dimensional Continuous Control Using Generalized Advantage Estimation,
         arXiv:1506.02438.
         Baker et al. (2022), Video PreTraining (VPT), arXiv:2206.11795 (`kl_reference`).
+        Xu et al. (2023), Composite Motion Learning with Task Control, arXiv:2305.03286 (several objectives).
     """
 
     steps: Annotated[int, AtLeast(0)] = 20_000
@@ -93,9 +100,13 @@ class PPOLearner(RewardedLearner):
         if isinstance(reference, Policy) and (missing := set(reference.inputs) - set(policy.inputs)):
             raise Unsupported(f"the reference reads {', '.join(sorted(missing))}, which the policy does not",
                               where="PPO.kl_reference", hint="train both on the same columns")
-        self.value = self.register("value", config.value.build(policy, action=False), config.optimizer)
+        weights = torch.tensor(config.objective_weights(policy.inputs))
+        self.objective_weights = (weights / weights.mean()).to(policy.device)  # (K,)
+        value = replace(config.value, n_critics=len(weights) * config.value.n_critics)
+        self.value = cast(ValueFunction, self.register("value", value.build(policy, action=False), config.optimizer))
         self.register("policy", policy, config.policy_optimizer or config.optimizer)
         self.register_reward(data)
+        self.reward_units = [float(len(weights) == 1)] * len(weights)  # 0 for an objective without rewards so far
         self.round_start, self.stopped_round = 0, -1  # numbers of the updates before a round
 
     annotates = True
@@ -118,19 +129,29 @@ class PPOLearner(RewardedLearner):
         last = torch.zeros(ends[-1], dtype=torch.bool)
         last[ends - 1] = True
         log_prob, reference, reward, value, next_value, terminated = columns
-        advantage = gae(reward, value, next_value, terminated.bool(), last, self.config.discount, self.config.gae_decay)
-        return self._with_columns(episodes, {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference, ADVANTAGE: advantage,
-                                             RETURN: advantage + value})
+        self.reward_units = [unit or float(x.square().mean().sqrt()) for unit, x in zip(
+            self.reward_units, reward.T, strict=True)]
+        reward = reward / torch.tensor([unit or 1.0 for unit in self.reward_units])
+        advantage = gae(reward, value, next_value, terminated.bool()[:, None], last[:, None], self.config.discount,
+                        self.config.gae_decay)
+        return self._with_columns(episodes, {LOG_PROB: log_prob, REFERENCE_LOG_PROB: reference,
+                                             ADVANTAGE: advantage.squeeze(1), RETURN: (advantage + value).squeeze(1)})
 
     def _judge(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Log-density, that of the reference, reward, value, next value and termination of each step, (B,) each."""
+        """Log-density, that of the reference and termination of each step, (B,), with reward, value and next value of
+        each objective, (B, K)."""
         batch = batch.to(self.device)
+        assert batch.next is not None
         with self.evaluation():
             log_prob, reference_log_prob = (x[:, 0] for x in self.log_probs(batch))
-            reward = batch.extra[REWARD] if self.reward is None else self.reward.reward(batch, self.policy)
-            columns = (log_prob, reference_log_prob, reward[:, 0].float(), self.value(batch.obs),
-                       self.value(batch.next), batch.extra[TERMINATED][:, 0].float())
+            reward = batch.extra[REWARD] if self.reward is None else self.reward.objectives(batch, self.policy)
+            columns = (log_prob, reference_log_prob, reward.float(), self.values(batch.obs), self.values(batch.next),
+                       batch.extra[TERMINATED][:, 0].float())
         return tuple(column.cpu() for column in columns)
+
+    def values(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Returns the value of each objective, (B, K)."""
+        return self.value.scores(obs).unflatten(0, (len(self.objective_weights), -1)).amin(1).T
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the log-densities of the policy and of the reference, (B, K) each. Without one they are equal."""
@@ -141,14 +162,16 @@ class PPOLearner(RewardedLearner):
         """The episodes with columns of all their steps, (T, ...), and the number of this update."""
         ends = np.cumsum(episodes.lengths)[:-1]
         rows = zip(*(np.split(column.numpy(), ends) for column in columns.values()), strict=True)
+        units = {REWARD_UNITS: self.reward_units} if len(self.reward_units) > 1 else {}
         return Dataset([replace(episode.replace(dict(zip(columns, values, strict=True))),
-                                metadata={**episode.metadata, FIRST_UPDATE: self.n_updates})
+                                metadata={**episode.metadata, **units, FIRST_UPDATE: self.n_updates})
                         for episode, values in zip(episodes, rows, strict=True)], episodes.metadata)
 
     def batch_sampler(self, data, sampling_weights=None):
         if sampling_weights is not None:
             raise Unsupported("each step is read once in a pass", where="PPO", hint="leave the sampling weights out")
-        self.round_start = max(episode.metadata[FIRST_UPDATE] for episode in data)
+        newest = max((episode.metadata for episode in data), key=lambda metadata: metadata[FIRST_UPDATE])
+        self.round_start, self.reward_units = newest[FIRST_UPDATE], newest.get(REWARD_UNITS, self.reward_units)
         columns = (LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN)
         if not self.config.compares:
             return EpochSampler(self.policy.windows(data, extra=columns), self.round_start)
@@ -167,7 +190,9 @@ class PPOLearner(RewardedLearner):
         if self.config.max_kl is not None and self.divergence(batch) > self.config.max_kl:
             self.stopped_round = self.round_start
         if self.stopped_round != self.round_start:
-            advantage = self._standardized(self.column(batch, ADVANTAGE)).expand_as(batch.extra[ADVANTAGE])
+            stored = batch.extra[ADVANTAGE]
+            advantage = self.objective_weights * self._standardized(self.column(batch, ADVANTAGE))
+            advantage = (advantage if stored.ndim == 2 else advantage[:, None]).expand_as(stored)
             self.minimize("policy", self.policy_loss, batch.replace(extra={**batch.extra, ADVANTAGE: advantage}))
             self.minimize("value", self.value_loss, batch)
         return self.end_update()
@@ -188,7 +213,7 @@ class PPOLearner(RewardedLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the squared error of the value for each step, (B,)."""
-        return (self.value(batch.obs) - self.column(batch, RETURN)[:, 0]).square()
+        return (self.values(batch.obs) - self.column(batch, RETURN)).square().mean(1)
 
     def log_prob(self, policy: Policy, batch: Batch) -> Tensor:
         """Returns the log-densities of what was done in each step, (B, K). K is 1: that of the stored action."""
@@ -213,9 +238,9 @@ class PPOLearner(RewardedLearner):
         return float(total[0] / total[1])
 
     def _standardized(self, x: Tensor) -> Tensor:
-        """With mean 0 and standard deviation 1 over the batches of all processes."""
+        """Each column of x (B, K) with mean 0 and standard deviation 1 over the batches of all processes."""
         exact = x.double()  # a mean far larger than the deviation takes more digits than float32 has
-        sums = torch.stack([exact.new_tensor(x.numel()), exact.sum(), exact.square().sum()])
+        sums = torch.stack([torch.ones_like(exact).sum(0), exact.sum(0), exact.square().sum(0)])
         self.processes.all_reduce([sums])
         n, mean = sums[0], sums[1] / sums[0]
         std = ((sums[2] - n * mean.square()) / (n - 1)).clamp(min=0).sqrt()

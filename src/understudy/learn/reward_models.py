@@ -54,6 +54,10 @@ class RewardModelConfig(ABC):
             data: The training data before any are collected.
         """
 
+    def objective_weights(self, inputs: Iterable[str]) -> tuple[float, ...]:
+        """Returns the weight of each objective of the model, for a policy with these inputs: see `RewardModel`."""
+        return (1.0,)
+
     def check(self, inputs: Iterable[str], features: Schema) -> None:
         """Raises UserError if a policy with these inputs cannot have the reward. It is called before stages train."""
 
@@ -108,6 +112,10 @@ class RewardModel(Scorer):
         Args:
             policy: The policy that learns, for a reward that depends on it. None where nothing learns.
         """
+
+    def objectives(self, batch: Batch, policy: Policy | None) -> Tensor:
+        """Returns what the first step earns in each objective, (B, K), for a learner that keeps them apart (`PPO`)."""
+        return self.reward(batch, policy)[:, :1]
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Returns what is logged of the rewards of a batch, beside their mean, in every hundredth update."""
@@ -169,6 +177,11 @@ class RewardedConfig(LearnerConfig):
             raise ConfigError(f"it is {discount:g}, but the reward sums what follows an end with "
                               f"{self.reward.learner_discount:g}", where=f"{type(self).__name__}.discount",
                               hint=f"set both: --learner.discount {discount:g} --learner.reward.discount {discount:g}")
+
+    def objective_weights(self, inputs: Iterable[str]) -> tuple[float, ...]:
+        """Returns the weight of each objective of the reward, for a policy with these inputs."""
+        config = self.reward.about.config if isinstance(self.reward, RewardModel) else self.reward
+        return config.objective_weights(inputs) if isinstance(config, RewardModelConfig) else (1.0,)
 
     @property
     def extra(self):

@@ -213,7 +213,7 @@ def practiced(experiment, option: Practice, data: Dataset, seed: int, episodes: 
 
 APART, SUMMED = "apart", "summed"
 MORE_APART, MORE_SUMMED = "apart, reward x 100", "summed, reward x 100"
-TABLE = experiment(Clips(), env=f"{__name__}:PointingArm", measure=practiced, first_seed=1960, n_seeds=3, episodes=100,
+TABLE = experiment(Clips(), env=f"{__name__}:PointingArm", measure=practiced, first_seed=1960, n_seeds=5, episodes=100,
                    measures=dict.fromkeys(("success", "upper", "lower", "aim"), SCORE), sanity={SUMMED: 0.5}, arms={
     APART: Practice(),
     SUMMED: Practice("summed"),

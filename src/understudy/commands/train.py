@@ -246,7 +246,8 @@ def _check_same_scores(o: TrainOptions, method: Method) -> None:
     from ..learn.run import Run
 
     last = max(Run(o.out).saved_steps(), default=0)
-    begun = train_options_of(o.out) if last else None
+    checkpoint = Run(o.out).checkpoint_path(last)
+    begun = train_options_of(checkpoint) if last else None
     if begun is None or (begun.eval, begun.rollouts) == (o.eval, o.rollouts):
         return
     if begun.eval is not None:
@@ -259,7 +260,7 @@ def _check_same_scores(o: TrainOptions, method: Method) -> None:
     else:
         return
     raise UserError(problem, where=o.out, hint="choose another --out, or give the command it was begun with: "
-                    f"{read_provenance(o.out)['command']}")
+                    f"{read_provenance(checkpoint)['command']}")
 
 
 def _data_path(o: TrainOptions) -> Path:

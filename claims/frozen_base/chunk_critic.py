@@ -39,7 +39,7 @@ class AFewEpisodes(Ambiguous):
     Args:
         first_steps: Steps of random noise before it.
         critic: "chunks" is `dsrl-na` of `understudy improve`, "noise" is `dsrl`.
-        without_demonstrations: Episodes of its own are all that the critic of chunks learns from.
+        without_demonstrations: The critic of chunks learns from the policy's own episodes alone.
         other_chunks: See `OtherChunks`.
     """
 

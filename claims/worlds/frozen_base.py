@@ -93,7 +93,7 @@ class Practised:
         return base
 
     def first_episodes(self, method: Method, policy: Policy, env: Env, data: Dataset, seed: int) -> Dataset:
-        """What a method that steers the noise of the policy begins with."""
+        """The episodes with which a method that steers the noise of the policy starts."""
         return steered_episodes(method, policy, env, data, seed)
 
 

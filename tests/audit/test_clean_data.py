@@ -117,7 +117,7 @@ def test_most_turned_and_many_exchanged_components_are_found():
                 found[name] += any(f.code == code for f in findings)
                 tried[name] += 1
     assert tried == {"turned": 34, "half turned": 34, "exchanged": 30}
-    assert found == {"turned": 27, "half turned": 27, "exchanged": 16}
+    assert found == {"turned": 28, "half turned": 27, "exchanged": 16}
 
 
 def test_a_camera_that_hangs_is_found_in_slow_small_pictures():

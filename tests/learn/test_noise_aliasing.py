@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from understudy.checkpoint import FromStage
-from understudy.core import Unsupported
+from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.envs.toys.fork import Fork, ForkExpert
@@ -125,5 +125,9 @@ def test_what_the_frozen_policy_reads_must_be_read_by_that_of_its_noise(demonstr
         NoiseAliasing(temperature=0.1, steering=replace(steering, policy=reader)).build(policy, 0, 1, demonstrations)
 
 
-def test_a_stage_is_the_default():
-    assert NoiseAliasing().steering.policy == FromStage("base")
+def test_its_defaults_are_those_of_sac_and_noise_is_not_held_at_that_of_demonstrations():
+    """Which is 0, because it is unknown."""
+    assert NoiseAliasing().steering.policy == FromStage("base") and NoiseAliasing().temperature
+    for field in ({"bc_weight": 0.4}, {"critic_bc_weight": 0.1}, {"conservative_weight": 5.0}, {"temperature": None}):
+        with pytest.raises(ConfigError, match="none to stay near to"):
+            NoiseAliasing(**field)

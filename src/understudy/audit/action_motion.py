@@ -482,22 +482,20 @@ def _is_explained(data: Dataset, many: np.ndarray, few: np.ndarray, component: i
     """
     if not len(few) or len(many) < 3:
         return False
-    plain, full = _LeastSquares(), _LeastSquares()
-    for _, s, a in _transitions(data.select(many.tolist()), 8, _STEPS):
-        plain.add(s[:-1], _state_change(s))
-        full.add(_state_action(s[:-1], a), _state_change(s))
-    if full.n < _FEWEST * len(np.asarray(full.xx)):
+    model = _fit_models(data.select(many.tolist()), (0,)).get(0)
+    if model is None:
         return False
-    plain.solve(), full.solve()
-    missed: list[list[np.ndarray]] = [[], [], []]
+    missed = []
     for _, s, a in _transitions(data.select(few.tolist()), 8, _STEPS):
         motion = _state_change(s)
-        for errors, residual in zip(missed, (plain.residual(s[:-1], motion), *(
-                full.residual(_state_action(s[:-1], actions), motion) for actions in (a, change(a)))), strict=True):
-            errors.append(residual[:, component])
-    open_, as_is, changed = (float(np.var(np.concatenate(errors))) for errors in missed)
-    own = 1 - full.residual_variance[component] / max(plain.residual_variance[component], 1e-18)
-    return own > _FITS and 1 - as_is / max(open_, 1e-18) < _FAILS and 1 - changed / max(open_, 1e-18) > _FITS
+        missed.append([model.state_only.residual(s[:-1], motion)[:, component], *(
+            model.state_action.residual(_state_action(s[:-1], actions), motion)[:, component]
+            for actions in (a, change(a)))])
+    unexplained, as_is, changed = np.var(np.concatenate(missed, 1), 1)
+    own, before, after = (1 - part / max(whole, 1e-18) for part, whole in (
+        (model.state_action.residual_variance[component], model.state_only.residual_variance[component]),
+        (as_is, unexplained), (changed, unexplained)))
+    return own > _FITS and before < _FAILS and after > _FITS
 
 
 def _cross_explained(data: Dataset, many: list[int], few: list[int]) -> tuple[float, float] | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage
-from ..core import Batch, Unsupported, part
+from ..core import Above, AtLeast, Batch, ConfigError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..execute.wrappers import NoiseSteeringWrapper, every_nth_step, wrapped_env_name
 from ..policy import Policy
@@ -37,7 +38,16 @@ class NoiseAliasing(OffPolicyActorCritic):
         arXiv:2506.15799.
     """
 
+    bc_weight: Annotated[float, AtLeast(0)] = 0.0
+    temperature: Annotated[float | None, Above(0)] = 0.1
     steering: NoiseSteeringWrapper = field(default_factory=lambda: NoiseSteeringWrapper(FromStage("base")))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature is None or self.bc_weight or self.critic_bc_weight or self.conservative_weight:
+            raise ConfigError("noise is chosen by SAC, and what was demonstrated has none to stay near to",
+                              where="NoiseAliasing", hint="give a temperature, such as 0.1, and leave bc_weight, "
+                              "critic_bc_weight and conservative_weight at 0")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> NoiseAliasingLearner:
         return NoiseAliasingLearner(self, policy, seed, steps, data)

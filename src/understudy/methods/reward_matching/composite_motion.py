@@ -103,7 +103,7 @@ class CompositeModel(RewardModel):
 
 @method("Xu et al. 2023 (Composite Motion Learning), arXiv 2305.03286", rows=("080",),
         needs=(SOME_ACTIONS, STEP_REWARDS, "an environment"),
-        when="if parts of a body should move as in different recordings, and the whole does a rewarded task (claim "
+        when="if parts of a body should move as in different recordings, and a task has a reward in other units (claim "
              "composite-motion).")
 def composite_motion(n_rounds: int = 50, n_steps: int = 1024, n_epochs: int = 10, columns: tuple[str, ...] = (),
                      task_weight: float = 0.5, features: Schema | None = None) -> Method:

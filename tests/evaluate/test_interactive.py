@@ -296,7 +296,7 @@ def test_a_loop_that_judges_itself_is_settled_and_told(call, place, tmp_path):
     status, out, _ = call([], *args)  # asked once more, it says the same
     assert status == 0 and "good succeeds more often than bad: 9 of 9 against 0 of 9" in out
     status, _, err = call([], *args, "--executor", "temporal-ensemble")  # trials of another way of acting
-    assert status == 2 and "with options --executor and temporal-ensemble, found none" in err
+    assert status == 2 and "with options none, and not --executor and temporal-ensemble" in err
 
 
 def test_a_server_that_changes_its_checkpoint_ends_the_evaluation(call, tmp_path, monkeypatch):

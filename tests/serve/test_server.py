@@ -14,7 +14,7 @@ pytest.importorskip("websockets", reason="extra serve not installed")
 from understudy.commands.serve import ServeOptions, _newest  # noqa: E402
 from understudy.commands.served import changed_checkpoint, served_client  # noqa: E402
 from understudy.core import UserError  # noqa: E402
-from understudy.serve.client import Client, LinkLost  # noqa: E402
+from understudy.serve.client import Client, LinkLost, RequestRefused  # noqa: E402
 from understudy.serve.server import BackgroundServer, reduce_pauses  # noqa: E402
 
 
@@ -34,6 +34,16 @@ def test_replies_that_are_being_computed_are_sent_before_the_server_ends():
         idle.infer(state(0))
     with pytest.raises(LinkLost, match="no connection"):
         Client(server.url, timeout=1)
+
+
+def test_a_server_ends_after_the_plans_that_nobody_waits_for():
+    """A thread that is inside PyTorch when Python ends would abort the process."""
+    service = policy_service()
+    Slow(service, 0.4)
+    with (BackgroundServer(service) as server, Client(server.url) as client,
+          pytest.raises(RequestRefused, match="DeadlinePassed")):
+        client.infer(state(0), deadline=0.05)
+    assert "inference" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_client_notices_another_checkpoint():

@@ -50,9 +50,13 @@ class InferenceThread:
         self._jobs.put(job)
         return job
 
-    def close(self) -> None:
-        """Ends the thread after the jobs that wait."""
+    def close(self, timeout: float) -> None:
+        """Ends the thread after the jobs that wait, and waits for it for at most `timeout` seconds.
+
+        A thread that is inside PyTorch when Python ends would abort the process.
+        """
         self._jobs.put(None)
+        self._thread.join(timeout)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -60,7 +64,7 @@ class InferenceThread:
             with suppress(queue.Empty):
                 while len(batch) < self.max_batch:
                     if (other := self._jobs.get_nowait()) is None:
-                        self.close()  # after this batch
+                        self._jobs.put(None)  # end after this batch
                         break
                     batch.append(other)
             began = time.perf_counter()

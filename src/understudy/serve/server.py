@@ -166,7 +166,7 @@ class PolicyServer:
             await asyncio.sleep(0.01)
         server.close()
         await server.wait_closed()
-        self._inference.close()
+        self._inference.close(max(1.0, until - self.clock()))
         self._summarized.flush()
         self.log("stopped")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,23 @@ def test_the_whole_is_deployed_and_the_run_stays_as_it_is(name, base, folder, im
     stored = contents(out)
     assert improve(name, "--out", out, *SHORT, base=base)[0] == 0  # nothing left to do
     assert contents(out) == stored
-    capsys.readouterr()
+    refused(improve(name, "--out", out, *SHORT, "--rounds", "3", base=base), "begun with --rounds 2, not 3",
+            f"choose another --out{', or improve' if name in ('porl', 'dppo') else ''}")
     if name not in ("porl", "dppo"):  # whose policy is one, as that of RUN
         assert main(["export", str(out), "--out", str(tmp_path / "x.onnx")]) == 2
         assert "without " + type(actor.wrapper).__name__ in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "base", "reason"), [
+    ("residual", "bc", []), ("dsrl", "flow", ["NoiseSteeringWrapper cannot tell which of its actions"])])
+def test_what_practised_is_diagnosed(name, base, reason, improve, tmp_path, capsys):
+    """Corrections of a base are about 0, and no noise is recorded: neither has a fit to recorded actions."""
+    assert improve(name, "--out", tmp_path / "run", *SHORT, base=base)[0] == 0
+    capsys.readouterr()
+    assert main(["diagnose", str(tmp_path / "run"), "--env", "fork", "--episodes", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert not {"underfit", "overfit", "no-held-out"} & {finding["code"] for finding in document["findings"]}
+    assert all(text in line for text, line in zip(reason, document["unchecked"], strict=True))
 
 
 def test_what_practised_can_be_improved_again(improve, tmp_path):

@@ -14,7 +14,7 @@ from understudy.diagnose.base import ORDER, RunFinding, sort_findings
 from understudy.diagnose.fit_checks import FitErrors
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
-from understudy.learn.training_curves import HELD_OUT_ERROR, Curve, TrainingCurves
+from understudy.learn.training_curves import HELD_OUT_ERROR, SCORE, Curve, TrainingCurves
 from understudy.policy import Policy
 
 
@@ -46,6 +46,8 @@ def test_checkpoint():
     assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0, 1.2)), 300)) == [("wrong-checkpoint", "note")]
     assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0)), 20)) == [("wrong-checkpoint", "fault")]
     assert codes(fit_checks.check_checkpoint(curves(()), 20)) == [("no-held-out", "note")]
+    practised = replace(curves(()), curves={SCORE: Curve((20,), (0.5,))})
+    assert not list(fit_checks.check_checkpoint(practised, 20))
 
 
 def policy(data, codec=Normalizer()):  # noqa: B008

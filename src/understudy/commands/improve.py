@@ -229,6 +229,8 @@ class _Command:
 
     def _check_resumed(self, env_name: str) -> None:
         """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
+        from ..learn.method import Method
+
         if (begun := self._begun()) is None:
             return
         for name, old, new in (("env", begun.env or recorded_env_of(self.o.run), env_name),
@@ -239,6 +241,14 @@ class _Command:
                                 f"its rounds were compared without --{name}", where=self.o.out,
                                 hint="choose another --out, or give the command it was begun with: "
                                      f"{read_provenance(self.o.out)['command']}")
+        if begun.rounds != self.o.rounds:
+            further = command_line("improve", self.o.out, "--with", self.o.method,
+                                   "--robot" if self.o.robot else "--env", env_name)
+            can_go_on = Method.load(self.o.out, self.o.trust).wrapper is None
+            raise UserError(f"it was begun with --rounds {begun.rounds}, not {self.o.rounds}", where=self.o.out,
+                            hint="choose another --out" + (
+                                f", or improve its policy further when they are complete: {further} ... --out OTHER"
+                                if can_go_on else ""))
 
     def _trained_episodes(self, run: Path, replacement: Path | None) -> tuple[Dataset, bool]:
         """The episodes that a run was trained on, and whether these are they: `replacement` may be others."""

@@ -16,7 +16,7 @@ from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..evaluate.stats import clopper_pearson
 from ..execute.actor import LAST_REWARD, Actor
-from ..learn.training_curves import HELD_OUT_ERROR, TrainingCurves
+from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
 from .base import RunFinding
 
@@ -83,6 +83,8 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
     """
     held_out = curves.curves.get(HELD_OUT_ERROR)
     if held_out is None:
+        if SCORE in curves.curves:  # rollouts say it
+            return
         yield RunFinding("no-held-out", "note", "the run has no validation: nothing says whether it generalizes", 0,
                          (1, None), "hold episodes out in the next training (--val-fraction 0.1)", ("plot", "RUN"))
         return

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..audit.base import component_names
-from ..core import Feature, Schema, role
+from ..core import Feature, Schema, Unsupported, role
 from ..data.episode import Dataset, concat_columns
 from ..data.formats.column_names import format_list
 from ..data.video import resize
@@ -19,6 +19,7 @@ from ..evaluate.action_prediction import ActionPrediction, evaluate_action_predi
 from ..evaluate.evaluation import tuning_seed
 from ..evaluate.rollout import rollout
 from ..execute.actor import Actor
+from ..execute.wrappers import ResidualWrapper
 from ..learn.behavior_cloning import BehaviorCloning
 from ..learn.method import TrainedRun, has_latent_actions, training_data
 from ..learn.training_curves import TrainingCurves
@@ -131,8 +132,11 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
     if recorded is None:
         unchecked.append("fit, statistics and actions: the data of the run are not there")
     else:
-        findings += _data_findings(trained, recorded)
-        checked += ["fit", "statistics", "recorded actions", "deployed actor"]
+        try:
+            findings += _data_findings(trained, recorded)
+            checked += ["fit", "statistics", "recorded actions", "deployed actor"]
+        except Unsupported as error:  # no recorded action is one of this policy
+            unchecked.append(f"fit, statistics and actions: {error.problem}")
     if observed is None:
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
     else:
@@ -151,7 +155,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     learned = training_data(data.select(sampled), method)
     held_out = training_data(data.select(recorded.held_out), method) if recorded.held_out else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
-    if errors:
+    if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
     if not has_latent_actions(method) and method.wrapper is None and not method.transforms:

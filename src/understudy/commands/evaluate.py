@@ -257,6 +257,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     from ..evaluate import fitted_q
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
+    from ..execute.wrappers import ResidualWrapper
     from ..learn.devices import choose_device
     from ..learn.method import TrainedRun, has_latent_actions
 
@@ -269,6 +270,9 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                      columns=o.columns, run=o.run)
     episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data
+    if isinstance(method.wrapper, ResidualWrapper):
+        print("what is compared are corrections of the base policy, in units of their scale, and not actions",
+              file=sys.stderr)
     data, episodes = _transform_parts(data, method, episodes)
     tell_untrained_episodes(o.run, data.select(episodes), o.trust, recorded=True)
     prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,

@@ -129,7 +129,7 @@ def check_rewards(data: Dataset) -> None:
 def warn_of_time_limits(data: Dataset) -> None:
     """Warns if all episodes terminate after the same number of steps, as if a time limit were an end."""
     ends, path = _ends(data), data.metadata.get("path", "data set")
-    if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() > 1:
+    if len(ends) > 2 and all(ends) and data.lengths.min() == data.lengths.max() >= 10:
         warnings.warn(f"{path}: all {len(ends)} episodes terminate after {data.lengths[0]} steps, as with a time "
                       f"limit. If it is one, {TERMINATED} must be False and next.truncated True: otherwise the critic "
                       "learns that nothing follows.", DataWarning, stacklevel=3)

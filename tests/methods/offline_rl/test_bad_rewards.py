@@ -116,7 +116,8 @@ def test_a_reward_of_last_steps_counts_if_they_terminate(tmp_path, ends):
 def test_time_limits_that_are_marked_as_ends_are_told(tmp_path):
     code, text = trained(tmp_path, terminals=np.arange(40) % 10 == 9, episode_ends=np.arange(10, 50, 10))
     assert code == 0 and "all 4 episodes terminate after 10 steps, as with a time limit" in text
-    code, text = trained(tmp_path, terminals=np.arange(40) % 4 == 3, episode_ends=np.arange(4, 44, 4))
+    (tmp_path / "short").mkdir()
+    code, text = trained(tmp_path / "short", terminals=np.arange(40) % 4 == 3, episode_ends=np.arange(4, 44, 4))
     assert code == 0 and "as with a time limit" not in text  # few steps, as with chunks, are often equally many
 
 

@@ -51,7 +51,7 @@ def test_the_weight_of_a_window_is_that_of_its_step(window, step):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Episodes of which some go back, and a run of sarm on the others."""
+    """Episodes, some of which go back, and a run of sarm on the others."""
     folder = tmp_path_factory.mktemp("progress")
     data = advancing(12)
     write_dataset(data, folder / "data")

@@ -123,9 +123,9 @@ class ColumnSegments(SegmentDetector):
 
 
 def detect_segments(data: Dataset, detector: SegmentDetector) -> list[Sequence[LabeledSegment]]:
-    """Return the segments of each episode. Errors name the episode."""
+    """Return the segments of each episode. Errors name the episode by its number in the source of the data."""
     segments = []
-    for number, episode in enumerate(data.iterate_once()):
+    for number, episode in zip(data.indices, data.iterate_once(), strict=True):
         try:
             segments.append(detector.detect(episode))
         except DataError as error:

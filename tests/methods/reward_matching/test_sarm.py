@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from understudy.core import DataError, Feature, Unsupported
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.segments import ColumnSegments, StoredSegments
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
@@ -160,11 +161,19 @@ def test_learned_progress_orders_steps_that_go_back(texts):
 @pytest.mark.parametrize(("data", "message"), [
     ([episode("ab"), episode("  ")], "episode 1: no step of the episode is labeled\n.*label all episodes"),
     ([episode(n=3, segments=[[0, 3, "a"]]), episode(n=3)], "episode 1, metadata 'segments': it is missing"),
+    ([episode(n=3, segments=[["0", 9, "a"]])], "episode 0, segment 0: start='0' and stop=9 are not numbers of steps"),
     ([episode(n=3, segments=[[0, 9, "a"]])], "episode 0, segment 0: start=0 and stop=9 are no part of its 3 steps"),
 ])
 def test_labels_that_do_not_fit_are_refused(data, message):
     with pytest.raises(DataError, match=f"(?s){message}"):
         learner_on(Dataset(data))
+
+
+def test_an_error_has_the_number_that_the_episode_has_in_the_data(tmp_path):
+    """Others may have been held out before it."""
+    write_dataset(Dataset([episode("ab"), episode("ab"), episode("  ")]), tmp_path / "data.npz")
+    with pytest.raises(DataError, match="(?s)episode 2: no step .*--delete 2 --out"):
+        learner_on(open_dataset(tmp_path / "data.npz").select([0, 2]))
 
 
 def test_what_it_cannot_do_is_refused():

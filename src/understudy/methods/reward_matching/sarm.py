@@ -95,14 +95,15 @@ def _stages(segments: Sequence[Sequence[LabeledSegment]], data: Dataset) -> tupl
     """The texts of all segments, in the order of their mean starts, and the mean fraction of the labeled steps."""
     starts: dict[str, list[float]] = {}
     shares: dict[str, float] = {}
-    for number, (inside, length) in enumerate(zip(segments, data.lengths.tolist(), strict=True)):
+    for number, inside, length in zip(data.indices, segments, data.lengths.tolist(), strict=True):
         if not inside:
             raise DataError("no step of the episode is labeled", where=f"episode {number}",
                             hint="label all episodes, or leave this one out: "
                                  + command_line("view", "make", "DATA", "--delete", number, "--out", "VIEW"))
-        total = sum(one.stop - one.start for one in inside)
         for index, one in enumerate(inside):
             check_segment(one, length, f"episode {number}, segment {index}")
+        total = sum(one.stop - one.start for one in inside)
+        for one in inside:
             starts.setdefault(one.task, []).append(one.start / length)
             shares[one.task] = shares.get(one.task, 0) + (one.stop - one.start) / total / len(data)
     stages = sorted(starts, key=lambda name: (float(np.mean(starts[name])), name))
@@ -251,7 +252,7 @@ class StageLearner(GradientLearner):
         return torch.tensor(order, device=self.device), steps < n_frames + lengths[:, None]
 
 
-@method("Chen et al. 2025 (SARM), arXiv 2509.25358, with an LSTM and encoders of its own in place of transformers on "
+@method("Chen et al. 2025 (SARM), arXiv 2509.25358, with an LSTM on trained encoders in place of transformers on "
         "frozen CLIP, and without the task in words", needs=(NUMBERS_OR_CLASSES,),
         when="if episodes hesitate or go back, and nothing says where; then clone with `--progress RUN`. No claim has "
              "tested it here.")

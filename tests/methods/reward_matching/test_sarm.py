@@ -48,6 +48,9 @@ def learner_on(data: Dataset, config: StageLearning = LEARNING):
 def test_contracts():
     check_reward_model(SMALL)
     check_reward_model(replace(SMALL, frame_gap=2))
+
+
+def test_contract_of_the_learner():
     check_learner(LEARNING, [PolicyConfig(Regression(), MLP(8, 1), inputs=(STATE,))])
 
 
@@ -58,12 +61,12 @@ def test_it_reads_pictures():
 
 def test_stages_cover_their_mean_fraction_and_progress_rises_within_them():
     """Of two episodes, "a" takes 2 of 4 and 6 of 8 of the labeled steps: 0.625 of the task."""
-    data = Dataset([episode("aabb"), episode(" aaaaaa bb ")])
+    data = Dataset([episode("aabb"), episode(" aaaaaa  bb ")])
     model = learner_on(data).reward
     assert model.config.stages == ("a", "b") and model.config.fractions == pytest.approx((0.625, 0.375))
     assert model.config.detector == ColumnSegments("subtask")
     assert model.label(data[0]).steps[LABELS].tolist() == [[0, 0], [0, 0.5], [1, 0], [1, 0.5]]
-    expected = [(0, 0), *((0, k / 6) for k in range(6)), (0, 1), (1, 0), (1, 0.5), (1, 1)]
+    expected = [(0, 0), *((0, k / 6) for k in range(6)), (0, 1), (0, 1), (1, 0), (1, 0.5), (1, 1)]
     np.testing.assert_allclose(model.label(data[1]).steps[LABELS], expected, rtol=1e-6)
 
 
@@ -95,6 +98,8 @@ def test_the_frames_are_a_gap_apart_and_end_at_the_current_one():
     assert learner.reward.about.window == Window(5, 5, -4)
     batch = learner.batch_sampler(data).gather(np.array([1, 5]))
     torch.testing.assert_close(learner.reward.frames(batch.obs)[..., 0] * 6, torch.tensor([[0., 0, 1], [1, 3, 5]]))
+    four = {STATE: torch.arange(4.0).reshape(1, 4, 1)}
+    assert learner.reward.frames(four)[..., 0].tolist() == [[1, 3]]
     torch.testing.assert_close(batch.extra[LABELS][1, ::2], torch.tensor([[0, 0.5], [1, 0.25], [1, 0.75]]))
 
 
@@ -109,16 +114,18 @@ def test_histories_are_played_on_backwards():
     assert learner.rewound(3, 1, torch.Generator())[0].tolist() == [0]
 
 
-@pytest.mark.parametrize("teacher", [0.0, 1.0])
-def test_the_loss_is_that_by_hand(teacher):
+@pytest.mark.parametrize("teacher, rewind, gap", [(0.0, 1.0, 1), (1.0, 0.0, 1), (1.0, 1.0, 2)])
+def test_the_loss_is_that_by_hand(teacher, rewind, gap):
     """Cross-entropy of the stage plus squared error, over frames that count, also those played backwards."""
     data = Dataset([episode("aaabbb")])
-    learner = learner_on(data, StageLearning(SMALL, rewind=1.0, max_rewind=1, teacher=teacher))
+    learner = learner_on(data, StageLearning(replace(SMALL, frame_gap=gap), rewind=rewind, max_rewind=1,
+                                             teacher=teacher))
     model, batch = learner.reward, learner.batch_sampler(data).gather(np.array([3, 5]))
     loss = learner.progress_loss(batch, torch.Generator().manual_seed(0))
-    for row, steps in ((0, [1, 2, 3, 2]), (1, [3, 4, 5, 4])):
+    for row, t in enumerate((3, 5)):
+        steps = [max(t - 2 * gap, 0), t - gap, t, t - gap][:4 if rewind else 3]
         stage = torch.tensor([[int(t >= 3) for t in steps]])
-        frames = model.frames({k: v[row:row + 1] for k, v in batch.obs.items()})[:, [0, 1, 2, 1]]
+        frames = model.frames({k: v[row:row + 1] for k, v in batch.obs.items()})[:, [0, 1, 2, 1][:len(steps)]]
         logits, done = model.predict(frames, stage if teacher else None)
         error = (done - torch.tensor([[t % 3 / 3 for t in steps]])).square()
         expected = (torch.nn.functional.cross_entropy(logits[0], stage[0], reduction="none") + error[0]).mean()

@@ -420,7 +420,7 @@ def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
             _check_column(source, name, file)
         table = _read_columns(source, ["episode_index", *fields], file)
         for episode, *parts in zip(*(table[n].to_pylist() for n in ("episode_index", *fields)), strict=True):
-            if all(parts):
+            if all(parts) and episode < len(lengths):
                 inside = zip(*parts, strict=False)
                 segments[episode] = {"segments": [[int(a), min(int(b), int(lengths[episode])), str(text)]
                                                   for a, b, text in inside if a < min(b, lengths[episode])]}

@@ -65,7 +65,7 @@ ALSO_ZERO = {("MLP", "depth"), ("Transformer", "depth"), ("PastTargetWeights", "
                                                    "BEAR", "CalQL", "DiverseCritics", "PLAS", "NearestActions",
                                                    "SupportedActorCritic", "TACR")),
              ("TrajectoryPerturbation", "heading"), ("TrajectoryPerturbation", "past"),
-             ("ClassBalancedWeights", "remainder")}
+             ("ClassBalancedWeights", "remainder"), ("StageLearning", "max_rewind")}
 NEVER_ZERO = {("PastVerification", "skip"), ("TrajectoryPerturbation", "steps")}
 
 

@@ -100,7 +100,7 @@ def test_goals_that_are_absent(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*CRITICS, "ppo", "gail", "composite-motion", "dac", "airl", "sqil",
-                                  "iq-learn", "pwil"])
+                                  "iq-learn", "pwil", "sarm"])
 def test_episodes_of_one_step_train(name, tmp_path):
     assert train(name, tmp_path, episode_ends=np.arange(1, N + 1), terminals=np.ones(N, bool), timeouts=None)[0] == 0
 

@@ -57,7 +57,7 @@ LEARN_CLASSES = ["attention-tuner", "bc", "cec", "interactive-language", "one-sh
                  "abco", "bco", "cilo", "vpt", "discrete-bcq", "discrete-cql", "history-iql", "iql",
                  "nfq", "discrete-sac", "dqn", "ppo", "procedure-cloning", "thought-cloning", "bc-inverse-dynamics",
                  "dualmind", "dynamo", "icvf", "midas", "knn", "vinn", "arp", "decision-transformer",
-                 "dichotomy-of-control", "udrl", "composite-motion", "ele", "gail", "omnijarvis"]
+                 "dichotomy-of-control", "udrl", "composite-motion", "ele", "gail", "sarm", "omnijarvis"]
 LEARN_CLASSES_ELSEWHERE = [  # they need other columns, and have own tests of classes
     "abco", "bco", "cilo", "attention-tuner", "composite-motion", "ele", "gail", "interactive-language", "history-iql",
     "iql", "ppo", "procedure-cloning", "thought-cloning", "dualmind", "midas", "arp", "omnijarvis", "discrete-bcq",

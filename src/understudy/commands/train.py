@@ -131,6 +131,12 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     """add this to the rewards, after --reward-scale"""
     reward_clip: Annotated[tuple[float, float] | None, arg(metavar="LOW HIGH")] = None
     """limit the rewards to this range, after --reward-scale and --reward-shift"""
+    progress: Annotated[Path | None, arg(metavar="RUN")] = None
+    """clone steps by the progress that follows, as this run's model (that of sarm) predicts it: RA-BC"""
+    progress_steps: StepCount = None
+    """with --progress: number of steps whose progress counts, by default those of a chunk of the policy"""
+    progress_kappa: Annotated[float, AtLeast(0), arg(metavar="PROGRESS")] = 0.01
+    """with --progress: progress above which a step counts fully; below 0 it does not count"""
     stage: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=RUN")] = ()
     """use this run for a stage of the method, instead of training it"""
     language: bool = False
@@ -316,9 +322,8 @@ def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _
     if o.data is None and method.learner.compares:
         raise UserError(f"{o.method} learns from demonstrations, and there are none", where="DATA",
                         hint=f"name them: {command_line('train', o.method, 'DATA', '--env', o.env, '--out', o.out)}")
-    method, stages = _with_runs(_with_changed_rewards(method, o), o)
-    if o.reward is not None:
-        stages["learned-reward"] = o.reward
+    method, stages = _with_runs(_with_progress(_with_changed_rewards(method, o), o), o)
+    stages |= {name: run for name, run in (("learned-reward", o.reward), ("learned-progress", o.progress)) if run}
     return _Training(method, data, stream, weights, val_fraction, words, stages)
 
 
@@ -345,6 +350,33 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
     stage = Stage("learned-reward", Method.load(o.reward, o.trust))
     return replace(method, stages=(*method.stages, stage), transforms=(
         LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
+
+
+def _with_progress(method: Method, o: TrainOptions) -> Method:
+    """The method whose cloning is weighted by --progress."""
+    from ..checkpoint import FromStage
+    from ..learn.behavior_cloning import BehaviorCloning
+    from ..learn.method import Method, Stage
+    from ..learn.progress_weights import PROGRESS_WEIGHT, ProgressWeights
+    from ..learn.sample_weights import StoredWeights, UniformWeights
+    from ..policy import find_checkpoint
+
+    if o.progress is None:
+        refuse_given(o, ("progress_steps", "progress_kappa"), "needs --progress RUN", "name a run of sarm")
+        return method
+    learner, window = method.learner, method.policy.window
+    if not isinstance(learner, BehaviorCloning) or learner.sample_weights != UniformWeights():
+        raise UserError(f"{o.method} does not clone all steps alike", where="--progress",
+                        hint="leave it out, or take a method that does, such as act, diffusion-policy or bc")
+    tell_checkpoint(o.progress)
+    if not (find_checkpoint(o.progress) / "modules" / "reward").is_dir():
+        raise UserError("the run has no model of progress", where=f"--progress {o.progress}",
+                        hint="train one: " + command_line("train", "sarm", _data_path(o), "--out", "RUN"))
+    stage = Stage("learned-progress", Method.load(o.progress, o.trust))
+    n_steps = o.progress_steps or max(window.horizon + window.action_offset, 1)
+    weights = ProgressWeights(FromStage(stage.name, "reward"), n_steps, o.progress_kappa)
+    return replace(method, stages=(*method.stages, stage), transforms=(weights, *method.transforms),
+                   learner=replace(learner, sample_weights=StoredWeights(PROGRESS_WEIGHT)))
 
 
 def _open(path: Path, o: TrainOptions) -> Dataset:
@@ -405,7 +437,8 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
     if plan := training_plan(method, training.stages):
         print(f"plan: {plan}", file=sys.stderr)
     return ProgressPrinter(Run(o.out), method.learner.steps if method.collection is None else None, o.save_freq,
-                           is_validated or has_score, of_latents=has_latent_actions(method))
+                           is_validated and method.learner.validates or has_score,
+                           of_latents=has_latent_actions(method))
 
 
 def _print_result(o: TrainOptions, training: _Training, env: Env | None, device: str, out: Output) -> None:

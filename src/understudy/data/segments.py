@@ -57,7 +57,7 @@ def cut_segments(data: Dataset, segments: Sequence[Sequence[LabeledSegment]], ex
     lengths, numbered_segments = data.lengths.tolist(), []
     for episode, (inside, length) in enumerate(zip(segments, lengths, strict=True)):
         for number, one in enumerate(inside):
-            _check_segment(one, length, f"episode {episode}, segment {number}")
+            check_segment(one, length, f"episode {episode}, segment {number}")
             numbered_segments.append((episode, one))
     if not numbered_segments:
         raise DataError("no episode has a segment", where=data.metadata.get("path", "data set"),
@@ -122,6 +122,18 @@ class ColumnSegments(SegmentDetector):
                 if b > a and text[a].strip()]
 
 
+def detect_segments(data: Dataset, detector: SegmentDetector) -> list[Sequence[LabeledSegment]]:
+    """Return the segments of each episode. Errors name the episode by its number in the source of the data."""
+    segments = []
+    for number, episode in zip(data.indices, data.iterate_once(), strict=True):
+        try:
+            segments.append(detector.detect(episode))
+        except DataError as error:
+            place = f"episode {number}" + (f", {error.where}" if error.where else "")
+            raise DataError(error.problem, where=place, hint=error.hint) from None
+    return segments
+
+
 @dataclass(frozen=True)
 class CutSegments(Operation):
     """Make an episode of each segment that a detector finds: see `cut_segments`.
@@ -140,17 +152,11 @@ class CutSegments(Operation):
     def apply(self, data: Dataset) -> Dataset:
         if self.extra_steps < 0:
             raise DataError(f"extra_steps is {self.extra_steps}", where="CutSegments", hint="use 0 or more steps")
-        segments = []
-        for number, episode in enumerate(data.iterate_once()):
-            try:
-                segments.append(self.detector.detect(episode))
-            except DataError as error:
-                place = f"episode {number}" + (f", {error.where}" if error.where else "")
-                raise DataError(error.problem, where=place, hint=error.hint) from None
-        return cut_segments(data, segments, self.extra_steps)
+        return cut_segments(data, detect_segments(data, self.detector), self.extra_steps)
 
 
-def _check_segment(one: LabeledSegment, length: int, where: str) -> None:
+def check_segment(one: LabeledSegment, length: int, where: str) -> None:
+    """Raise DataError if a segment is no part of an episode of this length, or says nothing."""
     try:
         start, stop = index(one.start), index(one.stop)
     except TypeError:

@@ -49,6 +49,7 @@ class LearnedReward(Operation):
                                  extra=(*model.about.config.extra, *model.annotations))
         device = next((tensor.device for tensor in model.state_dict().values()), "cpu")
         with torch.no_grad():
-            rewards = torch.cat([model.reward(batch.to(device), None)[:, 0].float().cpu() for batch in windows.scan()])
+            rewards = torch.cat([model.reward(batch.to(device), None)[:, 0].float().cpu() for batch in
+                                 windows.scan(max(1024 // window.n_obs_steps, 1))])
         parts = np.split(rewards.numpy(), np.cumsum(data.lengths)[:-1])
         return Dataset([e.replace({REWARD: reward}) for e, reward in zip(data, parts, strict=True)], data.metadata)

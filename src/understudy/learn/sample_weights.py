@@ -134,6 +134,25 @@ class ColumnWeights(FixedWeights):
 
 
 @part
+class StoredWeights(FixedWeights):
+    """Weights that are a column of the data, such as those of `ProgressWeights`: of each window that of its step.
+
+    Args:
+        column: A column with one number per step, at least 0.
+    """
+
+    column: str
+
+    @property
+    def columns(self):
+        return (self.column,)
+
+    def __call__(self, batch, policy):
+        steps = batch.mask.shape[1]
+        return batch.extra[self.column].reshape(-1, steps)[:, min(max(-policy.window.action_offset, 0), steps - 1)]
+
+
+@part
 class ClassBalancedWeights(SampleWeights):
     """Weights that give each class of steps a share of the total weight. The mean weight of all steps is 1.
 

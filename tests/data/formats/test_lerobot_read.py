@@ -68,3 +68,33 @@ def test_opening_reads_no_data(tmp_path):
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UserError, match="the Parquet file cannot be read"):
         data[0].steps["action"]
+
+
+def annotate(folder, **columns):
+    """Adds columns to the table of episodes, as the annotation for SARM does."""
+    file = next(folder.glob("meta/episodes/*/*.parquet"))
+    table = pq.read_table(file)
+    for name, values in columns.items():
+        table = table.append_column(name, [values])
+    pq.write_table(table, file)
+
+
+@pytest.mark.parametrize("kind", ["", "sparse_", "dense_"])
+def test_subtasks_are_the_segments_of_an_episode(kind, tmp_path):
+    """Frames of the end are those after it. Episodes without subtasks, and subtasks without a frame, have none."""
+    shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
+    lengths = closed_form.LENGTHS
+    columns = {"names": [["reach", "lift", "hold"], None, [], ["lift"]], "start_frames": [[0, 2, 900], None, [], [1]],
+               "end_frames": [[2, 900, 901], None, [], [3]]}
+    if kind == "dense_":
+        annotate(tmp_path / "data", sparse_subtask_names=[["task"]] * 4)
+    annotate(tmp_path / "data", **{f"{kind}subtask_{name}": values for name, values in columns.items()})
+    metadata = [episode.metadata.get("segments") for episode in open_dataset(tmp_path / "data")]
+    assert metadata == [[[0, 2, "reach"], [2, lengths[0], "lift"]], None, None, [[1, 3, "lift"]]]
+
+
+def test_subtasks_without_their_frames_are_refused(tmp_path):
+    shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
+    annotate(tmp_path / "data", subtask_names=[["reach"]] * 4)
+    with pytest.raises(UserError, match="there is no column 'subtask_start_frames'"):
+        open_dataset(tmp_path / "data")[0].metadata.get("segments")

@@ -253,7 +253,9 @@ class LeRobotSource(MemmapSource):
     @cached_property
     def _episode_metadata(self) -> dict[int, dict]:
         file = self.path / UNDERSTUDY_FOLDER / "episodes.jsonl"
-        return {r["episode_index"]: r["facts"] for r in read_json_lines(file)} if file.exists() else {}
+        own = {r["episode_index"]: r["facts"] for r in read_json_lines(file)} if file.exists() else {}
+        segments = _subtasks(self.path, self.lengths)
+        return {e: {**segments.get(e, {}), **own.get(e, {})} for e in {**segments, **own}}
 
     def read_text(self, name, episode):
         if self._stored[name] == "task":
@@ -400,6 +402,29 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
         video_files, which = places("video_path", f"videos/{c}", video_key=c)
         videos[c] = tuple(video_files[i] for i in which), table[f"videos/{c}/from_timestamp"]
     return EpisodeIndex(length, distinct, file, table["dataset_from_index"] - first[file], read_tasks_v3(path), videos)
+
+
+def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
+    """The subtasks that LeRobot's annotation for SARM adds to the episode tables, dense ones if there are any.
+
+    They are the metadata `segments` of `data.segments`, a list of [start, stop, task] for each annotated episode.
+    """
+    segments: dict[int, dict] = {}
+    for file in sorted((path / "meta" / "episodes").glob("*/*.parquet")):
+        source = open_parquet(file)
+        columns = source.schema_arrow.names
+        if (kind := next((k for k in ("dense_", "sparse_", "") if f"{k}subtask_names" in columns), None)) is None:
+            continue
+        fields = [f"{kind}subtask_{field}" for field in ("start_frames", "end_frames", "names")]
+        for name in fields:
+            _check_column(source, name, file)
+        table = _read_columns(source, ["episode_index", *fields], file)
+        for episode, *parts in zip(*(table[n].to_pylist() for n in ("episode_index", *fields)), strict=True):
+            if all(parts) and episode < len(lengths):
+                inside = zip(*parts, strict=False)
+                segments[episode] = {"segments": [[int(a), min(int(b), int(lengths[episode])), str(text)]
+                                                  for a, b, text in inside if a < min(b, lengths[episode])]}
+    return segments
 
 
 def read_tasks(path: Path) -> dict[int, str]:

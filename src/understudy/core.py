@@ -128,14 +128,18 @@ def unknown_name(kind: str, name: object, valid_names: Iterable[object], where: 
     return error(problem, where=where, hint=f"{suggestion} {hint}".strip())
 
 
-def missing_action(columns: Iterable[str], where: object = None) -> DataError:
+class MissingAction(DataError):
+    """Data lack the column of actions."""
+
+
+def missing_action(columns: Iterable[str], where: object = None) -> MissingAction:
     """Return the error about data without the column of actions, with the methods that learn from them."""
     names = list(columns)
     parts = ",".join(name for name in names if name.startswith("action.")) or "COLUMN"
-    return DataError(f"there is no column 'action' to learn; the columns are {', '.join(names)}", where=where,
-                     hint=f"name the columns that it is made of: --columns action={parts}. Where few steps have "
-                          "actions, vpt learns from all, and ss-orl with rewards; where none has, bco does, with "
-                          "practice in an environment")
+    return MissingAction(f"there is no column 'action' to learn; the columns are {', '.join(names)}", where=where,
+                         hint=f"name the columns that it is made of: --columns action={parts}. Where few steps have "
+                              "actions, vpt learns from all, and ss-orl with rewards; where none has, bco does, with "
+                              "practice in an environment")
 
 
 @dataclass(frozen=True)

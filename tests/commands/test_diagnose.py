@@ -118,6 +118,25 @@ def test_a_run_without_validation(place, call, tmp_path):
     assert status == 0 and codes["no-held-out"] == "note"
 
 
+def test_a_policy_of_goals_is_diagnosed_although_no_goal_is_recorded(call, tmp_path):
+    assert call("record", "four_rooms:play", "--out", tmp_path / "play", "--episodes", 4)[0] == 0
+    assert call("train", "gcivl", tmp_path / "play", "--out", tmp_path / "run", "--steps", 2)[0] == 0
+    status, out, err = call("diagnose", tmp_path / "run", "--env", "four_rooms", "--episodes", 2, "--json")
+    assert status == 0 and "fit" in findings(out)["checked"], err
+
+
+def test_data_without_actions_leave_the_other_checks(place, call, tmp_path):
+    data = open_dataset(place / "demos")
+    state, ends = (np.concatenate([e.steps[name][:len(e)] for e in data]) for name in (
+        "observation.state", "next.terminated"))
+    np.savez(tmp_path / "seen.npz", observations=state, terminals=ends, episode_ends=np.cumsum([len(e) for e in data]))
+    status, out, err = call("train", "bco", tmp_path / "seen.npz", "--prior", place / "demos", "--env", "fork",
+                            "--out", tmp_path / "run", "--steps", 2)
+    assert status == 0 and f"eval {tmp_path / 'run'} {tmp_path / 'seen.npz'}" not in out + err
+    status, out, _ = call("diagnose", tmp_path / "run", "--json")
+    assert status == 0 and findings(out)["unchecked"][0] == f"there are no actions in {tmp_path / 'seen.npz'}"
+
+
 def test_a_robot_is_read_and_does_not_move(call, tmp_path, monkeypatch):
     from understudy.robots.simulated import SimulatedArm
 

@@ -159,6 +159,9 @@ def test_an_environment_of_the_same_columns_is_trained_in_and_told(tmp_path):
     code, text = call("train", "dac", tmp_path / "push", "--env", "fork", "--out", tmp_path / "run", "--device", "cpu",
                       "--method.n-rounds", 1, "--method.n-episodes", 1, "--val-fraction", 0)
     assert "the demonstrations are of push, and the method practices in fork" in text
+    code, text = call("train", "discrete-sac", "--env", "tabular", "--out", tmp_path / "tabular", "--steps", 2,
+                      "--random-steps", 20)  # another name of tabular:slippery-grid
+    assert code == 0 and "practices in" not in text
 
 
 @pytest.mark.parametrize(("name", "stage", "source"), [("idql", "critic", "iql"), ("rot", "clone", "bc"),

@@ -123,3 +123,12 @@ def test_an_estimate_that_still_changes_is_told():
     assert not replace(value, last_change=0.01, remaining=0.3).is_settled
     moving = replace(value, last_change=-0.3)
     assert not moving.is_settled and "it changed by -0.3 in the last tenth" in moving.describe()
+
+
+def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monkeypatch):
+    def diverges(*args):
+        raise UserError("the scores of the critic diverge", where="update 7", hint="--learner.optimizer.lr")
+    monkeypatch.setattr("understudy.evaluate.fitted_q.evaluate_fitted_q", diverges)
+    code, text = call("eval", place / "run", place / "data", "--fitted-q")
+    assert code == 2 and "diverge, at update 7" in text and "--discount" in text and "--learner" not in text
+    assert "of the predicted actions" in text  # what needs no critic

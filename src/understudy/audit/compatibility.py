@@ -106,6 +106,8 @@ def _compare_schemas(one: Mapping[str, Feature], other: Mapping[str, Feature], f
         if f is None or g is None:
             hard = role(name) in ("observation", "action")
             otherwise = {"task": "the metadata of the others say it, or it is empty",
+                         "action": "it is left out (methods for data without actions, such as vpt, take the others by "
+                                   "--prior)",
                          "next.success": "only the metadata say which episodes succeeded"}.get(name, "it is left out")
             yield finding("columns-differ", "error" if hard else "warning",
                           (name if f else f"no {name}", name if g else f"no {name}"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from ..core import UserError
+from ..core import MissingAction, UserError
 from .arms import prepare_robot
 from .common import (
     Output,
@@ -151,8 +151,11 @@ def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None,
         problem = "the run does not say where its data are" if path is None else f"the data of the run are gone: {path}"
         return None, f"{problem} (name them: --data DATA)"
     policy = trained.policy
-    data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
-                     columns=o.columns, run=o.run)
+    try:
+        data = open_data(path, next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
+                         columns=o.columns, run=o.run)
+    except MissingAction:
+        return None, f"there are no actions in {path}"
     provenance, everything = read_provenance(o.run), range(len(data))
     numbers, origin = episodes_to_evaluate(provenance, data, earlier_provenances(o.run))
     left_out = set(provenance.get("left_out", ()))

@@ -278,10 +278,10 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     prediction = evaluate_action_prediction(policy, data, episodes, origin, executor=method.executor,
                                             of_latents=has_latent_actions(method))
     append_result(o, prediction.to_json())
-    value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
     out.print(f"{prediction.headline()}{prediction.baselines()}", "", _component_table(prediction), "",
               prediction.describe_distribution(), "",
               _time_table(prediction), "", prediction.note)
+    value = _fitted_value(o, trained, data, episodes, origin) if o.fitted_q else None
     if value is not None:
         out.print("", value.describe(), "", fitted_q.NOTE)
     env, env_options = example_evaluation(recorded, method) or (None, [])
@@ -317,9 +317,15 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: 
 
     discount = getattr(trained.method.learner, "discount", 0.99) if o.discount is None else o.discount
     n_trained_on = {"held out": len(data) - len(episodes), "trained on": len(data), "other data": 0}[origin]
-    with progress_bar("fitted Q evaluation", o.updates) as progress:
-        return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
-                                 [lambda step, learner, metrics: progress(step)])
+    try:
+        with progress_bar("fitted Q evaluation", o.updates) as progress:
+            return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
+                                     [lambda step, learner, metrics: progress(step)])
+    except UserError as error:
+        if not str(error.where).startswith("update "):
+            raise
+        raise UserError(f"{error.problem}, at {error.where}", where="--fitted-q",
+                        hint="take fewer --updates, or a lower --discount") from None
 
 
 def _transform_parts(data: Dataset, method: Method, episodes: Sequence[int]) -> tuple[Dataset, list[int]]:

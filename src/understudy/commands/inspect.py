@@ -118,7 +118,8 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
     else:
         out.print(*[""] * bool(learners), *learners.values())
         method = "preference-reward" if "preference-reward" in learners else method
-        runs = {method: "run", **({"iql": "run-iql"} if "iql" in learners else {})}
+        learns_rewards = "iql" in learners and _training_error(data, report.findings, "iql") is None
+        runs = {method: "run", **({"iql": "run-iql"} if learns_rewards else {})}
         out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
                                    "--out", unused_path(run),
                                    *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),

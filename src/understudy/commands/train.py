@@ -457,7 +457,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     out.suggest(
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
-        *([] if training.stream is not None else
+        *([] if training.stream is not None or "action" not in data.features() else
           [command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
@@ -636,7 +636,7 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
         return None
     env = make(name, COLLECTION_ROWS, o.trust)
     recorded = recorded_env(data)
-    if recorded is not None and base_name(recorded) != base_name(name):
+    if recorded is not None and base_name(recorded) not in (base_name(name), base_name(env.metadata.get("env", name))):
         print(f"warning: the demonstrations are of {recorded}, and the method practices in {name}", file=sys.stderr)
     if method.collection is not None:
         _check_policy_fits(method, data, env)

@@ -130,7 +130,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
     if step is not None:
         findings += fit_checks.check_checkpoint(curves, step)
     if recorded is None:
-        unchecked.append("fit, statistics and actions: the data of the run are not there")
+        unchecked.append("fit, statistics and actions: there are no data to compare with")
     else:
         try:
             findings += _data_findings(trained, recorded)
@@ -158,7 +158,7 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
-    if not has_latent_actions(method) and method.wrapper is None and not method.transforms:
+    if not (has_latent_actions(method) or method.wrapper or method.transforms or policy.config.window.goals):
         actor = trained.actor(features=data.features())
         yield from fit_checks.check_serving(policy, actor, data.select(sampled))
     if (model := _motion_model(data, data.features())) is not None:

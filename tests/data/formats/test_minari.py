@@ -139,6 +139,7 @@ def test_features_of_words_and_bytes():
     assert stored_feature("observation.ram", (128,), np.dtype("uint8")) == Feature("uint8", (128,))
     assert stored_feature("observation.x", (9, 9, 3), np.dtype("uint8")).kind == "image"
     assert stored_feature("next.reward", (1,), np.dtype(">f8")) == Feature("float64", ())
+    assert stored_feature("next.reward", (), np.dtype(">i8")) == Feature("int64", ())  # quantities, and not classes
 
 
 @pytest.mark.parametrize("state", [np.array(["x\0y"] * 3), np.zeros(3, bool)], ids=["text", "flags"])

@@ -10,7 +10,7 @@ import pytest
 from fixtures import closed_form
 from fixtures.lerobot_files import ENDS, flat_arrays, write_npz
 
-from understudy.core import DataError
+from understudy.core import DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import lerobot, open_dataset, write_dataset
 
@@ -147,3 +147,14 @@ def test_columns_that_only_some_episodes_have_are_refused_and_not_lost(form, epi
     with pytest.raises(DataError, match=f"episode 1, column '{column}': only some of the episodes"):
         write_dataset(Dataset(episodes, {"fps": 10}), tmp_path / "data", form)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("key", ["rewards", "terminals", "next.success"])
+def test_what_follows_a_step_has_no_row_more(tmp_path, key):
+    """dm_env stores a reward of 0 before the first step, and with it each reward would belong to the step before."""
+    flat = flat_arrays()
+    rows = np.insert(np.zeros(ENDS[-1]), np.concatenate([[0], ENDS[:-1]]), 0)
+    path = write_npz(tmp_path / "d.npz", observations=flat["state"], actions=flat["action"], episode_ends=ENDS,
+                     **{key: rows})
+    with pytest.raises(UserError, match=f"d.npz, {key}: it has {len(rows)} rows, one more per episode"):
+        open_dataset(path)

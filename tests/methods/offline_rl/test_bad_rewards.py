@@ -34,9 +34,10 @@ def trained(tmp_path, name: str = "iql", n: int = 40, *options, **changes) -> tu
                 "--learner.batch-size", 4, *options)
 
 
-@pytest.mark.parametrize("changes", [{}, {"terminals": np.ones(40, bool), "episode_ends": np.arange(1, 41)}])
+@pytest.mark.parametrize("changes", [{}, {"rewards": -np.arange(40)},
+                                     {"terminals": np.ones(40, bool), "episode_ends": np.arange(1, 41)}])
 def test_good_rewards_train(tmp_path, changes):
-    """Also where each episode has one step."""
+    """Also whole ones below 0, and where each episode has one step."""
     code, text = trained(tmp_path, **changes)
     assert code == 0 and "time limit" not in text
 

@@ -169,7 +169,7 @@ def lengths_from_ends(ends: np.ndarray, where: str, hint: str) -> np.ndarray:
         raise UserError(f"it must be integers of shape (episodes,), but is {ends.dtype} {ends.shape}",
                         where=where, hint=hint)
     if not len(ends):
-        raise UserError("there are no episodes", where=where, hint=hint)
+        raise UserError("there are no episodes", where=where, hint="save the end of one at least")
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     if (e := first_true(lengths < 1)) is not None:
         raise UserError(f"the ends must increase, but {ends[e]} follows {ends[e - 1] if e else 0}",
@@ -221,6 +221,6 @@ def stored_feature(column: str, shape: tuple[int, ...], dtype: np.dtype | str, i
     """
     shape = () if column.startswith("next.") and tuple(shape) == (1,) else tuple(shape)
     dtype = np.dtype(bool) if is_flag else np.dtype(dtype).newbyteorder("=")
-    if dtype == np.uint8 and len(shape) != 3 and not has_text:
-        return Feature("uint8", shape)
+    if dtype == np.uint8 and len(shape) != 3 and not has_text or column == "next.reward" and dtype.kind in "iu":
+        return Feature(dtype.name, shape)  # rewards are amounts, also whole ones
     return Feature.from_array(np.empty((0, *shape), dtype))

@@ -138,8 +138,13 @@ class NpzSource(NpzArchiveSource):
             if 0 in shape[1:]:
                 raise UserError(f"the shape {shape} has no components", where=f"{self.path}, {key}",
                                 hint="leave the array out")
+            name = KEYS.column(key)
+            if rows == steps + episodes and name.startswith("next."):
+                raise UserError(f"it has {rows} rows, one more per episode than the {steps} steps, and what follows a "
+                                "step has one for each", where=f"{self.path}, {key}",
+                                hint="leave out the row of each episode that no action leads to, such as a first "
+                                     "reward of 0")
             if rows in (steps, steps + episodes):
-                name = KEYS.column(key)
                 features[key] = stored_feature(name, shape[1:], dtype, name in FLAG_COLUMNS[:2], has_text=True)
             elif rows == episodes:
                 self._per_episode.append(key)

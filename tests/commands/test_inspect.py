@@ -93,14 +93,17 @@ def test_inspect_proposes_no_training_that_would_be_refused(call, tmp_path):
 
 
 def test_inspect_names_the_learners_for_what_the_episodes_have(call, tmp_path):
-    def episode(value, has_actions):
+    def episode(value, has_actions, has_ends):
         full = {"observation.state": (5, 2), "next.reward": 4, **({"action": (4, 2)} if has_actions else {})}
         columns = {name: np.full(shape, value, np.float32) for name, shape in full.items()}
+        columns |= {"next.terminated": np.arange(4) == 3} if has_ends else {}
         return Episode(columns, {"success": value > 1, "expert": value > 2})
-    for name, has_actions in (("all", True), ("watched", False)):
-        write(Dataset([episode(value, has_actions) for value in range(4)], {"fps": 10}), tmp_path / name)
+    for name, has_actions, has_ends in (("all", True, True), ("watched", False, True), ("endless", True, False)):
+        write(Dataset([episode(value, has_actions, has_ends) for value in range(4)], {"fps": 10}), tmp_path / name)
     status, out, _ = call("inspect", tmp_path / "all")
     assert status == 0 and "2 of 4 episodes did not succeed" in out and "1 of 4 episodes are of an expert" in out
     assert [p[:2] for p in proposed(out) if p[0] == "train"][1] == ["train", "iql"] and "no actions" not in out
+    proposals = proposed(call("inspect", tmp_path / "endless")[1])  # whose critic would not know where episodes end
+    assert [p[1] for p in proposals if p[0] == "train"] == ["bc-gmm"]
     out = call("inspect", tmp_path / "watched")[1]
     assert "There are no actions. bco clones" in out and not [p for p in proposed(out) if p[0] == "train"]

@@ -77,6 +77,9 @@ def test_in_the_control_there_is_no_order_to_repeat():
     noise = 0.8 + 0.01 * np.random.default_rng(1).normal(size=(20, 2, 6, 3, 5))
     verdicts = [claim.REPEATS.judge(measured(*pair)).verdict for pair in noise]
     assert verdicts.count("fails") >= 18
+    swapped = np.array([0.1, 0.4, 0.2, 0.5, 0.3, 0.6])[:, None, None] * [1, 1, 1, 1, 1]  # four of five pairs agree
+    swapped[:, :, 1::2] = np.linspace(0.1, 0.6, 6)[:, None, None]
+    assert claim.REPEATS.judge(measured(swapped, swapped)).verdict == "undecided"
     control = claim.CLAIMS[0].negative_control.change(claim.TABLE.experiment)
     arms = {arm.name: arm.options[0] for arm in control.arms}
     assert [arms[name] for name in claim.ENCODERS] == [claim.TrueState(i) for i in range(1, 7)]

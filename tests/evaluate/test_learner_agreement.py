@@ -1,4 +1,4 @@
-"""Agreement of two learners: cases with known answers, and how often intervals contain the truth."""
+"""Agreement of two learners: cases with known answers, and the rate at which intervals contain the truth."""
 
 import math
 

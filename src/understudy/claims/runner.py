@@ -105,6 +105,8 @@ def run_pilot(claim: Claim, *, log: LogFunction = lambda text: None) -> list[str
 
 def _spread(part: ClaimPart, rule: Any, figures: Measurements) -> str:
     measures = dict(part.experiment.measures)
+    if not hasattr(rule, "measure"):  # a rule about the arms together
+        return f"{part.name}: {'; '.join(map(str, rule.judge(figures, measures).conditions))}."
     first, *second = (np.array([np.mean(v) for v in figures[arm][rule.measure]]) for arm in rule.arms)
     spread = float(np.std(first - second[0] if second else first, ddof=1)) / smallest_effect(rule.measure, measures)
     advice = " More seeds do not help: change the world or the measure." if spread > MAX_SPREAD else ""

@@ -50,7 +50,7 @@ def test_features_take_the_place_of_pictures():
 
 def test_td3_learns_from_what_it_collects_alone():
     data = claim.PushesToGoals(3, 0, 0).load(5)
-    rounds = claim.LEARNERS[claim.TD3].collection
+    rounds = claim.learners()[claim.TD3].collection
     collected = [replace(data[0], metadata={**data[0].metadata, ROUND: number}) for number in range(claim.N_ROUNDS)]
     stored = rounds.retention.keep(Dataset([*data, *collected]))
     assert [e.metadata.get(ROUND) for e in stored] == list(range(claim.N_ROUNDS))

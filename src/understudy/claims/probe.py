@@ -120,7 +120,10 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
         for name, experiment, arms in _experiments(claim, chosen):
             numbers[f"{name} / seeds and episodes"] = [*map(float, (*experiment.seeds, experiment.episodes))]
             source, sizes = _smaller(experiment.source)
-            experiment = replace(experiment, source=source, seeds=experiment.seeds[:1], looks=())
+            measure, measure_sizes = _smaller(experiment.measure)
+            experiment = replace(experiment, source=source, measure=measure, seeds=experiment.seeds[:1], looks=())
+            if measure_sizes:
+                numbers[f"{name} / full sizes of the measure"] = measure_sizes
             for arm, method in arms:
                 key = json.dumps(config.dump([method, experiment.source, experiment.env, experiment.env_options,
                                               experiment.measure]))
@@ -263,7 +266,7 @@ def _experiments(claim: Claim, chosen: Mapping) -> Iterator[tuple[str, Experimen
 
 
 def _smaller(part: Any) -> tuple[Any, list[float]]:
-    """A source or method as the probe uses it, and its full sizes."""
+    """A source, measure or method as the probe uses it, and its full sizes."""
     sizes = getattr(part, "probe_sizes", {})
     return part.for_probe() if hasattr(part, "for_probe") else smaller(part, **sizes) if sizes else (part, [])
 

@@ -254,9 +254,10 @@ def test_every_record_has_a_probe_that_is_small():
             # Nearly all can be compared, but for weights whose gradients are 0 but for rounding errors, such as a bias
             # before a normalization or under a softmax. Adam makes whole steps of such gradients, which the updates
             # of dataset-quality's scores and of dual-phase's second phase carry on, the rollouts of little-overlap, the
-            # rounds of rated-episodes, and the networks of lifelong-components, which have seen one context.
+            # rounds of rated-episodes, the networks of lifelong-components, which have seen one context, and the 100
+            # updates of TD3 in encoder-ranks.
             limit = {"dataset-quality": 0.25, "dual-phase": 0.12, "little-overlap": 0.06,
-                     "rated-episodes": 0.07, "lifelong-components": 0.07}.get(name, 0.05)
+                     "rated-episodes": 0.07, "lifelong-components": 0.07, "encoder-ranks": 0.15}.get(name, 0.05)
             assert np.mean([v is None for v in entries]) < limit
 
 

@@ -636,7 +636,7 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
         return None
     env = make(name, COLLECTION_ROWS, o.trust)
     recorded = recorded_env(data)
-    if recorded is not None and base_name(recorded) not in (base_name(name), base_name(env.metadata.get("env", name))):
+    if recorded is not None and base_name(recorded) != base_name(env.metadata.get("env", name)):
         print(f"warning: the demonstrations are of {recorded}, and the method practices in {name}", file=sys.stderr)
     if method.collection is not None:
         _check_policy_fits(method, data, env)

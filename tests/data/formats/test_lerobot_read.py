@@ -93,6 +93,14 @@ def test_subtasks_are_the_segments_of_an_episode(kind, tmp_path):
     assert metadata == [[[0, 2, "reach"], [2, lengths[0], "lift"]], None, None, [[1, 3, "lift"]]]
 
 
+def test_subtasks_with_fewer_frames_than_names_are_refused(tmp_path):
+    shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
+    columns = {"names": ["reach", "lift"], "start_frames": [0, 2], "end_frames": [2]}
+    annotate(tmp_path / "data", **{f"subtask_{name}": [values] * 4 for name, values in columns.items()})
+    with pytest.raises(UserError, match="episode 0 has 2 subtask_start_frames, 1 subtask_end_frames, 2 subtask_names"):
+        open_dataset(tmp_path / "data")[0].metadata.get("segments")
+
+
 def test_subtasks_without_their_frames_are_refused(tmp_path):
     shutil.copytree(LEROBOT / "v3.0/images", tmp_path / "data")
     annotate(tmp_path / "data", subtask_names=[["reach"]] * 4)

@@ -421,7 +421,11 @@ def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
         table = _read_columns(source, ["episode_index", *fields], file)
         for episode, *parts in zip(*(table[n].to_pylist() for n in ("episode_index", *fields)), strict=True):
             if all(parts) and episode < len(lengths):
-                inside = zip(*parts, strict=False)
+                if len(set(map(len, parts))) > 1:
+                    counts = ", ".join(f"{len(part)} {field}" for part, field in zip(parts, fields, strict=True))
+                    raise UserError(f"episode {episode} has {counts}", where=file,
+                                    hint="annotate the episode again: each subtask needs one of each")
+                inside = zip(*parts, strict=True)
                 segments[episode] = {"segments": [[int(a), min(int(b), int(lengths[episode])), str(text)]
                                                   for a, b, text in inside if a < min(b, lengths[episode])]}
     return segments

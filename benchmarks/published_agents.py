@@ -108,8 +108,9 @@ TABLES = {
     "dagger-ant": Table("Ant-v4", DAGGER, 5, 50, "ant", (("use_contact_forces", True),)),
     "hopper": Table("Hopper-v4", tuple(f"{name}-{n}" for n in (1, 5) for name in ("bc", "dac", "iq_learn", "rot")),
                     3, 50, "hopper"),
+    "td3-halfcheetah": Table("HalfCheetah-v4", ("td3", "ddpg"), 3, 50),
 }
-PUBLISHED = {"sac": "-157", "gail": "500", "dagger-hopper": "3773 (of 3778)", "bc-hopper": "1059",
+PUBLISHED = {"sac": "-157", "td3": "5514", "gail": "500", "dagger-hopper": "3773 (of 3778)", "bc-hopper": "1059",
              "dagger-walker2d": "4899", "bc-walker2d": "661", "dagger-halfcheetah": "3867", "bc-halfcheetah": "3769",
              "dagger-ant": "4734", "bc-ant": "4513"}
 MOST = {"CartPole-v1": 500}  # the largest return that an episode can have
@@ -196,6 +197,14 @@ def sac(features, n_rounds: int) -> Method:
     return replace(method, learner=replace(method.learner, optimizer=constant_rate(1e-3)))
 
 
+def deterministic_actor_critic(name: str, features, n_rounds: int) -> Method:
+    """TD3 or DDPG with the networks, rates and batches of the paper of TD3."""
+    method, hidden = find_method(name, features, n_rounds=n_rounds, n_steps=1), (400, 300)
+    learner = replace(method.learner, critic=replace(method.learner.critic, hidden=hidden), batch_size=100,
+                      optimizer=constant_rate(1e-3))
+    return replace(method, policy=replace(method.policy, trunk=FeedForward(hidden)), learner=learner)
+
+
 def dagger(n_rounds: int, updates: int, n_steps: int) -> Method:
     collector = RolloutCollector(n_steps=n_steps, supervisor="expert")
     return replace(cloning((64, 64), 5e-3, 100, updates), collection=CollectionRounds(
@@ -224,6 +233,10 @@ def trained(name: str, cell: str, seed: int, folder: Path, tiny: bool) -> Actor:
     if cell == "sac":
         first = random_episodes(env, 200, seed)
         method, data = sac(first.features(), 2 if tiny else 99), first
+    elif name == "td3-halfcheetah":  # one row: each round is one episode
+        env = table.make(1)
+        data = random_episodes(env, 20 if tiny else 10_000, seed)
+        method = deterministic_actor_critic(cell, data.features(), 1 if tiny else 90)
     elif cell == "gail":
         data = with_ends(DATA / "imitation/cartpole_expert.npz")
         method = find_method("gail", data.features(), n_rounds=2 if tiny else 100)

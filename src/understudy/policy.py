@@ -639,6 +639,16 @@ class Policy(CheckpointModule, StepwisePlanner):
             head = replace(head, temperature=temperature)
         return head.sample(self.net, context, self._draw_noise(context, rng))
 
+    def sample_and_loss(self, batch: Batch, rng: Generator) -> tuple[Tensor, Tensor]:
+        """Sample coded actions, (B, H, width), with gradients, and return the `loss` of the stored ones, (B, H).
+
+        Observations are encoded once for both, as in training.
+        """
+        context, head = self.training_context(batch.obs, rng), self.config.head
+        noise = self._draw_noise(context, rng)
+        coded, loss = head.sample_and_loss(self.net, context, noise, self.encode_batch(batch), batch.mask, rng)
+        return coded, loss * batch.mask
+
     def sample_log_prob(self, context: Context, rng: Generator) -> tuple[Tensor, Tensor]:
         """Sample coded actions from the density, (B, H, width), and return their log-density, (B, H), with gradients.
 

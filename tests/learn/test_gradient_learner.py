@@ -81,6 +81,22 @@ def test_a_loss_gives_gradients_to_its_own_network_alone(data):
     assert all(p.grad is None for p in learner.value.parameters())
 
 
+def test_weights_of_other_networks_require_gradients_again_after_a_loss(data):
+    learner = new_learner(data)
+    frozen = next(learner.value.parameters())
+    frozen.requires_grad = False
+    weights = [p for p in learner.value.parameters() if p is not frozen]
+
+    def loss(part, rng):
+        assert not any(p.requires_grad for p in weights)
+        assert all(p.requires_grad for p in learner.policy.net.parameters())
+        return learner.value(part.obs)
+    with pytest.raises(ValueError, match="not reduced"):
+        learner.minimize("policy", lambda part, rng: loss(part, rng).mean(), batches(learner, data)(0))
+    learner.minimize("policy", loss, batches(learner, data)(0))
+    assert all(p.requires_grad for p in weights) and not frozen.requires_grad
+
+
 def test_a_target_network_follows_in_closed_form(data):
     learner = new_learner(data, target_decay=0.75)
     draw = batches(learner, data)

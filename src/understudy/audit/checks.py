@@ -524,7 +524,7 @@ def own_columns(data: Dataset, name: str) -> str:
 def action_reading(data: Dataset) -> str | None:
     """Return how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
     f = data.features().get("action")
-    if f is None or f.kind not in ("vector", "discrete") or f.dtype == "bool" or not f.size:
+    if f is None or f.kind not in ("vector", "discrete") or not f.size:
         return None
     values: set[float] = set()
     for episode in data:

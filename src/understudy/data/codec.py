@@ -340,7 +340,7 @@ class _NormalizerModule(CodecModule):
     def _add_relative(self, action: Tensor, obs: Mapping[str, Tensor], sign: int) -> Tensor:
         if self.config.relative is None:
             return action
-        newest = obs[self.config.relative][:, -1].flatten(1)[:, self.relative_source] * self.is_relative
+        newest = obs[self.config.relative][:, -1:].flatten(1)[:, self.relative_source] * self.is_relative
         return action + sign * newest.unsqueeze(1)
 
     def encode_obs(self, obs):

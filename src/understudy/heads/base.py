@@ -92,6 +92,11 @@ class Head(ABC):
             Coded actions, (B, H, A).
         """
 
+    def sample_and_loss(self, net, context: Context, noise: Tensor, action: Tensor, mask: Tensor, rng: Generator
+                        ) -> tuple[Tensor, Tensor]:
+        """Returns `sample` and `loss` for the same observations. A head may make both with one pass of its network."""
+        return self.sample(net, context, noise), self.loss(net, context, action, mask, rng)
+
 
 class LikelihoodHead(Head):
     """A head with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""

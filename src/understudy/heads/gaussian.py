@@ -31,11 +31,19 @@ class Gaussian(LikelihoodHead, TemperatureHead):
 
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H)."""
-        mean, std = self._mean_std(net, context, action)
-        return -(-0.5 * ((action - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return self._loss(*self._mean_std(net, context, action), action)
 
     def sample(self, net, context, noise):
+        return self._sample(*self._mean_std(net, context, noise), noise)
+
+    def sample_and_loss(self, net, context, noise, action, mask, rng):
         mean, std = self._mean_std(net, context, noise)
+        return self._sample(mean, std, noise), self._loss(mean, std, action)
+
+    def _loss(self, mean, std, action):
+        return -(-0.5 * ((action - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def _sample(self, mean, std, noise):
         return mean + self.temperature * std * noise
 
     def entropy(self, net, context, noise):

@@ -178,6 +178,11 @@ class ImplicitValueLearner(GoalConditionedLearner):
     def values(self, network: Any, obs: Observations, goal: str) -> Tensor:
         """Values of reaching a goal by `value` or `target_value`, (networks, B)."""
 
+    def values_of_both(self, network: Any, obs: Observations, later: Observations, goal: str) -> tuple[Tensor, ...]:
+        """Values of two batches of observations, (networks, B) each, by one pass of the network."""
+        both = {k: torch.cat([obs[k], later[k]]) for k in obs if k in later}
+        return self.values(network, both, goal).chunk(2, -1)
+
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the expectile loss of the value networks, (B,).
 
@@ -187,8 +192,7 @@ class ImplicitValueLearner(GoalConditionedLearner):
         reached = batch.extra[f"{VALUE_GOAL}.reached"].squeeze(1)
         reward, discount = reached.float() - 1, self.config.discount * ~reached
         with torch.no_grad():
-            target = self.values(self.target_value, batch.obs, VALUE_GOAL)
-            next_target = self.values(self.target_value, batch.next, VALUE_GOAL)
+            target, next_target = self.values_of_both(self.target_value, batch.obs, batch.next, VALUE_GOAL)
         advantage = reward + discount * next_target.amin(0) - target.mean(0)
         score = self.values(self.value, batch.obs, VALUE_GOAL)
         self.log(score=score.mT)
@@ -199,8 +203,8 @@ class ImplicitValueLearner(GoalConditionedLearner):
     @torch.no_grad()
     def advantage_weights(self, obs: Observations, later: Observations, goal: str, alpha: float) -> Tensor:
         """Returns the weight of each step in weighted cloning, exp(alpha * (V(later) - V(obs))), (B, 1)."""
-        later = {**later, goal: obs[goal]}
-        advantage = (self.values(self.value, later, goal) - self.values(self.value, obs, goal)).mean(0)
+        before, after = self.values_of_both(self.value, obs, {**later, goal: obs[goal]}, goal)
+        advantage = (after - before).mean(0)
         return (alpha * advantage).exp().clamp(max=MAX_WEIGHT).unsqueeze(1)
 
 
@@ -225,12 +229,10 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
-        policy, context = self.policy, self.policy.context(batch.obs)
-        noise = torch.randn(len(batch), *policy.noise_shape, generator=rng, device=self.device)
-        coded, bound = policy.config.head.sample(policy.net, context, noise), policy.codec.bound
+        (coded, loss), bound = self.policy.sample_and_loss(batch, rng), self.policy.codec.bound
         score = self.score(batch.obs, coded if bound is None else coded.clamp(-bound, bound))
         score = score / (score.detach().abs().mean() + 1e-6)
-        return self.alpha * policy.loss(batch, rng) - score.unsqueeze(1)
+        return self.alpha * loss - score.unsqueeze(1)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class GradientLearner(Learner):
         self._logged: dict[str, list[Tensor]] = {}  # sum and number of what this call of `minimize` has logged
         self._n_calls = 0  # of `minimize` in this update
         self._modules: list[nn.Module] | None = None  # all that are in a registered network
+        self._others: dict[str, list[nn.Parameter]] = {}  # by network: the weights of the others
 
     # -- what a subclass calls when it is built -------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class GradientLearner(Learner):
                                 f"{self.processes.count} processes", where=type(self.config).__name__,
                                 hint="use a larger batch_size or smaller accumulation_steps")
             state = optimizer.build(trained, self.steps, self.device)
-        self._networks[name], self._modules = _Network(module, trained, state, n_parts), None
+        self._networks[name], self._modules, self._others = _Network(module, trained, state, n_parts), None, {}
         return module
 
     def target_network(self, name: str, decay: float | EMADecay = 0.995) -> Any:
@@ -161,6 +162,24 @@ class GradientLearner(Learner):
             for module in training:
                 vars(module)["training"] = True
 
+    @contextmanager
+    def _others_frozen(self, name: str) -> Iterator[None]:
+        """Within the block, no weights require gradients but those that the optimizer of this network trains.
+
+        Otherwise `nets.linear` computes the gradients of all weights that a loss reads, and they are dropped.
+        """
+        if name not in self._others:
+            own = {id(p) for p in self._networks[name].trained.parameters()}
+            self._others[name] = [p for n in self._networks.values() for p in n.trained.parameters() if id(p) not in own]
+        others = [p for p in self._others[name] if p.requires_grad]
+        for parameter in others:
+            parameter.requires_grad = False
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad = True
+
     def minimize(self, name: str, loss: Loss, batch: Batch, weights: Tensor | None = None, *,
                  normalize: Literal["weights", "rows"] = "weights") -> None:
         """Make one optimizer step on a network.
@@ -203,7 +222,8 @@ class GradientLearner(Learner):
                 continue
             noise, dropout = keys(key, [2 * number, 2 * number + 1]).tolist()
             rng = Generator(self.device).manual_seed(noise)
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast():
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), optimizer.autocast(), \
+                    self._others_frozen(name):
                 seed_generators(dropout, self.device)
                 terms = loss(batch if high - low == len(batch) else batch.select_rows(rows), rng)
                 value = self._reduce(name, terms, row_weights[rows], step_weights[rows], sums)

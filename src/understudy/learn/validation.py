@@ -146,7 +146,8 @@ def _check_target(policy: Policy) -> None:
     if role(name) == "action" and target.kind not in ("vector", "discrete"):
         read = "are read as text" if target.kind == "text" else f"have the kind {target.kind!r}"
         raise UserError(f"Column {name!r} has values of type {target.dtype}, which {read}. A policy predicts numbers.",
-                        where="train", hint="Store actions as float32, or numbers of choices as int64.")
+                        where="train", hint="Store actions as float32, or numbers of choices as int64"
+                             + (f", or add --columns {name}=COLUMN:classes." if target.kind == "text" else "."))
     most = max(target.num_classes or (0,)) if target.kind == "discrete" else 0
     if most > MANY_CLASSES:
         warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "

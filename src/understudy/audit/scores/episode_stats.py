@@ -48,6 +48,7 @@ class Smoothness(Score):
 def _rows(episode: Episode, name: str) -> np.ndarray:
     """One column of an episode as numbers, (T, components)."""
     column = np.asarray(episode.steps[name])[: len(episode)]
+    column = column.astype(np.float32) if column.dtype == bool else column
     return column.reshape(len(column), int(np.prod(column.shape[1:])))
 
 

@@ -84,7 +84,7 @@ class CorrectiveLabels(Operation):
                             hint="train a method that has this stage, or give the policy itself")
         rows = [(e, t) for e in data for t in range(len(e.steps[self.column]) - 1) for _ in range(self.n_copies)]
         before, after = (torch.from_numpy(np.stack([e.steps[self.column][t + i] for e, t in rows])) for i in (0, 1))
-        action = torch.from_numpy(np.stack([e.steps["action"][t] for e, t in rows]))
+        action = torch.from_numpy(np.stack([e.steps["action"][t] for e, t in rows])).float()
         scale, change_scale = before.std(0) + 1e-6, (after - before).std(0) + 1e-6
         error = ((before + self.change(before, action, rows) - after) / change_scale).norm(dim=1)
         goal = after if self.noise else before

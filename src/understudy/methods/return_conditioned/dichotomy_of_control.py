@@ -241,7 +241,8 @@ class _Posterior(nn.Module):
         action = action if action.ndim == 3 else action.flatten(2) if action.ndim > 3 else action[..., None]
         action = codec.encode(action, batch.obs) * mask[..., None]
         reward = (batch.extra[REWARD].flatten(1)[:, :L].float() - self.reward_mean) / self.reward_std * mask
-        return torch.cat([coded[k].flatten(2).float() for k in self.columns], -1), action, reward, mask
+        states = [coded[k].reshape(*coded[k].shape[:2], -1).float() for k in self.columns]
+        return torch.cat(states, -1), action, reward, mask
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         obs, action, reward, mask = self.future(batch)

@@ -81,6 +81,9 @@ def test_a_policy_clones_what_a_rater_likes(tmp_path, monkeypatch, capsys):
                      "--compare", "20", "--device", "cpu", *args]), *capsys.readouterr()
     refused(improve("--out", "no", "--rater", "rater", how="dsrl"), "use --with filtered")
     refused(improve("--out", "no", "--rater", "run"), "no rater of episodes")
+    assert main(["record", "push", "--out", "pushes", "--episodes", "6"]) == 0
+    assert main(["train", name, "pushes", "--out", "of-push", "--steps", "5", *tiny]) == 0
+    refused(improve("--out", "no", "--rater", "of-push"), "--rater of-push", "episodes of this environment")
     status, _, err = improve("--out", "better", "--rater", "rater")
     assert status == 0 and "what rater scores above 0.5" in err, err
     assert vars(Method.load("better").collection)["retention"] == ScoreThreshold(FromStage("rater"))

@@ -135,8 +135,13 @@ def test_a_policy_practices_where_only_a_classifier_says_what_success_is(tmp_pat
         return main(["improve", "run", "--with", "filtered", "--rounds", "1", "--episodes", "3", "--steps", "3",
                      "--compare", "20", "--device", "cpu", *args]), *capsys.readouterr()
     silent = ["--env", "silent_fork:make", "--trust", "silent_fork"]
+    assert main(["view", "make", "demos", "--out", "other.json", "--rename", f"{STATE}=observation.other"]) == 0
+    assert main(["train", name, "other.json", "--out", "other", "--steps", "500", *tiny]) == 0
+    assert main(["train", name, "demos", "--out", "untrained", "--steps", "1", *tiny]) == 0
     refused(improve("--out", "no", *silent), "needs a success signal", "--success RUN")
     refused(improve("--out", "no", *silent, "--success", "run"), "no classifier of success", "success_classifier DATA")
+    refused(improve("--out", "no", *silent, "--success", "other"), "--success other", "episodes of this environment")
+    refused(improve("--out", "no", *silent, "--success", "untrained"), "recognizes none of", "train it longer")
     refused(improve("--out", "no", "--success", "success"), "fork says itself what success is")
     status, _, err = improve("--out", "better", *silent, "--success", "success")
     assert status == 0, err

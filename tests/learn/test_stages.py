@@ -198,6 +198,9 @@ def test_a_run_is_continued_and_the_folder_needs_nothing_else(tmp_path):
     run(tmp_path / "other", method(6))
     with pytest.raises(UserError, match="copied from other weights"):
         run(out, continued, stages={"from": tmp_path / "other"})
+    Run(tmp_path / "other").name_checkpoints(best=6)
+    with pytest.raises(UserError, match="copied from other weights"):
+        run(out, continued, stages={"from": tmp_path / "other/best"})
 
 
 def test_what_the_run_before_was_trained_on_is_not_held_out(tmp_path, capsys):

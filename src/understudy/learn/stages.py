@@ -105,8 +105,11 @@ def copy_run(source: Path | str, folder: Path) -> None:
         folder: The folder of the new run. If it exists, it must be a copy of the same weights.
     """
     if folder.is_dir():
-        has_source = Path(source).exists()
-        if has_source and Run.fingerprint(find_checkpoint(source)) != Run.fingerprint(find_checkpoint(folder)):
+        try:
+            original = find_checkpoint(source)
+        except UserError:  # it is gone, and the copy is enough
+            return
+        if Run.fingerprint(original) != Run.fingerprint(find_checkpoint(folder)):
             raise UserError(f"the stage was copied from other weights than those of {source}", where=folder,
                             hint="choose another --out")
         return

@@ -110,7 +110,7 @@ class CorrectiveLabels(Operation):
         assert isinstance(self.dynamics, Policy)
         device, none = self.dynamics.device, torch.zeros(len(state), dtype=torch.int64)
         obs = {self.column: state.unsqueeze(1).to(device), "action": action.unsqueeze(1).to(device)}
-        return self.dynamics.plan(obs, self.dynamics.noise(none, none).to(device))[:, 0].cpu() - state
+        return self.dynamics.plan(obs, self.dynamics.noise(none, none).to(device))[:, 0].cpu().reshape(state.shape) - state
 
     def _step(self, episode: Episode, t: int, state: np.ndarray, action: np.ndarray) -> Episode:
         columns = {k: np.array(v[t:t + 1]) for k, v in episode.steps.items()}

@@ -49,7 +49,7 @@ class GCIVLLearner(ImplicitValueLearner):
         return self.end_update()
 
     def values(self, network, obs, goal):
-        return network.scores(self.toward(obs, goal), obs[goal])
+        return network.scores(self.toward(obs, goal))
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weighted loss of the stored actions, (B, 1)."""

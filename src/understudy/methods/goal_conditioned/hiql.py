@@ -93,7 +93,7 @@ class HIQLLearner(ImplicitValueLearner):
         return on_sphere(self.representation(self.toward(obs, goal))[0]).unsqueeze(1)
 
     def values(self, network, obs, goal):
-        return network.scores({**obs, SUBGOAL: self.represent(obs, goal)}, obs[goal])
+        return network.scores({**obs, SUBGOAL: self.represent(obs, goal)})
 
     def low_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weighted loss of the stored actions, given the observation that follows some steps later."""

@@ -36,7 +36,7 @@ def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tup
         missing = "without success" if rates.n_successes else "with success"
         raise UserError(f"its held-out episodes have no frame {missing}", where=run,
                         hint="train it on more labeled episodes, of which some succeed and some fail")
-    if not rates.n_recognized:
-        raise UserError(f"it recognizes none of {rates.n_successes} held-out frames with success", where=run,
+    if rates.n_recognized * rates.n_failures <= rates.n_false * rates.n_successes:
+        raise UserError(f"it does not tell success from failure: {rates}", where=run,
                         hint="train it longer (--steps), or on more labeled episodes, of which some succeed")
     return classifier, rates

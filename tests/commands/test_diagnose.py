@@ -6,6 +6,7 @@ from html import unescape
 
 import numpy as np
 import pytest
+from fixtures.cli import refused
 
 from understudy.data.formats import open_dataset
 from understudy.diagnose.base import LEVELS, ORDER
@@ -56,6 +57,10 @@ def test_a_hardly_trained_run_is_named_in_text_and_json(place, call):
     status, out, _ = call("diagnose", place / "a")
     assert status == 0 and "fault  underfit  (" in out and "-> train for more updates" in out
     assert "not checked: cameras, units, latency, limits and starts: no --env and no --robot is named" in out
+
+
+def test_a_server_is_no_run(place, call):
+    refused(call("diagnose", "ws://127.0.0.1:8000"), "ws://127.0.0.1:8000: is no run", "the run that is served there")
 
 
 def test_the_page_has_every_finding_with_its_number_and_its_command(place, call, tmp_path):

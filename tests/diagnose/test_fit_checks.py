@@ -32,6 +32,11 @@ def test_fit(errors, expected):
     assert all(level == "note" for _, level in codes(fit_checks.check_fit(errors, False)))
 
 
+def test_the_data_of_others_are_not_those_that_it_was_trained_on():
+    (finding,) = fit_checks.check_fit(FitErrors(0.9, None), True, is_own=False)
+    assert "which it was not trained on" in finding.message and finding.remedy.startswith("look for what differs")
+
+
 def curves(values):
     found = {} if not values else {HELD_OUT_ERROR: Curve(tuple(100 * (i + 1) for i in range(len(values))), values)}
     return TrainingCurves("run", found, 100 * len(values), 100 * (1 + int(np.argmin(values))) if values else None, 1.0,

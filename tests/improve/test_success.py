@@ -141,7 +141,8 @@ def test_a_policy_practices_where_only_a_classifier_says_what_success_is(tmp_pat
     refused(improve("--out", "no", *silent), "needs a success signal", "--success RUN")
     refused(improve("--out", "no", *silent, "--success", "run"), "no classifier of success", "success_classifier DATA")
     refused(improve("--out", "no", *silent, "--success", "other"), "--success other", "episodes of this environment")
-    refused(improve("--out", "no", *silent, "--success", "untrained"), "does not tell success from failure: ", "train it longer")
+    refused(improve("--out", "no", *silent, "--success", "untrained"), "does not tell success from failure: ",
+            "train it longer")
     refused(improve("--out", "no", "--success", "success"), "fork says itself what success is")
     status, _, err = improve("--out", "better", *silent, "--success", "success")
     assert status == 0, err

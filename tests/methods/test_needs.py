@@ -34,4 +34,7 @@ def test_the_sentences_have_the_numbers_of_the_data():
     metadata = [{"success": True, "expert": True}, {"success": False, "expert": False}, {"success": False}]
     suggested = suggest_learners(PLAIN, metadata, (0.25, 1.0))
     assert "0.25 to 1 in" in suggested["iql"] and suggested["bc"].startswith("2 of 3 episodes did not succeed")
+    assert "needs the column next.terminated" in suggested["iql"]
+    ended = suggest_learners({**PLAIN, "next.terminated": Feature("bool", ())}, metadata, (0.25, 1.0))
+    assert ended["iql"].endswith("the better steps from the others.")
     assert suggested["dac"].startswith("1 of 2 episodes are of an expert")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from ..core import MissingAction, UserError
+from ..serve.address import served_address
 from .arms import prepare_robot
 from .common import (
     Output,
@@ -71,8 +72,9 @@ def main(args: list[str]) -> None:
     from ..policy import find_checkpoint
 
     if has_no_run(o.run):
-        raise UserError("is no run: an exported file does not say what it was trained on", where=o.run,
-                        hint="diagnose the run that it was exported from")
+        address = served_address(o.run)
+        raise UserError("is no run: it does not say what it was trained on", where=address or o.run,
+                        hint=f"diagnose the run that {'is served there' if address else 'it was exported from'}")
     o.refuse_without_robot(command_line("diagnose", o.run, "--robot", "TYPE"))
     if o.robot is not None:
         refuse_given(o, ("env",), "cannot be used with --robot", "name the one in which the policy fails")
@@ -163,7 +165,8 @@ def _recorded(o: DiagnoseOptions, trained: TrainedRun) -> tuple[Recorded | None,
     learned = numbers if origin == "trained on" else [i for i in everything if i not in {*held_out, *left_out}]
     reason = (f"{path} are not the data of the run, as far as is recorded: what is said of its fit is about them"
               if origin == "other data" else None)
-    return Recorded(data, held_out, learned, recorded_data_of(o.run).get("camera_sizes") or {}), reason
+    sizes = recorded_data_of(o.run).get("camera_sizes") or {}
+    return Recorded(data, held_out, learned, sizes, origin != "other data"), reason
 
 
 def _observed(o: DiagnoseOptions, recorded: Recorded | None) -> Observed | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from ..core import Feature, UserError, role
+from ..core import Feature, UserError, is_read_by_default, role
 from ..methods import find_method, recommend
 from .common import (
     Output,
@@ -154,11 +154,13 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
 def _training_error(data, findings, method: str) -> UserError | None:
     """The error with which training would end before its first update, because of the findings `findings`."""
     from ..audit import raise_on_errors
+    from ..data.image_layout import check_image_layout
     from ..learn.train import check_method
 
     features = data.features()
     try:
         raise_on_errors(findings, data.metadata["path"], training_data=data)
+        check_image_layout(features, [n for n in features if is_read_by_default(n, features[n])])
         check_method(find_method(method, features), data)
     except UserError as error:
         return error

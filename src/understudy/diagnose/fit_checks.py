@@ -49,18 +49,22 @@ class FitErrors:
     prediction: float | None = None
 
 
-def check_fit(errors: FitErrors, is_cloning: bool) -> Iterator[RunFinding]:
+def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True) -> Iterator[RunFinding]:
     """Finds a policy that fits its data too little, or too closely.
 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
+        is_own: Whether the policy was trained on these data.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
+        which, remedy = (("on episodes that it was trained on", "train for more updates, or with a larger network")
+                         if is_own else ("on these data, which it was not trained on",
+                                         "look for what differs from its own data: signs, units and order of actions "
+                                         "and observations. If nothing does, train on these data too"))
         yield RunFinding(
-            "underfit", level, f"on episodes that it was trained on, the error of the policy is {errors.trained:.0%} "
-            "of that of always predicting the average action", errors.trained, (0, UNDERFIT),
-            "train for more updates, or with a larger network", ("plot", "RUN"), Location(feature="action"))
+            "underfit", level, f"{which}, the error of the policy is {errors.trained:.0%} of that of always predicting "
+            "the average action", errors.trained, (0, UNDERFIT), remedy, ("plot", "RUN"), Location(feature="action"))
     elif errors.held_out is not None and errors.held_out > max(GENERALIZES, GAP * errors.trained):
         yield RunFinding(
             "overfit", level if errors.held_out >= 1 else "note", f"the error of the policy is {errors.trained:.0%} of "

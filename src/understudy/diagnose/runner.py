@@ -43,12 +43,14 @@ class Recorded:
         held_out: Numbers of the episodes that were not trained on.
         trained: Numbers of those that were.
         camera_sizes: Height and width of the cameras in the recording, if their frames were scaled since.
+        is_own: Whether the run was trained on these data. If not, `trained` are episodes to compare with.
     """
 
     data: Dataset
     held_out: Sequence[int]
     trained: Sequence[int]
     camera_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    is_own: bool = True
 
     @property
     def sizes(self) -> dict[str, Sequence[int]]:
@@ -156,7 +158,8 @@ def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFindi
     held_out = training_data(data.select(recorded.held_out), method) if recorded.held_out else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
-        yield from fit_checks.check_fit(_fit_errors(errors), isinstance(method.learner, BehaviorCloning))
+        is_cloning = isinstance(method.learner, BehaviorCloning)
+        yield from fit_checks.check_fit(_fit_errors(errors), is_cloning, recorded.is_own)
     yield from fit_checks.check_statistics(policy, training_data(data.select(recorded.trained), method))
     if not (has_latent_actions(method) or method.wrapper or method.transforms or policy.config.window.goals):
         actor = trained.actor(features=data.features())

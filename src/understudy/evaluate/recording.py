@@ -20,6 +20,7 @@ from ..data.tasks import shown_texts
 from ..envs.base import Env, HasExpert
 from ..execute.actor import Actor, CountingActor
 from ..files import write_text
+from .evaluation import seed_of_recording
 from .rollout import rollout
 from .workers import WorkerPool
 
@@ -123,8 +124,10 @@ def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:
         expected = {"env": env.metadata["env"], "seed": seed, "by": actor_name, "number": n}
         if recorded != expected:
             field = next(k for k in expected if recorded[k] != expected[k])
-            raise UserError(f"the recording has {field} {recorded[field]!r}, but this run has {field} "
-                            f"{expected[field]!r}", where=f"{out}, episode {n}",
+            there, here = (seed_of_recording(v) if field == "seed" and isinstance(v, int) else v
+                           for v in (recorded[field], expected[field]))
+            raise UserError(f"the recording has {field} {there!r}, but this run has {field} {here!r}",
+                            where=f"{out}, episode {n}",
                             hint="choose another folder, or use the options of the first call")
     return len(data)
 

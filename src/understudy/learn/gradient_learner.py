@@ -170,7 +170,8 @@ class GradientLearner(Learner):
         """
         if name not in self._others:
             own = {id(p) for p in self._networks[name].trained.parameters()}
-            self._others[name] = [p for n in self._networks.values() for p in n.trained.parameters() if id(p) not in own]
+            every = [p for n in self._networks.values() for p in n.trained.parameters()]
+            self._others[name] = [p for p in every if id(p) not in own]
         others = [p for p in self._others[name] if p.requires_grad]
         for parameter in others:
             parameter.requires_grad = False

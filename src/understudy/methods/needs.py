@@ -54,8 +54,11 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
         suggested["bco"] = ("There are no actions. bco clones what they must have been, and practices for that in an "
                             "environment.")
     if returns is not None and returns[1] - returns[0] > LEAST_SPREAD * max(map(abs, returns)):
+        ends = "" if "next.terminated" in features else (
+            ", but it needs the column next.terminated, which is True where the environment ended the episode, and "
+            "False at a time limit")
         suggested["iql"] = (f"Returns differ: {returns[0]:.3g} to {returns[1]:.3g} in the middle 80 % of the episodes. "
-                            "A learner of values, such as iql, tells the better steps from the others.")
+                            f"A learner of values, such as iql, tells the better steps from the others{ends}.")
     if 0 < sum(success) < len(success):
         suggested["bc"] = (f"{len(success) - sum(success)} of {len(success)} episodes did not succeed. bc imitates "
                            "them too, unless it is given those that did: understudy view make DATA --filter "

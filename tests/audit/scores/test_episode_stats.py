@@ -50,6 +50,14 @@ def test_novelty_is_what_nobody_else_has():
     assert Novelty(n_bins=5)(d) == pytest.approx([2 / 4, 1 / 3])
 
 
+def test_flags_are_scored_as_the_numbers_0_and_1():
+    flags = np.random.default_rng(0).random((2, 12)) > 0.5
+    as_flags, as_numbers = (data(*(episode(row.astype(dtype), row[::-1].astype(dtype)) for row in flags))
+                            for dtype in (bool, float))
+    for score in (Novelty(), Criticality(), Motion(), Smoothness()):
+        assert score(as_flags) == pytest.approx(score(as_numbers), nan_ok=True)
+
+
 def test_critical_steps_are_where_the_action_turns():
     d = data(episode(np.zeros(10), np.r_[np.ones(5), -np.ones(5)]))
     assert np.flatnonzero(Criticality().critical_steps(d, 0.2)[0]).tolist() == [0, 5]

@@ -83,8 +83,8 @@ class CorrectiveLabels(Operation):
             raise UserError(f"{self.dynamics} is not a trained policy", where="CorrectiveLabels.dynamics",
                             hint="train a method that has this stage, or give the policy itself")
         rows = [(e, t) for e in data for t in range(len(e.steps[self.column]) - 1) for _ in range(self.n_copies)]
-        before, after = (torch.from_numpy(np.stack([e.steps[self.column][t + i] for e, t in rows])) for i in (0, 1))
-        action = torch.from_numpy(np.stack([e.steps["action"][t] for e, t in rows])).float()
+        before, after = (_stacked([e.steps[self.column][t + i] for e, t in rows]) for i in (0, 1))
+        action = _stacked([e.steps["action"][t] for e, t in rows])
         scale, change_scale = before.std(0) + 1e-6, (after - before).std(0) + 1e-6
         error = ((before + self.change(before, action, rows) - after) / change_scale).norm(dim=1)
         goal = after if self.noise else before
@@ -109,13 +109,20 @@ class CorrectiveLabels(Operation):
         """
         assert isinstance(self.dynamics, Policy)
         device, none = self.dynamics.device, torch.zeros(len(state), dtype=torch.int64)
-        obs = {self.column: state.unsqueeze(1).to(device), "action": action.unsqueeze(1).to(device)}
-        return self.dynamics.plan(obs, self.dynamics.noise(none, none).to(device))[:, 0].cpu().reshape(state.shape) - state
+        obs = {name: numbers.reshape(len(state), 1, *self.dynamics.features[name].shape).to(device)
+               for name, numbers in ((self.column, state), ("action", action))}
+        return self.dynamics.plan(obs, self.dynamics.noise(none, none).to(device))[:, 0].cpu() - state
 
     def _step(self, episode: Episode, t: int, state: np.ndarray, action: np.ndarray) -> Episode:
         columns = {k: np.array(v[t:t + 1]) for k, v in episode.steps.items()}
-        return Episode({**columns, self.column: state[None], "action": action[None]}, episode.metadata,
-                       schema=episode.schema)
+        changed = {name: numbers.reshape(columns[name][:1].shape)
+                   for name, numbers in ((self.column, state), ("action", action))}
+        return Episode({**columns, **changed}, episode.metadata, schema=episode.schema)
+
+
+def _stacked(rows: list[np.ndarray]) -> torch.Tensor:
+    """Rows of any shape as numbers, (N, D)."""
+    return torch.from_numpy(np.stack(rows).reshape(len(rows), -1)).float()
 
 
 @method("Ke et al. 2024, arXiv 2310.12972, whose labels are filtered by a distance that is tuned for each task",

@@ -21,10 +21,9 @@ from understudy import UserError, cli  # noqa: E402
 from understudy.audit import action_motion, audit, check_usable, checks, find_problems  # noqa: E402
 from understudy.audit.base import AuditReport, Finding, Location, finding_from_error  # noqa: E402
 from understudy.audit.purposes import rank_episodes, robust_deviations, typical_episodes  # noqa: E402
-from understudy.data import views  # noqa: E402
 from understudy.data.episode import Dataset, Episode  # noqa: E402
 from understudy.data.formats import _READERS, lerobot, open_dataset, write_dataset  # noqa: E402
-from understudy.data.operations import Crop, Delete, Filter  # noqa: E402
+from understudy.data.operations import Crop, Filter  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.recording import expert_actor  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
@@ -93,11 +92,16 @@ def test_broken_fixtures(name, shared):
 
 def test_a_video_that_ends_early_is_repaired(shared, tmp_path, capsys):
     path = shared / "fixtures/broken/lerobot_truncated_mp4"
-    assert "--delete" not in (text := run(capsys, "audit", path)[1])  # episode 0 is the one that can be read
     repair = f"understudy repair {path} --out DST"
-    assert repair in text
-    views.write_view(tmp_path / "view.json", path, Delete((1, 2)))
+    assert repair in (text := run(capsys, "audit", path)[1]) and "--delete" not in text  # episode 0 can be read
+    run(capsys, "view", "make", path, "--out", tmp_path / "view.json", "--delete", 1, 2)
     assert all(repair in run(capsys, "convert", p, tmp_path / "out")[2] for p in (path, tmp_path / "view.json"))
+
+
+def test_all_episodes_with_damaged_frames_are_named(fork, monkeypatch):
+    monkeypatch.setattr(checks, "_frames", lambda data, e, name: (_ for _ in ()).throw(
+        UserError("damaged", where="file", hint="repair it")) if e in (1, 3) else ())
+    assert next(checks.check_images(fork)).episodes == (1, 3)
 
 
 def test_every_broken_fixture_is_met(shared):

@@ -80,8 +80,10 @@ class RobomimicSource(ChunkedSource):
         They are None if there are no metadata at all."""
         location, features, small = f"{self.path}, data/{demo}", {}, []
         arrays, hint = hdf5.arrays(group, location), f"take the file from a copy; {repair_hint(self.path)}"
-        steps = hdf5.count_steps(arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
-                                 if "num_samples" in group.attrs else None, hint)
+        steps = hdf5.count_steps(
+            arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
+            if "num_samples" in group.attrs else None, hint if "actions" in arrays or has_actions(group.parent) else
+            "no demo has it. Name the arrays that hold the actions and what is observed: --columns action=A state=B,C")
         for key, array in arrays.items():
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
@@ -216,6 +218,11 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
     robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
     robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
     return metadata(kind, path, warnings, str(_inside(env, "env_version") or ""), rate, robot)
+
+
+def has_actions(demos) -> bool:
+    """Whether any demo of the group `data` of a file has the array of actions. Otherwise the names are one's own."""
+    return any(f"{demo}/actions" in demos for demo in demos)
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:

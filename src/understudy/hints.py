@@ -13,6 +13,11 @@ def command_line(*parts: object) -> str:
     return shlex.join(["understudy", *map(str, parts)])
 
 
+def repair_hint(path: object) -> str:
+    """The command that saves those episodes of damaged data that can be read."""
+    return f"{command_line('repair', path, '--out', 'DST')} saves what can be read"
+
+
 def join_and(names: Sequence[str]) -> str:
     """Joins at least one name to "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

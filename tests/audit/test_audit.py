@@ -90,6 +90,20 @@ def test_broken_fixtures(name, shared):
     assert any(all(getattr(f.where, k) == v for k, v in location.items()) for f in matches), matches
 
 
+def test_a_video_that_ends_early_is_repaired(shared, tmp_path, capsys):
+    path = shared / "fixtures/broken/lerobot_truncated_mp4"
+    repair = f"understudy repair {path} --out DST"
+    assert repair in (text := run(capsys, "audit", path)[1]) and "--delete" not in text  # episode 0 can be read
+    run(capsys, "view", "make", path, "--out", tmp_path / "view.json", "--delete", 1, 2)
+    assert all(repair in run(capsys, "convert", p, tmp_path / "out")[2] for p in (path, tmp_path / "view.json"))
+
+
+def test_all_episodes_with_damaged_frames_are_named(fork, monkeypatch):
+    monkeypatch.setattr(checks, "_frames", lambda data, e, name: (_ for _ in ()).throw(
+        UserError("damaged", where="file", hint="repair it")) if e in (1, 3) else ())
+    assert next(checks.check_images(fork)).episodes == (1, 3)
+
+
 def test_every_broken_fixture_is_met(shared):
     assert BROKEN.keys() == json.loads((shared / "fixtures/broken/MANIFEST.json").read_text()).keys()
 

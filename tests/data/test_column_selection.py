@@ -382,6 +382,21 @@ def test_hdf5_that_looks_like_a_known_layout_is_read_with_lengths(tmp_path):
     assert lengths_of(open_columns(tmp_path / "d4rl.h5", parse_columns(["episode_lengths=n"]))) == LENGTHS
 
 
+def test_a_robomimic_file_may_call_its_actions_otherwise(tmp_path):
+    import h5py
+
+    stored, path = arrays(), tmp_path / "demos.hdf5"
+    with h5py.File(path, "w") as file:
+        for i, n in enumerate(LENGTHS):
+            group = file.create_group(f"data/demo_{i}")
+            group["obs/q"], group["acts"], group.attrs["num_samples"] = stored["q"][:n], stored["u"][:n], n
+    with pytest.raises(UserError, match=r"no array actions; there are acts, obs/q\n(.|\n)*--columns action=A"):
+        open_dataset(path)
+    data = open_columns(path, parse_columns(["action=acts", "state=obs/q"]))
+    assert lengths_of(data) == LENGTHS
+    np.testing.assert_array_equal(data[1].steps[ACTION], stored["u"][:LENGTHS[1]])
+
+
 def test_other_formats_stack_their_columns(shared):
     path = shared / "fixtures/minari/closed/dict-v0"
     plain, data = open_dataset(path), open_columns(path, parse_columns(["action=action.arm,action.grip"]))

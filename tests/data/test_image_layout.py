@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from understudy.audit import find_problems, training_warnings
+from understudy.cli import main
 from understudy.core import DataError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.image_layout import image_layout_problem
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -65,6 +67,17 @@ def test_training_refuses_images_with_channels_first():
     method = Method(PolicyConfig(Regression()), BehaviorCloning(steps=1, batch_size=2))
     with pytest.raises(DataError, match="channels come first"):
         fit_method(method, recording((3, 16, 24), "uint8"), 0)
+
+
+@pytest.mark.parametrize("to", ["out", "out.hdf5", "out.npz"])
+def test_convert_refuses_what_training_refuses(to, tmp_path, capsys):
+    write_dataset(recording((3, 16, 24), "uint8"), tmp_path / "first.zarr")
+    convert = ["convert", str(tmp_path / "first.zarr"), str(tmp_path / to)]
+    assert main(convert) == 2 and not (tmp_path / to).exists()
+    error = capsys.readouterr().err
+    assert "the channels come first" in error and "column.transpose(0, 2, 3, 1)" in error
+    assert main([*convert, "--ignore", "image-layout"]) == 0 and capsys.readouterr().err == ""
+    assert open_dataset(tmp_path / to).features()[CAMERA].shape == (3, 16, 24)
 
 
 @pytest.mark.parametrize("shape, dtype, name", [

@@ -260,6 +260,18 @@ def test_episodes_that_are_not_shown_matter_no_more(tmp_path):
     assert len(Resample(20.0).apply(Delete((0,)).apply(two))[0]) == 10
 
 
+def test_a_damaged_frame_matters_only_if_its_episode_is_shown(shared):
+    data = open_dataset(shared / "fixtures/broken/lerobot_image_not_png")
+    shown, camera = Delete((0,)).apply(data), "observation.images.top"
+    for _ in range(2):  # decoded, and from the cache
+        assert frame_cost(shown, data[0].schema[camera].shape[:2]).frames
+        decoded = decode_frames(shown, data[0].schema[camera].shape[:2])
+        for mine, other in zip(decoded, shown, strict=True):
+            assert np.array_equal(mine.steps[camera], other.steps[camera])
+    with pytest.raises(UserError, match="not a PNG"):
+        decode_frames(data, 4)
+
+
 @pytest.mark.parametrize("operation, says", [
     (Select((0, 6)), "no episode 6; there are 0 to 5"), (Delete((-1,)), "no episode -1"),
     (Sample(7), "--sample: cannot draw 7 of 6 episodes"),

@@ -667,7 +667,8 @@ def check_images(data: Dataset) -> Iterator[Finding]:
             finding = finding_from_error(error, Path(data.metadata.get("path", ".")), code="frame-damaged")
             more = f" (and in {pluralize(len(damaged) - 1, 'other episode')})" if len(damaged) > 1 else ""
             yield replace(finding, message=finding.message + more,
-                          where=replace(finding.where, episode=e, feature=name))
+                          where=replace(finding.where, episode=e, feature=name),
+                          episodes=tuple(episode for episode, _ in damaged))
         if 0 < brightest <= 1:
             yield Finding("image-range", "warning", f"{name}: no value above 1, so the frames are almost black",
                           "multiply by 255 before storing whole numbers", Location(feature=name))

@@ -28,10 +28,9 @@ from ..data.formats.lerobot_read import (
     read_tasks_v3,
 )
 from ..files import read_json
-from ..hints import pluralize
+from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
 
-_COPY = "take it from a copy, or leave out the episodes in it"
 _META = "write the data set again, so that the metadata come from the data"
 _MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
@@ -94,7 +93,8 @@ def _episodes(path, info) -> list[dict[str, Any]]:
         try:
             rows += source.read(columns=names).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"the columns cannot be read ({error})", where=file, hint=_COPY) from None
+            raise UserError(f"the columns cannot be read ({error})", where=file,
+                            hint=_copy_or_repair(path)) from None
     return rows
 
 
@@ -155,7 +155,8 @@ def _check_data_files(path, info, episodes, tasks):
     for name, members in sorted(within.items(), key=lambda item: item[1][0]["episode_index"]):
         if not (path / name).is_file():
             yield Finding("missing-file", "error", f"the file of {pluralize(len(members), 'episode')} "
-                          f"({format_list(m['episode_index'] for m in members)}) is missing", _COPY, Location(name))
+                          f"({format_list(m['episode_index'] for m in members)}) is missing",
+                          _copy_or_repair(path), Location(name))
             row = None
             continue
         try:
@@ -169,8 +170,8 @@ def _check_data_files(path, info, episodes, tasks):
             row = None
             continue
         except (pa.ArrowException, OSError, ValueError) as error:
-            yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})", _COPY,
-                          Location(name))
+            yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})",
+                          _copy_or_repair(path), Location(name))
             row = None
             continue
         yield from _check_types(info, source.schema_arrow, name)
@@ -219,16 +220,20 @@ def _check_videos(path, info, episodes):
             first, n_expected = members[0]["episode_index"], sum(m["length"] for m in members)
             if not remote.exists(path / name):
                 yield Finding("missing-file", "error", f"the video of {pluralize(len(members), 'episode')} "
-                              f"({format_list(m['episode_index'] for m in members)}) is missing", _COPY,
-                              Location(name, first, None, camera))
+                              f"({format_list(m['episode_index'] for m in members)}) is missing",
+                              _copy_or_repair(path), Location(name, first, None, camera))
             # else not fetched yet
             elif (path / name).is_file() and (n_frames := video.count_frames(path / name)) != n_expected:
                 short = n_frames < n_expected
                 yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
                               f"{name}: the video has {n_frames} frames instead of {n_expected}"
                               + (": it is damaged, and cannot be trained on" if short else ""),
-                              _COPY if short else "look whether frames and rows still go together",
-                              Location(name, first, None, camera))
+                              _copy_or_repair(path) if short else "look whether frames and rows still go together",
+                              Location(name, None if short else first, None, camera))
+
+
+def _copy_or_repair(path: Path) -> str:
+    return f"take it from a copy; {repair_hint(path)}"
 
 
 # -- statistics -----------------------------------------------------------------------------------------------------

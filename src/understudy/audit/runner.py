@@ -13,7 +13,7 @@ from ..data.column_selection import column_options, open_columns
 from ..data.episode import Dataset
 from ..data.formats import preview_dataset, remote
 from ..data.formats.detection import format_of
-from ..hints import command_line, pluralize
+from ..hints import command_line, pluralize, repair_hint
 from . import checks
 from .base import AuditReport, Finding, Location, StepScore, finding_from_error
 from .file_checks import check_files
@@ -125,6 +125,7 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
                             role(f.where.feature or "") == "action" for f in not_finite) else "")
                         + _deletion_hint(training_data, where))
     if errors:
+        short_video = next((f for f in errors if f.code == "frames-missing"), None)
         codes = list(dict.fromkeys(f.code for f in errors))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
                  for f in _sort_findings(errors)[:10]]
@@ -135,7 +136,9 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
             where=where,
             hint=f"{command_line('audit', where, *columns)} explains them; "
             + (
-                f"{command_line('repair', where, '--out', 'DST')} saves what can be read"
+                short_video.remedy  # of the data, where these are a view of them
+                if short_video is not None
+                else repair_hint(where)
                 if set(codes) & set(_UNREADABLE_CODES)
                 else "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
             ),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..core import UserError
+from ..core import DataError, UserError, role
 from .common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
 from .groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
 
+if TYPE_CHECKING:
+    from ..data.episode import Dataset
+
 Format = Literal["lerobot", "lerobot-v2.1", "robomimic", "zarr", "act", "rlds", "minari", "d4rl", "ogbench", "npz",
                  "csv"]
+_IMAGE_LAYOUT = "image-layout"  # code of the finding of an audit
 
 
 @command_options
@@ -51,7 +55,9 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
     data = open_columns(demonstrations_path(o.src), parse_columns(o.columns), mapping=o.map,
                         max_episode_steps=o.max_episode_steps)
-    warn_unused_ignores(check_usable(data, data.metadata["path"], o.ignore))
+    unused = check_usable(data, data.metadata["path"], o.ignore)
+    has_layout_problem = _check_image_layouts(data, o)
+    warn_unused_ignores([code for code in unused if code != _IMAGE_LAYOUT or not has_layout_problem])
     if o.to is None and o.dst.suffix:
         out.print(f"{o.dst.name} is written as {to}." + (
             f" --to writes another format with this suffix: {', '.join(others)}." if others else ""))
@@ -75,3 +81,16 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     out.suggest(command_line("inspect", o.dst))
     out.print_json({"path": str(o.dst), "format": to, "episodes": len(data), "steps": data.steps,
                     "in_sidecar": [str(loss) for loss in losses]})
+
+
+def _check_image_layouts(data: Dataset, o: ConvertOptions) -> bool:
+    """Refuses what training refuses, since most formats would write such images as numbers. False if there is none."""
+    from ..data.image_layout import image_layout_problem
+
+    for name, feature in data.features().items() if len(data) else ():
+        if role(name) == "observation" and (problem := image_layout_problem(name, feature)) is not None:
+            if _IMAGE_LAYOUT not in o.ignore:
+                raise DataError(problem[0], where=o.src,
+                                hint=f"{problem[1]}. To write it as it is: --ignore {_IMAGE_LAYOUT}")
+            return True
+    return False

@@ -16,7 +16,7 @@ import numpy as np
 from ..core import ConfigError, DataError, Feature, UserError, role, short_name
 from ..hints import did_you_mean, nearest_names
 from .episode import ColumnSource, Dataset, EpisodeList
-from .formats import format_of, open_dataset, remote
+from .formats import format_of, hdf5, open_dataset, remote, robomimic
 from .formats.column_names import format_list, standard_name
 from .formats.detection import UnknownFormat, detect_format
 from .formats.episode_table import EPISODE_COLUMNS, cut_table, frame_rate
@@ -358,7 +358,7 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
         path, kind = detect_format(path)
     except UserError:  # with other names it may still be read
         kind = ""
-    if kind in ("act", "d4rl") and boundary:
+    if kind in ("act", "d4rl") and boundary or kind == "robomimic" and not _has_actions(path):
         kind = ""
     if kind not in ("", "npz", "npz-folder", "csv") or not path.exists():
         return None
@@ -374,6 +374,11 @@ def _open_plain(path: Path, boundary: Mapping[str, str], selected: Sequence[Sequ
     if arrays:
         return Dataset(NpzFolderSource(path)) if path.is_dir() else _open_npz(path, boundary)
     return open_arrays(path, [n for parts in selected for n in parts], **boundary) if hdf5_files(path) else None
+
+
+def _has_actions(path: Path) -> bool:
+    with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
+        return robomimic.has_actions(files[path]["data"])
 
 
 def _files(path: Path, ending: str) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -272,23 +272,26 @@ class DecodedFramesSource(WrapperSource):
     Args:
         size: Height and width of the frames, in pixels.
         progress: Called with the number of decoded frames and the number of all frames.
+        episodes: Those that are decoded. The frames of the others are never read. By default all.
     """
 
-    def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None):
+    def __init__(self, inner: ColumnSource, size: tuple[int, int], where: Path, progress: Progress | None = None,
+                 episodes: Sequence[int] | None = None):
         super().__init__(inner)
-        self.key, self._size, self._progress = self.cache_key(inner, size), size, progress
+        self.key, self._size, self._progress = self.cache_key(inner, size, episodes), size, progress
+        self._episodes = range(len(inner.lengths)) if episodes is None else episodes
         cameras = {name: Feature("uint8", (*size, inner.schema[name].shape[2]), "image", inner.schema[name].names)
                    for name in camera_names(inner.schema)}
         self.schema = {**self.schema, **cameras}
         layout = {name: ((int(inner.rows(name).sum()), *self.schema[name].shape), np.uint8)
                   for name in camera_names(inner.schema)}
-        self._maps = cache.columns(self.key, layout, self._decode, str(where))
         self._first = {name: episode_starts(inner.rows(name)) for name in layout}
+        self._maps = cache.columns(self.key, layout, self._decode, str(where))
 
     @staticmethod
-    def cache_key(source: ColumnSource, size: tuple[int, int]) -> str:
+    def cache_key(source: ColumnSource, size: tuple[int, int], episodes: Sequence[int] | None = None) -> str:
         """Return the key of the cache entry. `size` is height and width of the frames, in pixels."""
-        return cache.json_digest(source.key, "frames", list(size))
+        return cache.json_digest(source.key, "frames", list(size), *([] if episodes is None else [list(episodes)]))
 
     def packed_column(self, name):
         return self._maps.get(name, self.inner.packed_column(name))
@@ -306,9 +309,9 @@ class DecodedFramesSource(WrapperSource):
         done, total = 0, sum(map(len, out.values()))
         for name, array in out.items():
             rows = self.inner.rows(name)
-            for e, (first, n) in enumerate(zip(episode_starts(rows), rows, strict=True)):
+            for e in self._episodes:
                 for row, image in self.inner.frames(name, e):
-                    array[first + np.asarray(row)] = video.resize(image, self._size)
-                done += int(n)
+                    array[self._first[name][e] + np.asarray(row)] = video.resize(image, self._size)
+                done += int(rows[e])
                 if self._progress is not None:
                     self._progress(done, total)

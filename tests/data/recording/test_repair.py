@@ -403,3 +403,17 @@ def test_a_d4rl_file_that_does_not_say_where_episodes_end(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "no")]) == 2
     assert main(["repair", str(tmp_path / "d.hdf5"), "--out", str(tmp_path / "out"), "--max-episode-steps", "3"]) == 0
     assert [len(e) for e in open_dataset(tmp_path / "out")] == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["lerobot_missing_video", "lerobot_v21_missing_episode", "robomimic_lengths.hdf5", ""])
+def test_what_cannot_be_opened_names_the_command_that_saves_the_rest(shared, tmp_path, capsys, name):
+    h5py = pytest.importorskip("h5py")
+    source = shared / "fixtures/broken" / name if name else tmp_path / "demos.hdf5"
+    if not name:
+        write_dataset(Dataset([episode(i, 4 + i) for i in range(4)]), source)
+        with h5py.File(source, "a") as file:
+            del file["data/demo_1/actions"]
+    assert main(["inspect", str(source)]) == 2
+    assert f"understudy repair {source} --out DST" in capsys.readouterr().err
+    assert main(["repair", str(source), "--out", str(tmp_path / "saved")]) == 0
+    assert len(open_dataset(tmp_path / "saved")) == 3

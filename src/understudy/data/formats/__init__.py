@@ -249,6 +249,9 @@ def _format_module(to):
 def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Progress | None = None) -> Dataset:
     """Decode all camera frames of a data set once, to one size (see `video.resize`).
 
+    Those of episodes that are left out are decoded too, so that other views of the data need not do it again. If one of
+    them is damaged, only the episodes of the data set are decoded.
+
     Args:
         image_size: Side, or (height, width), in pixels.
         progress: Called with the number of decoded frames and the number of all frames.
@@ -256,13 +259,27 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
     Returns:
         The data. Their metadata have the recorded (height, width) of each camera, `camera_sizes`.
     """
-    schema = _column_source(data).schema
+    source = _column_source(data)
+    schema, own = source.schema, _own_episodes(data)
     sizes = {name: schema[name].shape[:2] for name in camera_names(schema)}
     if not sizes:
         return data
     size, path = video.parse_image_size(image_size), data.metadata["path"]
     metadata = {**data.metadata, "camera_sizes": sizes}
-    return Dataset(DecodedFramesSource(_column_source(data), size, path, progress), metadata, data.indices)
+    episodes = None if own is None or not cache.contains(DecodedFramesSource.cache_key(source, size, own)) else own
+    try:
+        decoded = DecodedFramesSource(source, size, path, progress, episodes)
+    except UserError as error:
+        if own is None or isinstance(error, cache.DiskError):
+            raise
+        decoded = DecodedFramesSource(source, size, path, progress, own)
+    return Dataset(decoded, metadata, data.indices)
+
+
+def _own_episodes(data: Dataset) -> list[int] | None:
+    """The episodes in order, by their numbers in the source. None if they are all of it."""
+    own = sorted({int(i) for i in data.indices})
+    return own if len(own) < len(data.source) else None
 
 
 @dataclass(frozen=True)
@@ -289,11 +306,12 @@ def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)
     total = sum(int(source.rows(n).sum()) * size[0] * size[1] * source.schema[n].shape[2] for n in names)
-    if not names or cache.contains(DecodedFramesSource.cache_key(source, size)):
+    if not names or not len(data) or any(cache.contains(DecodedFramesSource.cache_key(source, size, episodes))
+                                         for episodes in (None, _own_episodes(data))):
         return DecodingCost(frames, total, 0.0)
     began, n_decoded = time.perf_counter(), 0
     for name in names:
-        for _, image in source.frames(name, int(np.argmax(source.rows(name) > 0))):
+        for _, image in data.frames(name, int(np.argmax(data.rows(name) > 0))):
             video.resize(image, size)
             n_decoded += 1
     return DecodingCost(frames, total, (time.perf_counter() - began) * frames / n_decoded)

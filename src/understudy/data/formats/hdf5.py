@@ -241,15 +241,17 @@ def _walk(h5py, group, prefix, where, depth):
             yield from _walk(h5py, node, f"{prefix}{name}/", where, depth + 1)
 
 
-def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None) -> int:
+def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: Any = None,
+                hint: str = "leave the episode out, or take the file from a copy") -> int:
     """Return the number of steps of an episode: the rows of its array `key`.
 
     Args:
         stated: Name and value of an attribute that must have the same number. None if there is none.
+        hint: What to do if there is no such array.
     """
     if key not in arrays or not arrays[key].shape:
         raise UserError(f"there is no array {key}; there are {', '.join(arrays) or 'no arrays'}", where=where,
-                        hint="leave the episode out, or take the file from a copy")
+                        hint=hint)
     steps = arrays[key].shape[0]
     if stated is not None and (np.shape(stated[1]) != () or stated[1] != steps):
         raise UserError(f"{stated[0]} is {stated[1]}, but {key} has {steps} rows", where=where,
@@ -259,15 +261,16 @@ def count_steps(arrays: Mapping[str, ArrayInfo], key: str, where: str, stated: A
     return steps
 
 
-def check_rows(array: ArrayInfo, rows: int, what: str, where: str) -> None:
+def check_rows(array: ArrayInfo, rows: int, what: str, where: str, hint: str = "") -> None:
     """Check the number of rows of an array.
 
     Args:
         what: Why it needs them, for the error message, such as "as actions has".
+        hint: What to do otherwise. By default, where the layout is one's own, to say where episodes end.
     """
     if array.shape[0] != rows:
         raise DataError(f"it has {array.shape[0]} rows instead of {rows}, {what}", where=where,
-                        hint=f"{DAMAGED_HINT}. If the layout is your own, say where episodes end: --columns "
+                        hint=hint or f"{DAMAGED_HINT}. If the layout is your own, say where episodes end: --columns "
                              "episode_lengths=ARRAY or episode=ARRAY")
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ...core import Feature, UserError
 from ...files import file_sha256, read_json
+from ...hints import repair_hint
 from .. import cache, video
 from ..episode import episode_starts
 from ..sources import MemmapSource, batch_ranges
@@ -90,7 +91,7 @@ class LeRobotSource(MemmapSource):
         for name in self._file_names:
             if not remote.exists(self.path / name):
                 raise UserError("the metadata name this file, but it is missing", where=self.path / name,
-                                hint="take it from a copy, or leave out the episodes in it")
+                                hint=f"take it from a copy; {repair_hint(self.path)}")
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
         """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...core import Feature, UserError
+from ...hints import repair_hint
 from .. import cache
 from ..episode import Dataset, Episode
 from ..sources import ChunkedSource
@@ -78,9 +79,11 @@ class RobomimicSource(ChunkedSource):
         """Steps, the feature of each array by its key, the task in words, and keys of short arrays that are metadata.
         They are None if there are no metadata at all."""
         location, features, small = f"{self.path}, data/{demo}", {}, []
-        arrays = hdf5.arrays(group, location)
-        steps = hdf5.count_steps(arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
-                                 if "num_samples" in group.attrs else None)
+        arrays, hint = hdf5.arrays(group, location), f"take the file from a copy; {repair_hint(self.path)}"
+        steps = hdf5.count_steps(
+            arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
+            if "num_samples" in group.attrs else None, hint if "actions" in arrays or has_actions(group.parent) else
+            "no demo has it. Name the arrays that hold the actions and what is observed: --columns action=A state=B,C")
         for key, array in arrays.items():
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
@@ -90,7 +93,7 @@ class RobomimicSource(ChunkedSource):
                     small.append(key)
                 continue
             f = hdf5.array_feature(KEYS.column(key), array, f"{location}/{key}", flag=key == "dones")
-            hdf5.check_rows(array, steps, "as actions has", f"{location}/{key}")
+            hdf5.check_rows(array, steps, "as actions has", f"{location}/{key}", hint)
             if array.filled_marker != "last":
                 features[key] = f
                 if at := array.layout:
@@ -215,6 +218,11 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
     robot = _inside(env, "env_kwargs", "robots") or _inside(env, "robots")
     robot = robot[0] if isinstance(robot, list) and len(robot) == 1 else robot
     return metadata(kind, path, warnings, str(_inside(env, "env_version") or ""), rate, robot)
+
+
+def has_actions(demos) -> bool:
+    """Whether any demo of the group `data` of a file has the array of actions. Otherwise the names are one's own."""
+    return any(f"{demo}/actions" in demos for demo in demos)
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:

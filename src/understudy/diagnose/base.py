@@ -18,7 +18,7 @@ ORDER = (
     "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread", "action-shift",
     "rate-differs", "action-units", "limits-bind", "sign-flip", "action-convention", "latency", "component-order",
     "action-scale", "calibration-drift", "wrong-checkpoint", "serving-skew", "underfit", "overfit", "start-states",
-    "novel-states", "last-action", "trials")
+    "novel-states", "success-drop", "last-action", "trials")
 
 
 @dataclass(frozen=True)

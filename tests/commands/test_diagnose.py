@@ -12,6 +12,8 @@ from understudy.data.formats import open_dataset
 from understudy.diagnose.base import LEVELS, ORDER
 
 FAULTY = '''
+from dataclasses import replace
+
 from understudy.envs.base import EnvWrapper
 from understudy.envs.toys.fork import Fork
 
@@ -34,6 +36,16 @@ class Renamed(EnvWrapper):
 
 def renamed(rows):
     return Renamed(Fork(rows))
+
+
+class Hopeless(EnvWrapper):
+    def step(self, action):
+        result = super().step(action)
+        return replace(result, info={**result.info, "success": result.reward < -1e9})
+
+
+def hopeless(rows):
+    return Hopeless(Fork(rows))
 '''
 
 
@@ -81,6 +93,19 @@ def test_an_environment_with_other_columns(place, call, tmp_path, monkeypatch):
     first = findings(out)["findings"][0]
     assert status == 0 and (first["code"], first["where"]["feature"]) == ("missing-column", "observation.state")
     assert "give observation.position the name" in first["remedy"] and "cannot act in their_world:renamed" in err
+
+
+def test_success_that_is_gone_without_a_fault_is_a_warning(place, call, tmp_path, monkeypatch):
+    (tmp_path / "other_world.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    assert call("train", "knn", place / "demos", "--out", tmp_path / "run")[0] == 0
+    assert call("eval", tmp_path / "run", "fork", "--episodes", 20)[0] == 0
+    options = ("--env", "other_world:hopeless", "--trust", "other_world", "--json")
+    _, out, _ = call("diagnose", tmp_path / "run", *options)
+    document = findings(out)
+    first = document["findings"][0]
+    assert document["ok"] and (first["code"], first["level"], first["value"]) == ("success-drop", "warning", 0)
+    assert "0 of 20 episodes succeeded" in first["message"] and "in an evaluation in fork" in first["message"]
 
 
 def test_a_run_that_does_not_exist(call, tmp_path):

@@ -12,6 +12,7 @@ from understudy.data.episode import Dataset
 from understudy.diagnose import fit_checks
 from understudy.diagnose.base import ORDER, RunFinding, sort_findings
 from understudy.diagnose.fit_checks import FitErrors
+from understudy.evaluate.stats import clopper_pearson
 from understudy.execute.actor import PolicyActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.learn.training_curves import HELD_OUT_ERROR, SCORE, Curve, TrainingCurves
@@ -120,6 +121,22 @@ def test_trials():
     finding, = fit_checks.check_trials([True] * 10 + [False] * 10)
     assert finding.level == "note" and "27% and 73%" in finding.message  # Clopper-Pearson of 10 in 20
     assert not list(fit_checks.check_trials([True] * 100))
+
+
+def test_success_far_below_that_of_an_evaluation_of_the_same_checkpoint():
+    def evaluation(successes, checkpoint="000600", **more):
+        interval = clopper_pearson(successes, 50)
+        return {"where": "fork", "checkpoint": checkpoint, "episodes": 50, "successes": successes,
+                "success": {"estimate": interval.estimate, "low": interval.low, "high": interval.high}, **more}
+    few = [True] * 2 + [False] * 18
+    finding, = fit_checks.check_success(few, [evaluation(26)], 600)
+    assert (finding.code, finding.level, finding.value) == ("success-drop", "warning", 0.1)
+    assert "2 of 20 episodes succeeded, and 26 of 50 in an evaluation in fork" in finding.message
+    others = [evaluation(26, "000300"), evaluation(26, condition=["goal"]), {"where": "data", "checkpoint": "000600"},
+              {**evaluation(26), "success": None}]
+    assert not list(fit_checks.check_success(few, others, 600))
+    assert not list(fit_checks.check_success(few, [evaluation(26), evaluation(9)], 600))  # the latest counts
+    assert not list(fit_checks.check_success([True] * 12 + [False] * 8, [evaluation(26)], 600))
 
 
 def test_faults_come_first_and_causes_before_consequences():

@@ -58,10 +58,14 @@ def test_a_scaled_component():
     assert only({"effect": lambda a, s: a * [1, 0.3]}, "action-scale").value == pytest.approx(0.3, abs=0.02)
 
 
-def test_an_action_that_moves_nothing_or_another_joint_is_no_matter_of_units():
-    for effect in (lambda a, s: a * [1, 0], lambda a, s: a[..., ::-1]):
-        finding = only({"effect": effect}, "action-scale")
-        assert "hardly moves what it moves in the data" in finding.message and "order of the data" in finding.remedy
+def test_an_action_that_moves_nothing_is_no_matter_of_units():
+    finding = only({"effect": lambda a, s: a * [1, 0]}, "action-scale")
+    assert "hardly moves what it moves in the data" in finding.message and "order of the data" in finding.remedy
+
+
+def test_an_action_that_moves_another_joint():
+    finding = only({"effect": lambda a, s: a[..., ::-1]}, "component-order")
+    assert finding.value == 2 and "action lift moves state[pan], pan moves state[lift]" in finding.message
 
 
 def test_degrees_for_radians():
@@ -94,6 +98,57 @@ def test_absolute_actions_taken_as_relative_ones():
 def test_relative_actions_taken_as_absolute_ones():
     finding = only({"effect": lambda a, s: a - s}, "action-convention")
     assert finding.value == pytest.approx(-1, abs=0.05) and "as absolute ones" in finding.message
+
+
+FOLLOWS = np.array([0.8, 0.5, 0.35, 0.6])  # fraction of the way to its target that a joint moves in a step
+JOINTS = [f"j{i}" for i in range(4)]
+
+
+def follower(seed, n, pieces, delay=0, effect=lambda a: a, order=(0, 1, 2, 3)):
+    """Episodes of an arm with a speed limit whose actions are absolute targets.
+
+    Args:
+        pieces: Number of recordings, from different starts, whose targets follow each other in an episode.
+    """
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        aims = np.concatenate([0.5 * rng.normal(size=4) + 0.02 * rng.normal(size=(20, 4))
+                               + np.cumsum(0.05 * rng.normal(size=4) + 0.02 * rng.normal(size=(20, 4)), axis=0)
+                               for _ in range(pieces)])
+        states = [aims[0] + 0.05 * rng.normal(size=4)]
+        for t in range(len(aims)):
+            way = FOLLOWS * (effect(aims[max(t - delay, 0)]) - states[-1])
+            states.append(states[-1] + np.clip(way, -0.2, 0.2))
+        out.append((np.array(states)[:, order] + 1e-3 * rng.normal(size=(len(states), 4)), aims))
+    return out
+
+
+def of_follower(seed, **change):
+    model, probes = fit_motion(follower(seed, 40, 1)), follower(seed + 100, 10, 4, **change)
+    found = list(check_motion(model, probes, JOINTS, [f"state[{n}]" for n in JOINTS]))
+    return [(f.code, f.value) for f in found], "".join(f.message for f in found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_that_an_arm_follows_slowly(seed):
+    assert of_follower(seed)[0] == []
+    for delay in (1, 3, 5, 8):
+        assert of_follower(seed, delay=delay)[0] == [("latency", delay)]
+    assert "at least 8 steps later" in of_follower(seed, delay=8)[1]
+    for effect, code in ((lambda a: a * [1, -1, 1, 1], "sign-flip"), (lambda a: a * [1, 1, 0.3, 1], "action-scale"),
+                         (lambda a: a + [0, 0, 0, 0.6], "calibration-drift")):
+        (found, _), = of_follower(seed, effect=effect)[0]
+        assert found == code
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_targets_or_positions(seed):
+    found, message = of_follower(seed, effect=lambda a: a[[1, 0, 2, 3]])
+    assert found == [("component-order", 2)] and "action j1 moves state[j0], j0 moves state[j1] (" in message
+    found, message = of_follower(seed, order=(2, 0, 1, 3))
+    assert found == [("component-order", 3)] and "action j2 moves state[j0], j0 moves state[j1], j1" in message
+    found, message = of_follower(seed, order=(3, 2, 1, 0))
+    assert found == [("component-order", 4)]
 
 
 @pytest.mark.parametrize("steps", [1, 2])

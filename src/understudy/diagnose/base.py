@@ -16,9 +16,9 @@ LEVELS: tuple[Level, ...] = ("fault", "warning", "note")
 ORDER = (
     "no-held-out", "missing-column", "camera-size", "cameras-swapped", "color-order", "camera-differs",
     "observation-units", "constant-sensor", "wrong-statistics", "relative-statistics", "tiny-spread", "action-shift",
-    "rate-differs", "action-units", "limits-bind", "sign-flip", "action-convention", "latency", "action-scale",
-    "calibration-drift", "wrong-checkpoint", "serving-skew", "underfit", "overfit", "start-states", "novel-states",
-    "last-action", "trials")
+    "rate-differs", "action-units", "limits-bind", "sign-flip", "action-convention", "latency", "component-order",
+    "action-scale", "calibration-drift", "wrong-checkpoint", "serving-skew", "underfit", "overfit", "start-states",
+    "novel-states", "success-drop", "last-action", "trials")
 
 
 @dataclass(frozen=True)

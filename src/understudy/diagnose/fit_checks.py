@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -263,3 +263,24 @@ def check_trials(successes: Sequence[bool]) -> Iterator[RunFinding]:
             f"between {interval.low:.0%} and {interval.high:.0%}: another {len(successes)} may look very different",
             width, (0, WIDE), "evaluate on more episodes before you compare",
             ("eval", "RUN", "ENV", "--episodes", "100"))
+
+
+def check_success(successes: Sequence[bool], evaluations: Iterable[Mapping[str, Any]], step: int | None
+                  ) -> Iterator[RunFinding]:
+    """Finds that the policy surely succeeds less often than in an evaluation that the run keeps.
+
+    Args:
+        evaluations: See `TrainingCurves`.
+        step: Updates of the checkpoint that is diagnosed.
+    """
+    latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e
+              and str(e.get("checkpoint")).isdigit() and int(e["checkpoint"]) == step}
+    best = max(latest.values(), key=lambda e: e["success"]["low"], default=None)
+    own = clopper_pearson(sum(successes), len(successes))
+    if best is not None and own.high < best["success"]["low"]:
+        place = best.get("env", best["where"])
+        yield RunFinding(
+            "success-drop", "warning", f"{sum(successes)} of {len(successes)} episodes succeeded, and "
+            f"{best['successes']} of {best['episodes']} in an evaluation in {place}: something is different that these "
+            "checks do not see", own.estimate, (best["success"]["low"], None),
+            "look at recorded actions there, and compare what differs from the evaluation", ("replay", "DATA", "ENV"))

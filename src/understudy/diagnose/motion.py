@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from .base import RunFinding
 Episodes = Sequence[tuple[np.ndarray, np.ndarray]]  # states (n + 1, D) and actions (n, A) of each
 
 LAGS = range(-2, 5)  # steps from an action to the motion that it explains
+DELAYS = range(-2, 9)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
-CLEAR = 0.5  # factor by which another lag has to reduce the unexplained fraction
+CLEAR = 0.5  # factor by which another lag or order has to reduce what is unexplained
+EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
 GAINS = (0.6, 1.6)  # effect of an action in new episodes, as a multiple of that in the data
 HARDLY = 0.05  # effect of an action of another joint, or of a motor that is off
 OFFSET = 0.25  # of the standard deviation of the action
@@ -50,6 +53,29 @@ class MotionModel:
     action_std: np.ndarray
     state_mean: np.ndarray
     change_std: np.ndarray
+
+    def error(self, states: np.ndarray, actions: np.ndarray, changes: np.ndarray) -> float:
+        """Error of the predicted changes: usual changes, the mean of the driven components.
+
+        It is the median of the steps in which a component moves, so that speed limits and contacts matter little.
+        """
+        missed = np.abs(changes - self.weights[0] - np.concatenate([states, actions], 1) @ self.weights[1:])
+        return float(np.mean([_median_error(missed[:, d], self.is_free(changes, d)) / self.change_std[d]
+                              for d in sorted(set(self.driven.values()))]))
+
+    def is_free(self, changes: np.ndarray, d: int) -> np.ndarray:
+        """Steps in which a component of the state moves, (N,): it neither rests nor is at a wall."""
+        return np.abs(changes[:, d]) > BLOCKED * self.change_std[d]
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What a component of the action does in new episodes, see `_compare_effect`. Error: as that of `MotionModel`."""
+
+    gain: float
+    offset: float
+    convention: float
+    error: float
 
 
 def fit_motion(episodes: Episodes) -> MotionModel | None:
@@ -94,38 +120,124 @@ def check_motion(model: MotionModel, probes: Episodes, action_names: Sequence[st
         action_names: (A,).
         state_names: (D,).
     """
+    states, actions, changes = _rows(probes, model.lag)
+    effects = {}
+    for i, d in model.driven.items():
+        free = model.is_free(changes, d)
+        if free.sum() < _least_rows(model):
+            continue
+        open_change = changes[free, d] - model.weights[0, d] - states[free] @ model.weights[1:1 + states.shape[1], d]
+        effects[i] = _compare_effect(model, i, d, open_change, states[free], actions[free])
+    fitted = float(np.mean([e.error for e in effects.values()])) if len(effects) == len(model.driven) else np.inf
+    finding = (_check_rearranged(model, probes, fitted, action_names, state_names)
+               or _check_refitted_lag(model, probes))
+    yield from _gain_findings(effects, model, action_names, state_names) if finding is None else (finding,)
+
+
+def _least_rows(model: MotionModel) -> int:
+    return 5 * (2 + len(model.action_std))
+
+
+def _check_rearranged(model: MotionModel, probes: Episodes, fitted: float, action_names: Sequence[str],
+                      state_names: Sequence[str]) -> RunFinding | None:
+    """Another delay or another order of the components, if the model of the data predicts the new motion so.
+
+    Nothing is fitted: with another scale, offset or convention, each delay and each order leaves a large error.
+
+    Args:
+        fitted: Error with the best scale, offset and convention of each component. If it is much smaller, these explain
+            the motion.
+    """
+    own = _rows(probes, model.lag, range(model.lag, model.lag + 1))
+    if len(own[0]) < _least_rows(model):
+        return None
+    order, ordered = _best_order(model, *own)
+    changes: list[tuple[float, float, dict[int, int] | int]] = [(ordered, model.error(*own), order)]
+    for delay in DELAYS:
+        lags = range(model.lag + min(delay, 0), model.lag + max(delay, 0) + 1)
+        later, usual = (_rows(probes, lag, lags) for lag in (model.lag + delay, model.lag))
+        if len(later[0]) >= _least_rows(model):
+            changes.append((model.error(*later), model.error(*usual), delay))
+    clear = [each for each in changes if each[1] > EXACT and each[0] < CLEAR * each[1]]
+    error, usual, change = min(clear or changes, key=lambda each: each[0])
+    if not clear or CLEAR * error > max(fitted, EXACT):
+        return None
+    evidence = (f"so, what the data say of a step is wrong by {error:.0%} of the usual step, and otherwise by "
+                f"{usual:.0%}")
+    return (_latency(change, evidence) if isinstance(change, int)
+            else _order_finding(model, change, evidence, action_names, state_names))
+
+
+def _best_order(model: MotionModel, states: np.ndarray, actions: np.ndarray, changes: np.ndarray
+                ) -> tuple[dict[int, int], float]:
+    """The order of the components of the action, or of the state that they drive, with the least error.
+
+    Each step exchanges two.
+
+    Returns:
+        For each component of the action the one that moves what it moves in the data, and the error.
+    """
+    def error(order: dict[int, int], of_state: bool) -> float:
+        if not of_state:
+            exchanged = actions.copy()
+            exchanged[:, list(order)] = actions[:, list(order.values())]
+            return model.error(states, exchanged, changes)
+        observed, places = ([model.driven[i] for i in part] for part in (order, order.values()))
+        own_states, own_changes = states.copy(), changes.copy()
+        own_states[:, places], own_changes[:, places] = states[:, observed], changes[:, observed]
+        return model.error(own_states, actions, own_changes)
+    best = []
+    for of_state in (False, True):
+        order = {i: i for i in model.driven}
+        least = error(order, of_state)
+        while True:
+            swapped = [{**order, i: order[j], j: order[i]} for i, j in combinations(order, 2)]
+            errors = [error(each, of_state) for each in swapped]
+            if not errors or min(errors) >= least:
+                break
+            order, least = swapped[int(np.argmin(errors))], min(errors)
+        best.append((order, least))
+    return min(best, key=lambda each: each[1])
+
+
+def _order_finding(model: MotionModel, order: dict[int, int], evidence: str, action_names: Sequence[str],
+                   state_names: Sequence[str]) -> RunFinding:
+    moved = {i: other for i, other in order.items() if i != other}
+    pairs = ", ".join(f"{action_names[other]} moves {state_names[model.driven[i]]}"
+                      for i, other in list(moved.items())[:8])
+    return RunFinding(
+        "component-order", "fault", "the components of the action, or those of the state, have another order than in "
+        f"the data: action {pairs} ({evidence})", len(moved), (0, 0),
+        "bring the components of actions and observations into the order of the data", ("replay", "DATA", "ENV"),
+        Location(feature="action"))
+
+
+def _check_refitted_lag(model: MotionModel, probes: Episodes) -> RunFinding | None:
+    """Another delay, if a model that is fitted to the new motion explains much more with it."""
     components = sorted(set(model.driven.values()))
     fits = {lag: fit for lag in LAGS if (fit := _fit_lag(probes, lag)) is not None}
     if model.lag not in fits:
-        return
+        return None
     unexplained = {lag: float(f.unexplained[components].mean()) for lag, f in fits.items()}
     lag = min(unexplained, key=unexplained.__getitem__)
-    if lag != model.lag and unexplained[lag] < min(CLEAR * unexplained[model.lag], DRIVEN):
-        yield _latency(lag - model.lag, 1 - unexplained[lag], 1 - unexplained[model.lag])
-        return
-    states, actions, changes = _rows(probes, model.lag)
-    gains, offsets, conventions = {}, {}, {}
-    for i, d in model.driven.items():
-        free = np.abs(changes[:, d]) > BLOCKED * model.change_std[d]
-        if free.sum() < 5 * (2 + len(action_names)):
-            continue
-        open_change = changes[free, d] - model.weights[0, d] - states[free] @ model.weights[1:1 + states.shape[1], d]
-        gains[i], offsets[i], conventions[i] = _compare_effect(model, i, d, open_change, states[free], actions[free])
-    yield from _gain_findings(gains, conventions, offsets, model, action_names, state_names)
+    if lag == model.lag or unexplained[lag] >= min(CLEAR * unexplained[model.lag], DRIVEN):
+        return None
+    return _latency(lag - model.lag, f"{1 - unexplained[lag]:.0%} of what the state leaves open is explained so, "
+                    f"{1 - unexplained[model.lag]:.0%} with the delay of the data")
 
 
-def _latency(steps: int, explained: float, at_once: float) -> RunFinding:
+def _latency(steps: int, evidence: str) -> RunFinding:
     later = "later" if steps > 0 else "earlier"
     return RunFinding(
-        "latency", "fault", f"the motion follows the action {abs(steps)} step{'s' * (abs(steps) > 1)} {later} than in "
-        f"the data ({explained:.0%} of what the state leaves open is explained so, {at_once:.0%} with the delay of the "
-        "data): observations arrive late, or actions are executed late", steps, (0, 0),
+        "latency", "fault", f"the motion follows the action {'at least ' * (steps == DELAYS[-1])}{abs(steps)} "
+        f"step{'s' * (abs(steps) > 1)} {later} than in the data ({evidence}): observations arrive late, or actions are "
+        "executed late", steps, (0, 0),
         "remove the delay, or act with an executor that plans for it, such as real-time-chunking",
         ("replay", "DATA", "ENV"), Location(feature="action"))
 
 
 def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray, states: np.ndarray,
-                    actions: np.ndarray) -> tuple[float, float, float]:
+                    actions: np.ndarray) -> _Effect:
     """The gain of an action component, its offset in standard deviations, and how much more it depends on the state.
 
     1 more means that what acts adds the state to the action, -1 that it subtracts it. Only what many steps have in
@@ -136,12 +248,16 @@ def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray,
     spread = max(model.action_std[i], 1e-9)
     executed = (open_change - actions @ weights_of_actions) / effect + actions[:, i]
     if (constant := _constant_difference(executed / spread, actions[:, i] / spread)) is not None:
-        return 1.0, constant, 0.0
+        missed = np.abs(effect * (executed - actions[:, i] - spread * constant))
+        return _Effect(1.0, constant, 0.0, float(np.median(missed) / model.change_std[d]))
     place = actions - model.action_mean
     position = states[:, d] - model.state_mean[d]
-    weights, errors = trimmed_least_squares(np.column_stack([np.ones(len(place)), place, position]), open_change)
+    columns = np.column_stack([np.ones(len(place)), place, position])
+    weights, errors = trimmed_least_squares(columns, open_change)
     gain, extra = weights[1 + i] / effect, weights[-1] / effect
-    return float(gain), 0.0, float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
+    convention = float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
+    missed = np.abs(open_change - columns @ weights)
+    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / model.change_std[d]))
 
 
 def _constant_difference(executed: np.ndarray, actions: np.ndarray) -> float | None:
@@ -160,9 +276,12 @@ def _constant_difference(executed: np.ndarray, actions: np.ndarray) -> float | N
     return float(np.median(difference[agree]))
 
 
-def _gain_findings(gains, conventions, offsets, model: MotionModel, names, state_names) -> Iterator[RunFinding]:
-    if not gains:
+def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Sequence[str], state_names: Sequence[str]
+                   ) -> Iterator[RunFinding]:
+    if not effects:
         return
+    gains, offsets, conventions = ({i: getattr(e, part) for i, e in effects.items()}
+                                   for part in ("gain", "offset", "convention"))
     flipped = [i for i, g in gains.items() if g < -GAINS[0] / 2]
     changed = [i for i, g in gains.items() if i not in flipped and not GAINS[0] <= g <= GAINS[1]]
     related = [i for i, extra in conventions.items() if i not in flipped and abs(extra) > CONVENTION]
@@ -254,6 +373,10 @@ class _LagFit:
         return [(int(np.argmax(row)), float(row.max())) for row in effect / self.open_std]
 
 
+def _median_error(missed: np.ndarray, free: np.ndarray) -> float:
+    return float(np.median(missed[free])) if free.any() else 0.0
+
+
 def _is_clear(candidate: np.ndarray, usual: np.ndarray, count: int) -> bool:
     return np.sort(candidate)[:count].mean() < CLEAR * np.sort(usual)[:count].mean()
 
@@ -277,9 +400,9 @@ def _fit_lag(episodes: Episodes, lag: int) -> _LagFit | None:
     return _LagFit(weights, unexplained, states, actions, np.where(live, open_std, np.inf), changes.std(0))
 
 
-def _rows(episodes: Episodes, lag: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States, actions `lag` steps before, and changes of the states, at the same steps for each lag."""
-    first, last = max(LAGS), -min(LAGS)
+def _rows(episodes: Episodes, lag: int, lags: range = LAGS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States, actions `lag` steps before, and changes of the states, at the same steps for each lag of `lags`."""
+    first, last = max(0, *lags), max(0, *(-each for each in lags))
     parts = [(s[first:len(a) - last], a[first - lag:len(a) - last - lag], np.diff(s, axis=0)[first:len(a) - last])
              for s, a in episodes if len(a) > first + last]
     if not parts:

@@ -143,7 +143,10 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
     else:
         findings += _observed_findings(trained, recorded, observed)
-        findings = fit_checks.without_failures(findings, _successes(observed))
+        successes = _successes(observed)
+        findings = fit_checks.without_failures(findings, successes)
+        if successes and not any(f.level == "fault" for f in findings):
+            findings += fit_checks.check_success(successes, curves.evaluations, step)
         checked += ["columns", "cameras", "observations", "motion", "limits", "starts", "novelty", "trials"]
     return RunDiagnosis(sort_findings(findings), tuple(checked), tuple(unchecked))
 

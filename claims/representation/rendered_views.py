@@ -243,8 +243,8 @@ def taken(experiment, arm: Method, data: Dataset, seed: int, episodes: int, star
 
 
 BOTH = "other view + teacher map"
-TABLE = experiment(ExpertDemonstrations(f"{__name__}:TwoShapes", 100), first_seed=2870, episodes=500, measure=taken,
-                   sanity={"none": 0.35}, measures={UNSEEN: RATE}, arms={
+TABLE = experiment(ExpertDemonstrations(f"{__name__}:TwoShapes", 100), first_seed=2875, n_seeds=10, episodes=500,
+                   measure=taken, sanity={"none": 0.35}, measures={UNSEEN: RATE}, arms={
     BOTH: cloning(DrawnViews((TOP, TEACHER))),
     "none": cloning(),
     "other view": cloning(DrawnViews((TOP,))),

@@ -257,4 +257,4 @@ TABLE = experiment(ExpertDemonstrations(f"{__name__}:TwoShapes", 100), first_see
 CLAIMS = family(__file__, TABLE, {"287": Row(
     "drawn-other-views", (higher(BOTH, "none"), higher(BOTH, "none", measure=UNSEEN)),
     control="view of another episode",
-    reported=("other view", "teacher map", "own view", "other view as samples", "shapes swapped"))})
+    reported=("other view", "own view", "other view as samples"))})

@@ -259,8 +259,8 @@ AGENTS_STATEMENT = (
     "- Hopper from every 20th step of one or five episodes, three training seeds of 50 episodes and 40 rounds "
     "of 1,000 steps. Nothing is published at this size. It was predicted that DAC, ROT and IQ-Learn are each above "
     "cloning of one episode: **undecided** for DAC and ROT, and IQ-Learn is **lower**. It learns to fall: what "
-    "follows an end has no reward of it. DAC fell, too, in its first cell, and was corrected before the others ran. "
-    "With five episodes, which are 250 steps, cloning is as good as the agent, and the three are **lower**.")
+    "follows an end has no reward of it. DAC fell, too, in its first cell, and was corrected before the others ran.\n\n"
+    "  With five episodes, which are 250 steps, cloning is as good as the agent, and the three are **lower**.")
 
 PARTICLE_DIFFERENCES = (
     "Implicit: 12,000 updates of 128 with 4 negatives from chains of 5 rounds, where the appendix has 50,000 updates "

@@ -91,7 +91,7 @@ def test_broken_fixtures(name, shared):
 
 
 def test_a_video_that_ends_early_is_repaired(shared, tmp_path, capsys):
-    path = shared / "fixtures/broken/lerobot_truncated_mp4"
+    path = (shared / "fixtures/broken/lerobot_truncated_mp4").resolve()  # as a view names it
     repair = f"understudy repair {path} --out DST"
     assert repair in (text := run(capsys, "audit", path)[1]) and "--delete" not in text  # episode 0 can be read
     run(capsys, "view", "make", path, "--out", tmp_path / "view.json", "--delete", 1, 2)

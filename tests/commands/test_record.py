@@ -39,7 +39,8 @@ def test_record_goes_on_and_is_the_same_whatever_runs_beside(call, tmp_path, pla
     assert len(open_dataset(tmp_path / "d")) == 12  # never fewer
     refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--actor", "random"), "'random'",
             "'scripted'", "episode 0")
-    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--seed", 1), "seed")
+    refused(call("record", "fork", "--out", tmp_path / "d", "--episodes", 20, "--seed", 1),
+            "the recording has seed 0, but this run has seed 1")
     refused(call("record", "particle", "--out", tmp_path / "d", "--episodes", 20), "env", "particle")
 
 

@@ -18,7 +18,6 @@ from understudy.core import UserError, keys
 from understudy.data.formats import open_dataset
 from understudy.data.recording.recorder import Recorder
 from understudy.envs.devices import HOLD_SECONDS, DiscreteKeyboard, Gamepad, Keyboard, LeaderArm
-from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.replay import replay
 from understudy.evaluate.teleoperate import render_ansi, teleoperate
 
@@ -174,9 +173,6 @@ def test_what_a_person_did_is_recorded_discarded_labelled_and_replayed(tmp_path)
     assert len(teleoperate(env, again, 5, tmp_path / "d", 5, sleep=lambda s: None)) == 2  # what was begun is discarded
     with pytest.raises(UserError, match="the recording has seed 5, but this run has seed 6"):
         teleoperate(env, again, 5, tmp_path / "d", 6)
-    teleoperate(env, Hand(env, 5, {26: ["failure"]}), 1, tmp_path / "e", recording_seed(0), sleep=lambda s: None)
-    with pytest.raises(UserError, match="the recording has seed 0, but this run has seed 9"):  # as a user gave them
-        teleoperate(env, again, 1, tmp_path / "e", recording_seed(9))
 
 
 def test_pictures_become_text():

@@ -18,8 +18,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 help:
 	@echo "make demo         record, train, evaluate and report on a toy task (4 minutes after the installation)"
-	@echo "make test         the fast tests (9 minutes on 2 cores)"
-	@echo "make test-slow    long trainings, killed processes and fuzzing (an hour more)"
+	@echo "make test         the fast tests (5 minutes on 2 cores)"
+	@echo "make test-slow    long trainings, killed processes and fuzzing (35 minutes more)"
 	@echo "make test-gpu     contracts, bf16, resuming and a training on a GPU (skipped without one)"
 	@echo "make test-newest  the fast tests with the newest version of every package"
 	@echo "make lint         ruff, and the types of the package (ty)"

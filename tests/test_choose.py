@@ -112,7 +112,7 @@ def test_ordinary_data_have_all_candidates_with_the_sentences_of_the_methods():
     ({"fps": None}, set(), set(), "act", read_info("act")[1].when),
     ({"cameras": 2, "two_ways": None}, set(), {"knn"}, "knn", "it cannot read images"),
     ({"learners": {"iql": "Returns differ."}}, {"iql"}, set(), "iql", "returns differ between episodes"),
-    ({"learners": {"iql": "Returns differ."}, "ends": False}, set(), set(), "bc", read_info("bc")[1].when),
+    ({"learners": {"iql": "Returns differ."}, "has_ends": False}, set(), set(), "bc", read_info("bc")[1].when),
     ({"learners": {"dac": "Experts."}}, set(), set(), "bc", read_info("bc")[1].when),
     ({"cameras": 1, "episodes": 12, "two_ways": None}, {"vinn-byol"}, {"knn"}, "vinn-byol", "12 episodes with images"),
 ])

@@ -73,7 +73,7 @@ class DataProperties:
             (`LocalUnimodality`). None if it cannot be measured, as with fewer than 10 episodes.
         returns: The 10th and the 90th percentile of the episodes' returns. None if there are no rewards.
         learners: What `suggest_learners` says of the data.
-        ends: Whether they say where the environment ended an episode.
+        has_ends: Whether they say where the environment ended an episode.
     """
 
     episodes: int
@@ -84,7 +84,7 @@ class DataProperties:
     two_ways: float | None
     returns: tuple[float, float] | None = None
     learners: Mapping[str, str] = field(default_factory=dict)
-    ends: bool = True
+    has_ends: bool = True
 
     def sentences(self) -> list[str]:
         """The properties in words."""
@@ -139,7 +139,7 @@ CANDIDATE_RULES = (
     CandidateRule(_has_ways, ("bc-gmm", "flow-policy", "diffusion-policy"), "two ways at {two_ways:.1%} of the steps"),
     CandidateRule(_has_ways, ("bc-rnn-gmm",),
                   "two ways at {two_ways:.1%} of the steps, which earlier observations may tell apart"),
-    CandidateRule(lambda p: "iql" in p.learners and p.ends, ("iql",), "returns differ between episodes"),
+    CandidateRule(lambda p: "iql" in p.learners and p.has_ends, ("iql",), "returns differ between episodes"),
     CandidateRule(_is_fast, ("act",), "long chunks for {fps:g} steps a second"),
     CandidateRule(lambda p: _is_fast(p) and not _has_ways(p), ("bc-rnn-gmm",),
                   "at {fps:g} steps a second its ten observations tell little", adds=False),

@@ -14,8 +14,8 @@ def command_line(*parts: object) -> str:
 
 
 def repair_hint(path: object) -> str:
-    """The command that saves those episodes of damaged data that can be read."""
-    return f"{command_line('repair', path, '--out', 'DST')} saves what can be read"
+    """What to do about damaged data: the command saves those episodes that can be read."""
+    return f"take the data from a copy; {command_line('repair', path, '--out', 'DST')} saves what can be read"
 
 
 def join_and(names: Sequence[str]) -> str:

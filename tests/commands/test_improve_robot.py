@@ -8,6 +8,7 @@ import json
 import sys
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -20,12 +21,17 @@ from fixtures.terminals import Terminal
 from understudy.cli import main
 from understudy.commands.improve import _Command
 from understudy.commands.improve_robot import RobotImprovement
+from understudy.core import Feature
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
+from understudy.heads.regression import Regression
 from understudy.improve import robot_takeover
 from understudy.improve.blind_promotion import judged_checkpoints
 from understudy.improve.success import FrameRates
+from understudy.learn.method import load_policy
 from understudy.learn.run import Run
+from understudy.policy import PolicyConfig
+from understudy.testing.random_data import random_batch
 
 OPTIONS = ["--with", "hg-dagger", "--robot", "simulated_arm", "--supervisor", "keyboard", "--steps", "3", "--device",
            "cpu", "--rounds", "1", "--episodes", "2"]
@@ -219,13 +225,14 @@ def test_practice_asks_whether_the_demonstrations_succeeded(run, session, tmp_pa
             "nothing says whether the episode succeeded", "--data DATA")
 
 
-def test_a_classifier_ends_the_episode_as_a_success(session, tmp_path, monkeypatch):
+def test_a_classifier_ends_the_episode_as_a_success(session, run, tmp_path, monkeypatch):
     """It says so in the third step, where nobody presses a key. How one is trained: tests/commands/test_improve.py."""
     counted, rates = [], FrameRates(9, 1, 9, 8)
 
     def shows_success(obs):
         counted.append(obs["observation.state"].shape)
         return torch.tensor([len(counted) % 3 == 0])
+    shows_success.planner = load_policy(run)
     monkeypatch.setattr(_Command, "classifier", (shows_success, rates))
     out = tmp_path / "run"
     status, text, err = session(out, "--with", "filtered", "--success", tmp_path)
@@ -234,6 +241,14 @@ def test_a_classifier_ends_the_episode_as_a_success(session, tmp_path, monkeypat
     judged = open_dataset(out / "collection" / "000000" / "episodes.npz")
     assert [(len(e), e.metadata["success"]) for e in judged] == [(3, True), (3, True)] and counted == [(1, 2)] * 6
     assert np.asarray(judged[0].steps["next.success"]).tolist() == [False, False, True]
+
+
+def test_a_classifier_of_other_columns_is_refused_before_the_robot_moves(session, tmp_path, monkeypatch):
+    planner, _ = random_batch(PolicyConfig(Regression()), inputs={"observation.other": Feature("float32", (2,))})
+    monkeypatch.setattr(_Command, "classifier", (SimpleNamespace(planner=planner), FrameRates(9, 1, 9, 8)))
+    refused(session(tmp_path / "run", "--with", "filtered", "--success", tmp_path), f"--success {tmp_path}, in ",
+            "'observation.other'", "train it on episodes of this environment")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("args", "words"), [

@@ -93,8 +93,7 @@ def _episodes(path, info) -> list[dict[str, Any]]:
         try:
             rows += source.read(columns=names).to_pylist()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"the columns cannot be read ({error})", where=file,
-                            hint=_copy_or_repair(path)) from None
+            raise UserError(f"the columns cannot be read ({error})", where=file, hint=repair_hint(path)) from None
     return rows
 
 
@@ -156,7 +155,7 @@ def _check_data_files(path, info, episodes, tasks):
         if not (path / name).is_file():
             yield Finding("missing-file", "error", f"the file of {pluralize(len(members), 'episode')} "
                           f"({format_list(m['episode_index'] for m in members)}) is missing",
-                          _copy_or_repair(path), Location(name))
+                          repair_hint(path), Location(name))
             row = None
             continue
         try:
@@ -171,7 +170,7 @@ def _check_data_files(path, info, episodes, tasks):
             continue
         except (pa.ArrowException, OSError, ValueError) as error:
             yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})",
-                          _copy_or_repair(path), Location(name))
+                          repair_hint(path), Location(name))
             row = None
             continue
         yield from _check_types(info, source.schema_arrow, name)
@@ -221,19 +220,15 @@ def _check_videos(path, info, episodes):
             if not remote.exists(path / name):
                 yield Finding("missing-file", "error", f"the video of {pluralize(len(members), 'episode')} "
                               f"({format_list(m['episode_index'] for m in members)}) is missing",
-                              _copy_or_repair(path), Location(name, first, None, camera))
+                              repair_hint(path), Location(name, first, None, camera))
             # else not fetched yet
             elif (path / name).is_file() and (n_frames := video.count_frames(path / name)) != n_expected:
                 short = n_frames < n_expected
                 yield Finding("frames-missing" if short else "frames-left-over", "error" if short else "warning",
                               f"{name}: the video has {n_frames} frames instead of {n_expected}"
                               + (": it is damaged, and cannot be trained on" if short else ""),
-                              _copy_or_repair(path) if short else "look whether frames and rows still go together",
+                              repair_hint(path) if short else "look whether frames and rows still go together",
                               Location(name, None if short else first, None, camera))
-
-
-def _copy_or_repair(path: Path) -> str:
-    return f"take it from a copy; {repair_hint(path)}"
 
 
 # -- statistics -----------------------------------------------------------------------------------------------------

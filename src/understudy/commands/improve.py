@@ -46,7 +46,7 @@ from .groups import (
     command_options,
 )
 from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_untold_actor, success_lines
-from .improve_success import load_classifier
+from .improve_success import check_reads, load_classifier
 from .options import Advice
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions, train_options_of
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
     from ..learn.run import Run
-    from ..policy import Planner
 
 COSTS = ("acted", "labeled", "watched")  # steps of the supervisor
 COLLECTION_ROWS, COMPARISON_ROWS = 8, 16  # environments side by side; results do not depend on it
@@ -303,16 +302,8 @@ class _Command:
         self.resources.callback(env.close)
         if self.o.success is None:
             return env
-        self._check_reads(self.classifier[0].planner, f"--success {self.o.success}, in {name}", env)
+        check_reads(self.classifier[0].planner, f"--success {self.o.success}", env)
         return ClassifiedSuccess(env, self.classifier[0])
-
-    @staticmethod
-    def _check_reads(planner: Planner, where: str, env: Env) -> None:
-        """Checks that an environment gives what a classifier or a rater reads."""
-        from ..policy import check_features
-
-        check_features(planner, env.features, where, resized=True, columns=planner.inputs,
-                       hint="train it on episodes of this environment")
 
     @cached_property
     def classifier(self) -> tuple[SuccessClassifier, FrameRates]:
@@ -337,7 +328,7 @@ class _Command:
                             hint="choose a method with a supervisor, such as dagger, an environment whose info has "
                                  "\"success\", or a classifier: --success RUN")
         if o.rater is not None:
-            self._check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}, in {env_name}", env)
+            check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         if o.supervisor not in (None, "scripted", "keyboard"):
             self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),

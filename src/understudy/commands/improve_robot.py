@@ -14,6 +14,7 @@ from .arms import confirm_calibrations, prepare_robot
 from .common import Output, acting_rate, command_line, given_options, plain_table, trained_rate
 from .eval_options import EvalOptions
 from .groups import ActingOptions
+from .improve_success import check_reads
 from .interactive import judge_pairs
 from .options import refuse_given
 from .policies import ROWS, load_actor
@@ -97,6 +98,7 @@ class RobotImprovement:
         from ..improve.collection import CollectionRounds
         from ..improve.takeover import TakeoverSupervisor
         from ..learn.devices import choose_device
+        from ..learn.method import load_policy
         from ..learn.off_policy_actor_critic import OffPolicyActorCritic
         from ..learn.run import Run
         from ..learn.train import train
@@ -108,6 +110,10 @@ class RobotImprovement:
         robot = prepare_robot(o.robot_config(), o.trust, o.yes)
         env = self._env(robot, *self._device(robot))
         self._actor(o.run, env)  # refuses other columns and other actions
+        if self.classifier is not None:
+            check_reads(self.classifier[0].planner, f"--success {o.success}", env)
+        if o.rater is not None:
+            check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         self._check_pairs()
         self._print_plan(method, data)
         self._ask_once()

@@ -9,7 +9,21 @@ from ..core import UserError
 from .common import open_data, read_provenance
 
 if TYPE_CHECKING:
+    from ..envs.base import Env
     from ..improve.success import FrameRates, SuccessClassifier
+    from ..policy import Planner
+
+
+def check_reads(planner: Planner, option: str, env: Env) -> None:
+    """Checks that an environment or a robot gives what a classifier or a rater reads.
+
+    Args:
+        option: How the user named it, such as "--success RUN".
+    """
+    from ..policy import check_features
+
+    check_features(planner, env.features, f"{option}, in {env.metadata['env']}", resized=True, columns=planner.inputs,
+                   hint="train it on episodes of this environment")
 
 
 def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tuple[SuccessClassifier, FrameRates]:
@@ -38,5 +52,5 @@ def load_classifier(run: Path, data: Path | None, trust: tuple[str, ...]) -> tup
                         hint="train it on more labeled episodes, of which some succeed and some fail")
     if rates.n_recognized * rates.n_failures <= rates.n_false * rates.n_successes:
         raise UserError(f"it does not tell success from failure: {rates}", where=run,
-                        hint="train it longer (--steps), or on more labeled episodes, of which some succeed")
+                        hint="train it longer (--steps), or on more labeled successes and failures")
     return classifier, rates

@@ -53,10 +53,9 @@ def check_head(policy_config: PolicyConfig, target: Feature | None = None, input
     _head_reads_noise(_head_learns(policy, batch), batch, noise)
     _head_saves(policy, batch, noise, plan)
     _head_in_other_numbers(policy, batch, noise)
-    if not isinstance(policy_config.head, TargetNetworkHead):
-        pair = policy_config.head.sample_and_loss(policy.net, context, noise, coded, batch.mask, _rng(1))
-        require_equal(pair[0], policy_config.head.sample(policy.net, context, noise), "one pass must sample alike")
-        require_equal(pair[1], loss, "one pass must give the same loss")
+    pair = policy_config.head.sample_and_loss(policy.net, context, noise, coded, batch.mask, _rng(1))
+    require_equal(pair[0], policy_config.head.sample(policy.net, context, noise), "one pass must sample alike")
+    require_equal(pair[1], loss, "one pass must give the same loss")
     if isinstance(policy_config.head, DenoisingHead):
         _head_times(policy, context, coded)
     if isinstance(policy_config.head, LikelihoodHead):

@@ -91,7 +91,7 @@ class LeRobotSource(MemmapSource):
         for name in self._file_names:
             if not remote.exists(self.path / name):
                 raise UserError("the metadata name this file, but it is missing", where=self.path / name,
-                                hint=f"take it from a copy; {repair_hint(self.path)}")
+                                hint=repair_hint(self.path))
 
     def _features(self) -> tuple[dict[str, Feature], dict[str, str]]:
         """The schema, and how each column is stored: "number", "string", "image", "video" or "task"."""

@@ -79,7 +79,7 @@ class RobomimicSource(ChunkedSource):
         """Steps, the feature of each array by its key, the task in words, and keys of short arrays that are metadata.
         They are None if there are no metadata at all."""
         location, features, small = f"{self.path}, data/{demo}", {}, []
-        arrays, hint = hdf5.arrays(group, location), f"take the file from a copy; {repair_hint(self.path)}"
+        arrays, hint = hdf5.arrays(group, location), repair_hint(self.path)
         steps = hdf5.count_steps(
             arrays, "actions", location, ("num_samples", group.attrs["num_samples"])
             if "num_samples" in group.attrs else None, hint if "actions" in arrays or has_actions(group.parent) else

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import asdict, replace
 from html import unescape
 
@@ -17,6 +18,7 @@ from folders import REPOSITORY, TESTS
 from understudy.claims import ledger, records
 from understudy.claims import scheduler as due_module
 from understudy.claims.base import Condition, MissingRequirement
+from understudy.claims.folder import claims_folder
 from understudy.claims.ledger import LedgerEntry, decisive_condition, find_row, interval_svg, ledger_rows
 from understudy.claims.listing_cache import cached_listing as kept_listing
 from understudy.claims.probe import Confirmation
@@ -192,6 +194,10 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
     assert systems == 296 == sum(each) and core == 145 and each[-1] == sum(not e.claims for e in all_entries)
     rows = [line[2:5] for line in summary.splitlines() if re.match(r"\| \d{3} \|", line)]
     assert rows == list(ledger_rows())
+    why = tomllib.loads((claims_folder() / "untested.toml").read_text(encoding="utf-8"))
+    without = {e.row.id for e in all_entries if not e.claims}
+    assert set(why) <= without and all(re.search(rf"^\| {row} \| .* {re.escape(why[row])} \|$", summary, re.MULTILINE)
+                                       for row in why)
 
 
 def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(all_pages):

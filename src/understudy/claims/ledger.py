@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -321,10 +322,12 @@ def _family_table(entries: Sequence[LedgerEntry]) -> list[str]:
 
 
 def _row_table(entries: Sequence[LedgerEntry]) -> list[str]:
+    untested = tomllib.loads((claims_folder() / "untested.toml").read_text(encoding="utf-8"))
     lines = ["| row | system | family | claim |", "|---|---|---|---|"]
     for e in entries:
         claims = "<br>".join(f"[{c['name']}](ledger/{_page_of(c)}#{c['name']}) {c['verdict']}" for c in e.claims)
-        lines.append(f"| {e.row.id} | {_markdown_cell(e.row.name)} | {e.row.family} | {claims} |")
+        lines.append(f"| {e.row.id} | {_markdown_cell(e.row.name)} | {e.row.family} | "
+                     f"{claims or untested.get(e.row.id, '')} |")
     return [*lines, ""]
 
 

@@ -35,9 +35,10 @@ from d3rlpy.algos import (
     TD3PlusBCConfig,
 )
 from d3rlpy.algos.qlearning.torch import bear_impl
-from d3rlpy.models import QRQFunctionFactory, VectorEncoderFactory
+from d3rlpy.models import IQNQFunctionFactory, QRQFunctionFactory, VectorEncoderFactory
 from d3rlpy.models.torch.distributions import SquashedGaussianDistribution
 from d3rlpy.models.torch.imitators import forward_vae_sample_n
+from d3rlpy.models.torch.q_functions import iqn_q_function
 from d3rlpy.models.torch.q_functions.base import QFunctionOutput
 from d3rlpy.ope import FQE, FQEConfig
 from d3rlpy.torch_utility import TorchMiniBatch, TorchTrajectoryMiniBatch
@@ -281,6 +282,24 @@ def with_quantiles(batch: TorchMiniBatch) -> dict:
     return {f"quantile_{name}": values for name, values in result.items()}
 
 
+def with_drawn_levels(batch: TorchMiniBatch) -> dict:
+    """Losses with quantiles at drawn levels, whose targets are at equally spaced ones."""
+    options = {"q_func_factory": IQNQFunctionFactory(n_quantiles=QUANTILES, n_greedy_quantiles=QUANTILES)}
+    drawn = torch.from_numpy(0.5 + 0.5 * sines((B, QUANTILES), 21))
+
+    def levels(batch_size, n_quantiles, **options):
+        return drawn if torch.is_grad_enabled() else ((torch.arange(n_quantiles) + 0.5) / n_quantiles).repeat(
+            batch_size, 1)
+
+    with mock.patch.object(iqn_q_function, "_make_taus", levels), mock.patch("torch.randn", noise):
+        result = losses_of_classes(of_classes(batch), QUANTILES, **options)
+        td3 = build(TD3PlusBCConfig, **options)
+        result |= {"fitted_q": fitted_evaluation(batch, **options),
+                   "td3_bc": {"critic": td3.compute_critic_loss(batch, td3.compute_target(batch)).critic_loss}}
+    used = ("dqn", "discrete_cql", "plain_dqn", "nfq", "fitted_q", "td3_bc")
+    return {f"drawn_{name}": result[name] for name in used}
+
+
 def losses() -> dict:
     batch, result = make_batch(), {}
     iql = build(IQLConfig)
@@ -309,7 +328,7 @@ def losses() -> dict:
                              "policy": bcq.compute_actor_grad(batch).actor_loss}
     result |= {**deterministic(batch), "bear": constrained(batch),
                **losses_of_classes(of_classes(batch)), "fitted_q": fitted_evaluation(batch),
-               **with_quantiles(batch), "tacr": of_histories()}
+               **with_quantiles(batch), **with_drawn_levels(batch), "tacr": of_histories()}
     return {name: {key: value.detach().numpy().round(7).tolist() for key, value in values.items()}
             for name, values in result.items()}
 

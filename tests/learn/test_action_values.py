@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.d3rlpy import QUANTILES, fill, losses_of, make_classes, make_policy_of_classes
+from fixtures.d3rlpy import HIDDEN, QUANTILES, fill, inject_levels, losses_of, make_classes, make_policy_of_classes
 from fixtures.tables import STATE, few_actions
 
 from understudy.core import Feature, Unsupported
@@ -30,21 +30,25 @@ CONSTANT = OptimizerConfig(lr=3e-3, weight_decay=0.0, lr_schedule="constant", gr
 CLASSES = PolicyConfig(Categorical(), FeedForward((8,)), inputs=(STATE,))
 
 
-@pytest.mark.parametrize(("weight", "n_quantiles"), [(0.0, 1), (1.0, 1), (1.0, 4)])
-def test_it_keeps_the_contract_of_learners(weight, n_quantiles):
-    policy = replace(CLASSES, head=Categorical(n_quantiles=n_quantiles))
+@pytest.mark.parametrize(("weight", "n_quantiles", "draws"), [(0.0, 1, False), (1.0, 1, False), (1.0, 4, False),
+                                                              (1.0, 4, True)])
+def test_it_keeps_the_contract_of_learners(weight, n_quantiles, draws):
+    policy = replace(CLASSES, head=Categorical(n_quantiles=n_quantiles, draw_levels=draws))
     check_learner(ActionValues(batch_size=8, conservative_weight=weight), (policy,))
 
 
-@pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
+@pytest.mark.parametrize(("n_quantiles", "draws"), [(1, False), (QUANTILES, False), (QUANTILES, True)])
 @pytest.mark.parametrize(("name", "config", "phase"), [
     ("dqn", ActionValues(), 300), ("discrete_cql", ActionValues(conservative_weight=1.0), 300),
     ("plain_dqn", ActionValues(double=False), 309), ("nfq", find_method("nfq").learner, 200)])
-def test_losses_equal_those_of_d3rlpy(name, config, phase, n_quantiles):
-    learner = config.build(make_policy_of_classes(200, Categorical(n_quantiles=n_quantiles)), 0, 1, Dataset([]))
+def test_losses_equal_those_of_d3rlpy(monkeypatch, name, config, phase, n_quantiles, draws):
+    inject_levels(monkeypatch)
+    head = Categorical(width=HIDDEN[1], n_quantiles=n_quantiles, draw_levels=draws)
+    policy = make_policy_of_classes(200, head, HIDDEN[:1] if draws else HIDDEN)
+    learner = config.build(policy, 0, 1, Dataset([]))
     fill(learner.target_policy.net.parameters(), phase)
     loss = learner.value_loss(make_classes(), RNG).mean().item()
-    assert loss == pytest.approx(losses_of(name, n_quantiles)["loss"], abs=1e-5)
+    assert loss == pytest.approx(losses_of(name, n_quantiles, draws)["loss"], abs=1e-5)
 
 
 def test_nfq_has_no_lagged_network():
@@ -69,14 +73,15 @@ def test_other_policies_are_refused(config, n_components, says):
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "n_kept", "tolerance"), [  # a conservative value is lower or higher than the best
     ({"target_decay": 0.9}, 4, 0.05), ({"target_decay": 0.0, "double": False}, 4, 0.1),
-    ({"target_decay": 0.9, "conservative_weight": 0.03}, 2, 0.3), ({"target_decay": 0.9, "n_quantiles": 3}, 4, 0.05)],
-    ids=["double", "nfq", "conservative", "quantiles"])
+    ({"target_decay": 0.9, "conservative_weight": 0.03}, 2, 0.3), ({"target_decay": 0.9, "n_quantiles": 3}, 4, 0.05),
+    ({"target_decay": 0.9, "n_quantiles": 8, "draw_levels": True}, 4, 0.05)],
+    ids=["double", "nfq", "conservative", "quantiles", "drawn levels"])
 def test_values_are_exact_in_a_table(options, n_kept, tolerance):
     """With all actions in the data the values are the optimal ones, and with few the policy takes the best of these."""
     data, values = few_actions(n_kept)
     torch.manual_seed(0)
     options = dict(options)
-    head = Categorical(n_quantiles=options.pop("n_quantiles", 1))
+    head = Categorical(n_quantiles=options.pop("n_quantiles", 1), draw_levels=options.pop("draw_levels", False))
     policy = Policy(PolicyConfig(head, FeedForward((64,)), ConcatEncoder()), data.features())
     policy.fit_statistics(data)
     config = ActionValues(discount=0.8, optimizer=CONSTANT, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fixtures.d3rlpy import HIDDEN, QUANTILES, TanhNet, fill, losses_of, make_batch, make_policy
+from fixtures.d3rlpy import HIDDEN, QUANTILES, TanhNet, fill, inject_levels, losses_of, make_batch, make_policy
 from fixtures.tables import STATE, few_actions
 
 from understudy.data.episode import Dataset, Episode
@@ -22,18 +22,20 @@ from understudy.policy import Policy, PolicyConfig
 RNG = torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
-def test_the_loss_equals_that_of_d3rlpy(n_quantiles):
+@pytest.mark.parametrize(("n_quantiles", "draws"), [(1, False), (QUANTILES, False), (QUANTILES, True)])
+def test_the_loss_equals_that_of_d3rlpy(monkeypatch, n_quantiles, draws):
+    inject_levels(monkeypatch)
     policy = make_policy(Regression())
     policy.net = TanhNet(100)
     data = Dataset([Episode({"next.reward": np.ones(1, np.float32), "action": np.zeros((1, 2), np.float32)})])
-    learner = FittedQ(critic=CriticConfig(HIDDEN, n_quantiles=n_quantiles), n_resamples=2).build(policy, 0, 1, data)
+    critic = CriticConfig(HIDDEN, n_quantiles=n_quantiles, draw_levels=draws)
+    learner = FittedQ(critic=critic, n_resamples=2).build(policy, 0, 1, data)
     fill(learner.critic.layers[0].parameters(), 200)
     fill(learner.target_critic.layers[0].parameters(), 300)
     learner.counts[1:] = 0  # the first critic alone
     batch = make_batch()
     batch = batch.replace(extra={**batch.extra, "index": torch.zeros(6, 1, dtype=torch.int64)})
-    expected = losses_of("fitted_q", n_quantiles)["loss"]
+    expected = losses_of("fitted_q", n_quantiles, draws)["loss"]
     assert learner.critic_loss(batch, RNG).mean().item() == pytest.approx(expected, abs=1e-5)
 
 

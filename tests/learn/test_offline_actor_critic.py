@@ -16,6 +16,7 @@ from fixtures.d3rlpy import (
     StateNet,
     TanhNet,
     fill_critic,
+    inject_levels,
     inject_noise,
     losses_of,
     make_batch,
@@ -49,16 +50,19 @@ def noise(monkeypatch):
     inject_noise(monkeypatch)
 
 
-@pytest.mark.parametrize("n_quantiles", [1, QUANTILES])
-def test_td3_bc_equals_d3rlpy(noise, n_quantiles):
-    config, expected = CriticConfig(HIDDEN, n_quantiles=n_quantiles), losses_of("td3_bc", n_quantiles)
+@pytest.mark.parametrize(("n_quantiles", "draws"), [(1, False), (QUANTILES, False), (QUANTILES, True)])
+def test_td3_bc_equals_d3rlpy(monkeypatch, noise, n_quantiles, draws):
+    inject_levels(monkeypatch)
+    config = CriticConfig(HIDDEN, n_quantiles=n_quantiles, draw_levels=draws)
+    expected = losses_of("td3_bc", n_quantiles, draws)
     learner = OffPolicyActorCritic(critic=config).build(make_policy(Regression()), 0, 1, Dataset([]))
     learner.policy.net, learner.target_policy.net = TanhNet(100), TanhNet(500)
     fill_critic(learner.critic, 200)
     fill_critic(learner.target_critic, 300)
     critic, policy = (loss(make_batch(), RNG).mean().item() for loss in (learner.critic_loss, learner.policy_loss))
     assert critic == pytest.approx(expected["critic"], abs=1e-5)
-    assert 2.5 * policy == pytest.approx(expected["policy"], abs=1e-5)  # the peer weighs the score by 2.5
+    if not draws:  # the peer also draws the levels of the score
+        assert 2.5 * policy == pytest.approx(expected["policy"], abs=1e-5)  # the peer weighs the score by 2.5
 
 
 def test_ddpg_equals_d3rlpy():

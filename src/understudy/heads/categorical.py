@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import AtLeast, Context, Schema, UserError, part
+from ..core import AtLeast, ConfigError, Context, Schema, UserError, part
 from ..data.one_hot import map_components
 from ..nets.feed_forward import feed_forward_layers
+from ..nets.quantile_layer import QuantileLayer
 from .base import Head, LikelihoodHead, TemperatureHead, gumbel_noise
 
 
@@ -25,18 +26,28 @@ class Categorical(LikelihoodHead, TemperatureHead):
             Gumbel noise.
         autoregressive: True predicts each component from those before it, such as the symbols of a code, so that
             components are drawn jointly. False treats them as independent.
-        width: Width of the layers that join the components. For `autoregressive`.
+        width: Width of the layers that join the components, or the levels. For `autoregressive` and `draw_levels`.
         n_quantiles: Number of outputs for each logit, which is their mean. More than 1 for learners of values, such as
             that of dqn: the outputs become quantiles of the return.
+        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
+            ones, which remain those of the logits.
 
     References:
         Gumbel (1954), Statistical Theory of Extreme Values and Some Practical Applications.
+        Dabney et al. (2018), Implicit Quantile Networks for Distributional Reinforcement Learning, arXiv:1806.06923.
     """
 
     temperature: Annotated[float, AtLeast(0)] = 0.0
     autoregressive: bool = False
     width: Annotated[int, AtLeast(1)] = 64
     n_quantiles: Annotated[int, AtLeast(1)] = 1
+    draw_levels: bool = False
+
+    def __post_init__(self):
+        if self.draw_levels and (self.n_quantiles == 1 or self.autoregressive):
+            raise ConfigError("levels are those of quantiles of independent components",
+                              where="Categorical.draw_levels",
+                              hint="learn more quantiles, such as n_quantiles=32, with autoregressive=False")
 
     def build(self, trunk, coded_dim, spec):
         if not spec.num_classes:
@@ -44,7 +55,8 @@ class Categorical(LikelihoodHead, TemperatureHead):
                             where="Categorical", hint="use a head for continuous targets (Regression, GMM, "
                             "Diffusion, ...), or mark the target's Feature as kind=\"discrete\"")
         outputs = self.width if self.autoregressive else coded_dim
-        return _CategoricalNet(trunk.build(0, outputs * self.n_quantiles, 0, spec), spec.num_classes, self)
+        outputs = self.width if self.draw_levels else outputs * self.n_quantiles
+        return _CategoricalNet(trunk.build(0, outputs, 0, spec), spec.num_classes, self)
 
     def loss(self, net, context, action, mask, rng):
         """Cross-entropy of each step, (B, H)."""
@@ -79,9 +91,19 @@ class Categorical(LikelihoodHead, TemperatureHead):
         """
         return self.quantiles(net, context, like).mean(0)
 
-    def quantiles(self, net, context: Context, like: Tensor) -> Tensor:
-        """Returns what the `logits` are the means of, (n_quantiles, B, H, A)."""
-        return net.trunk(like, like, context).unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
+    def quantiles(self, net, context: Context, like: Tensor, levels: Tensor | None = None) -> Tensor:
+        """Returns what the `logits` are the means of, (n_quantiles, B, H, A).
+
+        Args:
+            levels: Those of the quantiles, (B, n_quantiles), of a head that `draw_levels`. None: equally spaced.
+        """
+        return self.split_quantiles(net, net.trunk(like, like, context), levels)
+
+    def split_quantiles(self, net, outputs: Tensor, levels: Tensor | None) -> Tensor:
+        """Returns the quantiles, (n_quantiles, B, H, A), of outputs of the trunk, (B, H, ...)."""
+        if not self.draw_levels:
+            return outputs.unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
+        return net.quantile_layer(outputs.relu(), None if levels is None else levels.unsqueeze(1)).movedim(-2, 0)
 
 
 def choose_head(features: Schema | None, numbers: Head, classes: Head | None = None) -> Head:
@@ -110,3 +132,5 @@ class _CategoricalNet(torch.nn.Module):
         self.layers = torch.nn.ModuleList(
             feed_forward_layers((config.width + sum(num_classes[:i]), config.width, n), "silu")
             for i, n in enumerate(num_classes)) if config.autoregressive else None
+        if config.draw_levels:
+            self.quantile_layer = QuantileLayer(config.width, sum(num_classes), config.n_quantiles)

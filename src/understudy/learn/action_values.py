@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from ..core import AtLeast, AtMost, Batch, Context, Unsupported, part
 from ..data.episode import Dataset
 from ..heads.categorical import Categorical
+from ..nets.quantile_layer import draw_levels
 from ..policy import Policy
 from .critic import Critic
 from .fit import LearnerConfig
@@ -79,12 +80,12 @@ class ActionValuesLearner(GradientLearner):
 
     def value_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the value of the stored class, and its weighted cross-entropy, (B,)."""
-        quantiles = class_quantiles(self.policy, batch.obs)
+        quantiles, levels = training_quantiles(self.policy, batch.obs, rng)
         stored = (quantiles * self.policy.encode_batch(batch)[:, 0]).sum(-1)
         value = stored.mean(0)
         self.log(value=value)
-        conservative = quantiles.mean(0).logsumexp(1) - value
-        return td_loss(stored, self.target_value(batch), huber=True) + self.config.conservative_weight * conservative
+        conservative = self.config.conservative_weight * (quantiles.mean(0).logsumexp(1) - value)
+        return td_loss(stored, self.target_value(batch), levels, huber=True) + conservative
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:
@@ -103,11 +104,25 @@ def class_logits(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
     return head.logits(*of_first_step(policy, obs))[:, 0]
 
 
-def class_quantiles(policy: Policy, obs: Mapping[str, Tensor]) -> Tensor:
-    """Returns the quantiles of the values that a policy gives to the classes, (n_quantiles, B, classes)."""
+def class_quantiles(policy: Policy, obs: Mapping[str, Tensor], levels: Tensor | None = None) -> Tensor:
+    """Returns the quantiles of the values that a policy gives to the classes, (n_quantiles, B, classes).
+
+    Args:
+        levels: Those of the quantiles, (B, n_quantiles). None: equally spaced.
+    """
     head = policy.config.head
     assert isinstance(head, Categorical)
-    return head.quantiles(*of_first_step(policy, obs))[:, :, 0]
+    return head.quantiles(*of_first_step(policy, obs), levels)[:, :, 0]
+
+
+def training_quantiles(policy: Policy, obs: Mapping[str, Tensor], rng: Generator) -> tuple[Tensor, Tensor | None]:
+    """Returns the `class_quantiles` for the `td_loss`, and their levels, (n_quantiles, B): None if equally spaced."""
+    head = policy.config.head
+    assert isinstance(head, Categorical)
+    if not head.draw_levels:
+        return class_quantiles(policy, obs), None
+    levels = draw_levels(len(next(iter(obs.values()))), head.n_quantiles, rng)
+    return class_quantiles(policy, obs, levels), levels.T
 
 
 def of_first_step(policy: Policy, obs: Mapping[str, Tensor]) -> tuple[nn.Module, Context, Tensor]:

@@ -68,9 +68,9 @@ class AWACLearner(GradientLearner):
         with torch.no_grad():
             plan = draw_plans(self.next_policy, batch.next, 1, rng).squeeze(1)
             target = reward + bootstrap * self.target_critic.target_score(batch.next, plan, rng)
-        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         self.log(score=quantiles.mean((0, 1)))
-        return td_loss(quantiles, target).sum(0)
+        return td_loss(quantiles, target, levels).sum(0)
 
     def weights(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weights of the windows, (B,), whose mean is 1."""

@@ -17,6 +17,7 @@ from ..data.window import Window
 from ..nets.base import Encoder
 from ..nets.encoders import ConcatEncoder
 from ..nets.feed_forward import feed_forward_layers
+from ..nets.quantile_layer import QuantileNet, draw_levels
 from ..policy import Policy
 
 
@@ -31,11 +32,14 @@ class CriticConfig:
         target_subset_size: Number of networks, drawn for each update, whose smallest score is the target. None for all.
         n_quantiles: Number of quantiles of the return that each network learns, with a quantile Huber loss (QR-DQN).
             A score is their mean. 1 learns the expected return, with a squared error.
+        draw_levels: Learn the quantiles at levels that are drawn for each sample (IQN), in place of equally spaced
+            ones. Targets and scores are those at equally spaced levels.
 
     References:
         Fujimoto et al. (2018), Addressing Function Approximation Error in Actor-Critic Methods, arXiv:1802.09477.
         Chen et al. (2021), Randomized Ensembled Double Q-Learning: Learning Fast Without a Model, arXiv:2101.05982.
         Dabney et al. (2018), Distributional Reinforcement Learning with Quantile Regression, arXiv:1710.10044.
+        Dabney et al. (2018), Implicit Quantile Networks for Distributional Reinforcement Learning, arXiv:1806.06923.
     """
 
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (256, 256)
@@ -45,8 +49,12 @@ class CriticConfig:
     share_encoder: bool = False
     target_subset_size: Annotated[int | None, AtLeast(1)] = None
     n_quantiles: Annotated[int, AtLeast(1)] = 1
+    draw_levels: bool = False
 
     def __post_init__(self):
+        if self.draw_levels and self.n_quantiles == 1:
+            raise ConfigError("levels are those of quantiles, and 1 is the mean", where="CriticConfig.draw_levels",
+                              hint="learn more quantiles, such as n_quantiles=32")
         if self.target_subset_size is not None and self.target_subset_size > self.n_critics:
             raise ConfigError(f"the subset has {self.target_subset_size} of {self.n_critics} networks",
                               where="CriticConfig.target_subset_size", hint="use more n_critics, or a smaller subset")
@@ -109,8 +117,10 @@ class Critic(Scorer):
             if not encoders or not networks.share_encoder and encoders[0].state_dict():
                 encoders.append(networks.encoder.build({k: features[k] for k in about.inputs},
                                                        about.window.n_obs_steps))
-            sizes = (encoders[0].tokens * encoders[0].width + self.plan_size, *networks.hidden, networks.n_quantiles)
-            layers.append(feed_forward_layers(sizes, layer_norm=networks.layer_norm))
+            sizes = (encoders[0].tokens * encoders[0].width + self.plan_size, *networks.hidden)
+            layers.append(
+                QuantileNet(sizes, networks.n_quantiles, networks.layer_norm) if networks.draw_levels else
+                feed_forward_layers((*sizes, networks.n_quantiles), layer_norm=networks.layer_norm))
         self.encoders, self.layers = nn.ModuleList(encoders), nn.ModuleList(layers)
 
     @property
@@ -164,9 +174,25 @@ class Critic(Scorer):
         """Returns the quantiles of each network, whose means are the `scores`, (n_critics, n_quantiles, B[, N])."""
         return torch.stack(self.network_quantiles(obs, plan, n_critics))
 
-    def network_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor,
-                          n_critics: int | None = None) -> list[Tensor]:
-        """Returns what `quantiles` does, one tensor for each network, whose gradients pass through no other network."""
+    def training_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor,
+                           rng: Generator) -> tuple[Tensor, Tensor | None]:
+        """Returns the `quantiles` for the `td_loss`, (n_critics, n_quantiles, B), and their levels, (n_quantiles, B).
+
+        The levels are None if they are equally spaced.
+        """
+        networks = self.about.networks
+        if not networks.draw_levels:
+            return self.quantiles(obs, plan), None
+        levels = draw_levels(len(plan), networks.n_quantiles, rng)
+        return torch.stack(self.network_quantiles(obs, plan, levels=levels)), levels.T
+
+    def network_quantiles(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, n_critics: int | None = None,
+                          levels: Tensor | None = None) -> list[Tensor]:
+        """Returns what `quantiles` does, one tensor for each network, whose gradients pass through no other network.
+
+        Args:
+            levels: Those of the quantiles, (B, n_quantiles), of networks that `draw_levels`.
+        """
         encoded = obs if isinstance(obs, EncodedObs) else self.encode(obs)
         plan = self.read_plan(encoded.obs, plan)
         features, networks = encoded.features, list(self.layers)[:n_critics]
@@ -174,7 +200,8 @@ class Critic(Scorer):
             features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
         inputs = [torch.cat([x, plan], -1) for x in features[:n_critics]]
         inputs = inputs * len(networks) if len(inputs) == 1 else inputs
-        return [layers(x).movedim(-1, 0) for x, layers in zip(inputs, networks, strict=True)]
+        given = () if levels is None else (levels,)
+        return [layers(x, *given).movedim(-1, 0) for x, layers in zip(inputs, networks, strict=True)]
 
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all.

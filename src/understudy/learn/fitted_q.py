@@ -98,9 +98,9 @@ class FittedQLearner(GradientLearner):
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
             following = self.target_critic.quantiles(batch.next, self.plan(batch.next, rng))
-        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         self.log(score=self.scale * quantiles[0].mean(0))
-        loss = td_loss(quantiles - reward / self.scale, bootstrap * following)
+        loss = td_loss(quantiles - reward / self.scale, bootstrap * following, levels)
         return (self.episode_counts(batch) * loss).sum(0)
 
     def episode_counts(self, batch: Batch) -> Tensor:

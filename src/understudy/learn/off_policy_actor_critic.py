@@ -110,10 +110,10 @@ class ActorCriticLearner(RewardedLearner):
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the `td_loss` against `target_value`, summed over the critic networks, and a penalty, (B,)."""
         target = self.target_value(batch, rng)
-        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         scores = quantiles.mean(1)
         self.log(score=scores.mean(0))
-        return td_loss(quantiles, target).sum(0) + self.score_penalty(scores, batch, rng)
+        return td_loss(quantiles, target, levels).sum(0) + self.score_penalty(scores, batch, rng)
 
     def score_penalty(self, scores: Tensor, batch: Batch, rng: Generator) -> Tensor | float:
         """Returns what is added to the loss of the critic, (B,), given the scores of stored plans, (n_critics, B)."""

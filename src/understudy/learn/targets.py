@@ -13,6 +13,7 @@ from ..core import Batch, DataError, DataWarning, UserError, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.window import TERMINATED
+from ..nets.quantile_layer import equal_levels
 
 REWARD = "next.reward"
 
@@ -76,12 +77,13 @@ def expectile_loss(error: Tensor, expectile: float) -> Tensor:
     return torch.where(error > 0, expectile, 1 - expectile) * error.square()
 
 
-def td_loss(quantiles: Tensor, target: Tensor, huber: bool = False) -> Tensor:
+def td_loss(quantiles: Tensor, target: Tensor, levels: Tensor | None = None, *, huber: bool = False) -> Tensor:
     """Returns the squared error of a value, or the quantile Huber loss of several quantiles of the return, (..., B).
 
     Args:
         quantiles: The prediction, (..., n_quantiles, B). One is the expected return.
         target: Its target, (B,), or equally likely targets, (..., n_targets, B).
+        levels: Those of the quantiles, (n_quantiles, B). None if they are equally spaced.
         huber: Whether the error of a single value is that of Huber as well.
 
     References:
@@ -91,7 +93,8 @@ def td_loss(quantiles: Tensor, target: Tensor, huber: bool = False) -> Tensor:
         error = quantiles - target
         return (_huber(error) if huber else error.square()).squeeze(-2)
     error = target.unsqueeze(-2) - quantiles.unsqueeze(-3)  # (..., n_targets, n_quantiles, B)
-    levels = (torch.arange(n, device=error.device).unsqueeze(1) + 0.5) / n
+    if levels is None:
+        levels = equal_levels(n, error.device).unsqueeze(1)
     return ((levels - (error < 0).float()).abs() * _huber(error)).sum(-2).mean(-2)
 
 

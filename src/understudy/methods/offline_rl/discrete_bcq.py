@@ -30,7 +30,8 @@ class FrequentClasses(Categorical):
 
     def build(self, trunk, coded_dim, spec):
         net = super().build(trunk, coded_dim, spec)
-        net.trunk = trunk.build(0, (1 + self.n_quantiles) * coded_dim, 0, spec)
+        of_values = self.width if self.draw_levels else self.n_quantiles * coded_dim
+        net.trunk = trunk.build(0, coded_dim + of_values, 0, spec)
         return net
 
     def loss(self, net, context, action, mask, rng):
@@ -43,16 +44,16 @@ class FrequentClasses(Categorical):
         ratio = (probable - probable.amax(-1, keepdim=True)).exp()
         return quantiles.mean(0).where(ratio >= self.threshold, EXCLUDED)
 
-    def quantiles(self, net, context, like):
-        return self.outputs(net, context, like)[1]
+    def quantiles(self, net, context, like, levels=None):
+        return self.outputs(net, context, like, levels)[1]
 
-    def outputs(self, net, context, like) -> tuple[Tensor, Tensor]:
+    def outputs(self, net, context, like, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the logits of the probabilities of the classes, (B, H, classes), and the quantiles of their values,
         (n_quantiles, B, H, classes).
         """
         outputs = net.trunk(like, like, context)
         probable, values = outputs.tensor_split((sum(net.num_classes),), -1)
-        return probable, values.unflatten(-1, (-1, self.n_quantiles)).movedim(-1, 0)
+        return probable, self.split_quantiles(net, values, levels)
 
 
 @part

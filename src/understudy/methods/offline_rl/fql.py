@@ -74,9 +74,9 @@ class FQLLearner(GradientLearner):
         with torch.no_grad():
             coded = self._clipped(self.policy.sample(self.policy.context(batch.next), rng))
             value = self.target_critic.quantiles(batch.next, self.policy.decode(coded, batch.next)).mean(0)
-        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         self.log(score=quantiles.mean((0, 1)))
-        return td_loss(quantiles, reward + bootstrap * value).sum(0)
+        return td_loss(quantiles, reward + bootstrap * value, levels).sum(0)
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the weighted distance to the flow minus the score, relative to its size, (B,)."""

@@ -64,9 +64,9 @@ class DiscreteSACLearner(GradientLearner):
 
     def critic_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the Huber loss of the score of the stored class, summed over the networks, (B,)."""
-        quantiles = self.critic.quantiles(batch.obs, batch.action)
+        quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         self.log(score=quantiles.mean((0, 1)))
-        return td_loss(quantiles, self.target_value(batch), huber=True).sum(0)
+        return td_loss(quantiles, self.target_value(batch), levels, huber=True).sum(0)
 
     @torch.no_grad()
     def target_value(self, batch: Batch) -> Tensor:

@@ -129,6 +129,19 @@ def check_rewards(data: Dataset) -> None:
                              "with bc")
 
 
+def check_returns(data: Dataset, column: str) -> None:
+    """Refuses rewards that are all 0, so that returns tell no episode from another.
+
+    Raises:
+        DataError: All rewards are 0.
+    """
+    if not any(np.asarray(e.steps[column][:len(e)]).any() for e in data):
+        raise DataError("all rewards are 0, so that the returns of all episodes are equal",
+                        where=f"{data.metadata.get('path', 'data set')}, column {column!r}",
+                        hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
+                             "(--columns reward=NAME), or clone the actions with bc")
+
+
 def warn_of_time_limits(data: Dataset) -> None:
     """Warns if all episodes terminate after the same number of steps, as if a time limit were an end."""
     ends, path = _ends(data), data.metadata.get("path", "data set")

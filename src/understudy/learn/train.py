@@ -35,6 +35,7 @@ from ..core import (
 )
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
+from ..data.column_changes import ReturnToGo
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
@@ -93,7 +94,7 @@ from .stages import (
     stage_provenances,
     stages_before,
 )
-from .targets import REWARD, TERMINATED, check_rewards
+from .targets import REWARD, TERMINATED, check_returns, check_rewards
 from .validation import Validation, check_training_data, target_scale, warn_of_padding
 
 Score = Callable[[Actor], float | Mapping[str, Any]]  # higher is better; or metrics, of which "score" is that number
@@ -286,6 +287,9 @@ class _Preparation:
                 check_rewards(episodes)
             else:  # equal rewards may differ in the rounds
                 check_finite(episodes, (REWARD,))
+        for change in method.transforms:
+            if isinstance(change, ReturnToGo) and method.collection is None:
+                check_returns(episodes, change.column)
         with devices.seeded(seed, self.device):
             policy = Policy(method.policy, self.data.features()).to(self.device)
             check_training_data(policy, self.data)

@@ -59,6 +59,14 @@ def test_without_rewards_the_error_says_what_is_missing():
         training_data(data, find_method("udrl", data.features()))[0].steps[RETURN]
 
 
+@pytest.mark.parametrize("name", ["udrl", "decision-transformer"])
+def test_returns_that_are_all_zero_are_refused(name, tmp_path, capsys):
+    data = Dataset([e.replace({"next.reward": np.zeros(len(e), np.float32)}) for e in random_episodes(4)])
+    write_dataset(data, tmp_path / "data")
+    assert main(["train", name, str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--steps", "2"]) == 2
+    assert "all rewards are 0, so that the returns of all episodes are equal" in capsys.readouterr().err
+
+
 # -- acting -----------------------------------------------------------------------------------------------------------
 
 

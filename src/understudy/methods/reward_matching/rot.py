@@ -72,7 +72,8 @@ class ROTLearner(OffPolicyActorCriticLearner):
         score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
         expert = batch.others["expert"]
         cloned = self.policy.sample(self.policy.context(expert.obs), rng)
-        distance = (cloned - self.policy.encode_batch(expert)).square().sum((1, 2))
+        error = (cloned - self.policy.encode_batch(expert)) * expert.mask.unsqueeze(-1)
+        distance = error.square().sum((1, 2))
         beyond = (coded - inside).square().mean((1, 2))
         return self.config.bc_weight * self.weight * distance - (1 - self.weight) * score + beyond
 

@@ -74,7 +74,7 @@ class GoalValues(GoalConditioned):
     distance, and rows of all episodes.
 
     Args:
-        discount: Discount per step, also of the distance of the values' goals.
+        discount: Discount per step, also of the distance of the values' goals. 1 draws these distances uniformly.
         p_curgoal: Fraction of the values' goals that are the current row.
         p_randomgoal: Fraction of the values' goals that are any row of any episode.
 
@@ -88,7 +88,8 @@ class GoalValues(GoalConditioned):
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.3
 
     def drawn_goals(self, goal):
-        return (replace(goal, into=VALUE_GOAL, discount=self.discount or None, p_curgoal=self.p_curgoal,
+        discount = self.discount if self.discount < 1 else None
+        return (replace(goal, into=VALUE_GOAL, discount=discount, p_curgoal=self.p_curgoal,
                         p_randomgoal=self.p_randomgoal, p_pastgoal=0.0, max_steps=None),)
 
 

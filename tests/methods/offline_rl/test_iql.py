@@ -10,7 +10,7 @@ import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy
 from fixtures.tables import few_actions
 
-from understudy.core import Feature, Unsupported
+from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
@@ -57,6 +57,17 @@ def test_plans_that_begin_at_another_step_are_refused(name, offset):
     policy = Policy(replace(method.policy, window=Window(1, 1, action_offset=offset)), features)
     with pytest.raises(Unsupported, match="action_offset=0"):
         method.learner.build(policy, 0, 1, Dataset([]))
+
+
+@pytest.mark.parametrize("name", [
+    "iql", "history-iql", "fql", "bcq", "plas", "bear", "iq-learn", "gcivl", "discrete-sac"])
+def test_a_subset_of_networks_is_refused_where_targets_read_all(name):
+    numbers, classes = Feature("float32", (2,)), Feature("int64", (1,), "discrete", num_classes=(3,))
+    features = {STATE: numbers, "action": classes if name == "discrete-sac" else numbers}
+    method = find_method(name, features=features)
+    learner = replace(method.learner, critic=replace(method.learner.critic, target_subset_size=1))
+    with pytest.raises(ConfigError, match=r"targets are those of all networks(.|\n)*sac, td3 or awac"):
+        learner.build(Policy(method.policy, features), 0, 1, Dataset([]))
 
 
 @pytest.mark.slow

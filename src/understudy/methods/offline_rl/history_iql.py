@@ -12,7 +12,7 @@ from ...data.episode import Dataset
 from ...data.window import Window
 from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.behavior_cloning import AuxiliaryLoss
+from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
 from ...learn.critic_learning import check_no_subset, check_plans_begin_now
 from ...learn.gradient_learner import GradientLearner
@@ -126,6 +126,11 @@ class HistoryIQLLearner(IQLLearner):
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.bound = self.score_bound(data, config.discount)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        metrics = super().update(batch)
+        update_lagged(self.auxiliary_losses, self.policy)
+        return metrics
 
     def encoded(self, batch: Batch, rng: Generator) -> Context:
         """The history, without gradient."""

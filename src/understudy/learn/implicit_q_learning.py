@@ -22,7 +22,8 @@ class IQL(CriticLearningConfig):
 
     A value network learns an expectile of the critic's scores of the stored actions, which is close to that of the best
     of them. The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
-    ``exp(beta * advantage)``.
+    ``exp(beta * advantage)``. Its learning rate is constant, where the paper's falls to 0 as a cosine, and the standard
+    deviation of `Gaussian` depends on the observation, where the paper's does not.
 
     Args:
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.

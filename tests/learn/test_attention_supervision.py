@@ -129,6 +129,13 @@ def test_a_window_with_one_action_is_about_its_newest_step_and_the_weight_and_he
     assert late.tolist() == pytest.approx([entropy(0.5, wrong=(0.25,)) / 3], abs=1e-4)
 
 
+def test_several_draws_of_noise_share_an_attention():
+    distances = [[[-1], [-1], [1]], [[-1], [1], [2]]]
+    rows = torch.cat([ROWS, ROWS.flip(-1).roll(1, -1)])
+    loss = loss_of(THREE, distances, rows)
+    torch.testing.assert_close(loss_of(THREE, distances, rows.repeat_interleave(3, 0)), loss)
+
+
 def test_the_tokens_of_a_step_count_together():
     features = {**FEATURES, "observation.extra": Feature("float32", (1,))}
     rows = torch.zeros(4, 4)  # tokens: two columns, each with the steps 0 and 1

@@ -162,6 +162,15 @@ def one_goal_data(*lengths: int) -> Dataset:
                              "action": rng.normal(size=(n, 2)).astype(np.float32)}) for n in lengths])
 
 
+@pytest.mark.parametrize(("discount", "steps"), [(0.0, {1}), (1.0, {1, 2, 3, 4})])
+def test_goals_of_values_have_the_distances_of_any_discount(discount, steps):
+    data = one_goal_data(5)
+    policy = Policy(goal_policy(), data.features()).fit_statistics(data)
+    learner = GCIVL(discount=discount, p_curgoal=0.0, p_randomgoal=0.0).build(policy, 0, 1, data)
+    first = learner.batch_sampler(data).gather(np.zeros(100, np.int64), np.random.default_rng(0))
+    assert set(first.extra[f"{VALUE_GOAL}.steps"].flatten().tolist()) == steps
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_episodes_of_one_step_are_refused(name):
     data = one_goal_data(1, 1)

@@ -2,18 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
 from understudy.checkpoint import FromStage
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
+from understudy.heads.cvae import CVAE
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.pseudo_labels import PseudoLabel
-from understudy.policy import PolicyConfig
+from understudy.policy import Policy, PolicyConfig
 from understudy.testing import check_method
 
 
@@ -51,6 +53,14 @@ def test_the_method_trains_the_labeler_on_the_part_that_has_actions():
     fit_method(method, Dataset([walk(0, "task"), walk(1, "prior")]), 0)
     with pytest.raises(UserError, match="the data have no part 'task'"):
         fit_method(method, Dataset([walk(1, "prior")]), 0)
+
+
+def test_a_labeler_may_draw_one_noise_for_a_chunk():
+    data = Dataset([walk(0, "prior")])
+    labeler = Policy(PolicyConfig(CVAE(4), window=Window(2, obs_offset=1)), data.features()).fit_statistics(data).eval()
+    batch = labeler.windows(data).gather(np.arange(20))
+    expected = labeler.plan(batch.obs, torch.zeros(20, 4))[:, 0]
+    assert np.array_equal(PseudoLabel(labeler).apply(data)[0].steps["action"], expected.detach().numpy())
 
 
 def inverse_model(seed=0, steps=400):

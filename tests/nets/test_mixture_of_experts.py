@@ -84,10 +84,10 @@ def test_training_draws_experts_without_replacement():
         assert (~chosen[:, absent]).float().mean() == pytest.approx(float(pair), abs=0.015)
 
 
-def balance(probabilities, weights):
-    """The unweighted loss of routing (B, H, layers, E)."""
+def balance(probabilities, weights, draws=1):
+    """The unweighted loss of routing (B * draws, H, layers, E)."""
     loss = LoadBalancing(1.0).build(None)
-    return loss(None, None, None, {"routing": torch.stack([probabilities, weights], 3)})
+    return loss(None, probabilities[::draws], None, {"routing": torch.stack([probabilities, weights], 3)})
 
 
 def test_the_balancing_loss_in_closed_form():
@@ -103,6 +103,7 @@ def test_the_balancing_loss_in_closed_form():
     torch.testing.assert_close(loss, 3 * torch.tensor([0.6 / 2 + 0.4 / 4, 0.5 / 2 + 0.5 / 4]))
     loss.sum().backward()
     torch.testing.assert_close(p.grad[0, 0, 0], 3 * torch.tensor([0.5, 0.25, 0.25]))  # away from what is used most
+    torch.testing.assert_close(balance(p, w, draws=2), loss.mean(0, keepdim=True))  # of one window
 
 
 @pytest.mark.parametrize("attention", ["cross", "joint", "block_causal"])

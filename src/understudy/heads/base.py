@@ -155,7 +155,8 @@ class TargetNetworkHead(Head):
     """A head whose loss also reads a target network, a slowly updated copy of its network.
 
     Attributes:
-        target_decay: Fraction of the target network that an update keeps.
+        target_decay: Fraction of the target network that an update keeps. `BehaviorCloning` and distillation read it.
+            Other learners have no such target network, and the network itself computes its targets.
     """
 
     target_decay: float = 0.999

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..core import Above, AtLeast, Batch, part
 from ..data.episode import Dataset
 from ..policy import Policy
-from .critic_learning import CriticLearningConfig
+from .critic_learning import CriticLearningConfig, check_plans_begin_now
 from .gradient_learner import GradientLearner
 from .targets import td_loss, td_terms
 
@@ -45,6 +45,7 @@ class AWACLearner(GradientLearner):
 
     def __init__(self, config: AWAC, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
+        check_plans_begin_now(policy, type(config).__name__)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)

@@ -131,7 +131,8 @@ class MemorySupervision(AuxiliaryLoss):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:
             device = batch.mask.device
             of_step, row, query = belongs.to(device), rows.to(device), steps[rows].to(device)
-            weights = captured[self.captures[0]][:, self.head, 1:, 1:].float()  # without the token always present
+            weights = captured[self.captures[0]].unflatten(0, (len(batch.mask), -1))[:, 0]  # of one draw of noise
+            weights = weights[:, self.head, 1:, 1:].float()  # without the token that is always present
             attention = (of_step / of_step.sum(1, keepdim=True)) @ weights @ of_step.T
             attention = attention[:, query].clamp(1e-6, 1 - 1e-6)  # (B, queries, To)
             distance = batch.extra[self.column].reshape(*batch.mask.shape, -1)[:, row].long()

@@ -25,6 +25,7 @@ from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
 from ..policy import Planner, Policy, PolicyConfig
 from .critic import CriticConfig, CriticSpec
+from .critic_learning import check_no_subset
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .method import Method
@@ -74,7 +75,7 @@ class GoalValues(GoalConditioned):
     distance, and rows of all episodes.
 
     Args:
-        discount: Discount per step, also of the distance of the values' goals.
+        discount: Discount per step, also of the distance of the values' goals. 1 draws these distances uniformly.
         p_curgoal: Fraction of the values' goals that are the current row.
         p_randomgoal: Fraction of the values' goals that are any row of any episode.
 
@@ -88,7 +89,8 @@ class GoalValues(GoalConditioned):
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.3
 
     def drawn_goals(self, goal):
-        return (replace(goal, into=VALUE_GOAL, discount=self.discount or None, p_curgoal=self.p_curgoal,
+        discount = self.discount if self.discount < 1 else None
+        return (replace(goal, into=VALUE_GOAL, discount=discount, p_curgoal=self.p_curgoal,
                         p_randomgoal=self.p_randomgoal, p_pastgoal=0.0, max_steps=None),)
 
 
@@ -137,6 +139,7 @@ class GoalConditionedLearner(GradientLearner):
 
     def __init__(self, config: GoalConditioned, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
+        check_no_subset(config.critic)
         window, name = policy.window, type(config).__name__
         if len(window.goals) != 1 or not isinstance(window.goals[0], Goal):
             raise ConfigError(f"the policy has {len(window.goals)} goals, but this learner needs one", where=name,

@@ -47,7 +47,7 @@ class GradientLearner(Learner):
 
     The noise and the dropout of a part of a batch depend on the seed, the number of the update, the number of the
     `minimize` call within it and the number of the part. The processes share the parts. A result therefore does not
-    depend on how many processes there are, and a restored learner continues bit for bit.
+    depend on how many processes share the same parts, and a restored learner continues bit for bit.
 
     `CONTRIBUTING.md` has an example, advantage-weighted regression.
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..core import Above, AtLeast, Batch, Below, part
 from ..data.episode import Dataset
 from ..policy import Policy
-from .critic_learning import CriticLearningConfig
+from .critic_learning import CriticLearningConfig, check_no_subset, check_plans_begin_now
 from .gradient_learner import GradientLearner
 from .targets import expectile_loss, td_terms
 
@@ -22,7 +22,8 @@ class IQL(CriticLearningConfig):
 
     A value network learns an expectile of the critic's scores of the stored actions, which is close to that of the best
     of them. The critic learns rewards plus the value of what follows. The policy clones actions, weighted by
-    ``exp(beta * advantage)``.
+    ``exp(beta * advantage)``. Its learning rate is constant, where the paper's falls to 0 as a cosine, and the standard
+    deviation of `Gaussian` depends on the observation, where the paper's does not.
 
     Args:
         expectile: 0.5 learns the value of the behavior in the data, and values towards 1 that of its best actions.
@@ -48,7 +49,9 @@ class IQLLearner(GradientLearner):
 
     def __init__(self, config: IQL, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
-        single = replace(config.critic, n_critics=1, target_subset_size=None)
+        check_plans_begin_now(policy, type(config).__name__)
+        check_no_subset(config.critic)
+        single = replace(config.critic, n_critics=1)
         self.value = self.register("value", single.build(policy, action=False), config.optimizer)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.optimizer)

@@ -37,7 +37,8 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
     Args:
         n_step: Number of steps whose rewards are in the target of the critic. 0 for those of the plan. Of the reward
             models, only those of whole episodes give rewards of later steps.
-        policy_delay: Updates of the critic per update of the policy.
+        policy_delay: Updates of the critic per update of the policy. Target networks follow after each update of the
+            critic; those of TD3 follow together with the policy.
         reward: A reward model that is trained along with the policy, or that a stage trained. None: the rewards of the
             data.
         critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good

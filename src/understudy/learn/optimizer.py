@@ -25,8 +25,10 @@ class OptimizerConfig:
         warmup_steps: Updates until the largest rate is reached.
         lr_schedule: Schedule after warm-up. "cosine" ends at 0.
         grad_clip_norm: Largest Euclidean norm of the gradient of all weights together. None for no limit.
-        accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory. Several
-            processes share the parts, so that 1 process and 4 give the same result for accumulation_steps=4.
+        accumulation_steps: Number of parts of a batch. The result is that of the whole batch, with less memory, if the
+            loss of a window depends on no other window. What a loss takes from its batch, such as a mean score that
+            it divides by, is of the part. Several processes share the parts, so that 1 process and 4 give the same
+            result for accumulation_steps=4.
         precision: Precision of the network's arithmetic. Weights, optimizer and averages stay fp32. "auto" is bf16
             where it is faster: see `automatic_precision`. "fp16" needs CUDA.
         compile: Use torch.compile for trunk and encoder.

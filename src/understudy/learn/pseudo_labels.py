@@ -70,9 +70,9 @@ class PseudoLabel(Operation):
     @torch.no_grad()
     def _labels(self, policy: Policy, data: Dataset) -> np.ndarray:
         """The predicted action of each step, of all episodes end to end, (T, ...)."""
-        none = torch.zeros(1, dtype=torch.int64, device=policy.device)
         plans = []
         for batch in policy.window.windows(data, policy.inputs).scan():
             batch = batch.to(policy.device)
-            plans.append(policy.plan(batch.obs, policy.noise(none, none).expand(len(batch), -1, -1) * 0)[:, 0].cpu())
+            noise = torch.zeros(len(batch), *policy.noise_shape, device=policy.device)
+            plans.append(policy.plan(batch.obs, noise)[:, 0].cpu())
         return torch.cat(plans).numpy().reshape(-1, *policy.target.shape).astype(policy.target.dtype)

@@ -1,11 +1,14 @@
 """The weights of the blend by the formula, and the losses of single columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from understudy.core import UserError
 from understudy.data.episode import Dataset, Episode
+from understudy.data.window import Window
 from understudy.heads.regression import Regression
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit_method import fit_method
@@ -55,6 +58,20 @@ def test_each_column_has_a_loss_that_no_other_column_changes():
     token = policy.context(batch.obs).tokens[:, :1]
     predicted = module.nets[0].layers(token.flatten(1))
     assert torch.allclose(each[:, 0], (predicted - policy.encode_batch(batch)[:, 0]).square().mean(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [0, 2], ids=["column", "all"])
+def test_estimates_leave_padded_steps_out(part):
+    data = episodes(length=4)
+    policy = Policy(replace(CONFIG, window=Window(horizon=4)), data.features()).fit_statistics(data)
+    columns, windows, rng = ColumnLosses((0.0, 0.0)).build(policy), policy.windows(data), torch.Generator()
+    batch = windows.gather(np.arange(len(windows)))
+    with capture_intermediates(("context", "context_mask")) as captured:
+        steps = policy.loss(batch, rng)
+    expected = columns.losses(policy, batch, rng, captured)[:, part] if part < 2 else steps.sum(1) / batch.mask.sum(1)
+    nets = torch.nn.ModuleList([policy, columns])
+    estimated = GradientBlend(estimation_steps=1)._curve(nets, part, windows, windows, 0)
+    assert estimated[0][0] == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
 def test_noise_gets_no_weight():

@@ -15,6 +15,7 @@ from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.representation import RepresentationLearning
+from understudy.learn.representation_objectives import ForwardDynamics
 from understudy.methods import find_method
 from understudy.methods.offline_rl.history_iql import Bisimulation, HistoryIQL
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
@@ -81,6 +82,16 @@ def test_the_losses_of_the_critic_alone_train_the_encoder_that_all_read():
     learner.minimize("critic", learner.critic_loss, batch)
     assert not torch.equal(before, policy.encoder.lstm.weight_hh_l0)
     assert isinstance(batch, Batch) and learner.critic_loss(batch, torch.Generator()).shape == (4,)
+
+
+def test_copies_that_auxiliary_losses_keep_follow_the_encoder():
+    data = random_dataset(FEATURES, episodes=2, steps=6)
+    policy = Policy(HISTORY, data.features()).fit_statistics(data)
+    learner = HistoryIQL(critic=CriticConfig((8,)), optimizer=FAST, batch_size=4, auxiliary_losses=(
+        ForwardDynamics((8,), target_decay=0.0),)).build(policy, 0, 10, data)
+    learner.update(learner.batch_sampler(data).batch(4, 0, 0))
+    (loss,) = learner.auxiliary_losses
+    assert torch.equal(loss.target.encoder.lstm.weight_hh_l0, policy.encoder.lstm.weight_hh_l0)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from fixtures.d3rlpy import HIDDEN, LOSSES, STATE, TanhNet, fill, fill_critic, make_batch, make_policy
 from fixtures.tables import few_actions
 
+from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset
+from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
 from understudy.heads.gaussian import Gaussian
 from understudy.learn.critic import CriticConfig
 from understudy.learn.fit import fit
 from understudy.learn.implicit_q_learning import IQL
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder
 from understudy.nets.mlp import MLP
 from understudy.policy import Policy, PolicyConfig
@@ -42,6 +47,27 @@ def test_losses_equal_those_of_d3rlpy():
     assert weights.tolist() == pytest.approx(expected["weights"], rel=1e-5, abs=1e-5)
     learner.minimize("policy", learner.policy.loss, batch, weights, normalize="rows")
     assert learner.end_update()["loss"] == pytest.approx(expected["policy"], rel=1e-5)
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+@pytest.mark.parametrize("name", ["iql", "xql", "f-dvl", "recoil", "history-iql", "awac", "crr", "fql", "iq-learn"])
+def test_plans_that_begin_at_another_step_are_refused(name, offset):
+    """Their rewards would be counted from another step than that of the observation."""
+    method, features = find_method(name), dict.fromkeys((STATE, "action"), Feature("float32", (2,)))
+    policy = Policy(replace(method.policy, window=Window(1, 1, action_offset=offset)), features)
+    with pytest.raises(Unsupported, match="action_offset=0"):
+        method.learner.build(policy, 0, 1, Dataset([]))
+
+
+@pytest.mark.parametrize("name", [
+    "iql", "history-iql", "fql", "bcq", "plas", "bear", "iq-learn", "gcivl", "discrete-sac"])
+def test_a_subset_of_networks_is_refused_where_targets_read_all(name):
+    numbers, classes = Feature("float32", (2,)), Feature("int64", (1,), "discrete", num_classes=(3,))
+    features = {STATE: numbers, "action": classes if name == "discrete-sac" else numbers}
+    method = find_method(name, features=features)
+    learner = replace(method.learner, critic=replace(method.learner.critic, target_subset_size=1))
+    with pytest.raises(ConfigError, match=r"targets are those of all networks(.|\n)*sac, td3 or awac"):
+        learner.build(Policy(method.policy, features), 0, 1, Dataset([]))
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_losses_equal_a_peer_and_the_closed_form(monkeypatch):
     plan = learner.policy.net(None, None, context)
     out = posterior(torch.cat([plan, torch.ones(6, 1, 1)], -1), plan[..., :0], context)[:, 0]
     mean, log_std = out.chunk(2, -1)
-    latent = mean + log_std.exp() * torch.randn(6, 4, generator=learner.generator(1))
+    latent = mean + log_std.exp() * torch.randn(6, 4, generator=RNG)
     error = (decoder(latent[:, None], plan[..., :0], context) - plan).square().mean((1, 2))
     divergence = 0.5 * (mean.square() + (2 * log_std).exp() - 1 - 2 * log_std).mean(1)
     score = learner.critic.scores(batch.obs, plan)[0]
@@ -69,6 +69,12 @@ def test_the_autoencoder_learns_first_and_then_stays():
     first, second, third, fourth = weights
     assert not first[0].equal(second[0]) and second[0].equal(fourth[0])
     assert first[1].equal(second[1]) and not third[1].equal(fourth[1])
+
+
+def test_parts_of_a_batch_have_latents_of_their_own():
+    learner, batch = build(), make_batch()
+    losses = [learner.policy_loss(batch, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
+    assert not losses[0].equal(losses[1]) and losses[0].equal(losses[2])
 
 
 def trained(**options) -> torch.Tensor:

@@ -61,6 +61,10 @@ def test_the_loss_of_next_objects_is_the_mean_error_over_objects_that_exist():
     assert captured["memory"].shape == (2, 5, 16)
     error = np.abs(np.array([0.5, -1.0, 0.0]) - later[OBJECTS][:, 0, :2].numpy()).mean((1, 2))
     assert loss(built, batch, rng, captured).tolist() == pytest.approx((2 * error).tolist(), rel=1e-5)
+    with capture_intermediates(("memory",)) as captured:
+        built.loss(batch, rng, n_noise_samples=3)
+    assert captured["memory"].shape == (6, 5, 16)
+    assert loss(built, batch, rng, captured).tolist() == pytest.approx((2 * error).tolist(), rel=1e-5)
 
 
 def test_what_it_cannot_read_is_refused():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from fixtures.collections import Stop, contents, fork
 
-from understudy.core import Unsupported, UserError
+from understudy.core import ConfigError, Unsupported, UserError
 from understudy.data.episode import Dataset
+from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
 from understudy.learn.behavior_cloning import BehaviorCloning
@@ -51,10 +52,10 @@ class Prefers(torch.nn.Module):
         return self.signs * plan[:, 0, 0]
 
 
-def build(demos, weight: float | None = None) -> tuple[ROTLearner, Policy, Policy]:
+def build(demos, weight: float | None = None, horizon: int = 1) -> tuple[ROTLearner, Policy, Policy]:
     torch.manual_seed(0)
-    method = find_method("rot")
-    clone, policy = (Policy(method.policy, demos.features()).fit_statistics(demos) for _ in range(2))
+    policy_config = replace(find_method("rot").policy, window=Window(horizon=horizon))
+    clone, policy = (Policy(policy_config, demos.features()).fit_statistics(demos) for _ in range(2))
     config = ROT(bc_weight=1.5, batch_size=8, reward=OptimalTransportReward(),
                  **({"clone": clone.eval()} if weight is None else {"fixed_weight": weight}))
     return config.build(policy, 0, 10, demos), clone, policy
@@ -85,10 +86,10 @@ def test_the_filter_counts_the_rows_at_which_the_clone_scores_higher(demos):
     assert learner.filter_weight(batch) == 0  # the same score is no reason to clone
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_the_loss_weighs_the_score_and_the_distance_to_demonstrations(demos, weight):
-    learner, _, policy = build(demos, weight)
-    expert = policy.windows(demos).batch(8, 1)
+@pytest.mark.parametrize(("weight", "horizon"), [(0.0, 1), (0.25, 1), (1.0, 1), (0.25, 3)])
+def test_the_loss_weighs_the_score_and_the_distance_to_demonstrations(demos, weight, horizon):
+    learner, _, policy = build(demos, weight, horizon)
+    expert = policy.windows(demos).gather(np.arange(demos.lengths[0] - 8, demos.lengths[0]))  # to the end of an episode
     batch = policy.windows(demos).batch(8, 0).replace(others={"expert": expert})
     learner.critic, learner.weight = Prefers(torch.ones(8)), learner.filter_weight(batch)
     rng = torch.Generator().manual_seed(0)
@@ -117,6 +118,11 @@ def test_stopped_within_a_round_it_continues_bit_by_bit(demos, tmp_path):
         train(small(), demos, tmp_path / "run", env=fork(), callbacks=[Stop(5)], **options)
     train(small(), demos, tmp_path / "run", env=fork(), **options)
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_it_has_no_entropy():
+    with pytest.raises(ConfigError, match=r"without entropy(.|\n)*train an OffPolicyActorCritic"):
+        ROT(temperature=0.1)
 
 
 def test_without_demonstrations_beside_its_batches_it_is_refused(demos):

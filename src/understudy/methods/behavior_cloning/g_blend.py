@@ -156,7 +156,8 @@ class GradientBlend(LearnerConfig):
             batch = batch.to(policy.device)
             context = policy.training_context(batch.obs, rng)
             if index == policy.encoder.tokens:
-                return policy.loss_given_context(context, batch, rng).mean()
+                steps = policy.loss_given_context(context, batch, rng)
+                return (steps.sum(1) / batch.mask.sum(1).clamp(min=1)).mean()
             captured = {"context": context.tokens, "context_mask": context.mask}
             return columns.losses(policy, batch, rng, captured)[:, index].mean()
 

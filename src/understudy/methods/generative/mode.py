@@ -38,11 +38,11 @@ class LoadBalancing(AuxiliaryLoss):
 
     def build(self, policy):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:
-            probabilities, weights = captured["routing"].unbind(3)  # (B, H, layers, E)
+            probabilities, weights = captured["routing"].unbind(3)  # (rows, H, layers, E)
             chosen = (weights.detach() > 0).to(probabilities.dtype)
             fraction = chosen.mean((0, 1)) / chosen.sum(-1).mean((0, 1)).unsqueeze(-1)  # (layers, E)
             balance = probabilities.shape[-1] * (probabilities.mean(1) * fraction).sum(-1)
-            return self.weight * balance.mean(1)
+            return self.weight * balance.mean(1).unflatten(0, (len(batch), -1)).mean(1)  # over draws of noise
         return loss
 
 

@@ -12,8 +12,9 @@ from ...data.episode import Dataset
 from ...data.window import Window
 from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
-from ...learn.behavior_cloning import AuxiliaryLoss
+from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
+from ...learn.critic_learning import check_no_subset, check_plans_begin_now
 from ...learn.gradient_learner import GradientLearner
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
@@ -112,6 +113,8 @@ class HistoryIQLLearner(IQLLearner):
 
     def __init__(self, config: HistoryIQL, policy: Policy, seed: int, steps: int, data: Dataset):
         GradientLearner.__init__(self, config, policy, seed, steps)
+        check_plans_begin_now(policy, type(config).__name__)
+        check_no_subset(config.critic)
         networks = replace(config.critic, encoder=policy.config.encoder, share_encoder=True)
         self.auxiliary_losses = tuple(loss.build(policy) for loss in config.auxiliary_losses)
         critic, value = networks.build(policy), replace(networks, n_critics=1).build(policy, action=False)
@@ -123,6 +126,11 @@ class HistoryIQLLearner(IQLLearner):
         self.register("policy", policy, config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
         self.bound = self.score_bound(data, config.discount)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        metrics = super().update(batch)
+        update_lagged(self.auxiliary_losses, self.policy)
+        return metrics
 
     def encoded(self, batch: Batch, rng: Generator) -> Context:
         """The history, without gradient."""

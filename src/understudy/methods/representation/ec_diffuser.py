@@ -97,7 +97,8 @@ class NextObjectsLoss(nn.Module):
         assert batch.next is not None
         now, later = (obs[self.config.objects][:, -1].float() for obs in (batch.obs, batch.next))
         exists = (now != 0).any(-1)
-        error = (self.layer(captured["memory"]) - later).abs().mean(-1) * exists
+        memory = captured["memory"].unflatten(0, (len(batch), -1))  # (B, draws of noise, objects, D)
+        error = (self.layer(memory) - later.unsqueeze(1)).abs().mean((1, 3)) * exists
         return self.config.weight * error.sum(1) / exists.sum(1).clamp(min=1)
 
 

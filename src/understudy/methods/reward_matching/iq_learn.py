@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from ...core import Above, AtLeast, AtMost, Batch, Unsupported, part
 from ...data.episode import Dataset
 from ...learn.critic import CriticConfig
+from ...learn.critic_learning import check_no_subset
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
@@ -65,10 +66,11 @@ class IQLearner(GradientLearner):
 
     def __init__(self, config: IQLearn, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
-        if policy.target.kind == "discrete" or policy.window.horizon > 1:
-            raise Unsupported("the critic scores single actions that are numbers", where="IQLearn",
-                              hint="use a policy with horizon=1, for continuous actions")
+        if policy.target.kind == "discrete" or policy.window.horizon > 1 or policy.window.action_offset:
+            raise Unsupported("the critic scores single actions that are numbers, of the current step", where="IQLearn",
+                              hint="use a policy with horizon=1 and action_offset=0, for continuous actions")
         config.critic.check_no_quantiles()
+        check_no_subset(config.critic)
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer)

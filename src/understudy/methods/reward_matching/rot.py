@@ -6,7 +6,7 @@ from typing import Annotated
 from torch import Generator, Tensor
 
 from ...checkpoint import FromStage
-from ...core import AtLeast, AtMost, Batch, UserError, part
+from ...core import AtLeast, AtMost, Batch, ConfigError, UserError, part
 from ...data.episode import Dataset
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
@@ -36,6 +36,12 @@ class ROT(OffPolicyActorCritic):
 
     clone: FromStage | None = None
     fixed_weight: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature is not None:
+            raise ConfigError("its policy maximizes the score without entropy", where="ROT.temperature",
+                              hint="leave it out, or train an OffPolicyActorCritic with this reward")
 
     def build(self, policy: Policy, seed: int, steps: int, data: Dataset) -> ROTLearner:
         if not self.compares:
@@ -72,7 +78,8 @@ class ROTLearner(OffPolicyActorCriticLearner):
         score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
         expert = batch.others["expert"]
         cloned = self.policy.sample(self.policy.context(expert.obs), rng)
-        distance = (cloned - self.policy.encode_batch(expert)).square().sum((1, 2))
+        error = (cloned - self.policy.encode_batch(expert)) * expert.mask.unsqueeze(-1)
+        distance = error.square().sum((1, 2))
         beyond = (coded - inside).square().mean((1, 2))
         return self.config.bc_weight * self.weight * distance - (1 - self.weight) * score + beyond
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from fractions import Fraction
 
@@ -111,6 +112,17 @@ def test_a_csv_folder_that_was_written_holds_pictures_names_and_how_many_episode
     assert again.features() == data.features() and again.fingerprint() == data.fingerprint()
     (tmp_path / "d/episode_000003.csv").unlink()
     refused(tmp_path / "d", "there are 3 files, but dataset.json says 4 episodes")
+
+
+@pytest.mark.parametrize("number, dtype", [(0.7, "int64"), (300, "uint8"), (-1, "uint8"), (np.nan, "int32")])
+def test_numbers_that_do_not_fit_the_declared_type_are_refused_and_not_cut(number, dtype, tmp_path):
+    np.savez(tmp_path / "0.npz", state=np.array([[1.0, 2], [3, number], [4, 5]]), action=np.float64([[0.1]] * 3))
+    declared = {STATE: {"dtype": dtype, "shape": [2]}, ACTION: {"dtype": "float32", "shape": [1]}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"features": declared}))
+    refused(tmp_path, f"{STATE}, row 1: {dtype} does not hold {float(number)}")
+    np.savez(tmp_path / "0.npz", state=np.array([[1.0, 2], [3, 4]]), action=np.float64([[0.1]] * 2))
+    steps = open_dataset(tmp_path)[0].steps
+    assert steps[STATE].tolist() == [[1, 2], [3, 4]] and (steps[ACTION] == np.float32(0.1)).all()
 
 
 def _jpeg(gray: int) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures import closed_form
@@ -68,6 +70,22 @@ def test_opening_reads_no_data(tmp_path):
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UserError, match="the Parquet file cannot be read"):
         data[0].steps["action"]
+
+
+@pytest.mark.parametrize("name, dtype, number", [
+    ("observation.state", "int64", "0.25"), ("next.reward", "bool", "2.0"), ("next.reward", "uint8", "-1.0")])
+def test_numbers_that_do_not_fit_the_type_in_the_metadata_are_refused_and_not_cut(name, dtype, number, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(LEROBOT / "v3.0/images", folder)
+    info, file = json.loads((folder / "meta/info.json").read_text()), next(folder.glob("data/*/*.parquet"))
+    info["features"][name]["dtype"] = dtype
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    table = pq.read_table(file)
+    if name == "next.reward":
+        rewards = pa.array([float(number)] * len(table), table[name].type)
+        pq.write_table(table.set_column(table.column_names.index(name), table.field(name), rewards), file)
+    with pytest.raises(UserError, match=f"{name}: meta/info.json says {dtype}, which does not hold {number}"):
+        open_dataset(folder)[1].steps[name]
 
 
 def annotate(folder, **columns):

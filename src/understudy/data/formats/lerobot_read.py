@@ -18,7 +18,7 @@ from ...files import file_sha256, read_json
 from ...hints import repair_hint
 from .. import cache, video
 from ..episode import episode_starts
-from ..sources import MemmapSource, batch_ranges
+from ..sources import MemmapSource, batch_ranges, first_misfit
 from . import arrow, remote
 from .column_names import format_list
 from .key_map import metadata
@@ -552,7 +552,12 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
     if numbers.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "
                       f"{feature.size} in each row", where)
-    return numbers.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
+    with np.errstate(invalid="ignore"):  # of NaN
+        cast = numbers.astype(feature.dtype, copy=False)
+    if (misfit := first_misfit(numbers, cast)) is not None:
+        raise UserError(f"meta/info.json says {feature.dtype}, which does not hold {numbers[misfit]}", where=where,
+                        hint=_CORRECT)
+    return cast.reshape(len(values), *feature.shape)
 
 
 def read_json_lines(file: Path) -> list[dict]:

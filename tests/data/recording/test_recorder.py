@@ -140,6 +140,19 @@ def test_mistakes_name_the_column(tmp_path):
     assert len(open_dataset(tmp_path / "d")) == 1
 
 
+@pytest.mark.parametrize("dtype, given_dtype, number", [("uint8", "uint16", 300), ("int32", "int64", 2**40),
+                                                        ("int8", "uint8", 200)])
+def test_numbers_that_the_column_does_not_hold_are_refused_and_not_wrapped(dtype, given_dtype, number, tmp_path):
+    given = np.full((8, 8, 3), number, given_dtype)
+    with Recorder({**SCHEMA, "observation.grid": Feature(dtype, (8, 8, 3))}, tmp_path / "d", clock=None) as r:
+        seen = {STATE: np.zeros(2, np.float32)}
+        with pytest.raises(UserError, match=f"observation.grid': {dtype} does not hold {number}"):
+            r.step({**seen, "observation.grid": given}, np.zeros(1))
+        r.step({**seen, "observation.grid": given % 100}, np.zeros(1))
+        r.end()
+    assert (open_dataset(tmp_path / "d")[0].steps["observation.grid"] == given % 100).all()
+
+
 # -- what is there while it runs, and after it stopped --------------------------------------------------------------
 
 

@@ -70,13 +70,3 @@ def test_frames_include_the_last_one_and_need_room(tmp_path, monkeypatch):
     monkeypatch.setenv("UNDERSTUDY_CACHE_GB", "0.0001")
     with pytest.raises(UserError, match="choose a smaller image size"):
         open_dataset(tmp_path / "out", image_size=64)
-
-
-def test_depth_in_millimeters_is_not_read_as_pixels_of_8_bits_nor_pixels_as_depth():
-    depth, gray = np.full((8, 8, 1), 1500, np.uint16), np.full((8, 8, 1), 10, np.uint8)
-    assert (video.decode_image(video.encode_png(depth), 1, "here", "uint16") == 1500).all()
-    assert (video.decode_image(video.encode_png(gray), 1, "here") == 10).all()
-    with pytest.raises(UserError, match="here: the image is gray of 16 bits, such as depth, but uint8 is to be read"):
-        video.decode_image(video.encode_png(depth), 1, "here")
-    with pytest.raises(UserError, match="here: the image is gray, but uint16 is to be read"):
-        video.decode_image(video.encode_png(gray), 1, "here", "uint16")

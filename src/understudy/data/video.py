@@ -128,11 +128,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
     if not frames:
         raise UserError(f"the {kind} image is not complete", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
-    if (is_deep := frames[0].format.name.startswith("gray16")) != (dtype == "uint16"):  # it would be scaled by 1/256
-        raise UserError(f"the image is {'gray of 16 bits, such as depth' if is_deep else frames[0].format.name}, but "
-                        f"{dtype} is to be read", where=where,
-                        hint="leave the column out, or store all its images with one type")
-    if is_deep:
+    if dtype == "uint16":
         return frames[0].to_ndarray(format="gray16le")[..., None]
     return _frame_to_array(frames[0].reformat(format=_FORMATS[channels]), channels)
 

@@ -13,6 +13,7 @@ from fixtures.array_files import is_closed, read_all, refused
 from fixtures.contract_data import demonstrations
 
 from understudy.audit import find_problems
+from understudy.core import UserError
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.video import encode_png
 
@@ -169,3 +170,17 @@ def test_a_folder_of_npz_that_disagrees(tmp_path):
     data = read_all(tmp_path / "d")
     assert [(len(e), len(e.steps[STATE]), e.metadata["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
     assert data.fps == 20 and data[1].steps["task"].tolist() == ["go"] * 4
+
+
+@pytest.mark.parametrize("kinds, text", [
+    ((np.uint8, np.uint16), "1.png: the image is gray of 16 bits, such as depth, but uint8 is to be read"),
+    ((np.uint16, np.uint8), "1.png: the image is not gray of 16 bits, but uint16 is to be read")])
+def test_frames_of_8_and_of_16_bits_are_not_mixed(kinds, text, tmp_path):
+    folder, camera = _csv(tmp_path / "d", "state,action\n1,2\n3,4\n"), tmp_path / "d" / "episode_0" / "front"
+    camera.mkdir(parents=True)
+    for i, kind in enumerate(kinds):
+        channels = 3 if kinds[0] is np.uint8 and i == 0 else 1
+        (camera / f"{i}.png").write_bytes(encode_png(np.full((16, 16, channels), 200, kind)))
+    episode = open_dataset(folder)[0]
+    with pytest.raises(UserError, match=text):
+        episode.steps[next(name for name in episode.steps if "front" in name)]

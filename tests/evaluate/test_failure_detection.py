@@ -144,6 +144,18 @@ def test_the_novelty_is_the_distance_from_the_nearest_demonstrated_observation()
         ObservationNovelty().build(Listed(), Dataset([Episode({"action": points})]))
 
 
+def test_what_was_not_sensed_has_a_distance_as_0_as_the_policy_reads_it():
+    state = "observation.state"
+    points = np.array([[-1, -10], [1, 10], [np.nan, 5], [0, 0]], np.float32)
+    is_sensed = np.array([True, True, False, True])
+    data = Dataset([Episode({state: points, state + "?": is_sensed, "action": np.zeros((4, 2), np.float32)})])
+    planner = Listed()
+    planner.inputs = (state, state + "?")
+    obs = {state: torch.tensor([[[np.nan, 3.0]], [[1.0, 1e6]]]), state + "?": torch.tensor([[False], [True]])}
+    doubt = ObservationNovelty().build(planner, data)(obs, torch.zeros(2), torch.zeros(2))
+    assert doubt[0] == 0 and doubt[1] > 1e3
+
+
 def policy(head) -> Policy:
     torch.manual_seed(0)
     data = demonstrations()

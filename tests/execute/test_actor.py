@@ -9,11 +9,12 @@ import torch
 from fixtures.plans import KEY, Clock
 
 from understudy.core import DataWarning, Feature, NonFiniteAction, UserError, keys, normal, put, take
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.envs.toys.fork import SPREAD, Fork, ForkExpert
 from understudy.execute.actor import NoisyActor, ObservationWrapper, PolicyActor
 from understudy.execute.chunking import RecedingHorizon
+from understudy.execute.wrappers import every_nth_step
 from understudy.heads.flow import Flow
 from understudy.heads.regression import Regression
 from understudy.nets.encoders import TokenEncoder
@@ -184,3 +185,12 @@ def test_what_was_not_sensed_may_hold_anything():
         obs = {"observation.a": torch.full((2, 3), value), "observation.a?": torch.tensor([sensed] * 2)}
         return actor.act(obs, actor.start(obs, key))[0]
     assert torch.equal(did(math.nan, False), did(5.0, False)) and not torch.equal(did(5.0, True), did(5.0, False))
+
+
+@pytest.mark.parametrize("dtype, stored", [("float32", "float32"), ("int64", "int64"), ("uint8", "int64")])
+def test_rewards_of_any_type_are_added_up_between_the_steps_of_a_wrapper(dtype, stored):
+    steps = {"observation.state": np.zeros((6, 2), np.float32), "action": np.zeros((5, 1), np.float32),
+             "next.reward": np.array([100, 200, 3, 4, 5], dtype)}
+    half = every_nth_step(Episode(steps), 2, {"action": np.zeros((3, 1), np.float32)}, Feature("float32", (1,)))
+    assert half.steps["next.reward"].tolist() == [300, 7, 5]
+    assert half.features()["next.reward"].dtype == half.steps["next.reward"].dtype == stored

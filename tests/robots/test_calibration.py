@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from fixtures.servo_arms import CALIBRATION, feetech, koch, patient
 
-from understudy.core import ConfigError, UserError
+from understudy.core import ConfigError, Feature, UserError
+from understudy.data.episode import Dataset, Episode
 from understudy.robots.base import RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
+from understudy.robots.drift import excess, recorded_ranges
 from understudy.robots.emulator import (
     DynamixelServo,
     EmulatedDynamixelBus,
@@ -165,3 +167,13 @@ def test_a_new_servo_gets_its_id():
             set_up_motor(ARM_TYPES["koch_follower"], emulated.port, "shoulder_lift")
         assert set_up_motor(ARM_TYPES["koch_follower"], emulated.port, "gripper")[0] == 1
         assert emulated.servos[0].number == 6
+
+
+def test_an_unknown_position_does_not_hide_that_another_is_outside_the_range():
+    feature = Feature("float32", (2,), names=("a.pos", "b.pos"), unit="degrees")
+    state = np.array([[-5, 500], [7, 2], [np.nan, np.nan]], np.float32)
+    episode = Episode({"observation.state": state, "action": np.full((3, 2), np.nan, np.float32)},
+                      schema={"observation.state": feature, "action": feature})
+    ranges = recorded_ranges(Dataset([episode]), ("a.pos", "b.pos"), "degrees")
+    assert ranges == {"a.pos": (-5, 7), "b.pos": (2, 500)}
+    assert [excess(span, (-100, 100)) for span in ranges.values()] == [0, 400]

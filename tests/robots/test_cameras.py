@@ -2,6 +2,7 @@
 
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from understudy.robots.cameras import (
     frame_number,
     read_cameras,
 )
+from understudy.robots.lerobot import LeRobotRobot
 from understudy.robots.limits import SafetyLimits
 from understudy.robots.registry import RobotConfig, make_robot, parse_cameras
 from understudy.robots.safety import SafeRobot
@@ -184,3 +186,15 @@ def test_a_camera_that_was_slower_than_its_rate_is_told_at_the_end(times, said, 
     with live_view(ViewOptions(), SafeRobot(SimulatedArm(cameras={"top": camera}), limits), 30, print):
         pass
     assert said in (text := capsys.readouterr().err) and bool(text) == bool(said), text
+
+
+@pytest.mark.parametrize("image", [np.zeros((6, 4, 3), np.uint8), np.full((4, 6, 3), 0.7), np.full((4, 6, 3), 300)])
+def test_an_image_of_lerobots_driver_that_is_not_as_announced_is_refused_and_not_converted(image):
+    device = SimpleNamespace(observation_features={"lift.pos": float, "front": (4, 6, 3)}, config=None,
+                             action_features={"lift.pos": float})
+    device.get_observation = lambda: {"lift.pos": 1.0, "front": np.full((4, 6, 3), 7, np.uint8)}
+    robot = LeRobotRobot("toy", device)
+    assert (robot.observe()["observation.images.front"] == 7).all()
+    device.get_observation = lambda: {"lift.pos": 1.0, "front": image}
+    with pytest.raises(ConnectionLost, match=f"the image 'front' is {image.dtype} .* announced as uint8"):
+        robot.observe()

@@ -105,6 +105,20 @@ def test_one_observation_of_a_column_is_not_taken_for_several_steps():
         assert client.infer({STATE: np.zeros((2, 3)), other: np.zeros((2, 2))})["actions"].shape == (4, 2)
 
 
+def test_a_window_of_pixels_as_fractions_is_refused_and_not_read_as_black():
+    camera = "observation.images.front"
+    policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), inputs=(camera,), window=Window(1, 4)), inputs={
+        camera: Feature("uint8", (16, 16, 3), "image")})
+    served = ServedPolicy(PolicyActor(policy, RecedingHorizon(2)), policy, "abc")
+    service = PolicyService(served, policy_metadata(served, policy_schema(served), name="toy"))
+    counts = {"key": np.array([1]), "count": np.array([0])}
+    with BackgroundServer(service) as server, Client(server.url) as client:
+        frame = np.full((1, 1, 16, 16, 3), 200, np.uint8)
+        assert client.infer({camera: frame}, op="plan", **counts)["actions"].shape == (1, 4, 2)
+        with pytest.raises(RequestRefused, match="is float32, but the policy reads uint8 pixels"):
+            client.infer({camera: np.float32(frame / 255)}, op="plan", **counts)
+
+
 def test_words_other_names_nested_columns_and_constants_reach_the_policy():
     task, goal, text = "observation.task", "observation.goal", TaskText(8, "observation.task")
     policy, _ = random_batch(PolicyConfig(Flow(n_steps=2), inputs=(STATE, task, goal), window=Window(1, 4)), inputs={

@@ -44,6 +44,18 @@ def batch_ranges(sizes: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
         at = stop
 
 
+def first_misfit(values: np.ndarray, cast: np.ndarray) -> tuple[int, ...] | None:
+    """Return the index of the first number that a cast to whole numbers or flags has changed. None if there is none.
+
+    Args:
+        cast: `values` after ``astype``. Rounding to floats of another precision is no change.
+    """
+    if cast.dtype.kind not in "iub" or np.can_cast(values.dtype, cast.dtype):
+        return None
+    differs = cast != values
+    return tuple(np.argwhere(differs)[0].tolist()) if differs.any() else None
+
+
 class MemmapSource(ColumnSource):
     """A source whose numeric columns are copied into memory maps when the first of them is asked for.
 
@@ -126,7 +138,15 @@ class MemmapSource(ColumnSource):
                 raise UserError(f"a flag must be 0 or 1, not {values[tuple(first_invalid)]}",
                                 where=self.where(name, row),
                                 hint="correct the value, or store it under another name if it is no flag")
-        return values if f.kind == "string" else values.astype(f.dtype, copy=False)
+        if f.kind == "string":
+            return values
+        with np.errstate(invalid="ignore"):  # of NaN
+            cast = values.astype(f.dtype, copy=False)
+        if (misfit := first_misfit(values, cast)) is not None:
+            row = at + misfit[0] if isinstance(at, int) else int(at[misfit[0]])
+            raise UserError(f"{f.dtype} does not hold {values[misfit]}", where=self.where(name, row),
+                            hint=f"correct the value, or make {values.dtype} the type of the column")
+        return cast
 
     def where(self, name: str, row: int) -> str:
         """Say where a row of a column is stored, for error messages. Rows are counted over all episodes."""

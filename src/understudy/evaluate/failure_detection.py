@@ -82,7 +82,8 @@ class ObservationNovelty(DoubtScore):
     def build(self, planner, demonstrations):
         features = demonstrations.features()
         names = [n for n in planner.inputs if n in features and features[n].kind == "vector" and features[n].size]
-        points = Dataset([Episode({n: np.asarray(e.steps[n])[:len(e)] for n in names})
+        read = {*names, *(n + "?" for n in names)}
+        points = Dataset([Episode(_sensed({n: np.asarray(e.steps[n])[:len(e)] for n in e.steps if n in read}, names))
                           for e in evenly_spaced(demonstrations)] if names else [])
         index = DemonstrationIndex.from_data(points, TrajectoryScaling.from_data(points)) if names else None
         if index is None:
@@ -90,9 +91,17 @@ class ObservationNovelty(DoubtScore):
                               where="ObservationNovelty", hint="use another score: spread or loss")
 
         def measure(obs, key, count):
-            rows = Episode({n: obs[n][:, -1].cpu().numpy() for n in names})
+            rows = Episode(_sensed({n: c[:, -1].cpu().numpy() for n, c in obs.items() if n in read}, names))
             return torch.from_numpy(index.distances(rows, count=1)[0]).float()
         return measure
+
+
+def _sensed(columns: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of these names, (T, ...), with 0 where a mask ``name?`` says that nothing was sensed, as a policy
+    reads them. They may hold anything there, such as NaN, which has no distance and would never raise an alarm.
+    """
+    masks = {n: columns[n + "?"].reshape(-1, *(1,) * (columns[n].ndim - 1)) for n in names if n + "?" in columns}
+    return {n: np.where(masks[n], columns[n], 0) if n in masks else columns[n] for n in names}
 
 
 @part

@@ -444,19 +444,22 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
         columns: Columns that are replaced; None removes one. Their rows are those of the result.
         action: The feature of the new column "action".
     """
-    T, out = len(episode), {}
+    T, out, features = len(episode), {}, episode.features()
     first = np.arange(0, T, n)
     for name in episode.steps:
         if name in columns:
             continue
         column = np.asarray(episode.steps[name])
-        if role(name) == "outcome" and column.dtype.kind in "fb":
+        if name == "next.reward" and column.dtype.kind in "iu":  # sums need more bits
+            column = column.astype(np.int64)
+            features = {**features, name: replace(features[name], dtype="int64", kind="vector", num_classes=None)}
+        if name == "next.reward" or role(name) == "outcome" and column.dtype.kind in "fb":
             join = np.logical_or if column.dtype.kind == "b" else np.add
             out[name] = join.reduceat(column[:T], first, axis=0)
         else:
             out[name] = column[[*first, *range(T, len(column))]]
     out.update({k: v for k, v in columns.items() if v is not None})
-    schema = {k: f for k, f in episode.features().items() if k in out}
+    schema = {k: f for k, f in features.items() if k in out}
     return Episode(out, episode.metadata, schema={**schema, "action": action})
 
 

@@ -97,7 +97,8 @@ def recorded_ranges(dataset: Dataset, joints: Sequence[str], unit: str) -> dict[
                             hint=unit_hint(feature.unit, own.unit, "name a recording of this robot"))
         for episode in dataset:
             steps = np.asarray(episode.steps[column], np.float64)[:, places]
-            low, high = np.minimum(low, steps.min(0)), np.maximum(high, steps.max(0))
+            # leave out NaN, with which no range would be outside the allowed one
+            low, high = np.fmin(low, np.fmin.reduce(steps, 0)), np.fmax(high, np.fmax.reduce(steps, 0))
     return {joint: (float(a), float(b)) for joint, a, b in zip(joints, low, high, strict=True)}
 
 

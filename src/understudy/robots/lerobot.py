@@ -87,8 +87,7 @@ class LeRobotRobot(Robot):
         try:
             readings = self.device.get_observation()
             state = np.array([readings[n] for n in self._state_names], np.float32)
-            images = {f"observation.images.{n}": np.asarray(readings[n], np.uint8).reshape(shape)
-                      for n, shape in self._images.items()}
+            images = {f"observation.images.{n}": _image(n, readings[n], shape) for n, shape in self._images.items()}
         except Exception as error:  # each driver raises what it likes
             raise _lost(error, self.name) from error
         obs = {"observation.state": state, **images}
@@ -253,6 +252,13 @@ def _disconnect(device: Any) -> None:
         if bus.is_connected:
             with suppress(Exception):
                 bus.disconnect(True)
+
+
+def _image(name: str, reading: Any, shape: tuple[int, ...]) -> np.ndarray:
+    image = np.asarray(reading)
+    if image.shape != shape or image.dtype != np.uint8:
+        raise ValueError(f"the image {name!r} is {image.dtype} {image.shape}, but was announced as uint8 {shape}")
+    return image
 
 
 def _lost(error: Exception, name: str) -> ConnectionLost:

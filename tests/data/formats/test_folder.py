@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from fixtures.array_files import is_closed, read_all, refused
 from fixtures.contract_data import demonstrations
 
 from understudy.audit import find_problems
+from understudy.core import UserError
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.data.video import encode_png
 
@@ -113,6 +115,17 @@ def test_a_csv_folder_that_was_written_holds_pictures_names_and_how_many_episode
     refused(tmp_path / "d", "there are 3 files, but dataset.json says 4 episodes")
 
 
+@pytest.mark.parametrize("number, dtype", [(0.7, "int64"), (300, "uint8"), (-1, "uint8"), (np.nan, "int32")])
+def test_numbers_that_do_not_fit_the_declared_type_are_refused_and_not_cut(number, dtype, tmp_path):
+    np.savez(tmp_path / "0.npz", state=np.array([[1.0, 2], [3, number], [4, 5]]), action=np.float64([[0.1]] * 3))
+    declared = {STATE: {"dtype": dtype, "shape": [2]}, ACTION: {"dtype": "float32", "shape": [1]}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"features": declared}))
+    refused(tmp_path, f"{STATE}, row 1: {dtype} does not hold {float(number)}")
+    np.savez(tmp_path / "0.npz", state=np.array([[1.0, 2], [3, 4]]), action=np.float64([[0.1]] * 2))
+    steps = open_dataset(tmp_path)[0].steps
+    assert steps[STATE].tolist() == [[1, 2], [3, 4]] and (steps[ACTION] == np.float32(0.1)).all()
+
+
 def _jpeg(gray: int) -> bytes:
     codec = av.CodecContext.create("mjpeg", "w")
     codec.width, codec.height, codec.pix_fmt, codec.time_base = 16, 16, "yuvj420p", Fraction(1, 1)
@@ -157,3 +170,17 @@ def test_a_folder_of_npz_that_disagrees(tmp_path):
     data = read_all(tmp_path / "d")
     assert [(len(e), len(e.steps[STATE]), e.metadata["seed"]) for e in data] == [(3, 4, 0), (4, 5, 1)]
     assert data.fps == 20 and data[1].steps["task"].tolist() == ["go"] * 4
+
+
+@pytest.mark.parametrize("kinds, text", [
+    ((np.uint8, np.uint16), "1.png: the image is gray of 16 bits, such as depth, but uint8 is to be read"),
+    ((np.uint16, np.uint8), "1.png: the image is not gray of 16 bits, but uint16 is to be read")])
+def test_frames_of_8_and_of_16_bits_are_not_mixed(kinds, text, tmp_path):
+    folder, camera = _csv(tmp_path / "d", "state,action\n1,2\n3,4\n"), tmp_path / "d" / "episode_0" / "front"
+    camera.mkdir(parents=True)
+    for i, kind in enumerate(kinds):
+        channels = 3 if kinds[0] is np.uint8 and i == 0 else 1
+        (camera / f"{i}.png").write_bytes(encode_png(np.full((16, 16, channels), 200, kind)))
+    episode = open_dataset(folder)[0]
+    with pytest.raises(UserError, match=text):
+        episode.steps[next(name for name in episode.steps if "front" in name)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures import closed_form
@@ -12,6 +14,7 @@ from fixtures.lerobot_files import CAMERA, FOLDERS, LEROBOT
 
 from understudy.core import Feature, UserError
 from understudy.data.formats import open_dataset
+from understudy.data.video import encode_png
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,33 @@ def test_opening_reads_no_data(tmp_path):
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UserError, match="the Parquet file cannot be read"):
         data[0].steps["action"]
+
+
+@pytest.mark.parametrize("name, dtype, number", [
+    ("observation.state", "int64", "0.25"), ("next.reward", "bool", "2.0"), ("next.reward", "uint8", "-1.0")])
+def test_numbers_that_do_not_fit_the_type_in_the_metadata_are_refused_and_not_cut(name, dtype, number, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(LEROBOT / "v3.0/images", folder)
+    info, file = json.loads((folder / "meta/info.json").read_text()), next(folder.glob("data/*/*.parquet"))
+    info["features"][name]["dtype"] = dtype
+    (folder / "meta/info.json").write_text(json.dumps(info))
+    table = pq.read_table(file)
+    if name == "next.reward":
+        rewards = pa.array([float(number)] * len(table), table[name].type)
+        pq.write_table(table.set_column(table.column_names.index(name), table.field(name), rewards), file)
+    with pytest.raises(UserError, match=f"{name}: meta/info.json says {dtype}, which does not hold {number}"):
+        open_dataset(folder)[1].steps[name]
+
+
+def test_depth_images_are_not_read_as_pixels_of_8_bits(tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(LEROBOT / "v3.0/images", folder)
+    file = next(folder.glob("data/*/*.parquet"))
+    table, depth = pq.read_table(file), encode_png(np.full((8, 8, 1), 1500, np.uint16))
+    images = pa.array([{"bytes": depth, "path": None}] * len(table), table[CAMERA].type)
+    pq.write_table(table.set_column(table.column_names.index(CAMERA), table.field(CAMERA), images), file)
+    with pytest.raises(UserError, match="frame 0, .*top: the image is gray of 16 bits, such as depth, but uint8"):
+        open_dataset(folder)[1].steps[CAMERA]
 
 
 def annotate(folder, **columns):

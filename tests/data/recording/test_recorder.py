@@ -20,6 +20,7 @@ from understudy.data.formats import lerobot, open_dataset
 from understudy.data.recording import encoder
 from understudy.data.recording import recorder as recording
 from understudy.data.recording.recorder import Recorder, repair
+from understudy.data.sources import DecodedFramesSource
 
 STATE, FRONT = "observation.state", "observation.images.front"
 
@@ -140,6 +141,19 @@ def test_mistakes_name_the_column(tmp_path):
     assert len(open_dataset(tmp_path / "d")) == 1
 
 
+@pytest.mark.parametrize("dtype, given_dtype, number", [("uint8", "uint16", 300), ("int32", "int64", 2**40),
+                                                        ("int8", "uint8", 200)])
+def test_numbers_that_the_column_does_not_hold_are_refused_and_not_wrapped(dtype, given_dtype, number, tmp_path):
+    given = np.full((8, 8, 3), number, given_dtype)
+    with Recorder({**SCHEMA, "observation.grid": Feature(dtype, (8, 8, 3))}, tmp_path / "d", clock=None) as r:
+        seen = {STATE: np.zeros(2, np.float32)}
+        with pytest.raises(UserError, match=f"observation.grid': {dtype} does not hold {number}"):
+            r.step({**seen, "observation.grid": given}, np.zeros(1))
+        r.step({**seen, "observation.grid": given % 100}, np.zeros(1))
+        r.end()
+    assert (open_dataset(tmp_path / "d")[0].steps["observation.grid"] == given % 100).all()
+
+
 # -- what is there while it runs, and after it stopped --------------------------------------------------------------
 
 
@@ -176,6 +190,19 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []
     assert holds(data[2], 2, 4) and data[2].metadata == {"interrupted": True}
     assert main(["repair", str(tmp_path / "d")]) == 0 and "Nothing was left" in capsys.readouterr().out
+
+
+def test_cached_frames_of_an_interrupted_recording_are_not_those_of_an_earlier_one_in_its_place(tmp_path):
+    folder = tmp_path / "d"
+    for number in (1, 2):
+        r = Recorder(SEEN, folder, fps=10, clock=None, images="png")
+        show(r, number, 3, True)
+        settled(r)
+        source = open_dataset(folder).source
+        frames = DecodedFramesSource(source, (16, 16), folder).column(FRONT, 0)
+        assert (frames[:, 0, 0, 0] == 10 * number + np.arange(3)).all()
+        r._lock.close()  # as if its process were gone
+        folder.rename(tmp_path / f"earlier{number}")
 
 
 def test_who_goes_on_after_an_interruption_is_told_and_finds_it_in_inspect_and_audit(tmp_path, capsys):

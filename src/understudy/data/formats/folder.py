@@ -32,7 +32,7 @@ from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_n
 from .episode_table import cut_table, frame_rate
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
-from .read_errors import damaged, first_true, read_json_object
+from .read_errors import check_bits, damaged, first_true, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
@@ -389,7 +389,7 @@ class CsvFolderSource(FolderSource):
     def frames(self, name, episode):
         f = self.schema[name]
         for row, file in enumerate(self._frames[name][episode]):
-            yield row, video.decode_frame(file.read_bytes(), f.shape, str(file), f.dtype)
+            yield row, video.decode_frame(check_bits(file.read_bytes(), f.dtype, file), f.shape, str(file), f.dtype)
 
     @cached_property
     def numeric_columns(self):

@@ -74,8 +74,8 @@ class InterruptedRecordingSource(ColumnSource):
         if not self._n_published and self._journal_episodes:
             first, *others = self._journal_episodes
             self.schema = {n: f for n, f in first.schema.items() if all(n in e.schema for e in others)}
-        self.key = cache.json_digest(files.key, [(str(s.path), s.path.stat().st_size if s.path.exists() else 0)
-                                                 for s in segments])
+        # Another recording may have segments of the same names and sizes, and a running recorder appends to them.
+        self.key = cache.files_digest([s.path for s in segments if s.path.exists()], files.key, self.lengths.tolist())
         self.metadata = {**files.metadata, "warnings": [*files.metadata["warnings"], self._warning(segments)]}
 
     def _warning(self, segments) -> str:

@@ -18,11 +18,11 @@ from ...files import file_sha256, read_json
 from ...hints import repair_hint
 from .. import cache, video
 from ..episode import episode_starts
-from ..sources import MemmapSource, batch_ranges
+from ..sources import MemmapSource, batch_ranges, first_misfit
 from . import arrow, remote
 from .column_names import format_list
 from .key_map import metadata
-from .read_errors import damaged, first_true, read_json_object
+from .read_errors import check_bits, damaged, first_true, read_json_object
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # in every file, in this order
 UNDERSTUDY_FOLDER = Path("meta") / "understudy"
@@ -292,7 +292,8 @@ class LeRobotSource(MemmapSource):
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
                 location = f"{file}, episode {episode}, frame {row}, {name}"
-                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, location, dtype)
+                encoded = check_bits((image.as_py() or {}).get("bytes"), dtype, location)
+                yield row, video.decode_frame(encoded, shape, location, dtype)
         for image in self._last_of(name, episode):
             location = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
             yield length, video.decode_frame(image["bytes"], shape, location, dtype)
@@ -552,7 +553,12 @@ def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
     if numbers.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "
                       f"{feature.size} in each row", where)
-    return numbers.astype(feature.dtype, copy=False).reshape(len(values), *feature.shape)
+    with np.errstate(invalid="ignore"):  # of NaN
+        cast = numbers.astype(feature.dtype, copy=False)
+    if (misfit := first_misfit(numbers, cast)) is not None:
+        raise UserError(f"meta/info.json says {feature.dtype}, which does not hold {numbers[misfit]}", where=where,
+                        hint=_CORRECT)
+    return cast.reshape(len(values), *feature.shape)
 
 
 def read_json_lines(file: Path) -> list[dict]:

@@ -35,6 +35,7 @@ from ..episode import Dataset, Episode
 from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
 from ..formats.sidecar import to_json_value
+from ..sources import first_misfit
 from .encoder import WAIT, Backlog, Encoder, Report
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
@@ -286,7 +287,11 @@ class Recorder:
             if value.shape != f.shape or value.dtype != f.dtype and not np.can_cast(value.dtype, f.dtype, "same_kind"):
                 raise UserError(f"the value is {value.dtype} {value.shape}, but the schema says {f.dtype} {f.shape}",
                                 where=f"{where}, column {name!r}", hint="give each step what the schema says")
-            out[name] = _finite(name, value if value.dtype == f.dtype else value.astype(f.dtype), f, values, where)
+            cast = value.astype(f.dtype, copy=False)
+            if (misfit := first_misfit(value, cast)) is not None:
+                raise UserError(f"{f.dtype} does not hold {value[misfit]}", where=f"{where}, column {name!r}",
+                                hint=f"scale the values, or give the column the type {value.dtype} in the schema")
+            out[name] = _finite(name, cast, f, values, where)
         return out
 
     # -- the end ----------------------------------------------------------------------------------------------------

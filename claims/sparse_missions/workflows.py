@@ -167,12 +167,12 @@ class Workflows(CountingActor):
 
     def learn(self, episode: Episode) -> None:
         """Makes the constraints that explain the choices of a success more likely, and those of a failure less."""
-        shown, outcome = episode.steps[DEMONSTRATION][0, 0], 1.0 if episode.metadata["success"] else -1.0
+        number, outcome = episode.steps[DEMONSTRATION][0, 0], 1.0 if episode.metadata["success"] else -1.0
         for step, (satisfying, met) in enumerate(zip(*chosen(episode), strict=True)):
-            prior, gain = self.probabilities(shown, step), outcome - self.baseline[shown, step]
+            prior, gain = self.probabilities(number, step), outcome - self.baseline[number, step]
             explaining = prior * met / satisfying.sum(-1)
-            self.weights[shown, step] += self.rate * gain * (explaining / max(explaining.sum(), 1e-5) - prior)
-            self.baseline[shown, step] += 0.1 * gain
+            self.weights[number, step] += self.rate * gain * (explaining / max(explaining.sum(), 1e-5) - prior)
+            self.baseline[number, step] += 0.1 * gain
 
 
 @dataclass(eq=False)
@@ -209,12 +209,12 @@ class Exploring:
     Args:
         how: "learned", "fixed" or "any cell" for workflows, whose successes are cloned beside the demonstrations,
             "cloned" for the demonstrations alone, and "scored" for `ScoredCells`.
-        n_shown: Number of demonstrations.
+        n_demonstrations: Number of demonstrations.
         n_rounds: Rounds of PPO after the cloning, of 200 episodes each.
     """
 
     how: str = "learned"
-    n_shown: int = 10
+    n_demonstrations: int = 10
     n_explored: int = 6000
     n_rounds: int = 0
     n_updates: int = 3000
@@ -223,9 +223,9 @@ class Exploring:
     def probe_sizes(self):
         return {"n_explored": 40, "n_rounds": min(self.n_rounds, 1), "n_updates": 50}
 
-    def explored(self, shown: Dataset, seed: int) -> list[Episode]:
+    def explored(self, demonstrations: Dataset, seed: int) -> list[Episode]:
         """The successes of the workflows."""
-        workflows = Workflows(shown, 0.8 * (self.how == "learned"), self.how == "any cell")
+        workflows = Workflows(demonstrations, 0.8 * (self.how == "learned"), self.how == "any cell")
         env, successes = Choices(BATCH, len(STAGES)), []
         for first in range(FIRST_EXPLORED, FIRST_EXPLORED + self.n_explored, BATCH):
             for episode in (episodes := rollout(workflows, env, BATCH, recording_seed(seed), first=first)):
@@ -253,11 +253,11 @@ def constant(rate: float) -> OptimizerConfig:
 
 def explore(experiment, option: Exploring, data: Dataset, seed: int, episodes: int, starts: int):
     """Whether the policy that is found does each mission."""
-    shown, view = data[:option.n_shown], OneHot()
+    demonstrations, view = data[:option.n_demonstrations], OneHot()
     if option.how == "scored":
-        return flags(rollout(ScoredCells(shown), Choices(ROWS), episodes, seed=starts))
-    found = [] if option.how == "cloned" else option.explored(shown, seed)
-    recorded = Dataset([view.transform_episode(e) for e in (*shown, *found)])
+        return flags(rollout(ScoredCells(demonstrations), Choices(ROWS), episodes, seed=starts))
+    successes = [] if option.how == "cloned" else option.explored(demonstrations, seed)
+    recorded = Dataset([view.transform_episode(e) for e in (*demonstrations, *successes)])
     policy = fit_method(option.method, recorded, seed, env=OneHot(N_EPISODES) if option.n_rounds else None).policy
     return flags(rollout(PolicyActor(FixedBatch(policy, ROWS), RecedingHorizon()), OneHot(ROWS), episodes,
                          seed=starts))

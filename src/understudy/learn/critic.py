@@ -200,8 +200,8 @@ class Critic(Scorer):
             features = tuple(x.unsqueeze(1).expand(-1, plan.shape[1], -1) for x in features)
         inputs = [torch.cat([x, plan], -1) for x in features[:n_critics]]
         inputs = inputs * len(networks) if len(inputs) == 1 else inputs
-        given = () if levels is None else (levels,)
-        return [layers(x, *given).movedim(-1, 0) for x, layers in zip(inputs, networks, strict=True)]
+        of_levels = () if levels is None else (levels,)
+        return [layers(x, *of_levels).movedim(-1, 0) for x, layers in zip(inputs, networks, strict=True)]
 
     def target_score(self, obs: Mapping[str, Tensor] | EncodedObs, plan: Tensor, rng: Generator) -> Tensor:
         """Returns the smallest score, (B,) or (B, N), of `target_subset_size` networks that are drawn from all.

@@ -221,6 +221,23 @@ def test_header_stamps_or_the_log_never_both(tmp_path):
         assert any("6.35 s after the times logged" in w for w in source.metadata["warnings"]) == (by == "header")
 
 
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"use_chunking": False}])
+def test_a_clock_that_was_set_back_is_told(options, tmp_path):
+    with open(tmp_path / "a.mcap", "wb") as handle:
+        writer = mcap.Writer(handle, **options)
+        writer.start()
+        channel = writer.register_channel("/state", "json", writer.register_schema("s", "jsonschema", b"{}"))
+        for i, at in enumerate([0, 1, 2, 3, 1, 2, 3, 4]):  # tenths of a second; set back by 0.3 s
+            writer.add_message(channel, at * 10**8, json.dumps({"data": [float(i)]}).encode(), at * 10**8)
+        writer.finish()
+    e, = data = open_dataset(tmp_path / "a.mcap", mapping=mapped(observation__state="/state"))
+    assert e.steps["observation.state"][:, 0].tolist() == [0, 4, 5, 6, 7]
+    assert data.metadata["warnings"] == [
+        "a.mcap: messages of /state that are stamped before the one that they follow: 1, by up to 0.2 s; they are put "
+        "in order. If a clock was set back there, rows from before and after it are mixed",
+        "a.mcap: messages of /state that have the stamp of a later one: 3; they make no row"]
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 

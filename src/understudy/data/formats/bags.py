@@ -143,7 +143,7 @@ class _RecordingScan:
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
-        key = cache.json_digest("bags", 2, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
+        key = cache.json_digest("bags", 3, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
                                 {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
         size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
@@ -387,10 +387,16 @@ class BagSource(ColumnSource):
     def _note_times(self, log, topic, stamps, scan) -> None:
         if not len(stamps):
             return
-        back = int((np.diff(stamps) < 0).sum())
-        if back:
-            self.warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
-                                 "follow; they are put in order")
+        changes = np.diff(stamps)
+        if (changes < 0).any():
+            self.warnings.append(
+                f"{log.path.name}: messages of {topic} that are stamped before the one that they follow: "
+                f"{(changes < 0).sum()}, by up to {-changes.min() / 1e9:.3g} s; they are put in order. If a clock was "
+                "set back there, rows from before and after it are mixed")
+        n_repeated = len(stamps) - len(np.unique(stamps))
+        if n_repeated and topic == self.mapping.clock:
+            self.warnings.append(f"{log.path.name}: messages of {topic} that have the stamp of a later one: "
+                                 f"{n_repeated}; they make no row")
         clock_difference = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
         if abs(clock_difference) > _MAX_CLOCK_DIFFERENCE:
             self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(clock_difference):.3g} s "

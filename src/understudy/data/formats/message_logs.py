@@ -316,7 +316,7 @@ class McapLog(MessageLog):
             with _readable(file), open(file, "rb") as handle:
                 if self._indexed[file]:
                     records = make_reader(handle, validate_crcs=True).iter_messages(
-                        list(topics), starting_at=begin, ending_at=end)
+                        list(topics), log_time_order=False, starting_at=begin, ending_at=end)
                 else:
                     records = McapStream().records(file)
                 for schema, channel, message in records:

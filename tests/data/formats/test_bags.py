@@ -221,6 +221,22 @@ def test_header_stamps_or_the_log_never_both(tmp_path):
         assert any("6.35 s after the times logged" in w for w in source.metadata["warnings"]) == (by == "header")
 
 
+@pytest.mark.parametrize("late, told", [(0.02, False), (0.08, True)])
+def test_topics_on_two_clocks_are_told(late, told, tmp_path):
+    """States were measured `late` s before they were logged, and commands have no header."""
+    states = [(0.1 * i, {"header": {"stamp": {"sec": 9, "nanosec": round((0.1 * i - late) * 1e9)}}, "data": [float(i)]})
+              for i in range(1, 9)]
+    path = written(tmp_path / "a.mcap", {"/state": [(9 + s, m) for s, m in states], "/action": steps(9, 9.0)})
+    columns = {"observation__state": {"topic": "/state", "field": "data"},
+               "action": {"topic": "/action", "join": "next"}}
+    warnings = open_dataset(path, mapping=mapped(**columns)).metadata["warnings"]
+    assert any(w.startswith("a.mcap: messages of /action are joined by the times logged, but those of /state by header "
+                            f"stamps, {late} s before the times logged;") for w in warnings) == told
+    by_log = open_dataset(path, mapping={**mapped(**columns), "stamp": "log"})
+    assert not any("header stamps" in w for w in by_log.metadata["warnings"])
+    assert by_log[0].steps["action"][:3, 0].tolist() == by_log[0].steps["observation.state"][:3, 0].tolist()
+
+
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"use_chunking": False}])
 def test_a_clock_that_was_set_back_is_told(options, tmp_path):
     with open(tmp_path / "a.mcap", "wb") as handle:

@@ -359,6 +359,7 @@ class BagSource(ColumnSource):
             sorted_[topic] = stamps[order[topic]]
             self._note_times(log, topic, stamps, scan)
         ticks = self._ticks(sorted_)
+        self._note_two_clocks(log, scan, ticks)
         is_complete, is_observed = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
         below, above, has_value = {}, {}, {}
         for name, c in m.columns.items():
@@ -402,6 +403,18 @@ class BagSource(ColumnSource):
             self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(clock_difference):.3g} s "
                                  f"{'after' if clock_difference > 0 else 'before'} the times logged; \"stamp\": "
                                  "\"log\" in the mapping joins by those")
+
+    def _note_two_clocks(self, log, scan, ticks) -> None:
+        """Tells of topics that are joined by header stamps, far from the times logged, where others have no stamps."""
+        offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
+                   for topic, stamps in scan.stamps.items() if len(stamps)}
+        logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]
+        headed = max(offsets, key=lambda topic: abs(offsets[topic]), default="")
+        if logged and len(ticks) > 1 and abs(late := offsets[headed]) > np.median(np.diff(ticks)) / 2e9:
+            self.warnings.append(
+                f"{log.path.name}: messages of {', '.join(logged)} are joined by the times logged, but those of "
+                f"{headed} by header stamps, {abs(late):.3g} s {'after' if late > 0 else 'before'} the times logged; "
+                "\"stamp\": \"log\" in the mapping joins all by those")
 
     def _ticks(self, stamps: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.mapping.clock is not None:

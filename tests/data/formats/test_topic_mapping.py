@@ -136,3 +136,13 @@ def test_warnings_reach_the_document(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(20), "/action": steps(20, 0.01)}, cut=0.9)
     document = describe(preview_dataset(path))
     assert "cut short" in document["warnings"][0] and document["mapping"]["clock"] == {"topic": "/state", "fps": 10.0}
+
+
+def test_joints_that_name_their_components_are_read_by_name(tmp_path):
+    """As sensor_msgs/JointState, but in JSON, without velocities and efforts, and in changing order."""
+    joints = [(0.1 * i, {"name": n, "position": [{"a": 1, "b": 2}[x] + 10 * i for x in n]})
+              for i, n in enumerate(["ab", "ba", "ab", "ba"]) for n in [list(n)]]
+    path = written(tmp_path / "a.mcap", {"/joint_states": joints, "/cmd": steps(4)})
+    data = preview_dataset(path)
+    assert data.features()["observation.state"].names == ("a", "b")
+    assert data[0].steps["observation.state"].tolist() == [[1, 2], [11, 12], [21, 22], [31, 32]]

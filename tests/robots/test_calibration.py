@@ -8,7 +8,7 @@ import pytest
 from fixtures.servo_arms import CALIBRATION, feetech, koch, patient
 
 from understudy.core import ConfigError, UserError
-from understudy.robots.base import RobotError
+from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
 from understudy.robots.emulator import (
     DynamixelServo,
@@ -87,6 +87,28 @@ def test_an_emulated_arm_is_calibrated(name):
         assert calibration["elbow_flex"].drive_mode == int("elbow_flex" in kind.inverted)
         assert calibrator.arm.stored_calibration() == calibration  # also in the servos
         calibrator.disconnect()
+
+
+@pytest.mark.parametrize("name", ["so101_follower", "koch_follower", "viperx"])
+def test_servos_keep_their_calibration_until_the_new_one_is_finished(name):
+    with emulate_arm(ARM_TYPES[name]) as emulated:
+        for servo in emulated.servos:
+            for register, number in (("Homing_Offset", 300), ("Min_Position_Limit", 900), ("Max_Position_Limit", 3100)):
+                servo.set(register, number)
+        calibrator = Calibrator(ARM_TYPES[name], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        old = calibrator.arm.stored_calibration()
+        calibrator.set_middle()
+        assert calibrator.arm.stored_calibration() != old
+        calibrator.disconnect()  # as after Ctrl-C
+        calibrator.connect()
+        assert calibrator.arm.stored_calibration() == old
+        calibrator.set_middle()
+        emulated.pull_cable()
+        with pytest.raises(ConnectionLost, match="the connection is gone"):
+            calibrator.update()
+        calibrator.disconnect()  # and no other error instead
 
 
 def test_a_servo_that_made_more_than_a_turn_is_not_calibrated():

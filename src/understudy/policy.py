@@ -921,7 +921,7 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
             k for k, f in _add_goal_features(policy_config, features).items() if is_read_by_default(k, f))):
         return inputs
     if texts := sorted(k for k in features if role(k) == "observation"):  # all of them: numbers would be inputs
-        what = "depth, which policies read only if --method.inputs names it," if features[texts[0]].kind == "depth" \
+        what = "depth, which no network of understudy reads," if features[texts[0]].kind == "depth" \
             else "text or objects, not numbers,"
         raise UserError(f"no policy can read these data: column {texts[0]!r} contains {what} and there is no other "
                         "observation", where=where,

@@ -16,6 +16,7 @@ from understudy.robots.emulator import (
     EmulatedFeetechBus,
     FeetechServo,
     emulate_arm,
+    wave,
 )
 from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, ServoLeader, set_up_motor
 
@@ -134,6 +135,22 @@ def test_a_joint_that_shows_another_turn_is_refused_before_it_has_torque(kind):
         emulated.servo(3).push(2000)
         with device:
             assert abs(device.arm.positions()[2]) < 2
+
+
+@pytest.mark.parametrize("name, device", [("viperx", ServoFollower), ("widowx", ServoLeader)])
+def test_a_hand_that_waves_moves_both_servos_of_a_joint(name, device):
+    with emulate_arm(ARM_TYPES[name]) as emulated:
+        calibrator = Calibrator(ARM_TYPES[name], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        calibrator.set_middle()
+        for seconds in range(16):
+            wave(emulated, seconds)
+            calibrator.update()
+        calibration = calibrator.finish()
+        calibrator.disconnect()
+        with patient(device(ARM_TYPES[name], emulated.port, calibration)) as arm:  # refused if they differ
+            assert len(arm.arm.positions()) == len(ARM_TYPES[name].motors)
 
 
 def test_two_servos_of_a_joint_move_together_or_not_at_all():

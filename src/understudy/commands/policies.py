@@ -144,7 +144,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
-                   columns=columns, hint=_environment_hint(run, env))
+                   columns=columns, hint=_camera_hint(planner.inputs, env) or _environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
@@ -265,6 +265,19 @@ def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
 
 def _shortened(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _camera_hint(inputs: Sequence[str], env: Env) -> str:
+    """Advice for a robot without cameras of the policy. Empty if it lacks none, or is no robot."""
+    prefix = "observation.images."
+    cameras = [n.removeprefix(prefix) for n in inputs if n.startswith(prefix) and n not in env.features]
+    if not cameras:
+        return ""
+    from ..robots.env import RobotEnv
+
+    if not isinstance(env, RobotEnv):
+        return ""
+    return f"name the cameras that the policy reads, as in the recording: --robot.cameras with {', '.join(cameras)}"
 
 
 def _environment_hint(run: Path, env: Env) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
@@ -300,8 +301,6 @@ def test_pixels_with_padded_rows(encoding, tmp_path):
 
 
 def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeypatch):
-    import base64
-
     frames = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
     sent = [(0.4 * i, {"format": "png", "data": base64.b64encode(video.encode_png(f)).decode()})
             for i, f in enumerate(frames)]
@@ -317,6 +316,15 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
     assert len(decoded) == 4
     assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])
     assert data.features()["observation.images.camera"].shape == (4, 4, 3)
+
+
+def test_depth_in_a_png_without_a_word_is_no_picture(tmp_path):
+    """1234 mm would be a gray of 5, and 1023 mm a gray of 4."""
+    depth = video.encode_png(np.full((8, 8, 1), 1234, np.uint16))
+    pictures = [(0.1 * i, {"format": "png", "data": base64.b64encode(depth).decode()}) for i in range(4)]
+    path = written(tmp_path / "a.mcap", {"/state": steps(4), "/cam": pictures}, schema="foxglove.CompressedImage")
+    data = preview_dataset(path)
+    assert "of topic /cam is left out: depth images are not read (png, 16 bits)" in str(data.metadata["warnings"])
 
 
 def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from typing import (
     get_type_hints,
 )
 
-from .hints import command_line, did_you_mean
+from .hints import command_line, did_you_mean, path_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class UserError(ValueError):
 
     def __init__(self, problem: str, *, where: object = None, hint: str | None = None):
         self.problem, self.where, self.hint = problem, where, hint
-        text = f"{where}: {problem}" if where is not None else problem
+        text = f"{path_text(where)}: {problem}" if where is not None else problem
         super().__init__(f"{text}\n  -> {hint}" if hint else text)
 
     def __reduce__(self):  # workers send errors to the process that started them

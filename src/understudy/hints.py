@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +11,12 @@ LONG_SECONDS = 15 * 60  # seconds; work that takes longer announces its duration
 
 def command_line(*parts: object) -> str:
     """Joins the arguments after `understudy` to a command that can be pasted into a shell, with any path."""
-    return shlex.join(["understudy", *map(str, parts)])
+    return shlex.join(["understudy", *map(path_text, parts)])
+
+
+def path_text(path: object) -> str:
+    """A path as it was typed: the `Path` of a server's address, ws://HOST:PORT, has one slash of the two."""
+    return re.sub(r"^(wss?):/(?=[^/])", r"\1://", str(path))
 
 
 def repair_hint(path: object) -> str:

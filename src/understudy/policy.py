@@ -67,7 +67,7 @@ from .heads.base import (
     TargetNetworkHead,
     TemperatureHead,
 )
-from .hints import command_line, unit_hint
+from .hints import command_line, path_text, unit_hint
 from .nets.base import Encoder, Trunk, record_intermediate
 from .nets.encoders import TokenEncoder
 from .nets.feature_cache import with_cached_features
@@ -921,7 +921,7 @@ def policy_inputs(policy_config: PolicyConfig, features: Schema, where: str | Pa
             k for k, f in _add_goal_features(policy_config, features).items() if is_read_by_default(k, f))):
         return inputs
     if texts := sorted(k for k in features if role(k) == "observation"):  # all of them: numbers would be inputs
-        what = "depth, which policies read only if --method.inputs names it," if features[texts[0]].kind == "depth" \
+        what = "depth, which no network of understudy reads," if features[texts[0]].kind == "depth" \
             else "text or objects, not numbers,"
         raise UserError(f"no policy can read these data: column {texts[0]!r} contains {what} and there is no other "
                         "observation", where=where,
@@ -966,6 +966,7 @@ def find_checkpoint(folder: Path | str) -> Path:
         if folder.suffix == ".pt2" and folder.exists() else
         f"train on them: {command_line('train', 'METHOD', folder, '--out', 'RUN')}"
         if (folder / "meta" / "info.json").exists() else
+        "name the run that is served there" if "://" in path_text(folder) else
         "check the path, or train one: understudy train METHOD DATA --out RUN"))
 
 
@@ -975,6 +976,8 @@ def read_checkpoint_json(folder: Path, name: str):
 
 
 def _describe_path(folder: Path) -> str:
+    if "://" in path_text(folder):
+        return "it is the address of a server"
     if not folder.exists():
         return "there is nothing here"
     if folder.is_file():

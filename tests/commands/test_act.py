@@ -61,6 +61,18 @@ def test_a_server_that_stands_still_is_counted(executor, capsys):
     assert "of the steps were clipped, stale or late" in captured.err
 
 
+def test_a_robot_without_the_cameras_of_the_policy_is_told_the_option(capsys):
+    about = description()
+    front = {"dtype": "uint8", "shape": [8, 8, 3], "kind": "image", "names": None, "unit": None, "num_classes": None}
+    policy = about["understudy"]
+    policy["inputs"], policy["features"] = [*policy["inputs"], "observation.images.front"], {
+        **policy["features"], "observation.images.front": front}
+    with server(about, lambda number, id: reply(id, actions=RIGHT)) as url:
+        assert main(["act", url, *ARM, "--episode-time-s", "0.5"]) == 2
+    assert "\n  -> name the cameras that the policy reads, as in the recording: --robot.cameras with front\n" in (
+        capsys.readouterr().err)
+
+
 def test_steps_as_the_policy_commands_them_are_not_counted(capsys):
     with server(description(), lambda number, id: reply(id, actions=RIGHT)) as url:
         assert main(["act", url, *ARM, "--episode-time-s", "0.5", "--max-bad-share", "1"]) == 0

@@ -121,6 +121,7 @@ def test_inspect_leads_to_training_on_several_action_columns(shared, capsys):
     assert main(["inspect", path]) == 0
     out = capsys.readouterr().out
     assert f"understudy inspect {path} --columns action=action.arm,action.grip" in out and "one column action" in out
+    assert "There are no actions" not in out
     assert main(["inspect", path, "--columns", "action=action.arm,action.grip"]) == 0
     out = capsys.readouterr().out
     assert f"understudy train bc-gmm {path} --columns action=action.arm,action.grip" in out

@@ -117,6 +117,18 @@ def test_an_emulated_arm_from_calibration_to_a_policy_that_acts(tmp_path, monkey
         assert [e["label"] for e in lines if e["event"] == "label"][:1] == ["success"]
 
 
+def test_the_end_of_input_is_no_enter(tmp_path, monkeypatch, capsys, typed):
+    monkeypatch.setenv("UNDERSTUDY_CALIBRATION", str(tmp_path))
+    kind = ARM_TYPES["so101_follower"]
+    with emulate_arm(kind) as arm, Hand(arm):
+        offsets = [servo.get("Homing_Offset") for servo in arm.servos]
+        for action, lines in (("setup", ()), ("calibrate", ()), ("calibrate", ((0.5, "\n"), (3.0, "")))):
+            typed(*lines)
+            assert main(["robot", action, "--robot", kind.name, "--robot.port", arm.port]) == 2
+            assert "standard input: it ended before enter was pressed" in capsys.readouterr().err
+        assert [servo.get("Homing_Offset") for servo in arm.servos] == offsets and not list(tmp_path.rglob("*.json"))
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for args, message in (

@@ -90,6 +90,21 @@ def test_a_served_policy_is_evaluated_like_the_run(run, tmp_path, capsys):
     assert "is it running" in capsys.readouterr().err
 
 
+def test_an_address_keeps_both_its_slashes(run, tmp_path, capsys):
+    with Served(run, log=tmp_path / "log") as served:
+        assert main(["eval", served.url, "fork", "--episodes", "2"]) == 0
+        assert f"understudy eval {served.url} fork" in capsys.readouterr().out
+        assert main(["eval", served.url, "fork", "--episodes", "2", "--against", str(run), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["checkpoint"] == served.url
+        assert main(["eval", served.url, str(run.parent / "demos")]) == 2
+        assert f"{served.url} needs an environment: it is no run" in capsys.readouterr().err
+    improve = ["improve", "ws://gpu:8000", "--with", "dagger", "--supervisor", "scripted", "--out", str(tmp_path / "o")]
+    for command in (improve, ["export", "ws://gpu:8000", "--out", "f.onnx"], ["plot", "ws://gpu:8000"]):
+        assert main(command) == 2
+        assert ("understudy: ws://gpu:8000: this is not a trained run or a checkpoint: it is the address of a server\n"
+                "  -> name the run that is served there") in capsys.readouterr().err
+
+
 def test_a_new_checkpoint_is_loaded_without_a_lost_reply(run, tmp_path):
     """Each reply names its checkpoint, and none is lost while the checkpoint is replaced."""
     folder = run.parent / "hot"

@@ -270,7 +270,9 @@ def test_find_port_tells_the_name_that_stays(folder, capsys, monkeypatch):
     terminal = StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
-    monkeypatch.setattr("builtins.input", lambda prompt: plugged.pop())
+    assert main(["robot", "find-port"]) == 2
+    assert "it ended before enter was pressed" in capsys.readouterr().err
+    terminal.readline = lambda: plugged.pop() and "\n"
     assert main(["robot", "find-port"]) == 0
     assert f"The port is {folder}/ttyACM1. {folder}/by-id/usb-leader stays the same" in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ from fixtures.servo_arms import CALIBRATION, feetech, koch, patient
 
 from understudy.core import ConfigError, Feature, UserError
 from understudy.data.episode import Dataset, Episode
-from understudy.robots.base import RobotError
+from understudy.robots.base import ConnectionLost, RobotError
 from understudy.robots.calibration import MotorCalibration, find_calibration, read_calibration, write_calibration
 from understudy.robots.drift import excess, recorded_ranges
 from understudy.robots.emulator import (
@@ -18,6 +18,7 @@ from understudy.robots.emulator import (
     EmulatedFeetechBus,
     FeetechServo,
     emulate_arm,
+    wave,
 )
 from understudy.robots.servo_arm import ARM_TYPES, Calibrator, ServoFollower, ServoLeader, set_up_motor
 
@@ -91,6 +92,28 @@ def test_an_emulated_arm_is_calibrated(name):
         calibrator.disconnect()
 
 
+@pytest.mark.parametrize("name", ["so101_follower", "koch_follower", "viperx"])
+def test_servos_keep_their_calibration_until_the_new_one_is_finished(name):
+    with emulate_arm(ARM_TYPES[name]) as emulated:
+        for servo in emulated.servos:
+            for register, number in (("Homing_Offset", 300), ("Min_Position_Limit", 900), ("Max_Position_Limit", 3100)):
+                servo.set(register, number)
+        calibrator = Calibrator(ARM_TYPES[name], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        old = calibrator.arm.stored_calibration()
+        calibrator.set_middle()
+        assert calibrator.arm.stored_calibration() != old
+        calibrator.disconnect()  # as after Ctrl-C
+        calibrator.connect()
+        assert calibrator.arm.stored_calibration() == old
+        calibrator.set_middle()
+        emulated.pull_cable()
+        with pytest.raises(ConnectionLost, match="the connection is gone"):
+            calibrator.update()
+        calibrator.disconnect()  # and no other error instead
+
+
 def test_a_servo_that_made_more_than_a_turn_is_not_calibrated():
     """Without power it forgets the turns, and all its positions would be a turn away."""
     with koch(wrist_roll=2000 + 4096) as emulated:
@@ -114,6 +137,22 @@ def test_a_joint_that_shows_another_turn_is_refused_before_it_has_torque(kind):
         emulated.servo(3).push(2000)
         with device:
             assert abs(device.arm.positions()[2]) < 2
+
+
+@pytest.mark.parametrize("name, device", [("viperx", ServoFollower), ("widowx", ServoLeader)])
+def test_a_hand_that_waves_moves_both_servos_of_a_joint(name, device):
+    with emulate_arm(ARM_TYPES[name]) as emulated:
+        calibrator = Calibrator(ARM_TYPES[name], emulated.port)
+        calibrator.arm.bus.reply_timeout = 3.0
+        calibrator.connect()
+        calibrator.set_middle()
+        for seconds in range(16):
+            wave(emulated, seconds)
+            calibrator.update()
+        calibration = calibrator.finish()
+        calibrator.disconnect()
+        with patient(device(ARM_TYPES[name], emulated.port, calibration)) as arm:  # refused if they differ
+            assert len(arm.arm.positions()) == len(ARM_TYPES[name].motors)
 
 
 def test_two_servos_of_a_joint_move_together_or_not_at_all():

@@ -332,11 +332,14 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------
 
 
+_DOUBTS_OF_READERS = ("is read as one episode", "videos are not read", "If a clock was set back", "by header stamps, ")
+
+
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        is_loss = "is read as one episode" in text or "videos are not read" in text
-        yield Finding("reader", "warning" if is_loss else "note", text,
+        is_doubtful = any(words in text for words in _DOUBTS_OF_READERS)
+        yield Finding("reader", "warning" if is_doubtful else "note", text,
                       "see the page on formats")
 
 

@@ -12,6 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import UserError
 from ..files import file_name
+from ..hints import path_text
 from .common import (
     Output,
     command_line,
@@ -95,7 +96,7 @@ def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
     if twice := next((r for r in o.runs if o.runs.count(r) > 1), None):
         raise UserError(f"the policy {twice} is named twice", where="understudy compare",
                         hint="there is nothing to tell apart: name each once")
-    groups = {str(run): [run] for run in o.runs}
+    groups = {path_text(run): [run] for run in o.runs}
     for name, *runs in (g or ("",) for g in o.group):
         if len(runs) < 2:
             raise UserError(f"expected a name and two runs or more, one a training seed, found "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -76,6 +77,8 @@ def _convert(o: ConvertOptions, out: Output) -> None:
                 "If a column has the seconds, name it: --columns timestamp=COLUMN")
         out.print("The rate of these data is not known, and LeRobot needs one: "
                   f"{SAFE_FPS} steps per second is written. {cure}")
+    for warning in data.metadata.get("warnings", ()):  # DST no longer tells what was left out or mended in SRC
+        print(f"{o.src}: {warning}", file=sys.stderr)
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")
     out.suggest(command_line("inspect", o.dst))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import ConfigError, DataError, UserError
+from ..hints import path_text
 from ..user_code import refuse_python_file
 from . import behavior_metrics
 from .calibrate import doubt_source, load_detector
@@ -74,10 +75,10 @@ def main(args: list[str]) -> None:
             run_interactive(o, out)
             return
         if o.against is not None and weights_path(o.run).resolve() == weights_path(o.against).resolve():
+            same = f"{path_text(o.run)} and {path_text(o.against)} are the same checkpoint"
             if o.sequential:
-                raise UserError(f"{o.run} and {o.against} are the same checkpoint", where="--against",
-                                hint="there is nothing to tell apart")
-            out.print(f"{o.run} and {o.against} are the same checkpoint: there is nothing to tell apart")
+                raise UserError(same, where="--against", hint="there is nothing to tell apart")
+            out.print(f"{same}: there is nothing to tell apart")
             o = replace(o, against=None)
         if not o.sequential:
             refuse_given(o, ("threshold",), "needs --sequential or --interactive",
@@ -162,9 +163,9 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         behaved = [behavior_metrics.measure_run(run, load_actor(run, env, o)[0], env, e, demonstrations, o)
                    for run, e in ((o.run, evaluation), (o.against, other)) if run is not None and e is not None]
     if other is not None:
-        out.print(*(f"{run}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
-    names = (f"the policy in {o.run}", f"the policy in {o.against}") if other else ("this checkpoint", "")
-    out.print(verdict(evaluation, other, names))
+        out.print(*(f"{path_text(run)}: {verdict_parts(e)[1]}" for run, e in ((o.run, evaluation), (o.against, other))))
+    named = (f"the policy in {path_text(o.run)}", f"the policy in {path_text(o.against)}")
+    out.print(verdict(evaluation, other, named if other else ("this checkpoint", "")))
     if evaluation.success is not None and env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
     detection = None
@@ -183,7 +184,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     append_result(
         o,
         {
-            **evaluation.to_json(other, str(o.against)),
+            **evaluation.to_json(other, path_text(o.against)),
             "seed": o.seed,
             "each": {
                 "success": None if evaluation.successes is None else evaluation.successes.tolist(),
@@ -194,8 +195,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     commands = _next_commands(o, evaluation, other)
     _write_report(o, env, evaluation, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**evaluation.to_json(other, str(o.against)), "detection": detection,
-                    "checkpoint": str(weights_path(o.run)), "behavior": {
+    out.print_json({**evaluation.to_json(other, path_text(o.against)), "detection": detection,
+                    "checkpoint": path_text(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
 
@@ -248,8 +249,8 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
     refuse_given(o, ("against",), "these are recorded episodes, and --against needs an environment",
                  "evaluate each run on them alone: the energy scores compare")
     if has_no_run(o.run):
-        raise UserError("these are recorded episodes, and an exported file needs an environment", where=o.target,
-                        hint="evaluate the run that it was exported from")
+        raise UserError(f"these are recorded episodes, and {path_text(o.run)} needs an environment: it is no run",
+                        where=o.target, hint="evaluate the run that it was exported from, or that is served there")
     refuse_given(o, ("condition", "task"), "these are recorded episodes, which have their own conditions and tasks",
                  "leave it out, or name an environment")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..core import Feature, Schema, Unsupported, UserError, role
 from ..files import file_name, replace_nonfinite
+from ..hints import path_text
 from ..serve.address import served_address
 from .common import (
     batch_rows,
@@ -143,7 +144,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
-                   columns=columns, hint=_environment_hint(run, env))
+                   columns=columns, hint=_camera_hint(planner.inputs, env) or _environment_hint(run, env))
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
@@ -157,8 +158,8 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
         and g.into not in env.features and g.into not in conditions and f"{g.into}?" not in visible_columns}
     if numbers:
         missing_conditions = " ".join(f"{name.removeprefix('observation.')}={form}" for name, form in numbers.items())
-        raise UserError(f"{run} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does not show",
-                        where="--condition", hint=f"give it: --condition {missing_conditions}")
+        raise UserError(f"{path_text(run)} reads {' and '.join(map(repr, numbers))}, which {env.metadata['env']} does "
+                        "not show", where="--condition", hint=f"give it: --condition {missing_conditions}")
     conditions = {name: value for name, value in conditions.items() if name in planner.inputs}
     if tell:
         tell_distant_conditions(run, conditions, o.trust)
@@ -202,7 +203,7 @@ def tell_untrained_task(run: Path, text: str, trust: Sequence[str] = ()) -> None
     """Says it on standard error if a policy was never trained on the words that it is told."""
     trained_tasks = _trained_tasks(run, trust)
     if trained_tasks is not None and not trained_tasks.has(text):
-        print(f"warning: {run} was not trained on the task {_shortened(text)}. {trained_tasks.describe()}",
+        print(f"warning: {path_text(run)} was not trained on the task {_shortened(text)}. {trained_tasks.describe()}",
               file=sys.stderr)
 
 
@@ -221,7 +222,7 @@ def tell_untrained_episodes(run: Path, data: Dataset, trust: Sequence[str] = (),
     untrained = [new for texts in tasks if (new := [text for text in texts if not trained_tasks.has(text)])]
     if recorded and not any(tasks):
         print(f"warning: none of the {len(data)} episodes has a task in words (the column or the metadata 'task'), "
-              f"which {run} reads. {trained_tasks.describe()}", file=sys.stderr)
+              f"which {path_text(run)} reads. {trained_tasks.describe()}", file=sys.stderr)
     if untrained:
         print(f"warning: {len(untrained)} of {len(data)} episodes have a task that {run} was not trained on, such as "
               f"{_shortened(untrained[0][0])}. {trained_tasks.describe()}", file=sys.stderr)
@@ -264,6 +265,19 @@ def _trained_tasks(run: Path, trust: Sequence[str]) -> _TrainedTasks | None:
 
 def _shortened(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _camera_hint(inputs: Sequence[str], env: Env) -> str:
+    """Advice for a robot without cameras of the policy. Empty if it lacks none, or is no robot."""
+    prefix = "observation.images."
+    cameras = [n.removeprefix(prefix) for n in inputs if n.startswith(prefix) and n not in env.features]
+    if not cameras:
+        return ""
+    from ..robots.env import RobotEnv
+
+    if not isinstance(env, RobotEnv):
+        return ""
+    return f"name the cameras that the policy reads, as in the recording: --robot.cameras with {', '.join(cameras)}"
 
 
 def _environment_hint(run: Path, env: Env) -> str:

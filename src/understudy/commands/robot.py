@@ -90,7 +90,7 @@ def _find_port(o: RobotCommandOptions, out: Output) -> None:
         return
     stable = {port: stable_port(port) for port in before}
     out.print(f"ports: {', '.join(before) or 'none'}")
-    input("Pull the USB cable of the arm, and press enter.")
+    _ask("Pull the USB cable of the arm, and press enter.")
     time.sleep(0.5)
     unplugged = [port for port in before if port not in serial_ports()]
     if len(unplugged) != 1:
@@ -186,15 +186,17 @@ def _calibrate(o: RobotCommandOptions, out: Output) -> None:
         calibrator.set_middle()
         turning = ", ".join(kind.full_turn)
         out.print(f"Move every joint but {turning} from one end of its range to the other. Then press enter.")
-        entered = threading.Thread(target=sys.stdin.readline, daemon=True)
-        entered.start()
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.append(sys.stdin.readline()), daemon=True)
+        reader.start()
         is_first = True
-        while entered.is_alive():
+        while reader.is_alive():
             now = calibrator.update()
             show_rows([f"{'servo':15}{'lowest':>8}{'now':>8}{'highest':>8}", *(
                 f"{n:15}{low:8}{at:8}{high:8}" for n, (low, at, high) in now.items())], is_first)
             is_first = False
             time.sleep(0.02)
+        _check_entered(*lines)
         calibration = calibrator.finish()
     finally:
         calibrator.disconnect()
@@ -284,4 +286,10 @@ def _kind_of(name: str | None) -> ServoArmType:
 
 def _ask(text: str) -> None:
     print(text, flush=True)
-    sys.stdin.readline()
+    _check_entered(sys.stdin.readline())
+
+
+def _check_entered(line: str) -> None:
+    if not line.endswith("\n"):
+        raise UserError("it ended before enter was pressed", where="standard input",
+                        hint="run it in a terminal, without a pipe")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import UserError
+from ..hints import path_text
 from .common import Output, command_line, given_options, progress_bar, trained_rate, trust_options
 from .policies import append_result, load_actor, refuse_unused_conditions, tell_untrained_episodes
 
@@ -37,7 +38,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
     for outcome in won:
         path.append(state := test.update(state, *outcome))
     successes = tuple(map(sum, zip(*won, strict=True)))
-    names = ("this checkpoint",) if o.against is None else (f"the policy in {o.run}", f"the policy in {o.against}")
+    names = ("this checkpoint",) if o.against is None else tuple(f"the policy in {path_text(run)}" for run in runs)
     verdict = sequential_verdict_parts(test, state, successes, names)
     document = _to_json(o, test, state, successes, str(env.metadata["env"]), time.perf_counter() - began)
     out.print(" ".join(verdict))
@@ -164,7 +165,7 @@ def _to_json(o: EvalOptions, test, state, successes, env: str, seconds: float) -
     paired = None if o.against is None else test.interval(state)
     return {"env": env, "verdict": test.verdict(state), "episodes": n, "most": o.episodes, "threshold": o.threshold,
             "successes": successes[0], "success": asdict(alone), "p": p, "seconds": seconds,
-            "paired": None if paired is None else {"against": str(o.against), "successes": successes[1],
+            "paired": None if paired is None else {"against": path_text(o.against), "successes": successes[1],
                                                    "difference": paired.estimate, "low": paired.low,
                                                    "high": paired.high, "p": p}}
 

@@ -50,7 +50,7 @@ def suggest_learners(features: Schema, metadata: Sequence[Mapping[str, Any]],
     if {"segment", "preference"} <= features.keys():
         return {"preference-reward": "The episodes are comparisons of two segments. preference-reward learns a reward "
                                      "from them, and other methods then learn with --reward."}
-    if "action" not in features:
+    if not any(role(name) == "action" for name in features):
         suggested["bco"] = ("There are no actions. bco clones what they must have been, and practices for that in an "
                             "environment.")
     if returns is not None and returns[1] - returns[0] > LEAST_SPREAD * max(map(abs, returns)):

@@ -241,6 +241,7 @@ class EmulatedBus(ABC):
         port: Path to open.
         rejected: Number of instruction packets with a wrong checksum.
         instructions: Number of valid instruction packets.
+        mirrored: Servos that are mounted the other way round on the joint of another one: its id by their ids.
         lock: Held while packets are answered.
     """
 
@@ -252,6 +253,7 @@ class EmulatedBus(ABC):
     def __init__(self, *servos: EmulatedServo, faults: Faults | None = None):
         self.servos, self.faults = list(servos), faults or Faults()
         self.port, self.rejected, self.instructions = "", 0, 0
+        self.mirrored: dict[int, int] = {}
         self._fd = -1
         self._buffer = b""
         self.lock = threading.RLock()
@@ -436,7 +438,9 @@ def emulate_arm(kind: ServoArmType, faults: Faults | None = None) -> EmulatedBus
     if kind.is_feetech:
         return EmulatedFeetechBus(*(FeetechServo(m.id) for m in kind.servos.values()), faults=faults)
     servos = (DynamixelServo(m.id, m.model) for m in kind.servos.values())
-    return EmulatedDynamixelBus(*servos, faults=faults)
+    bus = EmulatedDynamixelBus(*servos, faults=faults)
+    bus.mirrored = {second.id: kind.motors[first].id for first, second in kind.shadows.values()}
+    return bus
 
 
 def wave(bus: EmulatedBus, seconds: float) -> None:
@@ -448,4 +452,6 @@ def wave(bus: EmulatedBus, seconds: float) -> None:
     with bus.lock:
         for servo in bus.servos:
             if not servo.get("Torque_Enable"):
-                servo.push(TURN / 2 + 800 * np.sin(seconds * (0.5 + 0.1 * servo.number)))
+                joint = bus.mirrored.get(servo.number, servo.number)
+                way = 800 * np.sin(seconds * (0.5 + 0.1 * joint))
+                servo.push(TURN / 2 + (way if joint == servo.number else -way))

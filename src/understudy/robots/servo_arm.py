@@ -588,13 +588,19 @@ class Calibrator:
         self.offsets: dict[str, int] = {}
         self.low: dict[str, int] = {}
         self.high: dict[str, int] = {}
+        self._replaced: Calibration | None = None  # what the servos held, until the new calibration is complete
 
     def connect(self) -> None:
         self.arm.bus.connect()
         self.arm.release()
 
     def disconnect(self) -> None:
-        self.arm.bus.disconnect()
+        """Closes the port. If the calibration was not finished, the servos get their old one back."""
+        try:
+            if self._replaced is not None and self.arm.bus.is_connected:  # an error of the line closes it
+                self.arm.write_servo_calibration(self._replaced)
+        finally:
+            self.arm.bus.disconnect()
 
     def owner(self) -> Path | None:
         """The known calibration that the servos hold. None if they are new, or no file has their values."""
@@ -604,6 +610,7 @@ class Calibrator:
     def set_middle(self) -> None:
         """Makes the present pose half a turn of every servo. The arm must be in the middle of its range."""
         kind, bus = self.arm.kind, self.arm.bus
+        self._replaced = self.arm.stored_calibration()
         self.arm.set_shadows(False)
         half = (bus.resolution - 1) // 2
         for name in kind.servos:  # positions without an offset
@@ -640,4 +647,5 @@ class Calibrator:
                                               last if name in kind.full_turn else self.high[name])
                  for name, motor in kind.servos.items()}
         self.arm.write_servo_calibration(calibration)
+        self._replaced = None
         return calibration

@@ -119,8 +119,8 @@ class Client:
 
         Args:
             obs: {column: array}. Text goes under "prompt". A policy that reads several steps (`policy["n_obs_steps"]`)
-                needs all of them: give those since the last request, or the last `n_obs_steps`, as one array
-                (steps, ...), oldest first. The server refuses a request that leaves out some.
+                needs all of them: give those since the last request, but no more than the last `n_obs_steps`, as one
+                array (steps, ...), oldest first. The server refuses a request that leaves out some.
             executed: Number of actions of the last reply that were executed before this observation. By default
                 `n_action_steps`.
             delay: Number of actions that will be executed before the reply is used, as measured. A policy with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import numpy as np
@@ -221,6 +222,39 @@ def test_header_stamps_or_the_log_never_both(tmp_path):
         assert any("6.35 s after the times logged" in w for w in source.metadata["warnings"]) == (by == "header")
 
 
+@pytest.mark.parametrize("late, told", [(0.02, False), (0.08, True)])
+def test_topics_on_two_clocks_are_told(late, told, tmp_path):
+    """States were measured `late` s before they were logged, and commands have no header."""
+    states = [(0.1 * i, {"header": {"stamp": {"sec": 9, "nanosec": round((0.1 * i - late) * 1e9)}}, "data": [float(i)]})
+              for i in range(1, 9)]
+    path = written(tmp_path / "a.mcap", {"/state": [(9 + s, m) for s, m in states], "/action": steps(9, 9.0)})
+    columns = {"observation__state": {"topic": "/state", "field": "data"},
+               "action": {"topic": "/action", "join": "next"}}
+    warnings = open_dataset(path, mapping=mapped(**columns)).metadata["warnings"]
+    assert any(w.startswith("a.mcap: messages of /action are joined by the times logged, but those of /state by header "
+                            f"stamps, {late} s before the times logged;") for w in warnings) == told
+    by_log = open_dataset(path, mapping={**mapped(**columns), "stamp": "log"})
+    assert not any("header stamps" in w for w in by_log.metadata["warnings"])
+    assert by_log[0].steps["action"][:3, 0].tolist() == by_log[0].steps["observation.state"][:3, 0].tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 1}, {"use_chunking": False}])
+def test_a_clock_that_was_set_back_is_told(options, tmp_path):
+    with open(tmp_path / "a.mcap", "wb") as handle:
+        writer = mcap.Writer(handle, **options)
+        writer.start()
+        channel = writer.register_channel("/state", "json", writer.register_schema("s", "jsonschema", b"{}"))
+        for i, at in enumerate([0, 1, 2, 3, 1, 2, 3, 4]):  # tenths of a second; set back by 0.3 s
+            writer.add_message(channel, at * 10**8, json.dumps({"data": [float(i)]}).encode(), at * 10**8)
+        writer.finish()
+    e, = data = open_dataset(tmp_path / "a.mcap", mapping=mapped(observation__state="/state"))
+    assert e.steps["observation.state"][:, 0].tolist() == [0, 4, 5, 6, 7]
+    assert data.metadata["warnings"] == [
+        "a.mcap: messages of /state that are stamped before the one that they follow: 1, by up to 0.2 s; they are put "
+        "in order. If a clock was set back there, rows from before and after it are mixed",
+        "a.mcap: messages of /state that have the stamp of a later one: 3; they make no row"]
+
+
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 
@@ -267,8 +301,6 @@ def test_pixels_with_padded_rows(encoding, tmp_path):
 
 
 def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeypatch):
-    import base64
-
     frames = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
     sent = [(0.4 * i, {"format": "png", "data": base64.b64encode(video.encode_png(f)).decode()})
             for i, f in enumerate(frames)]
@@ -284,6 +316,15 @@ def test_frames_are_decoded_once_and_only_those_of_the_episode(tmp_path, monkeyp
     assert len(decoded) == 4
     assert np.array_equal(e.steps["observation.images.camera"], frames[np.arange(18) // 4])
     assert data.features()["observation.images.camera"].shape == (4, 4, 3)
+
+
+def test_depth_in_a_png_without_a_word_is_no_picture(tmp_path):
+    """1234 mm would be a gray of 5, and 1023 mm a gray of 4."""
+    depth = video.encode_png(np.full((8, 8, 1), 1234, np.uint16))
+    pictures = [(0.1 * i, {"format": "png", "data": base64.b64encode(depth).decode()}) for i in range(4)]
+    path = written(tmp_path / "a.mcap", {"/state": steps(4), "/cam": pictures}, schema="foxglove.CompressedImage")
+    data = preview_dataset(path)
+    assert "of topic /cam is left out: depth images are not read (png, 16 bits)" in str(data.metadata["warnings"])
 
 
 def test_a_second_opening_decodes_nothing(tmp_path, monkeypatch):

@@ -136,3 +136,30 @@ def test_warnings_reach_the_document(tmp_path):
     path = written(tmp_path / "a.mcap", {"/state": steps(20), "/action": steps(20, 0.01)}, cut=0.9)
     document = describe(preview_dataset(path))
     assert "cut short" in document["warnings"][0] and document["mapping"]["clock"] == {"topic": "/state", "fps": 10.0}
+
+
+def test_joints_that_name_their_components_are_read_by_name(tmp_path):
+    """As sensor_msgs/JointState, but in JSON, without velocities and efforts, and in changing order."""
+    joints = [(0.1 * i, {"name": n, "position": [{"a": 1, "b": 2}[x] + 10 * i for x in n]})
+              for i, n in enumerate(["ab", "ba", "ab", "ba"]) for n in [list(n)]]
+    path = written(tmp_path / "a.mcap", {"/joint_states": joints, "/cmd": steps(4)})
+    data = preview_dataset(path)
+    assert data.features()["observation.state"].names == ("a", "b")
+    assert data[0].steps["observation.state"].tolist() == [[1, 2], [11, 12], [21, 22], [31, 32]]
+
+
+def test_what_the_reader_doubts_is_told_before_it_is_forgotten(tmp_path, monkeypatch, shared, capsys):
+    monkeypatch.chdir(tmp_path)
+    states = [(s + 0.3, {**message, "header": {"stamp": {"sec": 5, "nanosec": round((s - 5) * 1e9)}}})
+              for s, message in steps(9, 5.0)]
+    written(tmp_path / "a.mcap", {"/state": states, "/action": steps(9, 5.0)})
+    assert main(["inspect", "a.mcap", "--json"]) == 0
+    (tmp_path / "map.json").write_text(capsys.readouterr().out)
+    told = "messages of /action are joined by the times logged, but those of /state by header stamps, 0.3 s before"
+    assert main(["train", "bc", "a.mcap", "--map", "map.json", "--out", "run", "--steps", "1"]) == 0
+    assert f"a.mcap: warning: a.mcap: {told}" in capsys.readouterr().err
+    assert main(["convert", "a.mcap", "out", "--map", "map.json"]) == 0
+    assert told in capsys.readouterr().err
+    assert main(["convert", str(shared / "fixtures/rlds/tfrecord/closed_form_spec"), "spec"]) == 0
+    error = capsys.readouterr().err
+    assert "steps/ragged is left out" in error and "the last action of every episode is zero" in error

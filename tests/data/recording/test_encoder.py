@@ -251,7 +251,7 @@ def test_depth_is_stored_without_loss_and_no_policy_reads_it_by_default(tmp_path
         expected = [row[name] for row in rows[5 * number:5 * number + 5]]
         np.testing.assert_array_equal(e.steps[name], np.stack([*expected, expected[-1]]))
     assert policy_inputs(PolicyConfig(Regression()), data.features()) == ("observation.images.top",)
-    with pytest.raises(UserError, match="contains depth, which policies read only if"):
+    with pytest.raises(UserError, match="contains depth, which no network of understudy reads"):
         policy_inputs(PolicyConfig(Regression()), {name: schema[name], "action": schema["action"]})
 
 

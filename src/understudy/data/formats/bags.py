@@ -143,7 +143,7 @@ class _RecordingScan:
         columns, schema, paths = columns or {}, schema or {}, paths or {}
         columns = {n: c for n, c in columns.items() if c.topic in topics and schema[n].kind != "image"}
         topics = sorted(t for t in topics if log.counts.get(t))
-        key = cache.json_digest("bags", 2, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
+        key = cache.json_digest("bags", 3, log.key, topics, by, {n: c.to_json() for n, c in columns.items()},
                                 {n: [f.dtype, f.shape] for n, f in schema.items()}, paths)
         size = sum(17 * log.counts[t] for t in topics) + sum(
             log.counts.get(c.topic, 0) * (schema[n].size * 8 if schema[n].kind != "string" else 256)
@@ -359,6 +359,7 @@ class BagSource(ColumnSource):
             sorted_[topic] = stamps[order[topic]]
             self._note_times(log, topic, stamps, scan)
         ticks = self._ticks(sorted_)
+        self._note_two_clocks(log, scan, ticks)
         is_complete, is_observed = np.ones(len(ticks), bool), np.ones(len(ticks), bool)
         below, above, has_value = {}, {}, {}
         for name, c in m.columns.items():
@@ -387,15 +388,33 @@ class BagSource(ColumnSource):
     def _note_times(self, log, topic, stamps, scan) -> None:
         if not len(stamps):
             return
-        back = int((np.diff(stamps) < 0).sum())
-        if back:
-            self.warnings.append(f"{log.path.name}: {back} messages of {topic} are stamped before the one that they "
-                                 "follow; they are put in order")
+        changes = np.diff(stamps)
+        if (changes < 0).any():
+            self.warnings.append(
+                f"{log.path.name}: messages of {topic} that are stamped before the one that they follow: "
+                f"{(changes < 0).sum()}, by up to {-changes.min() / 1e9:.3g} s; they are put in order. If a clock was "
+                "set back there, rows from before and after it are mixed")
+        n_repeated = len(stamps) - len(np.unique(stamps))
+        if n_repeated and topic == self.mapping.clock:
+            self.warnings.append(f"{log.path.name}: messages of {topic} that have the stamp of a later one: "
+                                 f"{n_repeated}; they make no row")
         clock_difference = float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
         if abs(clock_difference) > _MAX_CLOCK_DIFFERENCE:
             self.warnings.append(f"{log.path.name}: the header stamps of {topic} are {abs(clock_difference):.3g} s "
                                  f"{'after' if clock_difference > 0 else 'before'} the times logged; \"stamp\": "
                                  "\"log\" in the mapping joins by those")
+
+    def _note_two_clocks(self, log, scan, ticks) -> None:
+        """Tells of topics that are joined by header stamps, far from the times logged, where others have no stamps."""
+        offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
+                   for topic, stamps in scan.stamps.items() if len(stamps)}
+        logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]
+        headed = max(offsets, key=lambda topic: abs(offsets[topic]), default="")
+        if logged and len(ticks) > 1 and abs(late := offsets[headed]) > np.median(np.diff(ticks)) / 2e9:
+            self.warnings.append(
+                f"{log.path.name}: messages of {', '.join(logged)} are joined by the times logged, but those of "
+                f"{headed} by header stamps, {abs(late):.3g} s {'after' if late > 0 else 'before'} the times logged; "
+                "\"stamp\": \"log\" in the mapping joins all by those")
 
     def _ticks(self, stamps: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.mapping.clock is not None:

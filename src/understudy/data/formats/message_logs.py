@@ -122,8 +122,10 @@ def decode_image(message, where: str) -> np.ndarray:
         data = _data(message)
         if (encoding := _get(message, "encoding")) is None:
             image_format = str(_get(message, "format") or "")
-            if "compressedDepth" in image_format or "16UC1" in image_format or "32FC1" in image_format:
-                raise UserError(f"depth images are not read ({image_format})", where=where, hint="leave the topic out")
+            has_16_bits = data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00"
+            if has_16_bits or re.search("compressedDepth|16UC1|32FC1", image_format):
+                raise UserError(f"depth images are not read ({image_format}{', 16 bits' * has_16_bits})", where=where,
+                                hint="leave the topic out")
             return video.decode_image(data, 3, where)
         if encoding not in _RGB:
             raise UserError(f"images of {encoding} are not read, only {', '.join(_RGB)}", where=where,
@@ -316,7 +318,7 @@ class McapLog(MessageLog):
             with _readable(file), open(file, "rb") as handle:
                 if self._indexed[file]:
                     records = make_reader(handle, validate_crcs=True).iter_messages(
-                        list(topics), starting_at=begin, ending_at=end)
+                        list(topics), log_time_order=False, starting_at=begin, ending_at=end)
                 else:
                     records = McapStream().records(file)
                 for schema, channel, message in records:

@@ -508,8 +508,8 @@ def _add(topic: TopicSummary, columns: dict[str, ColumnMapping]) -> None:
     first = "action" if is_action else "next.reward" if re.search("reward", topic.name, re.I) else "observation.state"
     name = first if first not in columns else free(f"{'action' if is_action else 'observation'}.{short or 'state'}")
     rule = "next" if is_action or name == "next.reward" else "last"
-    if {"name", "position", "velocity", "effort"} <= set(inside):  # sensor_msgs/JointState
-        kinds = [k for k in ("position", "velocity", "effort") if len(inside[k])]
+    if _is_list_of_text(inside.get("name")) and np.ndim(inside.get("position", 0)) == 1:  # sensor_msgs/JointState
+        kinds = [k for k in ("position", "velocity", "effort") if len(inside.get(k, ()))]
         for k in kinds[:1] if is_action else kinds:
             names = tuple(map(str, inside["name"])) if len(inside["name"]) == len(inside[k]) else None
             column = ColumnMapping(topic.name, (k,), names=names, join=rule, max_age=age)

@@ -146,7 +146,7 @@ class ZarrSource(MemmapSource):
                 warnings.append(f"data/{key}: {array.dtype} pixels from 0 to 255 are read as uint8")
             self.schema[name] = feature
             if absent := self._absent(f"data/{key}", array):
-                warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value!r}: "
+                warnings.append(f"data/{key}: {absent} chunks are not there and read as {array.fill_value}: "
                                 "they held nothing else, or are lost")
         if not any(n.split(".")[0] == "action" for n in self.schema):
             warnings.append(f"no array is called action; there are {format_list(self._from.values(), 12)}")

@@ -32,7 +32,7 @@ from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_n
 from .episode_table import cut_table, frame_rate
 from .key_map import checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
-from .read_errors import check_bits, damaged, first_true, read_json_object
+from .read_errors import damaged, first_true, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
 
 DATASET_JSON = "dataset.json"
@@ -389,7 +389,7 @@ class CsvFolderSource(FolderSource):
     def frames(self, name, episode):
         f = self.schema[name]
         for row, file in enumerate(self._frames[name][episode]):
-            yield row, video.decode_frame(check_bits(file.read_bytes(), f.dtype, file), f.shape, str(file), f.dtype)
+            yield row, video.decode_frame(file.read_bytes(), f.shape, str(file), f.dtype)
 
     @cached_property
     def numeric_columns(self):
@@ -397,7 +397,7 @@ class CsvFolderSource(FolderSource):
 
 
 def _image_feature(data: bytes, where: str) -> Feature:
-    if data[:4] == b"\x89PNG" and data[24:26] == b"\x10\x00":  # gray of 16 bits, such as depth in millimeters
+    if video.is_deep(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 

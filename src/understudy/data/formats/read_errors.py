@@ -54,19 +54,6 @@ def first_true(is_wrong: np.ndarray) -> int | None:
     return int(np.argmax(is_wrong)) if is_wrong.any() else None
 
 
-def check_bits(image: bytes | None, dtype: str, where: object) -> bytes | None:
-    """Return an encoded image. Refuse gray of 16 bits, such as depth, where 8 bits are read, and the reverse.
-
-    It would be scaled by 256.
-    """
-    is_deep = image is not None and image[:4] == b"\x89PNG" and image[24:26] == b"\x10\x00"
-    if image and is_deep != (dtype == "uint16"):
-        raise UserError(f"the image is {'gray of 16 bits, such as depth' if is_deep else 'not gray of 16 bits'}, but "
-                        f"{dtype} is to be read", where=where,
-                        hint="leave the column out, or store all its images with one type")
-    return image
-
-
 def import_optional(module: str, need: str, extra: str) -> ModuleType:
     """Import a module that is an optional dependency.
 

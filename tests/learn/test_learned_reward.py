@@ -11,7 +11,7 @@ from fixtures.staged import call
 
 from understudy import make
 from understudy.checkpoint import FromStage
-from understudy.core import UserError
+from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.envs.wrappers import LearnedRewardEnv
@@ -104,3 +104,16 @@ def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
         model.apply(rollout(bandit.expert(), bandit, 2, 0))
     with pytest.raises(UserError, match="'observation.state': the reward model reads .*, but there is none"):
         model.apply(data.map(lambda e: e.replace({"observation.state": None})))
+
+
+def test_a_reward_of_quantities_is_not_read_from_classes(place):
+    """Their numbers would be taken for positions on the scale of the quantities."""
+    model = load_modules(place / "dac")["reward"]
+    env = make("particle", 2)
+    env.features = {**env.features, "action": Feature("int64", env.features["action"].shape, "discrete")}
+    with pytest.raises(UserError, match="particle, column 'action': .* of kind 'vector', but .* of kind 'discrete'"):
+        LearnedRewardEnv(env, model)
+    data = open_dataset(place / "demos").map(
+        lambda e: e.replace({"action": np.zeros_like(e.steps["action"], np.int64)}))
+    with pytest.raises(UserError, match="column 'action': .* of kind 'vector', but .* of kind 'discrete'"):
+        LearnedReward(model).apply(data)

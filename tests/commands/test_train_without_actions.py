@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from fixtures.cli import proposed
 
 from understudy.cli import main
 from understudy.core import DataError, Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import write_dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.methods import find_method
 
 
@@ -35,3 +36,28 @@ def test_missing_actions_may_be_nan(tmp_path):
 def test_methods_that_need_actions_name_those_that_do_not():
     with pytest.raises(DataError, match="(?s)bc: there is no column 'action'.*vpt.*bco"):
         find_method("bc", {"observation.state": Feature("float32", (2,))})
+
+
+def test_rewards_of_episodes_without_actions_are_learned_from(tmp_path):
+    def rewarded(seed, has_actions):
+        rewards = {"next.reward": np.arange(12, dtype=np.float32), "next.terminated": np.arange(12) == 11}
+        return Dataset([walk(seed, has_actions).replace(rewards)], {"fps": 10})
+
+    write_dataset(rewarded(0, True), tmp_path / "few.npz", "npz")
+    write_dataset(rewarded(1, False), tmp_path / "videos", "lerobot")
+    assert main(["train", "ss-orl", str(tmp_path / "few.npz"), "--prior", str(tmp_path / "videos"), "--val-fraction",
+                 "0", "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]) in (0, None)
+
+
+def test_a_demonstration_without_actions_is_shown_as_the_training_suggests(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in (("--out", "demos"), ("--out", "practice", "--actor", "random")):
+        assert main(["record", "fork", *options, "--episodes", "3"]) in (0, None)
+    write_dataset(open_dataset(tmp_path / "demos").map(lambda e: e.replace({"action": None})), tmp_path / "videos.npz",
+                  "npz")
+    capsys.readouterr()
+    assert main(["train", "iterative-inversion", "videos.npz", "--prior", "practice", "--env", "fork", "--out", "run",
+                 "--steps", "2", "--method.n-rounds", "1", "--method.n-episodes", "1", "--device", "cpu"]) in (0, None)
+    suggested = proposed(capsys.readouterr().out)[0]
+    assert suggested[:3] == ["eval", "run", "fork"] and "demonstration=videos.npz" in suggested
+    assert main([*suggested[:3], "--episodes", "2", *suggested[5:]]) in (0, None)

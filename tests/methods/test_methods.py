@@ -327,6 +327,7 @@ CLASSES = {**STATES, **REWARD, "observation.state": Feature("int64", (1,), "disc
 # For each need: columns without it, and what the error says. None for what is needed only while acting.
 WITHOUT = {
     "actions that are numbers": (CHOICES, "the actions are classes"),
+    needs.SOME_NUMBERS.text: (CHOICES, "the actions are classes"),
     needs.CLASSES.text: (STATES, "the actions are numbers"),
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),

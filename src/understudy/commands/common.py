@@ -36,7 +36,7 @@ from ..core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
-from ..methods.needs import SOME_ACTIONS
+from ..methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ..serve.address import served_address
 from ..user_code import search_current_folder
 from .options import options_of, parse_options
@@ -513,12 +513,12 @@ def demonstrations_path(path: Path) -> Path:
 def _misses_actions(method: str | None) -> bool:
     """Whether a method learns from data that lack some actions."""
     description = None if method is None else describe_method(method)
-    return description is not None and SOME_ACTIONS in description["needs"]
+    return description is not None and not {SOME_ACTIONS, SOME_NUMBERS.text}.isdisjoint(description["needs"])
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
               decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
-              **options) -> Dataset:
+              needs_actions: bool = True, **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -530,6 +530,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
             some may be missing. The message then names the option --image-size.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
+        needs_actions: Whether data without actions are refused, if no method says it.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
     from ..audit import check_usable, training_warnings
@@ -539,7 +540,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..data.formats import decode_frames, frame_cost
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    needs_actions = not _misses_actions(method)
+    needs_actions = needs_actions and not _misses_actions(method)
     if needs_actions and "action" not in data.features():
         raise missing_action(data.features(), path)
     if ignore is not None:

@@ -526,11 +526,10 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
-        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
-            some may be missing. The message then names the option --image-size.
+        method: The method of `understudy train`, if that asks. Actions are not audited if it does without some.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
-        needs_actions: Whether data without actions are refused, if no method says it.
+        needs_actions: Whether data without actions are refused, unless the method does without some.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
     from ..audit import check_usable, training_warnings

@@ -788,13 +788,15 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
 def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
 
+    Episodes of your own loop may name an environment without its simulator.
     At most 1000 episodes are read, evenly spaced ones.
     """
     simulators: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
         facts = data[i].metadata
-        if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
-            simulators.setdefault(facts["env"], set()).add(facts["simulator"])
+        if isinstance(facts.get("env"), str):
+            versions = {facts["simulator"]} if isinstance(facts.get("simulator"), str) else set()
+            simulators.setdefault(facts["env"], set()).update(versions)
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 

@@ -518,7 +518,7 @@ def _misses_actions(method: str | None) -> bool:
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
               decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
-              needs_actions: bool = True, **options) -> Dataset:
+              **options) -> Dataset:
     """Opens demonstrations to learn from, or to evaluate on.
 
     Args:
@@ -526,20 +526,18 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
             to their own size, if all have the same and it is at most 128 pixels a side, and to 96 x 96 otherwise.
         ignore: Refuses data in which an audit finds an error, except for these codes. None for no audit.
         decode: Whether camera frames are decoded beforehand. Otherwise each is decoded when it is read.
-        method: The method of `understudy train`, if that asks. Actions are not audited if it does without some.
+        method: The method that `understudy train` trains. It says whether actions are needed, which are not audited if
+            some may be missing. The message then names the option --image-size.
         columns: Which columns to read, such as "state=q1,q2" (see `parse_columns`).
         run: A run. What is not given here is read as its data were.
-        needs_actions: Whether data without actions are refused, unless the method does without some.
         options: Options of the format, and for bags `mapping`: how topics become columns.
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings
-    from ..data import cache
     from ..data.column_selection import parse_columns
-    from ..data.formats import decode_frames, frame_cost
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    needs_actions = needs_actions and not _misses_actions(method)
+    needs_actions = not _misses_actions(method)
     if needs_actions and "action" not in data.features():
         raise missing_action(data.features(), path)
     if ignore is not None:
@@ -550,8 +548,20 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):
             print(f"{path}: warning: {doubt.message}", file=sys.stderr)
+    return _decode_once(data, image_size, " (--image-size)" if method is not None else "") if decode else data
+
+
+def open_shown(path: Path, run: Path) -> Dataset:
+    """Opens demonstrations that a policy is shown, of which it reads no actions."""
+    return _decode_once(open_trained(path, run))
+
+
+def _decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
+    from ..data import cache
+    from ..data.formats import decode_frames, frame_cost
+
     sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
-    if not sizes or not decode:
+    if not sizes:
         return data
     size: int | tuple[int, int] = 96
     if image_size is not None:
@@ -562,7 +572,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if cost.seconds == 0:
         return decode_frames(data, size)
     high, wide = (size, size) if isinstance(size, int) else size
-    note = " (--image-size)" if method is not None else ""
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels{note}: "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import ConfigError, DataError, Schema, UserError
-from .common import has_no_run, open_data, recorded_env
+from .common import has_no_run, open_shown, recorded_env
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     if one and not number.isdecimal():
         raise ConfigError(f"{number!r} is not the number of an episode",
                           where=f"--condition demonstration={sources[0]}", hint=f"a whole number from 0: {SHOW}")
-    data = open_data(Path(path if one else sources[0]), run=run, needs_actions=False)
+    data = open_shown(Path(path if one else sources[0]), run)
     if one and int(number) >= len(data):
         raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}",
                         where=f"--condition demonstration={sources[0]}", hint="episodes are counted from 0")

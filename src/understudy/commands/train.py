@@ -411,7 +411,10 @@ def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
         raise UserError(f"the environment {name} does not say its task in words", where="--eval",
                         hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
     if missing := open_conditions(method, env.features):
-        refuse(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
+        examples = {"observation.return_to_go": "--method.target-return 100",
+                    "observation.time_left": "--method.target-length 50"}
+        told = " ".join(examples[column] for column in missing if column in examples)
+        refuse(missing, "=NUMBER", f"tell the method ({told}, for example), or " if told else "")
     if missing := [column for column in goal_columns(method) if column not in env.features]:
         refuse(missing, "=NUMBERS")
     if demonstration_part(method) is not None:

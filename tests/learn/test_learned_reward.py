@@ -88,9 +88,10 @@ def test_own_data_need_no_environment_though_the_reward_was_learned_in_one(place
 def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
     assert call("train", "bc", place / "demos", "--out", tmp_path / "bc", "--steps", 1, "--device", "cpu")[0] == 0
     status, text = call("train", "iql", place / "demos", "--out", tmp_path / "iql", "--reward", tmp_path / "bc")
-    assert status == 2 and "has no module 'reward'" in text
+    assert status == 2 and f"--reward {tmp_path / 'bc'}: the run has no reward model" in text
+    assert not (tmp_path / "iql").exists()
     status, text = call("train", "bc", place / "demos", "--out", tmp_path / "x", "--reward", place / "dac")
-    assert status == 2 and "bc does not learn from rewards" in text
+    assert status == 2 and "bc does not learn from single rewards" in text
     data = open_dataset(place / "demos")
     with pytest.raises(UserError, match="is not a FromStage or a RewardModel"):
         LearnedReward(load_modules(place / "dac")["policy"])

@@ -61,3 +61,21 @@ def test_a_demonstration_without_actions_is_shown_as_the_training_suggests(tmp_p
     suggested = proposed(capsys.readouterr().out)[0]
     assert suggested[:3] == ["eval", "run", "fork"] and "demonstration=videos.npz" in suggested
     assert main([*suggested[:3], "--episodes", "2", *suggested[5:]]) in (0, None)
+
+
+def test_classes_of_which_some_are_missing_are_told_of(tmp_path, monkeypatch, capsys):
+    """NaN is no class, so the column holds quantities; without the steps of NaN it holds classes."""
+    monkeypatch.chdir(tmp_path)
+    n, ends = 60, np.arange(12, 61, 12)
+    states, classes = np.random.default_rng(0).normal(size=(n, 2)), np.arange(n) % 3
+    actions = np.where(np.arange(n) < 36, classes, np.nan)
+    np.savez("some.npz", observations=states, actions=actions, episode_ends=ends)
+    np.savez("few.npz", observations=states[:36], actions=classes[:36], episode_ends=ends[:3])
+    np.savez("videos.npz", observations=states[36:], episode_ends=ends[:2])
+    command = ["train", "vpt", "some.npz", "--steps", "2", "--device", "cpu", "--out", "run"]
+    assert main(command) in (0, None)
+    message = capsys.readouterr().err
+    assert "whole numbers 0, 1, 2, which are read as quantities" in message and "--columns action=action:c" in message
+    assert main([*command, "--columns", "action=action:classes"]) == 2
+    assert "name them with --prior" in capsys.readouterr().err
+    assert main(["train", "vpt", "few.npz", "--prior", "videos.npz", *command[3:-1], "classes"]) in (0, None)

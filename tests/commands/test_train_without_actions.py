@@ -33,6 +33,14 @@ def test_missing_actions_may_be_nan(tmp_path):
     assert main([*command, "--out", str(tmp_path / "run")]) in (0, None)
 
 
+def test_few_actions_are_not_warned_of_because_few_episodes_are_held_out(tmp_path, capsys):
+    half = [walk(i, True).replace({"action": np.where(np.arange(12)[:, None] < 6, walk(i, True).steps["action"],
+                                                      np.float32(np.nan))}) for i in range(20)]
+    write_dataset(Dataset(half, {"fps": 10}), tmp_path / "half.npz", "npz")
+    assert main(["train", "vpt", str(tmp_path / "half.npz"), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert "steps have an action" not in capsys.readouterr().err
+
+
 def test_methods_that_need_actions_name_those_that_do_not():
     with pytest.raises(DataError, match="(?s)bc: there is no column 'action'.*vpt.*bco"):
         find_method("bc", {"observation.state": Feature("float32", (2,))})

@@ -338,7 +338,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
     test = data.select([])
     if held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions):  # perhaps the others have actions
+        with contextlib.suppress(NoActions), warnings.catch_warnings():  # perhaps the others have actions
+            warnings.simplefilter("ignore", DataWarning)  # said of the training episodes
             test = training_data(data.select(held_out), resolved)
     if stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)

@@ -163,5 +163,5 @@ def test_the_environment_is_that_of_the_data_also_of_an_own_loop(folder, improve
     assert status == 0, progress
     train("mine", "own_tasks:make")
     refused(improve("filtered", "--out", tmp_path / "other", *SHORT, base=tmp_path / "mine"), "add --trust own_tasks")
-    assert main(["plot", str(tmp_path / "mine")]) == 0
+    assert main(["plot", str(tmp_path / "mine"), "--html", str(tmp_path / "curves.html")]) == 0
     assert proposed(capsys.readouterr().out)[0][-2:] == ["--trust", "own_tasks"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fixtures.cli import TINY, refused
+from fixtures.cli import TINY, proposed, refused
 from fixtures.collections import collected, contents
 from fixtures.killed_training import killed_command
 
 from understudy import make
 from understudy.cli import main
-from understudy.data.formats import open_dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.evaluate.evaluation import evaluate, validation_seed
 from understudy.execute.wrappers import NoiseSteeringWrapper, ResidualWrapper, WrappedActor
 from understudy.learn.method import load_actor
@@ -148,3 +149,19 @@ def test_a_critic_that_is_not_finite_is_named_with_the_update(improve, tmp_path,
                         lambda self, batch, rng: value(self, batch, rng) * (torch.nan if self.n_updates == 2 else 1))
     refused(improve("residual", "--out", tmp_path / "run", *SHORT), "update 3", "the loss of 'critic' is nan",
             "lower the learning rate")
+
+
+def test_the_environment_is_that_of_the_data_also_of_an_own_loop(folder, improve, tmp_path, capsys):
+    """Their episodes name it, without the version of its simulator."""
+    def train(name, env):
+        own = open_dataset(folder / "fork").map(lambda e: replace(e, metadata={"env": env}))
+        write_dataset(own, tmp_path / f"{name}.npz", "npz")
+        assert main(["train", "bc", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / name), *TINY]) == 0
+
+    train("own", "fork")
+    status, _, progress = improve("filtered", "--out", tmp_path / "run", *SHORT, base=tmp_path / "own")
+    assert status == 0, progress
+    train("mine", "own_tasks:make")
+    refused(improve("filtered", "--out", tmp_path / "other", *SHORT, base=tmp_path / "mine"), "add --trust own_tasks")
+    assert main(["plot", str(tmp_path / "mine"), "--html", str(tmp_path / "curves.html")]) == 0
+    assert proposed(capsys.readouterr().out)[0][-2:] == ["--trust", "own_tasks"]

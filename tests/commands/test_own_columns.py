@@ -285,3 +285,16 @@ def test_hints_about_values_that_are_not_finite_can_be_followed(tmp_path, monkey
     for command in hint.split(" and then "):
         assert main(command.split()[1:]) == 0
     assert main(["train", "bc", "finite.json", "--out", "run", *TRAIN]) == 0
+
+
+def test_a_missing_reward_is_named_beside_the_columns_that_are_given(tmp_path, monkeypatch, capsys):
+    """A view could not open such data."""
+    monkeypatch.chdir(tmp_path)
+    own_table(tmp_path / "own.csv", gain=np.arange(200) / 7, over=np.arange(200) % 10 == 9)
+    options = list(OWN)
+    for column in ("reward=gain", "terminated=over"):
+        assert main(["train", "iql", "own.csv", *options, "--out", "run", *TRAIN]) == 2
+        advice = capsys.readouterr().err.rpartition("name it: ")[2].partition(". ")[0]
+        options = advice.split()
+        assert options[-1] == column
+    assert main(["train", "iql", "own.csv", *options, "--out", "run", *TRAIN]) == 0

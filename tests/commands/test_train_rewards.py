@@ -56,6 +56,6 @@ def test_random_episodes_are_no_demonstrations(name, tmp_path):
 def test_methods_without_rewards_refuse_it(tmp_path):
     assert call("record", "particle", "--out", tmp_path / "data", "--episodes", "2")[0] == 0
     status, text = call("train", "bc", tmp_path / "data", "--out", tmp_path / "run", *OPTIONS)
-    assert status == 2 and "bc does not learn from rewards" in text and "iql" in text
+    assert status == 2 and "bc does not learn from single rewards" in text and "iql" in text
     status, text = call("train", "iql", tmp_path / "data", "--out", tmp_path / "run", "--reward-scale", "0")
     assert status == 2 and "the factor is 0" in text

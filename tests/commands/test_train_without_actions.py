@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from fixtures.cli import proposed
 
 from understudy.cli import main
 from understudy.core import DataError, Feature
 from understudy.data.episode import Dataset, Episode
-from understudy.data.formats import write_dataset
+from understudy.data.formats import open_dataset, write_dataset
 from understudy.methods import find_method
 
 
@@ -32,6 +33,57 @@ def test_missing_actions_may_be_nan(tmp_path):
     assert main([*command, "--out", str(tmp_path / "run")]) in (0, None)
 
 
+def test_few_actions_are_not_warned_of_because_few_episodes_are_held_out(tmp_path, capsys):
+    half = [walk(i, True).replace({"action": np.where(np.arange(12)[:, None] < 6, walk(i, True).steps["action"],
+                                                      np.float32(np.nan))}) for i in range(20)]
+    write_dataset(Dataset(half, {"fps": 10}), tmp_path / "half.npz", "npz")
+    assert main(["train", "vpt", str(tmp_path / "half.npz"), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    assert "steps have an action" not in capsys.readouterr().err
+
+
 def test_methods_that_need_actions_name_those_that_do_not():
     with pytest.raises(DataError, match="(?s)bc: there is no column 'action'.*vpt.*bco"):
         find_method("bc", {"observation.state": Feature("float32", (2,))})
+
+
+def test_rewards_of_episodes_without_actions_are_learned_from(tmp_path):
+    def rewarded(seed, has_actions):
+        rewards = {"next.reward": np.arange(12, dtype=np.float32), "next.terminated": np.arange(12) == 11}
+        return Dataset([walk(seed, has_actions).replace(rewards)], {"fps": 10})
+
+    write_dataset(rewarded(0, True), tmp_path / "few.npz", "npz")
+    write_dataset(rewarded(1, False), tmp_path / "videos", "lerobot")
+    assert main(["train", "ss-orl", str(tmp_path / "few.npz"), "--prior", str(tmp_path / "videos"), "--val-fraction",
+                 "0", "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]) in (0, None)
+
+
+def test_a_demonstration_without_actions_is_shown_as_the_training_suggests(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options in (("--out", "demos"), ("--out", "practice", "--actor", "random")):
+        assert main(["record", "fork", *options, "--episodes", "3"]) in (0, None)
+    write_dataset(open_dataset(tmp_path / "demos").map(lambda e: e.replace({"action": None})), tmp_path / "videos.npz",
+                  "npz")
+    capsys.readouterr()
+    assert main(["train", "iterative-inversion", "videos.npz", "--prior", "practice", "--env", "fork", "--out", "run",
+                 "--steps", "2", "--method.n-rounds", "1", "--method.n-episodes", "1", "--device", "cpu"]) in (0, None)
+    suggested = proposed(capsys.readouterr().out)[0]
+    assert suggested[:3] == ["eval", "run", "fork"] and "demonstration=videos.npz" in suggested
+    assert main([*suggested[:3], "--episodes", "2", *suggested[5:]]) in (0, None)
+
+
+def test_classes_of_which_some_are_missing_are_told_of(tmp_path, monkeypatch, capsys):
+    """NaN is no class, so the column holds quantities; without the steps of NaN it holds classes."""
+    monkeypatch.chdir(tmp_path)
+    n, ends = 60, np.arange(12, 61, 12)
+    states, classes = np.random.default_rng(0).normal(size=(n, 2)), np.arange(n) % 3
+    actions = np.where(np.arange(n) < 36, classes, np.nan)
+    np.savez("some.npz", observations=states, actions=actions, episode_ends=ends)
+    np.savez("few.npz", observations=states[:36], actions=classes[:36], episode_ends=ends[:3])
+    np.savez("videos.npz", observations=states[36:], episode_ends=ends[:2])
+    command = ["train", "vpt", "some.npz", "--steps", "2", "--device", "cpu", "--out", "run"]
+    assert main(command) in (0, None)
+    message = capsys.readouterr().err
+    assert "whole numbers 0, 1, 2, which are read as quantities" in message and "--columns action=action:c" in message
+    assert main([*command, "--columns", "action=action:classes"]) == 2
+    assert "name them with --prior" in capsys.readouterr().err
+    assert main(["train", "vpt", "few.npz", "--prior", "videos.npz", *command[3:-1], "classes"]) in (0, None)

@@ -200,15 +200,16 @@ def test_states_alone_do_not_depend_on_actions_and_next_states_do_not_either():
                            model(inputs="next", hidden=(8,)).reward(elsewhere, None))
 
 
-def test_a_saturated_discriminator_is_named_with_the_settings_to_change():
-    built = model(hidden=(), penalty=0.0)
+@pytest.mark.parametrize(("penalty", "raised"), [(0.0, 10), (10.0, 100)])
+def test_a_saturated_discriminator_is_named_with_the_settings_to_change(penalty, raised):
+    built = model(hidden=(), penalty=penalty)
     own, expert = transitions(0), transitions(10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         built.loss(own, expert, torch.Generator())
     with torch.no_grad():
         built.layers[0].weight.mul_(200)
-    with pytest.warns(DataWarning, match=r"certain of all rows.*--learner.reward.penalty 10.*reward.optimizer.lr"):
+    with pytest.warns(DataWarning, match=rf"certain of all rows.*reward.penalty {raised}\).*reward.optimizer.lr"):
         built.loss(own, expert, torch.Generator())
 
 

@@ -11,7 +11,7 @@ from fixtures.staged import call
 
 from understudy import make
 from understudy.checkpoint import FromStage
-from understudy.core import UserError
+from understudy.core import Feature, UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset, write_dataset
 from understudy.envs.wrappers import LearnedRewardEnv
@@ -88,9 +88,10 @@ def test_own_data_need_no_environment_though_the_reward_was_learned_in_one(place
 def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
     assert call("train", "bc", place / "demos", "--out", tmp_path / "bc", "--steps", 1, "--device", "cpu")[0] == 0
     status, text = call("train", "iql", place / "demos", "--out", tmp_path / "iql", "--reward", tmp_path / "bc")
-    assert status == 2 and "has no module 'reward'" in text
+    assert status == 2 and f"--reward {tmp_path / 'bc'}: the run has no reward model" in text
+    assert not (tmp_path / "iql").exists()
     status, text = call("train", "bc", place / "demos", "--out", tmp_path / "x", "--reward", place / "dac")
-    assert status == 2 and "bc does not learn from rewards" in text
+    assert status == 2 and "bc does not learn from single rewards" in text
     data = open_dataset(place / "demos")
     with pytest.raises(UserError, match="is not a FromStage or a RewardModel"):
         LearnedReward(load_modules(place / "dac")["policy"])
@@ -104,3 +105,16 @@ def test_what_has_no_reward_model_or_other_columns_is_refused(place, tmp_path):
         model.apply(rollout(bandit.expert(), bandit, 2, 0))
     with pytest.raises(UserError, match="'observation.state': the reward model reads .*, but there is none"):
         model.apply(data.map(lambda e: e.replace({"observation.state": None})))
+
+
+def test_a_reward_of_quantities_is_not_read_from_classes(place):
+    """Their numbers would be taken for positions on the scale of the quantities."""
+    model = load_modules(place / "dac")["reward"]
+    env = make("particle", 2)
+    env.features = {**env.features, "action": Feature("int64", env.features["action"].shape, "discrete")}
+    with pytest.raises(UserError, match="particle, column 'action': .* of kind 'vector', but .* of kind 'discrete'"):
+        LearnedRewardEnv(env, model)
+    data = open_dataset(place / "demos").map(
+        lambda e: e.replace({"action": np.zeros_like(e.steps["action"], np.int64)}))
+    with pytest.raises(UserError, match="column 'action': .* of kind 'vector', but .* of kind 'discrete'"):
+        LearnedReward(model).apply(data)

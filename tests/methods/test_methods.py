@@ -326,7 +326,7 @@ REWARD = {"next.reward": Feature("float32", ())}
 CLASSES = {**STATES, **REWARD, "observation.state": Feature("int64", (1,), "discrete", num_classes=(3,))}
 # For each need: columns without it, and what the error says. None for what is needed only while acting.
 WITHOUT = {
-    "actions that are numbers": (CHOICES, "the actions are classes"),
+    **dict.fromkeys((needs.NUMBERS.text, needs.SOME_NUMBERS.text), (CHOICES, "the actions are classes")),
     needs.CLASSES.text: (STATES, "the actions are numbers"),
     "actions that are numbers or classes": None,  # `open_data` refuses data without actions
     "observations and actions that are numbers or classes": (IMAGES, "cannot read a column of kind 'image'"),

@@ -532,9 +532,12 @@ def action_reading(data: Dataset) -> str | None:
     values: set[float] = set()
     for episode in data:
         column = np.unique(episode.steps["action"])
+        column = column[column == column]  # NaN stands for an unknown action
         values.update(column.tolist())
         if len(values) > _FEW_VALUES or not (column == np.round(column)).all():
             return None
+    if not values:
+        return None
     described, columns = format_list((f"{v:g}" for v in sorted(values)), _FEW_VALUES), own_columns(data, "action")
     if f.kind == "discrete":
         return (f"action has the whole numbers {described}, which are read as classes, without an order. If they are "

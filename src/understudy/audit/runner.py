@@ -98,9 +98,14 @@ def check_usable(data: Dataset, path: Path | str | None = None, ignore: Collecti
     return [code for code in ignore if code not in {f.code for f in findings}]
 
 
-def training_warnings(data: Dataset) -> list[str]:
-    """What a user should know before training on data that `check_usable` accepts."""
-    findings = _run_checks(data, checks.TRAINING_CHECKS, Path(data.metadata.get("path", ".")))
+def training_warnings(data: Dataset, needs_actions: bool = True) -> list[str]:
+    """What a user should know before training on data that `check_usable` accepts.
+
+    Args:
+        needs_actions: Whether all steps need an action. Otherwise it is only said how actions are read.
+    """
+    audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
+    findings = _run_checks(audited, checks.TRAINING_CHECKS, Path(data.metadata.get("path", ".")))
     texts = [f"warning: {f.message}" + ("" if f.code == "reader" else f" ({f.remedy})")
              for f in findings if f.severity == "warning"]
     return [*texts, *([reading] if (reading := checks.action_reading(data)) else [])]

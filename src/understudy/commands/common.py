@@ -36,7 +36,7 @@ from ..core import ConfigError, DataWarning, Schema, UserError, missing_action
 from ..files import read_json, replace_nonfinite
 from ..hints import LONG_SECONDS, command_line, format_duration
 from ..methods import describe_method, method_names
-from ..methods.needs import SOME_ACTIONS
+from ..methods.needs import SOME_ACTIONS, SOME_NUMBERS
 from ..serve.address import served_address
 from ..user_code import search_current_folder
 from .options import options_of, parse_options
@@ -513,7 +513,7 @@ def demonstrations_path(path: Path) -> Path:
 def _misses_actions(method: str | None) -> bool:
     """Whether a method learns from data that lack some actions."""
     description = None if method is None else describe_method(method)
-    return description is not None and SOME_ACTIONS in description["needs"]
+    return description is not None and not {SOME_ACTIONS, SOME_NUMBERS.text}.isdisjoint(description["needs"])
 
 
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
@@ -534,9 +534,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     """
     from ..audit import check_usable, training_warnings
     from ..audit.checks import reader_warnings
-    from ..data import cache
     from ..data.column_selection import parse_columns
-    from ..data.formats import decode_frames, frame_cost
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
     needs_actions = not _misses_actions(method)
@@ -545,13 +543,25 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if ignore is not None:
         audited = data if needs_actions else data.map(lambda episode: episode.replace({"action": None}))
         warn_unused_ignores(check_usable(audited, data.metadata["path"], ignore, training=True))
-        for text in training_warnings(audited):
+        for text in training_warnings(data, needs_actions):
             print(f"{path}: {text}", file=sys.stderr)
     else:
         for doubt in (f for f in reader_warnings(data) if f.severity == "warning"):
             print(f"{path}: warning: {doubt.message}", file=sys.stderr)
+    return _decode_once(data, image_size, " (--image-size)" if method is not None else "") if decode else data
+
+
+def open_shown(path: Path, run: Path) -> Dataset:
+    """Opens demonstrations that a policy is shown, of which it reads no actions."""
+    return _decode_once(open_trained(path, run))
+
+
+def _decode_once(data: Dataset, image_size: int | tuple[int, int] | None = None, note: str = "") -> Dataset:
+    from ..data import cache
+    from ..data.formats import decode_frames, frame_cost
+
     sizes = {(f.shape[0], f.shape[1]) for f in data.features().values() if f.kind == "image"}
-    if not sizes or not decode:
+    if not sizes:
         return data
     size: int | tuple[int, int] = 96
     if image_size is not None:
@@ -562,7 +572,6 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     if cost.seconds == 0:
         return decode_frames(data, size)
     high, wide = (size, size) if isinstance(size, int) else size
-    note = " (--image-size)" if method is not None else ""
     print(f"{cost.frames} camera frames are decoded once, to {high} x {wide} pixels{note}: "
           f"{cost.bytes / 1e6:,.1f} MB in {cache.folder()}, about {format_duration(cost.seconds)}", file=sys.stderr)
     with progress_bar("decoding", cost.frames) as progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import ConfigError, DataError, Schema, UserError
-from .common import has_no_run, open_data, recorded_env
+from .common import has_no_run, open_shown, recorded_env
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ def shown_demonstrations(run: Path, texts: Sequence[str], trust: tuple[str, ...]
     if one and not number.isdecimal():
         raise ConfigError(f"{number!r} is not the number of an episode",
                           where=f"--condition demonstration={sources[0]}", hint=f"a whole number from 0: {SHOW}")
-    data = open_data(Path(path if one else sources[0]), run=run)
+    data = open_shown(Path(path if one else sources[0]), run)
     if one and int(number) >= len(data):
         raise UserError(f"there is no episode {number}; the last one is {len(data) - 1}",
                         where=f"--condition demonstration={sources[0]}", hint="episodes are counted from 0")
@@ -269,7 +269,7 @@ def example_options(data: Dataset, method: Method, features: Schema) -> list[str
         options = ["--task", task]
     conditions: list[str] = []
     if demonstration_part(method) is not None:
-        if (path := data.metadata.get("path")) is None:
+        if (path := data.metadata.get("mix", [data.metadata])[0].get("path")) is None:
             return None
         conditions = [f"demonstration={path}"]
     names = open_conditions(method, features)

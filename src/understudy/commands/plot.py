@@ -11,6 +11,7 @@ from ..core import UserError
 from .common import (
     Output,
     command_line,
+    env_trust_options,
     parse,
     recorded_data_of,
     recorded_env_of,
@@ -70,7 +71,7 @@ def _next_commands(runs) -> list[tuple[str, str]]:
     is_recorded = env is not None
     if env is not None and base_name(env) in WITH_GOALS:  # nothing is a success there
         env = None
-    trust = trust_options((), None, *(run.folder for run in runs))
+    trust = [*env_trust_options(env), *trust_options((), None, *(run.folder for run in runs))]
     if len(runs) > 1:
         return [(command_line("compare", *(run.folder for run in runs), "--env", env or "ENV", *trust),
                  "Which of them is better, on the same starts:")]

@@ -334,19 +334,24 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
     from ..learn.learned_reward import LearnedReward
     from ..learn.method import Method, Stage
     from ..learn.targets import REWARD
+    from ..policy import find_checkpoint
 
     low, high = o.reward_clip or (None, None)
     change = ScaledReward(o.reward_scale, o.reward_shift, low, high)
     if change == ScaledReward() and o.reward is None:
         return method
     if REWARD not in method.learner.extra:
-        raise UserError(f"{o.method} does not learn from rewards", where="--reward, --reward-scale, --reward-shift "
-                        "or --reward-clip", hint="leave them out, or take a method that does, such as iql")
+        raise UserError(f"{o.method} does not learn from single rewards",
+                        where="--reward, --reward-scale, --reward-shift or --reward-clip",
+                        hint="leave them out, or take a method that does, such as iql")
     if change != ScaledReward():
         method = replace(method, transforms=(*method.transforms, change))
     if o.reward is None:
         return method
     tell_checkpoint(o.reward)
+    if not (find_checkpoint(o.reward) / "modules" / "reward").is_dir():
+        raise UserError("the run has no reward model", where=f"--reward {o.reward}",
+                        hint="name a run that trains one, such as one of dac, gail or airl")
     stage = Stage("learned-reward", Method.load(o.reward, o.trust))
     return replace(method, stages=(*method.stages, stage), transforms=(
         LearnedReward(FromStage(stage.name, "reward")), *method.transforms))
@@ -411,7 +416,10 @@ def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
         raise UserError(f"the environment {name} does not say its task in words", where="--eval",
                         hint="train without --eval, then: understudy eval RUN ENV --task WORDS")
     if missing := open_conditions(method, env.features):
-        refuse(missing, "=NUMBER", "give it to the method (--method.target-return 100, for example), or ")
+        examples = {"observation.return_to_go": "--method.target-return 100",
+                    "observation.time_left": "--method.target-length 50"}
+        options = " ".join(examples[column] for column in missing if column in examples)
+        refuse(missing, "=NUMBER", f"tell the method ({options}, for example), or " if options else "")
     if missing := [column for column in goal_columns(method) if column not in env.features]:
         refuse(missing, "=NUMBERS")
     if demonstration_part(method) is not None:

@@ -232,9 +232,12 @@ class SelectedColumns(WrapperSource):
             values = np.asarray(self._stack(name, episode), np.float64).reshape(-1, max(f.size, 1))
             if (is_invalid := ~((values >= 0) & (values == np.round(values)))).any():
                 step, component = np.argwhere(is_invalid)[0]
+                is_unknown = name == "action" and np.isnan(values[step, component])
                 raise DataError(f"{values[step, component]:g} is not a class: classes are whole numbers from 0",
                                 where=f"{where}, {name}, episode {episode}, step {step}",
-                                hint="leave out :classes if these are quantities")
+                                hint="leave out :classes if these are quantities" + (
+                                    "; put episodes without actions into data of their own, without this column, and "
+                                    "name them with --prior, for vpt" if is_unknown else ""))
 
     def _check_numbers(self, name: str, column: str, where: str) -> None:
         """Raises DataError for the first cell of text in a column that is mostly numbers, or must be numbers."""

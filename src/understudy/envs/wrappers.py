@@ -118,6 +118,7 @@ class LearnedRewardEnv(EnvWrapper):
         if model.annotations:
             raise Unsupported(f"{type(model.about.config).__name__} gives rewards to episodes once they are over",
                               where="LearnedRewardEnv", hint="use a reward of steps, such as DiscriminatorReward")
+        model.check_columns(env.features, str(env.metadata["env"]))
         self.model, self.obs = model.eval(), dict[str, Tensor]()
 
     def reset(self, which, key):

@@ -33,16 +33,7 @@ class LearnedReward(Operation):
         if isinstance(model.about.config, ConstantReward):
             raise UserError("this reward says whose a step is, not how good it is", where="LearnedReward.model",
                             hint="name a run that trains one, such as one of dac, gail or airl")
-        features = data.features()
-        for name in (*model.inputs, model.about.target):
-            read, stored = model.features[name].shape, features[name].shape if name in features else None
-            if read != stored:
-                raise UserError(f"the reward model reads a column of shape {read}, but " + (
-                                "there is none" if stored is None else f"this one has {stored}"),
-                                where=f"{path}, column {name!r}", hint="name a reward model of the same columns")
-            if (problem := model.features[name].disagreement(features[name])) is not None:
-                raise UserError(f"the reward model was trained with {problem}", where=f"{path}, column {name!r}",
-                                hint="bring the components into one order and unit")
+        model.check_columns(data.features(), path)
         window = replace(model.about.window, horizon=1, action_offset=0)
         annotated = model.annotate(data)
         windows = window.windows(annotated, model.inputs, model.about.target, next_obs=True,

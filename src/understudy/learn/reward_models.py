@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..checkpoint import FromStage, Scorer, load_built, save_built
-from ..core import Batch, ConfigError, DataWarning, Schema, part
+from ..core import Batch, ConfigError, DataWarning, Schema, UserError, part
 from ..data.codec import Codec, CodecModule
 from ..data.episode import Dataset
 from ..data.mixture import expert_episodes
@@ -120,6 +120,22 @@ class RewardModel(Scorer):
     def metrics(self, batch: Batch) -> dict[str, float]:
         """Returns what is logged of the rewards of a batch, beside their mean, in every hundredth update."""
         return {}
+
+    def check_columns(self, features: Schema, where: str) -> None:
+        """Raises UserError if the columns of data or of an environment are not those that the model reads."""
+        for name in (*self.inputs, self.about.target):
+            own, other = self.features[name], features.get(name)
+            place = f"{where}, column {name!r}"
+            if other is None or own.shape != other.shape:
+                raise UserError(f"the reward model reads a column of shape {own.shape}, but " + (
+                                "there is none" if other is None else f"this one has {other.shape}"),
+                                where=place, hint="name a reward model of the same columns")
+            if own.kind != other.kind:
+                raise UserError(f"the reward model reads a column of kind {own.kind!r}, but this one is of kind "
+                                f"{other.kind!r}", where=place, hint="name a reward model of the same columns")
+            if (problem := own.disagreement(other)) is not None:
+                raise UserError(f"the reward model was trained with {problem}", where=place,
+                                hint="bring the components into one order and unit")
 
     def annotate(self, episodes: Dataset) -> Dataset:
         """Adds the columns `annotations` to episodes, for a reward that depends on whole episodes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
+import shlex
 import signal
 import threading
 import time
@@ -36,6 +37,7 @@ from ..core import (
 from ..data.batch_sampler import BatchSampler
 from ..data.cache import json_digest
 from ..data.column_changes import ReturnToGo
+from ..data.column_selection import column_options
 from ..data.device_windows import to_device
 from ..data.episode import Dataset, episode_fingerprints, interrupted_episodes
 from ..data.formats import check_finite, open_dataset, write_dataset
@@ -340,7 +342,8 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
     test = data.select([])
     if held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions):  # perhaps the others have actions
+        with contextlib.suppress(NoActions), warnings.catch_warnings():  # perhaps the others have actions
+            warnings.simplefilter("ignore", DataWarning)  # said of the training episodes
             test = training_data(data.select(held_out), resolved)
     if stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)
@@ -641,19 +644,25 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
         )
 
 
-def _missing_column_hint(missing: str, features: Schema, path: str) -> str:
+def _missing_column_hint(missing: str, data: Dataset) -> str:
     """How to get a column that a learner reads, such as next.reward, from one with another name if there is one."""
+    features, selected = data.features(), column_options(data)
+
+    def renaming(name: str) -> str:
+        if selected:  # a view cannot open the data
+            return f"name it: {shlex.join([*selected, f'{short_name(missing)}={name}'])}"
+        return "a view renames it: " + command_line("view", "make", data.metadata.get("path", "DATA"), "--out", "VIEW",
+                                                    "--rename", f"{name}={missing}")
+
     for name, new in suggested_names(features).items():
         if new == missing:
-            command = command_line("view", "make", path, "--out", "VIEW", "--rename", f"{name}={missing}")
-            return f"if {name!r} is that column, a view renames it: {command}"
+            return f"if {name!r} is that column, {renaming(name)}"
     ends = "It is True where the environment ended the episode, and False at a time limit. " \
         if missing == "next.terminated" else ""
     numbers = [name for name, f in features.items() if role(name) == "other" and f.kind != "string" and f.size == 1
                and not name.startswith("simulator.")]
     if numbers:
-        command = command_line("view", "make", path, "--out", "VIEW", "--rename", f"{numbers[0]}={missing}")
-        ends += f"If a column has it under another name ({', '.join(numbers[:5])}), a view renames it: {command}. "
+        ends += f"If a column has it under another name ({', '.join(numbers[:5])}), {renaming(numbers[0])}. "
     return ("add it to the data, or choose a method that does not read it (understudy methods). " + ends +
             "understudy record writes next.reward and next.terminated; in an .npz they are rewards and terminals")
 
@@ -676,7 +685,7 @@ def check_method(method: Method, data: Dataset) -> None:
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
             f"{missing[0]}; the columns are {', '.join(features)}",
             where=path or "data set",
-            hint=_missing_column_hint(missing[0], features, path or "DATA"),
+            hint=_missing_column_hint(missing[0], data),
         )
     if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
         method.learner.reward.check(inputs, features)
@@ -792,13 +801,15 @@ def make_provenance(data: Dataset, held_out: list[int], left_out: list[int], run
 def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """Returns the simulators with which the episodes of each environment were recorded, from their metadata.
 
+    Episodes of your own loop may name an environment without its simulator.
     At most 1000 episodes are read, evenly spaced ones.
     """
     simulators: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
         facts = data[i].metadata
-        if isinstance(facts.get("env"), str) and isinstance(facts.get("simulator"), str):
-            simulators.setdefault(facts["env"], set()).add(facts["simulator"])
+        if isinstance(facts.get("env"), str):
+            versions = {facts["simulator"]} if isinstance(facts.get("simulator"), str) else set()
+            simulators.setdefault(facts["env"], set()).update(versions)
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 

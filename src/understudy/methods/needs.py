@@ -182,6 +182,8 @@ CLASSES = Need("actions that are one of several classes", {"action": _classes(1,
 NUMBERS_OR_CLASSES = "actions that are numbers or classes"
 AN_ENVIRONMENT_FOR_ROUNDS = "an environment, unless --method.n-rounds is 0"
 SOME_ACTIONS = "actions that are numbers or classes in some episodes; the others may lack them, or hold NaN"
+SOME_NUMBERS = Need("actions that are numbers in some episodes; the others may lack them, or hold NaN", NUMBERS.example,
+                    _refuse_classes)
 OTHER_EPISODES = "other episodes, of any quality (--prior)"
 PRACTICE = "practice with actions, of any quality, besides the demonstrations (--prior)"
 OBSERVED_NUMBERS = Need("observations that are numbers", {"observation.state": _vector(2)})

@@ -231,7 +231,7 @@ def _methods_without(need: Need, name: str, needs: Sequence[Need | str]) -> list
 
     def fits(other: str) -> bool:
         other_needs = read_info(other)[1].needs
-        return need not in other_needs and all(
+        return need.check not in {n.check for n in other_needs if isinstance(n, Need)} and all(
             "actions that are" in kind for kind in kinds(other_needs) - kinds(needs))
     names = list(filter(fits, files))
     return sorted(names, key=lambda other: (other not in family, other not in ("bc", "iql")))[:8]

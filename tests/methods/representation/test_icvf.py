@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from understudy.core import Feature
+from understudy.core import DataError, Feature
 from understudy.data.mixture import mix
 from understudy.data.window import Goal
 from understudy.learn.train import train
@@ -30,3 +31,10 @@ def test_recordings_train_the_encoder_which_stays_as_it_is(tmp_path):
     assert policy.inputs == ("observation.environment_state",) and policy.action_dim == 2
     for frozen, stored in zip(policy.encoder.parameters(), encoder.parameters(), strict=True):
         assert torch.equal(frozen, stored) and not frozen.requires_grad
+
+
+def test_data_without_the_column_are_told_which_can_be_read():
+    columns = {"observation.images.front": Feature("uint8", (8, 8, 3), "image"), "action": Feature("float32", (2,))}
+    with pytest.raises(DataError, match="(?s)no column 'observation.state'; .*observation.images.front.*--method.col"):
+        find_method("icvf", columns)
+    assert find_method("icvf", columns, column="observation.images.front").policy.inputs == (*columns,)[:1]

@@ -184,7 +184,11 @@ def test_training_suggests_what_the_best_episode_had(tmp_path, capsys):
     write_dataset(data, tmp_path / "data")
     arguments = ["train", "udrl", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--steps", "2"]
     assert main([*arguments, "--eval", "tabular:tightrope"]) == 2
-    assert "must be told 'return_to_go' and 'time_left'" in " ".join(capsys.readouterr().err.split())
+    message = " ".join(capsys.readouterr().err.split())
+    assert "must be told 'return_to_go' and 'time_left'" in message
+    assert "(--method.target-return 100 --method.target-length 50, for example)" in message
+    assert main([*arguments, "--eval", "tabular:tightrope", "--method.target-return", "6"]) == 2
+    assert "tell the method (--method.target-length 50, for example)" in " ".join(capsys.readouterr().err.split())
     assert main(arguments) == 0
     best = max(float(e.steps["next.reward"].sum()) for e in data)
     assert f"--condition return_to_go={best:g} time_left={best + 1:g}" in " ".join(capsys.readouterr().out.split())

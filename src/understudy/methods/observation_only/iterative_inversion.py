@@ -17,7 +17,7 @@ from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
 from ...policy import PolicyConfig
-from ..needs import NUMBERS, OBSERVED_NUMBERS, PRACTICE
+from ..needs import OBSERVED_NUMBERS, PRACTICE, SOME_NUMBERS
 from ..registry import method
 
 
@@ -65,7 +65,7 @@ def own_steps(episode: Episode) -> np.ndarray:
 
 @method("Leibovich et al. 2023, arXiv 2211.01724, with frames of numbers in place of an embedding of a video, and a "
         "feed-forward network in place of a transformer", rows=("211",),
-        needs=(NUMBERS, OBSERVED_NUMBERS, PRACTICE, "an environment", "while acting: a demonstration"),
+        needs=(SOME_NUMBERS, OBSERVED_NUMBERS, PRACTICE, "an environment", "while acting: a demonstration"),
         when="if demonstrations without actions show different things to do; the labels of `bco` did better in a toy "
              "(claim iterative-inversion).")
 def iterative_inversion(length: int = 100, n_frames: int = 8, n_rounds: int = 20, n_episodes: int = 20,

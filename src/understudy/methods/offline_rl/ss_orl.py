@@ -7,12 +7,12 @@ from ...learn.off_policy_actor_critic import OffPolicyActorCritic
 from ...learn.pseudo_labels import PseudoLabel
 from ...nets.mlp import MLP
 from ...policy import PolicyConfig
-from ..needs import NUMBERS
+from ..needs import SOME_NUMBERS
 from ..registry import method
 
 
 @method("Zheng et al. 2023 (SS-ORL), arXiv 2210.06518, with a deterministic inverse dynamics model", rows=("157",),
-        needs=(NUMBERS, "rewards, and prior data (--prior) whose actions are ignored"),
+        needs=(SOME_NUMBERS, "rewards, and prior data (--prior) whose actions are ignored"),
         when="if most episodes have rewards but no actions, and few have both; whether it is as good as with all "
              "actions is undecided here.")
 def ss_orl(bc_weight: float = 0.4, n_past: int = 1) -> Method:

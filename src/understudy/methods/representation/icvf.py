@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from ...core import Schema
+from ...core import DataError, Schema
 from ...data.window import Goal, Window
 from ...learn.method import Method, Stage
 from ...learn.representation import RepresentationLearning
@@ -22,6 +22,9 @@ def icvf(column: str = "observation.state", discount: float = 0.99, features: Sc
     Args:
         column: The only column that is read. Its later values are outcomes and intents.
     """
+    if features is not None and column not in features:
+        raise DataError(f"the data have no column {column!r}; the columns are {', '.join(features)}",
+                        where="icvf, column", hint="name an observation of these: --method.column COLUMN")
     base = dynamo(features=features)
     policy = replace(base.policy, inputs=(column,))
     outcome = Goal(column, OUTCOME, p_curgoal=0.2, p_randomgoal=0.3)

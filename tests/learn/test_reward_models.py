@@ -97,7 +97,8 @@ def test_a_reward_whose_sign_says_how_long_to_live_warns_once_if_only_the_policy
         learner.with_rewards(own)
         learner.with_rewards(own)
     told = f"no demonstration ends. What follows an end has no reward of {type(reward).__name__}, so"
-    assert [told in str(w.message) for w in caught] == [True] * warns
+    # Others, such as of files that earlier tests left open, may come at any time.
+    assert sum(told in str(w.message) for w in caught) == warns
 
 
 def test_airl_reads_the_density_of_the_policy_at_each_action(demos):

@@ -107,7 +107,8 @@ class PolicyOnly:
         method = replace(method, transforms=(), learner=learner, collection=replace(rounds, collector=collector))
         if self.critic != "IQL":
             return method
-        iql = IQL(ALONE * self.n_updates, critic=critic, optimizer=optimizer, **SETTINGS)
+        all_critics = replace(critic, target_subset_size=None)
+        iql = IQL(ALONE * self.n_updates, critic=all_critics, optimizer=optimizer, **SETTINGS)
         offline = replace(self.base, learner=iql)
         return replace(method, stages=(*method.stages, Stage("offline", offline)), initialize_from=(
             *method.initialize_from, InitializeFrom(FromStage("offline", "critic"), into="critic")))

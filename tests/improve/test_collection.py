@@ -42,6 +42,7 @@ from understudy.improve.collection import (
     CollectionRounds,
     RolloutCollector,
     TaskSequenceCollector,
+    _StoredRounds,
 )
 from understudy.improve.gates import HumanGate, RandomGate
 from understudy.improve.retention import ROUND, AllEpisodes, LastRounds
@@ -336,6 +337,15 @@ def test_the_command_takes_the_environment_of_the_data(demos):
     assert env_of(find_method("bc")) is None
     with pytest.raises(UserError, match="--env: the method collects no episodes"):
         env_of(find_method("bc"), "fork")
+
+
+def test_a_round_can_be_dropped_again_after_a_kill_while_it_was_removed(tmp_path, demos):
+    stored = _StoredRounds(tmp_path)
+    stored.store(0, demos)
+    (tmp_path / ".000000.part").mkdir()
+    (tmp_path / ".000000.part" / "round.json").write_text("{}")
+    stored.drop_after(0, rounds(2, initial_updates=5), demos, 4)
+    assert stored.numbers() == [] and not list(tmp_path.iterdir())
 
 
 # -- the contract ---------------------------------------------------------------------------------------------------

@@ -731,6 +731,7 @@ class _StoredRounds:
             if acted > n_updates or number != whole:
                 self._refuse_person(config, number, self.path(number), acted, n_updates)
                 part = self.path(number).with_name(f".{number:06d}.part")  # never half a round under its name
+                shutil.rmtree(part, ignore_errors=True)  # of a program that was killed in the next line but one
                 self.path(number).rename(part)
                 shutil.rmtree(part)
             else:

@@ -366,10 +366,11 @@ def test_runs_act_with_their_transforms(data, tmp_path, capsys):
     features = policy_features(trained.method, Fork(1).features)
     assert {LAST, "observation.return_to_go", STATE} < set(features) and features["action"].shape == (3,)
     assert main(["eval", str(tmp_path / "run"), "fork", "--episodes", "4"]) == 0, capsys.readouterr()
+    capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "policy.onnx")]) == 0
     output = capsys.readouterr().out
     assert "does not compute what LastAction, ReturnToGo, ColumnPadding adds" in output
-    assert f"understudy eval {tmp_path / 'run'} ENV" in output, "and not the file"
+    assert f"understudy eval {tmp_path / 'run'} fork" in output, "and not the file"
 
 
 def test_clients_of_a_server_send_only_what_it_does_not_compute(data, tmp_path):

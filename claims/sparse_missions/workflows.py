@@ -86,7 +86,7 @@ class Demonstrator(CountingActor):
     """Chooses the cell of the stage whose turn it is."""
 
     def act(self, obs, state):
-        cell = places(obs)[np.arange(len(state["key"])), obs["simulator.subgoal"][:, 0].numpy()]
+        cell = places(obs)[np.arange(len(state["key"])), obs[STAGE][:, 0].numpy()]
         return torch.from_numpy(cell @ [HEIGHT, 1])[:, None], state
 
 
@@ -207,7 +207,7 @@ class Exploring:
     """How a policy is found from demonstrations.
 
     Args:
-        how: "learned", "fixed" or "any cell" for workflows, whose successes are cloned beside the demonstrations,
+        how: "learned", "fixed" or "any cell" for workflows, whose successes are cloned next to the demonstrations,
             "cloned" for the demonstrations alone, and "scored" for `ScoredCells`.
         n_demonstrations: Number of demonstrations.
         n_rounds: Rounds of PPO after the cloning, of 200 episodes each.

@@ -137,7 +137,7 @@ def test_a_stored_action_counts_as_much_in_a_longer_plan():
         batch = learner.batch_sampler(demos).batch(16, 0, 0)
         moved = learner.policy.encode_batch(batch).clone()
         moved[:, 0] += 1
-        prices.append(learner.config.bc_weight * learner.distance(moved, batch))
+        prices.append(learner.config.bc_weight * learner.distance(moved, batch, torch.Generator()))
     assert torch.allclose(prices[0], prices[1]) and prices[0].min() > 1
 
 

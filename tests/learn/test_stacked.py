@@ -61,6 +61,7 @@ def largest_difference(result, other) -> float:
 
 TD3 = OffPolicyActorCritic(200, 16, bc_weight=0.4, critic=CriticConfig(hidden=(16, 16)))
 SAC = replace(TD3, steps=40, temperature=0.1, target_entropy=-1.0)
+IQN = replace(TD3, steps=40, critic=CriticConfig((16, 16), n_quantiles=4, draw_levels=True))
 SPOT = SupportedActorCritic(40, 16, critic=TD3.critic, cloning_fraction=0.5)  # its policy does not learn at first
 
 
@@ -70,8 +71,9 @@ SHORT = replace(CLONING, steps=40)
 @pytest.mark.parametrize("trained", [
     method(Regression()), method(Flow()), method(GMM()), method(SquashedGaussian(), SHORT),
     method(Consistency(), SHORT), method(Regression(), replace(SHORT, sample_weights=ColumnWeights("good", 3.0))),
-    method(Regression(), TD3), method(SquashedGaussian(), SAC), method(Regression(), SPOT)],
-    ids=["regression", "flow", "gmm", "gaussian", "target-network", "weights", "td3-bc", "sac", "spot"])
+    method(Regression(), TD3), method(SquashedGaussian(), SAC), method(Regression(), SPOT),
+    method(Regression(), IQN)],
+    ids=["regression", "flow", "gmm", "gaussian", "target-network", "weights", "td3-bc", "sac", "spot", "drawn levels"])
 def test_stacked_seeds_equal_separate_ones(trained):
     sentences = []
     results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)

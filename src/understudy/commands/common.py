@@ -552,7 +552,7 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
 
 
 def open_shown(path: Path, run: Path) -> Dataset:
-    """Opens demonstrations that a policy is shown, of which it reads no actions."""
+    """Opens demonstrations that a policy is shown. It reads no actions of them."""
     return _decode_once(open_trained(path, run))
 
 

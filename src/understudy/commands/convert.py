@@ -77,7 +77,7 @@ def _convert(o: ConvertOptions, out: Output) -> None:
                 "If a column has the seconds, name it: --columns timestamp=COLUMN")
         out.print("The rate of these data is not known, and LeRobot needs one: "
                   f"{SAFE_FPS} steps per second is written. {cure}")
-    for warning in data.metadata.get("warnings", ()):  # DST no longer tells what was left out or mended in SRC
+    for warning in data.metadata.get("warnings", ()):  # DST no longer says what of SRC was left out or corrected
         print(f"{o.src}: {warning}", file=sys.stderr)
     write_dataset(data, o.dst, to, **options)
     out.print(f"{len(data)} episodes, {data.steps} steps. Written to {o.dst}")

@@ -102,7 +102,7 @@ def encode_png(frame: np.ndarray) -> bytes:
     return b"".join(bytes(p) for p in (*codec.encode(image), *codec.encode(None)))
 
 
-def is_deep(image: bytes) -> bool:
+def is_16_bit_gray(image: bytes) -> bool:
     """Whether an encoded image is a PNG with gray of 16 bits, such as depth in millimeters."""
     return image[:4] == b"\x89PNG" and image[24:26] == b"\x10\x00"
 
@@ -126,8 +126,8 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
         content = "it is empty" if not data else f"it starts with {data[:8]!r}"
         raise UserError(f"the value is not a PNG or JPEG image: {content}", where=where,
                         hint="the image is damaged: leave the episode out, or take the file from a copy")
-    if data and is_deep(data) != (dtype == "uint16"):
-        raise UserError(f"the image is {'gray of 16 bits, such as depth' if is_deep(data) else 'not gray of 16 bits'}, "
+    if data and (has_16_bits := is_16_bit_gray(data)) != (dtype == "uint16"):
+        raise UserError(f"the image is {'gray of 16 bits, such as depth' if has_16_bits else 'not gray of 16 bits'}, "
                         f"but {dtype} is to be read", where=where,
                         hint="leave the column out, or store all its images with one type")
     codec = cast(av.VideoCodecContext, av.CodecContext.create(kind, "r"))

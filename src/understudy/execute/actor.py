@@ -167,7 +167,7 @@ class PolicyActor(Actor):
             expected_shape = (*expected_shape[:1], *shape[1:3], *expected_shape[3:])
         elif feature.kind == "text" and len(shape) == 2:  # any amount of padding
             expected_shape = (*expected_shape[:1], *shape[1:])
-        if shape[1:] != expected_shape[1:] or not shape or not _dtype_fits(feature.kind, value):
+        if shape[1:] != expected_shape[1:] or not shape or not dtype_fits(feature.kind, value):
             raise UserError(
                 f"the policy reads {VALUE_NAMES[feature.kind]} of shape "
                 f"({', '.join(map(str, ('rows', *feature.shape)))}{',' * (not feature.shape)}), but this is "
@@ -216,7 +216,8 @@ def _tensor(name: str, value) -> Tensor:
                         hint="give a tensor or an array, rows first") from None
 
 
-def _dtype_fits(kind: str, value: Tensor) -> bool:
+def dtype_fits(kind: str, value: Tensor) -> bool:
+    """Whether values of a column of a kind may have this dtype. Pixels between 0 and 1 would be read as black."""
     if kind in ("image", "text"):
         return value.dtype == torch.uint8
     return not (value.is_complex() or kind == "discrete" and value.is_floating_point())

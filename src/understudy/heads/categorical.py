@@ -54,8 +54,8 @@ class Categorical(LikelihoodHead, TemperatureHead):
             raise UserError("the Categorical head needs a discrete target, but this one is continuous",
                             where="Categorical", hint="use a head for continuous targets (Regression, GMM, "
                             "Diffusion, ...), or mark the target's Feature as kind=\"discrete\"")
-        outputs = self.width if self.autoregressive else coded_dim
-        outputs = self.width if self.draw_levels else outputs * self.n_quantiles
+        outputs = self.width if self.draw_levels else self.n_quantiles * (
+            self.width if self.autoregressive else coded_dim)
         return _CategoricalNet(trunk.build(0, outputs, 0, spec), spec.num_classes, self)
 
     def loss(self, net, context, action, mask, rng):

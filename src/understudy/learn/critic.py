@@ -79,6 +79,13 @@ class CriticConfig:
             raise ConfigError("this learner does not learn quantiles", where="CriticConfig.n_quantiles",
                               hint="use 1, or a method such as td3-bc, sac, cql, awac or bcq")
 
+    def check_no_subset(self) -> None:
+        """Raises ConfigError if targets should be those of a subset of the networks, for learners that read all."""
+        if self.target_subset_size is not None:
+            raise ConfigError("this learner's targets are those of all networks",
+                              where="CriticConfig.target_subset_size",
+                              hint="use None, or a method such as sac, td3 or awac")
+
 
 @dataclass(frozen=True)
 class CriticSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field, replace
 from typing import Annotated, Any
 
-from ..core import AtLeast, AtMost, ConfigError, Schema, Unsupported, part
+from ..core import AtLeast, AtMost, Schema, Unsupported, part
 from ..heads.base import Head
 from ..nets.base import Trunk
 from ..nets.encoders import simplest_encoder
@@ -45,13 +45,6 @@ def check_plans_begin_now(policy: Policy, where: str) -> None:
     if policy.window.action_offset:
         raise Unsupported(f"the critic scores plans that begin at the current step, and these begin "
                           f"{policy.window.action_offset:+d} steps from it", where=where, hint="use action_offset=0")
-
-
-def check_no_subset(critic: CriticConfig) -> None:
-    """Raises ConfigError if targets should be those of a subset of the networks, for learners that read all."""
-    if critic.target_subset_size is not None:
-        raise ConfigError("this learner's targets are those of all networks", where="CriticConfig.target_subset_size",
-                          hint="use None, or a method such as sac, td3 or awac")
 
 
 def critic_method(head: Head, learner: CriticLearningConfig, features: Schema | None, trunk: Trunk | None = None,

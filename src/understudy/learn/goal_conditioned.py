@@ -25,7 +25,6 @@ from ..nets.encoders import simplest_encoder
 from ..nets.feed_forward import FeedForward, feed_forward_layers
 from ..policy import Planner, Policy, PolicyConfig
 from .critic import CriticConfig, CriticSpec
-from .critic_learning import check_no_subset
 from .fit import LearnerConfig
 from .gradient_learner import GradientLearner
 from .method import Method
@@ -139,7 +138,7 @@ class GoalConditionedLearner(GradientLearner):
 
     def __init__(self, config: GoalConditioned, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         window, name = policy.window, type(config).__name__
         if len(window.goals) != 1 or not isinstance(window.goals[0], Goal):
             raise ConfigError(f"the policy has {len(window.goals)} goals, but this learner needs one", where=name,

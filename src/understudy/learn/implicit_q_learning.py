@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ..core import Above, AtLeast, Batch, Below, part
 from ..data.episode import Dataset
 from ..policy import Policy
-from .critic_learning import CriticLearningConfig, check_no_subset, check_plans_begin_now
+from .critic_learning import CriticLearningConfig, check_plans_begin_now
 from .gradient_learner import GradientLearner
 from .targets import expectile_loss, td_terms
 
@@ -50,7 +50,7 @@ class IQLLearner(GradientLearner):
     def __init__(self, config: IQL, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
         check_plans_begin_now(policy, type(config).__name__)
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         single = replace(config.critic, n_critics=1)
         self.value = self.register("value", single.build(policy, action=False), config.optimizer)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)

@@ -303,7 +303,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         inside = self._clipped(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
-        distance = self.distance(coded, batch)
+        distance = self.distance(coded, batch, rng)
         present = batch.mask[:, 0].float()
         size = (score.detach().abs() * present).sum() / present.sum().clamp(min=1)
         return self.config.bc_weight * distance + beyond - score / size.clamp(min=1e-6)
@@ -325,13 +325,13 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         score = scores.amin(0) if self.config.critic.target_subset_size is None else scores.mean(0)
         temperature = self.temperature().detach()
         self.log(temperature=temperature, entropy=-log_prob)
-        loss = temperature * log_prob - score + self.config.bc_weight * self.distance(coded, batch)
+        loss = temperature * log_prob - score + self.config.bc_weight * self.distance(coded, batch, rng)
         if self.config.target_entropy is None:
             return (loss,)
         target_entropy = self.config.target_entropy * coded[0].numel()
         return loss, -self.temperature.log * (log_prob.detach() + target_entropy)
 
-    def distance(self, coded: Tensor, batch: Batch) -> Tensor:
+    def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the mean squared distance of coded plans, (B, H, A), to the stored actions, (B,)."""
         return ((coded - self.policy.encode_batch(batch)) * batch.mask.unsqueeze(-1)).square().mean((1, 2))
 

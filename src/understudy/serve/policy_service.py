@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core import State, UserError, keys, take, tree_map
-from ..execute.actor import VALUE_NAMES, Actor, PolicyActor
+from ..execute.actor import VALUE_NAMES, Actor, PolicyActor, dtype_fits
 from ..execute.chunking import ChunkedExecutor, PlanRequest
 from ..policy import Guide, Inpaint, LastChunk, Planner
 from .service import Reply, Request, RequestError, Service
@@ -438,9 +438,7 @@ def _explicit_plan(served: ServedPolicy, request: Request) -> _Plan:
         if tuple(value.shape[1:]) != (planner.window.n_obs_steps, *shape):
             raise RequestError(f"{name!r} has shape {tuple(value.shape)}, but a window is (rows, "
                                f"{', '.join(map(str, (planner.window.n_obs_steps, *shape)))})")
-        kind = planner.features[name].kind if name in planner.features else ""
-        # Pixels between 0 and 1 would be read as black.
-        if kind in ("image", "text") and value.dtype != torch.uint8 or kind == "discrete" and value.is_floating_point():
+        if name in planner.features and not dtype_fits(kind := planner.features[name].kind, value):
             raise RequestError(f"{name!r} is {str(value.dtype).removeprefix('torch.')}, but the policy reads "
                                f"{VALUE_NAMES[kind]}")
         if value.is_floating_point() and name + "?" not in names and not value.isfinite().all():

@@ -47,7 +47,7 @@ def test_the_scale_of_observations_decides_which_pair_is_nearest(scale, expected
     learner = build(Dataset([Episode(steps)]), obs_scale=scale)
     batch = make_batch().select_rows(slice(0, 1))
     batch = batch.replace(obs={STATE: torch.zeros(1, 1, 3)}, action=torch.ones(1, 1, 2))
-    assert learner.distance(torch.zeros(1, 1, 2), batch).item() == pytest.approx(expected, abs=1e-6)
+    assert learner.distance(torch.zeros(1, 1, 2), batch, torch.Generator()).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_it_keeps_the_contract_of_learners():

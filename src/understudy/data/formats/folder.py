@@ -397,7 +397,7 @@ class CsvFolderSource(FolderSource):
 
 
 def _image_feature(data: bytes, where: str) -> Feature:
-    if video.is_deep(data):
+    if video.is_16_bit_gray(data):
         return Feature("uint16", video.decode_image(data, 1, where, "uint16").shape, "depth")
     return Feature("uint8", video.decode_image(data, 3, where).shape, "image")
 

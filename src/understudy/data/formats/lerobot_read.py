@@ -292,8 +292,7 @@ class LeRobotSource(MemmapSource):
             file = self.path / self.index.files[self.index.file[episode]]
             for row, image in enumerate(self._stored_rows(name, episode)):
                 location = f"{file}, episode {episode}, frame {row}, {name}"
-                encoded = (image.as_py() or {}).get("bytes")
-                yield row, video.decode_frame(encoded, shape, location, dtype)
+                yield row, video.decode_frame((image.as_py() or {}).get("bytes"), shape, location, dtype)
         for image in self._last_of(name, episode):
             location = f"{self.path / UNDERSTUDY_FOLDER / 'last.parquet'}, episode {episode}, {name}"
             yield length, video.decode_frame(image["bytes"], shape, location, dtype)

@@ -122,7 +122,7 @@ def decode_image(message, where: str) -> np.ndarray:
         data = _data(message)
         if (encoding := _get(message, "encoding")) is None:
             image_format = str(_get(message, "format") or "")
-            has_16_bits = video.is_deep(data)
+            has_16_bits = video.is_16_bit_gray(data)
             if has_16_bits or re.search("compressedDepth|16UC1|32FC1", image_format):
                 raise UserError(f"depth images are not read ({image_format}{', 16 bits' * has_16_bits})", where=where,
                                 hint="leave the topic out")

@@ -8,7 +8,7 @@ from ..registry import method
 
 
 @method("Nair et al. 2020 (AWAC), arXiv 2006.09359", needs=(NUMBERS, STEP_REWARDS),
-        when="if there are rewards, and training then goes on with episodes of the policy's own, which takes a "
+        when="if there are rewards, and training then continues with episodes that the policy collects, which takes a "
              "`collection` in Python.")
 def awac(temperature: float = 1.0, n_samples: int = 1, features: Schema | None = None) -> Method:
     """Advantage weighted actor-critic: clones the stored actions that are better than the policy's own.

@@ -11,7 +11,7 @@ from ...execute.planners import BestOfN
 from ...heads.base import TemperatureHead
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.advantage_weighted_actor_critic import draw_plans
-from ...learn.critic_learning import check_no_subset, critic_method
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...policy import Policy
@@ -84,7 +84,7 @@ class BCQLearner(ActorCriticLearner):
     config: BCQ
 
     def __init__(self, config: BCQ, policy: Policy, seed: int, steps: int, data: Dataset):
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         super().__init__(config, policy, seed, steps, data)
         self.target_policy = self.target_network("policy", config.target_decay)
 

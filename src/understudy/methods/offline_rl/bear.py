@@ -12,7 +12,7 @@ from ...execute.planners import BestOfN
 from ...heads.cvae import CVAE, squared_error_loss
 from ...heads.squashed_gaussian import SquashedGaussian
 from ...learn.advantage_weighted_actor_critic import draw_plans
-from ...learn.critic_learning import check_no_subset, critic_method
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...policy import Policy
@@ -63,7 +63,7 @@ class BEARLearner(ActorCriticLearner):
     config: BEAR
 
     def __init__(self, config: BEAR, policy: Policy, seed: int, steps: int, data: Dataset):
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         self.log_multiplier = nn.ParameterList([torch.zeros(())])
         super().__init__(config, policy, seed, steps, data, auxiliary=[self.log_multiplier])
         self.warmup_updates = int(config.warmup_fraction * steps)

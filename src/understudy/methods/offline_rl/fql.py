@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from ...core import AtLeast, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.flow import Flow
-from ...learn.critic_learning import CriticLearningConfig, check_no_subset, check_plans_begin_now, critic_method
+from ...learn.critic_learning import CriticLearningConfig, check_plans_begin_now, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.targets import td_loss, td_terms
@@ -49,7 +49,7 @@ class FQLLearner(GradientLearner):
     def __init__(self, config: FQL, policy: Policy, seed: int, steps: int, data: Dataset):
         super().__init__(config, policy, seed, steps)
         check_plans_begin_now(policy, type(config).__name__)
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         if not isinstance(policy.config.head, Flow):
             raise Unsupported(f"the head is {type(policy.config.head).__name__}, but noise must have the shape of an "
                               "action", where="FQL", hint='use Flow(1, prediction="sample")')

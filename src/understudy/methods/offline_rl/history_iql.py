@@ -14,7 +14,7 @@ from ...heads.categorical import choose_head
 from ...heads.gaussian import Gaussian
 from ...learn.behavior_cloning import AuxiliaryLoss, update_lagged
 from ...learn.critic import EncodedObs
-from ...learn.critic_learning import check_no_subset, check_plans_begin_now
+from ...learn.critic_learning import check_plans_begin_now
 from ...learn.gradient_learner import GradientLearner
 from ...learn.implicit_q_learning import IQL, IQLLearner
 from ...learn.method import Method
@@ -114,7 +114,7 @@ class HistoryIQLLearner(IQLLearner):
     def __init__(self, config: HistoryIQL, policy: Policy, seed: int, steps: int, data: Dataset):
         GradientLearner.__init__(self, config, policy, seed, steps)
         check_plans_begin_now(policy, type(config).__name__)
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         networks = replace(config.critic, encoder=policy.config.encoder, share_encoder=True)
         self.auxiliary_losses = tuple(loss.build(policy) for loss in config.auxiliary_losses)
         critic, value = networks.build(policy), replace(networks, n_critics=1).build(policy, action=False)

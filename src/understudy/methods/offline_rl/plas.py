@@ -11,7 +11,7 @@ from ...data.episode import Dataset
 from ...heads.base import Head
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.critic import mix_networks
-from ...learn.critic_learning import check_no_subset, critic_method
+from ...learn.critic_learning import critic_method
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import ActorCritic, ActorCriticLearner
 from ...learn.targets import td_terms
@@ -91,7 +91,7 @@ class PLASLearner(ActorCriticLearner):
     config: PLAS
 
     def __init__(self, config: PLAS, policy: Policy, seed: int, steps: int, data: Dataset):
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         super().__init__(config, policy, seed, steps, data)
         self.target_policy = self.target_network("policy", config.target_decay)
         self.cloning_updates = int(config.cloning_fraction * steps)

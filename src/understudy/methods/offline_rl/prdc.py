@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...core import Above, Batch, Schema, Unsupported, part
 from ...data.episode import Dataset
@@ -66,7 +66,7 @@ class NearestActionsLearner(OffPolicyActorCriticLearner):
         numbers = [self.config.obs_scale * obs[name].flatten(1) for name in self.policy.inputs]
         return torch.cat([*numbers, coded.flatten(1)], 1).detach().cpu().numpy()
 
-    def distance(self, coded: Tensor, batch: Batch) -> Tensor:
+    def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
         tree, plans = self.stored
         _, nearest = tree.query(self.search_key(batch, coded))
         difference = coded - plans[torch.as_tensor(nearest, device=coded.device)]

@@ -64,14 +64,10 @@ class SupportedActorCriticLearner(OffPolicyActorCriticLearner):
         context, coded = self.behavior.training_context(batch.obs, rng), self.behavior.encode_batch(batch)
         return squared_error_loss(self.behavior.net, context, coded, batch.mask, rng, self.config.beta)
 
-    def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
-        self.rng = rng  # from which `distance` draws
-        return super().policy_loss(batch, rng)
-
-    def distance(self, coded: Tensor, batch: Batch) -> Tensor:
+    def distance(self, coded: Tensor, batch: Batch, rng: Generator) -> Tensor:
         """Returns the negative evidence lower bound of coded plans, (B, H, A), in the autoencoder, (B,)."""
         context = self.behavior.context(batch.obs)
-        loss = squared_error_loss(self.behavior.net, context, coded, batch.mask, self.rng, self.config.beta)
+        loss = squared_error_loss(self.behavior.net, context, coded, batch.mask, rng, self.config.beta)
         return (loss * batch.mask).mean(1)
 
 

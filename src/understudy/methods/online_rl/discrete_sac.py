@@ -13,7 +13,7 @@ from ...improve.collection import CollectionRounds, RolloutCollector, Temperatur
 from ...improve.updates import PerNewStep
 from ...learn.action_values import check_classes, class_logits, scored_classes
 from ...learn.critic import mix_networks
-from ...learn.critic_learning import CriticLearningConfig, check_no_subset, critic_method
+from ...learn.critic_learning import CriticLearningConfig, critic_method
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
 from ...learn.off_policy_actor_critic import Temperature
@@ -50,7 +50,7 @@ class DiscreteSACLearner(GradientLearner):
 
     def __init__(self, config: DiscreteSAC, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         self.target_entropy = config.target_entropy * math.log(check_classes(policy, "DiscreteSAC"))
         self.temperature = Temperature(config.temperature, is_trained=True).to(policy.device)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)

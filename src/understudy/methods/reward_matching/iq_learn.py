@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 from ...core import Above, AtLeast, AtMost, Batch, Unsupported, part
 from ...data.episode import Dataset
 from ...learn.critic import CriticConfig
-from ...learn.critic_learning import check_no_subset
 from ...learn.fit import LearnerConfig
 from ...learn.gradient_learner import GradientLearner
 from ...learn.method import Method
@@ -70,7 +69,7 @@ class IQLearner(GradientLearner):
             raise Unsupported("the critic scores single actions that are numbers, of the current step", where="IQLearn",
                               hint="use a policy with horizon=1 and action_offset=0, for continuous actions")
         config.critic.check_no_quantiles()
-        check_no_subset(config.critic)
+        config.critic.check_no_subset()
         policy.likelihood_head  # noqa: B018  (it refuses heads without a density)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)
         self.register("policy", policy, config.policy_optimizer)

@@ -358,6 +358,7 @@ WITHOUT = {
     "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": ({**STATES, **IMAGES}, "no environment to collect them in"),
+    "an environment that can be put into demonstrated states": (STATES, "no environment to collect them in"),
     needs.AN_ENVIRONMENT_FOR_ROUNDS: (STATES, "no environment to collect them in"),
     "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
     "an environment that tells success": (STATES, "no environment to collect them in"),

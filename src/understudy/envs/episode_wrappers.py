@@ -14,12 +14,14 @@ from ..data.episode_concat import NEW_TRIAL
 from .base import Env, EnvWrapper, Obs, Restorable, StepResult
 from .wrappers import rows_where
 
+DEMONSTRATED_START = "demonstrated_start"  # metadata of an episode
+
 
 class DemoStateReset(EnvWrapper):
     """Episodes start from demonstrated states.
 
     The key of an episode decides whether it does, and the demonstration and the step that it starts from. All steps are
-    equally likely.
+    equally likely. The metadata `demonstrated_start` tells whether it did.
 
     Args:
         data: Demonstrations that were recorded in `env`.
@@ -39,6 +41,7 @@ class DemoStateReset(EnvWrapper):
                             hint="0.5 starts half of the episodes from demonstrated states")
         super().__init__(env)
         self.data, self.fraction, self._restore = data, fraction, env.restore
+        self.is_demonstrated = torch.zeros(self.rows, dtype=torch.bool)
         self.ends = np.cumsum([len(episode) for episode in data])
         if not len(self.ends) or not self.ends[-1]:
             raise UserError("the data has no steps to start from", where="DemoStateReset.data",
@@ -48,12 +51,18 @@ class DemoStateReset(EnvWrapper):
         obs = self.env.reset(which, key)
         drawn = uniform(key, torch.zeros_like(key), (2,), stream=10).numpy()
         chosen = np.flatnonzero(drawn[:, 0] < self.fraction)
+        self.is_demonstrated = self.is_demonstrated.clone()
+        self.is_demonstrated[which] = torch.from_numpy(drawn[:, 0] < self.fraction)
         if not len(chosen):
             return obs
         steps = (drawn[chosen, 1] * self.ends[-1]).astype(np.int64)
         rows = [self._recorded_step(step) for step in steps]
         columns = {k: torch.from_numpy(np.stack([row[k] for row in rows])) for k in rows[0]}
         return self._restore(which[chosen], columns, key[chosen])
+
+    def step(self, action):
+        out = self.env.step(action)
+        return replace(out, info={**out.info, DEMONSTRATED_START: self.is_demonstrated})
 
     def _recorded_step(self, step: int) -> dict[str, np.ndarray]:
         number = int(np.searchsorted(self.ends, step, side="right"))

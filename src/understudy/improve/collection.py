@@ -273,8 +273,13 @@ class RolloutCollector(EpisodeCollector):
     def scaled(self, factor):
         return self if self.exploration is None else replace(self, exploration=self.exploration.scaled(factor))
 
+    def practice_env(self, training: Training) -> Env:
+        """Returns the environment that episodes run in."""
+        return training.env
+
     def collect(self, actor, number, training):
-        env, wrapper = training.env, None
+        inner = env = self.practice_env(training)
+        wrapper = None
         if isinstance(actor, WrappedActor):
             env, actor, wrapper = WrappedEnv(env, actor.wrapper), actor.actor, actor.wrapper
         if self.exploration is not None:
@@ -285,7 +290,7 @@ class RolloutCollector(EpisodeCollector):
                                   f"{type(wrapper).__name__} are known that would have led to what it does",
                                   where="RolloutCollector.supervisor",
                                   hint="leave the supervisor out, or train without the wrapper")
-            env, actor = training.env, actor if wrapper is None else WrappedActor(actor, wrapper)
+            env, actor = inner, actor if wrapper is None else WrappedActor(actor, wrapper)
             if isinstance(env, WatchedEnv):
                 actor = env.watched(actor)
             if isinstance(self.gate, DoubtGate):

@@ -15,12 +15,13 @@ from understudy.envs.toys.four_rooms import FourRooms
 from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import PolicyActor
 from understudy.execute.planners import FixedBatch
-from understudy.improve.collection import GaussianExploration
-from understudy.improve.updates import PerNewStep
+from understudy.improve.collection import CollectionRounds, GaussianExploration
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.critic import CriticConfig
+from understudy.learn.discriminator_reward import DiscriminatorReward
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods.reward_matching.filter import DemonstratedStarts, filter
 from understudy.nets.feed_forward import FeedForward
@@ -64,11 +65,12 @@ class Practice:
     @property
     def method(self):
         method = filter(self.n_rounds)
-        policy, reward = replace(method.policy, trunk=FeedForward((64, 64))), method.learner.reward
+        assert isinstance(method.collection, CollectionRounds) and isinstance(method.learner, OffPolicyActorCritic)
+        assert isinstance(method.learner.reward, DiscriminatorReward)
         learner = replace(method.learner, batch_size=128, optimizer=SLOW, critic=CriticConfig((64, 64)),
-                          reward=replace(reward, hidden=(64, 64), optimizer=SLOW))
-        return replace(method, policy=policy, learner=learner, collection=replace(
-            method.collection, collector=self.starts, updates=PerNewStep(1.0)))
+                          reward=replace(method.learner.reward, hidden=(64, 64), optimizer=SLOW))
+        return replace(method, policy=replace(method.policy, trunk=FeedForward((64, 64))), learner=learner,
+                       collection=replace(method.collection, collector=self.starts))
 
 
 @dataclass(frozen=True)

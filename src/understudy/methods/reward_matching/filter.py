@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -12,12 +11,15 @@ from ...data.episode import Dataset, Episode
 from ...data.mixture import expert_episodes
 from ...envs.base import Env, Restorable
 from ...envs.episode_wrappers import DEMONSTRATED_START, DemoStateReset
-from ...improve.collection import GaussianExploration, RolloutCollector
+from ...heads.regression import Regression
+from ...improve.collection import CollectionRounds, GaussianExploration, RolloutCollector
 from ...learn.discriminator_reward import Discriminator, DiscriminatorReward
 from ...learn.method import Method
+from ...learn.off_policy_actor_critic import OffPolicyActorCritic
+from ...nets.feed_forward import FeedForward
+from ...policy import PolicyConfig
 from ..needs import ENDS, NUMBERS
 from ..registry import method
-from .dac import dac
 
 OWN_START = "own_start"  # column
 
@@ -90,8 +92,10 @@ def filter(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, fraction
     Args:
         fraction: Fraction of the episodes that do.
     """
-    base = dac(n_rounds, n_episodes, noise)
-    collector = DemonstratedStarts(n_episodes, GaussianExploration(noise), fraction=fraction)
     reward = OwnStartReward(penalty=10.0, one_sided=True, absorbing=True)
-    return replace(base, learner=replace(base.learner, reward=reward),
-                   collection=replace(base.collection, collector=collector))
+    collector = DemonstratedStarts(n_episodes, GaussianExploration(noise), fraction=fraction)
+    return Method(
+        PolicyConfig(Regression(), FeedForward()),
+        learner=OffPolicyActorCritic(bc_weight=0.0, reward=reward),
+        collection=CollectionRounds(n_rounds, collector),
+    )

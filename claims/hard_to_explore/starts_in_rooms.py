@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from understudy.claims.base import SCORE, TRUSTED, ExpertDemonstrations
+from understudy.claims.base import SCORE, TRUSTED, ExpertDemonstrations, Measure
 from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.data.episode import Dataset
 from understudy.data.mixture import ROUND
@@ -112,7 +112,8 @@ def starts(kind: type[DemonstratedStarts], fraction: float) -> Practice:
 
 TABLE = experiment(
     ExpertDemonstrations(f"{__name__}:NextRoom", 10), env=f"{__name__}:NextRoom", measure=practiced, first_seed=2140,
-    n_seeds=20, episodes=100, looks=((10, 0.02), (20, 0.03)), measures={AREA: SCORE}, sanity={"FILTER": 0.3}, arms={
+    n_seeds=20, episodes=100, looks=((10, 0.02), (20, 0.03)), measures={
+        "success": Measure("bounded", "rate"), AREA: SCORE}, sanity={"FILTER": 0.3}, arms={
     "matching": starts(DemonstratedStarts, 0.0), "FILTER": starts(DemonstratedStarts, 0.5), "cloning": Cloning(),
     "own states": ablation("FILTER", starts(OwnStarts, 0.5))})
 

@@ -17,7 +17,7 @@ from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
 from understudy.data.column_changes import Progress, ReturnToGo
 from understudy.data.text_columns import TaskText, ThoughtText
-from understudy.data.window import Window
+from understudy.data.window import Goal, Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
@@ -200,3 +200,5 @@ def test_files_and_methods_are_checked_too():
         DelayedPlan(RecedingHorizon(), -1)
     with pytest.raises(UserError, match="skip is -1"):
         TemporalEnsemble(skip=-1)
+    with pytest.raises(UserError, match="discount is 1.0, but must be at least 0 and below 1"):
+        Goal("observation.state", discount=1.0)

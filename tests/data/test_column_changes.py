@@ -316,6 +316,10 @@ def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     assert len(rollout(asked, Fork(2, limit=5), 2)) == 2
     with pytest.raises(Unsupported, match="'intervention' is not known while acting"):
         ReturnToGo(column="intervention").check_online()
+    with pytest.raises(UserError, match="(?s)with a discount of 0, no return.*subtract_rewards=False"):
+        fit_method(method(ReturnToGo(discount=0.0, target=1.0)), data, 0).actor.start(with_reward, key)
+    constant = fit_method(method(ReturnToGo(discount=0.0, target=1.0, subtract_rewards=False)), data, 0).actor
+    assert constant.act(with_reward, constant.start(with_reward, key))[0].isfinite().all()
     with pytest.raises(Unsupported, match="is not an action"):
         LastAction(STATE).check_online()
     with pytest.raises(UserError, match="the last action is not known here"):

@@ -143,6 +143,10 @@ class ReturnToGo(ColumnChange):
         if self.subtract_rewards and self.column != "next.reward":
             raise Unsupported(f"{self.column!r} is not known while acting", where="ReturnToGo.column",
                               hint="use 'next.reward', which environments give")
+        if self.subtract_rewards and not self.discount:
+            raise ConfigError("with a discount of 0, no return asks for what comes after the first reward",
+                              where="ReturnToGo.discount",
+                              hint="use a larger discount, or subtract_rewards=False to ask for the same at every step")
 
     def start(self, obs, key):
         return {"value": target_return(obs, self.into, self.target, len(key))}

@@ -71,7 +71,8 @@ class FittedQLearner(GradientLearner):
         super().__init__(config, policy, seed, steps)
         self.planner = policy.eval() if planner is None else planner
         self.window = replace(policy.window, horizon=config.n_action_steps, action_offset=0)
-        networks = replace(config.critic, n_critics=1 + config.n_resamples, target_subset_size=None)
+        config.critic.check_no_subset()
+        networks = replace(config.critic, n_critics=1 + config.n_resamples)
         spec = CriticSpec(networks, policy.config.codec, self.window, policy.inputs, policy.config.target)
         self.critic = self.register("critic", QFunction(spec, policy.features, policy.codec), config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
-from ..core import DataError, Schema, UserError
+from ..core import ConfigError, DataError, Schema, UserError
 from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
+from ..heads.categorical import Categorical
 from ..policy import Policy, find_checkpoint
+from .action_values import ActionValues
 from .critic import Critic
 from .fit import Learner
 from .goal_conditioned import GoalConditioned, check_goals
@@ -194,6 +196,10 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
                   modules: Mapping[FromStage, CheckpointModule]) -> Learner:
     """Builds the learner of a method for a policy that has its initial weights, and gives the other modules theirs."""
     freeze(policy, method.initialize_from)
+    head = policy.config.head
+    if isinstance(head, Categorical) and head.draw_levels and not isinstance(method.learner, ActionValues):
+        raise ConfigError(f"{type(method.learner).__name__} learns no quantiles of returns, at whatever levels",
+                          where="Categorical.draw_levels", hint="leave it out, or train values, as dqn does")
     if isinstance(method.learner, GoalConditioned):
         check_goals(data)
     if TERMINATED in method.learner.extra and TERMINATED in data.features():

@@ -548,6 +548,13 @@ class Policy(CheckpointModule, StepwisePlanner):
                 window = replace(window, n_obs_steps=1, obs_offset=0)
             statistics = window.windows(data, light, self.config.target or None)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
+            clip = getattr(self.config.head, "clip_sample", 0)
+            if clip and self.codec.bound is None:  # the data alone know the range
+                largest = max(self.encode_batch(b.to(self.device)).abs().amax().item() for b in statistics.scan())
+                if largest > clip * (1 + 1e-6):
+                    raise UserError(f"clip_sample={clip:g} would cut off coded actions, which are up to {largest:.4g}",
+                                    where=f"{type(self.config.head).__name__}.clip_sample",
+                                    hint="use clip_sample=0, or a codec with a bound: target=\"minmax\"")
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()

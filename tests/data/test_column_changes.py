@@ -27,7 +27,7 @@ from understudy.data.column_changes import (
     TimeLeft,
     changed_features,
 )
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
 from understudy.data.relabel import (
     ConcatColumns,
@@ -300,6 +300,13 @@ def test_the_last_choice_of_a_policy_is_shown_as_in_training():
         last_choices.append(state["record"]["seen"])
     assert [s.flatten().tolist() for s in last_choices] == [[0, 0], [2, 2], [2, 2]]
     assert all(s.dtype == torch.int64 for s in last_choices)
+
+
+def test_a_return_is_that_of_one_number_per_step():
+    steps = {STATE: np.zeros((3, 2), np.float32), "next.reward": np.ones((3, 2))}
+    with pytest.raises(UserError, match="column 'next.reward': there are 2 numbers per step"):
+        ReturnToGo()(Episode(steps))
+    assert ReturnToGo()(Episode({**steps, "next.reward": np.ones((3, 1))})).steps["observation.return_to_go"][0] == 3
 
 
 def test_where_no_reward_is_known_the_error_says_what_to_do(data):

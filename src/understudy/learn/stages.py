@@ -24,7 +24,7 @@ from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
 from .reward_models import RewardModel
 from .run import Run
-from .targets import TERMINATED, warn_of_time_limits
+from .targets import REWARD, TERMINATED, warn_of_time_limits
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -202,7 +202,13 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
                           where="Categorical.draw_levels", hint="leave it out, or train values, as dqn does")
     if isinstance(method.learner, GoalConditioned):
         check_goals(data)
-    if TERMINATED in method.learner.extra and TERMINATED in data.features():
+    features = data.features()
+    for name in (REWARD, TERMINATED):
+        if name in method.learner.extra and name in features and features[name].size != 1:
+            raise DataError(f"there are {features[name].size} numbers per step, but a learner reads one",
+                            where=f"{data.metadata.get('path', 'data set')}, column {name!r}",
+                            hint="store one number per step, such as the sum of all rewards")
+    if TERMINATED in method.learner.extra and TERMINATED in features:
         warn_of_time_limits(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:

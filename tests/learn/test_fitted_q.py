@@ -92,3 +92,11 @@ def test_a_subset_of_the_critics_is_refused():
     data, _ = few_actions(4)
     with pytest.raises(ConfigError, match="CriticConfig.target_subset_size"):
         FittedQ(critic=CriticConfig(target_subset_size=1)).build(untrained(data), 0, 1, data)
+
+
+def test_a_plan_has_the_steps_that_are_carried_out_and_a_seed_any_sign():
+    data, _ = few_actions(4)
+    with pytest.raises(ConfigError, match="plans have 1 steps, but skip=1 and n_action_steps=1 need more"):
+        FittedQ(skip=1).build(untrained(data), 0, 1, data)
+    counts = FittedQ().build(untrained(data), -1, 1, data).counts
+    assert (counts.sum(1) == len(data)).all()

@@ -139,6 +139,16 @@ def test_a_loss_that_begins_after_the_trial_may_be_one_that_cannot_be_stacked():
     assert largest_difference(results[1], fit_method(trained, DATA[1], SEEDS[1])) == 0
 
 
+@pytest.mark.parametrize("field", ["optimizer", "policy_optimizer"])
+def test_batches_that_are_split_are_trained_separately(field):
+    trained = method(SquashedGaussian(), replace(SAC, steps=5, critic_warmup_updates=3, **{
+        field: OptimizerConfig(accumulation_steps=4)}))
+    sentences = []
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert len(sentences) == 1 and "batches are split" in sentences[0]
+    assert largest_difference(results[0], fit_method(trained, DATA[0], SEEDS[0])) == 0
+
+
 def test_large_networks_are_trained_separately(monkeypatch):
     monkeypatch.setattr(stacked, "MAX_WEIGHTS", 500)
     sentences, trained = [], method(Flow(), replace(CLONING, steps=5))

@@ -103,7 +103,8 @@ def reason_against_stacking(method: Method) -> str | None:
         return "there are auxiliary losses"
     if isinstance(learner, OffPolicyActorCritic) and learner.reward is not None:
         return "there is a reward model"
-    if learner.optimizer.accumulation_steps > 1 or learner.optimizer.compile:
+    optimizers = (learner.optimizer, getattr(learner, "policy_optimizer", None) or learner.optimizer)
+    if any(optimizer.accumulation_steps > 1 or optimizer.compile for optimizer in optimizers):
         return "batches are split, or networks compiled"
     if Processes.current().count > 1:
         return "several processes share the batches"

@@ -107,16 +107,21 @@ class PolicyConfig:
     augmentations: tuple[Augmentation, ...] = ()
 
     def __post_init__(self):
-        for name, kind in (("head", Head), ("trunk", Trunk), ("encoder", Encoder), ("codec", Codec),
-                           ("window", Window)):
-            if not isinstance(part := getattr(self, name), kind):
-                is_class = isinstance(part, type)
-                raise ConfigError(f"{name} is {part.__name__ if is_class else repr(part)}, but must be an object of a "
-                                  f"class of {kind.__name__}", where=f"PolicyConfig.{name}",
-                                  hint=f"{part.__name__}() makes one" if is_class else "such as PolicyConfig(Flow())")
+        check_parts(self, {"head": Head, "trunk": Trunk, "encoder": Encoder, "codec": Codec, "window": Window},
+                    "such as PolicyConfig(Flow())")
         if isinstance(self.inputs, str):
             raise ConfigError(f"inputs is {self.inputs!r}, but must be a tuple of names", where="PolicyConfig.inputs",
                               hint=f"write inputs=({self.inputs!r},)")
+
+
+def check_parts(owner: object, kinds: Mapping[str, type], example: str) -> None:
+    """Raises ConfigError for the first field that is of another class. `example` is the hint where it is no class."""
+    for field_name, kind in kinds.items():
+        if not isinstance(content := getattr(owner, field_name), kind):
+            is_class = isinstance(content, type)
+            raise ConfigError(f"{field_name} is {content.__name__ if is_class else repr(content)}, but must be an "
+                              f"object of a class of {kind.__name__}", where=f"{type(owner).__name__}.{field_name}",
+                              hint=f"{content.__name__}() makes one" if is_class else example)
 
 
 class NetworkGuidance(ABC):

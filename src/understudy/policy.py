@@ -558,8 +558,9 @@ class Policy(CheckpointModule, StepwisePlanner):
             if clip and self.codec.bound is None:  # the data alone know the range
                 largest = max(self.encode_batch(b.to(self.device)).abs().amax().item() for b in statistics.scan())
                 if largest > clip * (1 + 1e-6):
-                    warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. Use "
-                                  'clip_sample=0, or a codec with a bound, target="minmax".', DataWarning, stacklevel=3)
+                    warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "
+                                  'Use clip_sample=0, or a codec with a bound, target="minmax".', DataWarning,
+                                  stacklevel=3)
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()

@@ -555,7 +555,7 @@ class Policy(CheckpointModule, StepwisePlanner):
             statistics = window.windows(data, light, self.config.target or None)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
             clip = getattr(self.config.head, "clip_sample", 0)
-            if clip and self.codec.bound is None:  # the data alone know the range
+            if clip and self.action_dim and self.codec.bound is None:  # the data alone know the range
                 largest = max(self.encode_batch(b.to(self.device)).abs().amax().item() for b in statistics.scan())
                 if largest > clip * (1 + 1e-6):
                     warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "

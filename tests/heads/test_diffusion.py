@@ -191,6 +191,7 @@ def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
 @pytest.mark.parametrize("clip, warned", [(1.0, True), (0.0, False), (20.0, False)])
 def test_a_clip_within_the_data_of_an_unscaled_target_is_told(recwarn, clip, warned):
     random_batch(PolicyConfig(Diffusion(clip_sample=clip, n_steps=2), codec=Normalizer(target="identity")))
+    random_batch(PolicyConfig(Diffusion(), codec=Normalizer(target="identity"), target=""))  # predicts nothing
     said = [str(w.message) for w in recwarn if w.category is DataWarning]
     assert len(said) == warned and all("clip_sample=1 cuts off plans, and coded actions are up to" in x for x in said)
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from typing import Annotated
 
+import numpy as np
 import pytest
 from fixtures.parts import EXAMPLES
 
@@ -17,7 +18,7 @@ from understudy.core import Above, AtLeast, Below, ConfigError, UserError, part
 from understudy.data.augment import ConditionDropout
 from understudy.data.column_changes import Progress, ReturnToGo
 from understudy.data.text_columns import TaskText, ThoughtText
-from understudy.data.window import Window
+from understudy.data.window import Goal, Window
 from understudy.execute.adaptive import ChunkBlending, CosineAgreement
 from understudy.execute.chunking import RealTimeChunking, RecedingHorizon
 from understudy.execute.latency import DelayedAction, DelayedPlan
@@ -28,6 +29,8 @@ from understudy.heads.gaussian import Gaussian
 from understudy.heads.mean_flow import MeanFlow
 from understudy.heads.mip import MIP
 from understudy.learn.class_prediction import ClassPrediction
+from understudy.learn.critic import CriticConfig
+from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.methods.offline_rl.iw_sft import ReturnStrata
 from understudy.nets.ema import ConstantDecay
@@ -200,3 +203,19 @@ def test_files_and_methods_are_checked_too():
         DelayedPlan(RecedingHorizon(), -1)
     with pytest.raises(UserError, match="skip is -1"):
         TemporalEnsemble(skip=-1)
+    with pytest.raises(UserError, match="discount is 1.0, but must be at least 0 and below 1"):
+        Goal("observation.state", discount=1.0)
+
+
+@pytest.mark.parametrize("make, text", [
+    (lambda: MLP(width=(64, 64)), r"MLP.width: width is \(64, 64\), but must be of the type int"),
+    (lambda: CriticConfig(hidden=256), r"hidden is 256, but must be of the type tuple\[int, ...\]\n  -> such as"),
+    (lambda: OptimizerConfig(betas=(0.9,)), r"betas is \(0.9,\), but must be of the type tuple\[float, float\]"),
+    (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"betas is \(0.9, 1.0\), but must be at least 0 and below 1")])
+def test_one_number_is_no_tuple_and_a_tuple_has_its_length(make, text):
+    with pytest.raises(ConfigError, match=text):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert MLP(width=np.int64(8)).width == 8 and CriticConfig(hidden=[np.int32(8), 8]).hidden == [8, 8]

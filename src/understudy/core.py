@@ -181,8 +181,8 @@ def part(cls: type[T]) -> type[T]:
 
     A mistake is then refused where it is made, also in a file. A number is inside all limits of its type, such as
     ``Annotated[float, AtLeast(0), Below(1)]``, and is not NaN. Where the type is `int`, it is whole: neither 2.5 nor
-    2.0 nor True. None is not checked. Of a tuple, every number is. A field with a `Literal` has one of its values.
-    Limits that a base class gives a field hold too.
+    2.0 nor True. None is not checked. Of a tuple, every number is, and how many there are, where the type says it. A
+    field with a `Literal` has one of its values. Limits that a base class gives a field hold too.
 
     A `ConfigError` names the field, what is allowed, and the default or the nearest choice.
 
@@ -222,6 +222,11 @@ def check_fields(value: object) -> None:
             raise ConfigError(f"{f.name} is {content!r}, but must be {must}", where=field_name,
                               hint=("give a number in this range" if f.limits else "give a number")
                               + ("" if f.default is MISSING else f"; the default of {owner} is {f.default}"))
+        elif content is not None and not is_of_kind(content, f.kind):
+            kind = f.kind.__name__ if f.kind in (int, float) else f.kind
+            raise ConfigError(f"{f.name} is {content!r}, but must be of the type {kind}", where=field_name,
+                              hint="give a tuple of numbers where it is one, and one number elsewhere"
+                              if f.default in (MISSING, None) else f"such as {f.default!r}")
 
 
 def _missed_limit(content: object, field: _Field) -> str | None:
@@ -326,7 +331,7 @@ def is_of_kind(value: object, kind: Any) -> bool:
         several = members[:1] * len(value) if members[1:] == (Ellipsis,) else members
         return len(value) == len(several) and all(map(is_of_kind, value, several))
     if kind in (int, float):
-        return isinstance(value, int if kind is int else numbers.Real) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)
 
 

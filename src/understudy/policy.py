@@ -33,6 +33,7 @@ from .core import (
     Batch,
     ConfigError,
     Context,
+    DataWarning,
     Feature,
     HeadSpec,
     Schema,
@@ -107,16 +108,21 @@ class PolicyConfig:
     augmentations: tuple[Augmentation, ...] = ()
 
     def __post_init__(self):
-        for name, kind in (("head", Head), ("trunk", Trunk), ("encoder", Encoder), ("codec", Codec),
-                           ("window", Window)):
-            if not isinstance(part := getattr(self, name), kind):
-                is_class = isinstance(part, type)
-                raise ConfigError(f"{name} is {part.__name__ if is_class else repr(part)}, but must be an object of a "
-                                  f"class of {kind.__name__}", where=f"PolicyConfig.{name}",
-                                  hint=f"{part.__name__}() makes one" if is_class else "such as PolicyConfig(Flow())")
+        check_parts(self, {"head": Head, "trunk": Trunk, "encoder": Encoder, "codec": Codec, "window": Window},
+                    "such as PolicyConfig(Flow())")
         if isinstance(self.inputs, str):
             raise ConfigError(f"inputs is {self.inputs!r}, but must be a tuple of names", where="PolicyConfig.inputs",
                               hint=f"write inputs=({self.inputs!r},)")
+
+
+def check_parts(owner: object, kinds: Mapping[str, type], example: str) -> None:
+    """Raises ConfigError for the first field that is of another class. `example` is the hint where it is no class."""
+    for field_name, kind in kinds.items():
+        if not isinstance(content := getattr(owner, field_name), kind):
+            is_class = isinstance(content, type)
+            raise ConfigError(f"{field_name} is {content.__name__ if is_class else repr(content)}, but must be an "
+                              f"object of a class of {kind.__name__}", where=f"{type(owner).__name__}.{field_name}",
+                              hint=f"{content.__name__}() makes one" if is_class else example)
 
 
 class NetworkGuidance(ABC):
@@ -548,6 +554,13 @@ class Policy(CheckpointModule, StepwisePlanner):
                 window = replace(window, n_obs_steps=1, obs_offset=0)
             statistics = window.windows(data, light, self.config.target or None)
             self.codec.fit_statistics(lambda: (b.to(self.device) for b in statistics.scan()))
+            clip = getattr(self.config.head, "clip_sample", 0)
+            if clip and self.action_dim and self.codec.bound is None:  # the data alone know the range
+                largest = max(self.encode_batch(b.to(self.device)).abs().amax().item() for b in statistics.scan())
+                if largest > clip * (1 + 1e-6):
+                    warnings.warn(f"clip_sample={clip:g} cuts off plans, and coded actions are up to {largest:.4g}. "
+                                  'Use clip_sample=0, or a codec with a bound, target="minmax".', DataWarning,
+                                  stacklevel=3)
         if refit_head and type(self.config.head).fit is not Head.fit:
             training = self.training
             self.eval()

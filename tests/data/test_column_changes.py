@@ -27,7 +27,7 @@ from understudy.data.column_changes import (
     TimeLeft,
     changed_features,
 )
-from understudy.data.episode import Dataset
+from understudy.data.episode import Dataset, Episode
 from understudy.data.operations import Operation
 from understudy.data.relabel import (
     ConcatColumns,
@@ -302,6 +302,13 @@ def test_the_last_choice_of_a_policy_is_shown_as_in_training():
     assert all(s.dtype == torch.int64 for s in last_choices)
 
 
+def test_a_return_is_that_of_one_number_per_step():
+    steps = {STATE: np.zeros((3, 2), np.float32), "next.reward": np.ones((3, 2))}
+    with pytest.raises(UserError, match="column 'next.reward': there are 2 numbers per step"):
+        ReturnToGo()(Episode(steps))
+    assert ReturnToGo()(Episode({**steps, "next.reward": np.ones((3, 1))})).steps["observation.return_to_go"][0] == 3
+
+
 def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     actor = fit_method(method(ReturnToGo(target=1.0)), data, 0).actor
     obs, key = {STATE: torch.zeros(1, 2)}, keys(0, [0])
@@ -316,6 +323,10 @@ def test_where_no_reward_is_known_the_error_says_what_to_do(data):
     assert len(rollout(asked, Fork(2, limit=5), 2)) == 2
     with pytest.raises(Unsupported, match="'intervention' is not known while acting"):
         ReturnToGo(column="intervention").check_online()
+    with pytest.raises(UserError, match="(?s)with a discount of 0, no return.*subtract_rewards=False"):
+        fit_method(method(ReturnToGo(discount=0.0, target=1.0)), data, 0).actor.start(with_reward, key)
+    constant = fit_method(method(ReturnToGo(discount=0.0, target=1.0, subtract_rewards=False)), data, 0).actor
+    assert constant.act(with_reward, constant.start(with_reward, key))[0].isfinite().all()
     with pytest.raises(Unsupported, match="is not an action"):
         LastAction(STATE).check_online()
     with pytest.raises(UserError, match="the last action is not known here"):

@@ -64,7 +64,7 @@ def test_images_in_another_layout_are_refused_and_the_given_line_converts_them(s
 
 
 def test_training_refuses_images_with_channels_first():
-    method = Method(PolicyConfig(Regression()), BehaviorCloning(steps=1, batch_size=2))
+    method = Method(PolicyConfig(Regression()), learner=BehaviorCloning(steps=1, batch_size=2))
     with pytest.raises(DataError, match="channels come first"):
         fit_method(method, recording((3, 16, 24), "uint8"), 0)
 

@@ -9,7 +9,7 @@ import torch
 from fixtures.heads import EMPTY, constant, named, rng, velocity
 from scipy import stats
 
-from understudy.core import Unsupported, UserError
+from understudy.core import DataWarning, Unsupported, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.window import Window
 from understudy.execute.streaming import StreamingExecutor
@@ -177,7 +177,7 @@ def test_the_clip_holds_the_estimate():
 
 @pytest.mark.parametrize("target, clip, fine", [
     ("minmax", 1.0, True), ("minmax", 0.9, False), ("minmax", 0.0, True), ("zscore", 1.0, False),
-    ("zscore", 0.0, True), ("quantile", 1.0, False), ("identity", 1.0, True)])
+    ("zscore", 0.0, True), ("quantile", 1.0, False), ("identity", 20.0, True)])
 def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
     recipe = PolicyConfig(Diffusion(clip_sample=clip, n_steps=2), codec=Normalizer(target=target), window=Window(1, 4))
     if not fine:
@@ -185,7 +185,15 @@ def test_the_clip_knows_the_range_of_the_codec(target, clip, fine):
             random_batch(recipe)
         return
     policy, batch = random_batch(recipe)
-    assert target == "identity" or (policy.encode_batch(batch).abs().max() <= policy.codec.bound + 1e-6)
+    assert policy.encode_batch(batch).abs().max() <= (clip or policy.codec.bound) + 1e-6
+
+
+@pytest.mark.parametrize("clip, warned", [(1.0, True), (0.0, False), (20.0, False)])
+def test_a_clip_within_the_data_of_an_unscaled_target_is_told(recwarn, clip, warned):
+    random_batch(PolicyConfig(Diffusion(clip_sample=clip, n_steps=2), codec=Normalizer(target="identity")))
+    random_batch(PolicyConfig(Diffusion(), codec=Normalizer(target="identity"), target=""))  # predicts nothing
+    said = [str(w.message) for w in recwarn if w.category is DataWarning]
+    assert len(said) == warned and all("clip_sample=1 cuts off plans, and coded actions are up to" in x for x in said)
 
 
 def test_guidance_of_diffusion():

@@ -10,13 +10,16 @@ import torch
 from fixtures.d3rlpy import HIDDEN, QUANTILES, fill, inject_levels, losses_of, make_classes, make_policy_of_classes
 from fixtures.tables import STATE, few_actions
 
-from understudy.core import Feature, Unsupported
+from understudy.core import ConfigError, Feature, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.heads.categorical import Categorical
 from understudy.heads.regression import Regression
 from understudy.learn.action_values import ActionValues, check_classes, class_logits
+from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.fit import fit
+from understudy.learn.fit_method import fit_method
+from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder
@@ -49,6 +52,14 @@ def test_losses_equal_those_of_d3rlpy(monkeypatch, name, config, phase, n_quanti
     fill(learner.target_policy.net.parameters(), phase)
     loss = learner.value_loss(make_classes(), RNG).mean().item()
     assert loss == pytest.approx(losses_of(name, n_quantiles, draws)["loss"], abs=1e-5)
+
+
+def test_drawn_levels_are_refused_where_no_quantiles_are_learned():
+    policy = replace(CLASSES, head=Categorical(n_quantiles=4, draw_levels=True))
+    data, _ = few_actions(4)
+    with pytest.raises(ConfigError, match="BehaviorCloning learns no quantiles of returns"):
+        fit_method(Method(policy, learner=BehaviorCloning(1, 8)), data, 0)
+    fit_method(Method(policy, learner=ActionValues(1, 8)), data, 0)
 
 
 def test_nfq_has_no_lagged_network():

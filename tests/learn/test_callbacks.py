@@ -46,6 +46,15 @@ def test_what_takes_long_says_so_once_and_what_does_not_is_quiet(monkeypatch):
     assert _watched(monkeypatch, 100_011, 0.1, False) == ""
 
 
+def test_updates_of_the_critic_alone_move_the_bar_on():
+    progress = ProgressBar(100, bar=False)
+    for n, metrics in enumerate(({"critic/loss": 1.0}, {"critic/loss": 1.0}, {"loss": 2.0}, {"critic/loss": 1.0}), 1):
+        progress(n, None, metrics)
+        progress(n, None, {"validation/energy": 9.0})
+    assert progress.bar.tasks[0].completed == 4 and progress.bar.tasks[0].fields["loss"] == 2.0
+    assert progress.bar.tasks[0].fields["speed"] > 0
+
+
 def test_durations_in_words():
     assert [format_duration(s) for s in (40, 900, 5400, 7200, 90_000, 400_000)] == [
         "40 seconds", "15 minutes", "1.5 hours", "2 hours", "25 hours", "4.6 days"]

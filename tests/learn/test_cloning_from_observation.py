@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import DataError, Feature, Unsupported
+from understudy.core import DataError, Feature, Unsupported, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.mixture import mix
 from understudy.data.window import Window
@@ -16,6 +16,7 @@ from understudy.learn.cloning_from_observation import BehaviorCloningFromObserva
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.train import train
 from understudy.nets.feed_forward import FeedForward
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -96,6 +97,23 @@ def test_the_noise_of_labels_has_the_error_of_the_inverse_model_and_ends():
     coded = [learner.inverse.encode(x, learner.transitions(batch)) for x in (noisy, clean)]
     expected = 3.0 * learner.error.mean
     assert torch.allclose((coded[0] - coded[1]).std((0, 1)), expected, rtol=0.05)
+
+
+def test_a_run_with_noise_of_labels_is_not_continued_to_more_updates(tmp_path):
+    """Its last updates had none."""
+    data = parts([grid_walk(i) for i in range(3)], [grid_walk(i) for i in range(100, 103)])
+    constant = OptimizerConfig(lr_schedule="constant")
+
+    def trained(folder, steps, noise):
+        method = cloning(20, label_noise=noise)
+        method = replace(method, learner=replace(method.learner, optimizer=constant, batch_size=8))
+        return train(method, data, tmp_path / folder, steps=steps, val_fraction=0).state_dict()
+    trained("noisy", 20, 1.0)
+    with pytest.raises(UserError, match="label_noise is 0 in the last tenth of them, so it cannot be continued to 40"):
+        trained("noisy", 40, 1.0)
+    trained("clean", 20, 0.0)
+    continued, whole = trained("clean", 40, 0.0), trained("whole", 40, 0.0)
+    assert all(torch.equal(continued[name], tensor) for name, tensor in whole.items())
 
 
 def test_all_classes_are_drawn_equally_often():

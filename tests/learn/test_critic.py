@@ -11,6 +11,7 @@ from fixtures.staged import episodes, method
 from understudy.core import ConfigError
 from understudy.execute.planners import BestOfN
 from understudy.learn.critic import CriticConfig, QFunction, mix_networks
+from understudy.learn.fit_method import fit_method
 from understudy.methods import find_method
 from understudy.nets.encoders import ConcatEncoder, TokenEncoder
 from understudy.policy import Policy
@@ -103,3 +104,15 @@ def test_learners_without_a_loss_of_quantiles_refuse_them(name):
     built = Policy(method.policy, data.features())
     with pytest.raises(ConfigError, match="does not learn quantiles"):
         learner.build(built, 0, 1, data)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("dwsl", {"n_critics": 5}), ("dwsl", {"share_encoder": True}), ("qrl", {"n_critics": 5}),
+    ("qrl", {"share_encoder": True}), ("crl", {"share_encoder": True}), ("fb", {"share_encoder": True})])
+def test_options_without_effect_are_refused(name, options):
+    data = episodes()
+    method = find_method(name, data.features())
+    method = replace(method, learner=replace(method.learner, steps=1, critic=CriticConfig((8,), **options)))
+    with pytest.raises(ConfigError, match=f"CriticConfig.{next(iter(options))}: "):
+        fit_method(method, data, 0)
+    fit_method(replace(method, learner=replace(method.learner, critic=CriticConfig((8,)))), data, 0)

@@ -8,6 +8,7 @@ import torch
 from fixtures.d3rlpy import HIDDEN, QUANTILES, TanhNet, fill, inject_levels, losses_of, make_batch, make_policy
 from fixtures.tables import STATE, few_actions
 
+from understudy.core import ConfigError
 from understudy.data.episode import Dataset, Episode
 from understudy.heads.categorical import Categorical
 from understudy.heads.regression import Regression
@@ -84,3 +85,18 @@ def test_values_are_exact_in_a_table(seed):
     exact = exact_value(data, policy, 0.8)
     assert learner.values(data) == pytest.approx(exact, abs=0.03)
     assert abs(exact_value(data, untrained(data), 0.5) - exact) > 0.1  # the test could fail
+
+
+def test_a_subset_of_the_critics_is_refused():
+    """Each critic is a target of its own."""
+    data, _ = few_actions(4)
+    with pytest.raises(ConfigError, match="CriticConfig.target_subset_size"):
+        FittedQ(critic=CriticConfig(target_subset_size=1)).build(untrained(data), 0, 1, data)
+
+
+def test_a_plan_has_the_steps_that_are_carried_out_and_a_seed_any_sign():
+    data, _ = few_actions(4)
+    with pytest.raises(ConfigError, match="plans have 1 steps, but skip=1 and n_action_steps=1 need more"):
+        FittedQ(skip=1).build(untrained(data), 0, 1, data)
+    counts = FittedQ().build(untrained(data), -1, 1, data).counts
+    assert (counts.sum(1) == len(data)).all()

@@ -26,9 +26,12 @@ from understudy.learn.method import Method, Stage
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import (
     AdvantageWeights,
+    ClassBalancedWeights,
     ColumnWeights,
     CriticAdvantage,
     CurriculumWeights,
+    PastTargetWeights,
+    StoredWeights,
     TrimmedWeights,
     UniformWeights,
 )
@@ -112,3 +115,32 @@ def test_the_largest_losses_of_a_batch_are_trimmed(data):
     weights = TrimmedWeights(0.25)(batch, fresh_policy)
     assert weights.sum() == 7 and loss[weights == 1].max() < loss[weights == 0].min()
     assert torch.equal(TrimmedWeights(0.0)(batch, fresh_policy), torch.ones(9))
+
+
+@pytest.mark.parametrize("weights", [lambda n: np.full(n, -1.0), lambda n: np.full(n, np.nan),
+                                     lambda n: np.ones((n, 2))], ids=["negative", "NaN", "two"])
+def test_stored_weights_are_finite_numbers_of_at_least_0(data, weights):
+    """A negative one would make the loss as large as possible."""
+    weighted = data.map(lambda e: e.replace({"weight": weights(len(e)).astype(np.float32)}))
+    learner = BehaviorCloning(1, 4, sample_weights=StoredWeights("weight"))
+    method = Method(PolicyConfig(Flow(), MLP(8, 1)), learner=learner)
+    with pytest.raises(UserError, match="episode 0, column 'weight': a weight is one finite number per step"):
+        fit_method(method, weighted, 0)
+    with pytest.raises(UserError, match="there is no column 'weight'"):
+        fit_method(method, data, 0)
+
+
+@pytest.mark.parametrize("make", [lambda: ColumnWeights(weight=-1.0), lambda: ColumnWeights(other_weight=-1.0),
+                                  lambda: PastTargetWeights(-1.0), lambda: ClassBalancedWeights((None, -0.5), 0)])
+def test_weights_are_at_least_0(make):
+    with pytest.raises(UserError, match="must be at least 0"):
+        make()
+
+
+def test_each_class_of_the_data_has_a_target(data):
+    learner = BehaviorCloning(1, 4, sample_weights=ClassBalancedWeights((0.5,), 0, "intervention"))
+    method = Method(PolicyConfig(Flow(), MLP(8, 1)), learner=learner)
+    with pytest.raises(UserError, match="(?s)column 'intervention': there are classes from 0 to 1, but.*targets"):
+        fit_method(method, data, 0)
+    with pytest.raises(UserError, match="class 2 is none of the 2 with a target"):
+        ClassBalancedWeights((None, 0.5), 2)

@@ -26,6 +26,7 @@ from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
 from understudy.learn.sample_weights import ColumnWeights
 from understudy.learn.stacked import fit_seeds
+from understudy.methods.offline_rl.prdc import NearestActions
 from understudy.methods.offline_rl.spot import SupportedActorCritic
 from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
@@ -128,6 +129,24 @@ def test_what_cannot_be_stacked_is_trained_separately(trained, reason):
     assert len(sentences) == 1 and reason in sentences[0]
     for result, data, seed in zip(results, DATA, SEEDS, strict=True):
         assert largest_difference(result, fit_method(trained, data, seed)) == 0
+
+
+def test_a_loss_that_begins_after_the_trial_may_be_one_that_cannot_be_stacked():
+    trained = method(Regression(), NearestActions(6, 16, critic=TD3.critic, critic_warmup_updates=4))
+    sentences = []
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert len(sentences) == 1 and "cannot batch" in sentences[0]
+    assert largest_difference(results[1], fit_method(trained, DATA[1], SEEDS[1])) == 0
+
+
+@pytest.mark.parametrize("field", ["optimizer", "policy_optimizer"])
+def test_batches_that_are_split_are_trained_separately(field):
+    trained = method(SquashedGaussian(), replace(SAC, steps=5, critic_warmup_updates=3, **{
+        field: OptimizerConfig(accumulation_steps=4)}))
+    sentences = []
+    results = fit_seeds(trained, DATA, SEEDS, log=sentences.append)
+    assert len(sentences) == 1 and "batches are split" in sentences[0]
+    assert largest_difference(results[0], fit_method(trained, DATA[0], SEEDS[0])) == 0
 
 
 def test_large_networks_are_trained_separately(monkeypatch):

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Batch, UserError
+from understudy.core import Batch, DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
-from understudy.learn.targets import ReturnBound, expectile_loss, gae, td_loss, td_terms
+from understudy.heads.gaussian import Gaussian
+from understudy.learn.critic import CriticConfig
+from understudy.learn.fit_method import fit_method
+from understudy.learn.implicit_q_learning import IQL
+from understudy.learn.method import Method
+from understudy.learn.targets import ReturnBound, check_rewards, expectile_loss, gae, td_loss, td_terms
+from understudy.nets.mlp import MLP
+from understudy.policy import PolicyConfig
 
 STATE, COLUMNS = "observation.state", ("next.reward", "next.terminated")
 
@@ -97,3 +104,14 @@ def test_small_rewards_and_flags_are_no_divergence():
         bound.check(101.0, flags, 1)
     with pytest.raises(UserError, match=r"(?s)the rewards are small.*--reward-scale 1e\+05"):
         ReturnBound(Dataset([], {}), 0.9).check(0.1, small, 1)
+
+
+@pytest.mark.parametrize("name", ["next.reward", "next.terminated"])
+def test_a_reward_and_an_end_are_finite_numbers(name):
+    steps = {"observation.state": np.zeros((4, 1), np.float32), "action": np.zeros((4, 1), np.float32),
+             "next.reward": np.arange(4.0), "next.terminated": np.zeros(4)}
+    method = Method(PolicyConfig(Gaussian(), MLP(8, 1)), learner=IQL(1, 4, critic=CriticConfig((8,))))
+    with pytest.raises(DataError, match=f"column {name!r}: there are 2 numbers per step"):
+        fit_method(method, Dataset([Episode({**steps, name: np.ones((4, 2))})]), 0)
+    with pytest.raises(UserError, match=f"episode 0, step 0, {name}"):
+        check_rewards(Dataset([Episode({**steps, name: np.full(4, np.nan)})]))

@@ -9,6 +9,7 @@ import torch
 
 from understudy.cli import main
 from understudy.core import ConfigError, DataWarning, UserError, keys
+from understudy.data.column_changes import LastAction
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import write_dataset
 from understudy.data.window import Window
@@ -178,6 +179,25 @@ def test_bytes_are_no_actions():
 def test_parts_of_a_policy_are_checked(fields, text):
     with pytest.raises(ConfigError, match=text):
         PolicyConfig(**fields)
+
+
+@pytest.mark.parametrize("fields, text", [
+    ({"policy": Regression()}, "Method.policy: policy is Regression.*, but must be an object of a class of Pol"),
+    ({"learner": BehaviorCloning}, r"Method.learner: .*\n  -> BehaviorCloning\(\) makes one"),
+    ({"executor": RecedingHorizon}, r"Method.executor: .*\n  -> RecedingHorizon\(\) makes one"),
+    ({"transforms": LastAction()}, r"(?s)Method.transforms: transforms is LastAction.*transforms=\(LastAction\(\),\)"),
+])
+def test_parts_of_a_method_are_checked(fields, text):
+    with pytest.raises(ConfigError, match=text):
+        replace(METHOD, **fields)
+
+
+def test_a_policy_does_not_read_what_it_predicts():
+    data = episodes()
+    copying = replace(METHOD.policy, inputs=(*data.features(),))
+    assert "action" in copying.inputs
+    with pytest.raises(UserError, match="(?s)the policy reads 'action' at the step at which it predicts.*LastAction"):
+        fit_method(replace(METHOD, policy=copying), data, 0)
 
 
 def test_keys_and_rollouts_are_checked():

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from understudy.core import Feature, UserError
+from understudy.core import DataWarning, Feature, UserError
 from understudy.data.codec import Normalizer
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.base import Head
 from understudy.heads.categorical import Categorical
 from understudy.learn.train import validation_episodes
-from understudy.learn.validation import Validation, energy_score, target_scale
+from understudy.learn.validation import Validation, check_training_data, energy_score, target_scale
 from understudy.policy import Policy, PolicyConfig
 
 
@@ -207,6 +207,18 @@ def test_the_unit_is_the_standard_deviation_over_all_steps(lengths, offset):
     if sum(lengths) > 1:
         np.testing.assert_allclose(target_scale(data, "action")[:2].numpy(), expected, rtol=1e-5)
     assert target_scale(data, "action")[2] == 1.0  # never changes: the data's own unit
+
+
+@pytest.mark.parametrize("offset, rounding", [(1.7e9, 128), (4.5e6, 0.5), (1e4, None)])
+def test_numbers_that_float32_rounds_are_told(recwarn, offset, rounding):
+    """Such as seconds since 1970, or meters of a map. The second component is constant, and loses nothing."""
+    state = np.stack([offset + np.linspace(0, 8, 9), np.full(9, 1.7e9)], 1)
+    data = Dataset([Episode({"observation.state": state, "action": np.zeros((8, 1), np.float32)})])
+    check_training_data(Policy(PolicyConfig(Known()), data.features()), data)
+    said = [str(w.message) for w in recwarn if w.category is DataWarning]
+    assert len(said) == (rounding is not None)
+    if rounding:
+        assert f"from {offset:.10g} to {offset + 8:.10g}." in said[0] and f"multiples of {rounding:g}." in said[0]
 
 
 def test_whole_episodes_are_held_out():

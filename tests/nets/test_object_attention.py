@@ -117,6 +117,17 @@ def test_learners_ask_for_the_columns_of_their_losses_once():
     assert RepresentationLearning((loss,)).extra == ("target",) and RepresentationLearning().extra == ()
 
 
+@pytest.mark.parametrize("label", [4, -2])
+def test_a_label_of_no_object_is_refused(label):
+    steps = {OBJECTS: np.zeros((2, 4, 3), np.float32), STATE: np.zeros((2, 1), np.float32),
+             "action": np.zeros((2, 1), np.float32), "target": np.full((2, 1), label)}
+    policy = PolicyConfig(Regression(), MLP(8, 1), ObjectAttentionEncoder(query=STATE, encoder=TokenEncoder(8)),
+                          Normalizer(unscaled=(OBJECTS,)))
+    learner = BehaviorCloning(1, 4, auxiliary_losses=(AttentionSupervision("target"),))
+    with pytest.raises(UserError, match=f"column 'target': the labels go from {label} to {label}, but the 4 objects"):
+        fit_method(Method(policy, learner=learner), Dataset([Episode(steps)]), 0)
+
+
 def test_labels_teach_the_attention_to_follow_the_words():
     rng = np.random.default_rng(0)
     marks = np.eye(4, dtype=np.float32)

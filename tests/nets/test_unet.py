@@ -204,7 +204,8 @@ def test_channels_that_cannot_be_grouped_are_refused():
         SmallConv((8, 12)).build((16, 16, 3), 4)
 
 
-@pytest.mark.parametrize("spec, said", [(UNet((12,), groups=8), "multiple of groups=8"), (UNet(kernel=4), "odd")])
+@pytest.mark.parametrize("spec, said", [(UNet((12,), groups=8), "multiple of groups=8"), (UNet(kernel=4), "odd"),
+                                        (UNet(time_width=2), "2 is no width"), (UNet(time_width=9), "9 is no width")])
 def test_a_unet_that_cannot_be_is_refused(spec, said):
     with pytest.raises(UserError, match=said):
         built(spec)

@@ -133,16 +133,23 @@ class ReturnToGo(ColumnChange):
     def __call__(self, episode: Episode) -> Episode:
         column = get_column(episode, self.column, "a return to go needs rewards: use data that have them, name their "
                              "column (--columns reward=NAME), or train a method without returns, such as bc")
-        reward = np.asarray(column[: len(episode)], np.float64).reshape(len(episode))
+        reward = np.asarray(column[: len(episode)], np.float64).reshape(len(episode), -1)
+        if reward.shape[1] != 1:
+            raise UserError(f"there are {reward.shape[1]} numbers per step, but a reward is one",
+                            where=f"column {self.column!r}", hint="store one, such as the sum of all rewards")
         total = np.zeros(len(episode) + 1)
         for t in reversed(range(len(episode))):
-            total[t] = reward[t] + self.discount * total[t + 1]
+            total[t] = reward[t, 0] + self.discount * total[t + 1]
         return with_column(episode, self.into, total.astype(np.float32)[:, None])
 
     def check_online(self):
         if self.subtract_rewards and self.column != "next.reward":
             raise Unsupported(f"{self.column!r} is not known while acting", where="ReturnToGo.column",
                               hint="use 'next.reward', which environments give")
+        if self.subtract_rewards and not self.discount:
+            raise ConfigError("with a discount of 0, no return asks for what comes after the first reward",
+                              where="ReturnToGo.discount",
+                              hint="use a larger discount, or subtract_rewards=False to ask for the same at every step")
 
     def start(self, obs, key):
         return {"value": target_return(obs, self.into, self.target, len(key))}

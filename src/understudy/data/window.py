@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, AtMost, Batch, DataError, UserError, part
+from ..core import AtLeast, AtMost, Batch, Below, DataError, UserError, part
 from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .packed_columns import PackedColumns
@@ -73,7 +73,7 @@ class Goal:
     into: str = "observation.goal"
     p_curgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     p_randomgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-    discount: Annotated[float | None, AtLeast(0), AtMost(1)] = None
+    discount: Annotated[float | None, AtLeast(0), Below(1)] = None
     p_pastgoal: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     max_steps: Annotated[int | None, AtLeast(1)] = None
 

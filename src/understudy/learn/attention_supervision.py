@@ -48,6 +48,10 @@ class AttentionSupervision(AuxiliaryLoss):
         def loss(policy, batch, rng, captured: Mapping[str, Tensor]) -> Tensor:
             label = batch.extra[self.column].reshape(batch.mask.shape)[:, step].long()
             logits = captured["object_attention"][:, -1]  # (B, objects)
+            if label.min() < UNKNOWN or label.max() >= logits.shape[1]:
+                raise UserError(f"the labels go from {label.min()} to {label.max()}, but the {logits.shape[1]} objects "
+                                f"are numbered from 0, and {UNKNOWN} is none of them",
+                                where=f"column {self.column!r}", hint="name the column with the number of the object")
             return self.weight * F.cross_entropy(logits, label, reduction="none", ignore_index=UNKNOWN)
         return loss
 

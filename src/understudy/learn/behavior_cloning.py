@@ -129,8 +129,9 @@ class BehaviorCloningLearner(GradientLearner):
 
     def batch_sampler(self, data: Dataset, sampling_weights: SamplingWeights | None = None):
         column = self.config.sampling_column
+        sampler = super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
         self.sample_weights.fit(data)
-        return super().batch_sampler(data, sampling_weights if column is None else ColumnSamplingWeights(column))
+        return sampler
 
     def update(self, batch: Batch) -> dict[str, float]:
         batch, function = batch.to(self.device), self.sample_weights

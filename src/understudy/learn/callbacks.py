@@ -83,7 +83,7 @@ class ProgressBar:
         self.bar.stop()
 
     def __call__(self, step: int, learner: Learner, metrics: dict[str, float]) -> None:
-        if "loss" not in metrics:
+        if not is_update(metrics):
             return
         now, n_made = time.perf_counter(), step - self.start
         if n_made == 1:  # the first update compiles and allocates, so its time is not representative
@@ -96,7 +96,8 @@ class ProgressBar:
                 "continues.",
                 highlight=False,
             )
-        self.bar.update(self.task, completed=step, loss=metrics["loss"], speed=speed)
+        loss = metrics.get("loss", self.bar.tasks[self.task].fields["loss"])  # updates of a critic alone have none
+        self.bar.update(self.task, completed=step, loss=loss, speed=speed)
 
 
 class TensorBoard:

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ..core import AtLeast, Context, HeadSpec, part
+from ..core import AtLeast, Context, HeadSpec, UserError, part
 from ..data.one_hot import encode_classes
 from ..heads.categorical import Categorical
 from ..nets.base import Trunk
@@ -64,7 +64,12 @@ class _ClassPredictionLoss(nn.Module):
         tokens = captured[self.config.captured]
         mask = captured.get("context_mask") if self.config.captured == "context" else None
         context = Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask)
-        label = batch.extra[self.config.column][:, 0].flatten(1)  # (B, components)
-        coded = encode_classes(label, self.config.num_classes).unsqueeze(1)
+        label, num_classes = batch.extra[self.config.column][:, 0].reshape(len(batch), -1), self.config.num_classes
+        if label.shape[1] != len(num_classes) or label.min() < 0 or (label >= label.new_tensor(num_classes)).any():
+            raise UserError(f"the column has {label.shape[1]} components with classes from {label.min().item():g} to "
+                            f"{label.max().item():g}, but num_classes is {num_classes}",
+                            where=f"column {self.config.column!r}", hint="give ClassPrediction.num_classes one number "
+                            "for each component, above its largest class")
+        coded = encode_classes(label, num_classes).unsqueeze(1)
         loss = Categorical().loss(self.net, context, coded, batch.mask[:, :1], rng)[:, 0]
         return self.config.weight * loss * batch.mask[:, 0]

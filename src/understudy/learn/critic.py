@@ -86,6 +86,19 @@ class CriticConfig:
                               where="CriticConfig.target_subset_size",
                               hint="use None, or a method such as sac, td3 or awac")
 
+    def check_own_encoders(self) -> None:
+        """Raises ConfigError if networks should share an encoder, for learners that give each its own."""
+        if self.share_encoder:
+            raise ConfigError("each network of this learner has its own encoder", where="CriticConfig.share_encoder",
+                              hint="use False, or a method such as gciql or hiql")
+
+    def check_one_network(self) -> None:
+        """Raises ConfigError if another number of networks than the default is asked for, for learners with one."""
+        self.check_own_encoders()
+        if self.n_critics not in (1, CriticConfig.n_critics):
+            raise ConfigError(f"n_critics is {self.n_critics}, but this learner has one network",
+                              where="CriticConfig.n_critics", hint="leave it out, or use a method such as gciql or crl")
+
 
 @dataclass(frozen=True)
 class CriticSpec:

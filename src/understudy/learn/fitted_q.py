@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..core import AtLeast, AtMost, Batch, keys, part
+from ..core import AtLeast, AtMost, Batch, ConfigError, keys, part
 from ..data.episode import Dataset
 from ..data.window import Windows
 from ..policy import Planner, Policy
@@ -70,8 +70,13 @@ class FittedQLearner(GradientLearner):
                  planner: Planner | None = None):
         super().__init__(config, policy, seed, steps)
         self.planner = policy.eval() if planner is None else planner
+        if config.skip + config.n_action_steps > self.planner.window.horizon:
+            raise ConfigError(f"plans have {self.planner.window.horizon} steps, but skip={config.skip} and "
+                              f"n_action_steps={config.n_action_steps} need more", where="FittedQ.n_action_steps",
+                              hint="give the numbers of the executor with which the policy acts")
         self.window = replace(policy.window, horizon=config.n_action_steps, action_offset=0)
-        networks = replace(config.critic, n_critics=1 + config.n_resamples, target_subset_size=None)
+        config.critic.check_no_subset()
+        networks = replace(config.critic, n_critics=1 + config.n_resamples)
         spec = CriticSpec(networks, policy.config.codec, self.window, policy.inputs, policy.config.target)
         self.critic = self.register("critic", QFunction(spec, policy.features, policy.codec), config.optimizer)
         self.target_critic = self.target_network("critic", config.target_decay)
@@ -127,7 +132,7 @@ class FittedQLearner(GradientLearner):
 
 def _resampled(n_episodes: int, n_resamples: int, seed: int) -> np.ndarray:
     """How often each resample has each episode, (1 + n_resamples, n_episodes). The first has each once."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)
     drawn = rng.multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), n_resamples)
     return np.concatenate([np.ones((1, n_episodes)), drawn]).astype(np.float32)
 

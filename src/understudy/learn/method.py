@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,15 @@ from ..execute.planners import FixedBatch, PlannerWrapper
 from ..execute.wrappers import ActionWrapper, SkillWrapper, WrappedActor, is_wrapped
 from ..files import read_json
 from ..heads.base import MemoryHead
-from ..policy import Planner, Policy, PolicyConfig, camera_sizes, find_checkpoint, read_checkpoint_json
+from ..policy import (
+    Planner,
+    Policy,
+    PolicyConfig,
+    camera_sizes,
+    check_parts,
+    find_checkpoint,
+    read_checkpoint_json,
+)
 from .behavior_cloning import BehaviorCloning
 from .data_collection import DataCollection
 from .fit import LearnerConfig
@@ -59,6 +67,12 @@ class Method:
     inference: tuple[PlannerWrapper, ...] = ()
     wrapper: ActionWrapper | None = None
     collection: DataCollection | None = None
+
+    def __post_init__(self):
+        check_parts(self, {
+            "policy": PolicyConfig, "executor": Executor, "learner": LearnerConfig, "transforms": Sequence,
+            "stages": Sequence, "initialize_from": Sequence, "inference": Sequence,
+        }, "such as Method(PolicyConfig(Flow()), transforms=(LastAction(),))")
 
     @staticmethod
     def load(path: Path | str, trust: tuple[str, ...] = ()) -> Method:

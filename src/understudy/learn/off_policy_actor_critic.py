@@ -41,7 +41,7 @@ class ActorCritic(RewardedConfig, CriticLearningConfig):
             critic; those of TD3 follow together with the policy.
         reward: A reward model that is trained along with the policy, or that a stage trained. None: the rewards of the
             data.
-        critic_warmup_updates: Number of first updates that train the critic alone, so that a policy which is good
+        critic_warmup_updates: Number of first updates of the critic that train it alone, so that a policy which is good
             already does not follow a critic that knows nothing.
         policy_optimizer: Optimizer of the policy. None for that of the critic.
     """
@@ -72,6 +72,7 @@ class ActorCriticLearner(RewardedLearner):
     """
 
     config: ActorCritic
+    cloning_updates = 0  # before the first update of the critic
 
     def __init__(self, config: ActorCritic, policy: Policy, seed: int, steps: int, data: Dataset,
                  auxiliary: Sequence[nn.Module] = (), entropy: float = 0.0):
@@ -102,7 +103,8 @@ class ActorCriticLearner(RewardedLearner):
     def update(self, batch: Batch) -> dict[str, float]:
         batch = self.with_rewards(batch)
         self.minimize("critic", self.critic_loss, batch)
-        if self.n_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
+        n_critic_updates = self.n_updates - self.cloning_updates
+        if n_critic_updates >= self.config.critic_warmup_updates and self.n_updates % self.config.policy_delay == 0:
             self.minimize("policy", self.policy_loss, batch)
         metrics = self.end_update()
         self.bound.check(metrics["critic/score"], batch, self.n_updates)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Above, AtLeast, UserError, part
+from ..core import Above, AtLeast, Below, UserError, part
 from ..nets.base import EncoderNet, TrunkNet
 
 
@@ -38,7 +38,7 @@ class OptimizerConfig:
     """
 
     lr: Annotated[float, Above(0)] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], AtLeast(0), Below(1)] = (0.9, 0.999)
     weight_decay: Annotated[float, AtLeast(0)] = 1e-6
     warmup_steps: Annotated[int, AtLeast(0)] = 0
     lr_schedule: Literal["cosine", "constant"] = "cosine"

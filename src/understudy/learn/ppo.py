@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field, replace
+from functools import partial
 from typing import Annotated, cast
 
 import numpy as np
@@ -172,14 +173,15 @@ class PPOLearner(RewardedLearner):
             raise Unsupported("each step is read once in a pass", where="PPO", hint="leave the sampling weights out")
         newest = max((episode.metadata for episode in data), key=lambda metadata: metadata[FIRST_UPDATE])
         self.round_start, self.reward_units = newest[FIRST_UPDATE], newest.get(REWARD_UNITS, self.reward_units)
-        columns = (LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN)
+        # As in `annotate`: a last step that no observation follows is masked, and its density is not known.
+        windows = partial(self.policy.windows, next_obs=True, extra=(
+            *self.batch_columns, LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN))
         if not self.config.compares:
-            return EpochSampler(self.policy.windows(data, extra=columns), self.round_start)
+            return EpochSampler(windows(data), self.round_start)
         expert = expert_episodes(data)
         own = [i for i in range(len(data)) if i not in set(expert)] or expert
-        windows, demonstrations = (self.policy.windows(data.select(part), extra=(*self.batch_columns, *columns),
-                                                       next_obs=True) for part in (own, expert))
-        return SourcesSampler(EpochSampler(windows, self.round_start), {"expert": demonstrations})
+        return SourcesSampler(EpochSampler(windows(data.select(own)), self.round_start),
+                              {"expert": windows(data.select(expert))})
 
     # -- updates --------------------------------------------------------------------------------------------------
 

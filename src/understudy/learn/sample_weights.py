@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import FromStage, Scorer
-from ..core import Above, AtLeast, Batch, Below, Unsupported, UserError, part
+from ..core import Above, AtLeast, Batch, Below, ConfigError, Unsupported, UserError, part
 from ..data.episode import Dataset
 from ..heads.base import LikelihoodHead
 from ..heads.regression import Regression
@@ -115,8 +115,8 @@ class ColumnWeights(FixedWeights):
     """
 
     column: str = "intervention"
-    weight: float = 3.0
-    other_weight: float = 1.0
+    weight: Annotated[float, AtLeast(0)] = 3.0
+    other_weight: Annotated[float, AtLeast(0)] = 1.0
 
     @property
     def columns(self):
@@ -147,6 +147,13 @@ class StoredWeights(FixedWeights):
     def columns(self):
         return (self.column,)
 
+    def fit(self, data):
+        for number, episode in enumerate(data):
+            weights = np.asarray(episode.steps[self.column][:len(episode)])
+            if weights.size != len(episode) or not (weights >= 0).all() or not np.isfinite(weights).all():
+                raise UserError("a weight is one finite number per step, at least 0",
+                                where=f"episode {number}, column {self.column!r}", hint="name a column of weights")
+
     def __call__(self, batch, policy):
         steps = batch.mask.shape[1]
         return batch.extra[self.column].reshape(-1, steps)[:, min(max(-policy.window.action_offset, 0), steps - 1)]
@@ -169,9 +176,14 @@ class ClassBalancedWeights(SampleWeights):
         arXiv:2211.08416.
     """
 
-    targets: tuple[float | None, ...]
+    targets: Annotated[tuple[float | None, ...], AtLeast(0)]
     remainder: Annotated[int, AtLeast(0)]
     column: str = "intervention_class"
+
+    def __post_init__(self):
+        if self.remainder >= len(self.targets):
+            raise ConfigError(f"class {self.remainder} is none of the {len(self.targets)} with a target",
+                              where="ClassBalancedWeights.remainder", hint="give a target for each class, from 0 on")
 
     @property
     def columns(self):
@@ -199,8 +211,12 @@ class ClassBalancedWeightFunction(WeightFunction):
         self.config, self.weights = config, torch.ones(len(config.targets))
 
     def fit(self, data):
-        classes = [np.asarray(e.steps[self.config.column][:len(e)], np.int64).reshape(-1) for e in data]
-        counts = np.bincount(np.concatenate(classes), minlength=len(self.config.targets))
+        classes = np.concatenate([np.asarray(e.steps[self.config.column][:len(e)], np.int64).reshape(-1) for e in data])
+        if classes.min() < 0 or classes.max() >= len(self.weights):
+            raise UserError(f"there are classes from {classes.min()} to {classes.max()}, but those from 0 to "
+                            f"{len(self.weights) - 1} have a target", where=f"column {self.config.column!r}",
+                            hint="give ClassBalancedWeights.targets one for each class; None keeps its share")
+        counts = np.bincount(classes, minlength=len(self.weights))
         self.weights = torch.from_numpy(self.config.of_classes(counts)).float()
 
     def __call__(self, batch, policy):
@@ -223,7 +239,7 @@ class PastTargetWeights(FixedWeights):
         Torne et al. (2025), Learning Long-Context Diffusion Policies via Past-Token Prediction, arXiv:2505.09561.
     """
 
-    weight: float = 0.0
+    weight: Annotated[float, AtLeast(0)] = 0.0
     n_steps: Annotated[int | None, AtLeast(0)] = None
 
     def __call__(self, batch, policy):

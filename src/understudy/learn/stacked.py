@@ -103,7 +103,8 @@ def reason_against_stacking(method: Method) -> str | None:
         return "there are auxiliary losses"
     if isinstance(learner, OffPolicyActorCritic) and learner.reward is not None:
         return "there is a reward model"
-    if learner.optimizer.accumulation_steps > 1 or learner.optimizer.compile:
+    optimizers = (learner.optimizer, getattr(learner, "policy_optimizer", None) or learner.optimizer)
+    if any(optimizer.accumulation_steps > 1 or optimizer.compile for optimizer in optimizers):
         return "batches are split, or networks compiled"
     if Processes.current().count > 1:
         return "several processes share the batches"
@@ -152,17 +153,26 @@ def _train_stacked(trainings: Sequence[_Prepared]) -> str | None:
         trial = _StackedLearner(copy.deepcopy(learners))
         together = [trial.update(rows) for rows in first_batches]
     except Exception as error:  # noqa: BLE001  (whatever it is, separate trainings do without it)
-        return f"PyTorch cannot batch the networks ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        return _cannot_batch(error)
     for metrics_alone, metrics in zip(separate, together, strict=True):
         for name, values in metrics.items():
             for i, value in enumerate(values):
                 if not math.isclose(value, metrics_alone[i][name], rel_tol=TRIAL_TOLERANCE, abs_tol=1e-6):
                     return f"the {name} of seed {learners[i].seed} would be {value} instead of {metrics_alone[i][name]}"
     stacked = _StackedLearner(copy.deepcopy(learners))
-    for number in range(trainings[0].steps):
-        stacked.update(batches(number))
+    try:
+        for number in range(trainings[0].steps):
+            stacked.update(batches(number))
+    except UserError:  # it diverges
+        raise
+    except Exception as error:  # noqa: BLE001  (a loss that the first updates did not have)
+        return _cannot_batch(error)
     stacked.copy_to(learners)
     return None
+
+
+def _cannot_batch(error: Exception) -> str:
+    return f"PyTorch cannot batch the networks ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
 
 
 @dataclass(frozen=True)

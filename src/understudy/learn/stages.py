@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from .. import config
 from ..checkpoint import CheckpointModule, FromStage, load_tensors
-from ..core import DataError, Schema, UserError
+from ..core import ConfigError, DataError, Schema, UserError
 from ..data.episode import Dataset
 from ..files import read_json, whole_folder, write_json
+from ..heads.categorical import Categorical
 from ..policy import Policy, find_checkpoint
+from .action_values import ActionValues
 from .critic import Critic
 from .fit import Learner
 from .goal_conditioned import GoalConditioned, check_goals
 from .method import InitializeFrom, Method, Stage, find_references
 from .reward_models import RewardModel
 from .run import Run
-from .targets import TERMINATED, warn_of_time_limits
+from .targets import REWARD, TERMINATED, warn_of_time_limits
 
 
 def check_stages(method: Method, before: tuple[str, ...] = ()) -> None:
@@ -194,9 +196,19 @@ def build_learner(method: Method, policy: Policy, seed: int, data: Dataset,
                   modules: Mapping[FromStage, CheckpointModule]) -> Learner:
     """Builds the learner of a method for a policy that has its initial weights, and gives the other modules theirs."""
     freeze(policy, method.initialize_from)
+    head = policy.config.head
+    if isinstance(head, Categorical) and head.draw_levels and not isinstance(method.learner, ActionValues):
+        raise ConfigError(f"{type(method.learner).__name__} learns no quantiles of returns, at whatever levels",
+                          where="Categorical.draw_levels", hint="leave it out, or train values, as dqn does")
     if isinstance(method.learner, GoalConditioned):
         check_goals(data)
-    if TERMINATED in method.learner.extra and TERMINATED in data.features():
+    features = data.features()
+    for name in (REWARD, TERMINATED):
+        if name in method.learner.extra and name in features and features[name].size != 1:
+            raise DataError(f"there are {features[name].size} numbers per step, but a learner reads one",
+                            where=f"{data.metadata.get('path', 'data set')}, column {name!r}",
+                            hint="store one number per step, such as the sum of all rewards")
+    if TERMINATED in method.learner.extra and TERMINATED in features:
         warn_of_time_limits(data)
     learner = method.learner.build(policy, seed, method.learner.steps, data)
     for part in method.initialize_from:

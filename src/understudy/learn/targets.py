@@ -108,10 +108,10 @@ def check_rewards(data: Dataset) -> None:
     The reward of a last step does not count if no observation follows it and it did not terminate (`Window.windows`).
 
     Raises:
-        UserError: A reward is not finite.
+        UserError: A reward or an end is not finite.
         DataError: All rewards are 0, or all are equal and no episode terminates.
     """
-    check_finite(data, (REWARD,))
+    check_finite(data, (REWARD, TERMINATED))
     columns = [np.asarray(e.steps[REWARD][:len(e)], float).reshape(-1) for e in data]
     unknown = _unknown_ends(data)
     rewards = np.concatenate([c[:-1] if cut else c for c, cut in zip(columns, unknown, strict=True)])

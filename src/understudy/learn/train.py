@@ -288,7 +288,7 @@ class _Preparation:
             if method.collection is None:
                 check_rewards(episodes)
             else:  # equal rewards may differ in the rounds
-                check_finite(episodes, (REWARD,))
+                check_finite(episodes, (REWARD, TERMINATED))
         for change in method.transforms:
             if isinstance(change, ReturnToGo) and method.collection is None:
                 check_returns(episodes, change.column)
@@ -854,7 +854,7 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
         if _ignores_number_of_updates(learner):
             return
         phases = [name for name in _PHASES if learner.get(name)]
-        reason = (f"{phases[0]} is a fraction of all of them" if phases else
+        reason = (f"{phases[0]} {_PHASES[phases[0]]}" if phases else
                   "its learning rate decreases towards the last of them")
         raise UserError(f"this run has {before} updates, and {reason}, so it cannot be continued to {after}",
                         where=run.folder,
@@ -873,7 +873,9 @@ def _check_same_run(run: Run, step: int, documents: dict[str, Any]) -> None:
                            + (f": {commands[0]}" if commands[0] else ""))
 
 
-_PHASES = ("cloning_fraction", "warmup_fraction")  # fields of learners whose first updates differ from the others
+# Fields of learners whose first or last updates differ from the others.
+_PHASES = {"cloning_fraction": "is a fraction of all of them", "warmup_fraction": "is a fraction of all of them",
+           "label_noise": "is 0 in the last tenth of them"}
 
 
 def _ignores_number_of_updates(learner: dict[str, Any]) -> bool:

@@ -138,11 +138,17 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
     features = {goals.get(k, k): f for k, f in policy.features.items() if k}
     check_columns(data, features)
     check_finite(data, {k: None for k, f in features.items() if f.kind != "image"})
+    for name in (k for k, f in features.items() if f.dtype == "float64"):
+        _warn_of_rounding(name, data)
 
 
 def _check_target(policy: Policy) -> None:
     """Refuse actions that are not numbers, and warn of whole numbers that are hardly numbers of choices."""
-    name, target = policy.config.target, policy.target
+    name, target, window = policy.config.target, policy.target, policy.window
+    if role(name) == "action" and name in policy.inputs and window.obs_offset >= window.action_offset:
+        raise UserError(f"the policy reads {name!r} at the step at which it predicts it, and so learns to copy it",
+                        where="PolicyConfig.inputs", hint="leave it out, or read the action of the step before: "
+                        "LastAction() among the transforms")
     if role(name) == "action" and target.kind not in ("vector", "discrete"):
         read = "are read as text" if target.kind == "text" else f"have the kind {target.kind!r}"
         raise UserError(f"Column {name!r} has values of type {target.dtype}, which {read}. A policy predicts numbers.",
@@ -153,6 +159,20 @@ def _check_target(policy: Policy) -> None:
         warnings.warn(f"Column {name!r} has whole numbers (type {target.dtype}), which are read as numbers of choices: "
                       f"{most:,} choices that have no order. If they are quantities, such as pixels, store them as "
                       f"float32, or add --columns {name}=COLUMN:quantities.", DataWarning, stacklevel=3)
+
+
+def _warn_of_rounding(name: str, data: Dataset) -> None:
+    """Warns of float64 numbers that float32, in which networks compute, rounds by a hundredth of their range."""
+    rows = [column.reshape(len(column), -1) for e in data if len(column := np.asarray(e.steps[name]))]
+    if not rows:
+        return
+    low, high = (function([function(x, 0) for x in rows], 0) for function in (np.min, np.max))
+    rounding = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
+    if (is_lost := (high > low) & (rounding > 0.01 * (high - low))).any():
+        i = is_lost.argmax()
+        warnings.warn(f"Column {name!r} has numbers from {low[i]:.10g} to {high[i]:.10g}. Networks compute in float32, "
+                      f"which rounds them to multiples of {rounding[i]:g}. Subtract a constant, so that they are "
+                      "near 0.", DataWarning, stacklevel=3)
 
 
 def warn_of_padding(window: Window, data: Dataset) -> None:

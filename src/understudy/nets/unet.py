@@ -33,6 +33,7 @@ class UNet(SharedTimeTrunk):
         widths: Channels at each resolution.
         kernel: Kernel size of the convolutions. Odd.
         groups: Number of groups of the group normalization. Must divide all `widths`.
+        time_width: Width of the embedded time, even and at least 4.
         time_scale: Factor of the time before it is embedded.
         layout: How convolutions are computed (see `nets.convolution`). It changes the speed, not the result.
         output_groups: Number of groups of the last normalization. None for `groups`. In Diffusion Policy and LeRobot it
@@ -64,6 +65,9 @@ class UNet(SharedTimeTrunk):
         if self.kernel % 2 == 0:
             raise UserError(f"The kernel size must be odd, and it is {self.kernel}.", where="UNet.kernel",
                             hint="Use 5, for example.")
+        if n_times and (self.time_width % 2 or self.time_width < 4):
+            raise UserError(f"Sines and cosines of several frequencies embed the time, and {self.time_width} is no "
+                            "width for them.", where="UNet.time_width", hint="Use an even width of at least 4.")
         if self.output_groups is not None and self.widths[0] % self.output_groups:
             raise UserError(f"The first width, {self.widths[0]}, is not a multiple of output_groups="
                             f"{self.output_groups}.", where="UNet.widths", hint="Use one that is.")

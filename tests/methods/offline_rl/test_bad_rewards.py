@@ -50,6 +50,7 @@ def test_good_rewards_train(tmp_path, changes):
     ({"rewards": np.zeros(40, "f")}, "(?s)column 'next.reward': all rewards are 0, so that no action is better.*bc"),
     ({"rewards": np.ones(40, "f"), "terminals": np.zeros(40, bool)}, "all rewards are 1 and no episode terminates"),
     ({"rewards": np.where(np.arange(40) == 7, np.nan, 1).astype("f")}, "episode 0, step 7, next.reward"),
+    ({"rewards": np.arange(80, dtype="f").reshape(40, 2)}, "'next.reward': there are 2 numbers per step"),
 ])
 def test_what_cannot_be_learned_from_is_refused(tmp_path, changes, says):
     code, text = trained(tmp_path, **changes)

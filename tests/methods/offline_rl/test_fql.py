@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fixtures.d3rlpy import STATE, make_batch, make_policy
 from fixtures.fql import LOSSES, Critic, FlowNet, OneStepNet, inject
 
-from understudy.core import Unsupported
+from understudy.core import ConfigError, Unsupported
 from understudy.data.episode import Dataset
 from understudy.data.window import Window
 from understudy.heads.flow import Flow
@@ -41,3 +43,10 @@ def test_losses_equal_those_of_the_authors(monkeypatch):
 def test_a_head_without_noise_of_the_actions_shape_is_refused():
     with pytest.raises(Unsupported, match=r"(?s)the head is Regression.*use Flow\(1, prediction=\"sample\"\)"):
         FQL().build(make_policy(Regression()), 0, 1, Dataset([]))
+
+
+@pytest.mark.parametrize("options", [{"time_distribution": "beta"}, {"times": "each"},
+                                     {"coupling": "optimal_transport"}, {"condition_weight": 2.0}])
+def test_options_of_the_heads_loss_are_refused(options):
+    with pytest.raises(ConfigError, match=f"Flow.{next(iter(options))}: no loss of the head trains the policy"):
+        FQL().build(make_policy(replace(ONE_STEP, **options)), 0, 1, Dataset([]))

@@ -124,6 +124,13 @@ def test_first_updates_train_the_autoencoder_alone_and_later_ones_leave_it():
         assert critic.equal(learner.critic.layers[0][0].weight) == changes
 
 
+def test_the_warm_up_of_the_critic_begins_after_the_autoencoder():
+    config = PLAS(critic=CriticConfig(HIDDEN), cloning_fraction=0.5, critic_warmup_updates=3)
+    learner = config.build(make_policy(ChosenLatent()), 0, 8, Dataset([]))
+    names = [learner.update(make_batch()).keys() for _ in range(8)]
+    assert ["loss" in update for update in names] == 4 * [True] + 3 * [False] + [True]
+
+
 def test_it_keeps_the_contract_of_learners():
     check_learner(PLAS(batch_size=8, critic=CriticConfig((8,))), (
         PolicyConfig(ChosenLatent(), MLP(16, 1, dropout=0.2), window=Window(2, 3), inputs=(STATE,)),))

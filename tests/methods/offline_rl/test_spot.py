@@ -71,6 +71,13 @@ def test_the_autoencoder_learns_first_and_then_stays():
     assert first[1].equal(second[1]) and not third[1].equal(fourth[1])
 
 
+def test_the_warm_up_of_the_critic_begins_after_the_autoencoder():
+    learner = build(8, cloning_fraction=0.5, critic_warmup_updates=3, policy_delay=1)
+    names = [learner.update(make_batch()).keys() for _ in range(8)]
+    assert ["critic/loss" in update for update in names] == 4 * [False] + 4 * [True]
+    assert ["loss" in update for update in names] == 7 * [False] + [True]
+
+
 def test_parts_of_a_batch_have_latents_of_their_own():
     learner, batch = build(), make_batch()
     losses = [learner.policy_loss(batch, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]

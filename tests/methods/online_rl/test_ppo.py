@@ -114,6 +114,17 @@ def test_densities_are_those_of_the_policy_that_acted():
     torch.testing.assert_close(torch.from_numpy(stored), expected.detach())
 
 
+def test_a_last_step_that_no_observation_follows_does_not_count():
+    """Its density was stored as 1, with which updates compared that of the present policy."""
+    data = episodes([4, 3], [False, True]).map(lambda e: e.replace({STATE: e.steps[STATE][:len(e)]}))
+    learner = learner_on(data)
+    batch = learner.batch_sampler(learner.annotate(data, 0)).batch(7, 0)
+    unknown = batch.extra["index"][:, 0] == 3  # the last step of the episode that did not terminate
+    assert batch.mask[:, 0].equal(~unknown) and unknown.sum() == 1
+    ratio = (learner.log_prob(learner.policy, batch) - batch.extra[LOG_PROB]).exp()
+    torch.testing.assert_close(ratio[~unknown], torch.ones(6, 1))
+
+
 # -- passes ---------------------------------------------------------------------------------------------------------
 
 

@@ -140,7 +140,7 @@ class GradientBlend(LearnerConfig):
         if n_held == len(data):
             raise UserError("there is one episode, and none to hold out", where="GradientBlend",
                             hint="train on two or more")
-        order = np.random.default_rng(seed).permutation(len(data)).tolist()
+        order = np.random.default_rng(seed % 2**64).permutation(len(data)).tolist()
         held_out, training = (policy.windows(data.select(part)) for part in (order[:n_held], order[n_held:]))
         n_tokens = policy.encoder.tokens
         nets = nn.ModuleList([policy, ColumnLosses((0.0,) * n_tokens).build(policy).to(policy.device)])

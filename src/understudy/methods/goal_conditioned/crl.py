@@ -58,6 +58,7 @@ class CRLLearner(ScoreMaximizingLearner):
 
     def __init__(self, config: CRL, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
+        config.critic.check_own_encoders()
         self.alpha, goal, networks = config.alpha, self.goal.into, config.critic
         size, n_networks = config.latent_dim, networks.n_critics
         states = [k for k in policy.inputs if k != goal]

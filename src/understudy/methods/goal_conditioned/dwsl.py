@@ -56,6 +56,7 @@ class DWSLLearner(GoalConditionedLearner):
 
     def __init__(self, config: DWSL, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
+        config.critic.check_one_network()
         self.register("policy", policy, config.optimizer)
         self.classifier = self.register("distance", Representation.of(
             policy, config.critic, policy.inputs, config.n_bins), config.optimizer)

@@ -70,6 +70,7 @@ class ForwardBackwardLearner(ScoreMaximizingLearner):
 
     def __init__(self, config: ForwardBackward, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
+        config.critic.check_own_encoders()
         self.alpha, networks, size = config.alpha, config.critic, policy.features[LATENT].size
         self.forward = Representation.of(policy, networks, policy.inputs, size, n_actions=policy.codec.width,
                                          n_networks=networks.n_critics)

@@ -69,6 +69,7 @@ class QRLLearner(ScoreMaximizingLearner):
 
     def __init__(self, config: QRL, policy: Policy, seed: int, steps: int):
         super().__init__(config, policy, seed, steps)
+        config.critic.check_one_network()
         self.alpha, hidden, size = config.alpha, config.critic.hidden, config.latent_dim
         self.phi = Representation.of(policy, config.critic, (self.goal.into,), size)
         self.distance = IntervalQuasimetric(config.component_dim)

@@ -54,7 +54,7 @@ class SteeredCollector(RolloutCollector):
         if not self.steering:
             return own
         n_own = round(len(desired) * (1 / self.steering - 1))
-        drawn = np.random.default_rng((training.seed, number)).integers(len(own), size=n_own)
+        drawn = np.random.default_rng((training.seed % 2**64, number)).integers(len(own), size=n_own)
         return Dataset([*desired, *own.select(drawn.tolist())])
 
 

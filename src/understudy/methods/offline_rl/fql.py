@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor
 
-from ...core import AtLeast, Batch, Schema, Unsupported, part
+from ...core import AtLeast, Batch, ConfigError, Schema, Unsupported, part
 from ...data.episode import Dataset
 from ...heads.flow import Flow
 from ...learn.critic_learning import CriticLearningConfig, check_plans_begin_now, critic_method
@@ -53,7 +53,12 @@ class FQLLearner(GradientLearner):
         if not isinstance(policy.config.head, Flow):
             raise Unsupported(f"the head is {type(policy.config.head).__name__}, but noise must have the shape of an "
                               "action", where="FQL", hint='use Flow(1, prediction="sample")')
-        self.flow = Policy(replace(policy.config, head=Flow(config.n_steps)), policy.features)
+        flow = Flow(config.n_steps)
+        if (ignored := next((name for name in ("time_distribution", "times", "coupling", "condition_weight")
+                             if getattr(policy.config.head, name) != getattr(flow, name)), None)) is not None:
+            raise ConfigError("no loss of the head trains the policy, and the flow that clones has the default",
+                              where=f"Flow.{ignored}", hint='leave it out, as Flow(1, prediction="sample") does')
+        self.flow = Policy(replace(policy.config, head=flow), policy.features)
         self.flow.codec = policy.codec
         self.register("flow", self.flow, config.optimizer)
         self.critic = self.register("critic", config.critic.build(policy), config.optimizer)

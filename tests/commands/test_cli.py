@@ -281,6 +281,13 @@ def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
     assert "a name or a path is empty" in capsys.readouterr().err
 
 
+def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", "fork", "--episodes", "1", "--out=~/demos"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
+
+
 def test_a_damaged_source_has_to_be_there(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "none")]) == 2
     assert "there is no recording or data set here" in capsys.readouterr().err

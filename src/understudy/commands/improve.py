@@ -45,7 +45,14 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_untold_actor, success_lines
+from .improve_robot import (
+    DEVICES,
+    RobotImprovement,
+    check_robot_options,
+    load_untold_actor,
+    success_lines,
+    tell_unfinished_rounds,
+)
 from .improve_success import check_reads, load_classifier
 from .options import Advice
 from .robot_options import RobotOptions, TeleopOptions
@@ -407,10 +414,7 @@ class _Command:
 
             plan.append(f"keys: {KEYS}; WASD or the arrows move, space stops")
         print(*plan, sep="\n", file=sys.stderr)
-        for folder in sorted((o.out / "collection").glob("unfinished-*")):
-            count = sum(1 for path in folder.glob("[0-9]*"))
-            print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and "
-                  "not run again", file=sys.stderr)
+        tell_unfinished_rounds(o)
 
     def _print_result(self, run: Run, env_name: str, env: Env, base_actor: Actor, data: Dataset) -> None:
         from ..evaluate.evaluation import compare, evaluate, verdict

@@ -220,6 +220,7 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
         refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5",
                 ".npz", ".zarr", ".csv", "--to lerobot")
         assert not (tmp_path / name).exists()
+    refused(call("convert", tmp_path / "d", tmp_path / "v.npz", "--images", "video"), "--images: is for LeRobot")
     assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
     assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
     written = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))

@@ -424,4 +424,4 @@ def test_a_misspelt_command_is_told_the_one_that_is_meant(name, command, capsys)
 def test_a_place_that_refuses_is_named_as_it_was_given():
     named = cli._user_error_message(OSError(errno.EROFS, "Read-only file system", "/media/.demos.a1b2_c3d.part"), [])
     assert named is not None and named.startswith("/media/demos: read-only file system\n")
-    assert cli._target_path("runs/.hidden") == "runs/.hidden"
+    assert cli._target_path("runs/.hidden") == "runs/.hidden" and cli._target_path("runs/.a.b1_c.new") == "runs/a"

@@ -55,6 +55,7 @@ from .improve_robot import (
 )
 from .improve_success import check_reads, load_classifier
 from .options import Advice
+from .policies import run_folder
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions, train_options_of
 
@@ -511,7 +512,11 @@ def _unit(env: Env) -> str:
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
     words = shlex.split(str(read_provenance(run).get("command") or ""))
-    return read_options(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+    if words[:2] != ["understudy", "improve"]:
+        return None
+    o = read_options(ImproveOptions, "improve", words[2:])
+    return replace(o, run=_seen_from_here(run, o.out, o.run),
+                   data=None if o.data is None else _seen_from_here(run, o.out, o.data))
 
 
 def learns_interrupted(run: Path) -> bool:
@@ -531,7 +536,20 @@ def trained_on(run: Path) -> Path | None:
     o = train_options_of(run)
     if o is None:
         return None
-    return o.out / "random" / "episodes.npz" if o.data is None else o.data
+    return _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
+
+
+def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
+    """A path that the command of a run names, which may have been given in another folder.
+
+    Args:
+        out: The folder of the run, as the command names it.
+    """
+    folder, n_parts = run_folder(run).resolve(), len(out.parts)
+    if out.is_absolute() or folder.parts[-n_parts:] != out.parts:
+        return path
+    there = folder.parents[n_parts - 1] / path
+    return there if there.exists() and there.resolve() != path.resolve() else path
 
 
 def _trained_again(args: list[str], data: str) -> list[object]:

@@ -57,10 +57,15 @@ ROWS = 16  # of every batch that the networks see, so that no result depends on 
 
 @dataclass(frozen=True)
 class DoubtSource:
-    """What a policy records as its doubt, and the data that it was trained on."""
+    """What a policy records as its doubt, and the data that it was trained on.
+
+    Args:
+        fingerprint: That of the numbers which a failure detector was calibrated with. Empty if any data will do.
+    """
 
     score: DoubtScore
     data: Path
+    fingerprint: str = ""
 
 
 def evaluate_run(
@@ -109,6 +114,22 @@ def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: Doub
 def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
     """Returns the actor of a run so that it records its doubt."""
     from ..evaluate.failure_detection import with_doubt
+
+    data = doubt_data(run, o, doubt.data)
+    if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
+        raise UserError("the demonstrations, from which novelty is measured, have changed since its failure detector "
+                        "was calibrated", where=doubt.data, hint="put them back, or calibrate it again (understudy "
+                        "calibrate)")
+    return with_doubt(actor, doubt.score, data)
+
+
+def numbers_fingerprint(data: Dataset) -> str:
+    """The fingerprint of episodes without their images."""
+    return data.map(lambda e: e.replace({n: None for n, f in e.features().items() if f.kind == "image"})).fingerprint()
+
+
+def doubt_data(run: Path, o: ActingOptions, path: Path) -> Dataset:
+    """The demonstrations that doubt is measured against, as the policy of a run learned them."""
     from ..execute.wrappers import ActionWrapper
     from ..learn.method import TrainedRun, training_data
 
@@ -120,8 +141,8 @@ def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) 
                           hint="calibrate the run that it was made of, or what a method such as residual or porl makes "
                                "of that (understudy improve)")
     sizes = trained.policy.image_sizes
-    data = open_data(doubt.data, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
-    return with_doubt(actor, doubt.score, training_data(data, trained.method))
+    data = open_data(path, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
+    return training_data(data, trained.method)
 
 
 def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,

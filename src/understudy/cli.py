@@ -259,7 +259,7 @@ def _user_error_message(error: Exception, args: list[str]) -> str | None:
 def _target_path(path: str) -> str:
     """The file or folder that was to be written, where `path` is the temporary one next to it (see files)."""
     folder, name = os.path.split(path)
-    temporary = re.fullmatch(r"\.(.+)\.\w+\.part", name)
+    temporary = re.fullmatch(r"\.(.+)\.\w+\.(part|new)", name)
     return os.path.join(folder, temporary[1]) if temporary else path
 
 

@@ -33,6 +33,20 @@ def test_the_threshold_is_that_of_the_rollouts_and_eval_counts_its_alarms(place,
     assert "failures without an alarm" in text and "; the stated rate is 20.0%." in text
 
 
+def test_demonstrations_that_have_changed_since_the_calibration_are_refused(place, call, tmp_path, calibrated):
+    """The nearest of more demonstrations is nearer, so that alarms would come later or not at all."""
+    whole = place / "demos"
+    shutil.copytree(whole, tmp_path / "demos")
+    assert call("record", "fork", "--out", whole, "--episodes", 13)[0] == 0
+    try:
+        refused(call("eval", place / "a", "fork", "--episodes", 2, "--detect"), "demos: the demonstrations",
+                "have changed since its failure detector was calibrated", "understudy calibrate")
+    finally:
+        shutil.rmtree(whole)
+        shutil.copytree(tmp_path / "demos", whole)
+    assert call("eval", place / "a", "fork", "--episodes", 2, "--detect")[0] == 0
+
+
 @pytest.mark.slow
 def test_workers_raise_the_same_alarms(place, call, calibrated):
     alone, shared = (document(call("eval", place / "a", "fork", "--episodes", 8, "--detect", "--workers", n, "--json"))

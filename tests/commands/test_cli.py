@@ -220,6 +220,7 @@ def test_convert_takes_the_format_from_the_suffix(call, tmp_path):
         refused(call("convert", tmp_path / "d", tmp_path / name), name, "no format is written to names", ".hdf5",
                 ".npz", ".zarr", ".csv", "--to lerobot")
         assert not (tmp_path / name).exists()
+    refused(call("convert", tmp_path / "d", tmp_path / "v.npz", "--images", "video"), "--images: is for LeRobot")
     assert call("convert", tmp_path / "d", tmp_path / "demos.v2", "--to", "lerobot")[0] == 0
     assert call("view", "make", tmp_path / "d", "--out", tmp_path / "v.json")[0] == 0
     written = document(call("view", "materialize", tmp_path / "v.json", "--out", tmp_path / "c.npz", "--json"))
@@ -279,6 +280,13 @@ def test_an_interrupt_while_code_is_made_is_an_interrupt_like_any_other(tmp_path
 def test_an_empty_path_is_not_the_folder_one_is_in(capsys, command):
     assert main([command, "", *(["out"] if command == "convert" else [])]) == 2
     assert "a name or a path is empty" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_meant_where_no_shell_has_put_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", "fork", "--episodes", "1", "--out=~/demos"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["demos"]
 
 
 def test_a_damaged_source_has_to_be_there(tmp_path, capsys):

@@ -332,6 +332,7 @@ def test_a_question_that_is_left_open_comes_with_the_planned_number_of_episodes(
     n_planned = plan_rate((evaluation["successes"] + 1) / (evaluation["episodes"] + 2), than).maximum
     out = call(*args, than)[1]
     assert f"{n_planned:,} episodes settle it four times in five" in out and f"--episodes {n_planned}\n" in out
+    assert "--executor receding-horizon" in call(*args, than, "--executor", "receding-horizon")[1]
 
 
 def test_sequential_questions_that_are_none(call, place):

@@ -363,6 +363,24 @@ def test_data_that_are_gone_or_have_changed(folder, improve, tmp_path, capsys, m
     assert improve(*args, "--data", folder / "fork", base=tmp_path / "run")[0] == 0
 
 
+def test_the_data_of_a_run_are_found_from_another_folder(tmp_path, monkeypatch, capsys):
+    """Commands name them as they were seen from the folder in which they were given, which may have moved since."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["record", "fork", "--out", "demos", "--episodes", "6"]) == 0
+    assert main(["train", "bc", "demos", "--out", "runs/one", *TINY]) == 0
+    args = ["--with", "dagger", "--supervisor", "scripted", *SHORT]
+    assert main(["improve", "runs/one", "--out", "runs/two", *args]) == 0
+    assert [trained_on(Path(run)) for run in ("runs/one", "runs/two")] == [Path("demos")] * 2
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    for run in ("one", "one/best", "two"):
+        assert trained_on(Path("there/runs") / run) == (tmp_path / "there" / "demos").resolve()
+    capsys.readouterr()
+    assert main(["improve", "there/runs/two", "--out", "three", *args]) == 0
+    assert "beside the 10 of RUN" in capsys.readouterr().err
+
+
 def test_two_cannot_write_into_one_folder(improve, tmp_path):
     args = ["--with", "dagger", "--supervisor", "scripted", "--out", tmp_path / "run", *SHORT]
     with Run(tmp_path / "run").locked():

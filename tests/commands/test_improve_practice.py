@@ -98,6 +98,14 @@ def test_what_practised_is_diagnosed(name, base, reason, improve, tmp_path, caps
     assert all(text in line for text, line in zip(reason, document["unchecked"], strict=True))
 
 
+def test_the_doubt_of_a_policy_whose_actions_are_noise_is_refused(improve, tmp_path, capsys):
+    assert improve("dsrl", "--out", tmp_path / "run", *SHORT, base="flow")[0] == 0
+    capsys.readouterr()
+    status = main(["calibrate", str(tmp_path / "run"), "fork", "--episodes", "2"])
+    refused((status, *capsys.readouterr()), "these do not have its actions, from which NoiseSteeringWrapper makes",
+            "calibrate the run that it was made of")
+
+
 def test_what_practised_can_be_improved_again(improve, tmp_path):
     """Its demonstrations are there, although its learner read its own episodes alone."""
     assert improve("dppo", "--out", tmp_path / "first", *SHORT, base="flow")[0] == 0

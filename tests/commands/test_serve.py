@@ -165,6 +165,7 @@ def test_tokens_beyond_this_machine_need_tls(run, tmp_path, host, warns):
     (["--host", "0.0.0.0"], "anybody in the network"), (["--tls-cert", "x.pem"], "both --tls-cert and --tls-key"),
     (["--deadline", "0"], "must be above 0"), (["--task", "go"], "trained without words"),
     (["--rename", "a=observation.other"], "does not read 'observation.other'"),
+    (["--rename", "a=observation.stat"], "did you mean 'observation.state'?"),
     (["--rename", "a"], "'a' is not two names with ="),
     (["--reply", "chunk", "--executor", "temporal-ensemble"], "not executed in chunks")])
 def test_options_that_do_not_fit_are_refused(run, options, says, capsys):

@@ -228,6 +228,22 @@ def test_no_evaluation_is_suggested_where_nothing_is_judged(follow, capsys):
     assert suggestions(capsys.readouterr().out) == ["understudy eval run/best ENV --episodes 100"]
 
 
+def test_no_evaluation_is_suggested_where_the_columns_have_other_names(follow, capsys):
+    follow("record", "particle@images=16", "--out", "demos", "--episodes", "5", depth=0)
+    follow("view", "make", "demos", "--rename", "observation.images.camera=observation.images.front", "--out", "v.json",
+           depth=0)
+    assert main(["inspect", "demos"]) == 0 and "--eval particle@images=16" in capsys.readouterr().out
+    assert main(["inspect", "v.json"]) == 0
+    assert suggestions(capsys.readouterr().out) == [
+        "understudy train bc-gmm v.json --out run", "understudy replay v.json particle@images=16"]
+    assert main(["train", "bc", "v.json", "--out", "run", *TINY]) == 0
+    assert [line.split()[1:4] for line in suggestions(capsys.readouterr().out)] == [
+        ["eval", "run", "v.json"], ["plot", "run"]]
+    for words in (["eval", "run", "particle@images=16", "--episodes", "2"],
+                  ["train", "bc", "v.json", "--out", "other", "--eval", "particle@images=16", *TINY]):
+        assert main(words) == 2 and "their columns have been renamed since" in capsys.readouterr().err
+
+
 def test_what_is_done_to_data_can_be_inspected(follow):
     follow("record", "fork", "--out", "demos", "--episodes", "6", depth=0)
     for line in ("view make demos --out v.json --sample 3", "curate demos --score brevity --keep 0.5 --out c.json",
@@ -408,4 +424,4 @@ def test_a_misspelt_command_is_told_the_one_that_is_meant(name, command, capsys)
 def test_a_place_that_refuses_is_named_as_it_was_given():
     named = cli._user_error_message(OSError(errno.EROFS, "Read-only file system", "/media/.demos.a1b2_c3d.part"), [])
     assert named is not None and named.startswith("/media/demos: read-only file system\n")
-    assert cli._target_path("runs/.hidden") == "runs/.hidden"
+    assert cli._target_path("runs/.hidden") == "runs/.hidden" and cli._target_path("runs/.a.b1_c.new") == "runs/a"

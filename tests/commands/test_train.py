@@ -44,6 +44,7 @@ def test_training_with_rollouts_names_best_and_last(call, place, tmp_path):
     assert call(*again, "--eval=fork", "--rollouts=4")[0] == 0
     refused(call(*again, "--rollouts", 4), "--rollouts: is a number of episodes in the environment of --eval")
     refused(call(*again, "--random-steps", 4), "--random-steps: says nothing where DATA are named")
+    refused(call("train", "sac", "--env", "fork", "--out", "none", "--random-steps", 0), "must be at least 1")
 
 
 def test_a_run_that_was_begun_without_rollouts_can_get_them_later(call, place, tmp_path):

@@ -41,6 +41,20 @@ def test_what_a_subcommand_needs(call, mixed, tmp_path):
     refused(call("view", "make", "--out", tmp_path / "v.json"), "make needs a path\n")
 
 
+@pytest.mark.parametrize("words, says", [
+    (["materialize", "--out", "d", "--filter", "success=true"], "--filter: says nothing with materialize"),
+    (["show", "--crop", "1:2"], "--crop: says nothing with show"), (["list", "--delete", 1], "--delete: says nothing"),
+    (["make", "--out", "w.json", "--strict"], "--strict: says nothing with make"),
+    (["make", "--out", "w.json", "--descending"], "--descending: says nothing without --sort"),
+    (["make", "--out", "w.json", "--rule", "linear"], "--rule: says nothing without --fps"),
+    (["make", "--out", "w.json", "--seed", 1], "--seed: says nothing without --sample")])
+def test_operations_that_would_not_be_done_are_refused(words, says, call, mixed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("view", "make", mixed, "--out", "v.json", "--sample", 3, "--seed", 1)[0] == 0
+    refused(call("view", words[0], "v.json", *words[1:]), says)
+    assert not {"d", "w.json"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_value_is_compared_with_numbers_and_with_text(call, mixed, tmp_path):
     """Some episodes have the number 1, others the text "1": no episode of theirs is kept or left out alone."""
     marked = Dataset([replace(e, metadata={"who": [1, "1", "b"][i % 3]}) for i, e in enumerate(open_dataset(mixed))])

@@ -441,6 +441,8 @@ def test_layers_inside_a_loop_are_rounded_and_the_file_shrinks(sampled, tmp_path
     obs, noise = random_observations(policy, 7), random_noise(policy, 7)
     together = loaded.plan(obs, noise)
     assert together.shape == (7, 6, policy.action_dim) and together.isfinite().all()
+    alone = [loaded.plan({name: x[i:i + 1] for name, x in obs.items()}, noise[i:i + 1]) for i in range(7)]
+    assert np.array_equal(np.concatenate(alone), together)  # although the rows of a batch have one scale
 
 
 @pytest.mark.slow

@@ -251,6 +251,16 @@ def test_coherence_takes_the_plan_nearest_to_the_rest_of_the_last_chunk():
         TemporalEnsemble().act(select, obs, TemporalEnsemble().start(select, obs, KEY))
 
 
+@pytest.mark.parametrize(("scorer", "second"), [(BackwardCoherence(0.5), 1), (KernelDensity(1.0), 0)])
+def test_steps_in_the_past_do_not_count(scorer, second):
+    """After 0, the rest of the first chunk is 1 2, which is that of the second, and the most frequent plan is 0 1 2."""
+    planner = Choices([0.0, 0, 1, 2], [99.0, 1, 2, 9], [50.0, 0, 1, 2], [99.0, 8, 8, 8], [99.0, 7, 5, 3], ahead=-1)
+    select, executor = SampleSelector(planner, scorer, 5), RecedingHorizon(1, skip=1)
+    obs = {"observation.state": torch.zeros(3, 1, 1)}
+    _, state = executor.act(select, obs, executor.start(select, obs, KEY))
+    assert executor.act(select, obs, state)[0].tolist() == [[second]] * 3
+
+
 def test_a_factored_planner_joins_the_slices_of_its_planners():
     """Two policies of a hand each; a guide for all components reaches both, in parts."""
     schema = {"observation.state": Feature("float32", (3,)), "action": Feature("float32", (2,))}

@@ -93,6 +93,16 @@ def test_rounds_are_numbered_episodes_of_the_policy_at_that_time(demos, tmp_path
     assert max(Run(tmp_path / "run").saved_steps()) == 3 + sum(part.steps // 2 for part in parts)
 
 
+def test_episodes_of_an_earlier_collection_are_no_starts_again(demos, tmp_path):
+    run(tmp_path / "one", method(rounds(2, relabel=())), demos)
+    earlier = Dataset([*demos, *(e for part in collected(tmp_path / "one") for e in part)])
+    columns = [name for name in earlier[-1].steps if name not in demos[0].steps]
+    earlier = earlier.map(lambda e: e.replace(dict.fromkeys(columns)))
+    for seed, first in ((0, FIRST_EPISODE + 4), (1, FIRST_EPISODE)):
+        run(tmp_path / str(seed), method(rounds(1)), earlier, seed=seed, val_fraction=[0])
+        assert [e.metadata["number"] for part in collected(tmp_path / str(seed)) for e in part] == [first, first + 1]
+
+
 def test_the_number_of_environments_side_by_side_changes_nothing(demos, tmp_path):
     for rows in (1, 5):
         run(tmp_path / str(rows), method(rounds()), demos, fork(rows))
@@ -169,6 +179,11 @@ def test_mixtures_and_demonstrations_beside_each_batch_exclude_each_other(demos)
     comparing = replace(method(rounds(mixture_weights=(0.5, 0.5))), learner=Comparing(30, 8))
     with pytest.raises(UserError, match=r"mixture_weights.*as many demonstrations beside each batch"):
         fit_method(comparing, demos, 0, env=fork())
+
+
+def test_two_rules_for_what_a_batch_consists_of_exclude_each_other():
+    with pytest.raises(UserError, match=r"half_where: both say what a batch consists of"):
+        rounds(half_where="intervention", mixture_weights=(0.5, 0.5))
 
 
 def test_data_without_a_demonstration_are_refused(demos):

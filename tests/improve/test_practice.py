@@ -74,6 +74,9 @@ def test_each_component_of_a_correction_has_its_own_factor():
     recorded = wrapper.transform_episode(episode)
     base, correction = recorded.steps[BASE_ACTION][:len(episode)], recorded.steps["action"]
     np.testing.assert_allclose(base + np.array([0.5, 2.0]) * correction, episode.steps["action"], atol=1e-6)
+    shifted = episode.replace({"action": episode.steps["action"] + np.float32([0, 1])})
+    fixed = replace(wrapper, scale=(0.5, 0.0)).transform_episode(shifted)  # the second component is never corrected
+    np.testing.assert_array_equal(fixed.steps["action"], correction * np.float32([1, 0]))
     with pytest.raises(UserError, match="3 factors, but an action has 2"):
         replace(wrapper, scale=(1.0, 1.0, 1.0)).features(make("fork", 1).features)
 

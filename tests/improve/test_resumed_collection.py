@@ -144,6 +144,16 @@ def test_rounds_with_a_person_are_never_dropped(demos, tmp_path):
     assert (other_run / "collection" / "000002" / "episodes.npz").exists()
 
 
+def test_copies_of_rounds_that_somebody_put_beside_them_are_left_alone(demos, tmp_path):
+    run(tmp_path, method(rounds(2)), demos)
+    stored, names = contents(tmp_path), ("000001.bak", "unfinished-000001.old")
+    copies = [tmp_path / "collection" / name for name in names]
+    for copy in copies:
+        copy.mkdir()
+    run(tmp_path, method(rounds(2)), demos)
+    assert contents(tmp_path) == stored and all(copy.is_dir() for copy in copies)
+
+
 def test_a_run_goes_on_only_as_it_began(demos, tmp_path):
     run(tmp_path / "run", method(rounds(1)), demos)
     with pytest.raises(UserError, match="collection.n_rounds was 1, is 2"):

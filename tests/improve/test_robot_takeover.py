@@ -18,7 +18,7 @@ from understudy.improve.gates import GatedActor, HumanGate
 from understudy.improve.journal import EpisodeJournal
 from understudy.improve.robot_takeover import RobotPerson, RobotTakeoverEnv
 from understudy.improve.takeover import TakeoverSupervisor
-from understudy.robots.base import DrivenTeleoperator
+from understudy.robots.base import ConnectionLost, DrivenTeleoperator
 from understudy.robots.emulator import DynamixelServo, EmulatedDynamixelBus
 from understudy.robots.handover import Handover
 from understudy.robots.limits import SafetyLimits
@@ -192,6 +192,30 @@ def test_a_lost_device_costs_no_step(device):
     assert any(("your device" if device == "leader" else "the robot") + " is lost" in text for text in world.lines)
     assert world.teleop.connections == (device == "leader") and world.arm.fastest() <= VELOCITY * 1.001
     assert world.robot._error is None
+
+
+def test_the_pose_is_recorded_where_not_even_the_first_action_was_sent():
+    world = World(_1=["enter", "hold"], _4=["success"])
+    world.arm.joints[:] = 30.0
+    world.arm.breaks_at = 1  # its path begins with the pose at the start
+    episode = world.episode(Constant(35.0))
+    assert episode.steps["action"][0] == pytest.approx([30, 30]) and len(episode) == 4
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("no reply", where="hand", hint="check it"), KeyboardInterrupt()])
+def test_a_leader_that_is_stopped_on_its_way_has_no_torque(error):
+    world = World(DrivenHand)
+    world.teleop.place = np.full(2, 50.0)
+    follow = world.teleop.follow
+
+    def follow_until_it_fails(position):
+        if world.teleop.follows == 3:
+            raise error
+        return follow(position)
+    world.teleop.follow = follow_until_it_fails
+    with pytest.raises(type(error)):
+        world.env.person.handover.begin(world.robot, 1 / FPS)
+    assert world.teleop.released_at == pytest.approx([45.5, 45.5])
 
 
 def test_a_device_that_stays_lost_ends_an_episode_that_is_kept():

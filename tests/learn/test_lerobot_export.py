@@ -15,8 +15,10 @@ from fixtures.lerobot_policies import NAMES, close, noise_of, windows
 from folders import TESTS
 from safetensors.torch import load_file
 
+from understudy.cli import main
 from understudy.core import Feature, Unsupported
 from understudy.data.codec import Normalizer
+from understudy.data.column_changes import LastAction
 from understudy.data.window import Window
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.streaming import StreamingExecutor
@@ -25,7 +27,7 @@ from understudy.heads.diffusion import Diffusion
 from understudy.heads.regression import Regression
 from understudy.heads.solvers import DDIM, DDPM
 from understudy.learn.lerobot_export import write_lerobot_policy
-from understudy.learn.method import Method, load_policy
+from understudy.learn.method import Method, TrainedRun, load_policy
 from understudy.nets.act import ACTEncoder, ACTTransformer
 from understudy.nets.diffusion_policy import DiffusionPolicyEncoder
 from understudy.nets.transformer import Transformer
@@ -68,6 +70,19 @@ def test_a_constant_component_stays_harmless_in_lerobot(policies, checkpoints, t
     is_constant = policy.codec.obs_transforms[policy.inputs.index(STATE)].scale == 0
     coded = (0.01 / (statistics[f"{STATE}.std"] + 1e-8))[is_constant]
     assert len(coded) and coded.abs().max() < 1e-6
+
+
+def test_the_command_says_what_the_folder_does_not_compute(checkpoints, tmp_path, monkeypatch, capsys):
+    run, whole = checkpoints["act_state"], TrainedRun.load(checkpoints["act_state"])
+    changed = replace(whole, method=replace(whole.method, transforms=(LastAction(),)))
+    for trained, says in ((whole, False), (changed, True)):
+        monkeypatch.setattr(TrainedRun, "load", lambda *args, trained=trained: trained)
+        assert main(["export", str(run), "--out", str(tmp_path / str(says))]) == 0
+        out = capsys.readouterr().out
+        assert ("does not compute what LastAction adds" in out) is says
+        assert f"understudy eval {run if says else tmp_path / 'False'} ENV" in out
+    assert main(["export", str(run), "--out", str(tmp_path / "other"), "--inputs", "5"]) == 2
+    assert "--inputs: a folder for LeRobot" in capsys.readouterr().err
 
 
 CAMERA = Feature("uint8", (44, 48, 3), "image")

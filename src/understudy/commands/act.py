@@ -76,7 +76,7 @@ def main(args: list[str]) -> None:
     detector = load_detector(o.run, o) if o.detect else None
     actor, by = load_actor(o.run, RobotEnv(robot, fps), o, rows=None, tell=True)
     if detector is not None:
-        actor = record_doubt(actor, o.run, o, doubt_source(o.run, detector.method.score))
+        actor = record_doubt(actor, o.run, o, doubt_source(o.run, detector.method.score, detector.demonstrations))
     if warning := untrained_warning(o.run, o.trust):
         print(f"warning: {warning}", file=sys.stderr)
     with ExitStack() as stack:

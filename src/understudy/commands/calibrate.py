@@ -27,7 +27,9 @@ from .options import refuse_given
 from .policies import (
     ROWS,
     DoubtSource,
+    doubt_data,
     load_actor,
+    numbers_fingerprint,
     record_doubt,
     run_folder,
     tell_checkpoint,
@@ -90,7 +92,9 @@ def main(args: list[str]) -> None:
             with progress_bar(f"{o.run.name} in {o.env}", n) as progress:
                 episodes = rollout(record_doubt(actor, o.run, o, source), env, n, tuning_seed(o.seed),
                                    watch=lambda number, e: progress())
-        detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o))
+        read = numbers_fingerprint(doubt_data(o.run, o, source.data)) if o.score == "novelty" else ""
+        detector = replace(method.fit(episodes, weights_digest(weights_path(o.run))), options=_acting_options(o),
+                           demonstrations=read)
         file, detection = detector.save(run_folder(o.run)), detector.evaluate(episodes)
         kind, plural = ("failure", "s") if o.error == "missed-failures" else ("success", "es")
         out.print(f"An alarm is raised where the {o.score} reaches {detector.threshold:.4g}: at most {o.rate:.1%} "
@@ -130,8 +134,12 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
                                  + command_line("act", o.run, "--robot", "TYPE", "--out", "DATA"))
 
 
-def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
-    """The score with the data that the run was trained on."""
+def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
+    """The score with the data that the run was trained on.
+
+    Args:
+        fingerprint: See `DoubtSource`.
+    """
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")
@@ -139,7 +147,7 @@ def doubt_source(run: Path, score: DoubtScore) -> DoubtSource:
     if path is None or not path.exists():
         raise UserError("the data that it was trained on are " + ("not named" if path is None else f"gone: {path}"),
                         where=run, hint="put them back, or train the run again")
-    return DoubtSource(score, path)
+    return DoubtSource(score, path, fingerprint)
 
 
 def load_detector(run: Path, o: ActingOptions) -> FailureDetector:

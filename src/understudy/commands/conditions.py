@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import ConfigError, DataError, Schema, UserError
+from ..core import ConfigError, DataError, Schema, UserError, is_read_by_default
 from .common import has_no_run, open_shown, recorded_env
 
 if TYPE_CHECKING:
@@ -209,15 +210,29 @@ def example_evaluation(data: Dataset, method: Method, name: str | None = None, e
     if is_judge(method):
         return None
     features = data.features() if env is None else env.features
-    if name is None and (name := recorded_env(data)) is not None and not is_judged(data):
-        goal_env_name = WITH_GOALS.get(base_name(name))
-        if goal_env_name is None or not goal_columns(method):
+    if name is None and (name := recorded_env(data)) is not None:
+        if not shows_observations(name, features):
             return None
-        name = goal_env_name + (name[len(base_name(name)):] if IMAGES in name else "")
-        (goal_env := make(name)).close()
-        features = goal_env.features
+        if not is_judged(data):
+            goal_env_name = WITH_GOALS.get(base_name(name))
+            if goal_env_name is None or not goal_columns(method):
+                return None
+            name = goal_env_name + (name[len(base_name(name)):] if IMAGES in name else "")
+            (goal_env := make(name)).close()
+            features = goal_env.features
     options = None if name is None else example_options(data, method, features)
     return None if name is None or options is None else (name, options)
+
+
+def shows_observations(name: str, features: Schema) -> bool:
+    """Whether an environment shows the observations of data under their names. One that cannot be made is said to."""
+    from ..envs import make
+
+    try:
+        with closing(make(name)) as env:
+            return all(n in env.features for n, f in features.items() if is_read_by_default(n, f) and n[-1] != "?")
+    except UserError:
+        return True
 
 
 def is_judge(method: Method) -> bool:

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from ..core import DataError, UserError, role
 from .common import Output, command_line, demonstrations_path, parse, warn_unused_ignores
 from .groups import IgnoredCodes, JsonOption, ReadingOptions, command_options
+from .options import refuse_given
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -54,6 +55,9 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     from ..data.formats import conversion_losses, formats_for_suffix, write_dataset
 
     to, *others = (o.to,) if o.to is not None else formats_for_suffix(o.dst)
+    options = {"images": o.images} if to.startswith("lerobot") else {}
+    if not options:
+        refuse_given(o, ("images",), f"is for LeRobot, and {to} is written")
     data = open_columns(demonstrations_path(o.src), parse_columns(o.columns), mapping=o.map,
                         max_episode_steps=o.max_episode_steps)
     unused = check_usable(data, data.metadata["path"], o.ignore)
@@ -62,7 +66,6 @@ def _convert(o: ConvertOptions, out: Output) -> None:
     if o.to is None and o.dst.suffix:
         out.print(f"{o.dst.name} is written as {to}." + (
             f" --to writes another format with this suffix: {', '.join(others)}." if others else ""))
-    options = {"images": o.images} if to.startswith("lerobot") else {}
     losses = conversion_losses(data, to, **options)
     if losses and o.strict:
         raise UserError(f"{to} cannot hold everything in these data:\n" + "\n".join(f"  {loss}" for loss in losses),

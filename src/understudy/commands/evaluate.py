@@ -156,7 +156,8 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     detector = load_detector(o.run, o) if o.detect else None
     with closing(make(o.target, min(o.rows, o.episodes), o.trust)) as env:
         evaluation = evaluate_run(o.run, env, o, o.save, o.target,
-                                  None if detector is None else doubt_source(o.run, detector.method.score))
+                                  None if detector is None else doubt_source(
+                                      o.run, detector.method.score, detector.demonstrations))
         other = None if o.against is None else evaluate_run(o.against, env, o, None, o.target)
         if other is not None:
             (evaluation,), (other,) = with_common_success([[evaluation], [other]])

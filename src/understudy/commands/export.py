@@ -14,6 +14,7 @@ from .behavior_metrics import unchanged_training_data
 from .common import Output, command_line, parse, progress_bar, recorded_env_of, trained_rate, trust_options
 from .conditions import example_evaluation, must_be_told
 from .groups import JsonOption, PositiveCount, SchemeName, TrustOption, command_options
+from .options import refuse_given
 from .policies import tell_checkpoint
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def main(args: list[str]) -> None:
     if o.precision != "fp32" and o.out.suffix != ".onnx":
         raise UserError(f"{o.precision} is for ONNX files, but the file is {o.out.name}", where="--precision",
                         hint=f"such as --out {o.out.with_suffix(f'.{o.precision}.onnx')}")
+    if not o.out.suffix:
+        refuse_given(o, ("inputs",), "a folder for LeRobot has the weights of the policy, and is not compared with it")
     with Output(o.json) as out:
         tell_checkpoint(o.run)
         trained = TrainedRun.load(o.run, o.trust)
@@ -83,7 +86,8 @@ def _write_lerobot_folder(o: ExportOptions, policy: Policy, method: Method, out:
 
     write_lerobot_policy(policy, method.executor, o.out)
     out.print(f"{o.out}: a checkpoint that LeRobot loads (--policy.path={o.out}), and understudy as well.")
-    out.suggest(command_line("eval", o.out, recorded_env_of(o.run) or "ENV", "--episodes", 100))
+    runs = o.run if _tell_what_is_left_out(method, out) else o.out
+    out.suggest(command_line("eval", runs, recorded_env_of(o.run) or "ENV", "--episodes", 100))
     out.print_json({"folder": str(o.out), "inputs": list(policy.inputs), "horizon": policy.window.horizon,
                     "executor": type(method.executor).__name__})
 
@@ -93,7 +97,6 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     from ..deploy import onnx, torch_package
     from ..deploy.equivalence import measure_parity, parity_report
     from ..deploy.onnx import runs_in_onnx_runner
-    from ..learn.method import online_changes
 
     trust, fps, in_onnx = ("understudy", *o.trust), trained_rate(o.run), o.out.suffix == ".onnx"
     if in_onnx:
@@ -118,11 +121,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
         out.print(f"Its executor is {name}. The runners for robots (onnx_runner.py, onnx_runner.mjs) run "
                   "RecedingHorizon only and refuse the file: load it with understudy "
                   "(understudy.deploy.onnx.load_onnx_actor), or train a method whose executor is RecedingHorizon.")
-    runs = o.out if in_onnx else o.run
-    if computed := [type(r).__name__ for r in online_changes(method)]:
-        out.print(f"The file does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, "
-                  "or compute it in your own loop.")
-        runs = o.run
+    runs = o.run if _tell_what_is_left_out(method, out) or not in_onnx else o.out
     env, options = _example_evaluation(o.run, method)
     trusted = trust_options(o.trust, env, o.run)
     if env is not None and (o.precision == "fp32" or runs == o.run):
@@ -133,6 +132,16 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
                     "noise": list(policy.noise_shape), "horizon": policy.window.horizon, "executor": name,
                     "runs_in_onnx_runner": in_runner, "precision": o.precision, "report": str(report),
                     "parity": asdict(parity)})
+
+
+def _tell_what_is_left_out(method: Method, out: Output) -> bool:
+    """Says which column changes of a method what was written does not compute, if there are any."""
+    from ..learn.method import online_changes
+
+    if computed := [type(r).__name__ for r in online_changes(method)]:
+        out.print(f"It does not compute what {', '.join(computed)} adds or changes. Evaluate the run itself, or "
+                  "compute it in your own loop.")
+    return bool(computed)
 
 
 def _example_evaluation(run: Path, method: Method) -> tuple[str | None, list[str]]:

@@ -45,9 +45,17 @@ from .groups import (
     TrustOption,
     command_options,
 )
-from .improve_robot import DEVICES, RobotImprovement, check_robot_options, load_untold_actor, success_lines
+from .improve_robot import (
+    DEVICES,
+    RobotImprovement,
+    check_robot_options,
+    load_untold_actor,
+    success_lines,
+    tell_unfinished_rounds,
+)
 from .improve_success import check_reads, load_classifier
 from .options import Advice
+from .policies import run_folder
 from .robot_options import RobotOptions, TeleopOptions
 from .train import TrainOptions, train_options_of
 
@@ -407,10 +415,7 @@ class _Command:
 
             plan.append(f"keys: {KEYS}; WASD or the arrows move, space stops")
         print(*plan, sep="\n", file=sys.stderr)
-        for folder in sorted((o.out / "collection").glob("unfinished-*")):
-            count = sum(1 for path in folder.glob("[0-9]*"))
-            print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and "
-                  "not run again", file=sys.stderr)
+        tell_unfinished_rounds(o)
 
     def _print_result(self, run: Run, env_name: str, env: Env, base_actor: Actor, data: Dataset) -> None:
         from ..evaluate.evaluation import compare, evaluate, verdict
@@ -507,7 +512,11 @@ def _unit(env: Env) -> str:
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
     words = shlex.split(str(read_provenance(run).get("command") or ""))
-    return read_options(ImproveOptions, "improve", words[2:]) if words[:2] == ["understudy", "improve"] else None
+    if words[:2] != ["understudy", "improve"]:
+        return None
+    o = read_options(ImproveOptions, "improve", words[2:])
+    return replace(o, run=_seen_from_here(run, o.out, o.run),
+                   data=None if o.data is None else _seen_from_here(run, o.out, o.data))
 
 
 def learns_interrupted(run: Path) -> bool:
@@ -527,7 +536,20 @@ def trained_on(run: Path) -> Path | None:
     o = train_options_of(run)
     if o is None:
         return None
-    return o.out / "random" / "episodes.npz" if o.data is None else o.data
+    return _seen_from_here(run, o.out, o.out / "random" / "episodes.npz" if o.data is None else o.data)
+
+
+def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
+    """A path that the command of a run names, which may have been given in another folder.
+
+    Args:
+        out: The folder of the run, as the command names it.
+    """
+    folder, n_parts = run_folder(run).resolve(), len(out.parts)
+    if out.is_absolute() or folder.parts[-n_parts:] != out.parts:
+        return path
+    there = folder.parents[n_parts - 1] / path
+    return there if there.exists() and there.resolve() != path.resolve() else path
 
 
 def _trained_again(args: list[str], data: str) -> list[object]:

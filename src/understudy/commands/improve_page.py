@@ -42,9 +42,9 @@ class Correction:
 def corrections_of(run: Path) -> list[Correction]:
     """The corrections in the collected episodes of a run, the longest first."""
     from ..data.formats import open_dataset
+    from ..improve.collection import round_folders
 
-    rounds = sorted((run / "collection").glob("[0-9]*"))
-    corrections = [correction for number, folder in enumerate(rounds)
+    corrections = [correction for number, folder in enumerate(round_folders(run / "collection"))
                    for i, episode in enumerate(open_dataset(folder / "episodes.npz"))
                    for correction in _corrections_in(number + 1, i, episode)]
     return sorted(corrections, key=lambda c: -c.steps)
@@ -112,9 +112,10 @@ def write_improvement_page(path: Path, title: str, run: Path, rounds: Sequence[d
 def minutes_of(run: Path) -> list[tuple[str, str]]:
     """How long the person acted and watched in each round, in minutes and seconds."""
     from ..data.formats import open_dataset
+    from ..improve.collection import round_folders
 
     minutes = []
-    for folder in sorted((run / "collection").glob("[0-9]*")):
+    for folder in round_folders(run / "collection"):
         episodes = open_dataset(folder / "episodes.npz")
         acted, watched = (round(sum(e.metadata.get(f"seconds_{name}", 0.0) for e in episodes))
                           for name in ("acted", "watched"))

@@ -69,6 +69,16 @@ def success_lines(o: ImproveOptions, success: str) -> list[str]:
     return [f"success: {success}"] * bool(success) + [rated] * (o.rater is not None)
 
 
+def tell_unfinished_rounds(o: ImproveOptions) -> None:
+    """Says which episodes of an interrupted round are stored."""
+    from ..improve.collection import UNFINISHED, round_folders
+
+    for folder in round_folders(o.out / "collection", UNFINISHED):
+        count = sum(1 for path in folder.glob("[0-9]*"))
+        print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and not "
+              "run again", file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class RobotImprovement:
     """One call of the command with a robot.
@@ -227,10 +237,7 @@ class RobotImprovement:
         judged = "" if self.classifier is None else f"as {o.success} says, or you; {self.classifier[1]}"
         plan += success_lines(o, judged)
         print(*plan, sep="\n", file=sys.stderr)
-        for folder in sorted((o.out / "collection").glob("unfinished-*")):
-            count = sum(1 for path in folder.glob("[0-9]*"))
-            print(f"round {int(folder.name[-6:]) + 1} of {o.rounds}: {count} of {o.episodes} episodes are stored and "
-                  "not run again", file=sys.stderr)
+        tell_unfinished_rounds(o)
 
     def _print_result(self, run) -> None:
         from ..improve.blind_promotion import judged_checkpoints

@@ -22,7 +22,7 @@ from .common import (
     recorded_env,
     unused_path,
 )
-from .conditions import is_judged
+from .conditions import is_judged, shows_observations
 from .groups import HtmlFile, JsonOption, ReadingOptions, command_options
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
         method = "preference-reward" if "preference-reward" in learners else method
         learns_rewards = "iql" in learners and _training_error(data, report.findings, "iql") is None
         runs = {method: "run", **({"iql": "run-iql"} if learns_rewards else {})}
+        is_evaluated = env is not None and is_judged(data) and shows_observations(env, data.features())
         out.suggest(*[command_line("train", name, o.data, *given_options(o, "map", "columns", "max_episode_steps"),
                                    "--out", unused_path(run),
-                                   *(("--eval", env, "--save-freq", 500) if env and is_judged(data) else ()),
+                                   *(("--eval", env, "--save-freq", 500) if is_evaluated else ()),
                                    *env_trust_options(env)) for name, run in runs.items()],
                     *([command_line("replay", o.data, env, *env_trust_options(env))]
                       if env and not o.columns else []))

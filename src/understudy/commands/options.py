@@ -7,6 +7,7 @@ here, so that each error is a `ConfigError` in the words of the user.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -321,7 +322,7 @@ def _read(kind: Any, words: Sequence[str]) -> Any:
     if isinstance(kind, PartChoice):
         return {part.__name__.lower(): part for part in kind.classes}[word.lower()]()
     if kind in _TYPE_NAMES:
-        return kind(word)
+        return kind(os.path.expanduser(word) if kind is Path else word)  # no shell expands the ~ of --out=~/run
     raise ValueError
 
 

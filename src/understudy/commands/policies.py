@@ -50,15 +50,22 @@ if TYPE_CHECKING:
     from .eval_options import EvalOptions
     from .groups import ActingOptions, RolloutOptions
 
+OTHER_COLUMNS = ("the data were recorded here, and their columns have been renamed since, or the environment has "
+                 "changed: train on data with the columns that it shows")
 ROWS = 16  # of every batch that the networks see, so that no result depends on --rows
 
 
 @dataclass(frozen=True)
 class DoubtSource:
-    """What a policy records as its doubt, and the data that it was trained on."""
+    """What a policy records as its doubt, and the data that it was trained on.
+
+    Args:
+        fingerprint: That of the numbers which a failure detector was calibrated with. Empty if any data will do.
+    """
 
     score: DoubtScore
     data: Path
+    fingerprint: str = ""
 
 
 def evaluate_run(
@@ -107,12 +114,35 @@ def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: Doub
 def record_doubt(actor: Actor, run: Path, o: ActingOptions, doubt: DoubtSource) -> Actor:
     """Returns the actor of a run so that it records its doubt."""
     from ..evaluate.failure_detection import with_doubt
+
+    data = doubt_data(run, o, doubt.data)
+    if doubt.fingerprint and doubt.fingerprint != numbers_fingerprint(data):
+        raise UserError("the demonstrations, from which novelty is measured, have changed since its failure detector "
+                        "was calibrated", where=doubt.data, hint="put them back, or calibrate it again (understudy "
+                        "calibrate)")
+    return with_doubt(actor, doubt.score, data)
+
+
+def numbers_fingerprint(data: Dataset) -> str:
+    """The fingerprint of episodes without their images."""
+    return data.map(lambda e: e.replace({n: None for n, f in e.features().items() if f.kind == "image"})).fingerprint()
+
+
+def doubt_data(run: Path, o: ActingOptions, path: Path) -> Dataset:
+    """The demonstrations that doubt is measured against, as the policy of a run learned them."""
+    from ..execute.wrappers import ActionWrapper
     from ..learn.method import TrainedRun, training_data
 
     trained = TrainedRun.load(run, o.trust, transforms=True)
+    wrapper = trained.method.wrapper
+    if wrapper is not None and type(wrapper).transform_episode is ActionWrapper.transform_episode:
+        raise Unsupported("its doubt is measured against demonstrations, and these do not have its actions, from which "
+                          f"{type(wrapper).__name__} makes those of the robot", where=run,
+                          hint="calibrate the run that it was made of, or what a method such as residual or porl makes "
+                               "of that (understudy improve)")
     sizes = trained.policy.image_sizes
-    data = open_data(doubt.data, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
-    return with_doubt(actor, doubt.score, training_data(data, trained.method))
+    data = open_data(path, next(iter(sizes.values()), None), decode=bool(sizes), run=run)
+    return training_data(data, trained.method)
 
 
 def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *,
@@ -283,8 +313,10 @@ def _camera_hint(inputs: Sequence[str], env: Env) -> str:
 def _environment_hint(run: Path, env: Env) -> str:
     """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
     training_env = recorded_env_of(run)
-    if training_env is None or training_env == env.metadata["env"]:
+    if training_env is None:
         return ""
+    if training_env == env.metadata["env"]:
+        return OTHER_COLUMNS
     return f"use the environment that its data were recorded in, {training_env}, or train a policy for this one"
 
 

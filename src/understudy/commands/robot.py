@@ -15,6 +15,7 @@ from ..core import Above, ConfigError, UserError
 from .arms import confirm, prepare_session, suggest_stable_port
 from .common import Output, command_line, parse, plain_table
 from .groups import TrustOption, command_options
+from .options import refuse_given
 from .robot_check import check_arms
 from .robot_options import (
     LEROBOT,
@@ -62,8 +63,15 @@ class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions)
     """find-port, find-cameras and check: one JSON document on standard output"""
 
 
+OPTIONS_OF = {("teleoperate",): ("fps", "teleop_time_s", "view", "view_address", "rerun"), ("emulate",): ("wave",),
+              ("check",): ("recording",), ("find-port", "find-cameras", "check"): ("json",)}
+
+
 def main(args: list[str]) -> None:
     o = parse(RobotCommandOptions, "robot", args)
+    for subcommands, names in OPTIONS_OF.items():
+        if o.subcommand not in subcommands:
+            refuse_given(o, names, f"says nothing with {o.subcommand}")
     with Output(o.json) as out:
         {"find-port": _find_port, "find-cameras": _find_cameras, "setup": _set_up, "calibrate": _calibrate,
          "teleoperate": _teleoperate, "check": _check,

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from ..core import UserError
 from ..hints import path_text
-from .common import Output, command_line, given_options, progress_bar, trained_rate, trust_options
+from .common import (
+    Output,
+    command_line,
+    executor_options,
+    given_options,
+    progress_bar,
+    trained_rate,
+    trust_options,
+)
 from .policies import append_result, load_actor, refuse_unused_conditions, tell_untrained_episodes
 
 if TYPE_CHECKING:
@@ -54,7 +62,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
         out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
-                                 *given_options(o, "seed", "task", "condition"),
+                                 *given_options(o, "seed", "task", "condition"), *executor_options(o.executor),
                                  *trust_options(o.trust, o.target, *runs)))
     out.print_json(document)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ..core import Above, AtLeast, AtMost, Below, ConfigError, Unsupported, UserError, keys
+from ..hints import did_you_mean
 from ..serve.address import address_host, is_this_machine, served_address
 from .common import Output, command_line, has_no_run, parse, trained_rate
 from .conditions import demonstration_source, parse_conditions, shown_demonstrations, tell_distant_conditions
@@ -214,7 +215,7 @@ def load_service(o: ServeOptions) -> PolicyService:
     for option, columns in (("--condition", defaults), ("--rename", renamed.values())):
         if unknown := [c for c in columns if c not in planner.inputs]:
             raise ConfigError(f"the policy does not read {unknown[0]!r}; it reads {', '.join(planner.inputs)}",
-                              where=option, hint="leave it out")
+                              where=option, hint=did_you_mean(unknown[0], planner.inputs) or "leave it out")
     tell_distant_conditions(o.run, parse_conditions(o.condition, {}), o.trust)
     served = ServedPolicy(actor, planner, name, texts, renamed, defaults, computed)
     if o.reply == "chunk" and served.policy_actor is None:

@@ -49,7 +49,7 @@ from .groups import (
     command_options,
 )
 from .options import find_field, options_of, refuse_given, settable_fields, split_pair
-from .policies import run_folder, tell_checkpoint, tell_scaled_images
+from .policies import OTHER_COLUMNS, run_folder, tell_checkpoint, tell_scaled_images
 
 if TYPE_CHECKING:
 
@@ -106,7 +106,7 @@ class TrainOptions(DeviceOption, ReadingOptions, JsonOption, TrustOption):
     env: Annotated[str | None, arg(metavar="ENV")] = None
     """environment in which the method collects episodes, if it does; by default the environment in which DATA were
     recorded"""
-    random_steps: Annotated[int, arg(metavar="N")] = 1000
+    random_steps: PositiveCount = 1000
     """number of steps with random actions, at least, if there are no DATA"""
     rollouts: PositiveCount = 20
     """number of episodes of each evaluation with --eval"""
@@ -805,8 +805,9 @@ def _check_policy_fits(method: Method, data, env: Env) -> None:
     frames = {} if show is None else {name: policy.features[name] for name in show.into}
     check_features(
         policy, policy_features(method, {**env.features, **frames}), str(env.metadata["env"]), resized=True,
-        hint="name the environment of the demonstrations" + (f", which is {recorded}" if recorded else "")
-             + ", or take demonstrations of this one")
+        hint=OTHER_COLUMNS if recorded == env.metadata["env"] else
+        "name the environment of the demonstrations" + (f", which is {recorded}" if recorded else "")
+        + ", or take demonstrations of this one")
     tell_scaled_images(policy, env, data.metadata.get("camera_sizes"), "the policy")
 
 

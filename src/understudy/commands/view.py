@@ -18,7 +18,7 @@ from .common import Output, command_line, demonstrations_path, given_options, pa
 from .convert import Format
 from .convert import main as convert
 from .groups import IgnoredCodes, JsonOption, Seed, StepRate, command_options
-from .options import split_pair
+from .options import refuse_given, split_pair
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -81,6 +81,9 @@ class ViewOptions(JsonOption):
     """materialize: write although the audit finds an error with this code"""
 
 
+OF_MATERIALIZE = {"to", "strict", "ignore"}
+
+
 def main(args: list[str]) -> None:
     o = parse(ViewOptions, "view", args)
     if o.subcommand != "list" and o.path is None:
@@ -88,6 +91,12 @@ def main(args: list[str]) -> None:
     if (o.out is not None) != (o.subcommand in ("make", "materialize")):
         needs = "needs --out FILE" if o.out is None else "writes nothing, so it takes no --out"
         raise _usage_error(f"{o.subcommand} {needs}", o)
+    own = {"make": vars(o).keys() - OF_MATERIALIZE, "materialize": OF_MATERIALIZE}.get(o.subcommand, set())
+    refuse_given(o, vars(o).keys() - {"subcommand", "path", "out", "json"} - own, f"says nothing with {o.subcommand}",
+                 "leave it out; understudy view --help says what each takes")
+    for name, other in (("seed", "sample"), ("descending", "sort"), ("rule", "fps")):
+        if getattr(o, other) is None:
+            refuse_given(o, (name,), f"says nothing without --{other}")
     with Output(o.json) as out:
         {"make": _make_view, "list": _list_views, "show": _show_view, "materialize": _materialize}[o.subcommand](o, out)
 

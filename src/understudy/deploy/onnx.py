@@ -86,6 +86,8 @@ def runs_in_onnx_runner(executor: Executor) -> bool:
 def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understudy",)) -> ExportedPlanner:
     """Loads a file that `export` wrote.
 
+    Rows of a file in 8 bits are planned one by one, because all rows of a batch share the scale of their inputs.
+
     Args:
         threads: Number of threads that a plan may use.
 
@@ -96,7 +98,9 @@ def load(path: Path | str, threads: int = 1, trust: tuple[str, ...] = ("understu
 
     def run(inputs: dict[str, Tensor]) -> Tensor:
         feed = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return torch.from_numpy(session.run(["action"], feed)[0])
+        rows = len(next(iter(feed.values()))) if metadata.get("precision") == "int8" else 0
+        feeds = [{name: x[row:row + 1] for name, x in feed.items()} for row in range(rows)] or [feed]
+        return torch.from_numpy(np.concatenate([session.run(["action"], each)[0] for each in feeds]))
     return ExportedPlanner(run, metadata, str(path), trust)
 
 

@@ -46,7 +46,7 @@ _COMMANDS = {"\r": "enter", "\n": "enter", "x": "discard", "y": "success", "n": 
 class Keyboard:
     """Keys move one or two components of the action at full speed while they are held. Space stops.
 
-    WASD or the arrows move. Opposite directions of a component cancel. If the action has a single component, up and
+    WASD or the arrows move. Of opposite directions the last one counts. If the action has a single component, up and
     right increase it. Other keys are commands: enter, x (discard), y (success), n (failure), q (quit).
 
     Args:

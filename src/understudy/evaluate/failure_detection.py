@@ -277,6 +277,7 @@ class FailureDetector:
         env: Environment of the calibration.
         checkpoint: Digest of the checkpoint that acted.
         options: Options of acting with which it was calibrated, such as an executor.
+        demonstrations: Fingerprint of the demonstrations that the score reads. Empty if it reads none.
     """
 
     method: ConformalThreshold
@@ -285,6 +286,7 @@ class FailureDetector:
     env: str
     checkpoint: str = ""
     options: tuple[str, ...] = ()
+    demonstrations: str = ""
 
     def save(self, folder: Path) -> Path:
         """Writes the detector into the folder of a run, and returns its file."""

@@ -266,7 +266,7 @@ class SetScorer(ABC):
 
         Args:
             obs: Observation windows, (B, To, ...).
-            plans: The plans in world units, (B, n, H, A).
+            plans: The plans in world units from the current step on, (B, n, H, A).
             scale: Scale of each action component, (A,). See `Planner.action_scale`.
             last: What the executor was executing. None if the executor has no chunks.
 
@@ -330,7 +330,9 @@ class SampleSelector(_PlanChoice):
     def plan(self, obs, noise, guides=()):
         plans = sample_plans(self.planner, obs, noise, self.n, guides)
         last = next((g for g in guides if isinstance(g, LastChunk)), None)
-        return _take_best(plans, self.scorer.score(obs, plans, self.action_scale, last))
+        now = max(-self.window.action_offset, 0)  # steps before it lie in the past
+        last = None if last is None else replace(last, chunk=last.chunk[:, now:])
+        return _take_best(plans, self.scorer.score(obs, plans[:, :, now:], self.action_scale, last))
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ class ResidualWrapper(ActionWrapper):
         """Adds the base actions and replaces the actions by corrections.
 
         The base policy acts along the recorded observations. Its randomness is that of the recorded rollout if the
-        episode has "seed" and "number". Corrections may exceed the limits if `scale` is small.
+        episode has "seed" and "number". Corrections may exceed the limits if `scale` is small, and are 0 if it is 0.
 
         Raises:
             Unsupported: If the period is above 1: recorded actions are no constant corrections.
@@ -234,7 +234,9 @@ class ResidualWrapper(ActionWrapper):
         action = np.asarray(episode.steps["action"][: len(episode)], np.float32)
         base = _actions_along(self._actor, episode)
         feature = _vector_action(episode.features(), "ResidualWrapper")
-        columns = {BASE_ACTION: base, "action": (action - base[: len(episode)]) / np.asarray(self.scale, np.float32)}
+        difference, scale = action - base[: len(episode)], np.asarray(self.scale, np.float32)
+        columns = {BASE_ACTION: base, "action": np.divide(
+            difference, scale, out=np.zeros_like(difference), where=np.broadcast_to(scale > 0, difference.shape))}
         return replace(episode.replace(columns), schema={
             **episode.schema, "action": replace(feature, dtype="float32", unit=None),
             BASE_ACTION: replace(feature, dtype="float32")})

@@ -54,6 +54,7 @@ from .updates import PerNewStep, UpdateRule
 
 EXECUTED_ACTION = "executed_action"  # column: what was sent, where `action` is what is learned
 COSTS = ("acted", "labeled", "watched")  # metadata of an episode: steps of the supervisor, each in one of them
+UNFINISHED = "unfinished-"  # before the number of a round in RUN/collection, until all its episodes are collected
 FIRST_EPISODE = 1_000_000  # number of the first collected episode; recorded demonstrations have the numbers below
 EVALUATIONS = 10  # rounds after which a checkpoint is evaluated, unless the training says otherwise
 
@@ -217,7 +218,8 @@ class RolloutCollector(EpisodeCollector):
     A method with a wrapper collects in `WrappedEnv`, where its policy acts and explores.
 
     Episode i of round k has the number 1,000,000 + k * n_episodes + i, with n_steps in place of n_episodes if that is
-    given. Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
+    given. If the data have episodes that an earlier training collected with the same seed, the numbers continue theirs.
+    Seeds are those of recordings, so no policy is evaluated on starts that it has seen.
 
     Args:
         n_episodes: Number of episodes in each round. None if `n_steps` is given.
@@ -300,11 +302,12 @@ class RolloutCollector(EpisodeCollector):
         seed, run_episodes = recording_seed(training.seed), rollout
         if self.supervisor is not None:  # whose time a kill must not cost
             run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout
+        first = _first_number(training.data, seed)
         if self.n_episodes is not None:
-            episodes = run_episodes(actor, env, self.n_episodes, seed, first=FIRST_EPISODE + number * self.n_episodes)
+            episodes = run_episodes(actor, env, self.n_episodes, seed, first=first + number * self.n_episodes)
         else:
             assert self.n_steps is not None
-            episodes = rollout_steps(actor, env, self.n_steps, seed, first=FIRST_EPISODE + number * self.n_steps,
+            episodes = rollout_steps(actor, env, self.n_steps, seed, first=first + number * self.n_steps,
                                      run_episodes=run_episodes)
         if not self.uses_person and any("next.success" in e.steps for e in training.stored if ROUND in e.metadata):
             episodes = episodes.map(with_success_column)  # this process may not have seen the environment report it yet
@@ -328,6 +331,12 @@ class RolloutCollector(EpisodeCollector):
         return expert_actor(env)
 
 
+def _first_number(data: Dataset, seed: int) -> int:
+    """The number of the first collected episode, after those that an earlier training collected with this seed."""
+    numbers = (e.metadata["number"] for e in data if e.metadata.get("seed") == seed and "number" in e.metadata)
+    return max((n + 1 for n in numbers if n >= FIRST_EPISODE), default=FIRST_EPISODE)
+
+
 def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrapper) -> Dataset:
     """Episodes of the environment as the policy behind a wrapper would have recorded them, the wanted actions too."""
     def converted(episode: Episode) -> Episode:
@@ -341,7 +350,16 @@ def _wrapped_episodes(episodes: Dataset, training: Training, wrapper: ActionWrap
 
 def _unfinished_round(folder: Path | None, number: int) -> Path | None:
     """Where the episodes of a round are stored until all of them are collected."""
-    return None if folder is None else folder / f"unfinished-{number:06d}"
+    return None if folder is None else folder / f"{UNFINISHED}{number:06d}"
+
+
+def round_folders(folder: Path, prefix: str = "") -> list[Path]:
+    """The rounds in RUN/collection, in order, without copies that a person has put there.
+
+    Args:
+        prefix: `UNFINISHED` for the rounds that are not complete.
+    """
+    return sorted(folder.glob(prefix + 6 * "[0-9]"))
 
 
 def _with_costs(needs_attention: bool, episode: Episode) -> Episode:
@@ -528,6 +546,9 @@ class CollectionRounds(DataCollection):
             raise UserError(f"there must be two weights, and there are {len(self.mixture_weights)}",
                             where="CollectionRounds.mixture_weights",
                             hint="give one for the first episodes and one for collected ones, such as (0.5, 0.5)")
+        if self.half_where and self.mixture_weights:
+            raise UserError("both say what a batch consists of", where="CollectionRounds.half_where",
+                            hint="leave it out, or mixture_weights")
 
     @property
     def learns_first_data(self):
@@ -705,7 +726,7 @@ class _StoredRounds:
 
     def numbers(self) -> list[int]:
         """The numbers of the stored rounds, in order."""
-        return sorted(int(p.name) for p in self.folder.glob("[0-9]*")) if self.folder else sorted(self.in_memory)
+        return [int(p.name) for p in round_folders(self.folder)] if self.folder else sorted(self.in_memory)
 
     def __contains__(self, number: int) -> bool:
         return number in self.in_memory if self.folder is None else self.path(number).is_dir()
@@ -745,8 +766,8 @@ class _StoredRounds:
                 before = start
                 start += config.updates.number(self[number].steps, stored.steps, batch_size)
                 acted = before if config.updates_meanwhile else start
-        for folder in self.folder.glob("unfinished-*") if self.folder else ():
-            number = int(folder.name.rpartition("-")[2])
+        for folder in round_folders(self.folder, UNFINISHED) if self.folder else ():
+            number = int(folder.name[-6:])
             if number >= whole and acted > n_updates:
                 self._refuse_person(config, number, folder, acted, n_updates)
             if number != whole or acted > n_updates:

@@ -220,6 +220,8 @@ class RobotTakeoverEnv(RobotEnv, WatchedEnv):
     def _read_person(self) -> None:
         """Reads the action of the person for the next step."""
         pose = self.robot.position({name: value[0].numpy() for name, value in self._obs.items()})
+        if not self._n_steps:  # nothing was sent yet
+            self._goal = pose
         if self.takeover.is_person:
             pose = self._ask(self.person.teleop, lambda: self.person.handover.read(self._goal))
             self._is_handover = not self.person.handover.is_complete

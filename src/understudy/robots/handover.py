@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
 
-from .base import DrivenTeleoperator, Robot, Teleoperator
+from .base import DrivenTeleoperator, Robot, RobotError, Teleoperator
 
 Mover = Literal["leader", "robot", "nobody"]
 _EQUAL = 1e-3  # units of the action: the rounding of what was sent
@@ -52,9 +53,14 @@ class Handover:
         if self.mover == "leader" and isinstance(self.teleop, DrivenTeleoperator):
             pose = robot.stop()
             ends = self.clock() + _FOLLOW_SECONDS
-            while not self.teleop.follow(pose) and self.clock() < ends:
-                show("hold the leader loosely: it goes to the pose of the robot, and is released there")
-                self.sleep(period)
+            try:
+                while not self.teleop.follow(pose) and self.clock() < ends:
+                    show("hold the leader loosely: it goes to the pose of the robot, and is released there")
+                    self.sleep(period)
+            except BaseException:  # it is lost on the way, or Ctrl-C is pressed
+                with suppress(RobotError):
+                    self.teleop.release()
+                raise
             self.teleop.release()
         self.teleop.start(pose)
         self._origin, self._began, self.is_complete = np.array(pose, np.float64), self.clock(), False

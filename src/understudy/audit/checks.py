@@ -20,6 +20,7 @@ from ..data import video
 from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
+from ..data.formats.key_map import Doubt
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
@@ -332,15 +333,10 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------
 
 
-_DOUBTS_OF_READERS = ("is read as one episode", "videos are not read", "If a clock was set back", "by header stamps, ")
-
-
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        is_doubtful = any(words in text for words in _DOUBTS_OF_READERS)
-        yield Finding("reader", "warning" if is_doubtful else "note", text,
-                      "see the page on formats")
+        yield Finding("reader", "warning" if isinstance(text, Doubt) else "note", text, "see the page on formats")
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:

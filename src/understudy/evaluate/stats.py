@@ -32,7 +32,7 @@ class Interval:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def __neg__(self) -> Interval:
-        return Interval(-self.estimate, -self.high, -self.low, self.level)
+        return Interval(0.0 - self.estimate, 0.0 - self.high, 0.0 - self.low, self.level)  # no negative zero
 
 
 # -- one checkpoint -----------------------------------------------------------------------------------------------
@@ -231,12 +231,8 @@ def two_level_rate(
     if kind == "real" or kind == "bounded" and x.min() == x.max():
         half = float(scipy.stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
         return Interval(mean, mean - half, mean + half, level)
-    if kind == "bounded":
-        n = mean * (1 - mean) / variance
-    elif 0 < mean < 1 and variance > 0:
-        n = min(mean * (1 - mean) / variance, x.size)
-    else:
-        n = x.shape[1]
+    n = mean * (1 - mean) / variance if 0 < mean < 1 and variance > 0 else x.shape[1]
+    n = min(n, x.size) if kind == "rate" else n
     n *= _tail_adjustment(len(x), level)
     interval = clopper_pearson(mean * n, n, level)
     return Interval(mean, interval.low, interval.high, level)

@@ -417,11 +417,6 @@ def outcomes(*well):
     )
 
 
-def test_costs_of_zero_are_a_return_of_zero():
-    free = outcomes(-0.0, -0.0)
-    assert "mean return of 0 " in verdict(replace(free, success=None), names=("it", ""))
-
-
 def test_where_interval_and_test_say_two_things_the_verdict_says_both_and_which_decides():
     """5 episodes of 20 that only one of two policies solves: Tango's interval is 0.049 to 0.469, McNemar's p 2/32."""
     p = compare(more := outcomes(*[True] * 10, *[False] * 10), fewer := outcomes(*[True] * 5, *[False] * 15))

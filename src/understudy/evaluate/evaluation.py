@@ -414,7 +414,7 @@ def _interval_to_json(i: Interval, name: str) -> dict[str, float]:
 
 
 def _episode_return(episode: Episode) -> float:
-    return float(np.sum(episode.steps["next.reward"], dtype=np.float64)) + 0.0  # costs of 0 are no negative zero
+    return float(np.sum(episode.steps["next.reward"], dtype=np.float64))
 
 
 def _as_runs(runs: MethodRuns) -> tuple[Evaluation, ...]:

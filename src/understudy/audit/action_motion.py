@@ -262,16 +262,20 @@ class Stillness:
                 if of >= _ALIKE and changed >= _CHANGES * of:
                     frozen.append((n, e, start, changed / of))
         if often and not frozen:
-            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
+            never = all(equal[1:].all() for equal in self._equal.values())  # no frame differs from the one before it
+            yield Finding("image-frozen", "warning" if never else "note",
+                          f"{self.name}: the picture stands still while something moves in "
                           f"{pluralize(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
                           "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
-                          Location(None, suspected[0][1], suspected[0][2], self.name))
+                          Location(feature=self.name) if never else Location(
+                              None, suspected[0][1], suspected[0][2], self.name))
         if frozen:
             n, e, start, share = frozen[0]
             yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
                           f"{pluralize(len(frozen), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
                           f"{start} on; elsewhere, it changes in {share:.0%} of the stretches with similar motion",
-                          "the camera hung: leave the stretch out", Location(None, e, start, self.name))
+                          "the camera hung: leave the stretch out", Location(None, e, start, self.name),
+                          tuple(e for _, e, _, _ in frozen))
 
     def _sample(self) -> dict[int, np.ndarray]:
         """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""

@@ -195,6 +195,7 @@ def _late_steps(steps: list[tuple[int, np.ndarray]], typical: float, within: np.
             f"s, where {typical:.3g} s is usual, at episode {e}, step {t}",
             "frames were dropped or late: leave the stretch out, or resample",
             Location(None, e, t, "timestamp"),
+            tuple(dict.fromkeys(episode for episode, _, _ in late)),
         )
     if (spread := float(np.std(within)) / typical) > 0.1:
         yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
@@ -215,13 +216,15 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
         e, t = back[0]
         yield Finding("timestamps-backwards", "error",
                       f"timestamps of {pluralize(len(back), 'episode')} go back, the first at episode {e}, step {t}",
-                      "sort the rows, or split the episode there", Location(None, e, t, "timestamp"))
+                      "sort the rows, or split the episode there", Location(None, e, t, "timestamp"),
+                      tuple(e for e, _ in back))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:
         if len(between):
             yield Finding("timestamps-backwards", "warning", "most timestamps are equal",
-                          "store the time of each step, or leave the column out", Location(feature="timestamp"))
+                          "store the time of each step from the start of its episode (float32 does not hold the steps "
+                          "of Unix time), or leave the column out", Location(feature="timestamp"))
         return
     if len(rates := _frame_rates(steps)) > 1 and not defined:
         described = " and ".join(f"{1 / step:.3g} Hz in {pluralize(count, 'episode')}" for step, count in rates)
@@ -247,6 +250,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
             f"timestamps of {pluralize(len(uneven), 'episode')} are uneven, the first at episode {e}, step {t}",
             "in LeRobot they are frame_index / fps: write them so, or fill in the frames that are missing",
             Location(None, e, t, "timestamp"),
+            tuple(e for e, _ in uneven),
         )
         return
     yield from _late_steps(steps, typical, within)
@@ -326,6 +330,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
             f"{len(labels)} are marked as success, with a highest reward of {top:g}",
             "look at them and correct the label",
             Location(episode=mislabeled[0], feature="next.reward"),
+            tuple(mislabeled),
         )
 
 
@@ -499,7 +504,8 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                           Location(feature=name))
         if f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
             low, high = _value_range(data, name)
-            if (size := np.nanmax(np.abs([low, high]))) > 1e6:
+            known = np.isfinite(low)  # the others have no finite value
+            if (size := np.abs([low[known], high[known]]).max(initial=0)) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "check for a placeholder for missing values, or another unit",
                               Location(feature=name))
@@ -679,7 +685,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
             yield Finding("image-black", "warning",
                           f"{name}: black frames in {pluralize(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
-                          Location(None, e, t, name))
+                          Location(None, e, t, name), tuple(e for e, _ in black))
         yield from stillness.findings()
         yield from sight.findings()
 

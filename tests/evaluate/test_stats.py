@@ -202,6 +202,7 @@ def test_a_mean_of_so_few_values_that_all_are_often_too_large_has_no_interval():
     values = np.random.default_rng(0).normal(size=6)
     assert math.isnan(bootstrap_mean(values[:5]).low) and math.isfinite(bootstrap_mean(values).low)
     assert math.isfinite(bootstrap_mean(values[:5], level=0.9).low)
+    assert math.isnan(bootstrap_mean([2.5] * 5).low)  # nor if they are all equal
 
 
 def test_a_weighted_mean_is_that_of_what_the_weights_stand_for():

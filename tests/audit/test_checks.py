@@ -1,5 +1,7 @@
 """Single checks of data."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,38 @@ def test_actions_that_are_all_nan_are_not_large():
 def test_times_that_float32_rounds_to_one_are_told_why():
     finding, = found(changed(range(12), "timestamp", lambda t: t + np.float32(1.7e9)), "timestamps-backwards")
     assert "most timestamps are equal" in finding.message and "float32 does not hold" in finding.remedy
+
+
+def arm(seed, change=lambda s, a: (s, a)):
+    """A joint from -90 to 90 and a gripper from 0 to 100, which go half of the way to their targets in a step."""
+    rng = np.random.default_rng(seed)
+    action = [0, 50] + [60, 30] * np.sin(0.2 * np.arange(80)[:, None] * rng.uniform(0.5, 1.5, 2) + rng.uniform(0, 6, 2))
+    state = np.empty((81, 2))
+    state[0] = action[0]
+    for t in range(80):
+        state[t + 1] = state[t] + 0.5 * (action[t] - state[t]) + 0.1 * rng.normal(size=2)
+    state, action = change(state, action)
+    return Episode({"observation.state": state.astype(np.float32), "action": action.astype(np.float32)}, rows=80)
+
+
+@pytest.mark.parametrize(("change", "name", "factor"), [
+    (lambda s, a: (s, a * [np.pi / 180, 1]), "action[0]", np.pi / 180),
+    (lambda s, a: (s * [np.pi / 180, 1], a), "action[0]", 180 / np.pi),
+    (lambda s, a: (s, a * [1, 0.01]), "action[1]", 0.01)])
+@pytest.mark.parametrize("episodes", [(4,), (1, 4, 6, 7)])
+def test_one_component_in_another_unit(episodes, change, name, factor):
+    """A smaller one was not found: a joint may just rest. Its motion says that it does not."""
+    data = Dataset([arm(i, change) if i in episodes else arm(i) for i in range(20)], {"fps": 10})
+    finding, = (f for f in find_problems(data) if f.code == "scale")
+    found_name, found_factor = re.search(r"in which (.*) has (.*) times", finding.message).groups()
+    assert (finding.episodes, found_name) == (episodes, name) and float(found_factor) == pytest.approx(factor, rel=0.15)
+
+
+def test_other_units_of_all_components_are_found_once_and_none_where_there_is_none():
+    data = Dataset([arm(i, lambda s, a: (s, a / 57.3)) if i == 4 else arm(i) for i in range(20)], {"fps": 10})
+    assert [f.episodes for f in find_problems(data) if f.code == "scale"] == [(4,)]
+
+    def rests(*columns):
+        return [column * [1, 0.01] + [0, 49.5] for column in columns]
+    data = Dataset([arm(i, rests) if i == 4 else arm(i) for i in range(20)], {"fps": 10})
+    assert not [f for f in find_problems(data) if f.code == "scale"]

@@ -1,6 +1,7 @@
 """Single checks of data."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,3 +119,19 @@ def test_other_units_of_all_components_are_found_once_and_none_where_there_is_no
         return [column * [1, 0.01] + [0, 49.5] for column in columns]
     data = Dataset([arm(i, rests) if i == 4 else arm(i) for i in range(20)], {"fps": 10})
     assert not [f for f in find_problems(data) if f.code == "scale"]
+
+
+def test_equal_actions_in_other_pictures_are_no_duplicate():
+    episodes = [recording(i, 6).replace({"observation.state": None, "action": np.array([0, 1, 1, 0, 2, 0])})
+                for i in range(4)]
+    assert not found(Dataset(episodes, {"fps": 10}), "duplicate-episode")
+    finding, = found(Dataset([*episodes, episodes[1]], {"fps": 10}), "duplicate-episode")
+    assert finding.episodes == (4,)
+
+
+def test_a_label_of_1_and_a_column_without_success_disagree():
+    """1 and 0 count as flags, and were not compared."""
+    for label, disagrees in ((1, True), (0, False), (True, True)):
+        episode = recording(0).replace({"next.success": np.zeros(60, bool)})
+        data = Dataset([replace(episode, metadata={"success": label})] * 2, {"fps": 10})
+        assert bool(found(data, "success-disagrees")) == disagrees

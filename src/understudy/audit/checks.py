@@ -9,6 +9,7 @@ which also work if a data set cannot be opened.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,7 +299,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
     labels, best = [], []
     for e, episode in enumerate(data):
         label = episode.metadata.get("success")
-        label = bool(label) if isinstance(label, (bool, np.bool_)) else None
+        label = bool(label) if is_flag(label) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
         if None not in (label, column) and label != column and not (label and _is_cut(episode)):
             yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
@@ -435,14 +436,20 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
 
 
 def _find_duplicate_episodes(data: Dataset, names: list[str]) -> Iterator[Finding]:
-    first_episodes: dict[bytes, int] = {}
-    twice = []
-    for e, episode in enumerate(data):
+    digests = []
+    for episode in data:
         digest = hashlib.blake2b(digest_size=16)
         for name in names:
             digest.update(np.ascontiguousarray(episode.steps[name]).tobytes())
-        if len(episode) > 1 and first_episodes.setdefault(digest.digest(), e) != e:
-            twice.append((first_episodes[digest.digest()], e))
+        digests.append(digest.digest())
+    # where no numbers are observed, the first pictures tell episodes with equal actions apart
+    cameras = [] if any(role(n) == "observation" for n in names) else camera_names(data[0].features())
+    first_episodes: dict[tuple[bytes, ...], int] = {}
+    twice, counts = [], Counter(digests)
+    for e in np.flatnonzero((data.lengths > 1) & [counts[d] > 1 for d in digests]).tolist():
+        key = (digests[e], *(next(_frames(data, e, name))[1].tobytes() for name in cameras))
+        if first_episodes.setdefault(key, e) != e:
+            twice.append((first_episodes[key], e))
     if names and twice:
         yield Finding(
             "duplicate-episode",

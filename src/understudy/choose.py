@@ -252,7 +252,7 @@ class MethodChoice:
         """Names of the methods that the trials do not tell apart from the best one."""
         return tuple(s.method for s in self.standings[1:] if s.dropped_after is None)
 
-    def shown(self, standing: Standing) -> Interval:
+    def printed_estimate(self, standing: Standing) -> Interval:
         """The estimate of a candidate as it is printed: errors are positive."""
         return -standing.estimate if self.metric == "error" else standing.estimate
 
@@ -285,7 +285,7 @@ class MethodChoice:
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
             "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
             "failed": dict(self.failed),
-            "methods": [{"name": s.method, "reason": s.reason, **ends(self.shown(s)), "seeds": s.seeds,
+            "methods": [{"name": s.method, "reason": s.reason, **ends(self.printed_estimate(s)), "seeds": s.seeds,
                          "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
                          "dropped_after": s.dropped_after}
                         for s in self.standings]})

@@ -511,8 +511,8 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                           Location(feature=name))
         if f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
             low, high = _value_range(data, name)
-            known = np.isfinite(low)  # the others have no finite value
-            if (size := np.abs([low[known], high[known]]).max(initial=0)) > 1e6:
+            has_values = np.isfinite(low)  # finite ones
+            if (size := np.abs([low[has_values], high[has_values]]).max(initial=0)) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "check for a placeholder for missing values, or another unit",
                               Location(feature=name))

@@ -113,7 +113,7 @@ def _header(c: MethodChoice) -> tuple[str, ...]:
 
 def _cells(c: MethodChoice, s: Standing) -> tuple[str, ...]:
     """The row of a candidate, for `_header`."""
-    e = c.shown(s)
+    e = c.printed_estimate(s)
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
     limits = "unknown to unknown" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}"  # too few values
     return s.method, show(e.estimate), limits, str(s.seeds), f"{s.updates} of {s.full_updates}", f"{s.seconds:.3g} s"

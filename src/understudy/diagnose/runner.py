@@ -160,13 +160,14 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
 def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
-    shown, held_out_shown = ([i for i in numbers if role(policy.config.target) != "action" or has_action(data[i]).all()]
-                             for numbers in (recorded.trained, recorded.held_out))  # not what stands in for actions
-    if not shown:
+    acting, held_out_acting = (
+        [i for i in numbers if role(policy.config.target) != "action" or has_action(data[i]).all()]
+        for numbers in (recorded.trained, recorded.held_out))  # not what stands in for actions
+    if not acting:
         raise NoActions("no episode has all of its actions", hint="record some episodes with actions")
-    sampled = shown[::max(1, len(shown) // EPISODES)]
+    sampled = acting[::max(1, len(acting) // EPISODES)]
     learned = training_data(data.select(sampled), method)
-    held_out = training_data(data.select(held_out_shown), method) if held_out_shown else None
+    held_out = training_data(data.select(held_out_acting), method) if held_out_acting else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)

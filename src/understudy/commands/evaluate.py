@@ -256,6 +256,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
+    from ..data.operations import Operation
     from ..evaluate import fitted_q
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
     from ..execute.wrappers import ResidualWrapper
@@ -269,7 +270,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
-    if role(policy.config.target) == "action":
+    if role(policy.config.target) == "action" and any(isinstance(part, Operation) for part in method.transforms):
         data = _with_recorded_actions(data)
     episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data

@@ -11,6 +11,7 @@ from understudy import demo
 from understudy.choose import (
     MAX_ROUNDS,
     DataProperties,
+    Standing,
     Trial,
     _Trials,
     candidate_methods,
@@ -18,7 +19,7 @@ from understudy.choose import (
     data_properties,
     survivors,
 )
-from understudy.commands.choose import _print_choice
+from understudy.commands.choose import _cells, _print_choice
 from understudy.commands.common import Output
 from understudy.config import dump
 from understudy.core import Feature, UserError
@@ -27,6 +28,7 @@ from understudy.envs import make
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.recording import expert_actor
 from understudy.evaluate.rollout import rollout
+from understudy.evaluate.stats import Interval
 from understudy.files import write_json
 from understudy.learn.run import Run
 from understudy.methods import find_method, read_info
@@ -323,6 +325,9 @@ def test_without_an_environment_held_out_episodes_judge(demonstrations, tmp_path
     assert all(0 < m["low"] <= m["estimate"] <= m["high"] < 1.5 for m in document["methods"])
     assert document["methods"][0]["estimate"] < document["methods"][1]["estimate"]  # the best comes first
     assert "not by acting" in choice.verdict_parts()[2]
+    worst = Standing("knn", "", Interval(-0.2, -0.53421, 0.0), 2, 1, 1, 1.0, None)  # no true error is below 0
+    assert _cells(replace(choice, standings=(worst,)), worst)[2] == "0 to 0.5342"
+    assert '"low": 0.0,' in json.dumps(replace(choice, standings=(worst,)).to_json())
 
 
 def test_what_it_cannot_do_is_said(demonstrations, tmp_path):

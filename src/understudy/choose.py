@@ -174,7 +174,7 @@ class Trial:
         """The mean value in words."""
         mean = float(np.mean(self.values))
         return {"success": f"{mean:.1%} success", "return": f"return {mean:.4g}",
-                "error": f"action error {-mean:.4g}"}[self.metric]
+                "error": f"action error {-mean:z.4g}"}[self.metric]
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,10 @@ class MethodChoice:
         """Names of the methods that the trials do not tell apart from the best one."""
         return tuple(s.method for s in self.standings[1:] if s.dropped_after is None)
 
+    def printed_estimate(self, standing: Standing) -> Interval:
+        """The estimate of a candidate as it is printed: errors are positive."""
+        return -standing.estimate if self.metric == "error" else standing.estimate
+
     def verdict_parts(self) -> tuple[str, str, str]:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
@@ -274,16 +278,14 @@ class MethodChoice:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy choose --json`."""
-        sign = -1.0 if self.metric == "error" else 1.0
         def ends(i: Interval) -> dict[str, float]:
-            low, high = sorted((sign * i.low, sign * i.high))
-            return {"estimate": sign * i.estimate, "low": low, "high": high}
+            return {"estimate": i.estimate, "low": i.low, "high": i.high}
         return replace_nonfinite({
             "recommended": self.recommended, "tied": list(self.tied), "data": asdict(self.properties), "env": self.env,
             "of": self.metric, "judged_on": self.judged_on, "ahead": self.ahead, "rounds": self.rounds,
             "budget": self.budget, "seconds": self.seconds, "skipped": dict(self.skipped),
             "failed": dict(self.failed),
-            "methods": [{"name": s.method, "reason": s.reason, **ends(s.estimate), "seeds": s.seeds,
+            "methods": [{"name": s.method, "reason": s.reason, **ends(self.printed_estimate(s)), "seeds": s.seeds,
                          "updates": s.updates, "full_updates": s.full_updates, "seconds": s.seconds,
                          "dropped_after": s.dropped_after}
                         for s in self.standings]})

@@ -90,6 +90,10 @@ class Unsupported(UserError):
     """A valid component cannot do what is asked for, such as guidance for a head without denoising steps."""
 
 
+class Diverged(UserError):
+    """Training has gone astray: a loss, a gradient or the values of a critic are not finite, or far too large."""
+
+
 class NonFiniteAction(UserError, FloatingPointError):
     """An action or an observation is NaN or infinite.
 

@@ -1,5 +1,7 @@
 """Training from data that have no actions, by the command."""
 
+import json
+
 import numpy as np
 import pytest
 from fixtures.cli import proposed
@@ -87,3 +89,25 @@ def test_classes_of_which_some_are_missing_are_told_of(tmp_path, monkeypatch, ca
     assert main([*command, "--columns", "action=action:classes"]) == 2
     assert "name them with --prior" in capsys.readouterr().err
     assert main(["train", "vpt", "few.npz", "--prior", "videos.npz", *command[3:-1], "classes"]) in (0, None)
+
+
+def test_only_recorded_actions_are_compared_and_only_they_are_suggested_to_be(tmp_path, monkeypatch, capsys):
+    """The labels of vpt, and the placeholders of bco, were compared as if they had been recorded."""
+    monkeypatch.chdir(tmp_path)
+    hidden = [walk(i, True).replace({"action": np.full((12, 2), np.nan, np.float32)}) for i in range(3)]
+    write_dataset(Dataset(hidden, {"fps": 10}), tmp_path / "hidden.npz", "npz")
+    write_dataset(Dataset([*hidden, walk(7, True), walk(8, True)], {"fps": 10}), tmp_path / "some.npz", "npz")
+    write_dataset(Dataset([walk(9, True)], {"fps": 10}), tmp_path / "few.npz", "npz")
+    for run, command in (("run", "some.npz"), ("other", "hidden.npz --prior few.npz"),
+                         ("third", "few.npz --prior hidden.npz")):
+        assert main(["train", "vpt", *command.split(), "--out", run, "--steps", "2", "--val-fraction", "0",
+                     "--device", "cpu"]) in (0, None)
+        is_suggested = ["eval", run, command.split()[0]] in proposed(capsys.readouterr().out)
+        assert is_suggested == (run != "other")
+    assert main(["eval", "run", "some.npz", "--json"]) in (0, None)
+    text, error = capsys.readouterr()
+    assert json.loads(text)["steps"] == 24 and "some.npz: 3 of 5 episodes lack actions" in error
+    assert main(["eval", "run", "hidden.npz"]) == 2
+    assert "no episode has all of its actions" in capsys.readouterr().err
+    assert main(["diagnose", "run", "--data", "hidden.npz"]) in (0, None)
+    assert "not checked: fit, statistics and actions: no episode has all of its actions" in capsys.readouterr().out

@@ -33,6 +33,14 @@ def test_equal_starts_have_no_finding():
     assert not starts(lambda e: e)
 
 
+@pytest.mark.parametrize(("n_recorded", "n_observed"), [(60, 1), (60, 2), (60, 3), (5, 10), (2, 10)])
+def test_few_equal_starts_have_no_finding(n_recorded, n_observed):
+    """The spread of two or three starts was taken for the true one, in a tenth to a half of all cases."""
+    for seed in range(20):
+        recorded, observed = walks(n_recorded, seed=seed), walks(n_observed, seed=100 + seed)
+        assert not list(check_starts("observation.state", PARTS, recorded, observed))
+
+
 def test_degrees_are_recognized_by_the_spread():
     finding, = starts(lambda e: e * [1, 57.29578])
     assert (finding.code, finding.where.feature) == ("observation-units", "observation.state[lift]")

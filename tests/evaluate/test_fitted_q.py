@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fixtures.staged import call
 
-from understudy.core import UserError
+from understudy.core import Diverged, UserError
 from understudy.data.episode import Dataset
 from understudy.data.formats import open_dataset
 from understudy.evaluate.fitted_q import PolicyValue, evaluate_fitted_q
@@ -126,9 +126,13 @@ def test_an_estimate_that_still_changes_is_told():
 
 
 def test_a_critic_that_diverges_is_told_with_options_of_this_command(place, monkeypatch):
-    def diverges(*args):
-        raise UserError("the scores of the critic diverge", where="update 7", hint="--learner.optimizer.lr")
-    monkeypatch.setattr("understudy.evaluate.fitted_q.evaluate_fitted_q", diverges)
-    code, text = call("eval", place / "run", place / "data", "--fitted-q")
+    def fails(error):
+        def evaluate(*args):
+            raise error("the scores of the critic diverge", where="update 7", hint="--learner.optimizer.lr")
+        monkeypatch.setattr("understudy.evaluate.fitted_q.evaluate_fitted_q", evaluate)
+        return call("eval", place / "run", place / "data", "--fitted-q")
+    code, text = fails(Diverged)
     assert code == 2 and "diverge, at update 7" in text and "--discount" in text and "--learner" not in text
     assert "of the predicted actions" in text  # what needs no critic
+    code, text = fails(UserError)  # another error, such as one of data in a folder of this name
+    assert code == 2 and "update 7: the scores" in text and "--discount" not in text and "--learner" in text

@@ -129,6 +129,15 @@ class Bare(Env):
         return StepResult({"observation.state": torch.zeros(2, 1)}, torch.zeros(2), no, no)
 
 
+def test_actions_that_were_not_recorded_are_not_executed(data):
+    """They led to a divergence "by inf of its largest value"."""
+    hidden = Dataset([data[0], data[1].replace({"action": np.array(data[1].steps["action"]) * np.nan})], data.metadata)
+    for state in (False, True):
+        with pytest.raises(UserError, match=r"(?s)episode 1, step 0: the action was not recorded: \[nan.*--delete 1"):
+            replay(hidden, Fork(4), state=state)
+    assert replay(hidden, Fork(4), [0]).episodes[0].divergence is None
+
+
 def test_what_cannot_be_replayed_says_why(data):
     acted = Dataset([Episode({"action": e.steps["action"]}, e.metadata) for e in data])
     with pytest.raises(UserError, match="episode 0: the episode began in fork, and bare cannot.*\n.*replay DATA fork"):

@@ -115,6 +115,12 @@ def test_text_from_strangers_stays_text(runs, tmp_path):
     assert page.text.count(EVIL) == 15
 
 
+def test_no_number_is_a_negative_zero(tmp_path):
+    table = Table(("", "r"), (("a", -0.0), ("b", Interval(-0.0, -1e-9, 0.0))))
+    page = checked(write_page(tmp_path / "p.html", "t", [Section("s", (table,))]))
+    assert "−0" not in page.text.replace("−1e−09", "")
+
+
 def test_a_report_is_written_whole_or_not_at_all(runs, tmp_path):
     write_report(tmp_path / "r.html", runs=runs)
     before = (tmp_path / "r.html").read_text()

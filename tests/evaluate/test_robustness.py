@@ -52,6 +52,13 @@ def test_a_cliff_is_not_known_better_than_the_steps_of_the_ladder():
     assert fall.severity == 3.0 and (fall.low, fall.high) == (1.0, 5.0)
 
 
+@pytest.mark.parametrize("episodes", [1, 3, 5])
+def test_few_episodes_exclude_no_severity(episodes):
+    """All draws of one episode are equal: its interval covered half of the truths, and was as narrow as of many."""
+    fall = half_success_level((0, 1, 5, 9), np.repeat([[1.0], [1.0], [0.0], [0.0]], episodes, 1))
+    assert fall.severity == 3.0 and (fall.low, fall.high) == (0.0, math.inf)
+
+
 def wins(*counts, of):
     return np.array([[1.0] * n + [0.0] * (of - n) for n in counts])
 

@@ -157,6 +157,16 @@ def test_mcnemar_is_the_binomial_of_the_pairs_that_differ():
         assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * tail))
 
 
+def test_a_bounded_measure_whose_seeds_and_starts_have_equal_means_has_an_interval():
+    """The variance of its mean is 0, by which the effective number of episodes was divided."""
+    interval = two_level_rate([[0.2, 0.8], [0.8, 0.2]], kind="bounded")
+    assert 0 <= interval.low < interval.estimate == 0.5 < interval.high <= 1
+
+
+def test_there_is_no_negative_zero():
+    assert math.copysign(1, (-Interval(-0.3, -0.5, 0.0)).low) == 1
+
+
 def test_counts_of_pairs_are_not_negative():
     with pytest.raises(ValueError, match="the count must be between 0"):
         tango(-3, 5, 20)
@@ -192,6 +202,7 @@ def test_a_mean_of_so_few_values_that_all_are_often_too_large_has_no_interval():
     values = np.random.default_rng(0).normal(size=6)
     assert math.isnan(bootstrap_mean(values[:5]).low) and math.isfinite(bootstrap_mean(values).low)
     assert math.isfinite(bootstrap_mean(values[:5], level=0.9).low)
+    assert math.isnan(bootstrap_mean([2.5] * 5).low)  # nor if they are all equal
 
 
 def test_a_weighted_mean_is_that_of_what_the_weights_stand_for():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.learning import Recover, batches, clone, weights
 
-from understudy.core import UserError
+from understudy.core import Diverged
 from understudy.data.augment import GaussianNoise
 from understudy.heads.flow import Flow
 from understudy.heads.neighbors import Neighbors
@@ -88,7 +88,7 @@ def test_a_loss_that_is_no_number_names_the_update_and_harms_nothing(data):
     draw = batches(learner, data)
     learner.update(draw(0))
     before, b = weights(learner), draw(1)
-    with pytest.raises(UserError, match=r"update 2: the loss is nan\n  -> lower the learning rate"):
+    with pytest.raises(Diverged, match=r"update 2: the loss is nan\n  -> lower the learning rate"):
         learner.update(b.replace(action=b.action * torch.nan))
     assert torch.equal(weights(learner), before) and torch.isfinite(weights(learner)).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.core import Batch, DataError, UserError
+from understudy.core import Batch, DataError, Diverged, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.gaussian import Gaussian
@@ -100,7 +100,7 @@ def test_small_rewards_and_flags_are_no_divergence():
     flags, small = (Batch({}, torch.zeros(2, 1, 1), torch.ones(2, 1), {"next.reward": reward})
                     for reward in (torch.tensor([True, False]), torch.tensor([1e-6, 0])))
     bound.check(99.0, flags, 1)
-    with pytest.raises(UserError, match="layer-norm"):
+    with pytest.raises(Diverged, match="layer-norm"):
         bound.check(101.0, flags, 1)
     with pytest.raises(UserError, match=r"(?s)the rewards are small.*--reward-scale 1e\+05"):
         ReturnBound(Dataset([], {}), 0.9).check(0.1, small, 1)

@@ -262,16 +262,20 @@ class Stillness:
                 if of >= _ALIKE and changed >= _CHANGES * of:
                     frozen.append((n, e, start, changed / of))
         if often and not frozen:
-            yield Finding("image-frozen", "note", f"{self.name}: the picture stands still while something moves in "
+            never = all(equal[1:].all() for equal in self._equal.values())  # no frame differs from the one before it
+            yield Finding("image-frozen", "warning" if never else "note",
+                          f"{self.name}: the picture stands still while something moves in "
                           f"{pluralize(len(suspected), 'episode')} of {len(self._equal)}: the camera does not see what "
                           "moves, the motion is too small for it, or it hangs often", "look at some of these stretches",
-                          Location(None, suspected[0][1], suspected[0][2], self.name))
+                          Location(feature=self.name) if never else Location(
+                              None, suspected[0][1], suspected[0][2], self.name))
         if frozen:
             n, e, start, share = frozen[0]
             yield Finding("image-frozen", "warning", f"{self.name}: the picture stands still while something moves in "
                           f"{pluralize(len(frozen), 'episode')}, longest in episode {e}, for {n + 1} frames from step "
                           f"{start} on; elsewhere, it changes in {share:.0%} of the stretches with similar motion",
-                          "the camera hung: leave the stretch out", Location(None, e, start, self.name))
+                          "the camera hung: leave the stretch out", Location(None, e, start, self.name),
+                          tuple(e for _, e, _, _ in frozen))
 
     def _sample(self) -> dict[int, np.ndarray]:
         """States (T, D) by their standard deviations, of evenly spaced episodes, only of components that vary."""
@@ -408,20 +412,23 @@ def _rates(data: Dataset) -> np.ndarray:
 
 
 def check_component_pairs(data: Dataset) -> Iterator[Finding]:
-    """Finds episodes in which one component of the action has the other sign, or in which two of them are exchanged.
+    """Finds episodes in which one component of the action has the other sign or another size than in the others, or in
+    which two of them are exchanged.
 
-    Correlations of action components with those of the state say which. The evidence is a linear model of the motion,
-    fitted to the other episodes. There is a finding only if it predicts these badly as they are, and well once the
-    component has the other sign, or the two have changed places.
+    Correlations of action components with those of the state, and ratios of their spreads, say which. The evidence is a
+    linear model of the motion, fitted to the other episodes. There is a finding only if it predicts these badly as they
+    are, and well once the component has the other sign or size, or the two have changed places.
     """
     if (pairs := _pairs(data)) is None:
         return
     features = data[0].features()
     names = [f"{column}[{part}]" for column in _columns_of_kind(features, "action")
              for part in component_names(features[column])]
-    episodes, correlations = np.array(list(pairs)), np.stack(list(pairs.values()))  # (E,), (E, A, D)
+    episodes, (correlations, ratios) = np.array(list(pairs)), np.stack(list(pairs.values()), 1)  # (E,), (E, A, D) each
     tight = np.abs(correlations) > _TIGHT
     usual = tight.mean(0).argmax(1)
+    each = np.arange(len(usual)), usual
+    yield from _size_findings(data, episodes, np.where(tight[:, *each], np.log(ratios[:, *each]), np.nan), usual, names)
     for j, k in enumerate(usual):
         many, few = _sign_groups(correlations[:, j] * tight[:, j], k)
         if _is_explained(data, episodes[many], episodes[few], k, lambda a, j=j: _with_sign(a, j)):
@@ -440,6 +447,30 @@ def check_component_pairs(data: Dataset) -> Iterator[Finding]:
                                           "action")
 
 
+def _size_findings(data: Dataset, episodes: np.ndarray, sizes: np.ndarray, usual: np.ndarray,
+                   names: list[str]) -> Iterator[Finding]:
+    """Finds components of the action that are far larger or smaller than elsewhere for the same motion.
+
+    Where most components are, `check_units` says so.
+
+    Args:
+        sizes: Logarithm of the size of each component relative to its motion, NaN where they are not related, (E, A).
+    """
+    middle = np.array([np.median(s[np.isfinite(s)]) if np.isfinite(s).any() else np.nan for s in sizes.T])
+    off = np.abs(sizes - middle) > np.log(10)
+    off &= off.sum(1, keepdims=True) <= len(usual) / 2
+    for j in np.flatnonzero(off.any(0)):
+        few, many = off[:, j], np.isfinite(sizes[:, j]) & ~off[:, j]
+        factor = float(np.exp(np.mean(sizes[few, j]) - middle[j]))
+        usual_size = np.where(np.arange(len(usual)) == j, 1 / factor, 1.0)
+        if few.sum() <= _MINORITY * len(episodes) and _is_explained(
+                data, episodes[many], episodes[few], usual[j], lambda a, size=usual_size: a * size):
+            unit = f", as between {unit}" if (unit := unit_of_ratio(factor)) else ""
+            yield finding_of_episodes("scale", "warning", episodes[few], f"in which {names[j]} has {factor:.3g} times "
+                                      f"its usual size for the same motion{unit}", "check for degrees and radians, "
+                                      "millimeters and meters, or 0 to 1 and 0 to 100", "action")
+
+
 def _sign_groups(correlations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Two masks of episodes, the larger one first: where an action component moves component k either way.
 
@@ -456,7 +487,8 @@ def _sign_groups(correlations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
-    """Correlation of each action component with the position or the change of each state component, (A, D), by episode.
+    """Correlation of each action component with the position or the change of each state component, and the ratio of
+    their spreads, (2, A, D), by episode.
 
     Of the two, it is the one that fits more closely in most episodes. None if there are too few episodes.
     """
@@ -464,10 +496,11 @@ def _pairs(data: Dataset) -> dict[int, np.ndarray] | None:
     for e, s, a in _transitions(data, 8):
         if s.shape[1] + a.shape[1] > _WIDEST:
             return None
-        kinds[0][e], kinds[1][e] = _correlation(a, s[1:]), _correlation(a, _state_change(s))
+        for pairs, motion in zip(kinds, (s[1:], _state_change(s)), strict=True):
+            pairs[e] = np.stack([_correlation(a, motion), (a.std(0)[:, None] + 1e-12) / (motion.std(0) + 1e-12)])
     if len(kinds[0]) < 5:
         return None
-    return max(kinds, key=lambda pairs: float(np.median([np.abs(p).max(1) for p in pairs.values()])))
+    return max(kinds, key=lambda pairs: float(np.median([np.abs(p[0]).max(1) for p in pairs.values()])))
 
 
 def _with_sign(a: np.ndarray, j: int) -> np.ndarray:

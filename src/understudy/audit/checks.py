@@ -9,6 +9,7 @@ which also work if a data set cannot be opened.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..data import video
 from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
+from ..data.formats.key_map import Doubt
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
@@ -194,6 +196,7 @@ def _late_steps(steps: list[tuple[int, np.ndarray]], typical: float, within: np.
             f"s, where {typical:.3g} s is usual, at episode {e}, step {t}",
             "frames were dropped or late: leave the stretch out, or resample",
             Location(None, e, t, "timestamp"),
+            tuple(dict.fromkeys(episode for episode, _, _ in late)),
         )
     if (spread := float(np.std(within)) / typical) > 0.1:
         yield Finding("timestamps-uneven", "warning", f"timestamps jitter by {spread:.0%} of a step",
@@ -214,13 +217,15 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
         e, t = back[0]
         yield Finding("timestamps-backwards", "error",
                       f"timestamps of {pluralize(len(back), 'episode')} go back, the first at episode {e}, step {t}",
-                      "sort the rows, or split the episode there", Location(None, e, t, "timestamp"))
+                      "sort the rows, or split the episode there", Location(None, e, t, "timestamp"),
+                      tuple(e for e, _ in back))
     between = np.concatenate([step for _, step in steps]) if steps else np.empty(0)
     typical = float(np.median(between)) if len(between) else 0.0
     if typical <= 0:
         if len(between):
             yield Finding("timestamps-backwards", "warning", "most timestamps are equal",
-                          "store the time of each step, or leave the column out", Location(feature="timestamp"))
+                          "store the time of each step from the start of its episode (float32 does not hold the steps "
+                          "of Unix time), or leave the column out", Location(feature="timestamp"))
         return
     if len(rates := _frame_rates(steps)) > 1 and not defined:
         described = " and ".join(f"{1 / step:.3g} Hz in {pluralize(count, 'episode')}" for step, count in rates)
@@ -246,6 +251,7 @@ def check_timestamps(data: Dataset) -> Iterator[Finding]:
             f"timestamps of {pluralize(len(uneven), 'episode')} are uneven, the first at episode {e}, step {t}",
             "in LeRobot they are frame_index / fps: write them so, or fill in the frames that are missing",
             Location(None, e, t, "timestamp"),
+            tuple(e for e, _ in uneven),
         )
         return
     yield from _late_steps(steps, typical, within)
@@ -293,7 +299,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
     labels, best = [], []
     for e, episode in enumerate(data):
         label = episode.metadata.get("success")
-        label = bool(label) if isinstance(label, (bool, np.bool_)) else None
+        label = bool(label) if is_flag(label) else None
         column = bool(np.any(episode.steps["next.success"])) if "next.success" in episode.steps else None
         if None not in (label, column) and label != column and not (label and _is_cut(episode)):
             yield Finding("success-disagrees", "error", f"the metadata success is {label}, the column next.success "
@@ -325,6 +331,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
             f"{len(labels)} are marked as success, with a highest reward of {top:g}",
             "look at them and correct the label",
             Location(episode=mislabeled[0], feature="next.reward"),
+            tuple(mislabeled),
         )
 
 
@@ -332,15 +339,10 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------
 
 
-_DOUBTS_OF_READERS = ("is read as one episode", "videos are not read", "If a clock was set back", "by header stamps, ")
-
-
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        is_doubtful = any(words in text for words in _DOUBTS_OF_READERS)
-        yield Finding("reader", "warning" if is_doubtful else "note", text,
-                      "see the page on formats")
+        yield Finding("reader", "warning" if isinstance(text, Doubt) else "note", text, "see the page on formats")
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:
@@ -434,14 +436,20 @@ def check_duplicates(data: Dataset) -> Iterator[Finding]:
 
 
 def _find_duplicate_episodes(data: Dataset, names: list[str]) -> Iterator[Finding]:
-    first_episodes: dict[bytes, int] = {}
-    twice = []
-    for e, episode in enumerate(data):
+    digests = []
+    for episode in data:
         digest = hashlib.blake2b(digest_size=16)
         for name in names:
             digest.update(np.ascontiguousarray(episode.steps[name]).tobytes())
-        if len(episode) > 1 and first_episodes.setdefault(digest.digest(), e) != e:
-            twice.append((first_episodes[digest.digest()], e))
+        digests.append(digest.digest())
+    # where no numbers are observed, the first pictures tell episodes with equal actions apart
+    cameras = [] if any(role(n) == "observation" for n in names) else camera_names(data[0].features())
+    first_episodes: dict[tuple[bytes, ...], int] = {}
+    twice, counts = [], Counter(digests)
+    for e in np.flatnonzero((data.lengths > 1) & [counts[d] > 1 for d in digests]).tolist():
+        key = (digests[e], *(next(_frames(data, e, name))[1].tobytes() for name in cameras))
+        if first_episodes.setdefault(key, e) != e:
+            twice.append((first_episodes[key], e))
     if names and twice:
         yield Finding(
             "duplicate-episode",
@@ -503,7 +511,8 @@ def check_dtypes(data: Dataset) -> Iterator[Finding]:
                           Location(feature=name))
         if f.kind == "vector" and f.dtype.startswith("float") and role(name) in ("observation", "action") and f.size:
             low, high = _value_range(data, name)
-            if (size := np.nanmax(np.abs([low, high]))) > 1e6:
+            has_values = np.isfinite(low)  # finite ones
+            if (size := np.abs([low[has_values], high[has_values]]).max(initial=0)) > 1e6:
                 yield Finding("range", "warning", f"{name}: values as large as {size:.3g}",
                               "check for a placeholder for missing values, or another unit",
                               Location(feature=name))
@@ -683,7 +692,7 @@ def check_images(data: Dataset) -> Iterator[Finding]:
             yield Finding("image-black", "warning",
                           f"{name}: black frames in {pluralize(len(black), 'episode')}, the first "
                           f"in episode {e}, step {t}", "the camera was off: leave the episode out",
-                          Location(None, e, t, name))
+                          Location(None, e, t, name), tuple(e for e, _ in black))
         yield from stillness.findings()
         yield from sight.findings()
 

@@ -259,7 +259,7 @@ class Condition:
 
 def format_number(value: float | None) -> str:
     """Formats a number with three significant digits."""
-    return "" if value is None else f"{value:.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+    return "" if value is None else f"{value:z.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 @dataclass(frozen=True)

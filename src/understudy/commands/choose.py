@@ -113,11 +113,10 @@ def _header(c: MethodChoice) -> tuple[str, ...]:
 
 def _cells(c: MethodChoice, s: Standing) -> tuple[str, ...]:
     """The row of a candidate, for `_header`."""
-    e = s.estimate
-    value, low, high = (-e.estimate, -e.high, -e.low) if c.metric == "error" else (e.estimate, e.low, e.high)
+    e = c.printed_estimate(s)
     show = (lambda v: f"{v:.1%}") if c.metric == "success" else (lambda v: f"{v:.4g}")
-    limits = "unknown to unknown" if math.isnan(low) else f"{show(low)} to {show(high)}"  # too few values
-    return s.method, show(value), limits, str(s.seeds), f"{s.updates} of {s.full_updates}", f"{s.seconds:.3g} s"
+    limits = "unknown to unknown" if math.isnan(e.low) else f"{show(e.low)} to {show(e.high)}"  # too few values
+    return s.method, show(e.estimate), limits, str(s.seeds), f"{s.updates} of {s.full_updates}", f"{s.seconds:.3g} s"
 
 
 def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str]]) -> None:

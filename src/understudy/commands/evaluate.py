@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import ConfigError, DataError, UserError
+from ..core import ConfigError, DataError, Diverged, UserError, role
 from ..hints import path_text
 from ..user_code import refuse_python_file
 from . import behavior_metrics
@@ -257,6 +257,7 @@ def _refuse_options_of_rollouts(o: EvalOptions) -> None:
 
 
 def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
+    from ..data.operations import Operation
     from ..evaluate import fitted_q
     from ..evaluate.action_prediction import episodes_to_evaluate, evaluate_action_prediction
     from ..execute.wrappers import ResidualWrapper
@@ -270,6 +271,8 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
     assert o.target is not None
     data = open_data(Path(o.target), next(iter(policy.image_sizes.values()), None), decode=bool(policy.image_sizes),
                      columns=o.columns, run=o.run)
+    if role(policy.config.target) == "action" and any(isinstance(part, Operation) for part in method.transforms):
+        data = _with_recorded_actions(data)
     episodes, origin = episodes_to_evaluate(read_provenance(o.run), data, earlier_provenances(o.run))
     recorded = data
     if isinstance(method.wrapper, ResidualWrapper):
@@ -311,6 +314,22 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
                     "fitted_q": None if value is None else value.to_json()})
 
 
+def _with_recorded_actions(data: Dataset) -> Dataset:
+    """The episodes whose actions were all recorded. What a method puts in place of others is no action to compare with.
+    """
+    from ..data.missing_actions import NoActions, has_action
+
+    kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]
+    place = data.metadata.get("path", "data set")
+    if len(data) and not kept:
+        raise NoActions("no episode has all of its actions, so that there is nothing to compare with", where=place,
+                        hint="let the policy act: understudy eval RUN ENV")
+    if len(kept) < len(data):
+        print(f"{place}: {len(data) - len(kept)} of {len(data)} episodes lack actions. They are left out, and the "
+              "others are numbered without them", file=sys.stderr)
+    return data if len(kept) == len(data) else data.select(kept)
+
+
 def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: Sequence[int],
                   origin: Origin) -> PolicyValue:
     """The value of the policy by fitted Q evaluation, on all episodes."""
@@ -323,9 +342,7 @@ def _fitted_value(o: EvalOptions, trained: TrainedRun, data: Dataset, episodes: 
         with progress_bar("fitted Q evaluation", o.updates) as progress:
             return evaluate_fitted_q(trained, data, FittedQ(steps=o.updates, discount=discount), o.seed, n_trained_on,
                                      [lambda step, learner, metrics: progress(step)])
-    except UserError as error:
-        if not str(error.where).startswith("update "):
-            raise
+    except Diverged as error:
         raise UserError(f"{error.problem}, at {error.where}", where="--fitted-q",
                         hint="take fewer --updates, or a lower --discount") from None
 

@@ -451,6 +451,8 @@ def _announce(o: TrainOptions, training: _Training, has_score: bool) -> Progress
 
 def _print_result(o: TrainOptions, training: _Training, env: Env | None, device: str, out: Output) -> None:
     """Prints where the run is, its measurements, and what to do next."""
+    from ..data.missing_actions import has_action
+    from ..data.mixture import DATASET_INDEX
     from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
 
@@ -465,8 +467,9 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     out.suggest(
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
-        *([] if training.stream is not None or "action" not in data.features() else
-          [command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]),
+        *([command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]
+          if training.stream is None and any(
+              not episode.metadata.get(DATASET_INDEX) and has_action(episode).all() for episode in data) else ()),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
         command_line("plot", o.out),

@@ -256,7 +256,7 @@ class Merge(Operation):
         for key in ("fps", "robot_type"):
             distinct_values = {d.metadata.get(key) for d in every}
             metadata[key] = distinct_values.pop() if len(distinct_values) == 1 else None
-        metadata["warnings"] = [f"{d.metadata.get('path', 'data set')}: {w}" for d in every
+        metadata["warnings"] = [type(w)(f"{d.metadata.get('path', 'data set')}: {w}") for d in every
                                 for w in d.metadata.get("warnings", ())]
         return Dataset(joined, metadata)
 

@@ -21,7 +21,7 @@ from .base import RunFinding
 Episodes = Sequence[tuple[np.ndarray, np.ndarray]]  # states (n + 1, D) and actions (n, A) of each
 
 LAGS = range(-2, 5)  # steps from an action to the motion that it explains
-DELAYS = range(-2, 9)  # steps that the motion in new episodes may be later than in the data
+DELAYS = range(-2, 21)  # steps that the motion in new episodes may be later than in the data
 DRIVEN = 0.2  # largest unexplained fraction of the change of a driven component
 CLEAR = 0.5  # factor by which another lag or order has to reduce what is unexplained
 EXACT = 0.01  # of the usual change: a smaller error of its prediction leaves nothing to explain
@@ -70,12 +70,18 @@ class MotionModel:
 
 @dataclass(frozen=True)
 class _Effect:
-    """What a component of the action does in new episodes, see `_compare_effect`. Error: as that of `MotionModel`."""
+    """What a component of the action does in new episodes, see `_compare_effect`.
+
+    Attributes:
+        error: As that of `MotionModel`.
+        moved_by: The component of the action that moves what this one moves in the data.
+    """
 
     gain: float
     offset: float
     convention: float
     error: float
+    moved_by: int
 
 
 def fit_motion(episodes: Episodes) -> MotionModel | None:
@@ -249,7 +255,7 @@ def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray,
     executed = (open_change - actions @ weights_of_actions) / effect + actions[:, i]
     if (constant := _constant_difference(executed / spread, actions[:, i] / spread)) is not None:
         missed = np.abs(effect * (executed - actions[:, i] - spread * constant))
-        return _Effect(1.0, constant, 0.0, float(np.median(missed) / model.change_std[d]))
+        return _Effect(1.0, constant, 0.0, float(np.median(missed) / model.change_std[d]), i)
     place = actions - model.action_mean
     position = states[:, d] - model.state_mean[d]
     columns = np.column_stack([np.ones(len(place)), place, position])
@@ -257,7 +263,11 @@ def _compare_effect(model: MotionModel, i: int, d: int, open_change: np.ndarray,
     gain, extra = weights[1 + i] / effect, weights[-1] / effect
     convention = float(extra) if abs(extra) > 4 * errors[-1] / abs(effect) else 0.0
     missed = np.abs(open_change - columns @ weights)
-    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / model.change_std[d]))
+    more = np.abs(weights[1:-1] - weights_of_actions) / np.abs(effect)  # what each component does beyond the data
+    more[i] = abs(gain)
+    other = int(np.argmax(more))
+    return _Effect(float(gain), 0.0, convention, float(np.median(missed) / model.change_std[d]),
+                   other if more[other] > GAINS[0] / 2 else i)
 
 
 def _constant_difference(executed: np.ndarray, actions: np.ndarray) -> float | None:
@@ -301,6 +311,8 @@ def _gain_findings(effects: dict[int, _Effect], model: MotionModel, names: Seque
             f"{format_list(names[k] for k in related)})", extra, (-CONVENTION, CONVENTION),
             "use the same convention in the data and where the policy acts", ("replay", "DATA", "ENV"),
             Location(feature="action"))
+    elif changed and (moved_by := {i: effects[i].moved_by for i in changed if effects[i].moved_by != i}):
+        yield _order_finding(model, moved_by, "as a model of the new motion says", names, state_names)
     elif changed:
         yield _scale_finding(gains, changed, names)
     else:
@@ -323,7 +335,8 @@ def _scale_finding(gains: dict[int, float], changed: list[int], names: Sequence[
         return RunFinding(
             "action-scale", "fault", f"an action hardly moves what it moves in the data "
             f"({format_list(names[k] for k in changed)}): {gains[i]:.2g} times as far", gains[i], GAINS,
-            "check that the joint moves at all, and that actions and observations have the order of the data",
+            "check that the joint moves at all, that actions and observations have the order of the data, and that the "
+            f"motion is not more than {DELAYS[-1]} steps late: longer delays are not tried",
             ("replay", "DATA", "ENV"), Location(feature=names[i]))
     text = f"an action has {gains[i]:.3g} times the effect that it has in the data"
     return RunFinding(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
+import scipy
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
@@ -17,6 +18,7 @@ from ..hints import nearest_names, unit_hint
 from .base import RunFinding
 
 SPREAD = (1 / 3, 3.0)  # spread of the first observations, as a multiple of that in the data
+CHANCE = 1e-3  # largest p-value of equal spreads for which another spread counts
 SHIFT = 1.0  # standard deviations of the data between the mean first observations
 VARIES = 0.05  # of the spread over all steps: components with a smaller spread at the start begin alike
 RESTING = 10.0  # size of a single observation, as a multiple of those in the data
@@ -126,7 +128,8 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
     total = np.concatenate(recorded).std(0)
     mean, spread = first.mean(0), first.std(0)
     shift, own_spread = begins.mean(0) - mean, begins.std(0)
-    noise = np.sqrt(spread**2 / len(first) + own_spread**2 / len(begins))
+    noise = np.maximum(spread, own_spread) * np.sqrt(1 / len(first) + 1 / len(begins))  # the spread of few is unsure
+    chance = _chance_of_spread(own_spread, len(begins), spread, len(first))
     constant = _constant(recorded, observed)
     size = float(np.sqrt(np.mean(begins**2) / max(np.mean(np.concatenate(recorded)**2), 1e-18)))
     if len(begins) == 1 and size > RESTING:  # a robot that rests anywhere
@@ -143,6 +146,7 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
         unit, location = unit_of_ratio(ratio), Location(feature=f"{name}[{parts[d]}]")
         scaled = (abs(mean[d] + shift[d] - ratio * mean[d]) < 2 * own_spread[d] if varies  # the mean too
                   else abs(shift[d]) > 3 * total[d])
+        scaled &= not varies or chance[d] < CHANCE
         if not SPREAD[0] <= abs(ratio) <= SPREAD[1] and own_spread[d] > 0 and scaled:
             yield RunFinding(
                 "observation-units", "fault", f"{location}: the first observations are {abs(ratio):.3g} times as "
@@ -166,6 +170,15 @@ def check_starts(name: str, parts: Sequence[str], recorded: Sequence[np.ndarray]
             "constant-sensor", "fault", f"{format_list(f'{name}[{parts[k]}]' for k in np.flatnonzero(constant))} never "
             "changes, and moves in the recorded episodes: the sensor hangs, or is not connected", 0, (MOVES, 1),
             "look at the sensor and at what reads it", ("inspect", "DATA"), location)
+
+
+def _chance_of_spread(own: np.ndarray, n_own: int, usual: np.ndarray, n_usual: int) -> np.ndarray:
+    """p-values of equal spreads of two normal samples (F test), (D,). 1 for fewer than two values."""
+    if min(n_own, n_usual) < 2:
+        return np.ones(len(own))
+    ratio = own**2 * n_own / (n_own - 1) / np.maximum(usual**2 * n_usual / (n_usual - 1), 1e-18)
+    below = scipy.stats.f.cdf(ratio, n_own - 1, n_usual - 1)
+    return 2 * np.minimum(below, 1 - below)
 
 
 def _constant(recorded: Sequence[np.ndarray], observed: Sequence[np.ndarray]) -> np.ndarray:

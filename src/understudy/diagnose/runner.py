@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..audit.base import component_names
 from ..core import Feature, Schema, Unsupported, role
 from ..data.episode import Dataset, concat_columns
 from ..data.formats.column_names import format_list
+from ..data.missing_actions import NoActions, has_action
 from ..data.video import resize
 from ..envs.base import Env
 from ..evaluate.action_prediction import ActionPrediction, evaluate_action_prediction
@@ -31,6 +33,7 @@ from .base import RunDiagnosis, RunFinding, sort_findings
 EPISODES = 60  # trained episodes whose actions are predicted
 STARTS = 400  # recorded episodes that are compared with new ones
 PROBES = 10  # episodes that repeat recorded actions
+REPEATED = 100  # episodes whose actions these may repeat
 CLIPPED = 0.8  # unexplained motion with clipped actions, as a fraction of that with the actions as they are
 THUMBNAIL = 24  # pixels a side of the images that are compared
 
@@ -87,8 +90,9 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
     """
     policy_episodes = Dataset([]) if actor is None else rollout(actor, env, episodes, tuning_seed(seed))
     probes, feature = None, env.features["action"]
-    if data is not None and data.features()["action"].shape == feature.shape and feature.kind == "vector":
-        probes = rollout(RecordedActions.of(data), env, PROBES, tuning_seed(seed), first=episodes)
+    if data is not None and data.features()["action"].shape == feature.shape and feature.kind == "vector" and (
+            whole := list(islice((i for i, e in enumerate(data) if has_action(e).all()), REPEATED))):
+        probes = rollout(RecordedActions.of(data.select(whole)), env, PROBES, tuning_seed(seed), first=episodes)
     return Observed(env.features, env.metadata, policy_episodes, probes)
 
 
@@ -105,9 +109,9 @@ class RecordedActions(Actor):
     starts: torch.Tensor
 
     @staticmethod
-    def of(data: Dataset, most: int = 100) -> RecordedActions:
-        """Repeats the actions of the first `most` episodes."""
-        columns = [np.asarray(e.steps["action"], np.float32)[:len(e)] for e in data.select(range(min(len(data), most)))]
+    def of(data: Dataset) -> RecordedActions:
+        """Repeats the actions of all episodes."""
+        columns = [np.asarray(e.steps["action"], np.float32)[:len(e)] for e in data]
         ends = np.cumsum([len(c) for c in columns])
         return RecordedActions(torch.from_numpy(np.concatenate(columns)), torch.from_numpy(np.r_[0, ends[:-1]]))
 
@@ -137,7 +141,7 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
         try:
             findings += _data_findings(trained, recorded)
             checked += ["fit", "statistics", "recorded actions", "deployed actor"]
-        except Unsupported as error:  # no recorded action is one of this policy
+        except (Unsupported, NoActions) as error:  # no recorded action is one of this policy
             unchecked.append(f"fit, statistics and actions: {error.problem}")
     if observed is None:
         unchecked.append("cameras, units, latency, limits and starts: no --env and no --robot is named")
@@ -156,9 +160,14 @@ def diagnose(trained: TrainedRun, curves: TrainingCurves, step: int | None, reco
 
 def _data_findings(trained: TrainedRun, recorded: Recorded) -> Iterator[RunFinding]:
     policy, method, data = trained.policy, trained.method, recorded.data
-    sampled = recorded.trained[::max(1, len(recorded.trained) // EPISODES)]
+    acting, held_out_acting = (
+        [i for i in numbers if role(policy.config.target) != "action" or has_action(data[i]).all()]
+        for numbers in (recorded.trained, recorded.held_out))  # not what stands in for actions
+    if not acting:
+        raise NoActions("no episode has all of its actions", hint="record some episodes with actions")
+    sampled = acting[::max(1, len(acting) // EPISODES)]
     learned = training_data(data.select(sampled), method)
-    held_out = training_data(data.select(recorded.held_out), method) if recorded.held_out else None
+    held_out = training_data(data.select(held_out_acting), method) if held_out_acting else None
     errors = [_prediction(trained, part) for part in (learned, held_out) if part is not None and len(part)]
     if errors and not isinstance(method.wrapper, ResidualWrapper):  # whose base leaves little to correct, or nothing
         is_cloning = isinstance(method.learner, BehaviorCloning)

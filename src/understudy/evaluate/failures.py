@@ -153,7 +153,7 @@ def _describe_end(failures, won, env, view: TrajectoryScaling) -> str:
         ends = np.array([planar_points(e, plane["path"])[-1] for e in failures])
         x, y = np.median(ends, 0).round(2)
         spread = np.median(np.linalg.norm(ends - (x, y), axis=1)) / (plane["x"][1] - plane["x"][0])
-        text = f"ends near x {x + 0.0:.2f}, y {y + 0.0:.2f}" if spread < 0.1 else "ends here and there"
+        text = f"ends near x {x:z.2f}, y {y:z.2f}" if spread < 0.1 else "ends here and there"
         for s in plane["shapes"]:
             if s["kind"] == "circle" and s["role"] != "start":
                 is_inside = np.linalg.norm(ends - s["at"], axis=1) < 1.1 * s["radius"]

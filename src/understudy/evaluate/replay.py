@@ -177,7 +177,12 @@ def recorded_actions(episode: Episode, number: int) -> torch.Tensor:
         raise UserError(f"there is no column 'action', only {', '.join(sorted(episode.steps))}",
                         where=f"episode {number}",
                         hint="rename the column: understudy view make DATA --out VIEW --rename OLD=action")
-    return torch.from_numpy(np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1))
+    actions = np.array(episode.steps["action"][:len(episode)]).reshape(len(episode), -1)
+    if len(bad := np.flatnonzero(~np.isfinite(actions).all(1))):
+        raise UserError(f"the action was not recorded: {actions[bad[0]]}", where=f"episode {number}, step {bad[0]}",
+                        hint="replay another one (--episode), or a view without it: "
+                             + command_line("view", "make", "DATA", "--out", "VIEW", "--delete", number))
+    return torch.from_numpy(actions)
 
 
 def _replay_actions(data, env, numbers, tolerance) -> Iterator[ReplayedEpisode]:

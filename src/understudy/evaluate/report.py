@@ -690,4 +690,4 @@ def _format_cell(value) -> str:
         return f"{_format_cell(value.estimate)}{ends}"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else "–"
+    return f"{value:z.3g}".replace("-", "−") if math.isfinite(value) else "–"

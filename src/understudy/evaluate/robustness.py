@@ -95,7 +95,8 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
 
     In each of 2,000 bootstrap draws of the starts, with all severities together, the half is crossed between two
     neighboring tested severities. `low` and `high` are quantiles of the lower and of the upper one. The interval is
-    therefore never narrower than the distance between two tested severities.
+    therefore never narrower than the distance between two tested severities. With fewer than six episodes (at a level
+    of 0.95) it excludes nothing.
 
     Args:
         severities: L severities that rise from 0.
@@ -107,6 +108,8 @@ def half_success_level(severities: Sequence[float], values: np.ndarray, level: f
     at, _, _ = _half_crossing(tried, x.mean(1))
     if math.isnan(at):
         return HalfSuccessLevel(math.nan, math.nan, math.nan, float(tried[-1]), level)
+    if stats.are_too_few(x.shape[1], level):  # draws of one start are all equal
+        return HalfSuccessLevel(at, 0.0, math.inf, float(tried[-1]), level)
     rng = np.random.default_rng(0)
     weights = rng.multinomial(x.shape[1], np.full(x.shape[1], 1 / x.shape[1]), N_BOOTSTRAP) / x.shape[1]
     ends = np.array([_half_crossing(tried, mean)[1:] for mean in weights @ x.T])

@@ -32,7 +32,7 @@ class Interval:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def __neg__(self) -> Interval:
-        return Interval(-self.estimate, -self.high, -self.low, self.level)
+        return Interval(0.0 - self.estimate, 0.0 - self.high, 0.0 - self.low, self.level)  # no negative zero
 
 
 # -- one checkpoint -----------------------------------------------------------------------------------------------
@@ -156,6 +156,11 @@ def mcnemar(b: int, c: int) -> float:
     return float(scipy.stats.binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
+def are_too_few(n: int, level: float = LEVEL) -> bool:
+    """Whether all of n values lie on one side of the median too often for an interval between them."""
+    return n < 2 or 2.0 ** (1 - n) > 1 - level
+
+
 def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
                    weights: Sequence[float] | np.ndarray | None = None) -> Interval:
     """Interval of a mean of any distribution: bias-corrected and accelerated bootstrap, with its level adjusted for few
@@ -180,12 +185,10 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, level: float = LEVEL,
     x = np.asarray(values, float)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, float)
     centre = float(np.average(x, weights=w)) if len(x) else math.nan
-    if len(x) < 2 or not np.isfinite(x).all():
+    if are_too_few(len(x), level) or not np.isfinite(x).all():
         return Interval(centre, math.nan, math.nan, level)
     if x.min() == x.max():  # all draws would be equal
         return Interval(float(x[0]), float(x[0]), float(x[0]), level)
-    if 2.0 ** (1 - len(x)) > 1 - level:
-        return Interval(centre, math.nan, math.nan, level)
     quantile = scipy.stats.t.isf((1 - level) / 2, len(x) - 1)
     wider = 1 - 2 * scipy.stats.norm.sf(math.sqrt(len(x) / (len(x) - 1)) * quantile)
     limits = scipy.stats.bootstrap((x, w), lambda x, w, axis: (x * w).sum(axis) / w.sum(axis), paired=True,
@@ -231,12 +234,8 @@ def two_level_rate(
     if kind == "real" or kind == "bounded" and x.min() == x.max():
         half = float(scipy.stats.t.isf((1 - level) / 2, len(x) - 1)) * math.sqrt(variance)
         return Interval(mean, mean - half, mean + half, level)
-    if kind == "bounded":
-        n = mean * (1 - mean) / variance
-    elif 0 < mean < 1 and variance > 0:
-        n = min(mean * (1 - mean) / variance, x.size)
-    else:
-        n = x.shape[1]
+    n = mean * (1 - mean) / variance if 0 < mean < 1 and variance > 0 else x.shape[1]
+    n = min(n, x.size) if kind == "rate" else n
     n *= _tail_adjustment(len(x), level)
     interval = clopper_pearson(mean * n, n, level)
     return Interval(mean, interval.low, interval.high, level)

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import CheckpointModule, load_tensors
-from ..core import Batch, UserError, keys
+from ..core import Batch, Diverged, UserError, keys
 from ..data.episode import Dataset
 from ..nets.ema import EMA, ConstantDecay, EMADecay
 from ..policy import Policy
@@ -199,7 +199,7 @@ class GradientLearner(Learner):
                 their weights: the loss is `mean(weight * loss)`.
 
         Raises:
-            UserError: The loss or the gradient is not finite. No weight has changed then.
+            Diverged: The loss or the gradient is not finite. No weight has changed then.
         """
         network, P = self._networks[name], self.processes
         optimizer = network.optimizer
@@ -377,9 +377,9 @@ class GradientLearner(Learner):
                 optimizer.zero_grad()
                 self._metrics, self._n_calls = {}, 0
                 of_network = "" if name == "policy" else f" of {name!r}"
-                raise UserError(f"the {kind}{of_network} is {value}", where=f"update {self.n_updates + 1}",
-                                hint="lower the learning rate (--learner.optimizer.lr), clip harder, or look for odd "
-                                     "values in the data (understudy inspect)")
+                raise Diverged(f"the {kind}{of_network} is {value}", where=f"update {self.n_updates + 1}",
+                               hint="lower the learning rate (--learner.optimizer.lr), clip harder, or look for odd "
+                                    "values in the data (understudy inspect)")
 
     def _record(self, name: str, **values: float) -> None:
         for kind, value in values.items():

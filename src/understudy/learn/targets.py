@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import Batch, DataError, DataWarning, UserError, role
+from ..core import Batch, DataError, DataWarning, Diverged, role
 from ..data.episode import Dataset
 from ..data.formats import check_finite
 from ..data.window import TERMINATED
@@ -180,7 +180,7 @@ class ReturnBound:
         self.largest_reward, self.bonus = 0.0, bonus
 
     def check(self, score: float, batch: Batch, update: int) -> None:
-        """Raises UserError if a mean score is more than ten times the largest possible return."""
+        """Raises Diverged if a mean score is more than ten times the largest possible return."""
         self.largest_reward = max(self.largest_reward, batch.extra[REWARD].float().abs().max().item())
         bound = self.n_steps * (self.largest_reward + self.bonus)
         if abs(score) >= _UNTRAINED:
@@ -194,7 +194,7 @@ def check_bounded(value: float, bound: float, update: int, *, name: str = "the s
                   reason: str = "no return can exceed",
                   hint: str = "normalize the critic (--learner.critic.layer-norm True), or lower --learner.discount or "
                               "--learner.optimizer.lr") -> None:
-    """Raises UserError if a mean is more than ten times what it can be. It diverges then.
+    """Raises Diverged if a mean is more than ten times what it can be. It diverges then.
 
     Args:
         value: The mean.
@@ -204,5 +204,5 @@ def check_bounded(value: float, bound: float, update: int, *, name: str = "the s
         hint: The settings to change.
     """
     if abs(value) > 10 * bound > 0:
-        raise UserError(f"{name} diverge: their mean is {value:.3g}, but {reason} {bound:.3g}",
-                        where=f"update {update}", hint=hint)
+        raise Diverged(f"{name} diverge: their mean is {value:.3g}, but {reason} {bound:.3g}",
+                       where=f"update {update}", hint=hint)

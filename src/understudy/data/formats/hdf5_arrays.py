@@ -20,7 +20,7 @@ from ..sources import ChunkedSource
 from . import hdf5
 from .column_names import number_sort_key
 from .episode_table import boundary_hint, check_lengths, cut_source, cut_table, unknown_boundary
-from .key_map import KeyMap, common_arrays, metadata
+from .key_map import Doubt, KeyMap, common_arrays, metadata
 
 KEYS = KeyMap({"observations": "observation.state", "actions": "action", "rewards": "next.reward"})
 _LEVELS = 3  # levels of groups at which episodes are looked for
@@ -53,7 +53,8 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
             return Dataset(source)
         data = cut_table(source, path)
         hint = boundary_hint(source.lists, int(source.lengths[0])) if len(data) == 1 else ""
-        warnings = [*data.metadata["warnings"], *([f"the file is read as one episode, but {hint}"] if hint else [])]
+        doubts = [Doubt(f"the file is read as one episode, but {hint}")] if hint else []
+        warnings = [*data.metadata["warnings"], *doubts]
         return Dataset(data.source, {**data.metadata, "warnings": warnings})
     if len(source) > 1:
         raise UserError(f"there are {len(source)} episodes already, each in a group or file of its own", where=path,

@@ -132,6 +132,10 @@ def describe_kind(alike: Any) -> str:
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
 
 
+class Doubt(str):
+    """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
+
+
 def metadata(kind: str, path: Path, warnings: list[str], version: str = "", fps: Any = None,
              robot_type: Any = None) -> dict[str, Any]:
     """Return the metadata of a data set, for `Dataset.metadata`.

@@ -465,7 +465,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     out.suggest(
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
-        *([] if training.stream is not None or "action" not in data.features() else
+        *([] if o.data is None or training.stream is not None or "action" not in data.features() else
           [command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from fixtures.cli import refused
 
+from understudy.commands.common import command_line
+from understudy.commands.diagnose import DiagnoseOptions, _command
 from understudy.data.formats import open_dataset
-from understudy.diagnose.base import LEVELS, ORDER
+from understudy.diagnose.base import LEVELS, ORDER, RunFinding
 
 FAULTY = '''
 from dataclasses import replace
@@ -69,6 +71,14 @@ def test_a_hardly_trained_run_is_named_in_text_and_json(place, call):
     status, out, _ = call("diagnose", place / "a")
     assert status == 0 and "fault  underfit  (" in out and "-> train for more updates" in out
     assert "not checked: cameras, units, latency, limits and starts: no --env and no --robot is named" in out
+
+
+@pytest.mark.parametrize("named", ["", "best", "last"])
+def test_another_checkpoint_is_one_of_the_same_run(place, named):
+    """RUN/best/checkpoints/... is nowhere."""
+    finding = RunFinding("wrong-checkpoint", "note", "", 1.1, (1, 1.5), "", ("eval", "RUN/checkpoints/000060", "ENV"))
+    command = _command(DiagnoseOptions(run=place / "a" / named), finding)
+    assert command == command_line("eval", place / "a" / "checkpoints" / "000060", "fork")
 
 
 def test_a_server_is_no_run(place, call):

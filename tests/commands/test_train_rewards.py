@@ -38,6 +38,7 @@ def test_the_command_changes_stored_and_collected_rewards(tmp_path):
     status, text = call("train", "sac", "--env", "particle", "--out", out, "--random-steps", "20", "--device", "cpu",
                         "--method.n-rounds", "1", "--method.n-steps", "12", "--learner.batch-size", "8", *OPTIONS)
     assert status == 0, text
+    assert "understudy eval" in text and f"eval {out} {out}" not in text, "random actions are nothing to predict"
     method = Method.load(out)
     assert method.transforms[-1] == ScaledReward(2.0, -0.5, -0.4, 1.0)
     first = open_dataset(out / "random" / "episodes.npz")

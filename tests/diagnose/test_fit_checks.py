@@ -1,6 +1,7 @@
 """Fit, checkpoint, statistics and trials, with constructed numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,8 +41,8 @@ def test_the_data_of_others_are_not_those_that_it_was_trained_on():
 
 def curves(values):
     found = {} if not values else {HELD_OUT_ERROR: Curve(tuple(100 * (i + 1) for i in range(len(values))), values)}
-    return TrainingCurves("run", found, 100 * len(values), 100 * (1 + int(np.argmin(values))) if values else None, 1.0,
-                          "")
+    best = 100 * (1 + int(np.argmin(values))) if values else None
+    return TrainingCurves(Path("run"), found, 100 * len(values), best, 1.0, "")
 
 
 def test_checkpoint():
@@ -49,6 +50,8 @@ def test_checkpoint():
     finding, = fit_checks.check_checkpoint(curves((2.0, 1.0, 1.8)), 300)
     assert (finding.code, finding.level, finding.value) == ("wrong-checkpoint", "fault", pytest.approx(1.8))
     assert finding.command[1] == "RUN/best"
+    scored, = fit_checks.check_checkpoint(replace(curves((2.0, 1.0, 1.8)), best=300), 300)  # update 200 was not kept
+    assert scored.command == ("plot", "RUN") and "not kept" in scored.remedy
     assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0, 1.2)), 300)) == [("wrong-checkpoint", "note")]
     assert codes(fit_checks.check_checkpoint(curves((2.0, 1.0)), 20)) == [("wrong-checkpoint", "fault")]
     assert codes(fit_checks.check_checkpoint(curves(()), 20)) == [("no-held-out", "note")]

@@ -68,6 +68,10 @@ def test_beside_says_what_is_missing(shaky):
     (ways,) = (line for line in alone.describe() if line.startswith("Ways"))
     assert ways.startswith(f"Ways of the {n_successes} successes (2 ways, by the environment): ")
     assert "over the successes of all starts" in ways
+    unjudged = shaky.map(lambda e: Episode({k: v for k, v in e.steps.items() if k != "next.success"},
+                                           {k: v for k, v in e.metadata.items() if k != "success"}))
+    (ways,) = (line for line in measure_behavior(unjudged, Fork()).describe() if line.startswith("Ways"))
+    assert " episodes (2 ways, " in ways and "successes" not in ways
     assert alone.modes.demonstrations is None and alone.discriminator_accuracy is None
     assert any("--demonstrations" in w for w in alone.missing) and any("--repeats" in w for w in alone.missing)
     strange = Dataset([Episode({"observation.joints": np.random.default_rng(0).normal(size=(9, 4)),

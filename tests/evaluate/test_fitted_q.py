@@ -114,7 +114,15 @@ def test_returns_of_episodes_that_were_cut_off_are_not_compared(place):
 def test_a_few_updates_settle_nothing(place):
     """Values approach their limit by (1 - 0.95) (1 - 0.9) of the distance in each update, of which 2 are a tenth."""
     value = evaluate_fitted_q(TrainedRun.load(place / "run"), open_dataset(place / "data"), SMALL)
-    assert value.remaining == pytest.approx(value.last_change / (np.exp(2 * 0.005) - 1)) and value.last_change
+    by_tenth, by_all = value.last_change / (np.exp(2 * 0.005) - 1), value.value.estimate / (np.exp(20 * 0.005) - 1)
+    assert value.last_change and value.remaining == pytest.approx(max(by_tenth, by_all, key=abs))
+
+
+def test_a_critic_that_has_hardly_begun_is_not_settled(place):
+    """At first the estimate stays near 0, so that its last change says nothing of what is to come."""
+    trained, data = TrainedRun.load(place / "run"), open_dataset(place / "data")
+    value = evaluate_fitted_q(trained, data, replace(SMALL, discount=0.999))
+    assert abs(value.remaining) >= abs(value.value.estimate) * 99 and not value.is_settled
 
 
 def test_an_estimate_that_still_changes_is_told():

@@ -106,6 +106,12 @@ def test_success_bars_are_as_long_as_the_estimates():
     assert EVIL not in figure.svg
 
 
+def test_the_labels_of_a_difference_are_not_cut_off():
+    root = svg(plots.differences([("mine minus theirs", 0.6, 0.3, 0.9, True)]))
+    labels = {t.text: (float(t.get("x")), t.get("text-anchor")) for t in of(root, "text", **{"class": "soft"})}
+    assert labels["+100"][1] == "end" and labels["+100"][0] <= plots.WIDTH and min(labels.values())[1] != "middle"
+
+
 def test_a_difference_is_drawn_on_its_side_of_none():
     for b, c, side in ((8, 1, 1), (1, 8, -1)):
         i = tango(b, c, 20)

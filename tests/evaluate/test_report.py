@@ -168,3 +168,8 @@ def test_the_report_on_recorded_episodes_says_what_it_is_not(tmp_path):
     assert page_.seen.count("svg") == 5 and EVIL in page_.text
     certain = replace(prediction, samples=1, coverage=None, expected_coverage=None, uncertain_steps=())
     assert "cannot say where it is unsure" in checked(write_prediction_report(certain, tmp_path / "c.html")).text
+
+
+def test_large_numbers_of_a_table_are_written_out():
+    table = Table(("", "return"), (("a", -1559.4), ("b", 12.345), ("c", float("nan")), ("d", 2.5e7)))
+    assert {"−1,559", "12.3", "–", "2.5e+07"} <= set(re.findall(r">([^<>]+)</td>", table.html()))

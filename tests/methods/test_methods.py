@@ -358,10 +358,10 @@ WITHOUT = {
     "prior data: the robot moves away from the start of each demonstration": (STATES, "there is no field 'data"),
     "actions that are velocities of an observed pose": (STATES, "there is no field 'data"),  # cannot be seen
     "an environment": ({**STATES, **IMAGES}, "no environment to collect them in"),
-    "an environment that can be put into demonstrated states": (STATES, "no environment to collect them in"),
-    needs.AN_ENVIRONMENT_FOR_ROUNDS: (STATES, "no environment to collect them in"),
-    "an environment with an expert, or a person": (STATES, "no environment to collect them in"),
-    "an environment that tells success": (STATES, "no environment to collect them in"),
+    **dict.fromkeys((
+        needs.AN_ENVIRONMENT_FOR_ROUNDS, "an environment with an expert, or a person", "an environment that tells "
+        "success", "an environment that can be put into demonstrated states",
+    ), (STATES, "no environment to collect them in")),
     needs.OTHER_EPISODES: (STATES, "all 3 episodes are demonstrations"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     needs.SOME_ACTIONS: ({k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),

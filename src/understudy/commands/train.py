@@ -468,7 +468,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]
-          if training.stream is None and any(
+          if o.data is not None and training.stream is None and any(
               not episode.metadata.get(DATASET_INDEX) and has_action(episode).all() for episode in data) else ()),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),

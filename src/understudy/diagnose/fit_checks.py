@@ -94,7 +94,10 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
         return
     least = min(held_out.values)
     best = held_out.steps[held_out.values.index(least)]
-    take = ("take the checkpoint with the least error", ("eval", f"RUN/{_checkpoint_name(curves, best)}", "ENV"))
+    place = _checkpoint_name(curves, best)
+    is_kept = place in ("best", "last") or (curves.folder / place).exists()
+    take = (("take the checkpoint with the least error", ("eval", f"RUN/{place}", "ENV")) if is_kept else
+            ("that checkpoint was not kept: look at the curves, and train again for fewer updates", ("plot", "RUN")))
     if step < held_out.steps[0]:
         yield RunFinding("wrong-checkpoint", "fault", f"the checkpoint after {step} updates is from before the first "
                          f"validation, and the error on held-out episodes is least after {best}", step,

@@ -129,7 +129,8 @@ class BehaviorMetrics:
             out.append("Smoothness, jerk and distances: each component is divided by its standard deviation over "
                        f"{data}. With other demonstrations, or with none, the figures differ.")
         if (m := self.modes) is not None:
-            out.append(_describe_modes(m))
+            succeeded = any(x.key == "time_to_success" for x in self.metrics) or not any(m.counts.values())
+            out.append(_describe_modes(m, "successes" if succeeded else "episodes"))
         if (t := self.discriminator_accuracy) is not None:
             out.append(
                 f"A classifier tells its motion from demonstrations in {_format_percent(t)} of cases (chance: 50%)."
@@ -274,13 +275,13 @@ def _behavior_modes(episodes, demonstrations, repeated, env, view, level) -> Beh
                          len(repeated) // starts if starts else 0)
 
 
-def _describe_modes(m: BehaviorModes) -> str:
+def _describe_modes(m: BehaviorModes, of: str) -> str:
     def tally(counts):
         return ", ".join(f"{n} {w}" for w, n in counts.items()) or "none"
-    text = f"Ways of the {sum(m.counts.values())} successes ({m.n_modes} ways, by {m.source}): {tally(m.counts)}"
+    text = f"Ways of the {sum(m.counts.values())} {of} ({m.n_modes} ways, by {m.source}): {tally(m.counts)}"
     if m.demonstrations is not None:
         text += f"; demonstrations {tally(m.demonstrations)}"
-    text += (f". Behavior entropy {m.entropy:.2f} over the successes of all starts" if math.isfinite(m.entropy) else
+    text += (f". Behavior entropy {m.entropy:.2f} over the {of} of all starts" if math.isfinite(m.entropy) else
              ". No behavior entropy: nothing succeeded")
     if m.conditional_entropy is not None:
         p = m.conditional_entropy

@@ -310,7 +310,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
                  f"{stats.seeds_caveat(len(runs))}")
         done = "succeeds in" if what == "success" else "has"
         return (f"{capitalize_name(names[0])} {done} {_success_counts(runs, what)} in {runs[0].env}.",
-                f"{show(r.estimate)}, {_format_interval(r, show)}.", scope)
+                f"{f'{show(r.estimate)}, ' if what == 'success' else ''}{_format_interval(r, show)}.", scope)
     p = compare(runs, others[0])
     what = p.metric
     order = -1 if p.better == "second" else 1

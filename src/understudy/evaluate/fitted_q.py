@@ -34,7 +34,8 @@ class PolicyValue:
         last_change: Change of the estimate in the last tenth of the updates.
         n_cut: Number of episodes that were cut off where what follows counts at least 1 %. `value` has what would have
             followed, and `recorded` does not.
-        remaining: Change that is still to come if the estimate approaches its limit at the rate of the target critics.
+        remaining: Change that is still to come if the estimate approaches its limit at the rate of the target critics:
+            the larger of what the last tenth of the updates and all of them since 0 say.
     """
 
     value: Interval
@@ -62,8 +63,8 @@ class PolicyValue:
             text += (f" {self.n_cut} of the episodes were cut off, as by a time limit. The first number counts what "
                      "would have followed and the second does not, so that they cannot be compared.")
         return text if self.is_settled else text + (
-            f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates. "
-            "Make more: --updates.")
+            f" The estimate has not settled: it changed by {self.last_change:.3g} in the last tenth of the updates, "
+            f"and {self.remaining:.3g} may be still to come. Make more: --updates.")
 
     def to_json(self) -> dict[str, Any]:
         """Everything, and what it does not say."""
@@ -106,7 +107,8 @@ def evaluate_fitted_q(trained: TrainedRun, data: Dataset, config: FittedQ, seed:
     n_cut = sum(not np.any(e.steps[TERMINATED][:len(e)]) and config.discount ** len(e) >= 0.01 for e in data)
     # A tenth of the updates closes a fraction 1 - exp(-rate * tenth) of the distance to the limit.
     change, rate = float(estimate - before), (1 - config.target_decay) * (1 - config.discount**config.n_action_steps)
-    remaining = change / np.expm1(max(rate * (config.steps // 10), 1e-6))
+    remaining = max((moved / np.expm1(max(rate * steps, 1e-6)) for moved, steps in
+                     ((change, config.steps // 10), (float(estimate), config.steps))), key=abs)
     return PolicyValue(value, recorded, config.discount, len(data), n_trained_on, change, n_cut, float(remaining))
 
 

@@ -334,7 +334,7 @@ def _error_bar(a: float, b: float, y: float) -> str:
 def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -> list[str]:
     parts = []
     for at, label in ticks:
-        anchor = "start" if at < 12 else "end" if at > WIDTH - 12 else "middle"
+        anchor = "start" if at < 20 else "end" if at > WIDTH - 20 else "middle"
         parts += [_path([(at, top), (at, bottom)], "grid"), _text((at, bottom + 16), label, "soft", anchor)]
     return parts
 

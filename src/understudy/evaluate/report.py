@@ -690,4 +690,5 @@ def _format_cell(value) -> str:
         return f"{_format_cell(value.estimate)}{ends}"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{value:z.3g}".replace("-", "−") if math.isfinite(value) else "–"
+    shown = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:z.3g}"
+    return shown.replace("-", "−") if math.isfinite(value) else "–"

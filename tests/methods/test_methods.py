@@ -360,8 +360,7 @@ WITHOUT = {
     "an environment": ({**STATES, **IMAGES}, "no environment to collect them in"),
     **dict.fromkeys((
         needs.AN_ENVIRONMENT_FOR_ROUNDS, "an environment with an expert, or a person", "an environment that tells "
-        "success", "an environment that can be put into demonstrated states",
-    ), (STATES, "no environment to collect them in")),
+        "success", "an environment that can be put into demonstrated states"), (STATES, "no environment to collect")),
     needs.OTHER_EPISODES: (STATES, "all 3 episodes are demonstrations"),
     needs.PRACTICE: (STATES, "3 of 3 episodes are demonstrations"),
     needs.SOME_ACTIONS: ({k: f for k, f in STATES.items() if k != "action"}, "no episode has actions"),

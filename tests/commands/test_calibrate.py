@@ -29,7 +29,8 @@ def test_the_threshold_is_that_of_the_rollouts_and_eval_counts_its_alarms(place,
         e.steps["doubt"].max() < detector.threshold for e in episodes if not e.metadata["success"])
     plain = document(call("eval", place / "a", "fork", "--episodes", 8, "--json"))
     assert plain["detection"] is None and plain["success"] == result["success"] and plain["return"] == result["return"]
-    text = call("eval", place / "a", "fork", "--episodes", 8, "--detect")[1]
+    text = call("eval", place / "a", "fork", "--episodes", 8, "--detect", "--html", tmp_path / "page.html")[1]
+    assert "failures without an alarm" in (page := (tmp_path / "page.html").read_text()) and "Alarms" in page
     assert "failures without an alarm" in text and "; the stated rate is 20.0%." in text
 
 

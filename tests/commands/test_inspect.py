@@ -24,6 +24,7 @@ def test_inspect(call, place):
     assert all(set(f) == {"dtype", "shape", "names"} for f in description["features"].values())
     status, out, _ = call("inspect", place / "demos")
     assert status == 0 and "12 of 12 succeeded" in out and f"understudy replay {place / 'demos'} fork" in out
+    assert "\n\nnext:" in out and "\n\n\n" not in out
 
 
 def test_inspect_says_the_ranges(call, tmp_path):

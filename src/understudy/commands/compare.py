@@ -240,7 +240,6 @@ def _print_comparison(c: Comparison, out: Output) -> None:
     if more := c.next_steps():
         who = "the others" if len(c.pairs) > 1 else "them"
         out.print("", f"To tell {who} apart, four times in five:", *(f"  {m}" for m in more))
-    out.print()
 
 
 def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[str]:

@@ -102,7 +102,8 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
 
     learners = learners_for(data) if len(data) else {}
     if not len(data) or "action" not in data.features():
-        out.print(*[""] * bool(learners), *learners.values())
+        if learners:
+            out.print("", *learners.values())
         if len(data) and (actions := [n for n in data.features() if role(n) == "action"]):
             out.suggest(command_line("inspect", o.data, "--columns", *o.columns, f"action={','.join(actions)}"))
         return
@@ -116,7 +117,8 @@ def _suggest_next(o: InspectOptions, data: Dataset, content: Mapping[str, Any], 
     if refusal := _training_error(data, report.findings, method):
         out.print("", f"It cannot be trained on as it is. {refusal}")
     else:
-        out.print(*[""] * bool(learners), *learners.values())
+        if learners:
+            out.print("", *learners.values())
         method = "preference-reward" if "preference-reward" in learners else method
         learns_rewards = "iql" in learners and _training_error(data, report.findings, "iql") is None
         runs = {method: "run", **({"iql": "run-iql"} if learns_rewards else {})}

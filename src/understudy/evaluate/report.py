@@ -266,17 +266,20 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 title: str | None = None) -> Path:
+                 alarms: str = "", title: str | None = None) -> Path:
     """Write a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
+        alarms: What a failure detector would have said.
         title: Title of the page. None for one made of the names.
     """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     verdict = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
+    if alarms:
+        sections.append(Section("Alarms", tuple(map(Paragraph, alarms.splitlines()))))
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:
@@ -690,5 +693,6 @@ def _format_cell(value) -> str:
         return f"{_format_cell(value.estimate)}{ends}"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    shown = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:z.3g}"
-    return shown.replace("-", "−") if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    return (f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:z.3g}").replace("-", "−")

@@ -66,10 +66,10 @@ class ProgressBar:
         self.console = Console(stderr=True)
         self.steps, self.start, self.began, self.quiet = steps, start, math.nan, bar is False
         self.bar = Bar(TextColumn(title), BarColumn(), MofNCompleteColumn(),
-                       TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.3g} updates/s"),
+                       TextColumn("loss {task.fields[loss]}  {task.fields[speed]} updates/s"),
                        TimeRemainingColumn(), console=self.console, transient=True, refresh_per_second=4,
                        disable=not (self.console.is_terminal if bar is None else bar))
-        self.task = self.bar.add_task("", total=steps, completed=start, loss=float("nan"), speed=float("nan"))
+        self.task = self.bar.add_task("", total=steps, completed=start, loss="–", speed="–")
 
     def __enter__(self):
         if self.start and not self.quiet:
@@ -96,8 +96,9 @@ class ProgressBar:
                 "continues.",
                 highlight=False,
             )
-        loss = metrics.get("loss", self.bar.tasks[self.task].fields["loss"])  # updates of a critic alone have none
-        self.bar.update(self.task, completed=step, loss=loss, speed=speed)
+        # Updates of a critic alone have no loss.
+        loss = f"{metrics['loss']:.4g}" if "loss" in metrics else self.bar.tasks[self.task].fields["loss"]
+        self.bar.update(self.task, completed=step, loss=loss, speed="–" if math.isnan(speed) else f"{speed:.3g}")
 
 
 class TensorBoard:

@@ -130,14 +130,18 @@ def check_rewards(data: Dataset) -> None:
 
 
 def check_returns(data: Dataset, column: str) -> None:
-    """Refuses rewards that are all 0, so that returns tell no episode from another.
+    """Refuses rewards that are all 0, and warns of equal returns, which tell no episode from another.
 
     Raises:
         DataError: All rewards are 0.
     """
+    place = f"{data.metadata.get('path', 'data set')}, column {column!r}"
+    returns = [float(np.sum(e.steps[column][:len(e)])) for e in data]
+    if len(returns) > 1 and max(returns) == min(returns) != 0:
+        warnings.warn(f"{place}: the return of all {len(returns)} episodes is {returns[0]:g}, so that the policy does "
+                      "not learn what to do for another one", DataWarning, stacklevel=3)
     if not any(np.asarray(e.steps[column][:len(e)]).any() for e in data):
-        raise DataError("all rewards are 0, so that the returns of all episodes are equal",
-                        where=f"{data.metadata.get('path', 'data set')}, column {column!r}",
+        raise DataError("all rewards are 0, so that the returns of all episodes are equal", where=place,
                         hint="store rewards that differ, such as 1 at the step that succeeds, name their column "
                              "(--columns reward=NAME), or clone the actions with bc")
 

@@ -10,7 +10,7 @@ import torch
 
 from understudy import make
 from understudy.cli import main
-from understudy.core import UserError
+from understudy.core import DataWarning, UserError
 from understudy.data.column_changes import ReturnToGo, TimeLeft
 from understudy.data.episode import Dataset, Episode
 from understudy.data.formats import open_dataset, write_dataset
@@ -19,6 +19,7 @@ from understudy.evaluate.rollout import rollout
 from understudy.execute.actor import Actor, ObservationWrapper
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import training_data
+from understudy.learn.train import train
 from understudy.methods import find_method
 from understudy.nets.encoders import TokenEncoder
 
@@ -65,6 +66,12 @@ def test_returns_that_are_all_zero_are_refused(name, tmp_path, capsys):
     write_dataset(data, tmp_path / "data")
     assert main(["train", name, str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--steps", "2"]) == 2
     assert "all rewards are 0, so that the returns of all episodes are equal" in capsys.readouterr().err
+
+
+def test_equal_returns_are_told(tmp_path):
+    data = Dataset([e.replace({"next.reward": np.eye(len(e), dtype=np.float32)[-1]}) for e in random_episodes(3)])
+    with pytest.warns(DataWarning, match="the return of all 3 episodes is 1, so that the policy does not learn"):
+        train(find_method("udrl", data.features()), data, tmp_path / "run", steps=1, progress=False)
 
 
 # -- acting -----------------------------------------------------------------------------------------------------------

@@ -184,6 +184,9 @@ def test_a_verdict_names_overfitting_and_refuses_other_data():
     assert "update 2" in head and "0.5" in head and "not a success rate" in sure
     assert "50% higher at the end" in more and "overfits" in more
     assert training_verdict({"a": run("a", "x", 1.0, 0.5, 0.51)})[2] == ""
+    overfit = run("a", "x", 1.0, 0.5, 0.75)
+    rolled_out = replace(overfit, curves={**overfit.curves, "score": Curve((1, 2, 3), (0.1, 0.2, 0.3))})
+    assert training_verdict({"a": rolled_out})[2] == "", "rollouts chose, in which it does not matter"
     head, _, more = training_verdict({"a": run("a", "x", 1.0, 0.5), "b": run("b", "x", 0.4, 0.6)})
     assert head.startswith("b has the lowest error on held-out episodes: 0.4") and more == ""
     head, _, more = training_verdict({"a": run("a", "x", 1.0, 0.5), "b": run("b", "y", 0.4, 0.6)})

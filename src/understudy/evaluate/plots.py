@@ -345,7 +345,7 @@ def _grid_lines(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -
 class _Axes:
     """A frame with round numbers on its left and bottom axes."""
 
-    x_start, x_end = 56.0, WIDTH - 6.0
+    x_start, x_end = 50.0, WIDTH - 6.0
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], x_name: str, top: float, bottom: float, *,
                  log: bool = False, whole: bool = False, log_x: bool = False):

@@ -38,7 +38,7 @@ def _verdict_of_one(name: str, run: TrainingCurves) -> tuple[str, str, str]:
             "Roll the policy out to know whether it works.")
     least = min(held_out_errors.values) if held_out_errors else math.nan
     more = ""
-    if held_out_errors and held_out_errors.values[-1] > OVERFIT_RATIO * least > 0:
+    if key != SCORE and held_out_errors and held_out_errors.values[-1] > OVERFIT_RATIO * least > 0:
         at = held_out_errors.steps[held_out_errors.values.index(least)]
         more = (f"The {run.held_out_name} was lowest at update {at:,} and is "
                 f"{held_out_errors.values[-1] / least - 1:.0%} higher at the end: the policy overfits. Train for fewer "

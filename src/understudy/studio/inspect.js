@@ -402,7 +402,7 @@ function plot(about, data) {
   if (low > high) [low, high] = [0, 1];
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const canvas = el("canvas", { role: "img", "aria-label": `${about.name} over the episode, from ${low} to ${high}` });
-  const cursor = el("div", { class: "cursor" }), left = 52, right = 6, top = 6, foot = 6;
+  const cursor = el("div", { class: "cursor" }), left = 64, right = 6, top = 6, foot = 6;
   const steps = about.kind === "discrete" || about.dtype === "bool"; // what is not between two values is not drawn so
   const area = el("div", { class: steps || about.name.startsWith("next.") ? "area low" : "area" }, canvas, cursor);
   const x = (row, w) => left + (w - left - right) * (last() ? row / last() : 0.5);

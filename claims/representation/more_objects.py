@@ -125,8 +125,8 @@ class ShuffledSlots(Operation):
     """Puts the blocks of each episode into slots by chance, so that a network without sets sees every slot."""
 
     def apply(self, data):
-        rng = np.random.default_rng(0)
-        return data.map(lambda e: e.replace({OBJECTS: e.steps[OBJECTS][:, rng.permutation(SLOTS)]}))
+        return data.map(lambda e: e.replace({OBJECTS: e.steps[OBJECTS][:, np.random.default_rng(
+            e.metadata["number"]).permutation(SLOTS)]}))
 
 
 @part

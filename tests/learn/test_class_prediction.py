@@ -16,9 +16,9 @@ from understudy.nets.mlp import MLP
 from understudy.policy import PolicyConfig
 
 
-def train(num_classes: tuple[int, ...], shape: tuple[int, ...], first: int = 0) -> None:
+def train(num_classes: tuple[int, ...], shape: tuple[int, ...], first: int = 0, dtype: type = np.int64) -> None:
     """With a column of the classes `first` to `first + 3`."""
-    label = first + np.arange(8).reshape(8, *[1] * len(shape)) % 4 + np.zeros((8, *shape), np.int64)
+    label = (first + np.arange(8).reshape(8, *[1] * len(shape)) % 4 + np.zeros((8, *shape), np.int64)).astype(dtype)
     data = Dataset([Episode({"observation.state": np.zeros((8, 2), np.float32), "action": np.zeros((8, 1), np.float32),
                              "goal": label})])
     learner = BehaviorCloning(1, 32, auxiliary_losses=(ClassPrediction("goal", num_classes),))
@@ -28,6 +28,7 @@ def train(num_classes: tuple[int, ...], shape: tuple[int, ...], first: int = 0) 
 def test_the_column_has_any_shape():
     for num_classes, shape in (((4,), ()), ((4,), (1,)), ((4, 5), (2,)), ((4,) * 4, (2, 2))):
         train(num_classes, shape)
+    train((300,), (), dtype=np.uint8)  # more classes than the type can hold
 
 
 @pytest.mark.parametrize("num_classes, shape, first", [((3,), (), 0), ((4, 4), (), 0), ((4,), (2,), 0), ((4,), (), -1)])

@@ -64,7 +64,8 @@ class _ClassPredictionLoss(nn.Module):
         tokens = captured[self.config.captured]
         mask = captured.get("context_mask") if self.config.captured == "context" else None
         context = Context(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask)
-        label, num_classes = batch.extra[self.config.column][:, 0].reshape(len(batch), -1), self.config.num_classes
+        num_classes = self.config.num_classes
+        label = batch.extra[self.config.column][:, 0].reshape(len(batch), -1).long()  # (B, components)
         if label.shape[1] != len(num_classes) or label.min() < 0 or (label >= label.new_tensor(num_classes)).any():
             raise UserError(f"the column has {label.shape[1]} components with classes from {label.min().item():g} to "
                             f"{label.max().item():g}, but num_classes is {num_classes}",

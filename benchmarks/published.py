@@ -83,6 +83,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import published_agents as agents  # noqa: E402
+import published_goals as goals  # noqa: E402
 import published_toys as toys  # noqa: E402
 from measure import RESULTS as ALL_RESULTS  # noqa: E402
 from measure import machine, one_thread, task_options, versions  # noqa: E402
@@ -216,7 +217,7 @@ def page() -> str:
              "benchmarks/published.py` runs what is missing and writes this page.",
              "", "| table | published | here | updates here, there | training, CPU s a seed |",
              "| --- | --- | --- | --- | --- |", *_mazes(), *_doors(), "", *_particle(), *_mip(), *_pushing(),
-             *_blocks(), *_agents(), *NOTES]
+             *_blocks(), *_goals(), *_agents(), *NOTES]
     return "\n".join(lines) + "\n"
 
 
@@ -242,6 +243,15 @@ BLOCKS_STATEMENT = (
     "The order of the same methods on our own toy `blocks`, where a disc pushes two round blocks onto two targets in "
     "the plane. No figure is published for it. Each training seed has other demonstrations, 1,000 each. One block "
     "counts if it lies on a target at the end, or both do.")
+
+GOALS_STATEMENT = (
+    "Park et al. 2025 (arXiv 2410.20092): success on OGBench's pointmaze-medium-navigate, five goals of 50 episodes "
+    "each. `python benchmarks/published_goals.py` runs these cells and has their protocol. A method is listed once all "
+    "its training seeds have run.\n\n"
+    "Settings are those of each agent for this data set. Networks are half as wide as theirs, batches a quarter of theirs, and updates at most "
+    "4 % of theirs, so that no figure is called reproduced, and only the order was predicted. Weights are the last "
+    "ones, where theirs are the mean of the last three looks. GCBC differs from the first table of this page in its "
+    "network and batches.")
 
 AGENTS_STATEMENT = (
     "Mean returns of the last weights, without noise, in new episodes. `python benchmarks/published_agents.py` runs "
@@ -485,6 +495,14 @@ def _blocks(size: toys.Size = toys.FULL) -> list[str]:
 def _agents() -> list[str]:
     rows = agents.tables(ALL_RESULTS / "published-agents")
     return ["## Agents that learn in an environment", "", AGENTS_STATEMENT, "", *rows, ""] if len(rows) > 2 else []
+
+
+def _goals() -> list[str]:
+    results = ALL_RESULTS / "published-goals"
+    rows = goals.table(results)
+    return ["## Goals that are named later", "", GOALS_STATEMENT, "",
+            f"- GCIVL, QRL and HIQL above cloning (GCBC): {goals.verdicts(results)}.", "", *rows,
+            ""] if len(rows) > 2 else []
 
 
 def _order(table: str, cells: dict[str, list[dict]]) -> list[str]:

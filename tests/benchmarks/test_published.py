@@ -23,7 +23,7 @@ def published(monkeypatch, tmp_path):
         monkeypatch.setattr(published, folder, tmp_path)
     monkeypatch.setattr(published, "PAGE", tmp_path / "published.md")
     yield published
-    for name in ("published", "published_agents", "published_toys"):
+    for name in ("published", "published_agents", "published_goals", "published_toys"):
         sys.modules.pop(name)
 
 

@@ -136,3 +136,15 @@ def test_the_toys_run_at_a_small_size_and_keep_what_they_did(published):
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert any("| N |" in line for line in published._particle(published.toys.TINY))
     assert any("| tolerance |" in line for line in published._mip(published.toys.TINY))
+
+
+def test_the_table_of_goals_has_the_methods_of_which_all_seeds_have_run(published, tmp_path):
+    folder = tmp_path / "published-goals"
+    for name, rate, seeds in (("gcbc", 0.1, 3), ("gcivl", 0.0, 3), ("qrl", 0.9, 3), ("hiql", 1.0, 2)):
+        for seed in range(seeds):
+            success = [[int(i < 50 * rate) for i in range(50)]] * 5
+            write_json(folder / f"{name}-{seed}.json", {"success": success, "updates": 40_000})
+    lines = "\n".join(published._goals())
+    assert "gcivl **not reproduced**, qrl **reproduced**, hiql **not all have run**" in lines
+    assert "| qrl | 82 % | 90 [82, 98] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
+    assert "| hiql" not in lines

@@ -169,10 +169,11 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     out.print(verdict(evaluation, other, named if other else ("this checkpoint", "")))
     if evaluation.success is not None and env.metadata.get("success"):
         out.print(f"Success: {env.metadata['success']}.")
-    detection, alarms = None, ""
+    detection = None
     if detector is not None:
         result = detector.evaluate(evaluation.episodes)
-        out.print(alarms := result.describe(detector))
+        evaluation = replace(evaluation, alarms=result.describe(detector))
+        out.print(evaluation.alarms)
         detection = result.to_json(detector)
     asked = [text for text in o.condition if "return" in text.partition("=")[0]]
     if evaluation.success is not None and asked:
@@ -194,7 +195,7 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
         },
     )
     commands = _next_commands(o, evaluation, other)
-    _write_report(o, env, evaluation, other, behaved, commands, alarms, out)
+    _write_report(o, env, evaluation, other, behaved, commands, out)
     out.suggest(*(command for command, _ in commands))
     out.print_json({**evaluation.to_json(other, path_text(o.against)), "detection": detection,
                     "checkpoint": path_text(weights_path(o.run)), "behavior": {
@@ -392,7 +393,7 @@ def _time_table(prediction: ActionPrediction) -> Table:
                        ((p.name, f"{p.error:.3g}", f"{p.spread:.3g}") for p in prediction.by_time))
 
 
-def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, alarms: str, out) -> None:
+def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, out) -> None:
     if o.html is None:
         return
     from ..evaluate.report import write_report
@@ -405,7 +406,7 @@ def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands,
     measured = {names[run]: TrainingCurves.load(run) for run in runs if not has_no_run(run)}
     training = {name: run for name, run in measured.items() if run.curves}
     write_report(o.html, env=env, runs={names[run]: evaluation for run, evaluation in runs.items()}, training=training,
-                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands, alarms=alarms)
+                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
     out.print(f"Report written to {o.html}")
 
 

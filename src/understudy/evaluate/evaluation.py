@@ -56,7 +56,7 @@ def _check_seed(seed: int) -> int:
 @dataclass(frozen=True)
 class Evaluation:
     """Rollouts of one checkpoint or another actor, with intervals. `success` is None if the environment does not define
-    it.
+    it. `alarms` says what a failure detector tells about the episodes.
     """
 
     env: str
@@ -65,6 +65,7 @@ class Evaluation:
     returns: Interval
     seconds: float
     seed: int
+    alarms: str = ""
 
     @property
     def successes(self) -> np.ndarray | None:

@@ -266,20 +266,19 @@ def write_page(path: Path | str, title: str, sections: Sequence[Section], *, ver
 def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env | None = None,
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
-                 alarms: str = "", title: str | None = None) -> Path:
+                 title: str | None = None) -> Path:
     """Write a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
-        alarms: What a failure detector would have said.
         title: Title of the page. None for one made of the names.
     """
     names, judged = list(runs), list(runs.values())
     title = title or f"{' and '.join(names)} in {judged[0].env}"
     verdict = verdict_parts(judged[0], judged[1] if len(judged) > 1 else None, (names[0], names[-1]))
     sections = [closed_loop_section(runs, env), *camera_sections(runs)]
-    if alarms:
-        sections.append(Section("Alarms", tuple(map(Paragraph, alarms.splitlines()))))
+    if alarms := tuple(Paragraph(line) for e in judged for line in e.alarms.splitlines()):
+        sections.append(Section("Alarms", alarms))
     if behavior:
         sections += [*failure_sections(behavior), behavior_section(behavior)]
     if training:

@@ -72,7 +72,7 @@ def run(name: str, seed: int, updates: int, episodes: int, runs: Path, results: 
 
 
 def complete_cells(results: Path) -> dict[str, list[dict]]:
-    """The cells of the methods of which all have run."""
+    """The cells of each method whose training seeds have all run."""
     cells = {name: [read_json(f) for seed in SEEDS if (f := results / f"{name}-{seed}.json").exists()]
              for name in OPTIONS}
     return {name: runs for name, runs in cells.items() if len(runs) == len(SEEDS)}
@@ -91,7 +91,7 @@ def table(results: Path) -> list[str]:
 
 
 def verdicts(results: Path) -> str:
-    """Whether the methods of which it was predicted are above cloning, as far as their cells have run."""
+    """Whether each method in `PREDICTED` is above cloning, in words."""
     cells = complete_cells(results)
     gaps = {name: minus_cloning(cells, name) for name in PREDICTED if {name, "gcbc"} <= cells.keys()}
     words = {name: "reproduced" if gap.low > 0 else "not reproduced" if gap.high < 0 else "undecided"

@@ -41,7 +41,7 @@ def recording(seed, steps=60):
 
 
 def changed(episodes, column, change):
-    """12 recordings of which some have another column."""
+    """12 recordings. Some have another column."""
     each = [recording(i) for i in range(12)]
     return Dataset([e.replace({column: change(np.array(e.steps[column]))}) if i in episodes else e
                     for i, e in enumerate(each)], {"fps": 10})

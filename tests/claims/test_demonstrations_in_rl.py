@@ -48,7 +48,7 @@ def test_arms_differ_in_the_critic_alone():
     assert at_once == replace(own, learner=replace(own.learner, critic_warmup_updates=0))
     assert offline == replace(at_once, stages=offline.stages, initialize_from=offline.initialize_from)
     iql = offline.stages[-1].method.learner
-    critic = replace(own.learner.critic, target_subset_size=None)  # of which IQL has none
+    critic = replace(own.learner.critic, target_subset_size=None)  # IQL has no subset
     assert iql.steps == 800 and (iql.critic, iql.optimizer, iql.discount) == (
         critic, own.learner.optimizer, own.learner.discount)
 

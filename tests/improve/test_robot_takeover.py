@@ -197,7 +197,7 @@ def test_a_lost_device_costs_no_step(device):
 def test_the_pose_is_recorded_where_not_even_the_first_action_was_sent():
     world = World(_1=["enter", "hold"], _4=["success"])
     world.arm.joints[:] = 30.0
-    world.arm.breaks_at = 1  # its path begins with the pose at the start
+    world.arm.breaks_at = 1  # its path starts with the pose at the start
     episode = world.episode(Constant(35.0))
     assert episode.steps["action"][0] == pytest.approx([30, 30]) and len(episode) == 4
 

@@ -88,7 +88,7 @@ def test_values_are_exact_in_a_table(seed):
 
 
 def test_a_subset_of_the_critics_is_refused():
-    """Each critic is a target of its own."""
+    """Each critic is its own target."""
     data, _ = few_actions(4)
     with pytest.raises(ConfigError, match="CriticConfig.target_subset_size"):
         FittedQ(critic=CriticConfig(target_subset_size=1)).build(untrained(data), 0, 1, data)

@@ -31,7 +31,7 @@ from .common import (
 from .groups import ActingOptions, ColumnsOption, HtmlOption, JsonOption, PositiveCount, command_options
 from .improve import trained_on
 from .options import refuse_given
-from .policies import ROWS, load_actor, tell_checkpoint
+from .policies import ROWS, load_actor, run_folder, tell_checkpoint
 from .robot_options import RobotOptions
 
 if TYPE_CHECKING:
@@ -203,14 +203,6 @@ def _observed_robot(o: DiagnoseOptions) -> Observed:
     return Observed(robot.schema, {"fps": trained_rate(o.run), **limits}, Dataset([Episode(columns)]), moves=False)
 
 
-def _run_folder(run: Path) -> Path:
-    """The folder of a run that is named by it or by one of its checkpoints."""
-    from ..policy import find_checkpoint
-
-    checkpoint = find_checkpoint(run)
-    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else run
-
-
 def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
     """The command of a finding, for this run, data and environment."""
     if not finding.command:
@@ -228,7 +220,7 @@ def _command(o: DiagnoseOptions, finding: RunFinding) -> str | None:
     if words[0] == "eval" and (path := _data_path(o)) is not None:
         names["DATA"] = recorded_word(path)
     words = [names.get(word, word) for word in words]
-    words = [f"{_run_folder(o.run)}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
+    words = [f"{run_folder(o.run)}{word.removeprefix('RUN')}" if word.startswith("RUN/") else word for word in words]
     if words[0] == "robot":  # only where there is one
         checks = words[1] == "check"
         words = ([*words[:2], *(o.robot_arguments() if checks else ()), *words[2:]] if o.robot is not None

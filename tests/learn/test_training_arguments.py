@@ -164,6 +164,16 @@ def test_train_tells_once_of_windows_of_which_most_is_padding(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+def test_a_training_that_ends_while_the_learning_rate_rises_is_told(tmp_path, capsys):
+    write_dataset(episodes(), tmp_path / "data.npz")
+    train_it = ["train", "bc", str(tmp_path / "data.npz"), "--learner.optimizer.warmup-steps", "3", "--out"]
+    assert main([*train_it, str(tmp_path / "short"), "--steps", "3"]) == 0
+    told = "rises for 3 updates, and training has 3, so that it only reaches 75% of its value"
+    assert capsys.readouterr().err.replace("\n", " ").count(told) == 1
+    assert main([*train_it, str(tmp_path / "long"), "--steps", "4"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_bytes_are_no_actions():
     with pytest.raises(UserError, match="'action' has values of type uint8, which are read as text.*\n  -> .*float32"):
         fit_method(METHOD, integer_actions(np.uint8, 200), 0)

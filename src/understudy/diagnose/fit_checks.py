@@ -21,6 +21,7 @@ from ..policy import Policy
 from .base import RunFinding
 
 WORSE = 1.5  # held-out error of the checkpoint, as a multiple of the least one
+SLIGHTLY_WORSE = 1.05  # the same, where a note begins
 UNDERFIT = 0.6  # error on trained episodes, as a fraction of that of always the average action
 GENERALIZES = 0.75  # the same on held-out episodes, above which it is worth a note; from 1 on the average is as good
 GAP = 2.0  # error on held-out episodes, as a multiple of that on trained ones
@@ -105,9 +106,9 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
         return
     own = held_out.at(step)
     ratio = 1.0 if own is None else own / max(least, 1e-12)
-    if ratio > 1.05:
+    if ratio > SLIGHTLY_WORSE:
         yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", f"after {step} updates the error on "
-                         f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, WORSE), *take)
+                         f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, SLIGHTLY_WORSE), *take)
 
 
 def _checkpoint_name(curves: TrainingCurves, step: int) -> str:

@@ -97,7 +97,7 @@ from .stages import (
     stages_before,
 )
 from .targets import REWARD, TERMINATED, check_returns, check_rewards
-from .validation import Validation, check_training_data, target_scale, warn_of_padding
+from .validation import Validation, check_training_data, target_scale, warn_of_padding, warn_of_warmup
 
 Score = Callable[[Actor], float | Mapping[str, Any]]  # higher is better; or metrics, of which "score" is that number
 CURVE_POINTS = 500  # of a training curve
@@ -351,6 +351,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     check_method(method, data)
     if processes.first:
         warn_of_padding(method.policy.window, data)
+        warn_of_warmup(method)
     return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
                         documents, modules, last)
 

@@ -22,6 +22,7 @@ from ..data.window import Window
 from ..execute.base import ActionConditionedExecutor, Executor
 from ..heads.base import LikelihoodHead
 from ..policy import Policy
+from .method import Method
 
 MANY_CLASSES = 100  # more choices than keyboards and gamepads have; actions with more are probably quantities
 
@@ -192,6 +193,16 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
     warnings.warn(f"The window is longer than the longest episode: {settings}, but no episode has more than {longest} "
                   f"steps. More than two thirds of every window are padding. Choose a smaller {options}, or what the "
                   "method calls it (in Python, another Window).", DataWarning, stacklevel=3)
+
+
+def warn_of_warmup(method: Method) -> None:
+    """Warns if training ends before the learning rate has reached its value."""
+    optimizer, steps = getattr(method.learner, "optimizer", None), method.learner.steps
+    if optimizer is not None and steps <= optimizer.warmup_steps and method.collection is None:
+        reached = optimizer.lr_factor(steps - 1, steps)
+        warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so that "
+                      f"it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a smaller "
+                      "--learner.optimizer.warmup-steps.", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

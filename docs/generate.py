@@ -12,23 +12,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MADE = "<!-- made by docs/generate.py: change the source, not this page -->"
-# Family -> title of its page, and what its methods have in common.
-FAMILIES = {
-    "behavior_cloning": ("Likelihood and regression", "predict the action, or a distribution over it, at once"),
-    "generative": ("Iterative generation", "make a chunk of actions from noise, in one step or in many"),
-    "chunking": ("Long chunks", "predict long chunks and average where they overlap"),
-    "retrieval": ("Retrieval", "look up similar situations in the demonstrations"),
-    "interaction": ("Collecting episodes", "collect new episodes in an environment or with a person while they train"),
-    "representation": ("Pretrained encoders", "train an encoder first and a policy on top of it"),
-    "skills": ("Latent skills", "learn pieces of behavior and a policy that chooses among them"),
-    "offline_rl": ("Offline reinforcement learning", "become better than their episodes, without an environment"),
-    "online_rl": ("Online reinforcement learning", "learn from rewards in an environment"),
-    "goal_conditioned": ("Goals named later", "learn from episodes without a task how far any goal is, and reach it"),
-    "observation_only": ("Without actions", "imitate what episodes show, where few or no actions were recorded"),
-    "reward_matching": ("Rewards by matching", "make a reward of a few demonstrations, and practice in an environment"),
-    "return_conditioned": ("Conditioned on returns", "are asked for a return and act as the data that reached it"),
-    "reasoning": ("Reasoning", "imitate how the expert found its action, as well as the action"),
-}
 
 # If the data ... -> names of methods, and what to know first.
 CHOICES = (
@@ -169,7 +152,11 @@ def _family_file(family: str) -> str:
 
 
 def _family_title(family: str) -> tuple[str, str]:
-    return FAMILIES.get(family, (family.replace("_", " ").capitalize(), "have no summary in docs/generate.py"))
+    """The title of a family and what its methods do, such as "look up similar situations"."""
+    from understudy.methods import method_families
+
+    title, _, summary = method_families()[family].removesuffix(".").partition(": they ")
+    return title, summary
 
 
 def _family_entry(family: str, described: list[dict]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Group
 from tyro.conf import Positional, arg
 
-from ..methods import describe_method, describe_methods, find_method
+from ..methods import describe_method, describe_methods, find_method, method_families
 from .common import Output, command_line, parse, plain_table
 from .groups import JsonOption, TrustOption, command_options
 from .options import settable_fields
@@ -19,40 +19,50 @@ if TYPE_CHECKING:
 
 @command_options
 class MethodsOptions(TrustOption, JsonOption):
-    """List the methods that can be trained by name, with what each needs and costs, and when to choose it. With a
-    name: the parts of the method and everything that can be set.
+    """List the methods that can be trained by name, with what each needs and costs, and when to choose it. With the
+    name of a family, such as offline-rl: its methods. With that of a method: its parts and everything that can be set.
     """
 
     name: Annotated[str | None, Positional, arg(metavar="[NAME]")] = None
-    """a method's name; all of them if left out"""
+    """a method's name, or a family's; all methods if left out"""
 
 
 def main(args: list[str]) -> None:
     o = parse(MethodsOptions, "methods", args)
     with Output(o.json) as out:
         if o.name is None:
-            _print_methods(out)
+            _print_methods(describe_methods(), out)
+            _print_schemes(out)
+        elif (family := o.name.replace("-", "_")) in method_families():
+            _print_methods([m for m in describe_methods() if m["family"] == family], out)
         else:
             _print_method(o.name, o.trust, out)
+            return
+        out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
 
 
-def _print_methods(out: Output) -> None:
+def _print_methods(descriptions: Sequence[Mapping[str, Any]], out: Output) -> None:
+    """Prints a table of each family."""
+    families = method_families()
+    for family in dict.fromkeys(m["family"] for m in descriptions):
+        rows = []
+        for m in (m for m in descriptions if m["family"] == family):
+            needs = "; ".join(m["needs"])
+            sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
+            _, *costs = cost_texts(m["cost"]) or ("", "", "")
+            rows.append((m["name"], "\n".join(filter(None, sentences)), *costs))
+        header = (family.replace("_", "-"), "what it is, when to choose it, and what it needs", "training", "plan")
+        out.print(families.get(family, family), plain_table(header, rows), "")
+    out.print(f"training, plan: {COST_NOTE}")
+    out.print_json(descriptions)
+
+
+def _print_schemes(out: Output) -> None:
     from ..execute.schemes import EXECUTION_SCHEMES
 
-    descriptions = describe_methods()
-    rows = []
-    for m in descriptions:
-        needs = "; ".join(m["needs"])
-        sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
-        _, *costs = cost_texts(m["cost"]) or ("", "", "")
-        rows.append((m["name"], "\n".join(filter(None, sentences)), *costs))
-    out.print(plain_table(("method", "what it is, when to choose it, and what it needs", "training", "plan"), rows), "",
-              f"training, plan: {COST_NOTE}")
     schemes = plain_table(("execution scheme", "what it does", "paper", "needs"), (
         (name, s.summary, s.paper, s.needs) for name, s in EXECUTION_SCHEMES.items()))
     out.print("", "Execution schemes for --executor of train, eval, compare and robustness:", schemes)
-    out.suggest("understudy methods NAME", "understudy train NAME DATA --out RUN")
-    out.print_json(descriptions)
 
 
 def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:

@@ -200,9 +200,9 @@ def warn_of_warmup(method: Method) -> None:
     optimizer, steps = getattr(method.learner, "optimizer", None), method.learner.steps
     if optimizer is not None and steps <= optimizer.warmup_steps and method.collection is None:
         reached = optimizer.lr_factor(steps - 1, steps)
-        warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so that "
-                      f"it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a smaller "
-                      "--learner.optimizer.warmup-steps.", DataWarning, stacklevel=3)
+        warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so "
+                      f"that it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a "
+                      "smaller --learner.optimizer.warmup-steps.", DataWarning, stacklevel=3)
 
 
 def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = False) -> Tensor:

@@ -24,6 +24,7 @@ from .registry import (
     find_method,
     method,
     method_costs,
+    method_families,
     method_files,
     method_names,
     read_info,
@@ -32,5 +33,6 @@ from .registry import (
 
 __all__ = [
     "NUMBERS", "NUMBERS_OR_CLASSES", "MethodInfo", "Need", "describe_method", "describe_methods", "find_function",
-    "find_method", "method", "method_costs", "method_files", "method_names", "read_info", "recommend",
+    "find_method", "method", "method_costs", "method_families", "method_files", "method_names", "read_info",
+    "recommend",
 ]

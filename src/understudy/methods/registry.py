@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import UntrustedCode
 from ..core import ConfigError, Schema, missing_action, unknown_name
+from ..hints import command_line
 from ..moved import current_name
 from ..plugins import find_plugins, load_plugin, package_of
 from ..user_code import import_module
@@ -71,6 +72,14 @@ def method_files() -> Mapping[str, Path]:
 
 
 @functools.cache
+def method_families() -> Mapping[str, str]:
+    """Title and summary of each family of bundled methods: the docstrings of the folders."""
+    folders = dict.fromkeys(path.parent for path in method_files().values())
+    return {folder.name: ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8"))) or ""
+            for folder in folders}
+
+
+@functools.cache
 def read_info(name: str) -> tuple[str, MethodInfo]:
     """Returns the summary of a bundled method and the arguments of its decorator. Imports nothing."""
     path = method_files()[name]
@@ -125,6 +134,10 @@ def find_method(name: str, features: Schema | None = None, trust: tuple[str, ...
         from ..learn.method import Method
 
         return Method.load(name, trust)
+    word = name.replace("-", "_")
+    if len(families := [f for f in method_families() if word in (f, f.partition("_")[0])]) == 1:
+        raise ConfigError(f"{name!r} is no method, but a family of methods",
+                          hint=f"{command_line('methods', families[0].replace('_', '-'))} lists them")
     if 0 < len(mentions := _methods_about(name)) <= MAX_MENTIONS:
         raise ConfigError(f"there is no method {name!r}, but it is mentioned by {', '.join(mentions)}",
                           hint=f"did you mean {mentions[0]!r}?" if len(mentions) == 1 else

@@ -1,1 +1,1 @@
-"""Likelihood and regression: one network evaluation per plan."""
+"""Likelihood and regression: they predict the action, or a distribution over it, at once."""

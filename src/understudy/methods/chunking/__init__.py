@@ -1,1 +1,1 @@
-"""Long chunks of actions."""
+"""Long chunks: they predict long chunks and average where they overlap."""

@@ -1,1 +1,1 @@
-"""Iterative generation: a chunk of actions is made from noise in a few steps."""
+"""Iterative generation: they make a chunk of actions from noise, in one step or in many."""

@@ -1,1 +1,1 @@
-"""Goal-conditioned learning: policies that reach goals which are named while acting."""
+"""Goals named later: they learn from episodes without a task how far any goal is, and reach it."""

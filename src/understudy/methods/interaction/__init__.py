@@ -1,1 +1,1 @@
-"""Methods that collect episodes while they train."""
+"""Collecting episodes: they collect new episodes in an environment or with a person while they train."""

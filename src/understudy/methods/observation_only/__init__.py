@@ -1,1 +1,1 @@
-"""Methods that learn from observations without actions."""
+"""Without actions: they imitate what episodes show, where few or no actions were recorded."""

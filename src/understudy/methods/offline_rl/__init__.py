@@ -1,1 +1,1 @@
-"""Offline reinforcement learning: better than the episodes, without an environment."""
+"""Offline reinforcement learning: they become better than their episodes, without an environment."""

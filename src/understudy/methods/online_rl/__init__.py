@@ -1,1 +1,1 @@
-"""Online reinforcement learning: from an environment with rewards, with demonstrations or without."""
+"""Online reinforcement learning: they learn from rewards in an environment."""

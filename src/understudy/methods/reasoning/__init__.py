@@ -1,1 +1,1 @@
-"""Policies that first predict how the expert decides, and then the action."""
+"""Reasoning: they imitate how the expert found its action, as well as the action."""

@@ -1,1 +1,1 @@
-"""Pretraining: an encoder is trained first, then a policy learns on it."""
+"""Pretrained encoders: they train an encoder first and a policy on top of it."""

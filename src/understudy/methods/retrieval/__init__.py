@@ -1,1 +1,1 @@
-"""Retrieval: the actions of the most similar situations, alone or together with what is trained."""
+"""Retrieval: they look up similar situations in the demonstrations."""

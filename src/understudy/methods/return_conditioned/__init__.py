@@ -1,1 +1,1 @@
-"""Policies that are told which return to reach, and learn from episodes of any quality."""
+"""Conditioned on returns: they are asked for a return and act as the data that reached it."""

@@ -1,1 +1,1 @@
-"""Methods that practice with rewards which they find by comparing with demonstrations."""
+"""Rewards by matching: they make a reward of a few demonstrations, and practice in an environment."""

@@ -1,1 +1,1 @@
-"""Latent skills: an autoencoder learns them from pieces of episodes, and a high-level policy chooses among them."""
+"""Latent skills: they learn pieces of behavior and a policy that chooses among them."""

@@ -1,0 +1,39 @@
+"""understudy methods: what it lists."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from understudy.cli import main
+from understudy.methods import describe_methods, method_families
+
+
+def listed(capsys, *arguments):
+    assert main(["methods", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_all_methods_are_listed_in_their_families(capsys):
+    text = listed(capsys)
+    for family, summary in method_families().items():
+        assert re.fullmatch(r"[A-Z][A-Za-z ]+: they .*\.", summary)
+        table = text.partition(f"{summary}\n{family.replace('_', '-')} ")[2].partition("\n\n")[0]
+        names = [m["name"] for m in describe_methods() if m["family"] == family]
+        assert [line.split()[0] for line in table.splitlines()[1:] if not line.startswith(" ")] == names
+
+
+def test_a_family_is_listed_alone(capsys):
+    text = listed(capsys, "offline-rl")
+    assert "\niql " in text and "\nact " not in text and "Execution schemes" not in text
+    described = json.loads(listed(capsys, "offline_rl", "--json"))
+    assert described == [m for m in describe_methods() if m["family"] == "offline_rl"]
+
+
+@pytest.mark.parametrize("name", ["offline", "offline-rl", "offline_rl"])
+def test_a_family_that_stands_in_place_of_a_method_is_told(name, capsys):
+    assert main(["train", name, "data.npz", "--out", "run", "--help"]) == 2
+    assert f"{name!r} is no method, but a family of methods\n  -> understudy methods offline-rl lists them" in (
+        capsys.readouterr().err)

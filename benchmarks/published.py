@@ -83,6 +83,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import published_agents as agents  # noqa: E402
+import published_doors  # noqa: E402
 import published_goals as goals  # noqa: E402
 import published_toys as toys  # noqa: E402
 from measure import RESULTS as ALL_RESULTS  # noqa: E402
@@ -217,7 +218,7 @@ def page() -> str:
              "benchmarks/published.py` runs what is missing and writes this page.",
              "", "| table | published | here | updates here, there | training, CPU s a seed |",
              "| --- | --- | --- | --- | --- |", *_mazes(), *_doors(), "", *_particle(), *_mip(), *_pushing(),
-             *_blocks(), *_goals(), *_agents(), *NOTES]
+             *_blocks(), *_goals(), *_rewards(), *_agents(), *NOTES]
     return "\n".join(lines) + "\n"
 
 
@@ -251,6 +252,14 @@ GOALS_STATEMENT = (
     "theirs, batches a quarter of theirs, and updates at most 4 % of theirs, or 10 % where HIQL is continued, so that "
     "no figure is called reproduced, and only the order was predicted. Weights are the last ones, where theirs are the "
     "mean of the last three looks. GCBC differs from the first table of this page in its network and batches.")
+
+REWARDS_STATEMENT = (
+    "CORL (Tarasov et al. 2022, arXiv 2210.07105): D4RL's normalized score on 25 demonstrations of the Adroit door by "
+    "people, with their rewards. `python benchmarks/published_doors.py` runs these cells and has their protocol. A "
+    "method is listed once all its training seeds have run.\n\nSettings are CORL's, with a tenth of the updates or "
+    "less, so that no figure is called reproduced. Nothing was predicted. *Best* is a maximum over 20 looks of ten "
+    "episodes each, chosen on the very episodes that judge it. *Judged anew* are the same weights in 100 episodes, "
+    "which are those of *last* for all methods.")
 
 AGENTS_STATEMENT = (
     "Mean returns of the last weights, without noise, in new episodes. `python benchmarks/published_agents.py` runs "
@@ -502,6 +511,12 @@ def _goals() -> list[str]:
     return ["## Goals that are named later", "", GOALS_STATEMENT, "",
             f"- GCIVL, QRL and HIQL above cloning (GCBC): {goals.verdicts(results)}.", "", *rows,
             ""] if len(rows) > 2 else []
+
+
+def _rewards() -> list[str]:
+    rows = published_doors.table(ALL_RESULTS / "published-doors", published_doors.cloned(ALL_RESULTS / "published"))
+    return ["## Learners from rewards on demonstrations by people", "", REWARDS_STATEMENT, "", *rows,
+            ""] if len(rows) > 3 else []
 
 
 def _order(table: str, cells: dict[str, list[dict]]) -> list[str]:

@@ -75,7 +75,7 @@ def run(name: str, seed: int, updates: int, looks: int, episodes: int, runs: Pat
     print(f"{name}, seed {seed} has run", flush=True)
 
 
-def cloned(results: Path = ALL_RESULTS / "published") -> list[dict]:
+def cloned(results: Path) -> list[dict]:
     """The cells of cloning, with the keys of those of this file."""
     cells = [read_json(f) for seed in SEEDS if (f := results / f"door-{seed}.json").exists()]
     return [{**cell, "best": cell["looks"][cell["best"] * LOOKS // cell["updates"] - 1]} for cell in cells]
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
         for seed in SEEDS:
             if not (RESULTS / f"{name}-{seed}.json").exists():
                 run(name, seed, UPDATES[name], LOOKS, JUDGED, RUNS, RESULTS)
-    print("\n".join(table(RESULTS, cloned())))
+    print("\n".join(table(RESULTS, cloned(ALL_RESULTS / "published"))))
 
 
 if __name__ == "__main__":

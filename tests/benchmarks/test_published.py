@@ -23,7 +23,7 @@ def published(monkeypatch, tmp_path):
         monkeypatch.setattr(published, folder, tmp_path)
     monkeypatch.setattr(published, "PAGE", tmp_path / "published.md")
     yield published
-    for name in ("published", "published_agents", "published_goals", "published_toys"):
+    for name in ("published", "published_agents", "published_doors", "published_goals", "published_toys"):
         sys.modules.pop(name)
 
 
@@ -148,3 +148,20 @@ def test_the_table_of_goals_has_the_methods_of_which_all_seeds_have_run(publishe
     assert "gcivl **not reproduced**, qrl **reproduced**, hiql **not all have run**" in lines
     assert "| qrl | 82 % | 90 [82, 98] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
     assert "| hiql" not in lines
+
+
+def test_the_table_of_the_door_compares_learners_with_cloning_on_the_same_episodes(published, tmp_path):
+    for seed in range(3):
+        looks = [[float(i)] * 10 for i in range(20)]
+        write_json(tmp_path / "published" / f"door-{seed}.json", {
+            "last": [1.0] * 100, "looks": looks, "best": 60_000, "anew": [2.0] * 100, "updates": 100_000,
+            "seconds": 400.0})
+    assert published._rewards() == []
+    for name, seeds in (("iql", 3), ("cql", 2)):
+        for seed in range(seeds):
+            write_json(tmp_path / "published-doors" / f"{name}-{seed}.json", {
+                "last": [3.0] * 100, "best": [5.0] * 10, "anew": [4.0] * 100, "updates": 100_000, "seconds": 600.0})
+    lines = published._rewards()
+    assert "| bc | 2.3 | 1.0 [1.0, 1.0] |  | 9.4 | 11.0 [11.0, 11.0] | 2.0 [2.0, 2.0] | 100,000 | 400 |" in lines
+    assert any(line.startswith("| iql | 3.3 | 3.0 [3.0, 3.0] | 2.0 [2.0, 2.0] | 13.5 | 5.0") for line in lines)
+    assert not any(line.startswith("| cql") for line in lines)

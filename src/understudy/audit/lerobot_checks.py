@@ -27,6 +27,7 @@ from ..data.formats.lerobot_read import (
     read_json_lines,
     read_tasks_v3,
 )
+from ..data.formats.lerobot_write import QUANTILES
 from ..files import read_json
 from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
@@ -34,7 +35,6 @@ from .base import Finding, Location, finding_from_error
 _META = "write the data set again, so that the metadata come from the data"
 _MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
-_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
 def check_files(path: Path) -> Iterator[Finding]:
@@ -293,7 +293,7 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         return
     stored = _read_stats(source.path)
     for name, f in source.schema.items():
-        quantiles = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in _QUANTILES
+        quantiles = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in QUANTILES
                      if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
         if not quantiles or not f.size:
             continue
@@ -306,9 +306,9 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         ordered = np.stack([c[np.lexsort((c, episode))] for c in pooled.T], 1)  # within each episode
         share_of = (n / n.sum())[:, None]
         tolerance = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
-        order = np.all(np.diff(np.stack([quantiles[q] for q in _QUANTILES if q in quantiles]), axis=0) >= -tolerance)
+        order = np.all(np.diff(np.stack([quantiles[q] for q in QUANTILES if q in quantiles]), axis=0) >= -tolerance)
         for q, of in quantiles.items():
-            share = _QUANTILES[q]
+            share = QUANTILES[q]
             ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
             ways += [(ordered[first + to(share * (n - 1)).astype(int)] * share_of).sum(0) for to in (np.floor, np.ceil)]
             ways.append(pooled.mean(0))  # of episodes of one frame

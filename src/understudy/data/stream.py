@@ -43,6 +43,7 @@ from .batch_sampler import BatchSampler
 from .episode import Dataset, Episode
 from .formats import arrow, remote
 from .formats.lerobot_read import read_info, read_tasks
+from .formats.npz_arrays import npy_header
 from .sources import batch_ranges
 from .view_file import is_view
 from .window import Windows
@@ -331,9 +332,7 @@ class _TarShard(_Shard):
         """The length of the action, which has one row per step. Only the header of a separate array is read."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return int(read(handle)[0][0])
+            return int(npy_header(handle)[0][0])
         columns = _read_columns(handle, files)
         if "action" not in columns:
             raise UserError(f"there is no column 'action', only {', '.join(columns)}", where=self.at,

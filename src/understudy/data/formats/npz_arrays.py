@@ -211,13 +211,16 @@ def _member(path, key):
         yield handle
 
 
+def npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order (whether Fortran's) and dtype of an .npy file. Raises ValueError."""
+    version = np.lib.format.read_magic(handle)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(handle)
+
+
 def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, order (whether Fortran's) and dtype of an .npy file of numbers or text."""
-    form = np.lib.format
+    """Read the header of an .npy file of numbers or text: see `npy_header`."""
     try:
-        version = form.read_magic(handle)
-        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
+        shape, fortran, dtype = npy_header(handle)
     except ValueError as error:
         raise damaged(f"this is not a NumPy array ({error})", where) from None
     if dtype.hasobject or dtype.kind not in "biufU":

@@ -62,14 +62,11 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False,
                   progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Findings of an open data set.
+    """Findings of an open data set, errors first.
 
     Args:
         path: The files of the data set, which are checked without their checksums. By default they are not checked.
         frames: Also decode and check every camera frame.
-
-    Returns:
-        The findings, errors first.
     """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
     return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None else ()),

@@ -133,16 +133,13 @@ def recover_parts(
     options: dict,
     metadata_path: Path,
 ) -> Dataset | None:
-    """Open the readable parts of a damaged source as one dataset.
+    """Open the readable parts of a damaged source as one dataset. None if no part can be read.
 
     Args:
         folder: Folder for temporary copies.
         find_error: Returns why an episode of a dataset cannot be read. None if it can be read.
         options: Options of `preview_dataset`.
         metadata_path: Path of the source, next to which its sidecar file is.
-
-    Returns:
-        The readable episodes. None if no part can be read.
     """
     columns_by_part: dict[str, tuple] = {}
     for name in parts.names:

@@ -180,8 +180,7 @@ class ChunkedSource(MemmapSource):
     def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
         """Read the rows `first` to `stop` - 1 of a column of one episode as they are stored, (stop - first, ...).
 
-        Args:
-            files: What `open_files` returned.
+        `files` is what `open_files` gives.
         """
 
     def open_files(self) -> AbstractContextManager:
@@ -189,11 +188,7 @@ class ChunkedSource(MemmapSource):
         return nullcontext()
 
     def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
-        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape).
-
-        Args:
-            files: What `open_files` returned.
-        """
+        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape)."""
         f, rows = self.schema[name], self.rows(name)[first:stop]
         out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
         for episode, n in enumerate(rows.tolist(), first):

@@ -251,17 +251,13 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """Number of times each episode is taken in `count` draws by softmax(logits) (Soft Cap Sampling).
+    """Number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
 
     Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more often, but not without
     limit.
 
     Args:
         logits: Log weight of each episode, (E,).
-        penalty: Decrease of a logit per draw of its episode.
-
-    Returns:
-        The counts, (E,).
 
     References:
         Shechter and Carmon (2025), Filter Like You Test: Data-Driven Data Filtering for CLIP Pretraining.

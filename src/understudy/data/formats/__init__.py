@@ -163,12 +163,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """List what a format cannot store without a sidecar file.
-
-    Args:
-        to: A key of `WRITERS`.
-        **options: Options of the format's `write`.
-    """
+    """List what a format, a key of `WRITERS`, cannot store without a sidecar file, with options of its `write`."""
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 

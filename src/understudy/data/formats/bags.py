@@ -91,12 +91,9 @@ def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of the topics of some recordings.
+    """Propose a mapping of the topics of some recordings, and give a reason for each topic that is left out.
 
     The time of every message is read.
-
-    Returns:
-        The mapping, and a reason for each topic that is left out.
     """
     topics: dict[str, maps.TopicSummary] = {}
     absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}

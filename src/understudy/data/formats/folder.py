@@ -51,11 +51,7 @@ _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """Return the files of the episodes, ordered by the last number in their names.
-
-    Args:
-        ending: End of the file names, such as ".csv".
-    """
+    """Return the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
     ours = sidecar.SIDECAR_NAME
     files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
     return sorted(files, key=lambda p: number_sort_key(p.stem))

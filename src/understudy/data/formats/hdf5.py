@@ -139,11 +139,7 @@ class OpenFiles:
         return self._file
 
     def read_rows(self, path: Path, key: str, first: int, stop: int, where: str) -> np.ndarray:
-        """Read rows of the array `key` of a file.
-
-        Returns:
-            (stop - first, *shape).
-        """
+        """Read rows of the array `key` of a file, (stop - first, *shape)."""
         layout = self._layouts.get(key)
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
@@ -317,11 +313,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of the array at `path` in an open file or group.
-
-    Returns:
-        (stop - first, *shape).
-    """
+    """Read rows of the array at `path` in an open file or group, (stop - first, *shape)."""
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -339,14 +331,7 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of an array. Text is read as str.
-
-    Args:
-        array: An `ArrayInfo` or h5py.Dataset.
-
-    Returns:
-        (stop - first, *shape).
-    """
+    """Read rows of an `ArrayInfo` or an h5py.Dataset, (stop - first, *shape). Text is read as str."""
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -364,11 +349,7 @@ def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, 
 
 
 def to_json_value(value, where: str):
-    """Convert the value of an attribute to plain JSON values.
-
-    Args:
-        value: Numbers or text, alone or in arrays.
-    """
+    """Convert the value of an attribute, numbers or text, alone or in arrays, to plain JSON values."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
         value = value.tolist()
     if isinstance(value, bytes):
@@ -469,16 +450,13 @@ def plan(
     key_of: Callable[[str, Feature], str | None] | None = None,
     last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
 ) -> tuple[sidecar.FormatCapability, dict[str, str]]:
-    """Plan what a format stores in arrays and attributes.
+    """Plan what a format stores in arrays and attributes, and the key of each stored column.
 
     Args:
         attributes: Metadata keys that cannot be stored, because these attributes mean something else in the format.
         key_of: Returns the key of a column, or None if the format cannot store it. By default, `keys.key`.
         last: Whether an array has room for a row after the last action.
         flags: Columns that are read as bool.
-
-    Returns:
-        What the format stores, and the key of each stored column.
     """
     array_keys, out, taken = {}, {}, set()
     for name, f in data.features().items():

@@ -534,15 +534,7 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """Convert an Arrow column of numbers or nested lists to an array.
-
-    Args:
-        values: The column, with n rows.
-        feature: Dtype and shape that each row must have.
-
-    Returns:
-        (n, *shape).
-    """
+    """Convert an Arrow column of numbers or nested lists to an array of a feature's dtype and shape, (n, *shape)."""
     numbers = arrow.to_numpy(values, where)
     if numbers.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "

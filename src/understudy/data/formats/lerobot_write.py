@@ -71,10 +71,9 @@ def check_images(images: str) -> None:
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Return what lerobot reads of these data. The rest is in meta/understudy and in the sidecar file.
+    """Return what lerobot reads of these data, with frames stored as `images` (see `write`).
 
-    Args:
-        images: How frames are stored, as in `write`.
+    The rest is in meta/understudy and in the sidecar file.
     """
     own, _ = split_for_lerobot(data)
     plan = _plan(own.features(), data.fps, None, images)
@@ -170,12 +169,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first
-    episodes.
-
-    Args:
-        images: How frames are stored, as in `write`.
-    """
+    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first ones."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -836,16 +830,13 @@ def _stored_extreme(values: np.ndarray) -> np.ndarray:
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combine the statistics of several parts of a data set.
+    """Combine the statistics of several parts of a data set to those of all episodes, by column.
 
     Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
     count, as in lerobot.
 
     Args:
         parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
-
-    Returns:
-        The statistics of all episodes by column.
     """
     out = {}
     for name, statistics in _pool_statistics(parts).items():

@@ -184,11 +184,7 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
 
 
 def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np.ndarray]:
-    """Cut the same rows into arrays of other lengths.
-
-    Args:
-        pieces: The rows in order, in arrays of any length.
-    """
+    """Cut rows that come in arrays of any length into arrays of other lengths."""
     piece = np.empty(0)
     for n in rows:
         parts: list[np.ndarray] = []

@@ -677,11 +677,9 @@ class _MotionModel:
     def unexplained(self) -> float:
         """Fraction of the error of the model of states that remains with the action, mean over components."""
         live = self.state_only.residual_variance > 1e-6 * self.state_only.variance + 1e-18
-        return (
-            float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
-            if live.any()
-            else 1.0
-        )
+        if not live.any():
+            return 1.0
+        return float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
 
 
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:

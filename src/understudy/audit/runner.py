@@ -131,20 +131,14 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
         codes = list(dict.fromkeys(f.code for f in errors))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
                  for f in _sort_findings(errors)[:10]]
-        raise DataError(
-            f"the audit finds {pluralize(len(errors), 'error')}:\n"
-            + "\n".join(lines)
-            + ("\n  ..." if len(errors) > 10 else ""),
-            where=where,
-            hint=f"{command_line('audit', where, *columns)} explains them; "
-            + (
-                short_video.remedy  # of the data, where these are a view of them
-                if short_video is not None
-                else repair_hint(where)
-                if set(codes) & set(_UNREADABLE_CODES)
-                else "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
-            ),
-        )
+        lines += ["  ..."] if len(errors) > 10 else []
+        remedy = "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
+        if short_video is not None:
+            remedy = short_video.remedy  # of the data, where these are a view of them
+        elif set(codes) & set(_UNREADABLE_CODES):
+            remedy = repair_hint(where)
+        raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,
+                        hint=f"{command_line('audit', where, *columns)} explains them; {remedy}")
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:

@@ -92,13 +92,9 @@ class PackedColumns:
                 parts = _cast_parts(data, parts, name)
             columns[name] = _pack_column(parts, length)
         places = [length]
-        return PackedColumns(
-            {
-                k: replace(c, starts=_deduplicate(c.starts, places), lengths=_deduplicate(c.lengths, places))
-                for k, c in columns.items()
-            },
-            length,
-        )
+        for name, c in columns.items():
+            columns[name] = replace(c, starts=_deduplicate(c.starts, places), lengths=_deduplicate(c.lengths, places))
+        return PackedColumns(columns, length)
 
 
 def check_columns(data: Dataset, names: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ from ..core import Batch, DataWarning, UserError
 from ..hints import command_line
 from . import cache, video
 from .batch_sampler import BatchSampler
-from .episode import Dataset, Episode
+from .episode import Dataset, Episode, episode_starts
 from .formats import arrow, remote
 from .formats.lerobot_read import read_info, read_tasks
 from .formats.npz_arrays import npy_header
@@ -220,10 +220,8 @@ class StreamWindows(BatchSampler):
                 raise UserError(f"the shards had {steps.sum()} steps before, but have {len(windows)} now",
                                 where=self.stream.shards[pieces[0].shard].at,
                                 hint="do not change shards while they are in use")
-            self._loaded_key = (
-                key,
-                (windows, np.cumsum(steps) - steps, np.array([p.first_step for p in pieces], np.int64)),
-            )
+            first_steps = np.array([p.first_step for p in pieces], np.int64)
+            self._loaded_key = key, (windows, episode_starts(steps), first_steps)
         return self._loaded_key[1]
 
 

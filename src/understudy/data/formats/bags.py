@@ -71,10 +71,8 @@ def preview_bags(path: Path) -> Dataset:
             source = BagSource(path, recordings, mapping, notes)
             return Dataset(source)
         except MappingMismatch as error:
-            notes = [
-                *notes,
-                f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.problem}",
-            ]
+            topic = mapping.columns[error.column].topic
+            notes = [*notes, f"{error.column} of topic {topic} is left out: {error.problem}"]
             kept = {n: c for n, c in mapping.columns.items() if n != error.column}
             mapping = replace(mapping, columns=kept)
 
@@ -250,10 +248,8 @@ class BagSource(ColumnSource):
 
     def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, notes: list[str] | None = None):
         self.path, self.mapping = path, mapping
-        self.warnings: list[str] = [
-            *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
-            *(notes or []),
-        ]
+        truncations = [log.truncation for log in recordings if log.truncation]
+        self.warnings: list[str] = [*(f"{text}; what is there was read" for text in truncations), *(notes or [])]
         self._check(recordings)
         self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
         self.schema = self._features(recordings)

@@ -356,12 +356,10 @@ def _ends(stored, node) -> np.ndarray:
     import zarr
     from zarr.storage import LocalStore, ZipStore
 
-    entry = stored[next(k for k in stored if k.startswith(node))]
-    if isinstance(entry, Path):
-        depth = next(k for k in stored if k.startswith(node)).count("/")
-        folder: Any = zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")
-        return np.asarray(folder[node][:])
-    with closing(ZipStore(entry[0].filename, mode="r")) as store:
+    file = next(k for k in stored if k.startswith(node))
+    entry = stored[file]
+    with closing(LocalStore(entry.parents[file.count("/")], read_only=True) if isinstance(entry, Path) else
+                 ZipStore(entry[0].filename, mode="r")) as store:
         group: Any = zarr.open_group(store, mode="r")
         return np.asarray(group[node][:])
 

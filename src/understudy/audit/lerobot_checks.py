@@ -164,13 +164,10 @@ def _check_data_files(path, info, episodes, tasks):
                       if n in source.schema_arrow.names]
             table = source.read(columns=stored)
             columns = {n: table[n].to_numpy() for n in stored}
-        except UserError as error:
-            yield finding_from_error(error, path, code="damaged-file")
-            row = None
-            continue
         except (pa.ArrowException, OSError, ValueError) as error:
-            yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})",
-                          repair_hint(path), Location(name))
+            yield finding_from_error(error, path, code="damaged-file") if isinstance(error, UserError) else Finding(
+                "damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})", repair_hint(path),
+                Location(name))
             row = None
             continue
         yield from _check_types(info, source.schema_arrow, name)

@@ -160,9 +160,8 @@ def _robomimic(file, name, h5py):
                          f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
                          Location(name, e, None, key), "correct the attribute")
         arrays = _arrays(demo, h5py)
-        yield from _check_equal_lengths(
-            {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
-        )
+        by_step = {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}
+        yield from _check_equal_lengths(by_step, name, "actions", e)
         for k in arrays:
             if k.startswith("next_obs/") and (obs_name := k.removeprefix("next_")) in arrays and rows > 1 \
                     and arrays[k].ndim < 3 and arrays[k].shape == arrays[obs_name].shape:

@@ -249,9 +249,7 @@ class Merge(Operation):
             every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
         if _SUCCESS in self.drop_columns:
             every = [_labeled(d, "success") if _SUCCESS in d.source.schema else d for d in every]
-        joined = ConcatSource(
-            [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
-        )
+        joined = ConcatSource([(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns)
         metadata = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
             distinct_values = {d.metadata.get(key) for d in every}

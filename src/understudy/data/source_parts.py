@@ -166,9 +166,8 @@ def recover_parts(
             if columns != commonest:
                 differing_columns = sorted({n for n, *_ in set(columns) ^ set(commonest)})
                 report_loss(f"{parts.path}, {name}: {', '.join(differing_columns)} is not as in the others")
-        return _open_joined(
-            parts, [n for n, columns in columns_by_part.items() if columns == commonest], folder, options, metadata_path
-        )
+        alike = [name for name, columns in columns_by_part.items() if columns == commonest]
+        return _open_joined(parts, alike, folder, options, metadata_path)
 
 
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:

@@ -277,9 +277,8 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
         for operation in what:
             data = operation.apply(data)
     except UserError as error:
-        raise UserError(
-            error.problem, where=f"{path}: {error.where}" if error.where else path, hint=error.hint
-        ) from None
+        place = f"{path}: {error.where}" if error.where else path
+        raise UserError(error.problem, where=place, hint=error.hint) from None
     return data
 
 

@@ -49,9 +49,8 @@ class Datamodel(Score):
             row[rng.choice(n, size, replace=False)] = 1
         worth = np.array([self.value(data.select(np.flatnonzero(row))) for row in chosen])
         x, y = chosen - chosen.mean(0), worth - worth.mean()
-        return np.linalg.solve(
-            x.T @ x + self.ridge * self.subset_fraction * (1 - self.subset_fraction) * np.eye(n), x.T @ y
-        )
+        penalty = self.ridge * self.subset_fraction * (1 - self.subset_fraction) * np.eye(n)
+        return np.linalg.solve(x.T @ x + penalty, x.T @ y)
 
 
 @dataclass(frozen=True)

@@ -376,9 +376,8 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
     h5py sorts arrays by name, and an array of bytes may be text.
     """
-    kinds = decode_json_attribute(
-        to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
-    )
+    stored = to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE)
+    kinds = decode_json_attribute(stored, COLUMNS_ATTRIBUTE)
     kinds = {n: k for n, k in kinds.items() if n in schema} if isinstance(kinds, dict) else {}
     words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
              if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
@@ -409,9 +408,8 @@ def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1)
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
     """Store the order and kinds of the columns in an attribute of the file."""
-    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
-        {place.name: features[n].kind for n, place in capability.columns.items()}
-    )
+    kinds = {place.name: features[n].kind for n, place in capability.columns.items()}
+    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(kinds)
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
@@ -501,9 +499,8 @@ def _simple(value) -> bool:
 
 def is_storable_name(text) -> bool:
     """Whether an array or attribute can have this name. "." is the group itself, and "/" separates groups."""
-    return (
-        bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
-    )
+    reserved = ("", ".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE)
+    return text not in reserved and "/" not in text and _text(text)
 
 
 def is_json(value) -> bool:

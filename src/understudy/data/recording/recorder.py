@@ -167,9 +167,7 @@ class Recorder:
             raise UserError("the recorder is closed", where=self.path,
                             hint="make another one: it continues where this one ended")
         now = self.clock() if time is None and self.clock is not None else time
-        values = self._validate(
-            {**obs, "action": action, **(columns or {})}, self.schema, f"step {max(self._steps, 0)}"
-        )
+        values = self._validate({**obs, "action": action, **(columns or {})}, self.schema, f"step {self.steps}")
         if self._steps < 0:
             self._begin()
         if self.clock is not None:
@@ -500,9 +498,8 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
     with cache.disk_errors(path, hint), cache.locked(folder / ".publishing"):
         n_published = int(read_info(path)["total_episodes"])
         files = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
-        segments = interrupted_recording.unpublished_segments(
-            [journal.read_segment(file) for file in files], path, n_published
-        )
+        segments = [journal.read_segment(file) for file in files]
+        segments = interrupted_recording.unpublished_segments(segments, path, n_published)
         losses = [loss for s in segments for loss in s.problems]
         for s in segments:
             if s.unfinished is not None and len(s.unfinished):

@@ -258,15 +258,14 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
             spread = np.sqrt(np.add.reduceat(np.square(values - np.repeat(middle, n, 0)), begins) / per)
             for i in range(len(n)) if off is None else ():
                 moments = _stored_moments(each.get(first + i, {}), name, f)
-                if moments is not None and _differs(moments, middle[i] + shift, spread[i], below[i], above[i]):
+                if _differs(moments, middle[i] + shift, spread[i], below[i], above[i]):
                     off = first + i
                     break
         if not (np.isfinite(total).all() and np.isfinite(squares).all()):
             continue  # said by the check for NaN
         mean = total / data.steps + shift
         std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
-        moments = _stored_moments(stored, name, f)
-        if moments is not None and _differs(moments, mean, std, low, high):
+        if _differs(_stored_moments(stored, name, f), mean, std, low, high):
             yield Finding(
                 "stats-disagree",
                 "error",
@@ -351,19 +350,19 @@ def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
     return out
 
 
-def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
-    """The stored mean, std, min and max of a column. None if there are none of its shape (LeRobot, several axes)."""
+def _stored_moments(stored, name, f) -> dict[str, np.ndarray]:
+    """The stored mean, std, min and max of a column. Empty if there are none of its shape (LeRobot, several axes)."""
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:
             try:
                 values = np.asarray(row[key], np.float64)
             except (TypeError, ValueError):
-                return None
+                return {}
             if values.size != f.size:
-                return None
+                return {}
             out[key] = values.reshape(f.shape)
-    return out or None
+    return out
 
 
 def _differs(stored, mean, std, low, high) -> bool:

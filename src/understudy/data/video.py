@@ -369,11 +369,7 @@ class VideoWriter:
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """Add frames, uint8 (H, W, 3) each.
-
-        Args:
-            times: Their times in s, which increase from call to call.
-        """
+        """Add frames, uint8 (H, W, 3) each, with their times in s, which increase from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)

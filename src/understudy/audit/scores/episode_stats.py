@@ -213,11 +213,7 @@ class Criticality(StepScore):
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
-        """The steps with the largest changes of the action: True there, (T,) for each episode.
-
-        Args:
-            fraction: Fraction of all steps to select.
-        """
+        """The fraction of all steps with the largest changes of the action: True there, (T,) for each episode."""
         steps = self.steps(data)
         least = np.nanquantile(np.concatenate(steps), 1 - fraction)
         return [s >= least for s in steps]

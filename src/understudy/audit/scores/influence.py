@@ -182,11 +182,7 @@ class FilterLikeYouTest(StepScore):
         return table.split(np.where(table.is_complete, step_scores, np.nan))
 
     def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
-        """The direction in the weights of the reference model by which steps are judged.
-
-        Args:
-            gradient: The gradient of the downstream loss after the update.
-        """
+        """The direction in the weights of the reference model by which steps are judged: the downstream gradient."""
         return gradient
 
     def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:

@@ -292,11 +292,7 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """Estimate the cost of `decode_frames`, by decoding the first episode that has frames.
-
-    Args:
-        image_size: Side, or (height, width), in pixels.
-    """
+    """Estimate the cost of `decode_frames` at this size, by decoding the first episode that has frames."""
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)

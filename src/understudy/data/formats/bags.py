@@ -38,11 +38,7 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Open a recording, or a folder of them.
-
-    Args:
-        mapping: Topics and columns, as `topic_mapping.read_mapping` takes them. It is required.
-    """
+    """Open a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
     path = Path(path)
     if mapping is None:
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,

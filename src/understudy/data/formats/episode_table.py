@@ -52,11 +52,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
 
 
 def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
-    """Return the number of steps of each episode, (E,), from a column whose value changes where an episode begins.
-
-    Args:
-        values: The column, (N,) or (N, 1).
-    """
+    """Return the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
                         where=where, hint="name the column that numbers the episodes: --columns episode=COLUMN")

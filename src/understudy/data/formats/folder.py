@@ -58,11 +58,7 @@ def episode_files(path: Path, ending: str) -> list[Path]:
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
-    """A folder of one file per episode, or a single table.
-
-    Args:
-        episode: The column of a single table that tells its episodes apart (see `cut_table`).
-    """
+    """A folder of one file per episode, or a single table whose column `episode` tells them apart (see `cut_table`)."""
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 

@@ -287,11 +287,7 @@ def is_text(array) -> bool:
 
 
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
-    """Return the feature of a column that is stored as an array, (rows, *shape).
-
-    Args:
-        flag: Whether the column is read as bool.
-    """
+    """Return the feature of a column that is stored as an array, (rows, *shape). A flag is read as bool."""
     if not array.shape:
         raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")

@@ -157,11 +157,7 @@ def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.nda
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
-    """Return the dtype of a column in a file. Text has the width of its longest value.
-
-    Args:
-        pieces: Returns the rows, in arrays of any length. It is called for text only.
-    """
+    """Return the dtype of a column in a file. Text has the width of its longest value, for which `pieces` is called."""
     if feature.kind != "string":
         return np.dtype(feature.dtype)
     return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")

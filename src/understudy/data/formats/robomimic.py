@@ -224,11 +224,7 @@ def has_actions(demos) -> bool:
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """Open a file, or the demos of it that a filter key names.
-
-    Args:
-        mask: Name of the filter key. By default all demos are opened.
-    """
+    """Open a file, or the demos of it that the filter key `mask` names."""
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
         raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",

@@ -113,7 +113,6 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
     Args:
-        where: The data, for the message.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
     """

@@ -15,7 +15,7 @@ from ..core import Feature, UserError
 from . import cache, video
 from .episode import ColumnSource, episode_starts
 
-Progress = Callable[[int, int], None]  # (number done, number of all)
+Progress = Callable[[int, int], None]  # (number of decoded frames, number of all frames)
 _PIECE = 1 << 26  # bytes of frames that are read at a time
 _AT_ONCE = 1 << 22  # bytes of numbers that are read at a time
 _DAMAGED = "the file is damaged: take it from a copy"
@@ -285,7 +285,6 @@ class DecodedFramesSource(WrapperSource):
 
     Args:
         size: Height and width of the frames, in pixels.
-        progress: Called with the number of decoded frames and the number of all frames.
         episodes: Those that are decoded. The frames of the others are never read. By default all.
     """
 

@@ -298,12 +298,7 @@ def _float32_spacing(time: float) -> float:
 
 @functools.cache
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether frames of a shape can be encoded on this machine.
-
-    Args:
-        codec: Name of the encoder in FFmpeg, such as "libsvtav1" or "libx264".
-        shape: Shape of the frames, (H, W, C).
-    """
+    """Whether an encoder of FFmpeg, "libsvtav1" or "libx264", can encode frames of a shape (H, W, C) on this system."""
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False

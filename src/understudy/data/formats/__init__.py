@@ -249,7 +249,6 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
 
     Args:
         image_size: Side, or (height, width), in pixels.
-        progress: Called with the number of decoded frames and the number of all frames.
 
     Returns:
         The data. Their metadata have the recorded (height, width) of each camera, `camera_sizes`.

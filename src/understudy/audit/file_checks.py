@@ -357,8 +357,9 @@ def _ends(stored, node) -> np.ndarray:
 
     file = next(k for k in stored if k.startswith(node))
     entry = stored[file]
-    with closing(LocalStore(entry.parents[file.count("/")], read_only=True) if isinstance(entry, Path) else
-                 ZipStore(entry[0].filename, mode="r")) as store:
+    is_folder = isinstance(entry, Path)
+    store = LocalStore(entry.parents[file.count("/")], read_only=True) if is_folder else ZipStore(entry[0].filename)
+    with closing(store):
         group: Any = zarr.open_group(store, mode="r")
         return np.asarray(group[node][:])
 

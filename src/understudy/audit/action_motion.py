@@ -41,12 +41,7 @@ _FLOOR = 0.01  # of a component's usual change: smaller errors count as rounding
 
 
 def has_motion(episode: Episode, first: int, last: int) -> bool:
-    """Whether any numeric vector observation changes between two steps.
-
-    Args:
-        first: Index of the first step.
-        last: Index of the last step, included.
-    """
+    """Whether any numeric vector observation changes between the steps `first` and `last`, both included."""
     for name in episode.steps:
         if role(name) == "observation" and not name.startswith("observation.images"):
             values = np.asarray(episode.steps[name][first:last + 1])
@@ -175,11 +170,7 @@ class CameraLag:
         return 0 < self._width <= _WIDEST and e % self._each == 0
 
     def add(self, e: int, brightness: list[np.ndarray]) -> None:
-        """Adds an episode.
-
-        Args:
-            brightness: `grid_brightness` of each frame, in order.
-        """
+        """Adds an episode, with `grid_brightness` of each frame, in order."""
         s = concat_columns(self.data[e], self._states)
         n = min(len(s), len(brightness))
         if n > 2 * max(SHIFTS) + 8 and np.isfinite(s[:n]).all():
@@ -236,11 +227,7 @@ class Stillness:
         self._states = _columns_of_kind(data[0].features(), "observation")
 
     def add(self, e: int, equal: list[bool]) -> None:
-        """Adds an episode.
-
-        Args:
-            equal: For each frame, whether it equals the previous one, (T,).
-        """
+        """Adds an episode, with whether each frame equals the previous one, (T,)."""
         self._equal[e] = np.array(equal, bool)
 
     def findings(self) -> Iterator[Finding]:
@@ -690,11 +677,9 @@ class _MotionModel:
     def unexplained(self) -> float:
         """Fraction of the error of the model of states that remains with the action, mean over components."""
         live = self.state_only.residual_variance > 1e-6 * self.state_only.variance + 1e-18
-        return (
-            float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
-            if live.any()
-            else 1.0
-        )
+        if not live.any():
+            return 1.0
+        return float(np.mean(self.state_action.residual_variance[live] / self.state_only.residual_variance[live]))
 
 
 def _fit_models(data: Dataset, lags: Iterable[int]) -> dict[int, _MotionModel]:

@@ -105,11 +105,7 @@ class Score(ABC):
 
     @abstractmethod
     def __call__(self, data: Dataset) -> np.ndarray:
-        """Rates episodes.
-
-        Returns:
-            One number per episode, (E,). NaN if the score is not defined for the episode.
-        """
+        """Rates episodes: one number per episode, (E,). NaN if the score is not defined for the episode."""
 
 
 class StepScore(Score):
@@ -117,11 +113,7 @@ class StepScore(Score):
 
     @abstractmethod
     def steps(self, data: Dataset) -> Sequence[np.ndarray]:
-        """Rates steps.
-
-        Returns:
-            One array (T,) per episode.
-        """
+        """Rates steps: one array (T,) per episode."""
 
     def __call__(self, data: Dataset) -> np.ndarray:
         return self.of_episodes(self.steps(data))

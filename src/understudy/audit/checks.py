@@ -335,8 +335,7 @@ def check_success(data: Dataset) -> Iterator[Finding]:
         )
 
 
-# -- quality: things that deserve a second look
-# ---------------------------------------------------------------------------
+# -- quality: things that deserve a second look ------------------------------------------------------------------------
 
 
 def reader_warnings(data: Dataset) -> Iterator[Finding]:

@@ -287,9 +287,8 @@ def _explained_change(one: _DatasetSample, other: _DatasetSample, name: str) -> 
 
 def _reference_frame(sample: _DatasetSample) -> str:
     """The reference frame of the actions, if the names of their components or the metadata tell it."""
-    stated_frame = sample.data.metadata.get("action_frame") or (
-        sample.data[0].metadata.get("action_frame") if len(sample.data) else None
-    )
+    first = sample.data[0].metadata if len(sample.data) else {}
+    stated_frame = sample.data.metadata.get("action_frame") or first.get("action_frame")
     words = [str(stated_frame)] if stated_frame else list(sample.features["action"].names or ())
     frames = {_FRAMES[w] for n in words for w in re.split(r"[._/\s-]+", n.lower()) if w in _FRAMES}
     return frames.pop() if len(frames) == 1 else ""

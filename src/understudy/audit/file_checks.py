@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ import numpy as np
 from ..core import UserError
 from ..data import views
 from ..data.formats import hdf5, read_errors, rlds
-from ..data.formats.column_names import format_list
+from ..data.formats.column_names import format_list, sort_numbered
 from ..data.formats.detection import VIEW_PATTERN
+from ..data.formats.npz_arrays import npy_header
 from ..hints import pluralize
 from . import lerobot_checks
 from .base import Finding, Location, finding_from_error
@@ -104,7 +106,7 @@ def _hdf5(path, name):
         with hdf5.open_file(path) as file:
             yield from _check_opaque(file, name, h5py)
             data = file.get("data")
-            if data is not None and {"env_args", "total"} & set(data.attrs) and "env_args" in data.attrs:
+            if data is not None and "env_args" in data.attrs:
                 yield from _robomimic(file, name, h5py)
             elif "observations" in file and "action" in file and isinstance(file["observations"], h5py.Group):
                 yield from _check_equal_lengths(_arrays(file, h5py), name, "action")
@@ -144,7 +146,7 @@ def _check_equal_lengths(arrays, name, of, episode=None, more=(0,)):
 
 def _robomimic(file, name, h5py):
     data = file["data"]
-    demos = sorted((k for k in data if re.fullmatch(r"demo_\d+", k)), key=_last_number)
+    demos = sort_numbered(data, "demo_")
     steps = 0
     for e, key in enumerate(demos):
         demo = data[key]
@@ -158,9 +160,8 @@ def _robomimic(file, name, h5py):
                          f"num_samples of {key} is {demo.attrs['num_samples']}, but its actions have {rows} rows",
                          Location(name, e, None, key), "correct the attribute")
         arrays = _arrays(demo, h5py)
-        yield from _check_equal_lengths(
-            {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}, name, "actions", e
-        )
+        by_step = {k: v for k, v in arrays.items() if not k.startswith("datagen_info")}
+        yield from _check_equal_lengths(by_step, name, "actions", e)
         for k in arrays:
             if k.startswith("next_obs/") and (obs_name := k.removeprefix("next_")) in arrays and rows > 1 \
                     and arrays[k].ndim < 3 and arrays[k].shape == arrays[obs_name].shape:
@@ -183,19 +184,15 @@ def _robomimic(file, name, h5py):
 def _episode(group, name, key, h5py):
     """Checks one episode of a Minari file."""
     arrays, e = _arrays(group, h5py), _last_number(key)
-    if "actions" in group and isinstance(group["actions"], h5py.Dataset):
+    if "actions" in arrays:
         flat = ("actions", "rewards", "terminations", "truncations")
         yield from _check_equal_lengths({k: arrays[k] for k in flat if k in arrays}, name, "actions", e)
-        yield from _check_equal_lengths(
-            {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"},
-            name,
-            "actions",
-            e,
-            (1, 0) if "observations" not in group else (0, 1),
-        )
-        if int(group.attrs.get("total_steps", len(group["actions"]))) != len(group["actions"]):
-            yield _error("counts-disagree", f"total_steps is {group.attrs['total_steps']}, but there are "
-                         f"{len(group['actions'])} actions", Location(name, e), "correct the attribute")
+        observed = {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"}
+        yield from _check_equal_lengths(observed, name, "actions", e, (0, 1))
+        n_actions = len(arrays["actions"])
+        if int(group.attrs.get("total_steps", n_actions)) != n_actions:
+            yield _error("counts-disagree", f"total_steps is {group.attrs['total_steps']}, but there are {n_actions} "
+                         "actions", Location(name, e), "correct the attribute")
 
 
 def _minari(path):
@@ -247,11 +244,9 @@ def _zip(path, name, deep):
 
 
 def _header(archive, key, name):
-    form = np.lib.format
     try:
         with archive.open(key) as handle:
-            read = form.read_array_header_1_0 if form.read_magic(handle) == (1, 0) else form.read_array_header_2_0
-            _, _, dtype = read(handle)
+            _, _, dtype = npy_header(handle)
     except ValueError as error:
         yield _damaged(f"{key} is not a NumPy array", error, Location(name, feature=key[:-4]))
         return
@@ -360,12 +355,11 @@ def _ends(stored, node) -> np.ndarray:
     import zarr
     from zarr.storage import LocalStore, ZipStore
 
-    entry = stored[next(k for k in stored if k.startswith(node))]
-    if isinstance(entry, Path):
-        depth = next(k for k in stored if k.startswith(node)).count("/")
-        folder: Any = zarr.open_group(LocalStore(entry.parents[depth], read_only=True), mode="r")
-        return np.asarray(folder[node][:])
-    with closing(ZipStore(entry[0].filename, mode="r")) as store:
+    file = next(k for k in stored if k.startswith(node))
+    entry = stored[file]
+    is_folder = isinstance(entry, Path)
+    store = LocalStore(entry.parents[file.count("/")], read_only=True) if is_folder else ZipStore(entry[0].filename)
+    with closing(store):
         group: Any = zarr.open_group(store, mode="r")
         return np.asarray(group[node][:])
 
@@ -397,15 +391,7 @@ def _records(path, deep):
 
 
 def _shard(path, name, n_expected, deep):
-    try:
-        from google_crc32c import value as crc
-    except ImportError:
-        crc = None
-
-    def good(data, stored):
-        assert crc is not None
-        checksum = crc(data)
-        return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF == stored
+    has_crc = find_spec("google_crc32c") is not None
     n_read, size = 0, path.stat().st_size
     with open(path, "rb") as handle:
         if handle.read(2) == b"\x1f\x8b":
@@ -413,7 +399,7 @@ def _shard(path, name, n_expected, deep):
         handle.seek(0)
         while head := handle.read(12):
             length, check = struct.unpack("<QI", head) if len(head) == 12 else (0, 0)
-            if len(head) < 12 or (crc and not good(head[:8], check)):
+            if len(head) < 12 or (has_crc and rlds.masked_crc32c(head[:8]) != check):
                 is_whole = len(head) == 12
                 yield _error("checksum" if is_whole else "damaged-file", f"record {n_read}: the length is "
                              f"{'wrong by its checksum' if is_whole else 'cut short'}", Location(name))
@@ -421,9 +407,8 @@ def _shard(path, name, n_expected, deep):
             if handle.tell() + length + 4 > size:
                 yield _error("damaged-file", f"record {n_read} is cut short", Location(name))
                 return
-            if deep and crc:
-                data = handle.read(length)
-                if not good(data, struct.unpack("<I", handle.read(4))[0]):
+            if deep and has_crc:
+                if rlds.masked_crc32c(handle.read(length)) != struct.unpack("<I", handle.read(4))[0]:
                     yield _error("checksum", f"record {n_read}: the checksum is wrong", Location(name))
             else:
                 handle.seek(length + 4, 1)

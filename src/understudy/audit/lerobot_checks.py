@@ -27,6 +27,7 @@ from ..data.formats.lerobot_read import (
     read_json_lines,
     read_tasks_v3,
 )
+from ..data.formats.lerobot_write import QUANTILES
 from ..files import read_json
 from ..hints import pluralize, repair_hint
 from .base import Finding, Location, finding_from_error
@@ -34,7 +35,6 @@ from .base import Finding, Location, finding_from_error
 _META = "write the data set again, so that the metadata come from the data"
 _MAY_DIFFER = 0.02  # of the standard deviation; float32 sums over a large set stay well below
 _BLOCK = 1 << 20  # numbers that are worked through at once
-_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
 def check_files(path: Path) -> Iterator[Finding]:
@@ -164,13 +164,10 @@ def _check_data_files(path, info, episodes, tasks):
                       if n in source.schema_arrow.names]
             table = source.read(columns=stored)
             columns = {n: table[n].to_numpy() for n in stored}
-        except UserError as error:
-            yield finding_from_error(error, path, code="damaged-file")
-            row = None
-            continue
         except (pa.ArrowException, OSError, ValueError) as error:
-            yield Finding("damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})",
-                          repair_hint(path), Location(name))
+            yield finding_from_error(error, path, code="damaged-file") if isinstance(error, UserError) else Finding(
+                "damaged-file", "error", f"the rows cannot be read ({str(error)[:160]})", repair_hint(path),
+                Location(name))
             row = None
             continue
         yield from _check_types(info, source.schema_arrow, name)
@@ -261,15 +258,14 @@ def check_stats(data: Dataset) -> Iterator[Finding]:
             spread = np.sqrt(np.add.reduceat(np.square(values - np.repeat(middle, n, 0)), begins) / per)
             for i in range(len(n)) if off is None else ():
                 moments = _stored_moments(each.get(first + i, {}), name, f)
-                if moments is not None and _differs(moments, middle[i] + shift, spread[i], below[i], above[i]):
+                if _differs(moments, middle[i] + shift, spread[i], below[i], above[i]):
                     off = first + i
                     break
         if not (np.isfinite(total).all() and np.isfinite(squares).all()):
             continue  # said by the check for NaN
         mean = total / data.steps + shift
         std = np.sqrt(np.maximum(squares / data.steps - np.square(total / data.steps), 0))
-        moments = _stored_moments(stored, name, f)
-        if moments is not None and _differs(moments, mean, std, low, high):
+        if _differs(_stored_moments(stored, name, f), mean, std, low, high):
             yield Finding(
                 "stats-disagree",
                 "error",
@@ -293,7 +289,7 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         return
     stored = _read_stats(source.path)
     for name, f in source.schema.items():
-        quantiles = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in _QUANTILES
+        quantiles = {q: np.asarray(stored[name][q], np.float64).reshape(-1) for q in QUANTILES
                      if f.kind == "vector" and q in stored.get(name, {}) and np.size(stored[name][q]) == f.size}
         if not quantiles or not f.size:
             continue
@@ -306,9 +302,9 @@ def check_quantiles(data: Dataset) -> Iterator[Finding]:
         ordered = np.stack([c[np.lexsort((c, episode))] for c in pooled.T], 1)  # within each episode
         share_of = (n / n.sum())[:, None]
         tolerance = 0.05 * np.ptp(pooled, axis=0) + 1e-5 * np.abs(pooled).max(0) + 1e-8
-        order = np.all(np.diff(np.stack([quantiles[q] for q in _QUANTILES if q in quantiles]), axis=0) >= -tolerance)
+        order = np.all(np.diff(np.stack([quantiles[q] for q in QUANTILES if q in quantiles]), axis=0) >= -tolerance)
         for q, of in quantiles.items():
-            share = _QUANTILES[q]
+            share = QUANTILES[q]
             ways = [np.quantile(pooled, share, axis=0, method=m) for m in ("lower", "higher")]
             ways += [(ordered[first + to(share * (n - 1)).astype(int)] * share_of).sum(0) for to in (np.floor, np.ceil)]
             ways.append(pooled.mean(0))  # of episodes of one frame
@@ -354,19 +350,19 @@ def _read_episode_stats(path) -> dict[int, dict[str, Any]]:
     return out
 
 
-def _stored_moments(stored, name, f) -> dict[str, np.ndarray] | None:
-    """The stored mean, std, min and max of a column. None if there are none of its shape (LeRobot, several axes)."""
+def _stored_moments(stored, name, f) -> dict[str, np.ndarray]:
+    """The stored mean, std, min and max of a column. Empty if there are none of its shape (LeRobot, several axes)."""
     row, out = stored.get(name), {}
     for key in ("mean", "std", "min", "max"):
         if row and row.get(key) is not None:
             try:
                 values = np.asarray(row[key], np.float64)
             except (TypeError, ValueError):
-                return None
+                return {}
             if values.size != f.size:
-                return None
+                return {}
             out[key] = values.reshape(f.shape)
-    return out or None
+    return out
 
 
 def _differs(stored, mean, std, low, high) -> bool:

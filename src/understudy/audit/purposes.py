@@ -103,7 +103,6 @@ def rank_episodes(report: AuditReport, path: Path | str, has_commands: bool = Tr
     An episode is listed for a score if it is far below the others: more than `OUTLIER` robust deviations.
 
     Args:
-        path: The data set, for the commands.
         has_commands: Whether a command can open the data with no other options.
     """
     out, n_episodes = [], report.n_episodes if has_commands else None

@@ -47,11 +47,9 @@ def write_audit_page(file: Path | str, path: Path | str, report: AuditReport, ma
         sections += [*(_ranking_section(data, ranking) for ranking in rankings), *_typical_section(data, report),
                      _scores_section(data, report)]
     head = _headline(kinds, rankings)
-    about = (
-        f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
-        if len(data)
-        else "It could not be opened."
-    )
+    about = "It could not be opened."
+    if len(data):
+        about = f"{pluralize(len(data), 'episode')}, {pluralize(data.steps, 'step')}"
     return write_page(file, f"Audit of {Path(path).name or path}", sections, verdict=(
         head, ", ".join(pluralize(len(findings), kind) for kind, findings in kinds.items()), about))
 
@@ -73,12 +71,10 @@ def _findings_section(kind, findings) -> Section:
             "note": "These need no change, but may explain a result."}[kind]
     items = tuple((f.message, f"What to do: {f.remedy}", ", ".join(filter(None, (str(f.where), f.code))))
                   for f in findings[:_MAX_FINDINGS])
-    more = (
-        (Paragraph(f"And {len(findings) - _MAX_FINDINGS} more: understudy audit --json lists all."),)
-        if len(findings) > _MAX_FINDINGS
-        else ()
-    )
-    return Section(f"{kind.capitalize()}s", (Remedies(items), *more), lead)
+    content: list[Content] = [Remedies(items)]
+    if (n_more := len(findings) - _MAX_FINDINGS) > 0:
+        content.append(Paragraph(f"And {n_more} more: understudy audit --json lists all."))
+    return Section(f"{kind.capitalize()}s", tuple(content), lead)
 
 
 def _scores_section(data, report) -> Section:

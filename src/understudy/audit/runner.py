@@ -62,14 +62,11 @@ def audit(path: Path | str, mapping: Path | None = None, *, scores: bool = True,
 
 def find_problems(data: Dataset, path: Path | str | None = None, *, frames: bool = False,
                   progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Findings of an open data set.
+    """Findings of an open data set, errors first.
 
     Args:
         path: The files of the data set, which are checked without their checksums. By default they are not checked.
         frames: Also decode and check every camera frame.
-
-    Returns:
-        The findings, errors first.
     """
     chosen = checks.INTEGRITY_CHECKS + checks.QUALITY_CHECKS + (checks.FRAME_CHECKS if frames else ())
     return _sort_findings([*(check_files(Path(path), checksums=False) if path is not None else ()),
@@ -116,7 +113,6 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
     """Raises DataError if an error is among these findings, except for codes in `ignore`.
 
     Args:
-        where: The data, for the message.
         training_data: The data, if they are trained on. Then values that are not finite are refused in any case.
         columns: The option with which the data were opened: see `column_options`.
     """
@@ -134,20 +130,14 @@ def raise_on_errors(findings: Iterable[Finding], where: Path | str, ignore: Coll
         codes = list(dict.fromkeys(f.code for f in errors))
         lines = [f"  {f.code}: {f'{f.where}: ' if str(f.where) else ''}{f.message}"
                  for f in _sort_findings(errors)[:10]]
-        raise DataError(
-            f"the audit finds {pluralize(len(errors), 'error')}:\n"
-            + "\n".join(lines)
-            + ("\n  ..." if len(errors) > 10 else ""),
-            where=where,
-            hint=f"{command_line('audit', where, *columns)} explains them; "
-            + (
-                short_video.remedy  # of the data, where these are a view of them
-                if short_video is not None
-                else repair_hint(where)
-                if set(codes) & set(_UNREADABLE_CODES)
-                else "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
-            ),
-        )
+        lines += ["  ..."] if len(errors) > 10 else []
+        remedy = "to accept them: " + " ".join(f"--ignore {code}" for code in codes)
+        if short_video is not None:
+            remedy = short_video.remedy  # of the data, where these are a view of them
+        elif set(codes) & set(_UNREADABLE_CODES):
+            remedy = repair_hint(where)
+        raise DataError(f"the audit finds {pluralize(len(errors), 'error')}:\n" + "\n".join(lines), where=where,
+                        hint=f"{command_line('audit', where, *columns)} explains them; {remedy}")
 
 
 def _deletion_hint(data: Dataset, where: Path | str) -> str:

@@ -111,14 +111,11 @@ def open_columns(path: str | Path, columns: Selection | None = None, *,
 
 
 def open_as_read(path: str | Path, overrides: Mapping[str, Any], stored: Mapping[str, Any]) -> tuple[Dataset, bool]:
-    """Open a data set as other data were read, if it can be read so.
+    """Open a data set as other data were read, if it can be read so, and say whether stored options were used.
 
     Args:
         overrides: Options of `open_columns` that the user gave. They win over those that are stored.
         stored: The options with which other data were read.
-
-    Returns:
-        The data set, and whether stored options were used.
     """
     options = {name: value for name, value in overrides.items() if value}
     extra = {name: value for name, value in stored.items() if name not in options}

@@ -166,10 +166,9 @@ class ColumnSource(ABC):
         return enumerate(self.column(name, episode))
 
     def stream_episodes(self, first: int, stop: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Read columns of the episodes `first` to `stop` - 1 that are cheaper to read once than to copy into the cache.
+        """Yield ``{name: (rows, *shape)}`` for each of the episodes `first` to `stop` - 1 in turn.
 
-        Yields:
-            ``{name: (rows, *shape)}`` for each episode in turn.
+        These are columns that are cheaper to read once than to copy into the cache.
         """
         return ({} for _ in range(first, stop))
 

@@ -13,14 +13,7 @@ from torch.nn import functional as F
 
 
 def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Code classes as one-hot vectors side by side.
-
-    Args:
-        classes: Whole numbers (..., components).
-
-    Returns:
-        float32 (..., sum(num_classes)).
-    """
+    """Code classes, whole numbers (..., components), as one-hot vectors, float32 (..., sum(num_classes))."""
     if len(set(num_classes)) == 1:
         return F.one_hot(classes.long(), num_classes[0]).flatten(-2).float()
     parts = (F.one_hot(c.long(), n) for c, n in zip(classes.unbind(-1), num_classes, strict=True))
@@ -28,13 +21,10 @@ def encode_classes(classes: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Return the class with the largest score in each component.
+    """Return the class with the largest score in each component, int64 (..., components).
 
     Args:
         scores: One-hot vectors, logits or probabilities (..., sum(num_classes)).
-
-    Returns:
-        int64 (..., components).
     """
     if len(set(num_classes)) == 1:
         return scores.unflatten(-1, (-1, num_classes[0])).argmax(-1)
@@ -42,15 +32,7 @@ def decode_classes(scores: Tensor, num_classes: Sequence[int]) -> Tensor:
 
 
 def map_components(function: Callable[[Tensor], Tensor], x: Tensor, num_classes: Sequence[int]) -> Tensor:
-    """Apply a function to the classes of each component.
-
-    Args:
-        function: From (..., n) to (..., n), such as a softmax over the last axis.
-        x: (..., sum(num_classes)).
-
-    Returns:
-        (..., sum(num_classes)).
-    """
+    """Apply a function from (..., n) to (..., n) to the n classes of each component of (..., sum(num_classes))."""
     if len(set(num_classes)) == 1:
         return function(x.unflatten(-1, (-1, num_classes[0]))).flatten(-2)
     return torch.cat([function(part) for part in x.split(tuple(num_classes), -1)], -1)

@@ -160,7 +160,7 @@ def permutation(n: int, seed: int) -> list[int]:
 
 
 def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
-    """Assign whole groups of episodes to parts, as close to `fractions` as possible.
+    """Return the part that each whole group of episodes is assigned to, as close to `fractions` as possible.
 
     The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
     result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.
@@ -170,9 +170,6 @@ def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]
     Args:
         sizes: Episodes of each group. There are at least as many groups as parts.
         fractions: Fraction of each part. They sum to 1.
-
-    Returns:
-        The part of each group.
     """
     target_sizes = [f * sum(sizes) for f in fractions]
 
@@ -249,9 +246,7 @@ class Merge(Operation):
             every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
         if _SUCCESS in self.drop_columns:
             every = [_labeled(d, "success") if _SUCCESS in d.source.schema else d for d in every]
-        joined = ConcatSource(
-            [(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns
-        )
+        joined = ConcatSource([(d.source, list(d.indices)) for d in every if len(d)], self.drop_columns)
         metadata = {**data.metadata, "path": ", ".join(str(d.metadata.get("path", "data set")) for d in every)}
         for key in ("fps", "robot_type"):
             distinct_values = {d.metadata.get(key) for d in every}

@@ -92,13 +92,9 @@ class PackedColumns:
                 parts = _cast_parts(data, parts, name)
             columns[name] = _pack_column(parts, length)
         places = [length]
-        return PackedColumns(
-            {
-                k: replace(c, starts=_deduplicate(c.starts, places), lengths=_deduplicate(c.lengths, places))
-                for k, c in columns.items()
-            },
-            length,
-        )
+        for name, c in columns.items():
+            columns[name] = replace(c, starts=_deduplicate(c.starts, places), lengths=_deduplicate(c.lengths, places))
+        return PackedColumns(columns, length)
 
 
 def check_columns(data: Dataset, names: Iterable[str]) -> None:
@@ -167,11 +163,7 @@ def may_change(dtype: np.dtype | str, common: np.dtype | str) -> bool:
 
 def cast_exactly(column: np.ndarray, dtype: np.dtype | str, where: str, others: str = "other episodes",
                  hint: str = "store the column with one type in all episodes, or leave it out") -> np.ndarray:
-    """Return a column as the dtype that it has in other episodes.
-
-    Args:
-        others: What has the other dtype, for the message.
-        hint: What the message advises.
+    """Return a column as the dtype that it has in other episodes, or in what else `others` says in the message.
 
     Raises:
         DataError: A number would change. The message names its row.

@@ -28,10 +28,8 @@ class Hindsight:
     into: str = "observation.goal"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = get_column(episode, self.column)
-        return with_column(
-            episode, self.into, np.broadcast_to(column[-1], column.shape), episode.schema.get(self.column)
-        )
+        column, feature = get_column(episode, self.column), episode.schema.get(self.column)
+        return with_column(episode, self.into, np.broadcast_to(column[-1], column.shape), feature)
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,8 @@ class NextObservation:
     into: str = "observation.next"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = get_column(episode, self.column)
-        return with_column(episode, self.into, np.concatenate([column[1:], column[-1:]]),
-                            episode.schema.get(self.column))
+        column, feature = get_column(episode, self.column), episode.schema.get(self.column)
+        return with_column(episode, self.into, np.concatenate([column[1:], column[-1:]]), feature)
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,8 @@ class FirstObservation:
     into: str = "observation.goal"
 
     def __call__(self, episode: Episode) -> Episode:
-        column = get_column(episode, self.column)
-        return with_column(
-            episode, self.into, np.broadcast_to(column[0], column.shape), episode.schema.get(self.column)
-        )
+        column, feature = get_column(episode, self.column), episode.schema.get(self.column)
+        return with_column(episode, self.into, np.broadcast_to(column[0], column.shape), feature)
 
 
 @part

@@ -133,16 +133,13 @@ def recover_parts(
     options: dict,
     metadata_path: Path,
 ) -> Dataset | None:
-    """Open the readable parts of a damaged source as one dataset.
+    """Open the readable parts of a damaged source as one dataset. None if no part can be read.
 
     Args:
         folder: Folder for temporary copies.
         find_error: Returns why an episode of a dataset cannot be read. None if it can be read.
         options: Options of `preview_dataset`.
         metadata_path: Path of the source, next to which its sidecar file is.
-
-    Returns:
-        The readable episodes. None if no part can be read.
     """
     columns_by_part: dict[str, tuple] = {}
     for name in parts.names:
@@ -169,9 +166,8 @@ def recover_parts(
             if columns != commonest:
                 differing_columns = sorted({n for n, *_ in set(columns) ^ set(commonest)})
                 report_loss(f"{parts.path}, {name}: {', '.join(differing_columns)} is not as in the others")
-        return _open_joined(
-            parts, [n for n, columns in columns_by_part.items() if columns == commonest], folder, options, metadata_path
-        )
+        alike = [name for name, columns in columns_by_part.items() if columns == commonest]
+        return _open_joined(parts, alike, folder, options, metadata_path)
 
 
 def _open_joined(parts, names, folder, options, metadata_path) -> Dataset:

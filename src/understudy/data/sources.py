@@ -15,7 +15,7 @@ from ..core import Feature, UserError
 from . import cache, video
 from .episode import ColumnSource, episode_starts
 
-Progress = Callable[[int, int], None]  # (number done, number of all)
+Progress = Callable[[int, int], None]  # (number of decoded frames, number of all frames)
 _PIECE = 1 << 26  # bytes of frames that are read at a time
 _AT_ONCE = 1 << 22  # bytes of numbers that are read at a time
 _DAMAGED = "the file is damaged: take it from a copy"
@@ -124,27 +124,26 @@ class MemmapSource(ColumnSource):
         Returns:
             (rows, *shape).
         """
+        def place(row: int) -> str:
+            return self.where(name, at + row if isinstance(at, int) else int(at[row]))
+
         f = self.schema[name]
         if values.shape[1:] != f.shape and values.size == rows * f.size and f.kind != "image":
             values = values.reshape(-1, *f.shape)  # (T, 1) as (T,)
         if values.shape != (rows, *f.shape):
-            raise UserError(f"the shape is {values.shape} instead of {(rows, *f.shape)}",
-                            where=self.where(name, at if isinstance(at, int) else int(at[0])), hint=_DAMAGED)
+            raise UserError(f"the shape is {values.shape} instead of {(rows, *f.shape)}", where=place(0), hint=_DAMAGED)
         if (f.dtype == "bool" or name in self.flags) and values.dtype != np.bool_:
             is_invalid = (values != 0) & (values != 1)
             if is_invalid.any():
-                first_invalid = np.argwhere(is_invalid)[0]
-                row = at + int(first_invalid[0]) if isinstance(at, int) else int(at[first_invalid[0]])
-                raise UserError(f"a flag must be 0 or 1, not {values[tuple(first_invalid)]}",
-                                where=self.where(name, row),
+                row, *component = map(int, np.argwhere(is_invalid)[0])
+                raise UserError(f"a flag must be 0 or 1, not {values[(row, *component)]}", where=place(row),
                                 hint="correct the value, or store it under another name if it is no flag")
         if f.kind == "string":
             return values
         with np.errstate(invalid="ignore"):  # of NaN
             cast = values.astype(f.dtype, copy=False)
         if (misfit := first_misfit(values, cast)) is not None:
-            row = at + misfit[0] if isinstance(at, int) else int(at[misfit[0]])
-            raise UserError(f"{f.dtype} does not hold {values[misfit]}", where=self.where(name, row),
+            raise UserError(f"{f.dtype} does not hold {values[misfit]}", where=place(misfit[0]),
                             hint=f"correct the value, or make {values.dtype} the type of the column")
         return cast
 
@@ -181,8 +180,7 @@ class ChunkedSource(MemmapSource):
     def read_rows(self, files: Any, name: str, episode: int, first: int, stop: int) -> np.ndarray:
         """Read the rows `first` to `stop` - 1 of a column of one episode as they are stored, (stop - first, ...).
 
-        Args:
-            files: What `open_files` returned.
+        `files` is what `open_files` gives.
         """
 
     def open_files(self) -> AbstractContextManager:
@@ -190,11 +188,7 @@ class ChunkedSource(MemmapSource):
         return nullcontext()
 
     def read_episodes(self, files: Any, name: str, first: int, stop: int) -> np.ndarray:
-        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape).
-
-        Args:
-            files: What `open_files` returned.
-        """
+        """Read a numeric column of the episodes `first` to `stop` - 1, end to end, (n, *shape)."""
         f, rows = self.schema[name], self.rows(name)[first:stop]
         out, at = np.empty((int(rows.sum()), *f.shape), f.dtype), 0
         for episode, n in enumerate(rows.tolist(), first):
@@ -291,7 +285,6 @@ class DecodedFramesSource(WrapperSource):
 
     Args:
         size: Height and width of the frames, in pixels.
-        progress: Called with the number of decoded frames and the number of all frames.
         episodes: Those that are decoded. The frames of the others are never read. By default all.
     """
 

@@ -40,9 +40,10 @@ from ..core import Batch, DataWarning, UserError
 from ..hints import command_line
 from . import cache, video
 from .batch_sampler import BatchSampler
-from .episode import Dataset, Episode
+from .episode import Dataset, Episode, episode_starts
 from .formats import arrow, remote
 from .formats.lerobot_read import read_info, read_tasks
+from .formats.npz_arrays import npy_header
 from .sources import batch_ranges
 from .view_file import is_view
 from .window import Windows
@@ -219,10 +220,8 @@ class StreamWindows(BatchSampler):
                 raise UserError(f"the shards had {steps.sum()} steps before, but have {len(windows)} now",
                                 where=self.stream.shards[pieces[0].shard].at,
                                 hint="do not change shards while they are in use")
-            self._loaded_key = (
-                key,
-                (windows, np.cumsum(steps) - steps, np.array([p.first_step for p in pieces], np.int64)),
-            )
+            first_steps = np.array([p.first_step for p in pieces], np.int64)
+            self._loaded_key = key, (windows, episode_starts(steps), first_steps)
         return self._loaded_key[1]
 
 
@@ -331,9 +330,7 @@ class _TarShard(_Shard):
         """The length of the action, which has one row per step. Only the header of a separate array is read."""
         if "action.npy" in files:
             handle.seek(files["action.npy"][0])
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return int(read(handle)[0][0])
+            return int(npy_header(handle)[0][0])
         columns = _read_columns(handle, files)
         if "action" not in columns:
             raise UserError(f"there is no column 'action', only {', '.join(columns)}", where=self.at,

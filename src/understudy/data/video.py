@@ -108,16 +108,13 @@ def is_16_bit_gray(image: bytes) -> bool:
 
 
 def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "uint8") -> np.ndarray:
-    """Decode a PNG or JPEG image.
+    """Decode a PNG or JPEG image to (H, W, C).
 
     Gray of 16 bits is refused where 8 bits are to be read, and the reverse: it would be scaled by 256.
 
     Args:
         channels: Number of channels (C) of the result: 1 for gray, 3 for RGB, 4 for RGBA.
         dtype: "uint8", or "uint16" for depth.
-
-    Returns:
-        (H, W, C).
     """
     kind = {b"\x89PNG": "png", b"\xff\xd8\xff\xe0": "mjpeg"}.get((data or b"")[:4])
     if kind is None and (data or b"")[:2] == b"\xff\xd8":
@@ -145,15 +142,7 @@ def decode_image(data: bytes | None, channels: int, where: str, dtype: str = "ui
 
 
 def decode_frame(data: bytes | None, shape: tuple[int, ...], where: str, dtype: str = "uint8") -> np.ndarray:
-    """Decode a PNG or JPEG image of a known shape.
-
-    Args:
-        shape: Shape that the image must have, (H, W, C).
-        dtype: "uint8", or "uint16" for depth.
-
-    Returns:
-        (H, W, C).
-    """
+    """Decode a PNG or JPEG image that must have this shape, (H, W, C): see `decode_image`."""
     image = decode_image(data, shape[2], where, dtype)
     if image.shape != shape:
         raise UserError(f"the image has the shape {image.shape} instead of {shape}", where=where,
@@ -309,12 +298,7 @@ def _float32_spacing(time: float) -> float:
 
 @functools.cache
 def can_encode(codec: str, shape: tuple[int, int, int]) -> bool:
-    """Whether frames of a shape can be encoded on this machine.
-
-    Args:
-        codec: Name of the encoder in FFmpeg, such as "libsvtav1" or "libx264".
-        shape: Shape of the frames, (H, W, C).
-    """
+    """Whether an encoder of FFmpeg, "libsvtav1" or "libx264", can encode frames of a shape (H, W, C) on this system."""
     height, width, channels = shape
     if channels != 3 or height % 2 or width % 2 or min(height, width) < 16:  # smaller than a block of a codec
         return False
@@ -380,11 +364,7 @@ class VideoWriter:
         self.bytes = 0  # written so far
 
     def add(self, frames: Iterable[np.ndarray], times: Iterable[float]) -> None:
-        """Add frames, uint8 (H, W, 3) each.
-
-        Args:
-            times: Their times in s, which increase from call to call.
-        """
+        """Add frames, uint8 (H, W, 3) each, with their times in s, which increase from call to call."""
         for frame, time in zip(frames, times, strict=True):
             image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             image = self._convert(image, format="yuv420p", **_SINGLE_THREAD)

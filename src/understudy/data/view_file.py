@@ -108,12 +108,10 @@ def read_view(path: str | Path) -> View:
                      for i, d in enumerate(_check_type(document["operations"], "list", "operations")))
         episodes, steps = (_check_type(document[key], "int", key) for key in ("episodes", "steps"))
         view = View(path, parents, what, episodes, steps, _check_type(document.get("made", {}), "dict", "made"))
-    except KeyError as error:
-        raise UserError(f"the view has no key {error}", where=path,
-                        hint="the file is damaged: make the view again") from None
-    except TypeError as error:
-        raise UserError(f"a value in the view has the wrong type ({error})", where=path,
-                        hint="the file is damaged: make the view again") from None
+    except (KeyError, TypeError) as error:
+        problem = f"the view has no key {error}" if isinstance(error, KeyError) else (
+            f"a value in the view has the wrong type ({error})")
+        raise UserError(problem, where=path, hint="the file is damaged: make the view again") from None
     check_operations(len(parents), what, path)
     return view
 
@@ -139,9 +137,7 @@ def open_view(path: str | Path, open_parent: Open) -> Dataset:
     if camera_names(data.source.schema) and 2 * len(data) < len(data.source):
         # So that frames are decoded of these episodes only.
         data = Dataset(ConcatSource([(data.source, list(data.indices))]), data.metadata)
-    return Dataset(data.source, {**data.metadata, "format": "view",
-        "version": "1",
-        "path": str(path)}, data.indices)
+    return Dataset(data.source, {**data.metadata, "format": "view", "version": "1", "path": str(path)}, data.indices)
 
 
 def parent_state(view: View, parent: Parent, open_parent: Open) -> Literal["as it was", "changed", "missing"]:
@@ -281,9 +277,8 @@ def apply_operations(opened: Sequence[Dataset], what: Sequence[Operation], path:
         for operation in what:
             data = operation.apply(data)
     except UserError as error:
-        raise UserError(
-            error.problem, where=f"{path}: {error.where}" if error.where else path, hint=error.hint
-        ) from None
+        place = f"{path}: {error.where}" if error.where else path
+        raise UserError(error.problem, where=place, hint=error.hint) from None
     return data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -192,6 +193,16 @@ def test_downloads_are_bounded(tmp_path, monkeypatch):
     assert kept <= 500_000 + 10_000 and len([e for e in root.iterdir() if e.is_dir()]) < 3
     fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
     with pytest.raises(UserError, match="needs 0.00 GB of cache, which may hold 0.00 GB"):
+        remote.local_path("counted://big.npz")
+
+
+def test_downloads_do_not_fill_the_disk(tmp_path, monkeypatch):
+    remote.local_path(put(LEROBOT / "v3.0/images", "bucket/images"))
+    remote._held.clear()
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    fsspec.filesystem("counted").pipe_file("/big.npz", bytes(600_000))
+    with pytest.raises(UserError, match="needs 0.00 GB of disk, found 0.00 GB free"):
         remote.local_path("counted://big.npz")
 
 

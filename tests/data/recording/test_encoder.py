@@ -164,6 +164,21 @@ def test_an_encoder_that_is_killed_loses_nothing(tmp_path, small_segments, full_
     assert_recorded(tmp_path / "d", 3)
 
 
+def test_an_encoder_that_ends_before_its_reports_are_read_is_refused(tmp_path, monkeypatch):
+    class LateThread(threading.Thread):
+        def start(self):
+            worker._process.kill()
+            worker._process.wait()
+            with pytest.raises(UserError, match="the encoder failed: its process has ended"):
+                worker.check()
+            super().start()
+
+    monkeypatch.setattr(threading, "Thread", LateThread)
+    worker = encoder.Encoder(tmp_path)
+    worker.encode("00000000-0000.part", encoder.Backlog(1, 1))
+    worker.close(print)
+
+
 def test_an_encoder_that_fails_says_why_and_nothing_is_lost(tmp_path, small_segments, full_speed, monkeypatch):
     r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, images="png")
     (tmp_path / "d" / "meta" / "info.json").rename(tmp_path / "info.json")

@@ -86,9 +86,6 @@ def cycle_consistency_loss(u: Tensor, v: Tensor) -> Tensor:
     Args:
         u: Embeddings of demonstrations, (P, F, D).
         v: Embeddings of the demonstrations that they are paired with, (P, F, D).
-
-    Returns:
-        The loss, a scalar.
     """
     there = torch.softmax(-(u.unsqueeze(2) - v.unsqueeze(1)).square().sum(-1), -1) @ v
     back = torch.softmax(-(there.unsqueeze(2) - u.unsqueeze(1)).square().sum(-1), -1)

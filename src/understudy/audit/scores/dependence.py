@@ -62,9 +62,6 @@ def action_dependence(data: Dataset, column: str = "observation.state", n_steps:
         groups: Components that together mean one thing, such as the pixels of a camera. Their dependence is that of all
             of them together. It is smaller than that of one number, so that a lower floor suits. None: each alone.
 
-    Returns:
-        One result per component, or per group.
-
     References:
         Pfrommer et al. (2023), Initial State Interventions for Deconfounded Imitation Learning, arXiv:2307.15980,
         for the idea. The test is our own.

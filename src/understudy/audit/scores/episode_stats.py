@@ -117,9 +117,6 @@ def trajectory_quality(data: Dataset, random: float, best: float) -> float:
 
     It exceeds 1 if the data are better than the best known policy.
 
-    Args:
-        data: Episodes with rewards.
-
     References:
         Schweighofer et al. (2022), A Dataset Perspective on Offline Reinforcement Learning.
     """
@@ -216,14 +213,7 @@ class Criticality(StepScore):
         return [np.linalg.norm(np.diff(a, axis=0, prepend=np.zeros((1, a.shape[1]))) / unit, axis=1) for a in actions]
 
     def critical_steps(self, data: Dataset, fraction: float = 0.3) -> Sequence[np.ndarray]:
-        """The steps with the largest changes of the action.
-
-        Args:
-            fraction: Fraction of all steps to select.
-
-        Returns:
-            For each episode, True at the selected steps, (T,).
-        """
+        """The fraction of all steps with the largest changes of the action: True there, (T,) for each episode."""
         steps = self.steps(data)
         least = np.nanquantile(np.concatenate(steps), 1 - fraction)
         return [s >= least for s in steps]

@@ -49,9 +49,8 @@ class Datamodel(Score):
             row[rng.choice(n, size, replace=False)] = 1
         worth = np.array([self.value(data.select(np.flatnonzero(row))) for row in chosen])
         x, y = chosen - chosen.mean(0), worth - worth.mean()
-        return np.linalg.solve(
-            x.T @ x + self.ridge * self.subset_fraction * (1 - self.subset_fraction) * np.eye(n), x.T @ y
-        )
+        penalty = self.ridge * self.subset_fraction * (1 - self.subset_fraction) * np.eye(n)
+        return np.linalg.solve(x.T @ x + penalty, x.T @ y)
 
 
 @dataclass(frozen=True)
@@ -183,11 +182,7 @@ class FilterLikeYouTest(StepScore):
         return table.split(np.where(table.is_complete, step_scores, np.nan))
 
     def downstream_signal(self, gradient: Mapping[str, Tensor], update: int) -> Mapping[str, Tensor]:
-        """The direction in the weights of the reference model by which steps are judged.
-
-        Args:
-            gradient: The gradient of the downstream loss after the update.
-        """
+        """The direction in the weights of the reference model by which steps are judged: the downstream gradient."""
         return gradient
 
     def _train(self, pool: StepTable, downstream: StepTable) -> NetworkEnsemble:
@@ -251,17 +246,13 @@ def _scaled_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def soft_capped_counts(logits: np.ndarray, count: int, penalty: float = 0.15, seed: int = 0) -> np.ndarray:
-    """Number of times each episode is taken in `count` draws by softmax(logits) (Soft Cap Sampling).
+    """Number of times each episode is taken, (E,), in `count` draws by softmax(logits) (Soft Cap Sampling).
 
     Each time an episode is taken, its logit falls by `penalty`, so that good ones are taken more often, but not without
     limit.
 
     Args:
         logits: Log weight of each episode, (E,).
-        penalty: Decrease of a logit per draw of its episode.
-
-    Returns:
-        The counts, (E,).
 
     References:
         Shechter and Carmon (2025), Filter Like You Test: Data-Driven Data Filtering for CLIP Pretraining.

@@ -67,9 +67,8 @@ class NeighborScore(StepScore):
             among = np.sort(np.random.default_rng(self.seed).choice(among, self.max_steps, replace=False))
         if len(set(table.episode[among].tolist())) < 2:  # no other episode
             return table.split(np.full(len(table), np.nan))
-        distances, indices = nearest_neighbors(
-            principal_components(self.search_space(table)), table.episode, self.n_neighbors, among
-        )
+        points = principal_components(self.search_space(table))
+        distances, indices = nearest_neighbors(points, table.episode, self.n_neighbors, among)
         is_valid = np.isfinite(distances)
         indices = np.where(is_valid, indices, indices[:, :1])
         return table.split(self.score_neighbors(table, distances, indices, is_valid))

@@ -104,11 +104,7 @@ def state_columns(features: Mapping[str, Feature]) -> tuple[str, ...]:
 
 
 def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ...]:
-    """The columns of the action: "action", or else every numeric column "action.NAME".
-
-    Args:
-        where: The data, for the error message.
-    """
+    """The columns of the action: "action", or else every numeric column "action.NAME"."""
     names = ("action",) if "action" in features else tuple(sorted(k for k in features if role(k) == "action"))
     if names := tuple(k for k in names if features[k].kind in ("vector", "discrete") and features[k].size):
         return names
@@ -117,20 +113,14 @@ def action_columns(features: Mapping[str, Feature], where: str) -> tuple[str, ..
 
 
 def episode_and_step(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of the episode and the number within it of every step, (N,) each.
-
-    Args:
-        lengths: Numbers of steps of the episodes, (E,).
-    """
+    """The number of the episode and the number within it of every step, (N,) each, from the episodes' lengths, (E,)."""
     episode = np.repeat(np.arange(len(lengths)), lengths)
     return episode, np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def action_numbers(pack: PackedColumns, names: Sequence[str], features: Mapping[str, Feature]) -> np.ndarray:
-    """The actions of all steps as numbers, (N, A) float64. Choices are one-hot, because classes have no distance.
-
-    Args:
-        names: The columns of the action (`action_columns`).
+    """The actions of all steps (see `action_columns`) as numbers, (N, A) float64. Choices are one-hot: classes have no
+    distance.
     """
     at = episode_and_step(pack.lengths)
     return np.concatenate([_one_hot(_numbers(pack, k, *at)) if features[k].kind == "discrete"
@@ -161,16 +151,7 @@ def _mean_and_std(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def principal_components(points: np.ndarray, n_components: int = MAX_COMPONENTS) -> np.ndarray:
-    """The first principal components of points with more dimensions than `n_components`. Other points are returned
-    unchanged.
-
-    Args:
-        points: Points, (N, D).
-        n_components: Largest number of components to keep.
-
-    Returns:
-        The components, (N, min(D, n_components)).
-    """
+    """The first principal components of points, (N, D) -> (N, n_components). Points of fewer dimensions stay as is."""
     if points.shape[1] <= n_components:
         return points
     centred = points - points.mean(0)

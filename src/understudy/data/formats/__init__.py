@@ -163,12 +163,7 @@ def preview_dataset(path: str | Path, mapping: str | Path | Mapping | None = Non
 
 
 def conversion_losses(data: Dataset, to: str, **options) -> list[sidecar.ConversionLoss]:
-    """List what a format cannot store without a sidecar file.
-
-    Args:
-        to: A key of `WRITERS`.
-        **options: Options of the format's `write`.
-    """
+    """List what a format, a key of `WRITERS`, cannot store without a sidecar file, with options of its `write`."""
     return sidecar.conversion_losses(data, _format_module(to).capability(data, **options))
 
 
@@ -254,7 +249,6 @@ def decode_frames(data: Dataset, image_size: int | tuple[int, int], progress: Pr
 
     Args:
         image_size: Side, or (height, width), in pixels.
-        progress: Called with the number of decoded frames and the number of all frames.
 
     Returns:
         The data. Their metadata have the recorded (height, width) of each camera, `camera_sizes`.
@@ -297,11 +291,7 @@ class DecodingCost:
 
 
 def frame_cost(data: Dataset, image_size: int | tuple[int, int]) -> DecodingCost:
-    """Estimate the cost of `decode_frames`, by decoding the first episode that has frames.
-
-    Args:
-        image_size: Side, or (height, width), in pixels.
-    """
+    """Estimate the cost of `decode_frames` at this size, by decoding the first episode that has frames."""
     source, size = _column_source(data), video.parse_image_size(image_size)
     names = camera_names(source.schema)
     frames = sum(int(source.rows(n).sum()) for n in names)

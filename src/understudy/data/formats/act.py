@@ -128,11 +128,9 @@ def write(data: Dataset, path: Path) -> None:
                 hdf5.store_column_order(file, features, holds)
                 for name, key in keys.items():
                     hdf5.write_column(file, key, e.steps[name][:len(e)])
-                if "observations/qvel" not in file and "observations/qpos" in file and not hdf5.is_text(
-                        file["observations/qpos"]):
-                    hdf5.write_column(
-                        file, "observations/qvel", np.zeros_like(file["observations/qpos"][:]), filled="all"
-                    )
+                state = file.get("observations/qpos")
+                if "observations/qvel" not in file and state is not None and not hdf5.is_text(state):
+                    hdf5.write_column(file, "observations/qvel", np.zeros_like(state[:]), filled="all")
                 file.require_group("observations/images")
                 hdf5.write_metadata(file, e, holds, data)
                 if "sim" not in file.attrs:  # false means to ACT that actions lag behind by one row

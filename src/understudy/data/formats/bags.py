@@ -38,11 +38,7 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Open a recording, or a folder of them.
-
-    Args:
-        mapping: Topics and columns, as `topic_mapping.read_mapping` takes them. It is required.
-    """
+    """Open a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
     path = Path(path)
     if mapping is None:
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
@@ -71,10 +67,8 @@ def preview_bags(path: Path) -> Dataset:
             source = BagSource(path, recordings, mapping, notes)
             return Dataset(source)
         except MappingMismatch as error:
-            notes = [
-                *notes,
-                f"{error.column} of topic {mapping.columns[error.column].topic} is left out: {error.problem}",
-            ]
+            topic = mapping.columns[error.column].topic
+            notes = [*notes, f"{error.column} of topic {topic} is left out: {error.problem}"]
             kept = {n: c for n, c in mapping.columns.items() if n != error.column}
             mapping = replace(mapping, columns=kept)
 
@@ -91,12 +85,9 @@ def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of the topics of some recordings.
+    """Propose a mapping of the topics of some recordings, and give a reason for each topic that is left out.
 
     The time of every message is read.
-
-    Returns:
-        The mapping, and a reason for each topic that is left out.
     """
     topics: dict[str, maps.TopicSummary] = {}
     absent = {t: log.path.name for log in recordings for g in recordings for t in g.types if t not in log.types}
@@ -253,10 +244,8 @@ class BagSource(ColumnSource):
 
     def __init__(self, path: Path, recordings: list[MessageLog], mapping: TopicMapping, notes: list[str] | None = None):
         self.path, self.mapping = path, mapping
-        self.warnings: list[str] = [
-            *(f"{log.truncation}; what is there was read" for log in recordings if log.truncation),
-            *(notes or []),
-        ]
+        truncations = [log.truncation for log in recordings if log.truncation]
+        self.warnings: list[str] = [*(f"{text}; what is there was read" for text in truncations), *(notes or [])]
         self._check(recordings)
         self._paths: dict[str, tuple[str, ...]] = {}  # of the numbers of each column, where a structure has them
         self.schema = self._features(recordings)

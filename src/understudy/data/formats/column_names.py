@@ -35,11 +35,10 @@ def standard_name(key: str, kind: str = "vector", others: str = "") -> str:
 def shortest_keys(features: Mapping[str, Feature], read: Callable[[str, Feature], str]) -> dict[str, str]:
     """Choose the shortest key for each column such that no two columns become one when they are read.
 
+    Columns without a possible key are missing.
+
     Args:
         read: Returns the column that a key becomes when it is read.
-
-    Returns:
-        The key of each column. Columns without a possible key are missing.
     """
     keys, taken = {}, set()
     for name in sorted(features, key=lambda n: role(n) == "other"):

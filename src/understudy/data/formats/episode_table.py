@@ -40,11 +40,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
 
 
 def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[str] = ()) -> Dataset:
-    """Split the only episode of a source into episodes of these lengths, whose timestamps begin at 0.
-
-    Args:
-        lengths: Number of steps of each new episode, (E,).
-    """
+    """Split the only episode of a source into episodes of these lengths, (E,), whose timestamps begin at 0."""
     from ..operations import ConcatSource, SlicedSource
 
     table = ConcatSource([(source, [0] * len(lengths))], leave_out=leave_out)
@@ -56,11 +52,7 @@ def cut_source(source: ColumnSource, lengths: np.ndarray, leave_out: Sequence[st
 
 
 def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
-    """Return the number of steps of each episode, (E,), from a column whose value changes where an episode begins.
-
-    Args:
-        values: The column, (N,) or (N, 1).
-    """
+    """Return the steps of each episode, (E,), from a column, (N,) or (N, 1), whose value changes where one begins."""
     if values.size != len(values):
         raise DataError(f"it has {values.size // max(len(values), 1)} components, and not one number or text a step",
                         where=where, hint="name the column that numbers the episodes: --columns episode=COLUMN")
@@ -76,11 +68,7 @@ def lengths_from_numbers(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def numbering_notes(values: np.ndarray, name: str) -> Iterator[str]:
-    """Yield a note if a column numbers the episodes in another way than from 0 on without gaps.
-
-    Args:
-        values: The column, with a row for each step.
-    """
+    """Yield a note if a column, with a row for each step, does not number the episodes from 0 on without gaps."""
     numbers = list(dict.fromkeys(values.reshape(-1).tolist()))
     if values.dtype.kind in "iuf" and numbers != list(range(len(numbers))):
         i = next(i for i, number in enumerate(numbers) if number != i)
@@ -122,10 +110,8 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
 
 
 def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
-    """Return the error for a column or array that the user named and that does not exist.
-
-    Args:
-        option: "episode" or "episode_lengths".
+    """Return the error for a column or array that the user named, as "episode" or "episode_lengths", and that does not
+    exist.
     """
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
     return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")

@@ -51,22 +51,14 @@ _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """Return the files of the episodes, ordered by the last number in their names.
-
-    Args:
-        ending: End of the file names, such as ".csv".
-    """
+    """Return the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
     ours = sidecar.SIDECAR_NAME
     files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
     return sorted(files, key=lambda p: number_sort_key(p.stem))
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
-    """A folder of one file per episode, or a single table.
-
-    Args:
-        episode: The column of a single table that tells its episodes apart (see `cut_table`).
-    """
+    """A folder of one file per episode, or a single table whose column `episode` tells them apart (see `cut_table`)."""
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 

@@ -139,11 +139,7 @@ class OpenFiles:
         return self._file
 
     def read_rows(self, path: Path, key: str, first: int, stop: int, where: str) -> np.ndarray:
-        """Read rows of the array `key` of a file.
-
-        Returns:
-            (stop - first, *shape).
-        """
+        """Read rows of the array `key` of a file, (stop - first, *shape)."""
         layout = self._layouts.get(key)
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
@@ -291,11 +287,7 @@ def is_text(array) -> bool:
 
 
 def array_feature(name: str, array, where: str, flag: bool = False) -> Feature:
-    """Return the feature of a column that is stored as an array, (rows, *shape).
-
-    Args:
-        flag: Whether the column is read as bool.
-    """
+    """Return the feature of a column that is stored as an array, (rows, *shape). A flag is read as bool."""
     if not array.shape:
         raise UserError("this is a single value, not an array with a row for each step", where=where,
                         hint="leave it out of the file, or write it for each step")
@@ -317,11 +309,7 @@ def _unsupported_reason(array) -> str:
 
 
 def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of the array at `path` in an open file or group.
-
-    Returns:
-        (stop - first, *shape).
-    """
+    """Read rows of the array at `path` in an open file or group, (stop - first, *shape)."""
     h5py = import_h5py()
     with hdf5_errors(where):
         handle = h5py.h5o.open(file.id, path.encode())
@@ -339,14 +327,7 @@ def read_column(file, path: str, first: int, stop: int, where: str) -> np.ndarra
 
 
 def read_rows(array, first: int, stop: int, where: str) -> np.ndarray:
-    """Read rows of an array. Text is read as str.
-
-    Args:
-        array: An `ArrayInfo` or h5py.Dataset.
-
-    Returns:
-        (stop - first, *shape).
-    """
+    """Read rows of an `ArrayInfo` or an h5py.Dataset, (stop - first, *shape). Text is read as str."""
     with hdf5_errors(where):
         if not is_text(array):
             return array[first:stop]
@@ -364,11 +345,7 @@ def read_attributes(node, where: str, without: Iterable[str] = ()) -> dict[str, 
 
 
 def to_json_value(value, where: str):
-    """Convert the value of an attribute to plain JSON values.
-
-    Args:
-        value: Numbers or text, alone or in arrays.
-    """
+    """Convert the value of an attribute, numbers or text, alone or in arrays, to plain JSON values."""
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufUSO":
         value = value.tolist()
     if isinstance(value, bytes):
@@ -395,9 +372,8 @@ def restore_column_order(schema: Mapping[str, Feature], file) -> dict[str, Featu
 
     h5py sorts arrays by name, and an array of bytes may be text.
     """
-    kinds = decode_json_attribute(
-        to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE), COLUMNS_ATTRIBUTE
-    )
+    stored = to_json_value(file.attrs.get(COLUMNS_ATTRIBUTE, "{}"), COLUMNS_ATTRIBUTE)
+    kinds = decode_json_attribute(stored, COLUMNS_ATTRIBUTE)
     kinds = {n: k for n, k in kinds.items() if n in schema} if isinstance(kinds, dict) else {}
     words = {n: replace(schema[n], kind="text") for n, k in kinds.items()
              if k == "text" and schema[n].dtype == "uint8" and schema[n].kind == "vector"}
@@ -428,9 +404,8 @@ def check_space(path: Path, data: Dataset, n_arrays: int, observations: int = 1)
 
 def store_column_order(file, features: Mapping[str, Feature], capability: sidecar.FormatCapability) -> None:
     """Store the order and kinds of the columns in an attribute of the file."""
-    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(
-        {place.name: features[n].kind for n, place in capability.columns.items()}
-    )
+    kinds = {place.name: features[n].kind for n, place in capability.columns.items()}
+    file.attrs[COLUMNS_ATTRIBUTE] = json.dumps(kinds)
 
 
 def write_column(group, key: str, values, filled: str = "") -> None:
@@ -469,16 +444,13 @@ def plan(
     key_of: Callable[[str, Feature], str | None] | None = None,
     last: Callable[[str], bool] = lambda key: False, flags: Iterable[str] = (),
 ) -> tuple[sidecar.FormatCapability, dict[str, str]]:
-    """Plan what a format stores in arrays and attributes.
+    """Plan what a format stores in arrays and attributes, and the key of each stored column.
 
     Args:
         attributes: Metadata keys that cannot be stored, because these attributes mean something else in the format.
         key_of: Returns the key of a column, or None if the format cannot store it. By default, `keys.key`.
         last: Whether an array has room for a row after the last action.
         flags: Columns that are read as bool.
-
-    Returns:
-        What the format stores, and the key of each stored column.
     """
     array_keys, out, taken = {}, {}, set()
     for name, f in data.features().items():
@@ -523,9 +495,8 @@ def _simple(value) -> bool:
 
 def is_storable_name(text) -> bool:
     """Whether an array or attribute can have this name. "." is the group itself, and "/" separates groups."""
-    return (
-        bool(text) and text not in (".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE) and "/" not in text and _text(text)
-    )
+    reserved = ("", ".", "..", FILLED_ATTRIBUTE, COLUMNS_ATTRIBUTE)
+    return text not in reserved and "/" not in text and _text(text)
 
 
 def is_json(value) -> bool:

@@ -34,11 +34,7 @@ def open_recording(path: Path) -> ColumnSource:
 
 
 def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
-    """Return the segments whose episodes are not in the LeRobot files yet.
-
-    Args:
-        n_published: Number of episodes in the LeRobot files.
-    """
+    """Return the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()
@@ -60,11 +56,7 @@ def is_recording(path: Path) -> bool:
 
 
 class InterruptedRecordingSource(ColumnSource):
-    """The episodes in the LeRobot files, then those in the journal.
-
-    Args:
-        segments: Segments of the journal whose episodes are not in the files.
-    """
+    """The episodes in the LeRobot files, then those in segments of the journal that are not in the files."""
 
     def __init__(self, files: LeRobotSource, segments: list[journal.Segment]):
         self.files, self._journal_episodes = files, [e for s in segments for e in s.episodes]

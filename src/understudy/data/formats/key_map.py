@@ -44,11 +44,7 @@ class KeyMap:
     reserved: frozenset[str] = frozenset()
 
     def column(self, key: str, feature: Feature | None = None) -> str:
-        """Return the column that an array is read as.
-
-        Args:
-            feature: Its feature, by which images are recognized.
-        """
+        """Return the column that an array is read as. Images are recognized by the feature."""
         camera = feature is not None and feature.kind == "image"
         if key in self.columns:
             return self.columns[key]
@@ -65,11 +61,7 @@ class KeyMap:
         return key.replace(self.separator, ".") if self.separator else key
 
     def key(self, column: str, feature: Feature | None = None) -> str:
-        """Return the key of the array that a column is written to.
-
-        Args:
-            feature: Its feature, by which images are recognized.
-        """
+        """Return the key of the array that a column is written to. Images are recognized by the feature."""
         own = {name: key for key, name in self.columns.items()}
         if column in own or not self.group or not column.startswith("observation."):
             return own.get(column, column)

@@ -368,12 +368,7 @@ def read_index_v3(path: Path, info: dict) -> EpisodeIndex:
     places = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     video_columns = [f"videos/{c}/{k}" for c in cameras for k in ("chunk_index", "file_index", "from_timestamp")]
     column_names = ["episode_index", "length", *places, *video_columns]
-    parts = []
-    for file in files:
-        source = open_parquet(file)
-        for name in column_names:
-            _check_column(source, name, file)
-        parts.append(_read_columns(source, column_names, file))
+    parts = [_read_columns(open_parquet(file), column_names, file) for file in files]
     table = {n: np.concatenate([p[n].to_numpy() for p in parts]) for n in column_names}
     order = np.argsort(table["episode_index"], kind="stable")
     if is_own and len(order) > n_episodes:  # an append that did not finish: it replaces info.json last
@@ -417,8 +412,6 @@ def _subtasks(path: Path, lengths: np.ndarray) -> dict[int, dict]:
         if (kind := next((k for k in ("dense_", "sparse_", "") if f"{k}subtask_names" in columns), None)) is None:
             continue
         fields = [f"{kind}subtask_{field}" for field in ("start_frames", "end_frames", "names")]
-        for name in fields:
-            _check_column(source, name, file)
         table = _read_columns(source, ["episode_index", *fields], file)
         for episode, *parts in zip(*(table[n].to_pylist() for n in ("episode_index", *fields)), strict=True):
             if all(parts) and episode < len(lengths):
@@ -518,7 +511,9 @@ def _check_column(source: pq.ParquetFile, name: str, file: Path) -> None:
                         hint=_CORRECT)
 
 
-def _read_columns(source: pq.ParquetFile, names, file) -> pa.Table:
+def _read_columns(source: pq.ParquetFile, names: list[str] | None, file: Path) -> pa.Table:
+    for name in names or ():
+        _check_column(source, name, file)
     with arrow.arrow_errors(file, "a column"):
         return source.read(columns=names)
 
@@ -539,15 +534,7 @@ def _read_groups(source: pq.ParquetFile, groups: list[int], names: list[str], fi
 
 
 def to_numpy(values: pa.Array, feature: Feature, where: str) -> np.ndarray:
-    """Convert an Arrow column of numbers or nested lists to an array.
-
-    Args:
-        values: The column, with n rows.
-        feature: Dtype and shape that each row must have.
-
-    Returns:
-        (n, *shape).
-    """
+    """Convert an Arrow column of numbers or nested lists to an array of a feature's dtype and shape, (n, *shape)."""
     numbers = arrow.to_numpy(values, where)
     if numbers.size != len(values) * feature.size:
         raise damaged(f"{len(values)} rows have {numbers.size} numbers, but the shape {feature.shape} needs "

@@ -43,9 +43,6 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
     """Write a LeRobot v2.1 data set, which lerobot 0.1 to 0.3 opens unchanged.
 
     In all else it is like `lerobot_write.write`.
-
-    Args:
-        images: How frames are stored, as in `lerobot_write.write`.
     """
     check_images(images)
     own, kept = split_for_lerobot(dataset)

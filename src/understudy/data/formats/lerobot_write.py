@@ -36,7 +36,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CODECS = {"libsvtav1": "av1", "libx264": "h264"}  # the first one that is installed and can encode the frames is used
-_QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 _SAMPLED = 100  # frames per episode that the statistics of images are computed from
 _ACROSS = 150  # pixels along the longer side of such a frame
 _TOGETHER = 1 << 22  # bytes of numbers for which statistics and tables are computed at once
@@ -71,10 +71,9 @@ def check_images(images: str) -> None:
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Return what lerobot reads of these data. The rest is in meta/understudy and in the sidecar file.
+    """Return what lerobot reads of these data, with frames stored as `images` (see `write`).
 
-    Args:
-        images: How frames are stored, as in `write`.
+    The rest is in meta/understudy and in the sidecar file.
     """
     own, _ = split_for_lerobot(data)
     plan = _plan(own.features(), data.fps, None, images)
@@ -170,12 +169,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first
-    episodes.
-
-    Args:
-        images: How frames are stored, as in `write`.
-    """
+    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first ones."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -786,13 +780,13 @@ def _pixel_statistics(sample: np.ndarray) -> dict[str, np.ndarray]:
     counts = np.stack([np.bincount(sample[..., c].reshape(-1), minlength=256) for c in range(sample.shape[-1])])
     values, n = np.arange(256) / 255, counts[0].sum()
     mean = counts @ values / n
-    place = np.array(list(_QUANTILES.values())) * (n - 1)
+    place = np.array(list(QUANTILES.values())) * (n - 1)
     below, above = (np.stack([np.searchsorted(c, k, side="right") for c in counts.cumsum(1)], 1) / 255
                     for k in (np.floor(place), np.ceil(place)))
     quantiles = below + (above - below) * (place % 1)[:, None]
     return {"min": (counts > 0).argmax(1) / 255, "max": (255 - (counts[:, ::-1] > 0).argmax(1)) / 255, "mean": mean,
             "std": np.sqrt((counts * np.square(values - mean[:, None])).sum(1) / n),
-            **dict(zip(_QUANTILES, quantiles, strict=True))}
+            **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
 def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -809,7 +803,7 @@ def _episode_statistics(values: np.ndarray, rows: np.ndarray) -> dict[str, np.nd
         episode.sort(1)
     out = {"min": _stored_extreme(columns[:, first]), "max": _stored_extreme(columns[:, first + rows - 1]),
            "mean": mean, "std": std}
-    for name, q in _QUANTILES.items():
+    for name, q in QUANTILES.items():
         place = q * (rows - 1)
         below = np.floor(place).astype(np.int64)
         a, b = (columns[:, first + np.minimum(k, rows - 1)].astype(np.float64) for k in (below, below + 1))
@@ -822,9 +816,9 @@ def _finite_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of one episode over its finite values, (W,) each. Zeros for a component without finite values."""
     finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     finite[:, np.isnan(finite).all(0)] = 0.0
-    quantiles = np.nanquantile(finite, list(_QUANTILES.values()), axis=0)
+    quantiles = np.nanquantile(finite, list(QUANTILES.values()), axis=0)
     return {"min": np.nanmin(finite, 0), "max": np.nanmax(finite, 0), "mean": np.nanmean(finite, 0),
-            "std": np.nanstd(finite, 0), **dict(zip(_QUANTILES, quantiles, strict=True))}
+            "std": np.nanstd(finite, 0), **dict(zip(QUANTILES, quantiles, strict=True))}
 
 
 def _stored_extreme(values: np.ndarray) -> np.ndarray:
@@ -836,16 +830,13 @@ def _stored_extreme(values: np.ndarray) -> np.ndarray:
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combine the statistics of several parts of a data set.
+    """Combine the statistics of several parts of a data set to those of all episodes, by column.
 
     Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
     count, as in lerobot.
 
     Args:
         parts: The statistics of the episodes of each part, (E, ...) by column and statistic.
-
-    Returns:
-        The statistics of all episodes by column.
     """
     out = {}
     for name, statistics in _pool_statistics(parts).items():
@@ -855,7 +846,7 @@ def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
         spread = np.tensordot(weights, np.square(statistics["std"]) + np.square(statistics["mean"] - centre), 1)
         out[name] = {"min": statistics["min"].min(0), "max": statistics["max"].max(0), "mean": centre,
                      "std": np.sqrt(spread), "count": np.array([int(count.sum())]),
-                     **{q: np.tensordot(weights, statistics[q], 1) for q in _QUANTILES if q in statistics}}
+                     **{q: np.tensordot(weights, statistics[q], 1) for q in QUANTILES if q in statistics}}
     return out
 
 

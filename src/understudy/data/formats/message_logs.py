@@ -113,11 +113,7 @@ def message_time(message) -> int | None:
 
 
 def decode_image(message, where: str) -> np.ndarray:
-    """Decode an image message: PNG or JPEG, or rows of pixels with padding.
-
-    Returns:
-        uint8 (H, W, C) with 1, 3 or 4 channels.
-    """
+    """Decode an image message (PNG, JPEG or padded rows of pixels) to uint8 (H, W, C) with 1, 3 or 4 channels."""
     with _readable(where, "image"):
         data = _data(message)
         if (encoding := _get(message, "encoding")) is None:
@@ -203,11 +199,7 @@ def decode_video(packets: Iterable[tuple[int, Any]], where: str) -> Iterator[tup
 
 
 def decode_key_frame(message, where: str) -> np.ndarray:
-    """Decode the frame of a single key frame packet.
-
-    Returns:
-        uint8 (H, W, 3).
-    """
+    """Decode the frame of a single key frame packet, uint8 (H, W, 3)."""
     for _, image in decode_video([(0, message)], where):
         return image
     raise UserError("there is no key frame, so the video cannot be decoded", where=where,

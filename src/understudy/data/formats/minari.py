@@ -446,13 +446,9 @@ def _plan(data: Dataset) -> tuple[FormatCapability, dict[str, str], dict]:
                             lambda k: k.startswith(("observations", "infos/")), END_COLUMNS)
     metadata_keys, robot = holds.metadata_keys, data.metadata.get("robot_type")
     about = data[0].metadata.get("minari")
-    if (
-        isinstance(about, dict)
-        and about
-        and not about.keys() & (_COUNTED | {"fps", "robot_type", hdf5.FILLED_ATTRIBUTE})
-        and all(e.metadata.get("minari") == about for e in data)
-        and hdf5.is_json(about)
-    ):
+    is_same = all(e.metadata.get("minari") == about for e in data)
+    computed = _COUNTED | {"fps", "robot_type", hdf5.FILLED_ATTRIBUTE}
+    if isinstance(about, dict) and about and is_same and not about.keys() & computed and hdf5.is_json(about):
         metadata_keys |= {"minari"}
     else:
         about = {}

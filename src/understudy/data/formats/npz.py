@@ -232,11 +232,7 @@ class NpzSource(NpzArchiveSource):
 
 
 def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
-    """Return the number of steps: the rows of the actions, or else of most arrays.
-
-    Args:
-        headers: Shape and dtype of each array.
-    """
+    """Return the number of steps: the rows of the actions, or else of most arrays."""
     rows = {key: shape[0] for key, (shape, _) in headers.items() if shape}
     actions = [n for key, n in rows.items() if role(standard_name(key)) == "action"]
     return actions[0] if actions else max(rows.values(), key=lambda n: ([*rows.values()].count(n), n), default=0)

@@ -157,11 +157,7 @@ def column_pieces(data: Dataset, name: str, rows: np.ndarray) -> Iterator[np.nda
 
 
 def stored_dtype(feature: Feature, pieces: Callable[[], Iterable[np.ndarray]]) -> np.dtype:
-    """Return the dtype of a column in a file. Text has the width of its longest value.
-
-    Args:
-        pieces: Returns the rows, in arrays of any length. It is called for text only.
-    """
+    """Return the dtype of a column in a file. Text has the width of its longest value, for which `pieces` is called."""
     if feature.kind != "string":
         return np.dtype(feature.dtype)
     return np.dtype(f"U{max((len(str(v)) for piece in pieces() for v in np.ravel(piece)), default=1) or 1}")
@@ -184,11 +180,7 @@ def write_npz(path: Path, arrays: Iterable[ArrayChunks]) -> None:
 
 
 def split_rows(pieces: Iterator[np.ndarray], rows: Iterable[int]) -> Iterator[np.ndarray]:
-    """Cut the same rows into arrays of other lengths.
-
-    Args:
-        pieces: The rows in order, in arrays of any length.
-    """
+    """Cut rows that come in arrays of any length into arrays of other lengths."""
     piece = np.empty(0)
     for n in rows:
         parts: list[np.ndarray] = []
@@ -211,13 +203,16 @@ def _member(path, key):
         yield handle
 
 
+def npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read shape, order (whether Fortran's) and dtype of an .npy file. Raises ValueError."""
+    version = np.lib.format.read_magic(handle)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(handle)
+
+
 def read_header(handle: IO[bytes], where: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read shape, order (whether Fortran's) and dtype of an .npy file of numbers or text."""
-    form = np.lib.format
+    """Read the header of an .npy file of numbers or text: see `npy_header`."""
     try:
-        version = form.read_magic(handle)
-        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
+        shape, fortran, dtype = npy_header(handle)
     except ValueError as error:
         raise damaged(f"this is not a NumPy array ({error})", where) from None
     if dtype.hasobject or dtype.kind not in "biufU":

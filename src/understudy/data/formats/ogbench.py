@@ -6,6 +6,7 @@ is no step. There are no rewards, and every episode was cut off.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,11 @@ _TAKEN = {"observation.state", "observation.images.image", "observations", "term
           "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
-def is_ogbench(keys) -> bool:
-    """Whether a file without episode_ends is from OGBench, by the names of its arrays: it has the state of the
-    simulator.
-    """
-    return (
-        {"observations", "actions", "terminals"} <= set(keys)
-        and bool({"qpos", "button_states", FORMAT_KEY} & set(keys))
-        and not {"timeouts", "next_observations", "episode_ends"} & set(keys)
-    )
+def is_ogbench(keys: Iterable[str]) -> bool:
+    """Whether a file without episode_ends is from OGBench, by its arrays: it has the state of the simulator."""
+    names = set(keys)
+    return ({"observations", "actions", "terminals"} <= names and bool({"qpos", "button_states", FORMAT_KEY} & names)
+            and not {"timeouts", "next_observations", "episode_ends"} & names)
 
 
 class OGBenchSource(NpzArchiveSource):

@@ -46,11 +46,7 @@ def first_line(error: BaseException) -> str:
 
 
 def first_true(is_wrong: np.ndarray) -> int | None:
-    """Return the index of the first True value, so that an error can name it. None if there is none.
-
-    Args:
-        is_wrong: Whether each value is wrong, (n,) bool.
-    """
+    """Return the index of the first True of (n,) bools, so that an error can name it. None if there is none."""
     return int(np.argmax(is_wrong)) if is_wrong.any() else None
 
 

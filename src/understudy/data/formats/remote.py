@@ -235,7 +235,7 @@ def _make_room(entry: Path, size: int, what: str) -> None:
     total = sum(sizes.values()) + size
     for old in sorted((e for e in sizes if e not in _held), key=lambda e: e.stat().st_mtime):
         if total <= bound:
-            return
+            break
         shutil.rmtree(old, ignore_errors=True)
         total -= sizes[old]
     if total > bound:

@@ -403,11 +403,7 @@ def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
 
 
 def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
-    """Return the files of a split, with the number of records that each should have.
-
-    Args:
-        split: The entry of the split in dataset_info.json.
-    """
+    """Return the files of a split of dataset_info.json, with the number of records that each should have."""
     shard_lengths, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(shard_lengths):
         template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)

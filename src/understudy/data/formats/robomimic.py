@@ -99,10 +99,8 @@ class RobomimicSource(ChunkedSource):
                 if at := array.layout:
                     self._layouts[f"data/{demo}/{key}"] = at
         hdf5.warn_of_holes(arrays, demo, warnings)
-        task = hdf5.decode_json_attribute(
-            hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{location}, attribute ep_meta"), location
-        )
-        task = _inside(task, "lang") or self._task
+        ep_meta = hdf5.to_json_value(group.attrs.get("ep_meta", "{}"), f"{location}, attribute ep_meta")
+        task = _inside(hdf5.decode_json_attribute(ep_meta, location), "lang") or self._task
         plain = not small and list(group.attrs) == ["num_samples"]
         return steps, features, task if isinstance(task, str) else None, None if plain else small
 
@@ -226,11 +224,7 @@ def has_actions(demos) -> bool:
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """Open a file, or the demos of it that a filter key names.
-
-    Args:
-        mask: Name of the filter key. By default all demos are opened.
-    """
+    """Open a file, or the demos of it that the filter key `mask` names."""
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
         raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",

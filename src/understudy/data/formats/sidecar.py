@@ -169,8 +169,7 @@ def write_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> No
 def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iterator[Path]:
     """Write a new folder with its sidecar file. A context manager.
 
-    Yields:
-        A temporary folder to write into. It is renamed when all is written.
+    It gives a temporary folder to write into, which is renamed when all is written.
     """
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         yield part
@@ -181,8 +180,7 @@ def new_folder(path: str | Path, data: Dataset, holds: FormatCapability) -> Iter
 def new_file_with_sidecar(path: Path, data: Dataset, capability: FormatCapability) -> Iterator[Path]:
     """Write a new file with its sidecar file: both or neither. A context manager.
 
-    Yields:
-        A temporary file to write to. It is renamed when all is written.
+    It gives a temporary file to write to, which is renamed when all is written.
     """
     if sidecar_path(path).exists():
         raise UserError("this file belongs to another data set of the same name",

@@ -194,11 +194,7 @@ class MessageMismatch(ValueError):
 
 
 def value_at(message, path: str):
-    """Return a part of a decoded message.
-
-    Args:
-        message: Objects, dicts and lists.
-        path: Path of the part. Empty for the whole message.
+    """Return the part of a decoded message at a path, or the whole message if the path is empty.
 
     Raises:
         MessageMismatch: The message has no such part.
@@ -219,14 +215,9 @@ def value_at(message, path: str):
 
 
 def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Find the numbers in a part of a message. Text, headers and layouts are skipped.
+    """Yield the path and the value of each number or array in a part of a message, in order.
 
-    Args:
-        value: Objects, dicts and lists.
-        path: Path of this part in the message.
-
-    Yields:
-        Path and value of each number or array, in order.
+    Text, headers and layouts are skipped. `path` is the path of the part itself.
     """
     if (inside := _inside(value)) is not None:
         for name, part in inside.items():
@@ -427,13 +418,10 @@ MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly diff
 def propose_mapping(
     topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
 ) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of all topics that can be columns.
+    """Propose a mapping of all topics that can be columns, and give a reason for each topic that is left out.
 
     Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
     periods of the topic, and at least 0.1 s.
-
-    Returns:
-        The mapping, and a reason for each topic that is left out.
     """
     columns: dict[str, ColumnMapping] = {}
     notes = []

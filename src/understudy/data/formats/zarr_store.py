@@ -297,9 +297,8 @@ def capability(data: Dataset) -> FormatCapability:
     features, names = data.features(), _names(data)
     columns = {name: ColumnEncoding(column_name(key, features[name]), features[name].dtype, features[name].shape)
                for name, key in names.items()}
-    return FormatCapability(
-        columns, read_columns=tuple(columns[name].name for name in sorted(names, key=names.__getitem__))
-    )
+    by_key = sorted(names, key=names.__getitem__)
+    return FormatCapability(columns, read_columns=tuple(columns[name].name for name in by_key))
 
 
 def _names(data: Dataset) -> dict[str, str]:

@@ -54,9 +54,9 @@ class Encoder:
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                     start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 yield_processor(self._process.pid)
-                self._reader = threading.Thread(target=self._read_reports, args=(self._process,), name="encoder",
-                                                daemon=True)
-                self._reader.start()
+                reader = threading.Thread(target=self._read_reports, args=(self._process,), name="encoder", daemon=True)
+                reader.start()
+                self._reader = reader  # `check` joins it, which it must not before the thread has started
             assert self._process.stdin is not None
             self._process.stdin.write(f"{segment}\n")
             self._process.stdin.flush()

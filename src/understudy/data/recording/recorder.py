@@ -167,9 +167,7 @@ class Recorder:
             raise UserError("the recorder is closed", where=self.path,
                             hint="make another one: it continues where this one ended")
         now = self.clock() if time is None and self.clock is not None else time
-        values = self._validate(
-            {**obs, "action": action, **(columns or {})}, self.schema, f"step {max(self._steps, 0)}"
-        )
+        values = self._validate({**obs, "action": action, **(columns or {})}, self.schema, f"step {self.steps}")
         if self._steps < 0:
             self._begin()
         if self.clock is not None:
@@ -192,8 +190,7 @@ class Recorder:
 
     def begin(self, **metadata) -> None:
         """Set metadata of the episode that starts with the next step, if they are known in advance."""
-        if self._steps >= 0:
-            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
+        self._check_ended()
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
@@ -237,8 +234,7 @@ class Recorder:
 
     def add(self, episode: Episode) -> int:
         """Add a finished episode with its own columns and metadata. Return its number."""
-        if self._steps >= 0:
-            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
+        self._check_ended()
         _check_same_columns(self.schema, episode.features(), "the other episodes have {}, but this one has {}",
                             f"episode {self.count}", "give all episodes the same columns")
         for name in (n for n in episode.steps if role(n) == "action"):
@@ -257,13 +253,14 @@ class Recorder:
         """Number of steps of the current episode."""
         return max(self._steps, 0)
 
+    def _check_ended(self) -> None:
+        if self._steps >= 0:
+            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
+
     def _begin(self) -> None:
         self._steps, self._n_late, self._dropped, self._has_last_time, self._can_change_last = 0, 0, 0, False, False
-        description = {
-            "columns": journal.describe_columns(self._written_schema),
-            "metadata": {**self.metadata, **self._episode_metadata},
-        }
-        self._episode_metadata = {}
+        metadata, self._episode_metadata = {**self.metadata, **self._episode_metadata}, {}
+        description = {"columns": journal.describe_columns(self._written_schema), "metadata": metadata}
         self._put(b"B", [json.dumps(description, default=to_json_value).encode()])
 
     def _last_finished(self, what: str) -> None:
@@ -322,8 +319,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Wait until every finished episode is in the LeRobot files."""
-        if self._steps >= 0:
-            raise UserError("an episode is running and must end first", where=self.path, hint="r.end() ends it")
+        self._check_ended()
         done = threading.Event()
         self._queue.put(done)
         while not done.wait(0.2) and self._thread.is_alive():
@@ -502,9 +498,8 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
     with cache.disk_errors(path, hint), cache.locked(folder / ".publishing"):
         n_published = int(read_info(path)["total_episodes"])
         files = [f for f in journal.segment_files(folder) if stop_segment is None or f.name <= stop_segment]
-        segments = interrupted_recording.unpublished_segments(
-            [journal.read_segment(file) for file in files], path, n_published
-        )
+        segments = [journal.read_segment(file) for file in files]
+        segments = interrupted_recording.unpublished_segments(segments, path, n_published)
         losses = [loss for s in segments for loss in s.problems]
         for s in segments:
             if s.unfinished is not None and len(s.unfinished):

@@ -144,6 +144,7 @@ def test_other_options_and_other_folders_are_refused(judge, data, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     refused(judge(out="other"), "the folder has no comparisons")
+    refused(judge(out="other/file"), "the file has no comparisons")
     assert len(open_dataset(tmp_path / "answers")) == 2
 
 

@@ -69,8 +69,7 @@ default.
 
 ## Costs
 
-The pages give the costs of each method: {cost_note}, or on the columns that a method needs (images have
-64 x 64 pixels).
+The pages give the costs of each method: {cost_note}.
 `python benchmarks/method_cost.py` measured them on a core that was busy with other work at times, so differences of a
 third say little. With larger observations, other settings or a GPU they differ. No method needs a GPU.
 [On a GPU](benchmarks.md#on-a-gpu) shows which are faster there.

@@ -19,7 +19,7 @@ from understudy.choose import (
     data_properties,
     survivors,
 )
-from understudy.commands.choose import _cells, _print_choice
+from understudy.commands.choose import _cells, _print_choice, write_choice_page
 from understudy.commands.common import Output
 from understudy.config import dump
 from understudy.core import Feature, UserError
@@ -61,6 +61,23 @@ def test_the_worse_candidate_is_dropped_after_three_seeds():
     assert survivors(two, 2) == ["best", "worse"]  # the best two stay until each has three seeds
     assert survivors({k: np.repeat(v, 3, 0) for k, v in two.items()}, 2) == ["best"]
     assert survivors({"best": best}, 2) == ["best"]
+
+
+def test_a_worse_candidate_that_is_kept_for_its_few_seeds_did_not_do_as_well(tmp_path, monkeypatch):
+    """knn needs no training, and a policy without updates never succeeds: it is worse on all 20 starts."""
+    env = make("fork", 16)
+    untrained = replace(find_method("bc"), learner=replace(find_method("bc").learner, steps=1))
+    write_json(tmp_path / "untrained.json", dump(untrained))
+    monkeypatch.setattr("understudy.choose.MAX_ROUNDS", 1)
+    data = rollout(expert_actor(env), env, 40, recording_seed(0))
+    choice = choose_method(data, tmp_path / "choice", env=env, budget=60.0, episodes=20,
+                           methods=("knn", str(tmp_path / "untrained.json")))
+    worse = choice.standings[1]
+    assert (choice.recommended, choice.rounds, worse.estimate.estimate, worse.dropped_after) == ("knn", 1, 0.0, None)
+    assert choice.tied == () and choice.to_json()["tied"] == []
+    assert choice.verdict_parts()[1].endswith(" was worse, but with 1 training seed of each that is not certain.")
+    write_choice_page(choice, tmp_path / "choice.html", [])
+    assert "1 round in" in (tmp_path / "choice.html").read_text()
 
 
 def test_the_same_starts_count_once():

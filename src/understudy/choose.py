@@ -33,7 +33,7 @@ from .evaluate import stats
 from .evaluate.evaluation import evaluate, tuning_seed
 from .evaluate.stats import Interval
 from .files import file_name, read_json, replace_nonfinite, write_json
-from .hints import format_duration, join_and
+from .hints import format_duration, join_and, pluralize
 from .learn.fit_method import fit_method
 from .learn.method import Method, build_actor, load_actor, training_data
 from .learn.targets import REWARD
@@ -201,6 +201,8 @@ class Standing:
         full_updates: Number of updates that the method has by default.
         seconds: Wall-clock time of one trial, seconds.
         dropped_after: The round after which it was dropped. None if it was not.
+        worse: Whether the test finds it worse than the best one. One of the best two is then kept until there are
+            `MIN_SEEDS` training seeds.
     """
 
     method: str
@@ -211,6 +213,7 @@ class Standing:
     full_updates: int
     seconds: float
     dropped_after: int | None
+    worse: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ class MethodChoice:
     @property
     def tied(self) -> tuple[str, ...]:
         """Names of the methods that the trials do not tell apart from the best one."""
-        return tuple(s.method for s in self.standings[1:] if s.dropped_after is None)
+        return tuple(s.method for s in self.standings[1:] if s.dropped_after is None and not s.worse)
 
     def printed_estimate(self, standing: Standing) -> Interval:
         """The estimate of a candidate as it is printed: errors are positive."""
@@ -259,9 +262,13 @@ class MethodChoice:
     def verdict_parts(self) -> tuple[str, str, str]:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
-        certainty = (f"{join_and(self.tied)} did as well, as far as {self.rounds} round{'s' * (self.rounds > 1)} can "
-                     "tell." if self.tied else "Every other candidate was worse." if len(self.standings) > 1 else
-                     "It was compared with no other candidate.")
+        kept = [s for s in self.standings if s.worse and s.dropped_after is None]
+        certainty = (f"{join_and(self.tied)} did as well, as far as {pluralize(self.rounds, 'round')} can tell."
+                     if self.tied else "It was compared with no other candidate." if len(self.standings) == 1 else
+                     "Every other candidate was worse." if not kept or len(self.standings) > 2 else "")
+        if kept:
+            certainty += (f" {kept[0].method} was worse, but with {pluralize(kept[0].seeds, 'training seed')} of each "
+                          "that is not certain.")
         if n_dropped:
             certainty += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
         if self.failed:
@@ -274,7 +281,7 @@ class MethodChoice:
                   if self.env is not None else
                   f"Judged by the error of the {predicted}, predicted on {self.judged_on} held-out "
                   f"episode{'s' * (self.judged_on > 1)}, not by acting: with --env ENV the policies act.")
-        return f"{self.recommended} is recommended.", certainty, basis
+        return f"{self.recommended} is recommended.", certainty.strip(), basis
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy choose --json`."""
@@ -340,11 +347,13 @@ def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, bud
     planned = {name: built[name] for name in plan["updates"] if name in built}
     series = _Trials(data, out, planned, plan["updates"], held_out, judge, device)
     trials, dropped_after, failed, rounds, spent = series.run(seed, budget - float(plan["seconds"]), say)
+    kept = {name: np.array([t.values for t in trials[name]]) for name in trials if name not in dropped_after}
+    worse = {*dropped_after, *worse_candidates(kept, len(planned))}
     spent += float(plan["seconds"])
     metric, judged_on = next(iter(trials.values()))[0].metric, len(next(iter(trials.values()))[0].values)
     standings = [Standing(name, candidates[name], _estimate(np.array([t.values for t in method_trials]), metric),
                           len(method_trials), method_trials[0].updates, series.methods[name].learner.steps,
-                          float(np.mean([t.seconds for t in method_trials])), dropped_after.get(name))
+                          float(np.mean([t.seconds for t in method_trials])), dropped_after.get(name), name in worse)
                  for name, method_trials in trials.items()]
     standings.sort(key=lambda s: (-(s.dropped_after or math.inf), -s.estimate.estimate))
     return MethodChoice(properties, asked["env"], metric, judged_on, ahead if env is None else None, tuple(standings),
@@ -357,22 +366,24 @@ def trial_run(out: Path, method: str, seed: int) -> Path:
 
 
 def survivors(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
-    """Returns the candidates that stay after a round.
+    """Returns the candidates that stay after a round: see `worse_candidates`."""
+    ranked = sorted(values, key=lambda name: -values[name].mean())
+    early = ranked[:2] if len(values[ranked[0]]) < MIN_SEEDS else []
+    worse = worse_candidates(values, n_candidates)
+    return [name for name in values if name in early or name not in worse]
+
+
+def worse_candidates(values: Mapping[str, np.ndarray], n_candidates: int) -> list[str]:
+    """Returns the candidates that are significantly worse than the best one.
 
     Args:
         values: The values of all trials of each candidate so far, (seeds, starts). Larger is better.
         n_candidates: Number of candidates in the first round. With the number of rounds it bounds the number of tests.
     """
-    ranked = sorted(values, key=lambda name: -values[name].mean())
-    best = ranked[0]
+    best = max(values, key=lambda name: values[name].mean())
     level = SIGNIFICANCE / (MAX_ROUNDS * (n_candidates - 1)) if n_candidates > 1 else SIGNIFICANCE
-    early = len(values[best]) < MIN_SEEDS
-
-    def is_worse(name: str) -> bool:
-        if name == best or (early and name == ranked[1]):
-            return False
-        return stats.sign_flip_p_value((values[best] - values[name]).mean(0)) < level
-    return [name for name in values if not is_worse(name)]
+    return [name for name in values if name != best
+            and stats.sign_flip_p_value((values[best] - values[name]).mean(0)) < level]
 
 
 def candidate_methods(properties: DataProperties) -> tuple[dict[str, str], dict[str, str]]:

@@ -73,7 +73,8 @@ def read_json(path: Path | str, hint: str | None = None):
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"the file cannot be read as JSON{line} ({error})", where=path,
-                        hint=hint or "the file is damaged: take it from a copy, or write it again") from None
+                        hint="write it as JSON: YAML is not read here" if path.suffix in (".yaml", ".yml") else
+                        hint or "the file is damaged: take it from a copy, or write it again") from None
 
 
 def write_checksums(folder: Path | str, *names: str) -> None:

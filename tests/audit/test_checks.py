@@ -14,6 +14,7 @@ from understudy.data.formats.key_map import Doubt
 from understudy.data.operations import Merge
 from understudy.envs import make
 from understudy.evaluate.rollout import rollout
+from understudy.improve.preferences import Segment, comparison
 
 
 def demonstrations(episodes, name="fork"):
@@ -135,3 +136,22 @@ def test_a_label_of_1_and_a_column_without_success_disagree():
         episode = recording(0).replace({"next.success": np.zeros(60, bool)})
         data = Dataset([replace(episode, metadata={"success": label})] * 2, {"fps": 10})
         assert bool(found(data, "success-disagrees")) == disagrees
+
+
+def test_the_next_segment_of_a_comparison_is_no_jump():
+    """Both segments of a comparison stand end to end. One pair is of places far apart."""
+    rng = np.random.default_rng(0)
+
+    def walk(start: float) -> Episode:
+        action = rng.normal(size=(40, 2)).astype(np.float32)
+        state = start + 0.1 * np.cumsum(np.concatenate([np.zeros((1, 2)), action[:-1]]), 0)
+        return Episode({"observation.state": state.astype(np.float32), "action": action})
+    walks = Dataset([walk(0.0) for _ in range(7)] + [walk(300.0)], {"fps": 10})
+    pairs = [(Segment(i % 7, i % 30), Segment((i + 1) % 7, i % 30)) for i in range(60)]
+    pairs.append((Segment(0, 3), Segment(7, 3)))
+    compared = [comparison(walks, pair, 8, "first") for pair in pairs]
+    assert "jump" not in {f.code for f in find_problems(Dataset(compared, walks.metadata))}
+    state = np.array(compared[5].steps["observation.state"])
+    state[3:8] += 20.0  # within the first segment
+    compared[5] = compared[5].replace({"observation.state": state})
+    assert "jump" in {f.code for f in find_problems(Dataset(compared[:-1], walks.metadata))}

@@ -95,6 +95,7 @@ def test_methods(call):
     assert status == 0 and "--method.trunk" in out and "--policy.head.n_steps" in out
     described = next(m for m in methods if m["name"] == "diffusion-policy")
     assert f"Choose it {described['when']}" in out and "of training and" in out
+    assert "or on what the method needs (images of 64 x 64 pixels)" in " ".join(out.split())
     status, out, _ = call("methods")
     assert status == 0 and all(len(line) <= 120 for line in out.splitlines())
     assert " ".join(out.split()).count("Choose it if") >= len(method_files()) - 3  # some are wrapped in between
@@ -115,6 +116,7 @@ def test_claims(call, tmp_path):
     assert all(c["name"] in page.read_text() for c in claims)
     refused(call("claims", "run", claims[0]["name"] + "x"), f"did you mean '{claims[0]['name']}'")
     refused(call("claims", "run"), "name")
+    refused(call("claims", "list", "any"), "takes no names", "leave them out; --family FAMILY lists some")
 
 
 def test_closed_standard_streams_lead_nowhere(tmp_path):

@@ -114,6 +114,18 @@ def test_a_reward_is_trained_and_asked_about_new_pairs(judge, tmp_path, capsys):
     assert "understudy train preference-reward" in capsys.readouterr().out
 
 
+def test_answers_without_a_preference_are_said(judge, data, tmp_path, capsys):
+    data.unlink()
+    same = walks()
+    write_dataset(Dataset([e.replace({"next.reward": np.zeros(len(e), np.float32)}) for e in same], same.metadata),
+                  data, "npz")
+    status, text, _ = judge("--pairs", 4)
+    assert status == 0 and "None of the new ones prefers a segment" in text
+    refused((main(["train", "preference-reward", str(tmp_path / "answers"), "--out", str(tmp_path / "run"), *SHORT]),
+             *capsys.readouterr()), "comparisons prefers a segment", "compare other episodes")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("args", "words"), [
     (["--length", "60"], ["0 of 4 episodes have 60 steps", "smaller --length"]),
     (["--length", "38"], ["1 of 4 episodes have 38 steps"]),
@@ -132,6 +144,7 @@ def test_other_options_and_other_folders_are_refused(judge, data, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     refused(judge(out="other"), "the folder has no comparisons")
+    refused(judge(out="other/file"), "the file has no comparisons")
     assert len(open_dataset(tmp_path / "answers")) == 2
 
 

@@ -195,3 +195,21 @@ def test_classes_without_an_axis_are_those_of_an_environment_with_one(tmp_path):
     collected = open_dataset(tmp_path / "ppo" / "collection" / "000000" / "episodes.npz")
     assert collected[0].steps["action"].shape == (len(collected[0]),)
     assert call("eval", tmp_path / "ppo", "CartPole-v1", "--episodes", 1)[0] == 0
+
+
+def test_a_run_of_other_settings_stays_as_it_is(tmp_path):
+    """Also a stage is not copied into it: runs that this one starts from."""
+    small = ("--device", "cpu", "--learner.batch-size", 4, "--steps", 2)
+    path, mine, other = write(tmp_path / "data.npz"), tmp_path / "mine", tmp_path / "other"
+    assert call("train", "bc", path, "--out", mine, *small)[0] == 0
+    assert call("train", "bc", path, "--out", other, "--seed", 1, *small)[0] == 0
+    before = {file: file.read_bytes() for file in mine.rglob("*") if file.is_file()}
+    code, text = call("train", "bc", path, "--from", other, "--out", mine, *small)
+    assert code == 2 and "started with other settings" in text and "Traceback" not in text
+    assert {file: file.read_bytes() for file in mine.rglob("*") if file.is_file()} == before
+
+
+def test_a_method_in_yaml(tmp_path):
+    (tmp_path / "method.yaml").write_text("name: bc\n")
+    code, text = call("train", tmp_path / "method.yaml", write(tmp_path / "data.npz"), "--out", tmp_path / "run")
+    assert code == 2 and "cannot be read as JSON" in text and "YAML is not read here" in text

@@ -16,6 +16,7 @@ from understudy.envs import make
 from understudy.evaluate import robustness
 from understudy.evaluate.robustness import SeveritySweep, half_success_level, observation_std
 from understudy.evaluate.rollout import rollout
+from understudy.evaluate.stats import Interval
 from understudy.execute.latency import DelayedAction
 
 # -- where it halves ------------------------------------------------------------------------------------------------
@@ -115,6 +116,7 @@ def test_a_ladder_is_paired_resumes_and_does_not_depend_on_rows(tmp_path):
     np.testing.assert_array_equal(gust.success[0], slow.success[0])
     plain = rollout(env.expert(), make("fork", 7), 12)
     np.testing.assert_array_equal(gust.success[0], [e.metadata["success"] for e in plain])
+    assert gust.paired_changes()[0] == (Interval(0.0, 0.0, 0.0), 1.0)  # nothing differs from itself
     (change, p), only = gust.paired_changes()[2], int((gust.success[2] < gust.success[0]).sum())
     assert change.estimate == pytest.approx(-only / 12) and p == pytest.approx(min(1, 2 * 0.5**only))
 
@@ -156,6 +158,7 @@ def test_the_command_prints_one_document_and_a_page(tmp_path, monkeypatch, capsy
     assert start["halves"] == {"at": None, "low": 0.4, "high": None, "tried": 0.4}
     assert report["shifts"]["slow"]["halves"]["high"] == 8
     page = (tmp_path / "page.html").read_text()
+    assert "success (%)" in page and "<td>start</td><td>0\u00a0m</td><td class=n>100</td>" in page
     assert page.count("<svg") == 4 and "data:image/png" in page and "script" not in page.replace("scripted", "")
     lines = (tmp_path / "robustness/scripted-fork.jsonl").read_text()
     assert main(args) == 0  # nothing is run again

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from understudy.core import ConfigError, UserError
+from understudy.core import ConfigError, DataError, UserError
 from understudy.data.episode import Dataset, Episode
 from understudy.data.window import Window
 from understudy.heads.regression import Regression
@@ -57,7 +57,9 @@ def test_contracts():
 def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_is_better):
     """Bradley and Terry: log(1 + exp(-difference)) if the first is better. Comparisons of other lengths are padded."""
     data = comparisons(4, (3, 5), answer=answer)
-    learner = built(data)
+    learner = built(Dataset([*data, *comparisons(1)], data.metadata))
+    learner.comparisons.sign, learner.comparisons.first_is_better = (
+        column[:4] for column in (learner.comparisons.sign, learner.comparisons.first_is_better))
     assert learner.comparisons.first_is_better.tolist() == [first_is_better] * 4
     expected = []
     for episode in data:
@@ -74,6 +76,11 @@ def test_the_loss_is_the_cross_entropy_of_the_difference_of_sums(answer, first_i
     loss = -(first_is_better * p.log() + (1 - first_is_better) * (1 - p).log())
     torch.testing.assert_close(learner.preference_loss(batch, torch.Generator().manual_seed(7)).detach().double(), loss,
                                rtol=1e-5, atol=1e-5)
+
+
+def test_answers_without_a_preference_are_refused():
+    with pytest.raises(DataError, match="none of the 4 comparisons prefers a segment"):
+        built(comparisons(4, answer=0.5))
 
 
 def test_the_reward_is_recovered_up_to_scale_and_standardized():

@@ -62,6 +62,7 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
     large, steps = [], 0
     for e, _, missed in _residuals(data, model):
         size = (np.abs(missed) / scale).max(1)
+        size[_segment_ends(data[e], len(size))] = 0
         large += [(float(size[t]), e, int(t)) for t in np.flatnonzero(size > _JUMP / 3)]
         steps += len(size)
     if jumps := _gap_outliers(sorted(large, reverse=True), max(3, steps // 200)):
@@ -76,6 +77,13 @@ def check_jumps(data: Dataset) -> Iterator[Finding]:
             Location(None, e, t),
             tuple(dict.fromkeys(e for _, e, _ in jumps)),
         )
+
+
+def _segment_ends(episode: Episode, n: int) -> np.ndarray:
+    """The last step of the first segment of a comparison, of `understudy judge`: the next one is of another episode."""
+    if not {"segment", "preference"} <= set(episode.steps):
+        return np.array([], int)
+    return np.flatnonzero(np.diff(np.reshape(episode.steps["segment"], -1)[:n + 1]))
 
 
 def check_unrelated_actions(data: Dataset) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ def claims_folder() -> Path:
     for place in (here, *here.parents):
         if (place / NAME / "ledger.tsv").is_file():
             return place / NAME
-    raise UserError("There is no folder claims/ with a ledger.tsv here or above.", where=here,
+    raise UserError("there is no folder claims/ with a ledger.tsv here or above", where=here,
                     hint="claims are in the repository of understudy and not in the package: clone it and run the "
                     "command there")
 

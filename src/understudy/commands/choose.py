@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from ..hints import format_duration, pluralize
 from .common import (
     Output,
     command_line,
@@ -138,8 +139,8 @@ def write_choice_page(c: MethodChoice, path: Path, commands: list[tuple[str, str
             sections.append(Section(title, tuple(Paragraph(f"{name}: {why}.") for name, why in reasons.items())))
     sections.append(Section("What to do next", (Commands(tuple(commands)),)))
     write_page(path, "Which method suits these demonstrations", sections, verdict=c.verdict_parts(),
-               footer=f"{c.rounds} rounds in {c.seconds / 60:.3g} minutes; candidates were dropped by sign-flip tests "
-                      "on the same starts, at 5 % for all tests together.")
+               footer=f"{pluralize(c.rounds, 'round')} in {format_duration(c.seconds)}; candidates were dropped by "
+                      "sign-flip tests on the same starts, at 5 % for all tests together.")
 
 
 def _next_commands(o: ChooseOptions, c: MethodChoice, acts: str | None,

@@ -75,7 +75,8 @@ def main(args: list[str]) -> None:
                             o.subcommand == "run"))
     if o.subcommand in ("list", "table", "spot-check") and o.name:
         raise UserError(f"understudy claims {o.subcommand} takes no names",
-                        where=f"understudy claims {o.subcommand}", hint="understudy claims list names them")
+                        where=f"understudy claims {o.subcommand}",
+                        hint="leave them out" + "; --family FAMILY lists some" * (o.subcommand == "list"))
     uses = {"all": {"run --all"}, "budget": {"run --all", "spot-check"}, "workers": {"run --all"},
             "unchanged": {"check"}, "save": {"check"}, "verdict": {"list"}, "stale": {"list"}, "html": {"table"},
             "out": {"table"}}

@@ -58,7 +58,10 @@ def main(args: list[str]) -> None:
         ask = _judge(o, data, resources)
         counts = _ask_all(o, data, ask, reward, resources)
         out.print(f"{counts['comparisons']} comparisons are in {o.out}, {counts['new']} of them new.")
-        if reward is not None and counts["clear"]:
+        if counts["new"] and not counts["clear"]:
+            out.print("None of the new ones prefers a segment. A reward is learned only from those that do: compare "
+                      "other episodes, or longer segments (--length).")
+        elif reward is not None and counts["new"]:
             out.print(f"{o.reward} agreed with {counts['agreed']} of the {counts['clear']} new answers that preferred "
                       "a segment.")
         if counts["comparisons"]:
@@ -122,8 +125,8 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
         if answer == "skip":
             continue
         episode = comparison(data, pair, o.length, answer)
+        counts["clear"] += answer != "equal"
         if reward is not None and answer != "equal":
-            counts["clear"] += 1
             counts["agreed"] += (predicted_difference(reward, episode) > 0) == (answer == "first")
         if recorder is None:
             recorder = resources.enter_context(Recorder(episode.features(), o.out, fps=data.metadata.get("fps"),

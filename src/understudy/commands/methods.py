@@ -81,7 +81,7 @@ def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
     out.print_json([] if described is None else [described])
 
 
-COST_NOTE = "CPU time on one core, on observations of 20 numbers"
+COST_NOTE = "CPU time on one core, on 20 numbers, or on what the method needs (images of 64 x 64 pixels)"
 
 
 def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:

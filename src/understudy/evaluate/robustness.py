@@ -76,11 +76,15 @@ class SeveritySweep:
         return [stats.clopper_pearson(int(s.sum()), len(s), level) for s in self.success]
 
     def paired_changes(self, level: float = LEVEL) -> list[tuple[Interval, float]]:
-        """Paired change of each severity from severity 0, with McNemar's p-value for success (nan for returns)."""
+        """Paired change of each severity from severity 0, with McNemar's p-value for success (nan for returns).
+
+        Severity 0 does not differ from itself, so its interval is 0 to 0.
+        """
         if self.success is None:
             return [(stats.bootstrap_mean(values - self.returns[0], level), math.nan) for values in self.returns]
-        changes = [compare_outcomes(values, self.success[0], "success", level) for values in self.success]
-        return [(Interval(c.difference, c.low, c.high, level), c.p_value) for c in changes]
+        changes = [compare_outcomes(values, self.success[0], "success", level) for values in self.success[1:]]
+        return [(Interval(0.0, 0.0, 0.0, level), 1.0),
+                *((Interval(c.difference, c.low, c.high, level), c.p_value) for c in changes)]
 
     def half_success_level(self, level: float = LEVEL) -> HalfSuccessLevel:
         return half_success_level(self.severities, self.returns if self.success is None else self.success, level)
@@ -400,8 +404,10 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
     sections = [Section("Worlds that differ more and more", (Figures(items),),
                         f"The same {sweeps[0].returns.shape[1]} starts at every level; 0 is the environment as it is. "
                         f"The dashed line is half of the {of} there.{success}")]
+    scale, header = (100, ("success (%)", "change (points)")) if of == "success" else (1, ("return", "change"))
     table = tuple(
-        (c.shift.name, f"{s:g} {c.shift.unit}", r.estimate, r.low, r.high, d.estimate, d.low, d.high)
+        (c.shift.name, f"{s:g}\u00a0{c.shift.unit}", *(scale * v for v in (r.estimate, r.low, r.high)),
+         *(scale * v for v in (d.estimate, d.low, d.high)))
         for c in sweeps
         for s, r, (d, _) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)
     )
@@ -411,7 +417,8 @@ def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, e
              f"Episode {hardest_episodes[c.shift.name][0]}.") for c in sweeps if c.shift.name in hardest_episodes))]
         sections.append(Section("The hardest level of each", tuple(contents),
                                 "An episode that did not succeed there, if there was one."))
-    sections.append(Section("Figures", (Table(("shift", "level", of, "low", "high", "change", "low", "high"), table),)))
+    sections.append(Section("Figures", (
+        Table(("shift", "level", header[0], "low", "high", header[1], "low", "high"), table),)))
     method = ("Success: Clopper–Pearson intervals; change: Tango's, on the same starts." if of == "success" else
               "Intervals: bootstrap.")
     return write_page(

@@ -75,7 +75,8 @@ def answered_pairs(out: Path, facts: Mapping[str, Any]) -> tuple[int, int]:
     if not out.exists():
         return 0, 0
     if not (out / "meta" / "info.json").exists():
-        raise UserError("the folder has no comparisons", where=out, hint="choose another folder")
+        raise UserError(f"the {'folder' if out.is_dir() else 'file'} has no comparisons", where=out,
+                        hint="choose another folder")
     warn_of_losses(out, repair(out))
     data = open_dataset(out)
     for number, episode in enumerate(data):

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..core import AtLeast, Batch, Unsupported, part
+from ..core import AtLeast, Batch, DataError, Unsupported, part
 from ..data.episode import Dataset, Episode
 from ..nets.base import Encoder
 from ..nets.encoders import ConcatEncoder
@@ -126,6 +126,10 @@ class PreferenceLearner(GradientLearner):
         self.register("policy", policy, config.optimizer)
         self.reward = self.register("reward", config.reward.build(policy, data), config.reward_optimizer)
         self.comparisons = Comparisons(data, (*policy.inputs, policy.config.target))
+        if (self.comparisons.first_is_better == 0.5).all():
+            raise DataError(f"none of the {len(data)} comparisons prefers a segment: all say that both are as good",
+                            where=data.metadata.get("path") or "data set",
+                            hint="a reward is learned from differences: compare other episodes, or longer segments")
 
     def update(self, batch):
         batch = batch.to(self.device)

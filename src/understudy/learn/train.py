@@ -324,16 +324,19 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
-    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
-    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
-                            for stage in method.stages}
-    if processes.first:
-        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
     if last is not None:
         stored = run.read_checkpoint_json(last, "method.json")
         if stored["learner"].get("steps") != method.learner.steps:
             documents["method.json"]["stages"] = stored.get("stages", [])  # finished, with their own numbers of updates
+        old_stages = run.read_checkpoint_json(last, "provenance.json").get("stages", {})
+        _check_same_run(run, last, {**documents, "provenance.json": {**provenance, "stages": old_stages}})
+    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
+    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
+                            for stage in method.stages}
+    if processes.first:
+        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
+    if last is not None:
         _check_same_run(run, last, documents)
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)

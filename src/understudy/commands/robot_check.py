@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .arms import connected
 from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
-        with connected(arm):
+        with arm.bus.connected():
             states = servo_states(arm)
         out.print(f"{arm.place}, {arm.calibration_file}", _servo_table(states))
         problems += [f"{arm.kind.name}, {prefix}{name}: {text}" for name, state in states.items()

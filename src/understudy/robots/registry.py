@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import UntrustedCode, load
 from ..core import ConfigError, UserError, unknown_name
@@ -26,9 +26,11 @@ from .lerobot import PREFIX, LeRobotRobot, make_lerobot_robot, make_lerobot_tele
 from .limits import SafetyLimits
 from .ports import refuse_shared_ports
 from .safety import SafeRobot
-from .servo_arm import ARM_TYPES, ServoArm, ServoFollower, ServoLeader
+from .servo_arm import ARM_TYPES, ServoArm, ServoArmType, ServoFollower, ServoLeader
 from .simulated import SimulatedArm
 from .teleoperators import VelocityTeleoperator
+
+Arm = TypeVar("Arm", ServoFollower, ServoLeader)
 
 FOLLOWERS = tuple(n for n, t in ARM_TYPES.items() if not t.is_leader)
 LEADERS = tuple(n for n, t in ARM_TYPES.items() if t.is_leader)
@@ -131,15 +133,12 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     robot: Robot
     limits: SafetyLimits | None
     kept: dict[str, Any] = {}  # of a robot that already has limits
-    if config.type in FOLLOWERS:
-        robot = _follower(config, config.type, config.port, config.id, "--robot.port", cameras)
-        limits = robot.default_limits()
-    elif (one := config.type.removeprefix("bi_")) in FOLLOWERS:
-        name = config.id or config.type
-        left_arm = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
-        right_arm = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
-        robot = BimanualRobot(left_arm, right_arm, cameras)
-        limits = join_limits(left_arm.default_limits(), right_arm.default_limits())
+    if config.type.removeprefix("bi_") in FOLLOWERS:
+        is_single = config.type in FOLLOWERS
+        arms = _arms(config, "robot", lambda *arm: ServoFollower(
+            *arm, cameras if is_single else {}, config.disable_torque_on_disconnect, config.use_degrees))
+        robot = arms[0] if is_single else BimanualRobot(*arms, cameras)
+        limits = arms[0].default_limits() if is_single else join_limits(*(arm.default_limits() for arm in arms))
     elif config.type == "simulated_arm":
         robot = SimulatedArm(clock=time.monotonic, cameras=cameras)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
@@ -179,13 +178,9 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     lerobot = {"--robot.port": robot.robot.port} if isinstance(robot.robot, LeRobotRobot) else {}
     refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)}, **lerobot,
                          **config.ports()})
-    if config.type in LEADERS:
-        return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
-    if (one := config.type.removeprefix("bi_")) in LEADERS:
-        name = config.id or config.type
-        return BimanualTeleoperator(
-            _leader(config, one, config.left_arm_port, f"{name}_left", "--teleop.left-arm-port"),
-            _leader(config, one, config.right_arm_port, f"{name}_right", "--teleop.right-arm-port")), None
+    if config.type.removeprefix("bi_") in LEADERS:
+        leaders = _arms(config, "teleop", lambda *arm: ServoLeader(*arm, config.use_degrees))
+        return leaders[0] if len(leaders) == 1 else BimanualTeleoperator(*leaders), None
     limits = robot.limits
     half_velocity = tuple(v / 2 for v in limits.max_velocity)
     if config.type == "keyboard":
@@ -218,28 +213,28 @@ def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]
     return {**{n: value for n in names if (value := getattr(config, n)) is not None}, **(config.options or {})}
 
 
-def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
-              cameras: Mapping[str, Camera]) -> ServoFollower:
-    port = _required_port(port, option)
-    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "robot")
-    robot = ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
-                          config.use_degrees)
-    _set_up(robot.arm, path, config.retries)
-    return robot
+def _arms(config: RobotConfig | TeleoperatorConfig, device: str,
+          make: Callable[[ServoArmType, str, dict[str, MotorCalibration]], Arm]) -> list[Arm]:
+    """The arm of servos that a config names, or the left and the right one.
 
-
-def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
-    port = _required_port(port, option)
-    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "teleop")
-    leader = ServoLeader(ARM_TYPES[kind], port, calibration, config.use_degrees)
-    _set_up(leader.arm, path, config.retries)
-    return leader
-
-
-def _set_up(arm: ServoArm, calibration_file: Path, retries: int | None) -> None:
-    arm.calibration_file = calibration_file
-    if retries is not None:
-        arm.bus.n_retries = retries
+    Args:
+        device: The option that names it, "robot" or "teleop", for messages.
+        make: Makes each arm.
+    """
+    kind, arms = config.type.removeprefix("bi_"), []
+    for side in ("",) if kind == config.type else ("left", "right"):
+        option = f"{side}-arm-port" if side else "port"
+        name = f"{config.id or config.type}_{side}" if side else config.id
+        port = getattr(config, option.replace("-", "_"))
+        if port is None:
+            raise ConfigError("is missing", where=f"--{device}.{option}", hint="understudy robot find-port finds it")
+        calibration, path = arm_calibration(kind, port, name, config.calibration_dir, device)
+        arm = make(ARM_TYPES[kind], port, calibration)
+        arm.arm.calibration_file = path
+        if config.retries is not None:
+            arm.arm.bus.n_retries = config.retries
+        arms.append(arm)
+    return arms
 
 
 def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None, device: str
@@ -335,12 +330,6 @@ def _read_limits(path: Path) -> SafetyLimits:
         raise ConfigError(f"this describes {type(limits).__name__}, not SafetyLimits", where=path,
                           hint="write it with understudy.config.dump")
     return limits
-
-
-def _required_port(port: str | None, option: str) -> str:
-    if port is None:
-        raise ConfigError("is missing", where=option, hint="understudy robot find-port finds it")
-    return port
 
 
 def _per_joint(values: tuple[float, ...], size: int, name: str) -> tuple[float, ...]:

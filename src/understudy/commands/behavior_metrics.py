@@ -27,7 +27,6 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 
 def check_options(o: EvalOptions) -> None:
-    """Checks the options of behavior metrics."""
     if o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
@@ -74,7 +73,6 @@ def unchanged_training_data(run: Path) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
-    """Measures the behavior of a run."""
     from ..evaluate.behavior.latency import measure_latency
     from ..evaluate.behavior.modes import rollout_repeated_starts
     from ..evaluate.behavior_metrics import measure_behavior

@@ -110,7 +110,6 @@ def main(args: list[str]) -> None:
 
 
 def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
-    """The recorded episodes as an environment."""
     from ..evaluate.failure_detection import RecordedEnv
     from ..learn.method import TrainedRun
 

@@ -89,7 +89,6 @@ def main(args: list[str]) -> None:
 
 
 def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
-    """The runs to compare, by name."""
     if o.runs and o.group:
         raise UserError("takes runs or groups, not both", where="compare",
                         hint="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
@@ -155,7 +154,6 @@ def _policy_of_rollouts(run: Path) -> str:
 
 
 def _is_saved_rollouts(run: Path) -> bool:
-    """Whether this is a folder of saved episodes, and not a run."""
     return (run / "meta" / "info.json").exists()
 
 
@@ -183,7 +181,6 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
-    """The evaluation of saved rollouts."""
     from ..data.formats import open_dataset
     from ..evaluate.evaluation import evaluation_of
 

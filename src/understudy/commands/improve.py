@@ -630,7 +630,6 @@ def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> l
 
 
 def _fresh_json(base: Evaluation, best: Evaluation | None, paired: PairedComparison | None) -> dict[str, Any]:
-    """The results on fresh starts."""
     def summary(evaluation):
         rate = evaluation.success or evaluation.returns
         return {"estimate": rate.estimate, "low": rate.low, "high": rate.high}

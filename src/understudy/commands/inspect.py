@@ -139,7 +139,6 @@ def _reading(f: Feature) -> str:
 
 
 def _write_views(data, report, o: InspectOptions, out: Output) -> None:
-    """Writes the page and the Rerun file that the user asked for."""
     if o.html is not None:
         from ..studio.html_page import write_dataset_page
 

@@ -110,7 +110,6 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
 
 def _stored_session(design: TrialDesign, journal: TrialLog) -> Session:
-    """The session that a journal holds."""
     session = design.start()
     for number, event in enumerate(journal.events, 2):
         try:

@@ -103,7 +103,6 @@ def evaluate_run(
 
 
 def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
-    """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     env = make(name, rows, o.trust)

@@ -132,7 +132,6 @@ def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[A
 
 
 def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:
-    """Makes the actor and the environment of a worker."""
     from ..envs import make
     from ..evaluate import robustness
 
@@ -184,7 +183,6 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _results_path(o: RobustnessOptions) -> Path:
-    """The default file of the results."""
     from ..checkpoint import is_lerobot_checkpoint
 
     name, run = file_name(o.env), Path(o.run)

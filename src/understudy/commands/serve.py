@@ -139,7 +139,6 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 
 
 def _serve_steering(o: ServeOptions) -> None:
-    """Serves the page of --steer."""
     from ..envs import make
     from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage

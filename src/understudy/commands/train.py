@@ -301,7 +301,6 @@ def _record_random(o: TrainOptions) -> None:
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
-    """Opens the data and builds the method."""
     from ..learn.train import validation_episodes
     from .method import build_method
 
@@ -358,7 +357,6 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
 
 
 def _with_progress(method: Method, o: TrainOptions) -> Method:
-    """The method whose cloning is weighted by --progress."""
     from ..checkpoint import FromStage
     from ..learn.behavior_cloning import BehaviorCloning
     from ..learn.method import Method, Stage
@@ -401,7 +399,6 @@ def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> Non
 
 
 def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
-    """The environment of --eval."""
     from ..envs import make
     from .method import task_relabel
 
@@ -753,7 +750,6 @@ class ProgressPrinter:
 
 
 def _stage_printer(stage: Stage, run: Run) -> ProgressPrinter:
-    """A callback that prints the progress of a stage."""
     steps = stage.method.learner.steps if stage.method.collection is None else None
     return ProgressPrinter(run, steps, None, has_validation=False, stage=stage.name)
 

@@ -316,7 +316,6 @@ def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
 
 
 def _merged(plans: Sequence[_Plan]) -> PlanRequest:
-    """The requests as one."""
     requests = [m.request for m in plans]
     if len(requests) == 1:
         return requests[0]

@@ -171,7 +171,6 @@ def _check_description(about: Mapping, planner: RemotePlanner) -> None:
 
 
 def _request_array(client: Client, message: Mapping[str, object], name: str, shape: tuple[int, ...]) -> Tensor:
-    """An array of the reply to a request."""
     return torch.from_numpy(_asked(lambda: reply_array(client.request(message), name, shape)))
 
 

@@ -65,7 +65,6 @@ class ClaimsOptions(TrustOption, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(ClaimsOptions, "claims", args)
-
     if o.subcommand == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
                         where="understudy claims run", hint="understudy claims list names them")
@@ -162,16 +161,11 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     )
     if not entries:
         out.print("every claim has a record of the code as it is")
-    for name in confirmed:
-        out.print(f"{name}: confirmed by its probe")
-    for name, verdict in outcome.verdicts.items():
-        out.print(f"{name}: {verdict} here")
-    for name, why in outcome.unavailable.items():
-        out.print(f"{name}: not here, needs {why}")
-    for name, why in outcome.failed.items():
-        out.print(f"{name}: failed: {why}")
-    for name, why in outcome.not_run.items():
-        out.print(f"{name}: left: {why}")
+    for names, text in ((dict.fromkeys(confirmed, ""), "confirmed by its probe"), (outcome.verdicts, "{} here"),
+                        (outcome.unavailable, "not here, needs {}"), (outcome.failed, "failed: {}"),
+                        (outcome.not_run, "left: {}")):
+        for name, why in names.items():
+            out.print(f"{name}: {text.format(why)}")
     out.suggest("understudy claims table", *([] if outcome.is_complete else ["understudy claims run --all"]))
     out.print_json(
         {"confirmed": confirmed, "ran": outcome.verdicts, "not_here": outcome.unavailable, "failed": outcome.failed,
@@ -230,7 +224,6 @@ def _judge(o: ClaimsOptions, out: Output) -> None:
 
 
 def _spot_check(o: ClaimsOptions, out: Output) -> None:
-
     import numpy as np
 
     from ..claims.records import list_claims

@@ -130,8 +130,7 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
     """
     import numpy as np
 
-    order = np.argsort(np.where(np.isnan(values), np.inf, values if lowest else -values), kind="stable").tolist()
-    order = [i for i in order if not np.isnan(values[i])] + [i for i in order if np.isnan(values[i])]
+    order = np.argsort(values if lowest else -values, kind="stable").tolist()  # NaN last
     return sorted(order[: max(1, int(keep * len(values) + 0.5))]), order
 
 

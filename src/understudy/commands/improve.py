@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from ..files import whole_folder
 from .common import (
     Output,
     command_line,
+    command_words,
     draw_screen,
     given_options,
     open_data,
@@ -50,6 +51,7 @@ from .improve_robot import (
     RobotImprovement,
     check_robot_options,
     load_untold_actor,
+    promotion_text,
     success_lines,
     tell_unfinished_rounds,
 )
@@ -165,7 +167,6 @@ class _Command:
     resources: ExitStack
 
     def run(self) -> None:
-
         from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
         from ..learn.run import Run
@@ -180,7 +181,7 @@ class _Command:
             return
         self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
-        base = self._actor(o.run, env)
+        base = load_untold_actor(o.run, env, o)
         collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
@@ -190,7 +191,8 @@ class _Command:
             data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
-              include_interrupted=learns_interrupted(o.run), callbacks=(_RoundPrinter(o.rounds),), progress=False)
+              include_interrupted=learns_interrupted(o.run), callbacks=(partial(_print_round, o.rounds),),
+              progress=False)
         self._print_result(run, env_name, env, base, data)
 
     # -- what is needed ------------------------------------------------------------------------------------------
@@ -319,9 +321,6 @@ class _Command:
         assert self.o.success is not None
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
-    def _actor(self, run: Path, env: Env) -> Actor:
-        return load_untold_actor(run, env, self.o)
-
     def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
         from ..improve.improvement import IMPROVEMENTS
@@ -338,7 +337,7 @@ class _Command:
         if o.rater is not None:
             check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         if o.supervisor not in (None, "scripted", "keyboard"):
-            self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
+            load_untold_actor(Path(o.supervisor), env, o)  # refuses other columns and other actions
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
                         env.features, env.metadata.get("fps"))
         if o.supervisor != "keyboard":
@@ -389,13 +388,13 @@ class _Command:
         from ..learn.behavior_cloning import BehaviorCloning
         from ..learn.method import Method
 
-        o, collection, base = self.o, method.collection, promotion.base
+        o, collection, base, unit = self.o, method.collection, promotion.base, _unit(promotion.env)
         assert collection is not None
-        if base is not None:
-            rate, unit = base.success or base.returns, _unit(promotion.env)
-            line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
+        if base is None:
+            line = compared_checkpoints(promotion.run)[0]
         else:
-            line, unit = compared_checkpoints(promotion.run)[0], _unit(promotion.env)
+            rate = base.success or base.returns
+            line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
         who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
         n_learned = len(data) - (0 if learns_interrupted(o.run) else len(interrupted_episodes(data)))
         plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
@@ -428,7 +427,7 @@ class _Command:
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
         if best["step"]:
-            other = evaluate(self._actor(o.out / "best", env), env, o.compare, o.seed)
+            other = evaluate(load_untold_actor(o.out / "best", env, o), env, o.compare, o.seed)
             self.out.print(verdict(other, base, (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")))
         else:
             same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._starts_as_run else
@@ -451,7 +450,7 @@ class _Command:
         from .improve_page import write_improvement_page
 
         o, unit = self.o, _unit(env)
-        costs = [sum(row.get(f"round/{name}", 0) for name in COSTS) for row in rounds]
+        costs = [sum(_costs(row)) for row in rounds]
         spent = [sum(costs[:i]) for i in range(len(lines))]
         scale, axis = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
         column = {name: [scale * line[key] for line in lines] for name, key in (
@@ -465,8 +464,8 @@ class _Command:
                  for i, line in enumerate(lines) if "gain" in line]
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
                         "95% intervals on the same starts. A full dot: the interval lies above 0."))
-        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *(row.get(f"round/{name}", 0) for name in COSTS),
-                      _rate(line, unit).partition(" ")[0], "promoted" if line["promoted"] else "not promoted")
+        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *_costs(row),
+                      _rate(line, unit).partition(" ")[0], promotion_text(line))
                      for line, row in zip(lines[1:], rounds, strict=True))
         names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
         verdict = ("No round improved the policy.",) if best is None else verdict_parts(best, base, names)
@@ -490,8 +489,7 @@ class _Command:
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
                            "rival of every correction: record them, train on all with as many updates, and compare.")
-            more, path, words = unused_path("more"), o.data or trained_on(o.run), shlex.split(
-                str(read_provenance(o.run).get("command") or ""))
+            more, path, words = unused_path("more"), o.data or trained_on(o.run), command_words(o.run)
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
                                       *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
             if words[:2] == ["understudy", "train"]:
@@ -511,7 +509,7 @@ def _unit(env: Env) -> str:
 
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
-    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    words = command_words(run)
     if words[:2] != ["understudy", "improve"]:
         return None
     o = read_options(ImproveOptions, "improve", words[2:])
@@ -577,23 +575,20 @@ def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
     return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 
-class _RoundPrinter:
+def _print_round(n_rounds: int, step, learner, metrics) -> None:
     """A callback that prints two lines for each round: what was collected, and how the new policy compares."""
+    if "round" in metrics:
+        costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
+        print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
+              f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
+    elif "gain" in metrics:
+        unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
+        print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
+              + promotion_text(metrics), file=sys.stderr)
 
-    def __init__(self, n_rounds: int):
-        self.n_rounds, self.number = n_rounds, 0
 
-    def __call__(self, step, learner, metrics) -> None:
-        if "round" in metrics:
-            self.number = int(metrics["round"]) + 1
-            costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
-            print(f"round {self.number} of {self.n_rounds}: {metrics['round/episodes']} episodes, "
-                  f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""),
-                  file=sys.stderr)
-        elif "gain" in metrics:
-            unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
-            print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
-                  + ("promoted" if metrics["promoted"] else "not promoted"), file=sys.stderr)
+def _costs(row: dict[str, Any]) -> list[int]:
+    return [row.get(f"round/{name}", 0) for name in COSTS]
 
 
 def _rate(line: dict[str, Any], unit: str) -> str:
@@ -610,12 +605,11 @@ def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str,
     """One row for the base and each round."""
     cells = []
     for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = ["" if row is None else row.get(f"round/{name}", 0) for name in COSTS]
+        costs = [""] * len(COSTS) if row is None else _costs(row)
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
         cells.append((first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
-                      gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
-                      "not promoted"))
+                      gain_interval.strip("[]"), "" if row is None else promotion_text(line)))
     return plain_table(("", *COSTS, unit, "95% interval", "minus best so far", "95% interval", ""), cells)
 
 
@@ -625,7 +619,7 @@ def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> l
     return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
              "gain": interval(line, "gain") if "gain" in line else None,
              "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
-             **{name: row and row.get(f"round/{name}", 0) for name in COSTS}}
+             **dict(zip(COSTS, [None] * len(COSTS) if row is None else _costs(row), strict=True))}
             for line, row in zip(lines, [None, *rounds], strict=False)]
 
 

@@ -17,9 +17,9 @@ from ..files import file_name
 from .common import (
     EnvName,
     Output,
+    acting_options,
     batch_rows,
     command_line,
-    executor_options,
     given_options,
     has_no_run,
     parse,
@@ -204,8 +204,7 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
 
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
-    shared_options = [*given_options(o, "shifts", "levels", "seed", "task", "condition"),
-                      *executor_options(o.executor), *given_options(o, "save"), *trust]
+    shared_options = [*given_options(o, "shifts", "levels"), *acting_options(o), *given_options(o, "save"), *trust]
 
     def again(episodes: int, *more: object) -> str:
         return command_line("robustness", o.run, o.env, "--episodes", episodes, *shared_options, *more)

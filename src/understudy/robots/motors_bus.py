@@ -22,7 +22,7 @@ from typing import Any
 
 from ..core import ConfigError, UserError
 from .base import ConnectionLost, RobotError
-from .registers import BAUD_RATES, MODEL_NUMBERS, Register
+from .registers import MODEL_NUMBERS, Register
 
 try:
     import termios
@@ -298,10 +298,6 @@ class MotorsBus(ABC):
         except ImportError:
             raise UserError(f"the driver {self.module} is not installed", where=f"{self.name} servos",
                             hint=f"pip install 'understudy[{self.name}]'") from None
-
-    def baud_rate_code(self, baudrate: int) -> int:
-        """Value of the register Baud_Rate."""
-        return BAUD_RATES[self.name][baudrate]
 
     @abstractmethod
     def _packet_handler(self, sdk: ModuleType) -> Any: ...

@@ -219,7 +219,6 @@ def _arms(config: RobotConfig | TeleoperatorConfig, device: str,
 
     Args:
         device: The option that names it, "robot" or "teleop", for messages.
-        make: Makes each arm.
     """
     kind, arms = config.type.removeprefix("bi_"), []
     for side in ("",) if kind == config.type else ("left", "right"):

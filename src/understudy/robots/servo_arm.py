@@ -19,6 +19,7 @@ from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
 from .limits import SafetyLimits
 from .motors_bus import Motor, MotorsBus
+from .registers import BAUD_RATES
 from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -551,7 +552,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
             bus.write("ID", name, motor.id)
             bus.motors = {name: motor}
             with suppress(ConnectionLost):  # its answer may already come at the new rate
-                bus.write("Baud_Rate", name, bus.baud_rate_code(1_000_000))
+                bus.write("Baud_Rate", name, BAUD_RATES[bus.name][1_000_000])
             bus.disconnect()
             time.sleep(0.05)
             bus.baudrate = 1_000_000

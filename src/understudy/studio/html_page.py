@@ -23,7 +23,7 @@ import av
 import numpy as np
 
 from .. import __version__
-from ..audit.base import AuditReport, Finding
+from ..audit.base import AuditReport
 from ..core import Feature, UserError, role
 from ..data import video
 from ..data.episode import Dataset, Episode
@@ -279,7 +279,8 @@ class _EpisodePages:
                 for name, v in self.report.scores.items()
                 if len(v) == self.count
             },
-            "findings": [_finding_to_json(f) for f in listed_findings],
+            "findings": [{"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy,
+                          **asdict(f.where)} for f in listed_findings],
             "statistics": [row for c in self.numbers for row in self._statistics(c)],
             "maps": [m.to_json() for m in self.maps if m.points],
             "pieces": {"folder": None if self.inline else folder, "first": [first for first, _ in pieces]},
@@ -420,10 +421,6 @@ def episode_success(episode: Episode) -> bool | None:
         return plots._outcome(episode)
     except UserError:
         return None
-
-
-def _finding_to_json(f: Finding) -> dict[str, Any]:
-    return {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy, **asdict(f.where)}
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +135,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     kept: dict[str, Any] = {}  # of a robot that already has limits
     if config.type.removeprefix("bi_") in FOLLOWERS:
         is_single = config.type in FOLLOWERS
-        arms = _arms(config, "robot", lambda *arm: ServoFollower(
+        arms = _make_arms(config, lambda *arm: ServoFollower(
             *arm, cameras if is_single else {}, config.disable_torque_on_disconnect, config.use_degrees))
         robot = arms[0] if is_single else BimanualRobot(*arms, cameras)
         limits = arms[0].default_limits() if is_single else join_limits(*(arm.default_limits() for arm in arms))
@@ -179,7 +179,7 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)}, **lerobot,
                          **config.ports()})
     if config.type.removeprefix("bi_") in LEADERS:
-        leaders = _arms(config, "teleop", lambda *arm: ServoLeader(*arm, config.use_degrees))
+        leaders = _make_arms(config, lambda *arm: ServoLeader(*arm, config.use_degrees))
         return leaders[0] if len(leaders) == 1 else BimanualTeleoperator(*leaders), None
     limits = robot.limits
     half_velocity = tuple(v / 2 for v in limits.max_velocity)
@@ -213,46 +213,59 @@ def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]
     return {**{n: value for n in names if (value := getattr(config, n)) is not None}, **(config.options or {})}
 
 
-def _arms(config: RobotConfig | TeleoperatorConfig, device: str,
-          make: Callable[[ServoArmType, str, dict[str, MotorCalibration]], Arm]) -> list[Arm]:
-    """The arm of servos that a config names, or the left and the right one.
+@dataclass(frozen=True)
+class NamedArm:
+    """An arm of servos that a robot or a teleoperator consists of.
 
     Args:
-        device: The option that names it, "robot" or "teleop", for messages.
+        id: Name of the arm, under which its calibration is stored. None for its type.
+        folder: Folder of the calibration. None for the usual ones.
+        device: The option that names it, "robot" or "teleop".
+        side: Of two arms, "left" or "right".
     """
-    kind, arms = config.type.removeprefix("bi_"), []
-    for side in ("",) if kind == config.type else ("left", "right"):
+
+    kind: ServoArmType
+    port: str
+    id: str | None
+    folder: Path | None
+    device: str
+    side: str | None
+
+    def read_calibration(self) -> tuple[dict[str, MotorCalibration], Path]:
+        """The calibration, and its file."""
+        kind, name = self.kind.name, self.id or self.kind.name
+        path = find_calibration(kind, name, self.folder)
+        if path is None:
+            raise UserError(f"there is no calibration of the arm {name!r}", where=kind,
+                            hint=command_line("robot", "calibrate", f"--{self.device}", kind, f"--{self.device}.port",
+                                              self.port, *((f"--{self.device}.id", self.id) if self.id else ())))
+        ids = {servo: motor.id for servo, motor in self.kind.servos.items()}
+        return read_calibration(path, ids, self.kind.max_offset), path
+
+
+def named_arms(config: RobotConfig | TeleoperatorConfig) -> Iterator[NamedArm]:
+    """The arm of servos that a config names, or the left and the right one."""
+    kind, device = config.type.removeprefix("bi_"), "robot" if isinstance(config, RobotConfig) else "teleop"
+    for side in (None,) if kind == config.type else ("left", "right"):
         option = f"{side}-arm-port" if side else "port"
-        name = f"{config.id or config.type}_{side}" if side else config.id
         port = getattr(config, option.replace("-", "_"))
         if port is None:
             raise ConfigError("is missing", where=f"--{device}.{option}", hint="understudy robot find-port finds it")
-        calibration, path = arm_calibration(kind, port, name, config.calibration_dir, device)
-        arm = make(ARM_TYPES[kind], port, calibration)
+        name = f"{config.id or config.type}_{side}" if side else config.id
+        yield NamedArm(ARM_TYPES[kind], port, name, config.calibration_dir, device, side)
+
+
+def _make_arms(config: RobotConfig | TeleoperatorConfig,
+               make: Callable[[ServoArmType, str, dict[str, MotorCalibration]], Arm]) -> list[Arm]:
+    arms = []
+    for named in named_arms(config):
+        calibration, path = named.read_calibration()
+        arm = make(named.kind, named.port, calibration)
         arm.arm.calibration_file = path
         if config.retries is not None:
             arm.arm.bus.n_retries = config.retries
         arms.append(arm)
     return arms
-
-
-def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None, device: str
-                    ) -> tuple[dict[str, MotorCalibration], Path]:
-    """The calibration of an arm, and its file.
-
-    Args:
-        port: Serial port of the arm, for messages.
-        name: Its id. None if it is the type.
-        folder: Folder of the calibration. None for the usual ones.
-        device: The option that names it, "robot" or "teleop", for messages.
-    """
-    path = find_calibration(kind, name or kind, folder)
-    if path is None:
-        raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
-                        hint=command_line("robot", "calibrate", f"--{device}", kind, f"--{device}.port", port,
-                                          *((f"--{device}.id", name) if name else ())))
-    arm = ARM_TYPES[kind]
-    return read_calibration(path, {servo: motor.id for servo, motor in arm.servos.items()}, arm.max_offset), path
 
 
 def parse_cameras(text: str) -> dict[str, dict[str, Any]]:

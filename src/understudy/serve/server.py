@@ -236,7 +236,10 @@ class PolicyServer:
                     reply, seconds = self._greet(request), 0.0
                 else:
                     reply, seconds, pending = await self._answer(request, pending, began)
-                sent = pack({**reply.values, **self._timing(session, seconds), **self._extras(request, reply)})
+                timing = {"infer_ms": seconds * 1000}
+                if session.previous_seconds is not None:
+                    timing["prev_total_ms"] = session.previous_seconds * 1000
+                sent = pack({**reply.values, "server_timing": timing, **self._extras(request, reply)})
             except Exception as error:
                 await self._fail(connection, session, error)
                 return
@@ -312,12 +315,6 @@ class PolicyServer:
         if values is None:
             raise DeadlinePassed("the reply was not ready by its deadline: stop")
         return Reply({**values, "fallback": kind})
-
-    def _timing(self, session: Session, seconds: float) -> dict[str, object]:
-        timing = {"infer_ms": seconds * 1000}
-        if session.previous_seconds is not None:
-            timing["prev_total_ms"] = session.previous_seconds * 1000
-        return {"server_timing": timing}
 
     def _extras(self, request: Request, reply: Reply) -> dict[str, object]:
         """What only clients of understudy get."""

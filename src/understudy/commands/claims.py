@@ -90,26 +90,16 @@ def main(args: list[str]) -> None:
 
 
 def _selected_claims(o: ClaimsOptions) -> list[dict]:
+    from ..claims.ledger import find_row, ledger_rows
     from ..claims.listing_cache import cached_listing
 
-    return [
-        e
-        for e in cached_listing()
-        if _is_in_family(o.family, e)
-        and (o.verdict is None or e["verdict"] == o.verdict)
-        and (not o.stale or e["stale"])
-    ]
-
-
-def _is_in_family(family: str | None, entry: dict) -> bool:
-    if family is None:
-        return True
-    from ..claims.ledger import find_row, ledger_rows
-
-    families = sorted({r.family for r in ledger_rows().values()})
-    if family not in families:
-        raise unknown_name("family", family, families, "--family", owner="the ledger")
-    return family in {find_row(number, entry["name"]).family for number in entry["rows"]}
+    entries = cached_listing()
+    if o.family is not None:
+        families = sorted({r.family for r in ledger_rows().values()})
+        if o.family not in families:
+            raise unknown_name("family", o.family, families, "--family", owner="the ledger")
+        entries = [e for e in entries if o.family in {find_row(number, e["name"]).family for number in e["rows"]}]
+    return [e for e in entries if (o.verdict is None or e["verdict"] == o.verdict) and (not o.stale or e["stale"])]
 
 
 def _list_claims(o: ClaimsOptions, out: Output) -> None:

@@ -88,26 +88,18 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
     """(first episode, JSON) of each piece. In a folder, the JSON is written there as a script and is empty here."""
     out, pending, size, first = [], [], 0, 0
-
-    def close():
-        nonlocal pending, size
-        text = f"[{','.join(pending)}]"
-        if part is not None:
-            (part / f"{len(out)}.js").write_text(f"understudyPiece({len(out)},{text});\n", encoding="utf-8")
-            text = ""
-        out.append((first, text))
-        pending, size = [], 0
     for e in range(pages.count):
-        if not pending:
-            first = e
         pending.append(_script_json(pages.episode(e)))
         size += len(pending[-1])
-        if size >= _PIECE_BYTES:
-            close()
+        if size >= _PIECE_BYTES or e + 1 == pages.count:
+            text = f"[{','.join(pending)}]"
+            if part is not None:
+                (part / f"{len(out)}.js").write_text(f"understudyPiece({len(out)},{text});\n", encoding="utf-8")
+                text = ""
+            out.append((first, text))
+            pending, size, first = [], 0, e + 1
         if progress is not None:
             progress(e + 1, pages.count)
-    if pending:
-        close()
     return out
 
 

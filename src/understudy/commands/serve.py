@@ -93,11 +93,6 @@ class ServeOptions(ActingOptions):
     steer_scale: Annotated[float, AtLeast(0), Below(math.inf), arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
 
-    @property
-    def episodes(self) -> int | None:
-        """Rollouts have a number of episodes, and a server has none."""
-        return None
-
 
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)

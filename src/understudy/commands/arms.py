@@ -34,9 +34,9 @@ def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trus
                     ) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
     """Makes a robot and a teleoperator (and the keyboard, if it is one), and asks about their calibrations."""
     from ..robots.ports import refuse_shared_ports
-    from ..robots.registry import make_robot, make_teleoperator
+    from ..robots.registry import make_robot, make_teleoperator, ports_of
 
-    refuse_shared_ports({**config.ports(), **teleop_config.ports()})
+    refuse_shared_ports({**ports_of(config), **ports_of(teleop_config)})
     robot = make_robot(config, trust)
     teleop, keyboard = make_teleoperator(teleop_config, robot, trust)
     confirm_calibrations(yes, robot, teleop)

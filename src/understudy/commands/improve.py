@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation, PairedComparison
     from ..execute.actor import Actor
+    from ..improve.improvement import ImprovementMethod
     from ..improve.promotion import Promotion
     from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
@@ -185,7 +186,7 @@ class _Command:
         collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
-        if not self._starts_as_run:  # the first checkpoint is compared as it is
+        if not self._kind.starts_as_run:  # the first checkpoint is compared as it is
             promotion = replace(promotion, base=None)
         if isinstance(method.wrapper, NoiseSteeringWrapper):
             data, held_out = self._steered_data(method, collection_env, data), 0.0
@@ -323,14 +324,13 @@ class _Command:
 
     def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
-        from ..improve.improvement import IMPROVEMENTS
         from ..improve.supervisors import check_units
         from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
 
         o = self.o
         if o.supervisor is None and o.rater is None and not env.metadata.get("success"):
-            raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
+            raise UserError(f"{o.method} needs a success signal ({self._kind.summary}), and {env_name} "
                             "defines no success", where="--with",
                             hint="choose a method with a supervisor, such as dagger, an environment whose info has "
                                  "\"success\", or a classifier: --success RUN")
@@ -351,7 +351,7 @@ class _Command:
 
         o = self.o
         promotion = Promotion(env, o.compare, o.seed, run)
-        if compared_checkpoints(run) and self._starts_as_run:
+        if compared_checkpoints(run) and self._kind.starts_as_run:
             return promotion
         evaluation = promotion.evaluate(base)
         if o.supervisor is o.rater is None and evaluation.success is not None and not evaluation.success.estimate:
@@ -361,10 +361,10 @@ class _Command:
         return replace(promotion, base=evaluation)
 
     @property
-    def _starts_as_run(self) -> bool:
+    def _kind(self) -> ImprovementMethod:
         from ..improve.improvement import IMPROVEMENTS
 
-        return IMPROVEMENTS[self.o.method].starts_as_run
+        return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
         """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
@@ -383,7 +383,6 @@ class _Command:
 
     def _print_plan(self, method: Method, data: Dataset, env_name: str, promotion: Promotion) -> None:
         from ..data.episode import interrupted_episodes
-        from ..improve.improvement import IMPROVEMENTS
         from ..improve.promotion import compared_checkpoints
         from ..learn.behavior_cloning import BehaviorCloning
         from ..learn.method import Method
@@ -398,14 +397,14 @@ class _Command:
         who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
         n_learned = len(data) - (0 if learns_interrupted(o.run) else len(interrupted_episodes(data)))
         plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
-                f"method: {o.method}: {IMPROVEMENTS[o.method].summary}{who}",
+                f"method: {o.method}: {self._kind.summary}{who}",
                 f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {n_learned} of RUN",
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
         plan += success_lines(o, "" if o.success is None else f"as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
-        if not self._starts_as_run:
+        if not self._kind.starts_as_run:
             plan.append(f"start: untrained, so {o.out / 'best'} may be worse than {o.run}; the last lines say whether")
         if isinstance(method.learner, BehaviorCloning) and not isinstance(learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
@@ -423,14 +422,14 @@ class _Command:
         o, lines = self.o, compared_checkpoints(run)
         rounds = [line for line in run.read_metrics() if "round" in line]
         costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in COSTS}
-        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._starts_as_run else "untrained"), "")
+        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._kind.starts_as_run else "untrained"), "")
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
         if best["step"]:
             other = evaluate(load_untold_actor(o.out / "best", env, o), env, o.compare, o.seed)
             self.out.print(verdict(other, base, (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")))
         else:
-            same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._starts_as_run else
+            same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._kind.starts_as_run else
                                               f"untrained: keep {o.run}")
             self.out.print(f"No round improved the policy, and {same}. To try: more episodes in each round, more "
                            "updates (--steps), another method, or more demonstrations.")

@@ -81,10 +81,6 @@ class RobotConfig:
     retries: int | None = None
     options: Mapping[str, str] | None = None
 
-    def ports(self) -> dict[str, str | None]:
-        """The serial ports by the options that gave them."""
-        return _ports(self, "robot")
-
 
 @dataclass(frozen=True)
 class TeleoperatorConfig:
@@ -110,14 +106,16 @@ class TeleoperatorConfig:
     retries: int | None = None
     options: Mapping[str, str] | None = None
 
-    def ports(self) -> dict[str, str | None]:
-        """The serial ports by the options that gave them."""
-        return _ports(self, "teleop")
 
-
-def _ports(config: RobotConfig | TeleoperatorConfig, device: str) -> dict[str, str | None]:
+def ports_of(config: RobotConfig | TeleoperatorConfig) -> dict[str, str | None]:
+    """The serial ports by the options that gave them."""
+    device = _device_of(config)
     return {f"--{device}.port": config.port, f"--{device}.left-arm-port": config.left_arm_port,
             f"--{device}.right-arm-port": config.right_arm_port}
+
+
+def _device_of(config: RobotConfig | TeleoperatorConfig) -> str:
+    return "robot" if isinstance(config, RobotConfig) else "teleop"
 
 
 def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
@@ -126,7 +124,7 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     Raises:
         UntrustedCode: The factory is in a package that is not trusted.
     """
-    refuse_shared_ports(config.ports())
+    refuse_shared_ports(ports_of(config))
     is_lerobot = config.type.startswith(PREFIX)  # with cameras of its own
     cameras = {} if is_lerobot else {
         name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
@@ -177,7 +175,7 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     options = ("--robot.port",) if len(arms) < 2 else ("--robot.left-arm-port", "--robot.right-arm-port")
     lerobot = {"--robot.port": robot.robot.port} if isinstance(robot.robot, LeRobotRobot) else {}
     refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)}, **lerobot,
-                         **config.ports()})
+                         **ports_of(config)})
     if config.type.removeprefix("bi_") in LEADERS:
         leaders = _make_arms(config, lambda *arm: ServoLeader(*arm, config.use_degrees))
         return leaders[0] if len(leaders) == 1 else BimanualTeleoperator(*leaders), None
@@ -245,7 +243,7 @@ class NamedArm:
 
 def named_arms(config: RobotConfig | TeleoperatorConfig) -> Iterator[NamedArm]:
     """The arm of servos that a config names, or the left and the right one."""
-    kind, device = config.type.removeprefix("bi_"), "robot" if isinstance(config, RobotConfig) else "teleop"
+    kind, device = config.type.removeprefix("bi_"), _device_of(config)
     for side in (None,) if kind == config.type else ("left", "right"):
         option = f"{side}-arm-port" if side else "port"
         port = getattr(config, option.replace("-", "_"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import ConfigError, Feature
 from .base import ConnectionLost, DrivenTeleoperator, Robot, RobotError
-from .calibration import Calibration, MotorCalibration, known_calibrations, same_values
+from .calibration import Calibration, MotorCalibration, is_leader_folder, known_calibrations, same_values
 from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
@@ -82,33 +82,31 @@ class ServoArmType:
         return (FeetechMotorsBus if self.is_feetech else DynamixelMotorsBus)(port, self.servos)
 
 
-def _arm(name: str, manufacturer: str, models: Sequence[str], **options) -> ServoArmType:
-    return ServoArmType(name, manufacturer, {
-        joint: Motor(i, model, "percent" if joint == "gripper" else "degrees")
-        for i, (joint, model) in enumerate(zip(JOINTS, models, strict=True), 1)},
-        is_leader=name.endswith("_leader"), **options)
+def _arm(name: str, manufacturer: str, models: Sequence[str], joints: Sequence[str] = JOINTS,
+         ids: Sequence[int] = range(1, 7), **options) -> ServoArmType:
+    motors = {joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
+              for joint, number, model in zip(joints, ids, models, strict=True)}
+    return ServoArmType(name, manufacturer, motors, is_leader=is_leader_folder(name), **options)
 
 
-def _aloha_arm(name: str, models: Sequence[str], is_leader: bool) -> ServoArmType:
+def _aloha_arm(name: str, models: Sequence[str]) -> ServoArmType:
     """ViperX 300 and WidowX 250: the shoulder and the elbow have two servos each."""
     joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-    return ServoArmType(name, "dynamixel", {
-        joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
-        for joint, number, model in zip(joints, (1, 2, 4, 6, 7, 8, 9), models, strict=True)},
-        full_turn=("forearm_roll", "wrist_rotate"), is_leader=is_leader,
-        shadows={f"{joint}_shadow": (joint, Motor(number, models[0]))
-                 for joint, number in (("shoulder", 3), ("elbow", 5))})
+    doubled = {"shoulder": 3, "elbow": 5}
+    shadows = {f"{joint}_shadow": (joint, Motor(number, models[0])) for joint, number in doubled.items()}
+    return _arm(name, "dynamixel", models, joints, (1, 2, 4, 6, 7, 8, 9), full_turn=("forearm_roll", "wrist_rotate"),
+                shadows=shadows)
 
 
 _SO = ("sts3215",) * 6
-_KOCH = {"full_turn": ("shoulder_pan", "wrist_roll")}
+_KOCH = ("shoulder_pan", "wrist_roll")  # joints without a stop
 ARM_TYPES = {t.name: t for t in (
     _arm("so100_follower", "feetech", _SO), _arm("so101_follower", "feetech", _SO),
     _arm("so100_leader", "feetech", _SO), _arm("so101_leader", "feetech", _SO),
-    _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, **_KOCH),
-    _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, **_KOCH, inverted=("elbow_flex",)),
-    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2, is_leader=False),
-    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150"), is_leader=True),
+    _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, full_turn=_KOCH),
+    _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, full_turn=_KOCH, inverted=("elbow_flex",)),
+    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2),
+    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150")),
 )}
 
 

@@ -178,8 +178,8 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
                 evaluations[run] = evaluate_run(run, env, asked, save, o.env)
-    return {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes])
-            for run, e in ((run, evaluations[run]) for run in runs)}
+    named = {run: evaluations[run] for run in runs}  # in the order of the user
+    return {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes]) for run, e in named.items()}
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:

@@ -618,7 +618,7 @@ def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> l
     return [{"step": line["step"], "score": interval(line, "score"), "promoted": line["promoted"],
              "gain": interval(line, "gain") if "gain" in line else None,
              "episodes": row and row["round/episodes"], "steps": row and row["round/steps"],
-             **dict(zip(COSTS, [None] * len(COSTS) if row is None else _costs(row), strict=True))}
+             **{name: row and row.get(f"round/{name}", 0) for name in COSTS}}
             for line, row in zip(lines, [None, *rounds], strict=False)]
 
 

@@ -68,8 +68,10 @@ def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesi
     from ..evaluate.interactive import TrialLog
     from ..robots.env import RobotEnv
 
-    robot = None if o.robot is None else RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes),
-                                                  acting_rate(o.fps, *runs))
+    robot = None
+    if o.robot is not None:
+        fps = acting_rate(o.fps, *runs)
+        robot = RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), fps)
     loop = (_robot_loop(o, robot) if robot is not None else
             None if o.target is None else _load_loop(o.target, o.trust))
     if loop is None:

@@ -59,10 +59,6 @@ def locate_user_error(error: BaseException, trusted: Sequence[str] = ()) -> User
     User code is every file outside understudy, the standard library and the installed packages. Installed packages that
     the user trusts count as user code.
 
-    Args:
-        error: The exception, with its traceback.
-        trusted: Names of packages.
-
     Returns:
         An error that names the user's file and line. None if no user code was running.
     """

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -35,9 +34,9 @@ def prepare_session(config: RobotConfig, teleop_config: TeleoperatorConfig, trus
                     ) -> tuple[SafeRobot, Teleoperator, JointKeyboard | None]:
     """Makes a robot and a teleoperator (and the keyboard, if it is one), and asks about their calibrations."""
     from ..robots.ports import refuse_shared_ports
-    from ..robots.registry import make_robot, make_teleoperator
+    from ..robots.registry import make_robot, make_teleoperator, ports_of
 
-    refuse_shared_ports({**config.ports(), **teleop_config.ports()})
+    refuse_shared_ports({**ports_of(config), **ports_of(teleop_config)})
     robot = make_robot(config, trust)
     teleop, keyboard = make_teleoperator(teleop_config, robot, trust)
     confirm_calibrations(yes, robot, teleop)
@@ -59,26 +58,15 @@ def confirm_calibrations(yes: bool, *devices: Robot | Teleoperator) -> None:
     for arm, differences in foreign:  # before the first question
         _refuse_swapped(arm, differences, arms)
     for arm, differences in foreign:
-        assert arm.calibration is not None
         if not yes:
             _ask_about(arm, differences)
-        with connected(arm):
+        with arm.bus.connected():
             arm.write_servo_calibration({name: arm.calibration[name] for name in differences})
-
-
-@contextmanager
-def connected(arm: ServoArm) -> Iterator[None]:
-    """Context in which the servos of an arm can be asked."""
-    arm.bus.connect()
-    try:
-        yield
-    finally:
-        arm.bus.disconnect()
 
 
 def _foreign_values(arm: ServoArm) -> Calibration:
     """What servos hold that is neither their calibration nor that of a new arm. All that differs, if one does."""
-    with connected(arm):
+    with arm.bus.connected():
         differences = arm.calibration_differences()
     return {} if arm.is_new(differences) else differences
 
@@ -88,13 +76,12 @@ def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[Serv
     from ..robots.base import RobotError
     from ..robots.calibration import is_leader_folder, known_calibrations, same_values
 
-    assert arm.calibration is not None
     stored = {**arm.calibration, **differences}
     others = [(other.calibration_file, other.calibration) for other in arms if other is not arm]
     others += [(path, each) for path, each in known_calibrations()
                if is_leader_folder(path.parent.name) != arm.kind.is_leader]
     for path, calibration in others:
-        if calibration is not None and same_values(stored, calibration):
+        if same_values(stored, calibration):
             raise RobotError(f"this is another arm: its servos hold the calibration of {path}", where=arm.place,
                              hint="the ports are swapped. understudy robot find-port finds the port of each arm. If "
                                   "this is the right port, calibrate this arm again")
@@ -102,7 +89,6 @@ def _refuse_swapped(arm: ServoArm, differences: Calibration, arms: Sequence[Serv
 
 def _ask_about(arm: ServoArm, differences: Calibration) -> None:
     """Shows what the servos and the file hold, and asks whether the file is written into the servos."""
-    assert arm.calibration is not None
     if sys.stdin.isatty():
         table = plain_table(("joint", "servo", "file"),
                             ((name, each, arm.calibration[name]) for name, each in differences.items()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import UserError
-from .common import Output, open_trained, plain_table, progress_bar, read_provenance
+from .common import Output, command_words, open_trained, plain_table, progress_bar, read_provenance
 from .common import demonstrations_path as no_run
 from .options import refuse_given
 
@@ -27,7 +26,6 @@ MAX_EXTRA_STEPS = 200_000  # steps of demonstrations that are looked at without 
 
 
 def check_options(o: EvalOptions) -> None:
-    """Checks the options of behavior metrics."""
     if o.repeats == 1:
         raise UserError(f"expected 2 rollouts of the same start or more, or 0 for none, found {o.repeats}",
                         where="--repeats", hint="such as --repeats 8")
@@ -55,9 +53,7 @@ def unchanged_training_data(run: Path) -> Dataset | None:
     which take long to read."""
     from ..data.column_selection import open_as_read
 
-    provenance = read_provenance(run)
-    words = shlex.split(str(provenance.get("command") or ""))
-    training_data = provenance.get("data") or {}
+    words, training_data = command_words(run), read_provenance(run).get("data") or {}
     if words[:2] != ["understudy", "train"] or len(words) < 4 or int(training_data.get("steps") or 0) > MAX_EXTRA_STEPS:
         return None
     try:
@@ -74,7 +70,6 @@ def unchanged_training_data(run: Path) -> Dataset | None:
 def measure_run(
     run: Path, actor: Actor, env: Env, rollouts: Evaluation, demonstrations: Dataset | None, o: EvalOptions
 ) -> BehaviorMetrics:
-    """Measures the behavior of a run."""
     from ..evaluate.behavior.latency import measure_latency
     from ..evaluate.behavior.modes import rollout_repeated_starts
     from ..evaluate.behavior_metrics import measure_behavior

@@ -110,7 +110,6 @@ def main(args: list[str]) -> None:
 
 
 def _labeled_episodes(o: CalibrateOptions) -> RecordedEnv:
-    """The recorded episodes as an environment."""
     from ..evaluate.failure_detection import RecordedEnv
     from ..learn.method import TrainedRun
 
@@ -135,11 +134,7 @@ def _refuse_other_actors(data: Dataset, by: str, o: CalibrateOptions) -> None:
 
 
 def doubt_source(run: Path, score: DoubtScore, fingerprint: str = "") -> DoubtSource:
-    """The score with the data that the run was trained on.
-
-    Args:
-        fingerprint: See `DoubtSource`.
-    """
+    """The score with the data that the run was trained on. For the fingerprint see `DoubtSource`."""
     if has_no_run(run):
         raise UserError("its doubt cannot be measured: it does not say what it was trained on", where=run,
                         hint="name the run itself")

@@ -65,7 +65,6 @@ class ClaimsOptions(TrustOption, JsonOption):
 
 def main(args: list[str]) -> None:
     o = parse(ClaimsOptions, "claims", args)
-
     if o.subcommand == "run" and bool(o.name) == o.all:
         raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
                         where="understudy claims run", hint="understudy claims list names them")
@@ -92,26 +91,16 @@ def main(args: list[str]) -> None:
 
 
 def _selected_claims(o: ClaimsOptions) -> list[dict]:
+    from ..claims.ledger import find_row, ledger_rows
     from ..claims.listing_cache import cached_listing
 
-    return [
-        e
-        for e in cached_listing()
-        if _is_in_family(o.family, e)
-        and (o.verdict is None or e["verdict"] == o.verdict)
-        and (not o.stale or e["stale"])
-    ]
-
-
-def _is_in_family(family: str | None, entry: dict) -> bool:
-    if family is None:
-        return True
-    from ..claims.ledger import find_row, ledger_rows
-
-    families = sorted({r.family for r in ledger_rows().values()})
-    if family not in families:
-        raise unknown_name("family", family, families, "--family", owner="the ledger")
-    return family in {find_row(number, entry["name"]).family for number in entry["rows"]}
+    entries = cached_listing()
+    if o.family is not None:
+        families = sorted({r.family for r in ledger_rows().values()})
+        if o.family not in families:
+            raise unknown_name("family", o.family, families, "--family", owner="the ledger")
+        entries = [e for e in entries if o.family in {find_row(number, e["name"]).family for number in e["rows"]}]
+    return [e for e in entries if (o.verdict is None or e["verdict"] == o.verdict) and (not o.stale or e["stale"])]
 
 
 def _list_claims(o: ClaimsOptions, out: Output) -> None:
@@ -163,16 +152,11 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     )
     if not entries:
         out.print("every claim has a record of the code as it is")
-    for name in confirmed:
-        out.print(f"{name}: confirmed by its probe")
-    for name, verdict in outcome.verdicts.items():
-        out.print(f"{name}: {verdict} here")
-    for name, why in outcome.unavailable.items():
-        out.print(f"{name}: not here, needs {why}")
-    for name, why in outcome.failed.items():
-        out.print(f"{name}: failed: {why}")
-    for name, why in outcome.not_run.items():
-        out.print(f"{name}: left: {why}")
+    for names, text in ((dict.fromkeys(confirmed, ""), "confirmed by its probe"), (outcome.verdicts, "{} here"),
+                        (outcome.unavailable, "not here, needs {}"), (outcome.failed, "failed: {}"),
+                        (outcome.not_run, "left: {}")):
+        for name, why in names.items():
+            out.print(f"{name}: {text.format(why)}")
     out.suggest("understudy claims table", *([] if outcome.is_complete else ["understudy claims run --all"]))
     out.print_json(
         {"confirmed": confirmed, "ran": outcome.verdicts, "not_here": outcome.unavailable, "failed": outcome.failed,
@@ -231,7 +215,6 @@ def _judge(o: ClaimsOptions, out: Output) -> None:
 
 
 def _spot_check(o: ClaimsOptions, out: Output) -> None:
-
     import numpy as np
 
     from ..claims.records import list_claims

@@ -64,8 +64,7 @@ def parse(options: type[T], command: str, args: Sequence[str]) -> T:
         print_help(options, f"understudy {command}")
     parsed = read_options(options, command, args)
     search_current_folder(getattr(parsed, "trust", ()))
-    for problem, flag, advice in _invalid_files(parsed):
-        raise UserError(problem, where=flag, hint=advice)
+    _check_files(parsed)
     return parsed
 
 
@@ -106,25 +105,33 @@ def given_options(o: Any, *names: str) -> list[object]:
     return words
 
 
-def executor_options(executor: str | None) -> list[str]:
-    """The options with which a follow-up command has the same executor."""
-    if executor is None:
-        return []
-    name, *options = shlex.split(executor)
+def acting_options(o: Any) -> list[object]:
+    """The options with which policies act in the same way in a follow-up command: seed, task, condition, executor."""
+    words = given_options(o, "seed", "task", "condition")
+    if o.executor is None:
+        return words
+    name, *options = shlex.split(o.executor)
     package = name.split(".")[0].partition(":")[0]
     trust = ["--trust", package] if ":" in name and package != "understudy" else []
-    return ["--executor", name, *options, *trust]
+    return [*words, "--executor", name, *options, *trust]
 
 
-def _invalid_files(options: Any) -> Iterator[tuple[str, str, str]]:
-    """(problem, where, hint) of each file of --html and --map that cannot be written or read, before hours of work."""
+def command_words(run: Path) -> list[str]:
+    """The words of the command that made a run: ["understudy", "train", ...]. Empty if it does not say."""
+    return shlex.split(str(read_provenance(run).get("command") or ""))
+
+
+def _check_files(options: Any) -> None:
+    """Refuses files of --html and --map that cannot be written or read, before hours of work."""
     html, mapped = getattr(options, "html", None), getattr(options, "map", None)
     if html is not None and (html.is_dir() or not html.parent.is_dir()):
         problem = "it is a folder" if html.is_dir() else f"there is no folder {html.parent}"
-        yield f"the report cannot be written there: {problem}", f"--html {html}", "such as --html report.html"
+        raise UserError(f"the report cannot be written there: {problem}", where=f"--html {html}",
+                        hint="such as --html report.html")
     if mapped is not None and not mapped.is_file():
-        yield ("is a folder, not a file" if mapped.is_dir() else "there is no such file", f"--map {mapped}",
-               "understudy inspect BAG --json proposes a map: correct it, and name its file")
+        raise UserError("is a folder, not a file" if mapped.is_dir() else "there is no such file",
+                        where=f"--map {mapped}", hint="understudy inspect BAG --json proposes a map: correct it, and "
+                        "name its file")
 
 
 def print_help(options: type, prog: str) -> NoReturn:
@@ -310,11 +317,10 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
     """
     from ..policy import find_checkpoint
 
-    provenance = read_provenance(run)
-    command, args = str(provenance.get("command") or ""), []
-    if not command.startswith("understudy train "):
+    words, args, out = command_words(run), [], None
+    if words[:2] != ["understudy", "train"]:
         return None
-    before, out = shlex.split(command)[1:], None
+    before = words[1:]
     while before:
         name, equals, value = before.pop(0).partition("=")
         if name in ("--out", "--seed"):
@@ -324,7 +330,7 @@ def reseeded_command(run: Path) -> tuple[str, str] | None:
             args.append(name + equals + value)
     if out is None or not find_checkpoint(run).resolve().is_relative_to(Path(out).resolve()):
         return None
-    seed = int(provenance["seed"]) + 1
+    seed = int(read_provenance(run)["seed"]) + 1
     other = unused_path(f"{out}-seed{seed}")
     return command_line(*args, "--out", other, "--seed", seed), other
 
@@ -510,12 +516,6 @@ def demonstrations_path(path: Path) -> Path:
     return path
 
 
-def _misses_actions(method: str | None) -> bool:
-    """Whether a method learns from data that lack some actions."""
-    description = None if method is None else describe_method(method)
-    return description is not None and not {SOME_ACTIONS, SOME_NUMBERS.text}.isdisjoint(description["needs"])
-
-
 def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ignore: Sequence[str] | None = None,
               decode: bool = True, method: str | None = None, columns: Sequence[str] = (), run: Path | None = None,
               **options) -> Dataset:
@@ -537,7 +537,8 @@ def open_data(path: Path, image_size: int | tuple[int, int] | None = None, *, ig
     from ..data.column_selection import parse_columns
 
     data = open_trained(path, run, columns=parse_columns(columns), **options)
-    needs_actions = not _misses_actions(method)
+    description = None if method is None else describe_method(method)
+    needs_actions = description is None or {SOME_ACTIONS, SOME_NUMBERS.text}.isdisjoint(description["needs"])
     if needs_actions and "action" not in data.features():
         raise missing_action(data.features(), path)
     if ignore is not None:

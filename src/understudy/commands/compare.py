@@ -15,8 +15,8 @@ from ..files import file_name
 from ..hints import path_text
 from .common import (
     Output,
+    acting_options,
     command_line,
-    executor_options,
     given_options,
     has_no_run,
     parse,
@@ -89,7 +89,6 @@ def main(args: list[str]) -> None:
 
 
 def _named_runs(o: CompareOptions) -> dict[str, list[Path]]:
-    """The runs to compare, by name."""
     if o.runs and o.group:
         raise UserError("takes runs or groups, not both", where="compare",
                         hint="a checkpoint and a method cannot be compared: put each run into a --group NAME RUN ...")
@@ -155,12 +154,12 @@ def _policy_of_rollouts(run: Path) -> str:
 
 
 def _is_saved_rollouts(run: Path) -> bool:
-    """Whether this is a folder of saved episodes, and not a run."""
     return (run / "meta" / "info.json").exists()
 
 
 def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation]:
     from ..envs import make
+    from ..evaluate.evaluation import evaluation_of
 
     evaluations = {run: _read_evaluation(run, o) for run in runs if _is_saved_rollouts(run)}
     acting = [run for run in runs if run not in evaluations]
@@ -179,11 +178,11 @@ def _evaluate_runs(o: CompareOptions, runs: list[Path]) -> dict[Path, Evaluation
             for run in acting:
                 save = None if o.save is None else o.save / (file_name(run).strip(".") or "run")
                 evaluations[run] = evaluate_run(run, env, asked, save, o.env)
-    return {run: _first_episodes(evaluations[run], episodes) for run in runs}
+    named = {run: evaluations[run] for run in runs}  # in the order of the user
+    return {run: e if len(e.episodes) == episodes else evaluation_of(e.episodes[:episodes]) for run, e in named.items()}
 
 
 def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
-    """The evaluation of saved rollouts."""
     from ..data.formats import open_dataset
     from ..evaluate.evaluation import evaluation_of
 
@@ -208,12 +207,6 @@ def _read_evaluation(run: Path, o: CompareOptions) -> Evaluation:
         raise UserError(f"has {len(data)} episodes, but --episodes is {o.episodes}", where=run,
                         hint="save more of them (the same eval --save continues), or ask for fewer --episodes")
     return evaluation_of(data)
-
-
-def _first_episodes(evaluation: Evaluation, episodes: int) -> Evaluation:
-    from ..evaluate.evaluation import evaluation_of
-
-    return evaluation if len(evaluation.episodes) == episodes else evaluation_of(evaluation.episodes[:episodes])
 
 
 def _print_comparison(c: Comparison, out: Output) -> None:
@@ -245,8 +238,8 @@ def _print_comparison(c: Comparison, out: Output) -> None:
 def _next_commands(o: CompareOptions, c: Comparison, runs: list[Path]) -> list[str]:
     who = [part for g in o.group for part in ("--group", *g)] or [*map(str, o.runs)]
     more = [
-        *given_options(o, "env", "seed", "task", "condition"),
-        *executor_options(o.executor),
+        *given_options(o, "env"),
+        *acting_options(o),
         *trust_options(o.trust, o.env, *(r for r in runs if not _is_saved_rollouts(r))),
     ]
 

@@ -64,11 +64,11 @@ def main(args: list[str]) -> None:
         view = views.write_view(o.out, o.data, Select(tuple(kept)), created_with={
             "command": "curate", "by": o.score, "settings": settings, "keep": o.keep, "lowest": o.lowest,
             "values": score.tolist()})
-        excluded = [i for i in order if i not in set(kept)]
+        excluded = order[len(kept):]
         out.print(f"{len(kept)} of {len(score)} episodes by {o.score}: {_format_range(score[kept])}",
                 *([f"left out: {_format_range(score[excluded])}; the worst first: "
                    + ", ".join(f"episode {i} ({score[i]:.4g})" for i in excluded[::-1][:5])] if excluded else []))
-        if tie := _tie(score, kept):
+        if tie := _tie(score, kept, excluded):
             value, many, some = tie
             out.print(f"{many} episodes have the value {value:.4g}; {some} of them are kept, the first in the order of "
                     "the data: the score does not choose between them")
@@ -130,16 +130,14 @@ def select_best(values: np.ndarray, keep: float, lowest: bool = False) -> tuple[
     """
     import numpy as np
 
-    order = np.argsort(np.where(np.isnan(values), np.inf, values if lowest else -values), kind="stable").tolist()
-    order = [i for i in order if not np.isnan(values[i])] + [i for i in order if np.isnan(values[i])]
+    order = np.argsort(values if lowest else -values, kind="stable").tolist()  # NaN last
     return sorted(order[: max(1, int(keep * len(values) + 0.5))]), order
 
 
-def _tie(score: np.ndarray, kept: list[int]) -> tuple[float, int, int] | None:
+def _tie(score: np.ndarray, kept: list[int], excluded: list[int]) -> tuple[float, int, int] | None:
     """A tie at the limit of the selection: its value, number of episodes, and how many are kept. None without one."""
     import numpy as np
 
-    excluded = np.setdiff1d(np.arange(len(score)), kept)
     both = np.intersect1d(score[kept], score[excluded])  # NaN equals nothing
     if not len(both):
         return None

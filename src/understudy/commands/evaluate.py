@@ -15,11 +15,11 @@ from . import behavior_metrics
 from .calibrate import doubt_source, load_detector
 from .common import (
     Output,
+    acting_options,
     command_line,
     demonstrations_path,
     earlier_provenances,
     env_trust_options,
-    executor_options,
     given_options,
     has_no_run,
     is_recorded,
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ..evaluate.evaluation import Evaluation
     from ..evaluate.fitted_q import PolicyValue
     from ..learn.method import Method, TrainedRun
+
 
 def main(args: list[str]) -> None:
     o = parse(EvalOptions, "eval", args)
@@ -179,25 +180,28 @@ def _evaluate_rollouts(o: EvalOptions, out: Output) -> None:
     if evaluation.success is not None and asked:
         out.print(f"Mean return {evaluation.returns.estimate:.4g}, where {' '.join(asked)} was asked for.")
     runs = [r for r in (o.run, o.against) if r is not None]
-    _print_trials(dict(zip(run_names(runs), (e for e in (evaluation, other) if e is not None), strict=True)), out)
+    names = run_names(runs)
+    evaluations = dict(zip(names, (e for e in (evaluation, other) if e is not None), strict=True))
+    behavior = dict(zip(names, behaved, strict=True))
+    _print_trials(evaluations, out)
     if o.save:
         out.print(f"Episodes written to {o.save}")
-    behavior_metrics.print_metrics(dict(zip(run_names(runs), behaved, strict=True)), out)
-    append_result(
-        o,
-        {
-            **evaluation.to_json(other, path_text(o.against)),
-            "seed": o.seed,
-            "each": {
-                "success": None if evaluation.successes is None else evaluation.successes.tolist(),
-                "return": evaluation.episode_returns.tolist(),
-            },
-        },
-    )
+    behavior_metrics.print_metrics(behavior, out)
+    document = evaluation.to_json(other, path_text(o.against))
+    successes = None if evaluation.successes is None else evaluation.successes.tolist()
+    each = {"success": successes, "return": evaluation.episode_returns.tolist()}
+    append_result(o, {**document, "seed": o.seed, "each": each})
     commands = _next_commands(o, evaluation, other)
-    _write_report(o, env, evaluation, other, behaved, commands, out)
+    if o.html is not None:
+        from ..evaluate.report import write_report
+        from ..learn.training_curves import TrainingCurves
+
+        curves = {name: TrainingCurves.load(run) for name, run in zip(names, runs, strict=True) if not has_no_run(run)}
+        write_report(o.html, env=env, runs=evaluations, training={n: run for n, run in curves.items() if run.curves},
+                     behavior=behavior, commands=commands)
+        out.print(f"Report written to {o.html}")
     out.suggest(*(command for command, _ in commands))
-    out.print_json({**evaluation.to_json(other, path_text(o.against)), "detection": detection,
+    out.print_json({**document, "detection": detection,
                     "checkpoint": path_text(weights_path(o.run)), "behavior": {
         **behaved[0].to_json(), "against": behaved[1].to_json() if other else None}})
 
@@ -225,8 +229,7 @@ def _next_commands(o: EvalOptions, evaluation: Evaluation, other: Evaluation | N
     trust = trust_options(o.trust, o.target, o.run, *((o.against,) if o.against else ()))
 
     def again(episodes, *more):
-        return command_line("eval", o.run, o.target, "--episodes", episodes,
-                            *given_options(o, "seed", "task", "condition"), *executor_options(o.executor),
+        return command_line("eval", o.run, o.target, "--episodes", episodes, *acting_options(o),
                             *given_options(o, "demonstrations", "repeats"), *more, *trust)
     commands = []
     if other is not None:
@@ -391,22 +394,3 @@ def _time_table(prediction: ActionPrediction) -> Table:
     error = f"error{f' ({prediction.unit})' if prediction.unit else ''}"
     return plain_table(("of the episode", error, "spread of its samples"),
                        ((p.name, f"{p.error:.3g}", f"{p.spread:.3g}") for p in prediction.by_time))
-
-
-def _write_report(o: EvalOptions, env, own_evaluation, other, behaved, commands, out) -> None:
-    if o.html is None:
-        return
-    from ..evaluate.report import write_report
-    from ..learn.training_curves import TrainingCurves
-
-    runs = {o.run: own_evaluation}
-    if o.against is not None and other is not None:
-        runs[o.against] = other
-    names = dict(zip(runs, run_names(list(runs)), strict=True))
-    measured = {names[run]: TrainingCurves.load(run) for run in runs if not has_no_run(run)}
-    training = {name: run for name, run in measured.items() if run.curves}
-    write_report(o.html, env=env, runs={names[run]: evaluation for run, evaluation in runs.items()}, training=training,
-                 behavior=dict(zip(names.values(), behaved, strict=True)), commands=commands)
-    out.print(f"Report written to {o.html}")
-
-

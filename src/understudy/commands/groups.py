@@ -43,40 +43,30 @@ def command_options(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True, kw_only=True)
 class JsonOption:
-    """Output for programs."""
-
     json: bool = False
     """one JSON document on standard output"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustOption:
-    """Code of other packages."""
-
     trust: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PACKAGE")] = ()
     """a package whose code may be loaded"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceOption:
-    """Where to compute."""
-
     device: DeviceName = "auto"
     """where to compute; auto takes a GPU if there is one"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HtmlOption:
-    """A report."""
-
     html: HtmlFile = None
     """write a report"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsOption:
-    """Names of columns."""
-
     columns: ColumnTexts = ()
     """the columns of data with other names: state=q1,q2 action=u1,u2; episode=NAME for the column that numbers the
     episodes, episode_lengths=NAME for an array of their lengths; action=u:classes where whole numbers are classes"""
@@ -84,8 +74,6 @@ class ColumnsOption:
 
 @dataclass(frozen=True, kw_only=True)
 class MapOption:
-    """Topics of bags."""
-
     map: MappingFile = None
     """a file that says which topics of MCAP and ROS bags become which columns; by default what `understudy inspect
     --json` proposes"""
@@ -93,8 +81,6 @@ class MapOption:
 
 @dataclass(frozen=True, kw_only=True)
 class StepsOption:
-    """Length of episodes of D4RL."""
-
     max_episode_steps: StepCount = None
     """length at which episodes of a D4RL file without timeouts were cut"""
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from ..files import whole_folder
 from .common import (
     Output,
     command_line,
+    command_words,
     draw_screen,
     given_options,
     open_data,
@@ -50,6 +51,7 @@ from .improve_robot import (
     RobotImprovement,
     check_robot_options,
     load_untold_actor,
+    promotion_text,
     success_lines,
     tell_unfinished_rounds,
 )
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from ..envs.base import Env
     from ..evaluate.evaluation import Evaluation, PairedComparison
     from ..execute.actor import Actor
+    from ..improve.improvement import ImprovementMethod
     from ..improve.promotion import Promotion
     from ..improve.success import FrameRates, SuccessClassifier
     from ..learn.method import Method
@@ -165,7 +168,6 @@ class _Command:
     resources: ExitStack
 
     def run(self) -> None:
-
         from ..execute.wrappers import NoiseSteeringWrapper
         from ..learn.devices import choose_device
         from ..learn.run import Run
@@ -180,17 +182,18 @@ class _Command:
             return
         self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
-        base = self._actor(o.run, env)
+        base = load_untold_actor(o.run, env, o)
         collection_env, person = self._people(env_name, method, env, stages)
         promotion = self._compare_base(run, env, base)
         self._print_plan(method, data, env_name, promotion)
-        if not self._starts_as_run:  # the first checkpoint is compared as it is
+        if not self._kind.starts_as_run:  # the first checkpoint is compared as it is
             promotion = replace(promotion, base=None)
         if isinstance(method.wrapper, NoiseSteeringWrapper):
             data, held_out = self._steered_data(method, collection_env, data), 0.0
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages,
               env=collection_env, person=person, val_fraction=held_out, command=self.command,
-              include_interrupted=learns_interrupted(o.run), callbacks=(_RoundPrinter(o.rounds),), progress=False)
+              include_interrupted=learns_interrupted(o.run), callbacks=(partial(_print_round, o.rounds),),
+              progress=False)
         self._print_result(run, env_name, env, base, data)
 
     # -- what is needed ------------------------------------------------------------------------------------------
@@ -319,26 +322,22 @@ class _Command:
         assert self.o.success is not None
         return load_classifier(self.o.success, trained_on(self.o.success), self.o.trust)
 
-    def _actor(self, run: Path, env: Env) -> Actor:
-        return load_untold_actor(run, env, self.o)
-
     def _people(self, env_name: str, method: Method, env: Env, stages: dict[str, Path]) -> tuple[Env, Actor | None]:
         """The environment of the collection, and the person if one takes part. Checks the supervisor."""
-        from ..improve.improvement import IMPROVEMENTS
         from ..improve.supervisors import check_units
         from ..learn.fit_method import check_collection
         from ..learn.method import load_policy
 
         o = self.o
         if o.supervisor is None and o.rater is None and not env.metadata.get("success"):
-            raise UserError(f"{o.method} needs a success signal ({IMPROVEMENTS[o.method].summary}), and {env_name} "
+            raise UserError(f"{o.method} needs a success signal ({self._kind.summary}), and {env_name} "
                             "defines no success", where="--with",
                             hint="choose a method with a supervisor, such as dagger, an environment whose info has "
                                  "\"success\", or a classifier: --success RUN")
         if o.rater is not None:
             check_reads(load_policy(o.rater, trust=o.trust), f"--rater {o.rater}", env)
         if o.supervisor not in (None, "scripted", "keyboard"):
-            self._actor(Path(o.supervisor), env)  # refuses other columns and other actions
+            load_untold_actor(Path(o.supervisor), env, o)  # refuses other columns and other actions
             check_units(load_policy(o.supervisor, trust=o.trust).features, trained_rate(Path(o.supervisor)),
                         env.features, env.metadata.get("fps"))
         if o.supervisor != "keyboard":
@@ -352,7 +351,7 @@ class _Command:
 
         o = self.o
         promotion = Promotion(env, o.compare, o.seed, run)
-        if compared_checkpoints(run) and self._starts_as_run:
+        if compared_checkpoints(run) and self._kind.starts_as_run:
             return promotion
         evaluation = promotion.evaluate(base)
         if o.supervisor is o.rater is None and evaluation.success is not None and not evaluation.success.estimate:
@@ -362,10 +361,10 @@ class _Command:
         return replace(promotion, base=evaluation)
 
     @property
-    def _starts_as_run(self) -> bool:
+    def _kind(self) -> ImprovementMethod:
         from ..improve.improvement import IMPROVEMENTS
 
-        return IMPROVEMENTS[self.o.method].starts_as_run
+        return IMPROVEMENTS[self.o.method]
 
     def _steered_data(self, method: Method, env: Env, data: Dataset) -> Dataset:
         """The first episodes of a policy whose noise is steered, stored in RUN2 before anything is trained."""
@@ -384,29 +383,28 @@ class _Command:
 
     def _print_plan(self, method: Method, data: Dataset, env_name: str, promotion: Promotion) -> None:
         from ..data.episode import interrupted_episodes
-        from ..improve.improvement import IMPROVEMENTS
         from ..improve.promotion import compared_checkpoints
         from ..learn.behavior_cloning import BehaviorCloning
         from ..learn.method import Method
 
-        o, collection, base = self.o, method.collection, promotion.base
+        o, collection, base, unit = self.o, method.collection, promotion.base, _unit(promotion.env)
         assert collection is not None
-        if base is not None:
-            rate, unit = base.success or base.returns, _unit(promotion.env)
-            line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
+        if base is None:
+            line = compared_checkpoints(promotion.run)[0]
         else:
-            line, unit = compared_checkpoints(promotion.run)[0], _unit(promotion.env)
+            rate = base.success or base.returns
+            line = {"score": rate.estimate, "score/low": rate.low, "score/high": rate.high}
         who = "" if o.supervisor is None else f"; supervisor: {o.supervisor}"
         n_learned = len(data) - (0 if learns_interrupted(o.run) else len(interrupted_episodes(data)))
         plan = [f"base: {o.run}, {unit} {_rate(line, unit)} in {o.compare} episodes of {env_name}",
-                f"method: {o.method}: {IMPROVEMENTS[o.method].summary}{who}",
+                f"method: {o.method}: {self._kind.summary}{who}",
                 f"rounds: {collection.describe()}; {o.episodes} episodes in each, beside the {n_learned} of RUN",
                 f"compared: on the {o.compare} starts of the base, on which nothing trains; at the end on fresh ones",
                 f"files: episodes in {o.out / 'collection'}; {o.out / 'best'} is the best policy, {o.out / 'last'} "
                 "the newest"]
         plan += success_lines(o, "" if o.success is None else f"as {o.success} says; {self.classifier[1]}")
         learner = Method.load(o.run, o.trust).learner
-        if not self._starts_as_run:
+        if not self._kind.starts_as_run:
             plan.append(f"start: untrained, so {o.out / 'best'} may be worse than {o.run}; the last lines say whether")
         if isinstance(method.learner, BehaviorCloning) and not isinstance(learner, BehaviorCloning):
             plan.append(f"learner: cloning with its usual settings, in place of {type(learner).__name__} of {o.run}")
@@ -424,14 +422,14 @@ class _Command:
         o, lines = self.o, compared_checkpoints(run)
         rounds = [line for line in run.read_metrics() if "round" in line]
         costs = {name: sum(line.get(f"round/{name}", 0) for line in rounds) for name in COSTS}
-        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._starts_as_run else "untrained"), "")
+        self.out.print("", _table(lines, rounds, _unit(env), "base" if self._kind.starts_as_run else "untrained"), "")
         best = best_checkpoint(lines)
         base, other = evaluate(base_actor, env, o.compare, o.seed), None
         if best["step"]:
-            other = evaluate(self._actor(o.out / "best", env), env, o.compare, o.seed)
+            other = evaluate(load_untold_actor(o.out / "best", env, o), env, o.compare, o.seed)
             self.out.print(verdict(other, base, (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")))
         else:
-            same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._starts_as_run else
+            same = f"{o.out / 'best'} is " + (f"the policy of {o.run}" if self._kind.starts_as_run else
                                               f"untrained: keep {o.run}")
             self.out.print(f"No round improved the policy, and {same}. To try: more episodes in each round, more "
                            "updates (--steps), another method, or more demonstrations.")
@@ -451,7 +449,7 @@ class _Command:
         from .improve_page import write_improvement_page
 
         o, unit = self.o, _unit(env)
-        costs = [sum(row.get(f"round/{name}", 0) for name in COSTS) for row in rounds]
+        costs = [sum(_costs(row)) for row in rounds]
         spent = [sum(costs[:i]) for i in range(len(lines))]
         scale, axis = (100, plots.Axis("success (%)", 0, 100)) if unit == "success" else (1, plots.Axis(unit))
         column = {name: [scale * line[key] for line in lines] for name, key in (
@@ -465,8 +463,8 @@ class _Command:
                  for i, line in enumerate(lines) if "gain" in line]
         figures.append(("Each round minus the best before it", plots.differences(gains, percent=unit == "success"),
                         "95% intervals on the same starts. A full dot: the interval lies above 0."))
-        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *(row.get(f"round/{name}", 0) for name in COSTS),
-                      _rate(line, unit).partition(" ")[0], "promoted" if line["promoted"] else "not promoted")
+        rows = tuple((f"round {row['round'] + 1}", row["round/steps"], *_costs(row),
+                      _rate(line, unit).partition(" ")[0], promotion_text(line))
                      for line, row in zip(lines[1:], rounds, strict=True))
         names = (f"the policy in {o.out / 'best'}", f"the policy in {o.run}")
         verdict = ("No round improved the policy.",) if best is None else verdict_parts(best, base, names)
@@ -490,8 +488,7 @@ class _Command:
             self.out.print(f"The supervisor acted {costs['acted']} steps, labeled {costs['labeled']} and watched "
                            f"{costs['watched']}. As many steps are {pluralize(count, 'more demonstration')}, the first "
                            "rival of every correction: record them, train on all with as many updates, and compare.")
-            more, path, words = unused_path("more"), o.data or trained_on(o.run), shlex.split(
-                str(read_provenance(o.run).get("command") or ""))
+            more, path, words = unused_path("more"), o.data or trained_on(o.run), command_words(o.run)
             commands += [command_line("record", env_name, "--out", more, "--episodes", count, "--seed", o.seed + 1,
                                       *(("--actor", "keyboard") if o.supervisor == "keyboard" else ()), *trust)]
             if words[:2] == ["understudy", "train"]:
@@ -511,7 +508,7 @@ def _unit(env: Env) -> str:
 
 def improve_options_of(run: Path) -> ImproveOptions | None:
     """The options of the command improve that made a run. None if another command did."""
-    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    words = command_words(run)
     if words[:2] != ["understudy", "improve"]:
         return None
     o = read_options(ImproveOptions, "improve", words[2:])
@@ -577,23 +574,20 @@ def _watched_toy(env: Env, resources: ExitStack) -> tuple[Env, Actor]:
     return SupervisedEnv(env, keyboard, takeover, screen), TakeoverSupervisor(takeover, keyboard.read)
 
 
-class _RoundPrinter:
+def _print_round(n_rounds: int, step, learner, metrics) -> None:
     """A callback that prints two lines for each round: what was collected, and how the new policy compares."""
+    if "round" in metrics:
+        costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
+        print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
+              f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""), file=sys.stderr)
+    elif "gain" in metrics:
+        unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
+        print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
+              + promotion_text(metrics), file=sys.stderr)
 
-    def __init__(self, n_rounds: int):
-        self.n_rounds, self.number = n_rounds, 0
 
-    def __call__(self, step, learner, metrics) -> None:
-        if "round" in metrics:
-            self.number = int(metrics["round"]) + 1
-            costs = ", ".join(f"{name} {metrics[f'round/{name}']}" for name in COSTS if f"round/{name}" in metrics)
-            print(f"round {self.number} of {self.n_rounds}: {metrics['round/episodes']} episodes, "
-                  f"{metrics['round/steps']} steps" + (f" (of the supervisor: {costs})" if costs else ""),
-                  file=sys.stderr)
-        elif "gain" in metrics:
-            unit = "success" if all(isinstance(value, bool) for value in metrics["outcomes"]) else "mean return"
-            print(f"  {unit} {_rate(metrics, unit)}, minus the best so far {_gain(metrics, unit)}: "
-                  + ("promoted" if metrics["promoted"] else "not promoted"), file=sys.stderr)
+def _costs(row: dict[str, Any]) -> list[int]:
+    return [row.get(f"round/{name}", 0) for name in COSTS]
 
 
 def _rate(line: dict[str, Any], unit: str) -> str:
@@ -610,12 +604,11 @@ def _table(lines: list[dict[str, Any]], rounds: list[dict[str, Any]], unit: str,
     """One row for the base and each round."""
     cells = []
     for line, row in zip(lines, [None, *rounds], strict=False):
-        costs = ["" if row is None else row.get(f"round/{name}", 0) for name in COSTS]
+        costs = [""] * len(COSTS) if row is None else _costs(row)
         rate, _, interval = _rate(line, unit).partition(" ")
         gain, _, gain_interval = _gain(line, unit).partition(" ") if "gain" in line else ("", "", "")
         cells.append((first if row is None else f"round {row['round'] + 1}", *costs, rate, interval.strip("[]"), gain,
-                      gain_interval.strip("[]"), "" if row is None else "promoted" if line["promoted"] else
-                      "not promoted"))
+                      gain_interval.strip("[]"), "" if row is None else promotion_text(line)))
     return plain_table(("", *COSTS, unit, "95% interval", "minus best so far", "95% interval", ""), cells)
 
 
@@ -630,7 +623,6 @@ def _rounds_json(lines: list[dict[str, Any]], rounds: list[dict[str, Any]]) -> l
 
 
 def _fresh_json(base: Evaluation, best: Evaluation | None, paired: PairedComparison | None) -> dict[str, Any]:
-    """The results on fresh starts."""
     def summary(evaluation):
         rate = evaluation.success or evaluation.returns
         return {"estimate": rate.estimate, "low": rate.low, "high": rate.high}

@@ -19,6 +19,7 @@ from .interactive import judge_pairs
 from .options import refuse_given
 from .policies import ROWS, load_actor
 from .robot_options import command_keys, flush_input, show_session
+from .sequential import fewest_rollouts
 
 if TYPE_CHECKING:
     from ..data.episode import Dataset
@@ -69,6 +70,11 @@ def success_lines(o: ImproveOptions, success: str) -> list[str]:
     return [f"success: {success}"] * bool(success) + [rated] * (o.rater is not None)
 
 
+def promotion_text(line: dict[str, Any]) -> str:
+    """Whether the policy of a round became the best, in words."""
+    return "promoted" if line["promoted"] else "not promoted"
+
+
 def tell_unfinished_rounds(o: ImproveOptions) -> None:
     """Says which episodes of an interrupted round are stored."""
     from ..improve.collection import UNFINISHED, round_folders
@@ -97,13 +103,6 @@ class RobotImprovement:
 
     def run(self, data: Dataset, held_out: Any, method: Method, stages: dict[str, Path],
             include_interrupted: bool) -> None:
-        """Improves a policy on a robot.
-
-        Args:
-            held_out: The episodes of `data` that the run held out.
-            stages: The runs of the stages of the method.
-            include_interrupted: Whether episodes whose recording was interrupted are learned.
-        """
         from ..improve.blind_promotion import BlindPromotion
         from ..improve.collection import CollectionRounds
         from ..improve.takeover import TakeoverSupervisor
@@ -119,7 +118,7 @@ class RobotImprovement:
             method = replace(method, collection=replace(rounds, updates_meanwhile=True))
         robot = prepare_robot(o.robot_config(), o.trust, o.yes)
         env = self._env(robot, *self._device(robot))
-        self._actor(o.run, env)  # refuses other columns and other actions
+        load_untold_actor(o.run, env, o, rows=None)  # refuses other columns and other actions
         if self.classifier is not None:
             check_reads(self.classifier[0].planner, f"--success {o.success}", env)
         if o.rater is not None:
@@ -133,14 +132,13 @@ class RobotImprovement:
         promotion = BlindPromotion(run, partial(self._compare, env) if o.compare else None)
         train(method, data, o.out, seed=o.seed, device=choose_device(o.device), score=promotion, stages=stages, env=env,
               person=TakeoverSupervisor(env.takeover, env.read), val_fraction=held_out, command=self.command,
-              include_interrupted=include_interrupted, callbacks=(_RobotRoundPrinter(o.rounds),), progress=False)
+              include_interrupted=include_interrupted, callbacks=(partial(_print_round, o.rounds),), progress=False)
         self._print_result(run)
 
     # -- what is needed ---------------------------------------------------------------------------------------------
 
     def _device(self, robot: SafeRobot) -> tuple[Teleoperator, RecordingKeys, JointKeyboard | None]:
         """The device of the person, the keys, and the keyboard if it moves the robot."""
-
         from ..improve.takeover import TakeoverJointKeyboard, TakeoverKeys
         from ..robots.registry import make_teleoperator
         from ..robots.teleoperators import VelocityTeleoperator
@@ -173,9 +171,6 @@ class RobotImprovement:
         return RobotTakeoverEnv(robot, person, fps, max(round(o.episode_time_s * fps), 1),
                                 shows_success=None if self.classifier is None else self.classifier[0])
 
-    def _actor(self, run: Path, env: RobotTakeoverEnv) -> Actor:
-        return load_untold_actor(run, env, self.o, rows=None)
-
     def _ask_once(self) -> None:
         """Waits for enter. Before it, nothing moves and no motor has torque."""
         flush_input()
@@ -189,14 +184,7 @@ class RobotImprovement:
     def _check_pairs(self) -> None:
         from ..evaluate.sequential import SequentialDifferenceTest
 
-        if not self.o.compare:
-            return
-
-        def is_futile(n: int) -> bool:
-            test = SequentialDifferenceTest(max_rollouts=n)
-            return test.verdict(test.start()) == "futile"
-        if is_futile(self.o.compare):
-            enough = next(n for n in range(self.o.compare, 1000) if not is_futile(n))
+        if self.o.compare and (enough := fewest_rollouts(SequentialDifferenceTest, self.o.compare)) != self.o.compare:
             raise UserError(f"{self.o.compare} pairs of trials are too few for any verdict", where="--compare",
                             hint=f"at least {enough}; without --compare nothing is promoted")
 
@@ -210,7 +198,7 @@ class RobotImprovement:
                              SequentialDifferenceTest(max_rollouts=o.compare), seed=o.seed)
         options = EvalOptions(run=newest, against=best, interactive=True, episodes=o.compare, robot=o.robot,
                               episode_time_s=o.episode_time_s, seed=o.seed)
-        actors = [self._actor(path, env) for path in (newest, best)]
+        actors = [load_untold_actor(path, env, o, rows=None) for path in (newest, best)]
         return judge_pairs(options, design, actors, env, o.out / "trials" / f"round-{number}.jsonl", self.out)
 
     # -- what is said -----------------------------------------------------------------------------------------------
@@ -248,7 +236,7 @@ class RobotImprovement:
         rounds = [line for line in run.read_metrics() if "round" in line]
         cells = ((f"round {row['round'] + 1}", row["round/episodes"],
                   round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
-                  line.get("pairs", 0), *_difference(line), "promoted" if line["promoted"] else "not promoted")
+                  line.get("pairs", 0), *_difference(line), promotion_text(line))
                  for line, row in zip(lines[1:], rounds, strict=True))
         best = max(lines, key=lambda line: line["score"])
         self.out.print("", plain_table(("", "episodes", "successes", "acted", "watched", "pairs", "gain",
@@ -288,7 +276,7 @@ class RobotImprovement:
                             "Blind trials, 95% intervals. A full dot: the interval lies above 0."))
         rows = tuple((f"round {row['round'] + 1}", row["round/episodes"],
                       round(row["round/success"] * row["round/episodes"]), row["round/acted"], row["round/watched"],
-                      *minutes, line.get("pairs", 0), "promoted" if line["promoted"] else "not promoted")
+                      *minutes, line.get("pairs", 0), promotion_text(line))
                      for line, row, minutes in zip(lines[1:], rounds, minutes_of(o.out), strict=True))
         header = ("", "episodes", "successes", "steps acted", "steps watched", "minutes acted", "minutes watched",
                   "pairs of trials", "")
@@ -318,16 +306,11 @@ def _difference(line: dict[str, Any]) -> tuple[str, str]:
             f"{100 * line['difference/low']:+.0f}, {100 * line['difference/high']:+.0f}")
 
 
-class _RobotRoundPrinter:
+def _print_round(n_rounds: int, step, learner, metrics) -> None:
     """A callback that prints what was collected in each round, and how the new policy compares."""
-
-    def __init__(self, n_rounds: int):
-        self.n_rounds = n_rounds
-
-    def __call__(self, step, learner, metrics) -> None:
-        if "round" in metrics:
-            print(f"round {int(metrics['round']) + 1} of {self.n_rounds}: {metrics['round/episodes']} episodes, "
-                  f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "
-                  f"{metrics['round/watched']}); now it trains", file=sys.stderr)
-        elif "promoted" in metrics and step:
-            print("  " + ("promoted" if metrics["promoted"] else "not promoted"), file=sys.stderr)
+    if "round" in metrics:
+        print(f"round {int(metrics['round']) + 1} of {n_rounds}: {metrics['round/episodes']} episodes, "
+              f"{metrics['round/steps']} steps (you acted {metrics['round/acted']} and watched "
+              f"{metrics['round/watched']}); now it trains", file=sys.stderr)
+    elif "promoted" in metrics and step:
+        print(f"  {promotion_text(metrics)}", file=sys.stderr)

@@ -139,7 +139,6 @@ def _reading(f: Feature) -> str:
 
 
 def _write_views(data, report, o: InspectOptions, out: Output) -> None:
-    """Writes the page and the Rerun file that the user asked for."""
     if o.html is not None:
         from ..studio.html_page import write_dataset_page
 
@@ -147,7 +146,7 @@ def _write_views(data, report, o: InspectOptions, out: Output) -> None:
             write_dataset_page(o.html, data, report, title=str(o.data), progress=lambda done, total: progress(done))
         out.print(f"Written to {o.html}")
     if o.rerun is not None:
-        from ..studio.rrd import write_rrd as write_rrd
+        from ..studio.rrd import write_rrd
 
         with progress_bar("reading", len(data)) as progress:
             write_rrd(o.rerun, data, title=str(o.data), progress=lambda done, total: progress(done))

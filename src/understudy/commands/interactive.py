@@ -66,8 +66,12 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
 def _run_trials(o: EvalOptions, out: Output, runs: list[Path], design: TrialDesign, stack: ExitStack) -> None:
     """Runs the trials. A robot that was connected is released with `stack`."""
     from ..evaluate.interactive import TrialLog
+    from ..robots.env import RobotEnv
 
-    robot = None if o.robot is None else _robot_env(o, runs)
+    robot = None
+    if o.robot is not None:
+        fps = acting_rate(o.fps, *runs)
+        robot = RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), fps)
     loop = (_robot_loop(o, robot) if robot is not None else
             None if o.target is None else _load_loop(o.target, o.trust))
     if loop is None:
@@ -110,7 +114,6 @@ def judge_pairs(o: EvalOptions, design: TrialDesign, actors: Sequence[Actor], en
 
 
 def _stored_session(design: TrialDesign, journal: TrialLog) -> Session:
-    """The session that a journal holds."""
     session = design.start()
     for number, event in enumerate(journal.events, 2):
         try:
@@ -159,12 +162,9 @@ class _TrialConsole:
                  f"Does {names[0]} succeed in more or in less than {self.o.threshold:g} of its trials? Up to {most} "
                  "of them, looked at after every one.")
         self._say(asked, f"Every answer is kept in {path}: after any interruption the same command continues.")
-        self._say(
-            f"So far: {'rounds' if self.is_comparison else 'trials'} complete {len(session.rounds)}, trials begun "
-            f"{session.n_trials}."
-            if session.n_trials
-            else self._attainable_evidence()
-        )
+        unit = "rounds" if self.is_comparison else "trials"
+        self._say(f"So far: {unit} complete {len(session.rounds)}, trials begun {session.n_trials}."
+                  if session.n_trials else self._attainable_evidence())
 
     def _attainable_evidence(self) -> str:
         """What this number of trials can show at best. It is printed before the first trial."""
@@ -194,8 +194,7 @@ class _TrialConsole:
             self._link(session)
             what += f" The policy to run is {self.link}."
         answer = self._ask(f"\n{what}", "enter: begin" + f" | correct (it was {last})" * bool(last) + " | end | quit",
-                           {"": "begin", "correct": "correct", "end": "end", "quit": "quit"} | (
-                             {} if last else {"correct": "nothing"}))
+                           {"": "begin", "correct": "correct" if last else "nothing", "end": "end", "quit": "quit"})
         if answer == "correct":
             return self._correct(session)
         if answer == "nothing":
@@ -206,9 +205,7 @@ class _TrialConsole:
                              {"yes": "yes", "no": "no", "": "no"})
             return self._record_event(session, self._final_record(session)) if sure == "yes" else session
         session = self._record_event(session, {"event": "begin"})
-        if self.loop is not None:
-            return self._run_trial(session, trial)
-        return session
+        return session if self.loop is None else self._run_trial(session, trial)
 
     def _run_trial(self, session: Session, trial: Trial) -> Session:
         """Runs one trial with the user's own control loop. Ctrl-C ends the trial and not the evaluation."""
@@ -255,12 +252,10 @@ class _TrialConsole:
         return self._record_event(session, {"event": "label", "label": label, "by": "loop"})
 
     def _label(self, session: Session) -> Session:
-        labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
+        choices, labels = self._label_choices()
         more = ["again", "round", "quit"] if self.is_comparison else ["again", "quit"]
-        choices = "   ".join(f"{i} {label}" for i, label in labels.items())
         answer, note = self._ask_with_note(f"How did trial {session.n_trials} go?", f"{choices} | {' | '.join(more)}",
-                                           labels | {label: label for label in self.design.labels}
-                                           | {m: m for m in more})
+                                           labels | {m: m for m in more})
         noted = {"note": note} if note else {}
         if answer in ("again", "round"):
             return self._record_event(session, {"event": "spoilt" if answer == "again" else "scrap", **noted})
@@ -273,11 +268,14 @@ class _TrialConsole:
         return session
 
     def _correct(self, session: Session) -> Session:
-        labels = {str(i): label for i, label in enumerate(self.design.labels, 1)}
-        answer = self._ask(f"It was called {self._last_label(session)}. What was it?",
-                           "   ".join(f"{i} {label}" for i, label in labels.items()),
-                           labels | {label: label for label in self.design.labels})
+        answer = self._ask(f"It was called {self._last_label(session)}. What was it?", *self._label_choices())
         return self._record_event(session, {"event": "correct", "label": answer})
+
+    def _label_choices(self) -> tuple[str, dict[str, str]]:
+        """The labels with their numbers, and the label of each answer: a number or the label itself."""
+        numbered = {str(i): label for i, label in enumerate(self.design.labels, 1)}
+        return ("   ".join(f"{i} {label}" for i, label in numbered.items()),
+                numbered | {label: label for label in self.design.labels})
 
     def _end(self, session: Session) -> Session:
         futile = self.design.verdict(session) == "futile"
@@ -308,9 +306,8 @@ class _TrialConsole:
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    def _say(self, *words: str) -> None:
-        for w in words:
-            print(w, flush=True)
+    def _say(self, *lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
 
     def _ask(self, what: str, how: str, answers: dict[str, str]) -> str:
         return self._ask_with_note(what, how, answers)[0]
@@ -354,14 +351,6 @@ def _catch_interrupt():
 
 
 # -- the policies, and the loop ---------------------------------------------------------------------------------------
-
-
-def _robot_env(o: EvalOptions, runs: list[Path]) -> RobotEnv:
-    """The robot of the options, not connected, at the rate of the policies."""
-    from ..robots.env import RobotEnv
-
-    fps = acting_rate(o.fps, *runs)
-    return RobotEnv(prepare_robot(o.robot_config(), o.trust, o.yes), fps)
 
 
 def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
@@ -442,12 +431,10 @@ def _print_result(o: EvalOptions, design: TrialDesign, session: Session, path: P
         verdict = sequential_verdict_parts(design.test, design.test_state(session), won, design.policies, unit)
         out.print("", table, "", " ".join(verdict))
         if o.html is not None:
-            states = [
-                design.test_state(replace(session, rounds=session.rounds[: n + 1])) for n in range(len(session.rounds))
-            ]
-            write_sequential_page(
-                o.html, design.test, states, verdict, [Path(name).name for name in design.policies], "trials", unit
-            )
+            states = [design.test_state(replace(session, rounds=session.rounds[:n + 1]))
+                      for n in range(len(session.rounds))]
+            names = [Path(name).name for name in design.policies]
+            write_sequential_page(o.html, design.test, states, verdict, names, "trials", unit)
             out.print(f"Report written to {o.html}")
     else:
         out.print("", "No round was completed: nothing can be said.")

@@ -93,7 +93,6 @@ def find_field(flag: str, names: Sequence[str]) -> str | None:
 
 
 def parse_options(owner: type[T], args: Sequence[str], prog: str) -> T:
-    """Parses the arguments of a command."""
     options = options_of(owner)
     flags = {o.flag: o for o in options if not o.is_positional}
     values: dict[str, Any] = {}
@@ -195,7 +194,6 @@ class PartChoice:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the classes."""
         return tuple(part.__name__ for part in self.classes)
 
 

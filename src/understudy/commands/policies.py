@@ -103,7 +103,6 @@ def evaluate_run(
 
 
 def _worker_setup(run: Path, o: ActingOptions, name: str, rows: int, doubt: DoubtSource | None) -> tuple[Actor, Env]:
-    """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     env = make(name, rows, o.trust)
@@ -174,7 +173,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
     check_images({name: planner.features[name] for name in planner.inputs}, env)
     columns = [*planner.inputs, *(name for name in planner.features if role(name) == "action")]
     check_features(planner, visible_columns, f"{served_address(run) or run} in {env.metadata['env']}", resized=True,
-                   columns=columns, hint=_camera_hint(planner.inputs, env) or _environment_hint(run, env))
+                   columns=columns, hint=_fit_hint(run, planner.inputs, env))
     if tell:
         tell_checkpoint(run)
         tell_scaled_images(planner, env, recorded_data_of(run).get("camera_sizes"), served_address(run) or run)
@@ -297,21 +296,16 @@ def _shortened(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:77]}...")
 
 
-def _camera_hint(inputs: Sequence[str], env: Env) -> str:
-    """Advice for a robot without cameras of the policy. Empty if it lacks none, or is no robot."""
+def _fit_hint(run: Path, inputs: Sequence[str], env: Env) -> str:
+    """Advice for an environment that does not fit the policy, or a robot that lacks its cameras. Empty if unknown."""
     prefix = "observation.images."
     cameras = [n.removeprefix(prefix) for n in inputs if n.startswith(prefix) and n not in env.features]
-    if not cameras:
-        return ""
-    from ..robots.env import RobotEnv
+    if cameras:
+        from ..robots.env import RobotEnv
 
-    if not isinstance(env, RobotEnv):
-        return ""
-    return f"name the cameras that the policy reads, as in the recording: --robot.cameras with {', '.join(cameras)}"
-
-
-def _environment_hint(run: Path, env: Env) -> str:
-    """Advice for an environment that does not fit the policy. Empty if the environment of its data is not known."""
+        if isinstance(env, RobotEnv):
+            return ("name the cameras that the policy reads, as in the recording: --robot.cameras with "
+                    + ", ".join(cameras))
     training_env = recorded_env_of(run)
     if training_env is None:
         return ""

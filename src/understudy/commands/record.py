@@ -117,7 +117,6 @@ def main(args: list[str]) -> None:
 
 
 def _record_environment(o: RecordOptions, name: str) -> None:
-    """Records episodes in an environment."""
     from ..envs import make
 
     out, saved = Output(), _SavedEpisodes()
@@ -176,7 +175,6 @@ def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: s
 
 
 def _record_robot(o: RecordOptions) -> None:
-    """Records episodes in which a person moves a robot."""
     from ..robots.recording import RecordingTimes, RobotSession
 
     config = o.robot_config()
@@ -214,7 +212,6 @@ def _make_actor(o: RecordOptions, env):
 
 
 def _worker_setup(o: RecordOptions):
-    """Makes the actor and the environment of a worker."""
     from ..envs import make
 
     assert o.env is not None

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from ..core import UserError
 from ..files import check_absent
+from ..hints import pluralize
 from .common import Output, command_line, demonstrations_path, parse
 from .groups import MapOption, StepsOption, command_options
 
@@ -48,14 +49,9 @@ def main(args: list[str]) -> None:
         except UserError as error:
             raise UserError(error.problem, where=error.where, hint="its files are damaged; what can be read of them: "
                             + command_line("repair", o.path, "--out", "DST")) from None
-        out.print(
-            (
-                f"{_count_episodes(done.episodes)} put into the files. "
-                if done.episodes
-                else "Nothing was left to be done. "
-            )
-            + f"{o.path} has {_count_episodes(len(data))}, {data.steps} steps."
-        )
+        finished = f"{pluralize(done.episodes, 'episode')} put into the files" if done.episodes else (
+            "Nothing was left to be done")
+        out.print(f"{finished}. {o.path} has {pluralize(len(data), 'episode')}, {data.steps} steps.")
         out.suggest(*([command_line("inspect", o.path)] if len(data) else []))
         return
     if not o.path.exists() and not url_of(o.path):
@@ -67,7 +63,7 @@ def main(args: list[str]) -> None:
     with recover(o.path, mapping=o.map, max_episode_steps=o.max_episode_steps) as recovered:
         _print_problems(recovered.problems)
         lerobot.write(recovered.data, o.out, images="png")
-        out.print(f"{_count_episodes(len(recovered.data))}, {recovered.data.steps} steps "
+        out.print(f"{pluralize(len(recovered.data), 'episode')}, {recovered.data.steps} steps "
                 f"{'could be read' if recovered.problems else 'can be read: nothing is lost'}. Written to {o.out}")
     out.suggest(command_line("inspect", o.out))
 
@@ -75,7 +71,3 @@ def main(args: list[str]) -> None:
 def _print_problems(losses) -> None:
     for loss in losses:
         print(f"lost: {loss}", file=sys.stderr)
-
-
-def _count_episodes(n: int) -> str:
-    return f"{n} episode{'s' * (n != 1)}"

@@ -72,7 +72,6 @@ def main(args: list[str]) -> None:
 
 
 def _replay_on_robot(o: ReplayOptions) -> None:
-    """Repeats one episode on a robot."""
     from ..data.formats import open_dataset
     from ..robots.recording import replay_episode
 

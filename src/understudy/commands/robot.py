@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,6 +29,7 @@ from .robot_options import (
 )
 
 if TYPE_CHECKING:
+    from ..robots.registry import NamedArm
     from ..robots.servo_arm import ServoArmType
 
 SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleoperate", "check", "release",
@@ -119,19 +120,7 @@ def _find_cameras(o: RobotCommandOptions, out: Output) -> None:
     out.print_json({"cameras": cameras})
 
 
-@dataclass(frozen=True)
-class _NamedArm:
-    """An arm that an option names, "robot" or "teleop". Of two arms, `side` is "left" or "right"."""
-
-    kind: ServoArmType
-    port: str
-    id: str
-    folder: Path | None
-    device: str
-    side: str | None
-
-
-def _arm_of(o: RobotCommandOptions) -> _NamedArm:
+def _arm_of(o: RobotCommandOptions) -> NamedArm:
     """The single arm of --robot or --teleop."""
     device = "teleop" if o.robot is None else "robot"
     if len(arms := _arms_of(o, device)) > 1:
@@ -140,21 +129,17 @@ def _arm_of(o: RobotCommandOptions) -> _NamedArm:
     return arms[0]
 
 
-def _arms_of(o: RobotCommandOptions, *devices: str) -> list[_NamedArm]:
-    """The arms of --robot, of --teleop, or of both."""
+def _arms_of(o: RobotCommandOptions, *devices: str) -> list[NamedArm]:
+    """The arms of --robot, of --teleop, or of both. Each has an id."""
+    from ..robots.registry import named_arms
+
     arms = []
     for device in devices:
         if (name := getattr(o, device)) is None and len(devices) > 1:
             continue
-        kind, name_of_both = _kind_of(name and name.removeprefix("bi_")), getattr(o, f"{device}_id") or name
-        sides = ("left", "right") if name.startswith("bi_") else (None,)
-        for side in sides:
-            option = f"{device}.{side}-arm-port" if side else f"{device}.port"
-            if (port := getattr(o, option.replace(".", "_").replace("-", "_"))) is None:
-                raise ConfigError("is missing", where=f"--{option}", hint="understudy robot find-port finds it")
-            arm_id = f"{name_of_both}_{side}" if side else name_of_both
-            arms.append(_NamedArm(kind, port, arm_id, getattr(o, f"{device}_calibration_dir"), device,
-                                  side))
+        _kind_of(name and name.removeprefix("bi_"))
+        config = o.robot_config() if device == "robot" else o.teleop_config(use_degrees=True)
+        arms += named_arms(replace(config, id=config.id or config.type))
     return arms or _arms_of(o, "robot")
 
 
@@ -233,14 +218,13 @@ def _teleoperate(o: RobotCommandOptions, out: Output) -> None:
 
 
 def _check(o: RobotCommandOptions, out: Output) -> None:
-    from ..robots.registry import arm_calibration
     from ..robots.servo_arm import ServoArm
 
     if o.recording is not None and o.robot is None:
         raise ConfigError("needs --robot TYPE", where="--data", hint="name the robot that the data were recorded with")
     arms = []
     for each in _arms_of(o, "robot", "teleop"):
-        calibration, path = arm_calibration(each.kind.name, each.port, each.id, each.folder, each.device)
+        calibration, path = each.read_calibration()
         arm = ServoArm(each.kind, each.port, calibration, o.robot_use_degrees == "true")
         arm.calibration_file = path
         arms.append((f"{each.side}_" if each.side else "", arm))

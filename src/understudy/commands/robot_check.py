@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from .arms import connected
 from .common import Output, demonstrations_path, plain_table
 
 if TYPE_CHECKING:
-    from ..robots.drift import Range, ServoState
+    from ..robots.drift import Range
     from ..robots.servo_arm import ServoArm
 
 
@@ -30,9 +29,11 @@ def check_arms(arms: Sequence[tuple[str, ServoArm]], recording: Path | None, out
 
     documents, problems, ranges = [], [], {}
     for prefix, arm in arms:
-        with connected(arm):
+        with arm.bus.connected():
             states = servo_states(arm)
-        out.print(f"{arm.place}, {arm.calibration_file}", _servo_table(states))
+        out.print(f"{arm.place}, {arm.calibration_file}", plain_table(
+            ("servo", "in the servo", "in the file", "moved by (deg)"),
+            ((name, state.stored, state.expected, f"{state.drift:.1f}") for name, state in states.items())))
         problems += [f"{arm.kind.name}, {prefix}{name}: {text}" for name, state in states.items()
                      if (text := state.describe())]
         documents.append({"type": arm.kind.name, "port": arm.bus.port_name, "file": str(arm.calibration_file),
@@ -56,11 +57,6 @@ def _range_problems(recorded: Mapping[str, Range], allowed: Mapping[str, Range])
         if (outside := excess((low, high), allowed[joint])) > TOLERANCE:
             yield (f"{joint}: recorded from {low:.1f} to {high:.1f}, but this arm reaches {allowed[joint][0]:.1f} to "
                    f"{allowed[joint][1]:.1f}: {outside:.1f} outside. The data were recorded with another calibration")
-
-
-def _servo_table(states: Mapping[str, ServoState]) -> Table:
-    return plain_table(("servo", "in the servo", "in the file", "moved by (deg)"), (
-        (name, state.stored, state.expected, f"{state.drift:.1f}") for name, state in states.items()))
 
 
 def _range_table(recorded: Mapping[str, Range], allowed: Mapping[str, Range]) -> Table:

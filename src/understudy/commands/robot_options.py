@@ -122,8 +122,6 @@ def _given_options(o: RobotOptions, *devices: str) -> list[list[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class TeleopOptions:
-    """A teleoperator."""
-
     teleop: Annotated[str | None, arg(metavar="TYPE")] = None
     """so100_leader, so101_leader, koch_leader, widowx; two of them: bi_so101_leader, ...; keyboard, gamepad;
     lerobot/TYPE, a teleoperator of LeRobot, or module:factory"""
@@ -183,8 +181,6 @@ def name_lerobot_fields(flags: Sequence[str], args: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """A live view."""
-
     view: bool = False
     """show cameras, joints and the state of the episode in the browser, at the address that is printed"""
     view_address: Annotated[str, arg(metavar="HOST:PORT")] = "127.0.0.1:0"

@@ -17,9 +17,9 @@ from ..files import file_name
 from .common import (
     EnvName,
     Output,
+    acting_options,
     batch_rows,
     command_line,
-    executor_options,
     given_options,
     has_no_run,
     parse,
@@ -132,7 +132,6 @@ def _load_actor(o: RobustnessOptions, env: World, tell: bool = False) -> tuple[A
 
 
 def _worker_setup(o: RobustnessOptions, name: str | None, severity: float) -> tuple[Actor, World]:
-    """Makes the actor and the environment of a worker."""
     from ..envs import make
     from ..evaluate import robustness
 
@@ -184,7 +183,6 @@ def _parse_levels(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _results_path(o: RobustnessOptions) -> Path:
-    """The default file of the results."""
     from ..checkpoint import is_lerobot_checkpoint
 
     name, run = file_name(o.env), Path(o.run)
@@ -206,8 +204,7 @@ def _results_table(sweeps: Sequence[SeveritySweep]):
 
 def _next_commands(o: RobustnessOptions, sweeps: Sequence[SeveritySweep]) -> list[str]:
     trust = trust_options(o.trust, o.env, *(() if o.run == SCRIPTED_ACTOR else (Path(o.run),)))
-    shared_options = [*given_options(o, "shifts", "levels", "seed", "task", "condition"),
-                      *executor_options(o.executor), *given_options(o, "save"), *trust]
+    shared_options = [*given_options(o, "shifts", "levels"), *acting_options(o), *given_options(o, "save"), *trust]
 
     def again(episodes: int, *more: object) -> str:
         return command_line("robustness", o.run, o.env, "--episodes", episodes, *shared_options, *more)

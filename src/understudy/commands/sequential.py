@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import UserError
 from ..hints import path_text
 from .common import (
     Output,
+    acting_options,
     command_line,
-    executor_options,
-    given_options,
     progress_bar,
     trained_rate,
     trust_options,
@@ -62,8 +62,7 @@ def run_sequential(o: EvalOptions, out: Output) -> None:
         out.print(f"If all is as it was seen here, {enough:,} episodes settle it four times in five.")
         asked = ("--threshold", o.threshold) if o.against is None else ("--against", o.against)
         out.suggest(command_line("eval", o.run, o.target, "--sequential", *asked, "--episodes", enough,
-                                 *given_options(o, "seed", "task", "condition"), *executor_options(o.executor),
-                                 *trust_options(o.trust, o.target, *runs)))
+                                 *acting_options(o), *trust_options(o.trust, o.target, *runs)))
     out.print_json(document)
 
 
@@ -93,23 +92,25 @@ def build_test(o: EvalOptions) -> SequentialRateTest | SequentialDifferenceTest:
         raise UserError(f"needs either --threshold RATE or --against RUN2, but {problem}", where=flag,
                         hint="does it succeed in more or less --threshold 0.7? more often than --against RUN2?")
 
-    def test(most):
-        return (
-            SequentialDifferenceTest(max_rollouts=most)
-            if o.threshold is None
-            else SequentialRateTest(o.threshold, max_rollouts=most)
-        )
-
+    make: Any = SequentialDifferenceTest if o.threshold is None else partial(SequentialRateTest, o.threshold)
     assert o.episodes is not None
-    if test(o.episodes).verdict(test(o.episodes).start()) == "futile":
-        few = next((n for n in range(o.episodes, 10_000) if test(n).verdict(test(n).start()) is None), None)
+    if (enough := fewest_rollouts(make, o.episodes)) != o.episodes:
         raise UserError(
             f"{o.episodes} episodes are too few for any verdict: "
-            f"{f'at least {few}' if few else 'more'} are needed",
+            f"{f'at least {enough}' if enough else 'more'} are needed",
             where="--episodes",
             hint="it stops as soon as the question is settled",
         )
-    return test(o.episodes)
+    return make(max_rollouts=o.episodes)
+
+
+def fewest_rollouts(make: Callable[..., SequentialRateTest | SequentialDifferenceTest], n: int) -> int | None:
+    """The smallest number of rollouts, from `n` on, with which a test can reach a verdict. None if 10,000 are too few.
+    """
+    def is_futile(most: int) -> bool:
+        test = make(max_rollouts=most)
+        return test.verdict(test.start()) == "futile"
+    return next((most for most in range(n, max(10_000, n + 1)) if not is_futile(most)), None)
 
 
 def _run_until_settled(test, runs, env, o: EvalOptions) -> list[tuple[bool, ...]]:

@@ -93,11 +93,6 @@ class ServeOptions(ActingOptions):
     steer_scale: Annotated[float, AtLeast(0), Below(math.inf), arg(metavar="X")] = 100.0
     """with --steer: strength of the steering"""
 
-    @property
-    def episodes(self) -> int | None:
-        """Rollouts have a number of episodes, and a server has none."""
-        return None
-
 
 def main(args: list[str]) -> None:
     o = parse(ServeOptions, "serve", args)
@@ -139,7 +134,6 @@ STEERING_OPTIONS = {"run", "host", "port", "open", "executor", "task", "conditio
 
 
 def _serve_steering(o: ServeOptions) -> None:
-    """Serves the page of --steer."""
     from ..envs import make
     from ..serve.page import open_page_port
     from ..serve.steering_page import SteeringPage

@@ -22,6 +22,7 @@ from ..user_code import search_current_folder, trusted_packages
 from .common import (
     Output,
     command_line,
+    command_words,
     env_trust_options,
     open_data,
     parse,
@@ -238,7 +239,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
 
 def train_options_of(run: Path) -> TrainOptions | None:
     """The options of the command train that made a run. None if another command did."""
-    words = shlex.split(str(read_provenance(run).get("command") or ""))
+    words = command_words(run)
     return read_options(TrainOptions, "train", split_arguments(words[2:])[0]) if words[:2] == [
         "understudy", "train"] else None
 
@@ -301,7 +302,6 @@ def _record_random(o: TrainOptions) -> None:
 
 
 def _read_training(o: TrainOptions, options: list[str], changes: list[str]) -> _Training:
-    """Opens the data and builds the method."""
     from ..learn.train import validation_episodes
     from .method import build_method
 
@@ -358,7 +358,6 @@ def _with_changed_rewards(method: Method, o: TrainOptions) -> Method:
 
 
 def _with_progress(method: Method, o: TrainOptions) -> Method:
-    """The method whose cloning is weighted by --progress."""
     from ..checkpoint import FromStage
     from ..learn.behavior_cloning import BehaviorCloning
     from ..learn.method import Method, Stage
@@ -395,13 +394,15 @@ def _check_stage_data(o: TrainOptions, training: _Training, command: str) -> Non
 
     for stage in training.method.stages:
         if stage.name not in training.stages:
-            if stage.dataset in ("task", "prior") and o.prior is None:
-                _refuse_without_prior(training.data, stage.dataset, o, command)
+            if stage.dataset in ("task", "prior") and o.prior is None and all(
+                    episode.metadata.get("dataset") != stage.dataset for episode in training.data):
+                raise UserError(f"{o.method} learns from two sets of episodes: {_data_path(o)}, which show the task, "
+                                "and prior episodes, such as those of other tasks", where="--prior",
+                                hint=f"name a file or folder of prior episodes: {command} --prior DATA")
             part_of(training.data, stage.dataset)  # before an error about what follows from its absence
 
 
 def _evaluation_env(o: TrainOptions, training: _Training, name: str) -> Env:
-    """The environment of --eval."""
     from ..envs import make
     from .method import task_relabel
 
@@ -532,14 +533,6 @@ def _with_prior(data: Dataset, o: TrainOptions) -> tuple[Dataset, MixtureWeights
     return mix(task=(data, 0.5), prior=(prior, 0.5))
 
 
-def _refuse_without_prior(data: Dataset, part: str, o: TrainOptions, command: str) -> None:
-    """Raises UserError if the episodes are no mixture with a part that a stage is trained on."""
-    if all(episode.metadata.get("dataset") != part for episode in data):
-        raise UserError(f"{o.method} learns from two sets of episodes: {_data_path(o)}, which show the task, and prior "
-                        "episodes, such as those of other tasks", where="--prior",
-                        hint=f"name a file or folder of prior episodes: {command} --prior DATA")
-
-
 def _loggers(o: TrainOptions) -> list[TensorBoard | Wandb]:
     """The loggers that the user asked for. A missing package is an error before the training starts."""
     from ..learn.callbacks import TensorBoard, Wandb
@@ -615,10 +608,9 @@ def _refuse_other_network(method: Method, o: TrainOptions) -> None:
              for kind in ("head", "trunk")]
     if not (differing := [part for part in parts if part[1] != part[2]]):
         return
-    about = read_provenance(o.from_run)
-    command = shlex.split(about.get("command") or "")
+    command = command_words(o.from_run)
     name = f" ({command[2]})" if command[:2] == ["understudy", "train"] else ""
-    version = about.get("versions", {}).get("understudy")
+    version = read_provenance(o.from_run).get("versions", {}).get("understudy")
     was = " and ".join(f"the {kind} {recorded_class}" for kind, recorded_class, _ in differing)
     now = " and ".join(f"the {kind} {current_class}" for kind, _, current_class in differing)
     raise ConfigError(
@@ -753,7 +745,6 @@ class ProgressPrinter:
 
 
 def _stage_printer(stage: Stage, run: Run) -> ProgressPrinter:
-    """A callback that prints the progress of a stage."""
     steps = stage.method.learner.steps if stage.method.collection is None else None
     return ProgressPrinter(run, steps, None, has_validation=False, stage=stage.name)
 

@@ -163,15 +163,15 @@ def _batch_sizes(inputs: int) -> list[int]:
 
 
 @torch.no_grad()
-def example_plan(policy: Policy, rows: int = 3) -> tuple[dict[str, Tensor], Tensor]:
+def example_plan(policy: Policy) -> tuple[dict[str, Tensor], Tensor]:
     """Random inputs of an exported file by name, and the plan of the policy for them.
 
     The plan also fills tables that parts of the policy keep, so that exporters do not trace how they are computed.
 
     Returns:
-        The inputs in the order of `argument_names`, (rows, ...), and the actions, (rows, H, A).
+        The inputs in the order of `argument_names`, (3, ...), and the actions, (3, H, A).
     """
-    noise, obs = random_noise(policy, rows), random_observations(policy, rows)
+    noise, obs = random_noise(policy, 3), random_observations(policy, 3)
     inputs = {"noise": noise, **obs}
     return {name: inputs[name] for name in argument_names(policy)}, policy.plan(obs, noise)
 

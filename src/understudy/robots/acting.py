@@ -86,8 +86,6 @@ class ActedEpisode:
 
 
 class _StepCounter:
-    """Counts the steps of an episode."""
-
     def __init__(self, robot: Robot, pace: Pace, runners: Sequence[AsynchronousRunner]):
         self.robot, self.pace, self.runners = robot, pace, runners
         self.counts, self._before = StepCounts(), self._read()

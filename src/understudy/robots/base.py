@@ -27,6 +27,8 @@ class Robot(ABC):
     The first components of `observation.state` are the measured positions of the components of the action, in the
     same order and units, unless `position` finds them elsewhere. `SafeRobot` and slow starts need them.
 
+    `observe`, `send` and `stop` raise `ConnectionLost` if a part of the robot does not answer.
+
     Attributes:
         name: Type of the robot, such as "so101_follower".
         schema: Columns of an observation, and "action".
@@ -61,11 +63,7 @@ class Robot(ABC):
 
     @abstractmethod
     def observe(self) -> dict[str, np.ndarray]:
-        """Returns the current observation by column.
-
-        Raises:
-            ConnectionLost: A part of the robot does not answer.
-        """
+        """Returns the current observation by column."""
 
     @abstractmethod
     def send(self, action: np.ndarray) -> np.ndarray:
@@ -76,9 +74,6 @@ class Robot(ABC):
 
         Returns:
             The action that was sent, (A,) float32. It may have been limited.
-
-        Raises:
-            ConnectionLost: The robot does not answer.
         """
 
     @abstractmethod
@@ -87,9 +82,6 @@ class Robot(ABC):
 
         Returns:
             The pose that is held, (A,), in the units of the action.
-
-        Raises:
-            ConnectionLost: The robot does not answer.
         """
 
     @abstractmethod
@@ -119,18 +111,17 @@ class Robot(ABC):
 
 
 class Teleoperator(ABC):
-    """A device with which a person acts. It is a `TeleopDevice` with a connection."""
+    """A device with which a person acts. It is a `TeleopDevice` with a connection.
+
+    `read` and what moves a device raise `ConnectionLost` if it does not answer.
+    """
 
     def connect(self) -> None:
         """Opens the connection."""
 
     @abstractmethod
     def read(self) -> np.ndarray:
-        """Returns the current action, (A,) float32, in the units of the robot's action. It does not wait.
-
-        Raises:
-            ConnectionLost: The device does not answer.
-        """
+        """Returns the current action, (A,) float32, in the units of the robot's action. It does not wait."""
 
     def start(self, position: np.ndarray) -> None:
         """Begins at a pose of the robot. Devices that move relative to the last action need it.
@@ -171,15 +162,8 @@ class DrivenTeleoperator(Teleoperator):
 
         Returns:
             Whether it is there.
-
-        Raises:
-            ConnectionLost: The device does not answer.
         """
 
     @abstractmethod
     def release(self) -> None:
-        """Switches its motors off, so that a person can move it.
-
-        Raises:
-            ConnectionLost: The device does not answer.
-        """
+        """Switches its motors off, so that a person can move it."""

@@ -45,9 +45,8 @@ class ServoState:
 
 def servo_states(arm: ServoArm) -> dict[str, ServoState]:
     """The state of each servo of a connected arm. Nothing is written."""
-    assert arm.calibration is not None
     degrees = 360 / arm.bus.resolution
-    positions = {name: steps for name, (steps,) in arm.bus.sync_read(["Present_Position"]).items()}
+    positions = arm.bus.positions()
     states = {}
     for name, stored in arm.stored_calibration().items():
         expected, steps = arm.calibration[name], positions[name]

@@ -45,9 +45,6 @@ class Handover:
 
         Args:
             period: Time between two commands of the device (s).
-
-        Raises:
-            ConnectionLost: The robot or the device does not answer.
         """
         pose = robot.position(robot.observe())
         if self.mover == "leader" and isinstance(self.teleop, DrivenTeleoperator):
@@ -74,9 +71,6 @@ class Handover:
 
         Args:
             goal: The last action that was sent, (A,).
-
-        Raises:
-            ConnectionLost: The device does not answer.
         """
         action, now = self.teleop.read() - self._offset, self.clock()
         elapsed, self._last = now - self._last, now

@@ -14,15 +14,15 @@ import select
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from ..core import ConfigError, UserError
 from .base import ConnectionLost, RobotError
-from .registers import BAUD_RATES, MODEL_NUMBERS, Register
+from .registers import MODEL_NUMBERS, Register
 
 try:
     import termios
@@ -124,6 +124,15 @@ class MotorsBus(ABC):
             self.disconnect()
             raise
 
+    @contextmanager
+    def connected(self, check: bool = True) -> Iterator[None]:
+        """Context in which the servos can be asked. See `connect`."""
+        self.connect(check)
+        try:
+            yield
+        finally:
+            self.disconnect()
+
     def disconnect(self) -> None:
         with self._lock:
             port, self._port = self._port, None
@@ -189,6 +198,10 @@ class MotorsBus(ABC):
         replies = self._request(packet, [(i, size) for i in ids], self.n_retries, "the servos")
         return {n: tuple(r.decode(data[r.address - first:r.address - first + r.size]) for r in layouts)
                 for n, data in zip(names, replies, strict=True)}
+
+    def positions(self, motors: Sequence[str] | None = None) -> dict[str, int]:
+        """Measured positions of several servos (steps). None for all."""
+        return {name: steps for name, (steps,) in self.sync_read(["Present_Position"], motors).items()}
 
     def sync_write(self, register: str, values: Mapping[str, int]) -> None:
         """Sets a register of several servos in one packet, which nobody confirms."""
@@ -285,10 +298,6 @@ class MotorsBus(ABC):
         except ImportError:
             raise UserError(f"the driver {self.module} is not installed", where=f"{self.name} servos",
                             hint=f"pip install 'understudy[{self.name}]'") from None
-
-    def baud_rate_code(self, baudrate: int) -> int:
-        """Value of the register Baud_Rate."""
-        return BAUD_RATES[self.name][baudrate]
 
     @abstractmethod
     def _packet_handler(self, sdk: ModuleType) -> Any: ...

@@ -21,6 +21,8 @@ from ..hints import unit_hint
 from .base import Robot, RobotError, Teleoperator
 from .pace import Pace
 
+_MOVE_SECONDS = 20.0  # longest time in which a robot moves to a pose
+_MOVE_TOLERANCE = 3.0  # largest remaining distance of a joint, in units of the action
 _EPISODE_KEYS = "enter: end | x: again | y, n: success, failure | q: quit"
 
 
@@ -235,31 +237,23 @@ def _backlog_text(r: Recorder) -> str:
     return f" | {backlog}" if (backlog := r.backlog()).bytes else ""
 
 
-def move_to(robot: Robot, goal: np.ndarray, fps: float = 30, seconds: float = 20.0, tolerance: float = 3.0,
-            clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Moves a robot to a pose, as fast as its safety limits allow.
-
-    Args:
-        goal: The pose, (A,).
-        seconds: Longest time.
-        tolerance: Largest remaining distance of a joint, in units of the action.
-    """
-    pace, ends = Pace(fps, clock, sleep), clock() + seconds
-    while clock() < ends:
+def move_to(robot: Robot, goal: np.ndarray, fps: float = 30) -> None:
+    """Moves a robot to a pose (A,), as fast as its safety limits allow."""
+    pace, ends = Pace(fps), time.perf_counter() + _MOVE_SECONDS
+    while time.perf_counter() < ends:
         distances = np.abs(robot.position(robot.observe()) - goal)
         robot.send(goal)
-        if (distances <= tolerance).all():
+        if (distances <= _MOVE_TOLERANCE).all():
             return
         pace.wait()
     robot.stop()
     names = robot.schema["action"].names or tuple(f"joint {i}" for i in range(len(goal)))
     worst = int(distances.argmax())
-    raise RobotError(f"{names[worst]} is still {distances[worst]:.1f} from its goal after {seconds:g} s",
+    raise RobotError(f"{names[worst]} is still {distances[worst]:.1f} from its goal after {_MOVE_SECONDS:g} s",
                      where=robot.name, hint="check that the pose is within the limits, and that nothing blocks the arm")
 
 
-def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[str], None] = lambda text: None,
-                   clock: Callable[[], float] = time.perf_counter, sleep: Callable[[float], None] = time.sleep
+def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[str], None] = lambda text: None
                    ) -> np.ndarray:
     """Moves to the first recorded pose, and sends the recorded actions at their rate.
 
@@ -285,8 +279,8 @@ def replay_episode(robot: Robot, episode: Episode, fps: float, show: Callable[[s
                 recorded[name].unit, own.unit, "replay the data on the robot that they were recorded with"))
     show("moving to the first pose")
     poses = [robot.position({"observation.state": state}) for state in states]
-    move_to(robot, poses[0], fps, clock=clock, sleep=sleep)
-    pace, worst = Pace(fps, clock, sleep), np.zeros(size)
+    move_to(robot, poses[0], fps)
+    pace, worst = Pace(fps), np.zeros(size)
     for step, (action, pose) in enumerate(zip(actions, poses, strict=False), 1):
         show(f"step {step} of {len(actions)}")
         worst = np.maximum(worst, np.abs(robot.position(robot.observe()) - pose))

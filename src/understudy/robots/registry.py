@@ -6,11 +6,11 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import UntrustedCode, load
 from ..core import ConfigError, UserError, unknown_name
@@ -26,9 +26,11 @@ from .lerobot import PREFIX, LeRobotRobot, make_lerobot_robot, make_lerobot_tele
 from .limits import SafetyLimits
 from .ports import refuse_shared_ports
 from .safety import SafeRobot
-from .servo_arm import ARM_TYPES, ServoArm, ServoFollower, ServoLeader
+from .servo_arm import ARM_TYPES, ServoArm, ServoArmType, ServoFollower, ServoLeader
 from .simulated import SimulatedArm
 from .teleoperators import VelocityTeleoperator
+
+Arm = TypeVar("Arm", ServoFollower, ServoLeader)
 
 FOLLOWERS = tuple(n for n, t in ARM_TYPES.items() if not t.is_leader)
 LEADERS = tuple(n for n, t in ARM_TYPES.items() if t.is_leader)
@@ -79,10 +81,6 @@ class RobotConfig:
     retries: int | None = None
     options: Mapping[str, str] | None = None
 
-    def ports(self) -> dict[str, str | None]:
-        """The serial ports by the options that gave them."""
-        return _ports(self, "robot")
-
 
 @dataclass(frozen=True)
 class TeleoperatorConfig:
@@ -108,14 +106,16 @@ class TeleoperatorConfig:
     retries: int | None = None
     options: Mapping[str, str] | None = None
 
-    def ports(self) -> dict[str, str | None]:
-        """The serial ports by the options that gave them."""
-        return _ports(self, "teleop")
 
-
-def _ports(config: RobotConfig | TeleoperatorConfig, device: str) -> dict[str, str | None]:
+def ports_of(config: RobotConfig | TeleoperatorConfig) -> dict[str, str | None]:
+    """The serial ports by the options that gave them."""
+    device = _device_of(config)
     return {f"--{device}.port": config.port, f"--{device}.left-arm-port": config.left_arm_port,
             f"--{device}.right-arm-port": config.right_arm_port}
+
+
+def _device_of(config: RobotConfig | TeleoperatorConfig) -> str:
+    return "robot" if isinstance(config, RobotConfig) else "teleop"
 
 
 def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
@@ -124,22 +124,19 @@ def make_robot(config: RobotConfig, trust: Sequence[str] = ()) -> SafeRobot:
     Raises:
         UntrustedCode: The factory is in a package that is not trusted.
     """
-    refuse_shared_ports(config.ports())
+    refuse_shared_ports(ports_of(config))
     is_lerobot = config.type.startswith(PREFIX)  # with cameras of its own
     cameras = {} if is_lerobot else {
         name: _make_camera(name, settings, trust) for name, settings in (config.cameras or {}).items()}
     robot: Robot
     limits: SafetyLimits | None
     kept: dict[str, Any] = {}  # of a robot that already has limits
-    if config.type in FOLLOWERS:
-        robot = _follower(config, config.type, config.port, config.id, "--robot.port", cameras)
-        limits = robot.default_limits()
-    elif (one := config.type.removeprefix("bi_")) in FOLLOWERS:
-        name = config.id or config.type
-        left_arm = _follower(config, one, config.left_arm_port, f"{name}_left", "--robot.left-arm-port", {})
-        right_arm = _follower(config, one, config.right_arm_port, f"{name}_right", "--robot.right-arm-port", {})
-        robot = BimanualRobot(left_arm, right_arm, cameras)
-        limits = join_limits(left_arm.default_limits(), right_arm.default_limits())
+    if config.type.removeprefix("bi_") in FOLLOWERS:
+        is_single = config.type in FOLLOWERS
+        arms = _make_arms(config, lambda *arm: ServoFollower(
+            *arm, cameras if is_single else {}, config.disable_torque_on_disconnect, config.use_degrees))
+        robot = arms[0] if is_single else BimanualRobot(*arms, cameras)
+        limits = arms[0].default_limits() if is_single else join_limits(*(arm.default_limits() for arm in arms))
     elif config.type == "simulated_arm":
         robot = SimulatedArm(clock=time.monotonic, cameras=cameras)
         limits = SafetyLimits((-90.0, -90.0), (90.0, 90.0), (120.0, 120.0))
@@ -178,14 +175,10 @@ def make_teleoperator(config: TeleoperatorConfig, robot: SafeRobot, trust: Seque
     options = ("--robot.port",) if len(arms) < 2 else ("--robot.left-arm-port", "--robot.right-arm-port")
     lerobot = {"--robot.port": robot.robot.port} if isinstance(robot.robot, LeRobotRobot) else {}
     refuse_shared_ports({**{option: arm.bus.port_name for option, arm in zip(options, arms, strict=False)}, **lerobot,
-                         **config.ports()})
-    if config.type in LEADERS:
-        return _leader(config, config.type, config.port, config.id, "--teleop.port"), None
-    if (one := config.type.removeprefix("bi_")) in LEADERS:
-        name = config.id or config.type
-        return BimanualTeleoperator(
-            _leader(config, one, config.left_arm_port, f"{name}_left", "--teleop.left-arm-port"),
-            _leader(config, one, config.right_arm_port, f"{name}_right", "--teleop.right-arm-port")), None
+                         **ports_of(config)})
+    if config.type.removeprefix("bi_") in LEADERS:
+        leaders = _make_arms(config, lambda *arm: ServoLeader(*arm, config.use_degrees))
+        return leaders[0] if len(leaders) == 1 else BimanualTeleoperator(*leaders), None
     limits = robot.limits
     half_velocity = tuple(v / 2 for v in limits.max_velocity)
     if config.type == "keyboard":
@@ -218,47 +211,59 @@ def _lerobot_options(config: RobotConfig | TeleoperatorConfig) -> dict[str, Any]
     return {**{n: value for n in names if (value := getattr(config, n)) is not None}, **(config.options or {})}
 
 
-def _follower(config: RobotConfig, kind: str, port: str | None, name: str | None, option: str,
-              cameras: Mapping[str, Camera]) -> ServoFollower:
-    port = _required_port(port, option)
-    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "robot")
-    robot = ServoFollower(ARM_TYPES[kind], port, calibration, cameras, config.disable_torque_on_disconnect,
-                          config.use_degrees)
-    _set_up(robot.arm, path, config.retries)
-    return robot
-
-
-def _leader(config: TeleoperatorConfig, kind: str, port: str | None, name: str | None, option: str) -> ServoLeader:
-    port = _required_port(port, option)
-    calibration, path = arm_calibration(kind, port, name, config.calibration_dir, "teleop")
-    leader = ServoLeader(ARM_TYPES[kind], port, calibration, config.use_degrees)
-    _set_up(leader.arm, path, config.retries)
-    return leader
-
-
-def _set_up(arm: ServoArm, calibration_file: Path, retries: int | None) -> None:
-    arm.calibration_file = calibration_file
-    if retries is not None:
-        arm.bus.n_retries = retries
-
-
-def arm_calibration(kind: str, port: str, name: str | None, folder: Path | None, device: str
-                    ) -> tuple[dict[str, MotorCalibration], Path]:
-    """The calibration of an arm, and its file.
+@dataclass(frozen=True)
+class NamedArm:
+    """An arm of servos that a robot or a teleoperator consists of.
 
     Args:
-        port: Serial port of the arm, for messages.
-        name: Its id. None if it is the type.
+        id: Name of the arm, under which its calibration is stored. None for its type.
         folder: Folder of the calibration. None for the usual ones.
-        device: The option that names it, "robot" or "teleop", for messages.
+        device: The option that names it, "robot" or "teleop".
+        side: Of two arms, "left" or "right".
     """
-    path = find_calibration(kind, name or kind, folder)
-    if path is None:
-        raise UserError(f"there is no calibration of the arm {name or kind!r}", where=kind,
-                        hint=command_line("robot", "calibrate", f"--{device}", kind, f"--{device}.port", port,
-                                          *((f"--{device}.id", name) if name else ())))
-    arm = ARM_TYPES[kind]
-    return read_calibration(path, {servo: motor.id for servo, motor in arm.servos.items()}, arm.max_offset), path
+
+    kind: ServoArmType
+    port: str
+    id: str | None
+    folder: Path | None
+    device: str
+    side: str | None
+
+    def read_calibration(self) -> tuple[dict[str, MotorCalibration], Path]:
+        """The calibration, and its file."""
+        kind, name = self.kind.name, self.id or self.kind.name
+        path = find_calibration(kind, name, self.folder)
+        if path is None:
+            raise UserError(f"there is no calibration of the arm {name!r}", where=kind,
+                            hint=command_line("robot", "calibrate", f"--{self.device}", kind, f"--{self.device}.port",
+                                              self.port, *((f"--{self.device}.id", self.id) if self.id else ())))
+        ids = {servo: motor.id for servo, motor in self.kind.servos.items()}
+        return read_calibration(path, ids, self.kind.max_offset), path
+
+
+def named_arms(config: RobotConfig | TeleoperatorConfig) -> Iterator[NamedArm]:
+    """The arm of servos that a config names, or the left and the right one."""
+    kind, device = config.type.removeprefix("bi_"), _device_of(config)
+    for side in (None,) if kind == config.type else ("left", "right"):
+        option = f"{side}-arm-port" if side else "port"
+        port = getattr(config, option.replace("-", "_"))
+        if port is None:
+            raise ConfigError("is missing", where=f"--{device}.{option}", hint="understudy robot find-port finds it")
+        name = f"{config.id or config.type}_{side}" if side else config.id
+        yield NamedArm(ARM_TYPES[kind], port, name, config.calibration_dir, device, side)
+
+
+def _make_arms(config: RobotConfig | TeleoperatorConfig,
+               make: Callable[[ServoArmType, str, dict[str, MotorCalibration]], Arm]) -> list[Arm]:
+    arms = []
+    for named in named_arms(config):
+        calibration, path = named.read_calibration()
+        arm = make(named.kind, named.port, calibration)
+        arm.arm.calibration_file = path
+        if config.retries is not None:
+            arm.arm.bus.n_retries = config.retries
+        arms.append(arm)
+    return arms
 
 
 def parse_cameras(text: str) -> dict[str, dict[str, Any]]:
@@ -335,12 +340,6 @@ def _read_limits(path: Path) -> SafetyLimits:
         raise ConfigError(f"this describes {type(limits).__name__}, not SafetyLimits", where=path,
                           hint="write it with understudy.config.dump")
     return limits
-
-
-def _required_port(port: str | None, option: str) -> str:
-    if port is None:
-        raise ConfigError("is missing", where=option, hint="understudy robot find-port finds it")
-    return port
 
 
 def _per_joint(values: tuple[float, ...], size: int, name: str) -> tuple[float, ...]:

@@ -13,12 +13,13 @@ import numpy as np
 
 from ..core import ConfigError, Feature
 from .base import ConnectionLost, DrivenTeleoperator, Robot, RobotError
-from .calibration import Calibration, MotorCalibration, known_calibrations, same_values
+from .calibration import Calibration, MotorCalibration, is_leader_folder, known_calibrations, same_values
 from .cameras import Camera, camera_features, read_cameras
 from .dynamixel import DynamixelMotorsBus
 from .feetech import FeetechMotorsBus
 from .limits import SafetyLimits
 from .motors_bus import Motor, MotorsBus
+from .registers import BAUD_RATES
 from .torque_guard import TorqueGuard
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -81,33 +82,31 @@ class ServoArmType:
         return (FeetechMotorsBus if self.is_feetech else DynamixelMotorsBus)(port, self.servos)
 
 
-def _arm(name: str, manufacturer: str, models: Sequence[str], **options) -> ServoArmType:
-    return ServoArmType(name, manufacturer, {
-        joint: Motor(i, model, "percent" if joint == "gripper" else "degrees")
-        for i, (joint, model) in enumerate(zip(JOINTS, models, strict=True), 1)},
-        is_leader=name.endswith("_leader"), **options)
+def _arm(name: str, manufacturer: str, models: Sequence[str], joints: Sequence[str] = JOINTS,
+         ids: Sequence[int] = range(1, 7), **options) -> ServoArmType:
+    motors = {joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
+              for joint, number, model in zip(joints, ids, models, strict=True)}
+    return ServoArmType(name, manufacturer, motors, is_leader=is_leader_folder(name), **options)
 
 
-def _aloha_arm(name: str, models: Sequence[str], is_leader: bool) -> ServoArmType:
+def _aloha_arm(name: str, models: Sequence[str]) -> ServoArmType:
     """ViperX 300 and WidowX 250: the shoulder and the elbow have two servos each."""
     joints = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
-    return ServoArmType(name, "dynamixel", {
-        joint: Motor(number, model, "percent" if joint == "gripper" else "degrees")
-        for joint, number, model in zip(joints, (1, 2, 4, 6, 7, 8, 9), models, strict=True)},
-        full_turn=("forearm_roll", "wrist_rotate"), is_leader=is_leader,
-        shadows={f"{joint}_shadow": (joint, Motor(number, models[0]))
-                 for joint, number in (("shoulder", 3), ("elbow", 5))})
+    doubled = {"shoulder": 3, "elbow": 5}
+    shadows = {f"{joint}_shadow": (joint, Motor(number, models[0])) for joint, number in doubled.items()}
+    return _arm(name, "dynamixel", models, joints, (1, 2, 4, 6, 7, 8, 9), full_turn=("forearm_roll", "wrist_rotate"),
+                shadows=shadows)
 
 
 _SO = ("sts3215",) * 6
-_KOCH = {"full_turn": ("shoulder_pan", "wrist_roll")}
+_KOCH = ("shoulder_pan", "wrist_roll")  # joints without a stop
 ARM_TYPES = {t.name: t for t in (
     _arm("so100_follower", "feetech", _SO), _arm("so101_follower", "feetech", _SO),
     _arm("so100_leader", "feetech", _SO), _arm("so101_leader", "feetech", _SO),
-    _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, **_KOCH),
-    _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, **_KOCH, inverted=("elbow_flex",)),
-    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2, is_leader=False),
-    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150"), is_leader=True),
+    _arm("koch_follower", "dynamixel", ("xl430-w250",) * 2 + ("xl330-m288",) * 4, full_turn=_KOCH),
+    _arm("koch_leader", "dynamixel", ("xl330-m077",) * 6, full_turn=_KOCH, inverted=("elbow_flex",)),
+    _aloha_arm("viperx", ("xm540-w270",) * 5 + ("xm430-w350",) * 2),
+    _aloha_arm("widowx", ("xm430-w350",) * 5 + ("xl430-w250", "xc430-w150")),
 )}
 
 
@@ -115,7 +114,7 @@ class ServoArm:
     """What followers and leaders have in common: the bus, the calibration, and the units.
 
     Args:
-        calibration: Its calibration. None if there is none yet.
+        calibration: Its calibration. None or empty if there is none yet.
         use_degrees: Units of the joints: degrees, or -100 to 100 over the calibrated range.
 
     Attributes:
@@ -123,7 +122,7 @@ class ServoArm:
     """
 
     def __init__(self, kind: ServoArmType, port: str, calibration: Calibration | None, use_degrees: bool = True):
-        self.kind, self.calibration, self.bus = kind, calibration, kind.bus(port)
+        self.kind, self.calibration, self.bus = kind, calibration or {}, kind.bus(port)
         self.calibration_file: Path | None = None
         self.units = {n: m.range if use_degrees or m.range == "percent" else "signed_percent"
                       for n, m in kind.motors.items()}
@@ -136,7 +135,7 @@ class ServoArm:
                 joint is far outside its range.
             ConnectionLost: A servo does not answer.
         """
-        if self.calibration is None:
+        if not self.calibration:
             raise RobotError("the arm is not calibrated", where=self.place, hint="understudy robot calibrate")
         self.bus.connect()
         try:
@@ -157,7 +156,7 @@ class ServoArm:
 
     def read_positions(self) -> dict[str, int]:
         """Measured positions in steps."""
-        return {n: v[0] for n, v in self.bus.sync_read(["Present_Position"], list(self.kind.motors)).items()}
+        return self.bus.positions(list(self.kind.motors))
 
     def write(self, name: str, **values: int) -> None:
         """Sets registers of one servo, in this order."""
@@ -198,18 +197,15 @@ class ServoArm:
 
     def calibration_differences(self) -> dict[str, MotorCalibration]:
         """What those servos hold whose values differ from the calibration."""
-        assert self.calibration is not None
         return {name: each for name, each in self.stored_calibration().items()
                 if self.servo_values(each) != self.servo_values(self.calibration[name])}
 
     def is_new(self, differences: Calibration) -> bool:
         """Whether no servo has been calibrated. A new one among others is a replacement, whose zero nobody knows."""
-        assert self.calibration is not None
         return all(differences.get(name, each).is_factory for name, each in self.calibration.items())
 
     def mismatch(self, differences: Calibration) -> RobotError:
         """The error for servos that hold another calibration, which may be that of another arm."""
-        assert self.calibration is not None
         rows = "".join(f"\n  {n}: servo {each} | file {self.calibration[n]}" for n, each in differences.items())
         return RobotError(f"the servos hold another calibration than {self.calibration_file or 'the given one'}:{rows}",
                           where=self.place, hint="name the port of this arm. If it is this arm, --yes writes the "
@@ -238,7 +234,7 @@ class ServoArm:
             self.bus.write("Secondary_ID", name, self.kind.motors[first].id if on else _NO_ID)
         if not on or not shadows:
             return
-        positions = {n: v[0] for n, v in self.bus.sync_read(["Present_Position"]).items()}
+        positions = self.bus.positions()
         for name, (first, _) in shadows.items():
             if abs(gap := positions[name] - positions[first]) > _MAX_SHADOW_STEPS:
                 raise RobotError(f"{name} is {gap} steps away from {first}, although they move the same joint",
@@ -246,7 +242,6 @@ class ServoArm:
                                  hint="calibrate the arm again: understudy robot calibrate")
 
     def _write_calibration(self) -> None:
-        assert self.calibration is not None
         differences = self.calibration_differences()
         if differences and not self.is_new(differences):
             raise self.mismatch(differences)
@@ -258,7 +253,6 @@ class ServoArm:
 
     def _check_turns(self) -> None:
         """Refuses positions that no joint can have, as Dynamixel servos show that forgot a turn without power."""
-        assert self.calibration is not None
         for name, steps in self.read_positions().items():
             outside = max(self.calibration[name].range_min - steps, steps - self.calibration[name].range_max)
             if outside > _MAX_OUTSIDE:
@@ -268,18 +262,15 @@ class ServoArm:
                                       "this remains, calibrate it again: understudy robot calibrate")
 
     def _to_units(self, steps: Mapping[str, int]) -> np.ndarray:
-        assert self.calibration is not None
         return np.array([self._mirrored(n, self.calibration[n].to_unit(steps[n], unit, self.bus.resolution))
                          for n, unit in self.units.items()])
 
     def _to_steps(self, action: np.ndarray) -> dict[str, int]:
-        assert self.calibration is not None
         return {n: self.calibration[n].to_steps(self._mirrored(n, float(v)), unit, self.bus.resolution)
                 for (n, unit), v in zip(self.units.items(), action, strict=True)}
 
     def _mirrored(self, name: str, value: float) -> float:
         """An inverted Feetech servo is mirrored here, as in LeRobot. Dynamixel servos invert themselves."""
-        assert self.calibration is not None
         unit = self.units[name]
         if not self.kind.is_feetech or not self.calibration[name].drive_mode or unit == "degrees":
             return value
@@ -287,14 +278,12 @@ class ServoArm:
 
     def ranges(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest positions of the calibration, in the units of the arm."""
-        assert self.calibration is not None
         low, high = ({n: getattr(c, f"range_{end}") for n, c in self.calibration.items()} for end in ("min", "max"))
         ends = self._to_units(low), self._to_units(high)
         return np.minimum(*ends), np.maximum(*ends)
 
     def steps_per_unit(self, name: str) -> float:
         """Steps of a servo for one unit of its joint."""
-        assert self.calibration is not None
         each = self.calibration[name]
         width = {"degrees": 360 * (each.range_max - each.range_min) / (self.bus.resolution - 1), "percent": 100.0,
                  "signed_percent": 200.0}[self.units[name]]
@@ -349,7 +338,7 @@ class ServoFollower(Robot):
 
     @property
     def calibration(self):
-        return {n: str(each) for n, each in (self.arm.calibration or {}).items()}
+        return {n: str(each) for n, each in self.arm.calibration.items()}
 
     def connect(self):
         if self._guard is not None:  # of a connection that was lost
@@ -514,12 +503,9 @@ def release_arm(kind: ServoArmType, port: str) -> list[str]:
         ConnectionLost: The port cannot be opened.
     """
     bus = kind.bus(port)
-    bus.connect(check=False)
-    try:
+    with bus.connected(check=False):
         bus.sync_write("Torque_Enable", dict.fromkeys(kind.servos, 0))  # all at once, which nobody confirms
         return _switch_torque_off(bus, kind)
-    finally:
-        bus.disconnect()
 
 
 def _switch_torque_off(bus: MotorsBus, kind: ServoArmType) -> list[str]:
@@ -548,8 +534,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
     for rate in (1_000_000, 57_600, 115_200):
         bus = kind.bus(port)
         bus.baudrate, bus.motors, bus.reply_timeout = rate, {}, 0.01
-        bus.connect(check=False)
-        try:
+        with bus.connected(check=False):
             if not (models := bus.scan()):
                 continue
             models |= bus.scan()  # a reply that came too late must not let two servos get the same id
@@ -565,7 +550,7 @@ def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
             bus.write("ID", name, motor.id)
             bus.motors = {name: motor}
             with suppress(ConnectionLost):  # its answer may already come at the new rate
-                bus.write("Baud_Rate", name, bus.baud_rate_code(1_000_000))
+                bus.write("Baud_Rate", name, BAUD_RATES[bus.name][1_000_000])
             bus.disconnect()
             time.sleep(0.05)
             bus.baudrate = 1_000_000
@@ -573,8 +558,6 @@ def set_up_motor(kind: ServoArmType, port: str, name: str) -> tuple[int, int]:
             if kind.is_feetech:
                 bus.write("Lock", name, 1)
             return number, rate
-        finally:
-            bus.disconnect()
     raise ConnectionLost("no servo answers at any baud rate", where=port,
                          hint="check the power, and that the servo is connected to the controller")
 
@@ -618,19 +601,19 @@ class Calibrator:
                 "Operating_Mode": 4, "Drive_Mode": int(name in kind.inverted_servos)}
             self.arm.write(name, **first, Homing_Offset=0, Min_Position_Limit=0, Max_Position_Limit=bus.resolution - 1)
         sign = 1 if kind.is_feetech else -1  # Feetech subtracts the offset, Dynamixel adds it
-        present = bus.sync_read(["Present_Position"])
-        if turned := [name for name, (steps,) in present.items() if abs(steps) >= bus.resolution]:
+        present = bus.positions()
+        if turned := [name for name, steps in present.items() if abs(steps) >= bus.resolution]:
             raise RobotError(f"{', '.join(turned)} made more than one turn, which the servo forgets without power",
                              where=self.arm.place, hint="switch the power of the arm off and on, and calibrate again")
-        for name, (steps,) in present.items():
+        for name, steps in present.items():
             self.offsets[name] = sign * min(steps - half, half)  # Feetech's offset has 11 bits and a sign
             bus.write("Homing_Offset", name, self.offsets[name])
-        self.low = {n: v[0] for n, v in bus.sync_read(["Present_Position"]).items()}
+        self.low = bus.positions()
         self.high = dict(self.low)
 
     def update(self) -> dict[str, tuple[int, int, int]]:
         """Reads all joints. Returns the lowest, the present and the highest position of each."""
-        positions = {n: v[0] for n, v in self.arm.bus.sync_read(["Present_Position"]).items()}
+        positions = self.arm.bus.positions()
         for name, steps in positions.items():
             self.low[name], self.high[name] = min(self.low[name], steps), max(self.high[name], steps)
         return {n: (self.low[n], steps, self.high[n]) for n, steps in positions.items()}

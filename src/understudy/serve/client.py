@@ -182,8 +182,7 @@ class Client:
             text = bytes(error.response.body or b"").decode(errors="replace").strip()
             raise RequestRefused(f"{self.url}: {text or error}") from None
         except (OSError, InvalidHandshake) as error:
-            self._drop()
-            raise LinkLost(f"{self.url}: no connection ({error or type(error).__name__})") from None
+            raise self._lost(f"no connection ({error or type(error).__name__})") from None
         except (InvalidURI, ValueError) as error:  # a ValueError, such as of a port that is no number
             raise RequestRefused(f"{self.url}: this is not an address of a server ({error})") from None
         if self.schema is not None:
@@ -195,13 +194,11 @@ class Client:
         try:
             self._connection.send(message)
         except (ConnectionClosed, OSError) as error:
-            self._drop()
-            raise LinkLost(f"{self.url}: the connection was lost ({error})") from None
+            raise self._lost(f"the connection was lost ({error})") from None
         reply = self._receive()
         answered = reply.get("understudy")
         if not isinstance(answered, dict) or answered.get("id") != number:
-            self._drop()
-            raise LinkLost(f"{self.url}: the reply belongs to another request")
+            raise self._lost("the reply belongs to another request")
         self._note_checkpoint(answered)
         return reply
 
@@ -213,20 +210,22 @@ class Client:
         assert self._connection is not None
         try:
             message = self._connection.recv(timeout=self.timeout)
-        except TimeoutError:
-            self._drop()  # a late reply must not be taken for that to the next request
-            raise LinkLost(f"{self.url}: no reply within {self.timeout:g} s") from None
+        except TimeoutError:  # a late reply must not be taken for that to the next request
+            raise self._lost(f"no reply within {self.timeout:g} s") from None
         except (ConnectionClosed, OSError) as error:
-            self._drop()
-            raise LinkLost(f"{self.url}: the connection was lost ({error})") from None
+            raise self._lost(f"the connection was lost ({error})") from None
         if isinstance(message, str):
             self._drop()
             raise RequestRefused(message)
         try:
             return unpack(message)
         except WireError as error:
-            self._drop()
-            raise LinkLost(f"{self.url}: the reply cannot be read ({error})") from None
+            raise self._lost(f"the reply cannot be read ({error})") from None
+
+    def _lost(self, problem: str) -> LinkLost:
+        """Closes the connection. Returns the error that says why."""
+        self._drop()
+        return LinkLost(f"{self.url}: {problem}")
 
     def _drop(self) -> None:
         self._connection = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +28,15 @@ class RerunView:
     Args:
         robot: The robot. `SafeRobot.on_step` calls `step`.
         file: A file of Rerun to write. None to start the viewer.
-        clock: Current time (s).
     """
 
-    def __init__(self, robot: SafeRobot, file: Path | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, robot: SafeRobot, file: Path | None = None):
         try:
             import rerun as rr
         except ImportError:
             raise UserError("rerun-sdk is not installed", where="--rerun",
                             hint="pip install 'understudy[rerun]'") from None
-        self._rr, self.robot, self.clock = rr, robot, clock
+        self._rr, self.robot = rr, robot
         self._out = rr.RecordingStream(f"understudy {robot.name}")
         if file is None:
             self._out.spawn()
@@ -46,7 +45,7 @@ class RerunView:
         self._steps: deque[ViewedStep] = deque(maxlen=_KEPT)
         self._obs: Mapping[str, np.ndarray] = {}
         self._logged_frames: dict[str, np.ndarray] = {}
-        self._n_steps, self._start, self._ended = 0, clock(), threading.Event()
+        self._n_steps, self._start, self._ended = 0, time.monotonic(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="rerun", daemon=True)
 
     def __enter__(self):
@@ -66,7 +65,7 @@ class RerunView:
     def step(self, obs: Mapping[str, np.ndarray], command: np.ndarray, sent: np.ndarray) -> None:
         """Takes references to a step of the control loop. It does not wait."""
         self._obs = obs
-        self._steps.append(ViewedStep(self._n_steps, self.clock(), self.robot.position(obs), command, sent))
+        self._steps.append(ViewedStep(self._n_steps, time.monotonic(), self.robot.position(obs), command, sent))
         self._n_steps += 1
 
     def show(self, text: str) -> None:

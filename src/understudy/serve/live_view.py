@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -72,16 +72,14 @@ class LiveView:
         robot: The robot. `SafeRobot.on_step` calls `step`.
         fps: Steps per second of the control loop.
         port: Port. 0 for any that is free.
-        clock: Current time (s).
 
     Attributes:
         token: What a browser needs to connect.
         address: Address of the page, with the token behind #, which browsers do not send.
     """
 
-    def __init__(self, robot: SafeRobot, fps: float, host: str = "127.0.0.1", port: int = 0,
-                 clock: Callable[[], float] = time.monotonic):
-        self.robot, self.fps, self.clock, self.token = robot, fps, clock, secrets.token_urlsafe(24)
+    def __init__(self, robot: SafeRobot, fps: float, host: str = "127.0.0.1", port: int = 0):
+        self.robot, self.fps, self.token = robot, fps, secrets.token_urlsafe(24)
         self._socket, page, self._origins = open_page_port(host, port, f"--view-address {host}:{port}")
         self.address = f"{page}/#{self.token}"
         size = robot.schema["action"].size
@@ -106,7 +104,7 @@ class LiveView:
 
     def step(self, obs: Mapping[str, np.ndarray], command: np.ndarray, sent: np.ndarray) -> None:
         """Takes references to a step of the control loop. It does not wait."""
-        now = self.clock()
+        now = time.monotonic()
         for name, value in obs.items():
             if name.startswith(_PREFIX):
                 if value is not self._frames.get(name):
@@ -125,7 +123,7 @@ class LiveView:
         Args:
             after: Number of the last step that it knows.
         """
-        now, steps = self.clock(), self._steps.copy()
+        now, steps = time.monotonic(), self._steps.copy()
         gaps = np.diff([s.time for s in steps if s.time > now - SECONDS])
         state, _, keys = self._text.partition(" | ")
         return {

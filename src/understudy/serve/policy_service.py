@@ -121,22 +121,19 @@ class PolicyService(Service):
     @torch.no_grad()
     def run(self, requests):
         served = self.served  # one version for the whole batch
-        work: list[_Work | Exception] = []
-        for request in requests:
+        replies: dict[int, Reply | Exception] = {}
+        groups: dict[object, dict[int, _Work]] = {}
+        for i, request in enumerate(requests):
             try:
-                work.append(self._prepare(served, request))
+                work = self._prepare(served, request)
             except Exception as error:  # of one request: the others are answered
-                work.append(error)
-        replies: list[Reply | Exception | None] = [w if isinstance(w, Exception) else None for w in work]
-        groups: dict[object, list[int]] = {}
-        for i, w in enumerate(work):
-            if not isinstance(w, Exception):
-                groups.setdefault(w.kind(), []).append(i)
-        for numbers in groups.values():
-            members = [w for i in numbers if not isinstance(w := work[i], Exception)]
-            for i, reply in zip(numbers, _run_group(served, members), strict=True):
+                replies[i] = error
+            else:
+                groups.setdefault(work.kind(), {})[i] = work
+        for group in groups.values():
+            for i, reply in zip(group, _run_group(served, list(group.values())), strict=True):
                 replies[i] = replace(reply, checkpoint=served.checkpoint) if isinstance(reply, Reply) else reply
-        return [reply for reply in replies if reply is not None]
+        return [replies[i] for i in range(len(requests))]
 
     def _prepare(self, served: ServedPolicy, request: Request) -> _Work:
         op = request.options.get("op", "infer")
@@ -316,7 +313,6 @@ def _finished(finish: Callable[..., Reply], *results) -> Reply | Exception:
 
 
 def _merged(plans: Sequence[_Plan]) -> PlanRequest:
-    """The requests as one."""
     requests = [m.request for m in plans]
     if len(requests) == 1:
         return requests[0]

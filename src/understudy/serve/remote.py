@@ -114,18 +114,17 @@ class RemoteActor(Actor):
         return _request_array(self.client, {**sent, "understudy": {"op": op, **options}}, reply, shape)
 
 
-def connect_policy(address: str, timeout: float = 10.0) -> Client:
+def connect_policy(address: str) -> Client:
     """Connects to a server, with the token in the file that the environment variable UNDERSTUDY_TOKEN_FILE names.
 
     Args:
         address: Such as "ws://gpu:8000".
-        timeout: Seconds to wait for a connection or a reply.
     """
     from .access import read_tokens
 
     path = os.environ.get(TOKEN_VARIABLE)
     token = None if path is None else read_tokens(Path(path))[0]
-    client = _asked(lambda: Client(address, token=token, timeout=timeout))
+    client = _asked(lambda: Client(address, token=token))
     RemotePlanner(client)  # refuses what is no policy of understudy
     return client
 
@@ -171,7 +170,6 @@ def _check_description(about: Mapping, planner: RemotePlanner) -> None:
 
 
 def _request_array(client: Client, message: Mapping[str, object], name: str, shape: tuple[int, ...]) -> Tensor:
-    """An array of the reply to a request."""
     return torch.from_numpy(_asked(lambda: reply_array(client.request(message), name, shape)))
 
 

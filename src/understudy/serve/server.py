@@ -93,16 +93,13 @@ class ServerOptions:
 class PolicyServer:
     """Serves a policy until `stop` is called.
 
-    Args:
-        clock: Current time (s).
-
     Attributes:
         port: The port, when `run` has started.
     """
 
     def __init__(self, service: Service, options: ServerOptions = ServerOptions(),  # noqa: B008
-                 log: Log = lambda event, **values: None, clock: Callable[[], float] = time.perf_counter):
-        self.service, self.options, self.log, self.clock = service, options, log, clock
+                 log: Log = lambda event, **values: None):
+        self.service, self.options, self.log = service, options, log
         self.metrics = ServerMetrics()
         self.port = options.port
         self._stopping = asyncio.Event()
@@ -161,12 +158,12 @@ class PolicyServer:
         for connection, idle in list(self._idle.items()):
             if idle:  # the others close after their reply
                 asyncio.ensure_future(connection.close(GOING_AWAY, "the server ends"))
-        until = self.clock() + self.options.grace
-        while self._idle and self.clock() < until:
+        until = time.perf_counter() + self.options.grace
+        while self._idle and time.perf_counter() < until:
             await asyncio.sleep(0.01)
         server.close()
         await server.wait_closed()
-        self._inference.close(max(1.0, until - self.clock()))
+        self._inference.close(max(1.0, until - time.perf_counter()))
         self._summarized.flush()
         self.log("stopped")
 
@@ -224,10 +221,10 @@ class PolicyServer:
     async def _serve(self, connection: ServerConnection, session: Session) -> None:
         """Answers the requests of a client, one after the other."""
         pending: Job | None = None
-        due = self.clock()
+        due = time.perf_counter()
         while not self._stopping.is_set():
             message = await connection.recv()
-            began = self.clock()
+            began = time.perf_counter()
             self._idle[connection] = False
             if (wait := due - began) > 0:
                 self.metrics.slowed.add()
@@ -239,12 +236,15 @@ class PolicyServer:
                     reply, seconds = self._greet(request), 0.0
                 else:
                     reply, seconds, pending = await self._answer(request, pending, began)
-                sent = pack({**reply.values, **self._timing(session, seconds), **self._extras(request, reply)})
+                timing = {"infer_ms": seconds * 1000}
+                if session.previous_seconds is not None:
+                    timing["prev_total_ms"] = session.previous_seconds * 1000
+                sent = pack({**reply.values, "server_timing": timing, **self._extras(request, reply)})
             except Exception as error:
                 await self._fail(connection, session, error)
                 return
             await connection.send(sent)
-            spent = self.clock() - began
+            spent = time.perf_counter() - began
             session.previous_seconds = spent
             self.metrics.latency.add(spent)
             self.metrics.overhead.add(max(spent - seconds, 0))
@@ -296,7 +296,7 @@ class PolicyServer:
             with suppress(Exception):  # `result` raises it
                 await job.reply
         elif not job.reply.done():
-            await asyncio.wait([job.reply], timeout=max(0.0, limit - (self.clock() - began)))
+            await asyncio.wait([job.reply], timeout=max(0.0, limit - (time.perf_counter() - began)))
         return job.reply.done()
 
     def _deadline(self, request: Request) -> float | None:
@@ -315,12 +315,6 @@ class PolicyServer:
         if values is None:
             raise DeadlinePassed("the reply was not ready by its deadline: stop")
         return Reply({**values, "fallback": kind})
-
-    def _timing(self, session: Session, seconds: float) -> dict[str, object]:
-        timing = {"infer_ms": seconds * 1000}
-        if session.previous_seconds is not None:
-            timing["prev_total_ms"] = session.previous_seconds * 1000
-        return {"server_timing": timing}
 
     def _extras(self, request: Request, reply: Reply) -> dict[str, object]:
         """What only clients of understudy get."""
@@ -360,9 +354,8 @@ class BackgroundServer:
         ...     Client(server.url).infer(obs)
     """
 
-    def __init__(self, service: Service, options: ServerOptions = ServerOptions(port=0),  # noqa: B008
-                 log: Log = lambda event, **values: None):
-        self.service, self.options, self.log = service, options, log
+    def __init__(self, service: Service, options: ServerOptions = ServerOptions(port=0)):  # noqa: B008
+        self.service, self.options = service, options
         self.server: PolicyServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
@@ -394,7 +387,7 @@ class BackgroundServer:
 
     def _run(self) -> None:
         async def serving() -> None:
-            self._loop, self.server = asyncio.get_running_loop(), PolicyServer(self.service, self.options, self.log)
+            self._loop, self.server = asyncio.get_running_loop(), PolicyServer(self.service, self.options)
             await self.server.run(self._ready.set)
         try:
             asyncio.run(serving())

@@ -23,7 +23,7 @@ import av
 import numpy as np
 
 from .. import __version__
-from ..audit.base import AuditReport, Finding
+from ..audit.base import AuditReport
 from ..core import Feature, UserError, role
 from ..data import video
 from ..data.episode import Dataset, Episode
@@ -88,26 +88,18 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
 def _write_pieces(pages: _EpisodePages, part: Path | None, progress: Progress | None) -> list[tuple[int, str]]:
     """(first episode, JSON) of each piece. In a folder, the JSON is written there as a script and is empty here."""
     out, pending, size, first = [], [], 0, 0
-
-    def close():
-        nonlocal pending, size
-        text = f"[{','.join(pending)}]"
-        if part is not None:
-            (part / f"{len(out)}.js").write_text(f"understudyPiece({len(out)},{text});\n", encoding="utf-8")
-            text = ""
-        out.append((first, text))
-        pending, size = [], 0
     for e in range(pages.count):
-        if not pending:
-            first = e
         pending.append(_script_json(pages.episode(e)))
         size += len(pending[-1])
-        if size >= _PIECE_BYTES:
-            close()
+        if size >= _PIECE_BYTES or e + 1 == pages.count:
+            text = f"[{','.join(pending)}]"
+            if part is not None:
+                (part / f"{len(out)}.js").write_text(f"understudyPiece({len(out)},{text});\n", encoding="utf-8")
+                text = ""
+            out.append((first, text))
+            pending, size, first = [], 0, e + 1
         if progress is not None:
             progress(e + 1, pages.count)
-    if pending:
-        close()
     return out
 
 
@@ -279,7 +271,8 @@ class _EpisodePages:
                 for name, v in self.report.scores.items()
                 if len(v) == self.count
             },
-            "findings": [_finding_to_json(f) for f in listed_findings],
+            "findings": [{"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy,
+                          **asdict(f.where)} for f in listed_findings],
             "statistics": [row for c in self.numbers for row in self._statistics(c)],
             "maps": [m.to_json() for m in self.maps if m.points],
             "pieces": {"folder": None if self.inline else folder, "first": [first for first, _ in pieces]},
@@ -420,10 +413,6 @@ def episode_success(episode: Episode) -> bool | None:
         return plots._outcome(episode)
     except UserError:
         return None
-
-
-def _finding_to_json(f: Finding) -> dict[str, Any]:
-    return {"code": f.code, "severity": f.severity, "message": f.message, "remedy": f.remedy, **asdict(f.where)}
 
 
 def decode_texts(column: np.ndarray) -> Sequence[str]:

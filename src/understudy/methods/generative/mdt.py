@@ -59,9 +59,6 @@ class GoalEncoder(Encoder):
                             hint="Name the columns that give the goal.")
         return _GoalEncoderNet(self, features, n_obs_steps)
 
-    def check_policy(self, codec, augmentations):
-        self.encoder.check_policy(codec, augmentations)
-
 
 class _GoalEncoderNet(EncoderNet):
     goals: Any  # nn.ModuleList, which does not say of what: encoders

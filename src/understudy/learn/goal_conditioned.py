@@ -231,8 +231,8 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
-        (coded, loss), bound = self.policy.sample_and_loss(batch, rng), self.policy.codec.bound
-        score = self.score(batch.obs, coded if bound is None else coded.clamp(-bound, bound))
+        coded, loss = self.policy.sample_and_loss(batch, rng)
+        score = self.score(batch.obs, self.policy.clip(coded))
         score = score / (score.detach().abs().mean() + 1e-6)
         return self.alpha * loss - score.unsqueeze(1)
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,8 @@ from .files import check_checksum, read_json, write_checksums, write_json
 FEATURES = "features.json"
 WEIGHTS = "weights.safetensors"
 RETRAIN = "take another checkpoint of the run, or train it again"
+
+T = TypeVar("T")
 
 
 class CheckpointModule(nn.Module, ABC):
@@ -125,6 +127,14 @@ class FromStage:
 
     stage: str
     module: str = "policy"
+
+
+def check_trained(module: FromStage | T, kind: type[T], where: str, noun: str = "module") -> T:
+    """Returns a module. Raises UserError for a reference to a stage, which is not trained."""
+    if not isinstance(module, kind):
+        raise UserError(f"{module} is not a trained {noun}", where=where,
+                        hint=f"train a method that has this stage, or give the {noun} itself")
+    return module
 
 
 # -- files ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ...checkpoint import (
     BuiltModule,
     CheckpointModule,
     FromStage,
+    check_trained,
     load_module,
     load_weights,
     save_module,
@@ -154,10 +155,7 @@ class ScoredReturn(ColumnChange):
         return {self.into: value}, {"value": value, "reward": self._trained()(obs).reshape(-1, 1).to(value)}
 
     def _trained(self) -> CalibratedScorer:
-        if not isinstance(self.scorer, CalibratedScorer):
-            raise UserError(f"{self.scorer} is not a trained module", where="ScoredReturn.scorer",
-                            hint="train a method that has this stage, or give the module itself")
-        return self.scorer
+        return check_trained(self.scorer, CalibratedScorer, "ScoredReturn.scorer")
 
 
 TASK = "observation.task"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +19,9 @@ from .files import check_checksum, read_json, write_checksums, write_json
 
 FEATURES = "features.json"
 WEIGHTS = "weights.safetensors"
-Module = TypeVar("Module", bound=nn.Module)
 RETRAIN = "take another checkpoint of the run, or train it again"
+
+T = TypeVar("T")
 
 
 class CheckpointModule(nn.Module, ABC):
@@ -79,6 +80,43 @@ class Scorer(CheckpointModule):
         return self(copies, plans.flatten(0, 1)).unflatten(0, (-1, n))
 
 
+class BuiltModule(CheckpointModule):
+    """A module that is built again from its description and its columns. Its folder needs no other file.
+
+    Attributes:
+        kind: What the module is, such as "critic". The description is written as KIND.json.
+        description: The class of `about`.
+
+    Args:
+        about: Everything but the weights and the columns that determines the module, a frozen dataclass.
+        features: The columns that it is built for.
+    """
+
+    kind: ClassVar[str]
+    description: ClassVar[type]
+
+    def __init__(self, about: Any, features: Schema):
+        super().__init__()
+        self.about, self.features = about, dict(features)
+
+    def save(self, folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{self.kind}.json", config.dump(self.about))
+        save_features(self.features, folder)
+        save_weights(self, folder)
+
+    @classmethod
+    def load(cls, folder, trust=(), device="cpu"):
+        path = Path(folder) / f"{cls.kind}.json"
+        about = config.load(read_json(path, RETRAIN), ("understudy", *trust), str(path))
+        if not isinstance(about, cls.description):
+            raise UserError(f"the file describes no {cls.kind}", where=path, hint=RETRAIN)
+        module = cls(about, load_features(folder, RETRAIN))
+        load_weights(module, folder, RETRAIN, cls.kind)
+        return module.eval().to(device)
+
+
 @dataclass(frozen=True)
 class FromStage:
     """A reference, in a field of a method, to a module that a stage of the method trained.
@@ -89,6 +127,14 @@ class FromStage:
 
     stage: str
     module: str = "policy"
+
+
+def check_trained(module: FromStage | T, kind: type[T], where: str, noun: str = "module") -> T:
+    """Returns a module. Raises UserError for a reference to a stage, which is not trained."""
+    if not isinstance(module, kind):
+        raise UserError(f"{module} is not a trained {noun}", where=where,
+                        hint=f"train a method that has this stage, or give the {noun} itself")
+    return module
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -148,36 +194,6 @@ def read_tensors(path: Path, hint: str, *, has_checksum: bool = False) -> dict[s
         raise UserError("there is no such file", where=path, hint=hint) from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"the safetensors file is damaged ({error})", where=path, hint=hint) from None
-
-
-def save_built(module: nn.Module, folder: Path | str, kind: str, about: object, features: Schema) -> None:
-    """Writes a module with what it was built from. The folder needs no other file.
-
-    Args:
-        kind: What the module is, such as "critic". The description is written as KIND.json.
-        about: A frozen dataclass that describes the module.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{kind}.json", config.dump(about))
-    save_features(features, folder)
-    save_weights(module, folder)
-
-
-def load_built(build: Callable[[Any, Schema], Module], folder: Path | str, kind: str, description: type,
-               trust: tuple[str, ...] = (), device: str | torch.device = "cpu") -> Module:
-    """Reads what `save_built` wrote. The module is in evaluation mode.
-
-    Args:
-        build: Builds the module from its description and its features.
-    """
-    path = Path(folder) / f"{kind}.json"
-    spec = config.load(read_json(path, RETRAIN), ("understudy", *trust), str(path))
-    if not isinstance(spec, description):
-        raise UserError(f"the file describes no {kind}", where=path, hint=RETRAIN)
-    module = build(spec, load_features(folder, RETRAIN))
-    load_weights(module, folder, RETRAIN, kind)
-    return module.eval().to(device)
 
 
 def save_features(features: Schema, folder: Path | str) -> None:

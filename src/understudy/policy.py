@@ -592,6 +592,11 @@ class Policy(CheckpointModule, StepwisePlanner):
         """
         return self.codec.encode(batch.action, batch.obs) * batch.mask.unsqueeze(-1)
 
+    def clip(self, coded: Tensor) -> Tensor:
+        """Return coded actions, (..., width), within the range of those in the data, where the codec knows one."""
+        bound = self.codec.bound
+        return coded if bound is None else coded.clamp(-bound, bound)
+
     def loss(self, batch: Batch, rng: Generator, target_policy: Policy | None = None,
              n_noise_samples: int = 1) -> Tensor:
         """Return the loss of each step, (B, H), not reduced. It is zero where padded.

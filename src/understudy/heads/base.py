@@ -98,6 +98,29 @@ class Head(ABC):
         return self.sample(net, context, noise), self.loss(net, context, action, mask, rng)
 
 
+class HeadNet(nn.Module):
+    """The network of a head, by the names of its parts: a trunk, and what else the head needs.
+
+    Args:
+        **parts: Tensors become buffers. Anything but modules and parameters is a plain attribute.
+    """
+
+    def __init__(self, **parts: Any):
+        super().__init__()
+        for name, content in parts.items():
+            if isinstance(content, Tensor) and not isinstance(content, nn.Parameter):
+                self.register_buffer(name, content)
+            else:
+                setattr(self, name, content)
+
+
+class DeterministicHead(Head):
+    """A head whose plans have no randomness."""
+
+    def noise(self, horizon, coded_dim):
+        return (horizon, 0)  # the empty tensor still carries B and H
+
+
 class LikelihoodHead(Head):
     """A head with a density. ``-loss``, summed over a chunk without padding, equals `log_prob`."""
 

@@ -6,10 +6,10 @@ import math
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Above, AtLeast, ConfigError, part
-from .base import TemperatureHead, cluster_chunks, gumbel_noise
+from .base import HeadNet, TemperatureHead, cluster_chunks, gumbel_noise
 
 
 @part
@@ -55,7 +55,8 @@ class BeT(TemperatureHead):
             raise ConfigError(f"the target has {coded_dim} components, and a place has two", where="BeT.square",
                               hint="use square=None, which finds clusters by k-means")
         steps = spec.horizon if self.joint else 1
-        return _Clusters(trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec), self.n_clusters, steps, coded_dim)
+        return HeadNet(trunk=trunk.build(0, self.n_clusters * (1 + coded_dim), 0, spec),
+                       centers=torch.zeros(self.n_clusters, steps, coded_dim))
 
     def fit(self, net, pairs):
         net.centers.copy_(cell_centers(self.n_clusters, self.square) if self.square else
@@ -98,10 +99,3 @@ def cell_centers(n: int, half: float) -> Tensor:
     side = math.isqrt(n)
     middle = half * ((2 * torch.arange(side) + 1) / side - 1)
     return torch.stack([middle.repeat(side), -middle.repeat_interleave(side)], 1).unsqueeze(1)
-
-
-class _Clusters(nn.Module):
-    def __init__(self, trunk, n_clusters, steps, coded_dim):
-        super().__init__()
-        self.trunk = trunk
-        self.register_buffer("centers", torch.zeros(n_clusters, steps, coded_dim))

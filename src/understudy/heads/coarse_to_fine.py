@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import AtLeast, ConfigError, Context, Unsupported, part
-from .base import Head
+from .base import DeterministicHead, HeadNet
 
 
 @part
-class CoarseToFineQ(Head):
+class CoarseToFineQ(DeterministicHead):
     """Value head that zooms into the range of the actions in the data, for each component of each step on its own.
 
     A level divides an interval into bins and gives each a distribution of returns over fixed atoms. The bin with the
@@ -43,15 +43,12 @@ class CoarseToFineQ(Head):
             raise ConfigError(f"low ({self.low}) must be below high ({self.high})", where="CoarseToFineQ",
                               hint="give the least and the greatest return that an episode can have")
 
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
-
     def build(self, trunk, coded_dim, spec):
         if spec.num_classes or not spec.bound or spec.bound == math.inf:
             raise Unsupported("bins divide a range of actions, and these have none", where="CoarseToFineQ",
                               hint='use actions that are numbers, with the codec Normalizer(target="minmax")')
         outputs = coded_dim * (self.n_bins + 1) * self.n_atoms
-        return _CoarseToFineNet(trunk.build(coded_dim + self.n_levels, outputs, 0, spec), spec.bound, coded_dim)
+        return HeadNet(trunk=trunk.build(coded_dim + self.n_levels, outputs, 0, spec), bound=spec.bound, dim=coded_dim)
 
     def loss(self, net, context, action, mask, rng):
         """Dominance and margin loss of each step, (B, H)."""
@@ -114,9 +111,3 @@ class CoarseToFineQ(Head):
 def of_chosen(log_probs: Tensor, chosen: Tensor) -> Tensor:
     """Returns the entries of chosen bins, (..., atoms), of log-probabilities (..., bins, atoms)."""
     return log_probs.gather(-2, chosen[..., None, None].expand_as(log_probs[..., :1, :])).squeeze(-2)
-
-
-class _CoarseToFineNet(torch.nn.Module):
-    def __init__(self, trunk, bound: float, dim: int):
-        super().__init__()
-        self.trunk, self.bound, self.dim = trunk, bound, dim

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Above, AtLeast, part
 from ..nets.linear import Linear
-from .base import LikelihoodHead, TemperatureHead
+from .base import HeadNet, LikelihoodHead, TemperatureHead
 
 WIDTH = 64  # components of a step that the last layer reads
 
@@ -35,7 +35,10 @@ class Correction(LikelihoodHead, TemperatureHead):
     temperature: Annotated[float, AtLeast(0)] = 0.0
 
     def build(self, trunk, coded_dim, spec):
-        return _CorrectionNet(trunk.build(0, WIDTH, 0, spec), coded_dim)
+        trunk_net, output = trunk.build(0, WIDTH, 0, spec), Linear(WIDTH, coded_dim)
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        return HeadNet(trunk=trunk_net, output=output)
 
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H)."""
@@ -50,11 +53,3 @@ class Correction(LikelihoodHead, TemperatureHead):
 
     def _mean(self, net, context, like: Tensor) -> Tensor:
         return net.output(net.trunk(like[..., :0], like[..., :0], context)).tanh()
-
-
-class _CorrectionNet(nn.Module):
-    def __init__(self, trunk: nn.Module, coded_dim: int):
-        super().__init__()
-        self.trunk, self.output = trunk, Linear(WIDTH, coded_dim)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)

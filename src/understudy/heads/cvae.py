@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import nn
 
 from ..core import AtLeast, part
 from ..nets.base import PosteriorTrunk
-from .base import TemperatureHead
+from .base import HeadNet, TemperatureHead
 
 
 @part
@@ -43,8 +42,10 @@ class CVAE(TemperatureHead):
     def build(self, trunk, coded_dim, spec):
         decoder = trunk.build(self.latent_dim, coded_dim, 0, spec)
         if isinstance(trunk, PosteriorTrunk):
-            return _CVAENet(decoder, trunk.build_posterior(coded_dim, 2 * self.latent_dim, spec), spec.horizon)
-        return _CVAENet(decoder, trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec), spec.horizon)
+            posterior = trunk.build_posterior(coded_dim, 2 * self.latent_dim, spec)
+        else:
+            posterior = trunk.build(coded_dim + 1, 2 * self.latent_dim, 0, spec)
+        return HeadNet(decoder=decoder, posterior=posterior, horizon=spec.horizon)
 
     def loss(self, net, context, action, mask, rng):
         """Negative evidence lower bound of each step, (B, H), with the absolute error as reconstruction."""
@@ -80,9 +81,3 @@ def squared_error_loss(net, context, action, mask, rng, beta: float):
     """
     decoded, divergence = CVAE().reconstruct(net, context, action, mask, rng)
     return (decoded - action).square().mean(-1) + beta * divergence / (2 * action[0].numel())
-
-
-class _CVAENet(nn.Module):
-    def __init__(self, decoder, posterior, horizon):
-        super().__init__()
-        self.decoder, self.posterior, self.horizon = decoder, posterior, horizon

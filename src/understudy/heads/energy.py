@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import Above, AtLeast, Unsupported, part
 from ..nets.feed_forward import feed_forward_layers
-from .base import Head, uniform_noise
+from .base import Head, HeadNet, uniform_noise
 
 
 @part
@@ -69,7 +69,7 @@ class EnergyModel(Head):
         return (horizon, coded_dim * self.n_candidates * (1 + self.n_iterations))
 
     def build(self, trunk, coded_dim, spec):
-        return _EnergyNet(trunk.build(coded_dim, 1, 0, spec), coded_dim)
+        return HeadNet(trunk=trunk.build(coded_dim, 1, 0, spec), low=-torch.ones(coded_dim), high=torch.ones(coded_dim))
 
     def fit(self, net, pairs):
         _fit_range(net, pairs, self.margin)
@@ -280,11 +280,3 @@ def _cross_entropy(energy):
 def _half_range(net):
     """Half of the range in which chunks are searched, (A,)."""
     return (net.high - net.low) / 2
-
-
-class _EnergyNet(torch.nn.Module):
-    def __init__(self, trunk, coded_dim):
-        super().__init__()
-        self.trunk = trunk
-        self.register_buffer("low", -torch.ones(coded_dim))
-        self.register_buffer("high", torch.ones(coded_dim))

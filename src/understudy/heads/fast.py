@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Above, AtLeast, UserError, part
 from ..nets.base import precomputed
 from ..nets.byte_pair import PAD, BytePairEncoding
-from .base import TemperatureHead, repeat_into_padding, scan, uniform_noise
+from .base import HeadNet, TemperatureHead, repeat_into_padding, scan, uniform_noise
 
 FORBIDDEN = -1e9  # logit of a token that does not fit into the rest of the chunk
 
@@ -61,8 +61,9 @@ class FAST(TemperatureHead):
         # Every token may read all observations, because it stands for all steps of the chunk.
         n_tokens, newest = self.noise(spec.horizon, coded_dim)[0], max(spec.token_obs_steps, default=0)
         spec_of_tokens = replace(spec, horizon=n_tokens, causal=True, action_start=newest)
-        net = trunk.build(self.width, self.vocab_size, 0, spec_of_tokens)
-        return _FASTNet(net, ChunkTokenizer(self, spec.horizon, coded_dim), n_tokens, self)
+        return HeadNet(trunk=trunk.build(self.width, self.vocab_size, 0, spec_of_tokens),
+                       tokenizer=ChunkTokenizer(self, spec.horizon, coded_dim), n_tokens=n_tokens,
+                       embedding=nn.Embedding(self.vocab_size + 1, self.width))  # the last one is the start
 
     def fit(self, net, pairs):
         net.tokenizer.fit(torch.cat([repeat_into_padding(action, mask) for _, action, mask in pairs()]))
@@ -101,13 +102,6 @@ class FAST(TemperatureHead):
         n_missing = pairs.expansions.shape[1] - (lengths.cumsum(1) - lengths)  # symbols, at each token
         fits = (pairs.lengths > 0) & (pairs.lengths <= n_missing.unsqueeze(-1))
         return torch.where(fits, logits, FORBIDDEN)
-
-
-class _FASTNet(nn.Module):
-    def __init__(self, trunk, tokenizer, n_tokens, config: FAST):
-        super().__init__()
-        self.trunk, self.tokenizer, self.n_tokens = trunk, tokenizer, n_tokens
-        self.embedding = nn.Embedding(config.vocab_size + 1, config.width)  # the last one is the start
 
 
 class ChunkTokenizer(nn.Module):

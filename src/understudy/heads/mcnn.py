@@ -8,14 +8,13 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core import Above, AtLeast, AtMost, ConfigError, Unsupported, UserError, part
-from .base import Head, repeat_into_padding
+from .base import DeterministicHead, HeadNet, repeat_into_padding
 
 
 @part
-class MCNN(Head):
+class MCNN(DeterministicHead):
     """Memory-consistent head (MCNN).
 
     Some windows of the data are memories. With the distance d from the context to the nearest memory and w = exp(-decay
@@ -45,14 +44,12 @@ class MCNN(Head):
     decay: Annotated[float, AtLeast(0)] = 10.0
     limit: Annotated[float, Above(0)] = 1.0
 
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
-
     def build(self, trunk, coded_dim, spec):
         if spec.bound is None or math.isinf(spec.bound):
             raise ConfigError("the plans are bounded, but the coded actions are not", where="MCNN",
                               hint='use Normalizer(target="minmax")')
-        return _MemoryNet(trunk.build(0, coded_dim, 0, spec), self.limit * spec.bound, coded_dim, spec)
+        return HeadNet(trunk=trunk.build(0, coded_dim, 0, spec), limit=self.limit * spec.bound,
+                       keys=torch.zeros(0, spec.tokens * spec.width), values=torch.zeros(0, spec.horizon, coded_dim))
 
     def fit(self, net, pairs):
         from scipy.cluster.vq import kmeans2
@@ -97,11 +94,3 @@ class MCNN(Head):
             clipped = clipped.detach() + (prediction - prediction.detach())
         weight = weight[:, None, None]
         return weight * net.values[nearest] + (1 - weight) * net.limit * clipped
-
-
-class _MemoryNet(nn.Module):
-    def __init__(self, trunk, limit, coded_dim, spec):
-        super().__init__()
-        self.trunk, self.limit = trunk, limit
-        self.register_buffer("keys", torch.zeros(0, spec.tokens * spec.width))
-        self.register_buffer("values", torch.zeros(0, spec.horizon, coded_dim))

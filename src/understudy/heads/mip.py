@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from torch import nn
 
 from ..core import Above, AtLeast, Below, part
-from .base import Head
+from .base import DeterministicHead, HeadNet
 
 
 @part
-class MIP(Head):
+class MIP(DeterministicHead):
     """Minimal iterative policy head.
 
     The network f predicts f(0, 0), then f(first prediction, second_time). The second evaluation is trained on the
@@ -40,11 +39,8 @@ class MIP(Head):
     noise_scale: Annotated[float, AtLeast(0)] = 1.0
     two_steps: bool = True
 
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
-
     def build(self, trunk, coded_dim, spec):
-        return _MIPNet(trunk.build(coded_dim, coded_dim, 1, spec), coded_dim)
+        return HeadNet(trunk=trunk.build(coded_dim, coded_dim, 1, spec), coded_dim=coded_dim)
 
     def loss(self, net, context, action, mask, rng):
         """Weighted squared errors of both predictions of each step, (B, H)."""
@@ -63,9 +59,3 @@ class MIP(Head):
         t = noise.new_zeros(*noise.shape[:2], 1)
         first = net.trunk(t.expand(-1, -1, net.coded_dim), t, context)
         return net.trunk(first, t + self.second_time, context) if self.two_steps else first
-
-
-class _MIPNet(nn.Module):
-    def __init__(self, trunk, coded_dim):
-        super().__init__()
-        self.trunk, self.coded_dim = trunk, coded_dim

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ..core import Above, AtLeast, Context, Unsupported, part
-from .base import Head, cluster_chunks
+from .base import DeterministicHead, cluster_chunks
 
 
 @part
-class MotionClassifier(Head):
+class MotionClassifier(DeterministicHead):
     """Predicts the encoding after each of a few motions, and takes the motion that comes nearest to the goal.
 
     The first half of the context's tokens encodes the observation, the second half the goal. Motions are the centers
@@ -31,9 +31,6 @@ class MotionClassifier(Head):
 
     n_motions: Annotated[int, AtLeast(1)] = 64
     temperature: Annotated[float, Above(0)] = 0.1
-
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
 
     def build(self, trunk, coded_dim, spec):
         n = spec.tokens // 2

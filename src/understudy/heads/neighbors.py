@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import AtLeast, UserError, part
-from .base import MemoryHead
+from .base import DeterministicHead, HeadNet, MemoryHead
 
 
 @part
-class Neighbors(MemoryHead):
+class Neighbors(MemoryHead, DeterministicHead):
     """Weighted average of the chunks of the windows whose contexts are nearest.
 
     Distances are Euclidean, in the units of the codec.
@@ -38,11 +38,9 @@ class Neighbors(MemoryHead):
     ridge: Annotated[float, AtLeast(0)] = 0.01
     block_size: Annotated[int, AtLeast(1)] = 2**16
 
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
-
     def build(self, trunk, coded_dim, spec):
-        return _NeighborMemory(coded_dim, spec)
+        return HeadNet(keys=torch.zeros(0, spec.tokens * spec.width), values=torch.zeros(0, spec.horizon, coded_dim),
+                       known=torch.zeros(0, spec.horizon))
 
     def fit(self, net, pairs):
         batches = [(context.flat(), action, mask.to(action.dtype)) for context, action, mask in pairs()]
@@ -119,11 +117,3 @@ def _solve(gram, y):
         others = (torch.arange(k, device=gram.device) != i).to(gram.dtype).unsqueeze(-1)
         rows = rows * others + pivot * (1 - others) - others * rows[..., i:i + 1] * pivot
     return rows[..., k:]
-
-
-class _NeighborMemory(nn.Module):
-    def __init__(self, coded_dim, spec):
-        super().__init__()
-        self.register_buffer("keys", torch.zeros(0, spec.tokens * spec.width))
-        self.register_buffer("values", torch.zeros(0, spec.horizon, coded_dim))
-        self.register_buffer("known", torch.zeros(0, spec.horizon))

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from torch.nn.functional import huber_loss
 
 from ..core import Above, part
-from .base import Head
+from .base import DeterministicHead
 
 
 @part
-class Regression(Head):
+class Regression(DeterministicHead):
     """Regression head.
 
     It predicts one chunk per observation. Where demonstrations solve a task in several ways, the average of two good
@@ -28,9 +28,6 @@ class Regression(Head):
 
     norm: Literal["l1", "l2", "huber"] = "l2"
     delta: Annotated[float, Above(0)] = 0.1
-
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)  # no randomness; the empty tensor still carries B and H
 
     def build(self, trunk, coded_dim, spec):
         return trunk.build(0, coded_dim, 0, spec)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import AtLeast, Unsupported, part
-from .base import LikelihoodHead, TemperatureHead
+from .base import HeadNet, LikelihoodHead, TemperatureHead
 
 LOG_STD_RANGE = (-20.0, 2.0)
 BORDER = 1e-6  # actions at the border of the range have no finite preimage, and are moved inwards by this
@@ -39,8 +39,8 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
             raise Unsupported("actions are squashed into a range, and these have none", where="SquashedGaussian",
                               hint='use actions that are numbers, with the codec Normalizer(target="minmax")')
         is_free = self.log_std == "free"
-        return _SquashedGaussianNet(trunk.build(0, coded_dim if is_free else 2 * coded_dim, 0, spec), spec.bound,
-                                    coded_dim if is_free else 0)
+        return HeadNet(trunk=trunk.build(0, coded_dim if is_free else 2 * coded_dim, 0, spec), bound=spec.bound,
+                       log_std=nn.Parameter(torch.zeros(coded_dim)) if is_free else None)
 
     def loss(self, net, context, action, mask, rng):
         """Negative log-density of each step, (B, H)."""
@@ -61,15 +61,6 @@ class SquashedGaussian(LikelihoodHead, TemperatureHead):
         out = net.trunk(like[..., :0], like[..., :0], context)
         mean, log_std = (out, net.log_std.expand_as(out)) if self.log_std == "free" else out.chunk(2, -1)
         return mean, log_std.clamp(*LOG_STD_RANGE)
-
-
-class _SquashedGaussianNet(nn.Module):
-    """The trunk, and the logarithm of the standard deviation where it is free, (A,)."""
-
-    def __init__(self, trunk: nn.Module, bound: float, n_free: int):
-        super().__init__()
-        self.trunk, self.bound = trunk, bound
-        self.log_std = nn.Parameter(torch.zeros(n_free)) if n_free else None
 
 
 def _log_density(u: Tensor, mean: Tensor, log_std: Tensor, bound: float) -> Tensor:

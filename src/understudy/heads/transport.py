@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ..core import AtLeast, ConfigError, Context, HeadSpec, part
 from ..nets.rotation import RotationConvNet, conv_net, disc_mask, rotation_operators
-from .base import Head
+from .base import DeterministicHead
 
 COMPONENTS = ("pick.x", "pick.y", "place.x", "place.y", "turn")
 
 
 @part
-class Transport(Head):
+class Transport(DeterministicHead):
     """Head for one motion that picks an object and places it elsewhere, turned.
 
     The target has five components: pick.x, pick.y, place.x and place.y, where -1 and 1 are the edges of the image and y
@@ -72,9 +72,6 @@ class Transport(Head):
         if self.max_frequency is not None and 2 * self.max_frequency >= self.n_copies:
             raise ConfigError(f"{self.n_copies} copies do not determine frequencies up to {self.max_frequency}",
                               where="Transport.max_frequency", hint="use a frequency below half the number of copies")
-
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
 
     def build(self, trunk, coded_dim, spec):
         side = math.isqrt(spec.tokens)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core import Above, AtLeast, part
 from ..nets.feed_forward import feed_forward_layers
 from ..nets.quantization import ResidualVQ
-from .base import TemperatureHead, gumbel_noise, repeat_into_padding
+from .base import HeadNet, TemperatureHead, gumbel_noise, repeat_into_padding
 
 COMMITMENT_WEIGHT = 5.0  # of the distance between a latent and its codes
 CODE_DECAY = 0.8  # fraction of the codes' moving averages that an update keeps
@@ -65,7 +65,8 @@ class VQBeT(TemperatureHead):
 
     def build(self, trunk, coded_dim, spec):
         outputs = self.n_levels * self.n_codes * (1 + coded_dim)
-        return _VQBeTNet(trunk.build(0, outputs, 0, spec), ChunkAutoencoder(self, spec.horizon, coded_dim))
+        return HeadNet(trunk=trunk.build(0, outputs, 0, spec),
+                       autoencoder=ChunkAutoencoder(self, spec.horizon, coded_dim))
 
     def fit(self, net, pairs):
         chunks = torch.cat([repeat_into_padding(action, mask) for _, action, mask in pairs()])
@@ -102,12 +103,6 @@ class VQBeT(TemperatureHead):
         """The decoded chunk plus the offsets of its codes, (B, H, A)."""
         rows = index[:, None, :, None, None].expand(-1, offset.shape[1], -1, -1, offset.shape[-1])
         return net.autoencoder.decode(index) + offset.gather(3, rows).squeeze(3).sum(2)
-
-
-class _VQBeTNet(nn.Module):
-    def __init__(self, trunk, autoencoder):
-        super().__init__()
-        self.trunk, self.autoencoder = trunk, autoencoder
 
 
 class ChunkAutoencoder(nn.Module):

@@ -88,6 +88,4 @@ class AWACLearner(GradientLearner):
 def draw_plans(policy: Policy, obs: Mapping[str, Tensor], n: int, rng: Generator) -> Tensor:
     """Draws n plans of a policy for each observation, within the range and in the units of the data, (B, n, H, A)."""
     coded = policy.sample(policy.context(obs).repeat(n), rng, temperature=1.0).unflatten(0, (-1, n))
-    bound = policy.codec.bound
-    coded = coded if bound is None else coded.clamp(-bound, bound)
-    return policy.decode(coded.flatten(1, 2), obs).unflatten(1, (n, -1))
+    return policy.decode(policy.clip(coded).flatten(1, 2), obs).unflatten(1, (n, -1))

@@ -82,7 +82,7 @@ class CloningFromObservationLearner(GradientLearner):
     def batch_sampler(self, data, sampling_weights=None):
         """Batches of practice, with demonstrations beside them. The weights are not used."""
         expert, windows = expert_episodes(data), partial(self.policy.training_windows, next_obs=True)
-        practice = data.select(i for i in range(len(data)) if i not in set(expert))
+        practice = data.select(sorted(set(range(len(data))) - set(expert)))
         if not expert or not len(practice):
             raise DataError(f"{len(expert)} of {len(data)} episodes are demonstrations, and {len(practice)} are "
                             "practice with actions", where=data.metadata.get("path", "data set"),

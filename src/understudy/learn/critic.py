@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor, nn
 
-from ..checkpoint import CheckpointModule, Scorer, load_built, save_built
+from ..checkpoint import BuiltModule, CheckpointModule, Scorer
 from ..core import AtLeast, ConfigError, Schema, UserError, part
 from ..data.codec import Codec, CodecModule
 from ..data.window import Window
@@ -124,12 +124,14 @@ class EncodedObs:
     obs: Mapping[str, Tensor]
 
 
-class Critic(Scorer):
+class Critic(BuiltModule, Scorer):
     """One or several networks that score an observation window, or plans for it."""
 
+    kind, description = "critic", CriticSpec
+
     def __init__(self, about: CriticSpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
-        self.about, self.features, self.inputs = about, dict(features), about.inputs
+        super().__init__(about, features)
+        self.inputs = about.inputs
         self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
         networks, encoders, layers = about.networks, [], []
         for _ in range(networks.n_critics):
@@ -238,13 +240,6 @@ class Critic(Scorer):
 
     def forward(self, obs, plan):
         return self.scores(obs, plan).amin(0)
-
-    def save(self, folder):
-        save_built(self, folder, "critic", self.about, self.features)
-
-    @classmethod
-    def load(cls, folder, trust=(), device="cpu"):
-        return load_built(cls, folder, "critic", CriticSpec, trust, device)
 
 
 def mix_networks(quantiles: Tensor, min_weight: float = 1.0) -> Tensor:

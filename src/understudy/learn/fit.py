@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..checkpoint import CheckpointModule
-from ..core import Batch, UserError, replaceable
+from ..core import Batch, DataError, UserError, replaceable
 from ..data.batch_sampler import BatchSampler, SourcesSampler
 from ..data.episode import Dataset
 from ..data.mixture import expert_episodes
@@ -127,14 +127,10 @@ class Learner(ABC):
                                                 lookahead=config.lookahead, sampling_weights=sampling_weights)
         if not config.compares:
             return windows(data)
-        expert = expert_episodes(data)
-        if not expert:
-            raise UserError(f"none of the {len(data)} episodes is a demonstration of an expert",
-                            where=data.metadata.get("path") or "data set",
-                            hint="give demonstrations as DATA and the other episodes as --prior, and label no "
-                                 "demonstration expert=false")
-        own = [i for i in range(len(data)) if i not in set(expert)] or expert
-        return SourcesSampler(windows(data.select(own)), {"expert": windows(data.select(expert))})
+        own, expert = own_and_expert(data)
+        if not len(expert):
+            raise no_demonstrations(data)
+        return SourcesSampler(windows(own), {"expert": windows(expert)})
 
     def annotate(self, episodes: Dataset, round: int | None) -> Dataset:
         """Add columns to episodes, such as rewards, advantages or old log-probabilities.
@@ -157,6 +153,21 @@ class Learner(ABC):
     def annotates(self) -> bool:
         """Whether the class has its own `annotate`."""
         return type(self).annotate is not Learner.annotate
+
+
+def own_and_expert(data: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the episodes that are compared with demonstrations, and these. Both are these if there are no others."""
+    expert = expert_episodes(data)
+    own = sorted(set(range(len(data))) - set(expert)) or expert
+    return data.select(own), data.select(expert)
+
+
+def no_demonstrations(data: Dataset) -> DataError:
+    """Return the error about data without a demonstration, for a learner that compares with them."""
+    return DataError(f"none of the {len(data)} episodes is a demonstration of an expert",
+                     where=data.metadata.get("path") or "data set",
+                     hint="give demonstrations as DATA and the other episodes as --prior, and label no demonstration "
+                          "expert=false")
 
 
 Callback = Callable[[int, Learner, dict[str, float]], None]  # called with (updates made, learner, metrics)

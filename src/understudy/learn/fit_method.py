@@ -29,7 +29,7 @@ from . import devices
 from .background_updates import update_meanwhile
 from .data_collection import Training
 from .devices import Processes
-from .fit import Callback, Learner, fit
+from .fit import Callback, Learner, fit, no_demonstrations
 from .method import (
     InitializeFrom,
     Method,
@@ -247,9 +247,7 @@ def check_demonstrations(method: Method, data: Dataset, left_out: Collection[int
                       "others. To leave them out: understudy view make DATA --filter success=true --out VIEW",
                       DataWarning, stacklevel=3)
     if n_kept and not expert and imitates:
-        raise DataError(f"none of the {len(data)} episodes is a demonstration of an expert", where=path,
-                        hint="give demonstrations as DATA and the other episodes as --prior, and label no "
-                             "demonstration expert=false")
+        raise no_demonstrations(data)
     if isinstance(reward, ConstantReward) and len(expert) < n_kept:
         raise DataError(f"only {len(expert)} of {n_kept} episodes are demonstrations, but a constant reward is that "
                         "of all of them", where=path,

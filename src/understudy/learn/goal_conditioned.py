@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
-from ..checkpoint import CheckpointModule, load_built, save_built
+from ..checkpoint import BuiltModule
 from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsupported, is_read_by_default, part
 from ..data.codec import CodecModule, Normalizer
 from ..data.column_changes import ConstantColumn
@@ -231,8 +231,8 @@ class ScoreMaximizingLearner(GoalConditionedLearner):
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns minus the normalized score of the planned actions, plus `alpha` times the loss of the stored ones."""
-        (coded, loss), bound = self.policy.sample_and_loss(batch, rng), self.policy.codec.bound
-        score = self.score(batch.obs, coded if bound is None else coded.clamp(-bound, bound))
+        coded, loss = self.policy.sample_and_loss(batch, rng)
+        score = self.score(batch.obs, self.policy.clip(coded))
         score = score / (score.detach().abs().mean() + 1e-6)
         return self.alpha * loss - score.unsqueeze(1)
 
@@ -291,12 +291,14 @@ class RepresentationSpec:
     n_networks: int = 1
 
 
-class Representation(CheckpointModule):
+class Representation(BuiltModule):
     """Networks from columns that a policy reads, and possibly an action, to vectors."""
 
+    kind, description = "representation", RepresentationSpec
+
     def __init__(self, about: RepresentationSpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
-        spec, self.about, self.features = about.critic, about, dict(features)
+        super().__init__(about, features)
+        spec = about.critic
         self.codec = spec.codec.build(features, spec.inputs, spec.target) if codec is None else codec
         read = {k: features[k] for k in about.columns}
         encoders = [spec.networks.encoder.build(read, spec.window.n_obs_steps) for _ in range(about.n_networks)]
@@ -321,10 +323,3 @@ class Representation(CheckpointModule):
         action = [] if coded_action is None else [coded_action.flatten(1)]
         return torch.stack([layers(torch.cat([encoder(coded).flat(), *action], -1))
                             for encoder, layers in zip(self.encoders, self.layers, strict=True)])
-
-    def save(self, folder):
-        save_built(self, folder, "representation", self.about, self.features)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(Representation, folder, "representation", RepresentationSpec, trust, device)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointModule, FromStage
-from ..core import AtLeast, Batch, Feature, UserError, part
+from ..checkpoint import CheckpointModule, FromStage, check_trained
+from ..core import AtLeast, Batch, Feature, part
 from ..data.episode import Dataset, LabeledEpisodes
 from ..data.operations import Operation
 from ..data.window import Windows
@@ -36,14 +36,6 @@ class LatentEncoder(CheckpointModule):
         """Returns the latents of all steps of the data, (N, *latent.shape)."""
         device = next(self.parameters()).device
         return torch.cat([self(batch.to(device)) for batch in self.windows(data).scan()])
-
-
-def check_trained(encoder: object, where: str) -> LatentEncoder:
-    """Returns a latent encoder. Raises UserError for a reference to a stage, which is not trained."""
-    if not isinstance(encoder, LatentEncoder):
-        raise UserError(f"{encoder} is not a trained module", where=where,
-                        hint="train a method that has this stage, or give the module itself")
-    return encoder
 
 
 @part
@@ -73,7 +65,7 @@ class LatentLabels(Operation):
     period: Annotated[int, AtLeast(1)] = 1
 
     def apply(self, data: Dataset) -> Dataset:
-        encoder = check_trained(self.encoder, "LatentLabels.encoder")
+        encoder = check_trained(self.encoder, LatentEncoder, "LatentLabels.encoder")
         latents = encoder.latents(data).cpu().numpy().astype(encoder.latent.dtype)
         columns = [column[np.arange(len(column)) // self.period * self.period]
                    for column in np.split(latents, np.cumsum(data.lengths)[:-1])]

@@ -290,7 +290,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
             return coded, -self.temperature() * log_prob.sum(1)
         coded = self.sample(self.target_policy, obs, rng)
         noise = config.target_noise * torch.randn(coded.shape, generator=rng, device=coded.device)
-        return self._clipped(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
+        return self.policy.clip(coded + noise.clamp(-config.max_target_noise, config.max_target_noise)), 0.0
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor | tuple[Tensor, ...]:
         """Returns the loss of the policy of TD3 for each window, (B,).
@@ -302,7 +302,7 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         if self.temperature is not None:
             return self.soft_policy_loss(batch, rng)
         coded = self.sample(self.policy, batch.obs, rng)
-        inside = self._clipped(coded)
+        inside = self.policy.clip(coded)
         score = self.critic.scores(batch.obs, self.policy.decode(inside, batch.obs), n_critics=1)[0]
         beyond = (coded - inside).square().mean((1, 2))
         distance = self.distance(coded, batch, rng)
@@ -342,11 +342,6 @@ class OffPolicyActorCriticLearner(ActorCriticLearner):
         assert batch.next is not None
         stored, exists = batch.extra[NEXT_ACTION][:, :coded.shape[1]].tensor_split((-1,), -1)
         return ((coded - self.policy.codec.encode(stored, batch.next)) * exists).square().mean((1, 2))
-
-    def _clipped(self, coded: Tensor) -> Tensor:
-        """Within the range of the actions in the data, where the codec knows one."""
-        bound = self.policy.codec.bound
-        return coded if bound is None else coded.clamp(-bound, bound)
 
 
 @dataclass(frozen=True)

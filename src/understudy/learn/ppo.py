@@ -15,10 +15,10 @@ from ..checkpoint import FromStage
 from ..core import Above, AtLeast, AtMost, Batch, Unsupported, part
 from ..data.batch_sampler import BatchSampler, SourcesSampler
 from ..data.episode import Dataset
-from ..data.mixture import expert_episodes
 from ..data.window import Windows
 from ..policy import Policy
 from .critic import CriticConfig, ValueFunction
+from .fit import own_and_expert
 from .optimizer import OptimizerConfig
 from .reward_models import RewardedConfig, RewardedLearner, RewardModelConfig
 from .targets import REWARD, TERMINATED, gae
@@ -178,10 +178,8 @@ class PPOLearner(RewardedLearner):
             *self.batch_columns, LOG_PROB, REFERENCE_LOG_PROB, ADVANTAGE, RETURN))
         if not self.config.compares:
             return EpochSampler(windows(data), self.round_start)
-        expert = expert_episodes(data)
-        own = [i for i in range(len(data)) if i not in set(expert)] or expert
-        return SourcesSampler(EpochSampler(windows(data.select(own)), self.round_start),
-                              {"expert": windows(data.select(expert))})
+        own, expert = own_and_expert(data)
+        return SourcesSampler(EpochSampler(windows(own), self.round_start), {"expert": windows(expert)})
 
     # -- updates --------------------------------------------------------------------------------------------------
 

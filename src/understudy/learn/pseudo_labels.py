@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..checkpoint import FromStage
-from ..core import UserError, part
+from ..checkpoint import FromStage, check_trained
+from ..core import part
 from ..data.episode import Dataset, Episode
 from ..data.missing_actions import has_action, lacks_next_observation, with_actions
 from ..data.mixture import DATASET_NAME
@@ -44,9 +44,7 @@ class PseudoLabel(Operation):
         labeler, unlabeled = self.labeler, [self._is_unlabeled(episode) for episode in data]
         if not any(steps.any() for steps in unlabeled):
             return data
-        if not isinstance(labeler, Policy):
-            raise UserError(f"{labeler} is not a trained policy", where="PseudoLabel.labeler",
-                            hint="train a method that has this stage, or give the policy itself")
+        labeler = check_trained(labeler, Policy, "PseudoLabel.labeler", "policy")
         check_features(labeler, data.features(), str(data.metadata.get("path", "data set")), columns=labeler.inputs,
                        hint="train the inverse dynamics model on these columns; without --stage, the method trains one "
                             "itself")

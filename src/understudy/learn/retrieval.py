@@ -7,12 +7,12 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from ..checkpoint import FromStage
+from ..checkpoint import FromStage, check_trained
 from ..core import Above, AtLeast, AtMost, DataError, Feature, part
 from ..data.episode import Dataset, LabeledEpisodes
 from ..data.mixture import DATASET_NAME
 from ..data.operations import Operation
-from .latent_labels import LatentEncoder, check_trained
+from .latent_labels import LatentEncoder
 
 SAMPLING_WEIGHT = "sampling_weight"  # the column of `Retrieve`, unless another is named
 BLOCK = 1024  # windows that are compared with the task at a time
@@ -58,7 +58,7 @@ class Retrieve(Operation):
     into: str = SAMPLING_WEIGHT
 
     def apply(self, data: Dataset) -> Dataset:
-        check_trained(self.encoder, "Retrieve.encoder")
+        check_trained(self.encoder, LatentEncoder, "Retrieve.encoder")
         names = [episode.metadata.get(DATASET_NAME) for episode in data]
         if all(name is None for name in names):
             raise DataError("the episodes do not say to which part of a mixture they belong", where="Retrieve",
@@ -78,7 +78,7 @@ class Retrieve(Operation):
 
     def distances(self, data: Dataset, is_task: np.ndarray) -> np.ndarray:
         """Returns the distance of each prior window to the nearest one of the task, (n,). `is_task` is (N,)."""
-        latents = check_trained(self.encoder, "Retrieve.encoder").latents(data).flatten(1)
+        latents = check_trained(self.encoder, LatentEncoder, "Retrieve.encoder").latents(data).flatten(1)
         task, prior = latents[torch.from_numpy(is_task)], latents[torch.from_numpy(~is_task)]
         return torch.cat([torch.cdist(block, task).amin(1) for block in prior.split(BLOCK)]).cpu().numpy()
 

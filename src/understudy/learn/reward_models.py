@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..checkpoint import FromStage, Scorer, load_built, save_built
+from ..checkpoint import BuiltModule, FromStage, Scorer
 from ..core import Batch, ConfigError, DataWarning, Schema, UserError, part
 from ..data.codec import Codec, CodecModule
 from ..data.episode import Dataset
@@ -78,7 +78,7 @@ class RewardSpec:
         return RewardSpec(config, policy.config.codec, policy.window, policy.inputs, policy.config.target)
 
 
-class RewardModel(Scorer):
+class RewardModel(BuiltModule, Scorer):
     """A reward in place of `next.reward`. As a scorer it is the reward of a plan's first step.
 
     Attributes:
@@ -89,11 +89,12 @@ class RewardModel(Scorer):
         codec: Codec module to share with a policy. None builds a new one without statistics.
     """
 
+    kind, description = "reward", RewardSpec
     annotations: tuple[str, ...] = ()
 
     def __init__(self, about: RewardSpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
-        self.about, self.features, self.inputs = about, dict(features), about.inputs
+        super().__init__(about, features)
+        self.inputs = about.inputs
         self.codec = about.codec.build(features, about.inputs, about.target) if codec is None else codec
 
     def loss(self, own: Batch, expert: Batch, rng: Generator) -> Tensor:
@@ -140,13 +141,6 @@ class RewardModel(Scorer):
     def annotate(self, episodes: Dataset) -> Dataset:
         """Adds the columns `annotations` to episodes, for a reward that depends on whole episodes."""
         return episodes
-
-    def save(self, folder):
-        save_built(self, folder, "reward", self.about, self.features)
-
-    @classmethod
-    def load(cls, folder, trust=(), device="cpu"):
-        return load_built(cls, folder, "reward", RewardSpec, trust, device)
 
 
 @part

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoint import load_built, save_built
+from ..checkpoint import BuiltModule
 from ..core import AtLeast, Batch, ConfigError, HeadSpec, Schema, Unsupported, part, role
 from ..data.codec import CodecModule, Normalizer
 from ..data.column_changes import Rename
@@ -251,17 +251,19 @@ class SkillPosteriorSpec:
     quantizer: FSQ | None = None
 
 
-class SkillPosterior(LatentEncoder):
+class SkillPosterior(BuiltModule, LatentEncoder):
     """The distribution of the skill, given the observations and the actions of a piece.
 
     It reads no goals, because a batch draws them at random. What is after the end of the episode is left out.
     """
 
+    kind, description = "posterior", SkillPosteriorSpec
+
     def __init__(self, about: SkillPosteriorSpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
+        super().__init__(about, features)
         policy, n = about.policy, about.policy.window.n_obs_steps
         observed = tuple(k for k in features if k != policy.target)
-        self.about, self.features, self.latent = about, dict(features), features[about.column]
+        self.latent = features[about.column]
         self.codec = policy.codec.build(features, observed, policy.target) if codec is None else codec
         drawn = {about.column, *(goal.into for goal in policy.window.goals)}
         self.inputs = tuple(k for k in observed if k not in drawn)
@@ -303,13 +305,6 @@ class SkillPosterior(LatentEncoder):
     def forward(self, batch):
         skill = self.distribution(batch)[0] if self.about.quantizer is None else self.code(batch)
         return skill.unflatten(1, self.latent.shape)
-
-    def save(self, folder):
-        save_built(self, folder, "posterior", self.about, self.features)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(SkillPosterior, folder, "posterior", SkillPosteriorSpec, trust, device)
 
 
 def _piece_window(window: Window, length: int) -> Window:

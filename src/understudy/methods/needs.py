@@ -139,21 +139,15 @@ def _require_numeric_states(name: str, features: Schema, options: Mapping[str, A
                         where=f"{name}, column {column!r}", hint="name a column of numbers: --method.column COLUMN")
 
 
-def _require_prompts(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    _require_columns(name, features, options, ("objects", "words", "prompt_objects"))
-
-
-def _require_objects(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
-    _require_columns(name, features, options, ("objects",))
-
-
-def _require_columns(name: str, features: Schema, options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuses data without the columns that options name."""
-    for option in names:
-        if options[option] not in features:
-            raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
-                            where=f"{name}, {option}",
-                            hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+def _require_columns(*names: str) -> Callable[[str, Schema, Mapping[str, Any], Others], None]:
+    """Refuses data without the columns that these options name."""
+    def check(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
+        for option in names:
+            if options[option] not in features:
+                raise DataError(f"the data have no column {options[option]!r}; the columns are {', '.join(features)}",
+                                where=f"{name}, {option}",
+                                hint=f"name one of them: --method.{option.replace('_', '-')} COLUMN")
+    return check
 
 
 def _require_paths(name: str, features: Schema, options: Mapping[str, Any], others: Others) -> None:
@@ -195,10 +189,11 @@ CAMERAS = Need("cameras: without them the encoder has nothing to learn from", {"
 ONE_MOTION = Need("one square camera image, and actions that are one motion: where to pick, where to place, and "
                   "the turn", {"observation.images.top": _image(24), "action": _vector(5)}, _require_one_motion)
 OBJECTS = Need("objects: observations of shape (objects, features)", {"observation.objects": _vector(3, 4)},
-               _require_objects)
+               _require_columns("objects"))
 PROMPTS = Need("objects of shape (objects, features), and prompts: a class of words and an object at each position",
                {"observation.objects": _vector(2, 3), "observation.prompt.objects": _vector(7, 3),
-                "observation.prompt.words": _classes(7, n=4)}, _require_prompts)
+                "observation.prompt.words": _classes(7, n=4)},
+               _require_columns("objects", "words", "prompt_objects"))
 PATHS = Need("actions that are paths: points (distance ahead, offset from the center of a lane). The state begins with "
              "the offset and the heading", {"action": _vector(8), "observation.state": _vector(4)}, _require_paths)
 CELLS = Need("a map of cells (observation.grid) and the cell of the agent (observation.cell)",

@@ -84,7 +84,13 @@ class Encoder(ABC):
         """
 
     def check_policy(self, codec: Codec, augmentations: tuple[Augmentation, ...]) -> None:
-        """Raise UserError if the other parts of the policy do not fit this encoder. By default they do."""
+        """Raise UserError if the other parts of the policy do not fit this encoder.
+
+        By default they must fit the encoders in its fields.
+        """
+        for encoder in vars(self).values():
+            if isinstance(encoder, Encoder):
+                encoder.check_policy(codec, augmentations)
 
 
 class TrunkNet(nn.Module, ABC):

@@ -53,7 +53,7 @@ class ObjectAttentionEncoder(Encoder):
     def check_policy(self, codec, augmentations):
         check_unscaled(codec, (self.objects,), "each row of", "the order of the objects would matter",
                        "ObjectAttentionEncoder.objects")
-        self.encoder.check_policy(codec, augmentations)
+        super().check_policy(codec, augmentations)
 
 
 def check_objects(feature: Feature, column: str, where: str) -> None:

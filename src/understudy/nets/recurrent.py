@@ -33,9 +33,6 @@ class RecurrentEncoder(Encoder):
     def build(self, features, n_obs_steps):
         return _RecurrentEncoderNet(self, features, n_obs_steps)
 
-    def check_policy(self, codec, augmentations):
-        self.row_encoder.check_policy(codec, augmentations)
-
 
 class _RecurrentEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):

@@ -1,10 +1,19 @@
 """Manipulate by Seeing: one network for observation and goal, and the error of predicted encodings."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
-from understudy.core import Feature
-from understudy.methods.goal_conditioned.manipulate_by_seeing import GOAL, MotionPrediction, manipulate_by_seeing
+from understudy.core import Feature, UserError
+from understudy.methods.goal_conditioned.manipulate_by_seeing import (
+    GOAL,
+    MotionPrediction,
+    SharedGoalEncoder,
+    manipulate_by_seeing,
+)
+from understudy.nets.encoders import TokenEncoder
 from understudy.policy import Policy
 from understudy.testing import check_encoder, random_dataset
 
@@ -25,6 +34,14 @@ def test_observation_and_goal_have_one_network():
     torch.testing.assert_close(exchanged, tokens.flip(1))
     assert not torch.allclose(tokens[:, 0], tokens[:, 1])
     check_encoder(policy.config.encoder, {name: policy.features[name] for name in policy.inputs})
+
+
+def test_the_codec_must_fit_the_shared_network():
+    points = "observation.points"
+    features = {points: Feature("float32", (8, 3)), "action": Feature("float32", (2,))}
+    encoder = SharedGoalEncoder(TokenEncoder(8, point_clouds=(points,)))
+    with pytest.raises(UserError, match="would scale each point of 'observation.points'"):
+        Policy(replace(manipulate_by_seeing(points, 8, 2).policy, encoder=encoder), features)
 
 
 def test_the_error_of_a_prediction_is_its_distance_and_moves_both_encodings():

@@ -39,9 +39,6 @@ class BottleneckEncoder(Encoder):
     def build(self, features, n_obs_steps):
         return _BottleneckEncoderNet(self, features, n_obs_steps)
 
-    def check_policy(self, codec, augmentations):
-        self.encoder.check_policy(codec, augmentations)
-
 
 class _BottleneckEncoderNet(EncoderNet):
     def __init__(self, config, features, n_obs_steps):

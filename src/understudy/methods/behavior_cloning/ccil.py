@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checkpoint import FromStage
-from ...core import Above, AtLeast, UserError, part
+from ...checkpoint import FromStage, check_trained
+from ...core import Above, AtLeast, part
 from ...data.codec import Normalizer
 from ...data.episode import Dataset, Episode
 from ...data.operations import Operation
@@ -79,9 +79,7 @@ class CorrectiveLabels(Operation):
     column: str = "observation.state"
 
     def apply(self, data: Dataset) -> Dataset:
-        if not isinstance(self.dynamics, Policy):
-            raise UserError(f"{self.dynamics} is not a trained policy", where="CorrectiveLabels.dynamics",
-                            hint="train a method that has this stage, or give the policy itself")
+        check_trained(self.dynamics, Policy, "CorrectiveLabels.dynamics", "policy")
         rows = [(e, t) for e in data for t in range(len(e.steps[self.column]) - 1) for _ in range(self.n_copies)]
         before, after = (_stacked([e.steps[self.column][t + i] for e, t in rows]) for i in (0, 1))
         action = _stacked([e.steps["action"][t] for e, t in rows])

@@ -67,9 +67,6 @@ class PooledHistoryEncoder(Encoder):
         """
         return _PooledHistoryNet(self, features, n_obs_steps)
 
-    def check_policy(self, codec, augmentations):
-        self.encoder.check_policy(codec, augmentations)
-
     def pool(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pool the tokens of the past steps.
 

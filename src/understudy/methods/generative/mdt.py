@@ -19,6 +19,7 @@ from ...heads.edm import EDM
 from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
+from ...learn.representation_objectives import NetworkObjective, encoding_size, flat_encoding
 from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import TokenEncoder, check_inputs
 from ...nets.feed_forward import feed_forward_layers
@@ -58,9 +59,6 @@ class GoalEncoder(Encoder):
             raise UserError("Some inputs of the policy must be goals, and some must not.", where="GoalEncoder.goals",
                             hint="Name the columns that give the goal.")
         return _GoalEncoderNet(self, features, n_obs_steps)
-
-    def check_policy(self, codec, augmentations):
-        self.encoder.check_policy(codec, augmentations)
 
 
 class _GoalEncoderNet(EncoderNet):
@@ -162,7 +160,7 @@ class _ContrastiveAlignmentLoss(nn.Module):
 
 
 @part
-class Foresight(AuxiliaryLoss):
+class Foresight(NetworkObjective):
     """Predicts the observation after the chunk from the encoded observation and goal (generative foresight).
 
     The encoding of a goal must then say where the goal leads. The loss is the squared error of the coded column.
@@ -178,30 +176,20 @@ class Foresight(AuxiliaryLoss):
     column: str = "observation.state"
     hidden: Annotated[tuple[int, ...], AtLeast(1)] = (128,)
     weight: float = 1.0
-    captures = ("context", "context_mask")
     next_obs = True
 
-    def build(self, policy: Policy) -> nn.Module:
-        """Returns the module that computes the loss of each window, (B,)."""
+    def networks(self, policy):
         if self.column not in policy.inputs or policy.features[self.column].kind != "vector":
             raise UserError(f"The policy does not read numbers from a column {self.column!r}. It reads "
                             f"{', '.join(policy.inputs)}.", where="Foresight.column",
                             hint="Name an observed column of numbers.")
-        return _ForesightLoss(self, policy)
+        sizes = encoding_size(policy), *self.hidden, policy.features[self.column].size
+        return {"predictor": feed_forward_layers(sizes)}
 
-
-class _ForesightLoss(nn.Module):
-    def __init__(self, config: Foresight, policy: Policy):
-        super().__init__()
-        self.config = config
-        sizes = policy.encoder.tokens * policy.encoder.width, *config.hidden, policy.features[config.column].size
-        self.predictor = feed_forward_layers(sizes)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        assert batch.next is not None
-        target = policy.codec.encode_obs(batch.next)[self.config.column][:, -1].flatten(1)
-        prediction = self.predictor(Context(captured["context"], captured["context_mask"]).flat())
-        return self.config.weight * (prediction - target).square().mean(-1)
+    def loss(self, networks, policy, batch, rng, captured):
+        target = policy.codec.encode_obs(batch.next)[self.column][:, -1].flatten(1)
+        prediction = networks.predictor(flat_encoding(captured))
+        return self.weight * (prediction - target).square().mean(-1)
 
 
 @method("Reuss et al. 2024, arXiv 2407.05996, with images, pretrained encoders of images and words, half of each batch "

@@ -115,10 +115,9 @@ class ForwardBackwardLearner(ScoreMaximizingLearner):
 
     def noisy_action(self, obs, rng: Generator) -> Tensor:
         """Coded actions of the policy with clipped noise, (B, 1, A)."""
-        coded, bound = self.policy.sample(self.policy.context(obs), rng), self.policy.codec.bound
+        coded = self.policy.sample(self.policy.context(obs), rng)
         noise = NOISE * torch.randn(coded.shape, generator=rng, device=self.device)
-        coded = coded + noise.clamp(-MAX_NOISE, MAX_NOISE)
-        return coded if bound is None else coded.clamp(-bound, bound)
+        return self.policy.clip(coded + noise.clamp(-MAX_NOISE, MAX_NOISE))
 
     def score(self, obs, coded_action):
         return (self.forward(obs, coded_action) * obs[LATENT].squeeze(1)).sum(-1).amin(0)

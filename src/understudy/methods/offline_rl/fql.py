@@ -79,7 +79,7 @@ class FQLLearner(GradientLearner):
         assert batch.next is not None
         reward, bootstrap = td_terms(batch, self.config.discount)
         with torch.no_grad():
-            coded = self._clipped(self.policy.sample(self.policy.context(batch.next), rng))
+            coded = self.policy.clip(self.policy.sample(self.policy.context(batch.next), rng))
             value = self.target_critic.quantiles(batch.next, self.policy.decode(coded, batch.next)).mean(0)
         quantiles, levels = self.critic.training_quantiles(batch.obs, batch.action, rng)
         self.log(score=quantiles.mean((0, 1)))
@@ -90,18 +90,14 @@ class FQLLearner(GradientLearner):
         noise = torch.randn(len(batch), *self.policy.noise_shape, generator=rng, device=self.device)
         coded = self._from_noise(self.policy, batch, noise)
         with torch.no_grad():
-            cloned = self._clipped(self._from_noise(self.flow, batch, noise))
+            cloned = self.policy.clip(self._from_noise(self.flow, batch, noise))
         distance = (coded - cloned).square().mean((1, 2))
-        plan = self.policy.decode(self._clipped(coded), batch.obs)
+        plan = self.policy.decode(self.policy.clip(coded), batch.obs)
         score = self.critic.scores(batch.obs, plan).mean(0)
         return self.config.distance_weight * distance - score / score.detach().abs().mean().clamp(min=1e-6)
 
     def _from_noise(self, policy: Policy, batch: Batch, noise: Tensor) -> Tensor:
         return policy.config.head.sample(policy.net, policy.context(batch.obs), noise)
-
-    def _clipped(self, coded: Tensor) -> Tensor:
-        bound = self.policy.codec.bound
-        return coded if bound is None else coded.clamp(-bound, bound)
 
 
 @method("Park et al. 2025 (FQL), arXiv 2502.02538", needs=(NUMBERS, STEP_REWARDS),

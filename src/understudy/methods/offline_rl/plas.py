@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from ...core import Above, AtLeast, AtMost, Batch, Below, Schema, Unsupported, part
 from ...data.episode import Dataset
-from ...heads.base import Head
+from ...heads.base import DeterministicHead
 from ...heads.cvae import CVAE, squared_error_loss
 from ...learn.critic import mix_networks
 from ...learn.critic_learning import critic_method
@@ -21,7 +21,7 @@ from ..registry import method
 
 
 @part
-class ChosenLatent(Head):
+class ChosenLatent(DeterministicHead):
     """Plans that a conditional variational autoencoder decodes from a latent, which a network chooses.
 
     Another network may change them within a limit. The loss trains the autoencoder alone. The gradients of samples
@@ -36,9 +36,6 @@ class ChosenLatent(Head):
     max_latent: Annotated[float, Above(0)] = 2.0
     beta: Annotated[float, AtLeast(0)] = 0.5
     max_perturbation: Annotated[float, AtLeast(0)] = 0.0
-
-    def noise(self, horizon, coded_dim):
-        return (horizon, 0)
 
     def build(self, trunk, coded_dim, spec):
         cvae = CVAE(2 * spec.horizon * coded_dim).build(trunk, coded_dim, spec)

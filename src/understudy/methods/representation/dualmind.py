@@ -66,9 +66,6 @@ class PromptedEncoder(Encoder):
         check_heads(self.encoder.width, self.heads, "PromptedEncoder")
         return _PromptedEncoderNet(self, features, n_obs_steps)
 
-    def check_policy(self, codec, augmentations):
-        self.encoder.check_policy(codec, augmentations)
-
 
 class _PromptedEncoderNet(EncoderNet):
     def __init__(self, config: PromptedEncoder, features, n_obs_steps):

@@ -1,25 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
-from torch import Generator, Tensor, nn
-
-from ...core import AtLeast, Batch, Context, Unsupported, UserError, part
+from ...core import AtLeast, Context, Unsupported, UserError, part
 from ...data.codec import Normalizer
 from ...data.window import Window
 from ...execute.chunking import RecedingHorizon
 from ...heads.diffusion import Diffusion
-from ...learn.behavior_cloning import AuxiliaryLoss, BehaviorCloning
+from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import Method
 from ...learn.optimizer import OptimizerConfig
+from ...learn.representation_objectives import NetworkObjective
 from ...nets.base import Encoder, EncoderNet
 from ...nets.encoders import check_inputs, check_unscaled, observed_column
 from ...nets.feed_forward import feed_forward_layers
 from ...nets.linear import Linear
 from ...nets.object_attention import check_objects
 from ...nets.transformer import Transformer
-from ...policy import Policy, PolicyConfig
+from ...policy import PolicyConfig
 from ..needs import NUMBERS, OBJECTS
 from ..registry import method
 
@@ -68,7 +66,7 @@ class _ObjectEncoderNet(EncoderNet):
 
 
 @part
-class NextObjects(AuxiliaryLoss):
+class NextObjects(NetworkObjective):
     """Predicts the objects after the chunk from what a transformer makes of their tokens and of the noisy actions.
 
     The loss is the mean absolute error over the numbers of the objects that exist.
@@ -78,28 +76,19 @@ class NextObjects(AuxiliaryLoss):
     weight: Annotated[float, AtLeast(0)] = 1.0
     captures, next_obs = ("memory",), True
 
-    def build(self, policy: Policy) -> NextObjectsLoss:
+    def networks(self, policy):
         trunk = policy.config.trunk
         if not isinstance(trunk, Transformer) or trunk.attention != "joint" or trunk.causal:
             raise Unsupported("the objects do not read the actions", where="NextObjects",
                               hint='use the trunk Transformer(attention="joint", causal=False)')
-        return NextObjectsLoss(self, trunk.width, policy.features[self.objects].shape[1])
+        return {"layer": Linear(trunk.width, policy.features[self.objects].shape[1])}
 
-
-class NextObjectsLoss(nn.Module):
-    """The function of `NextObjects`, with its last layer."""
-
-    def __init__(self, config: NextObjects, width: int, n_features: int):
-        super().__init__()
-        self.config, self.layer = config, Linear(width, n_features)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
-        assert batch.next is not None
-        now, later = (obs[self.config.objects][:, -1].float() for obs in (batch.obs, batch.next))
+    def loss(self, networks, policy, batch, rng, captured):
+        now, later = (obs[self.objects][:, -1].float() for obs in (batch.obs, batch.next))
         exists = (now != 0).any(-1)
         memory = captured["memory"].unflatten(0, (len(batch), -1))  # (B, draws of noise, objects, D)
-        error = (self.layer(memory) - later.unsqueeze(1)).abs().mean((1, 3)) * exists
-        return self.config.weight * error.sum(1) / exists.sum(1).clamp(min=1)
+        error = (networks.layer(memory) - later.unsqueeze(1)).abs().mean((1, 3)) * exists
+        return self.weight * error.sum(1) / exists.sum(1).clamp(min=1)
 
 
 @method("Qi et al. 2024, arXiv 2412.18907, with given objects, whose goals are features, and which are predicted by "

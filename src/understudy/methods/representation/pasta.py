@@ -1,28 +1,27 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from ...checkpoint import FromStage
-from ...core import Above, AtLeast, AtMost, Batch, ConfigError, Context, UserError, part
+from ...core import Above, AtLeast, AtMost, ConfigError, Context, UserError, part
 from ...data.column_changes import LastAction
 from ...data.window import Window
 from ...heads.regression import Regression
 from ...learn.behavior_cloning import BehaviorCloning
 from ...learn.method import InitializeFrom, Method, Stage
 from ...learn.representation import RepresentationLearning
-from ...learn.representation_objectives import RepresentationObjective
+from ...learn.representation_objectives import NetworkObjective
 from ...nets.base import Encoder, EncoderNet, record_intermediate
 from ...nets.encoders import check_inputs, check_kinds, check_unscaled, observed_column
 from ...nets.feed_forward import FeedForward
 from ...nets.transformer import Transformer, TransformerBlock, check_heads
-from ...policy import Policy, PolicyConfig
+from ...policy import PolicyConfig
 from ..needs import NUMBERS
 from ..registry import method
 
@@ -191,16 +190,12 @@ class ComponentTokenNet(EncoderNet):
         return torch.cat(values, -1), torch.cat(available, -1), torch.cat(observed, -1)
 
 
-class _TokenObjective(RepresentationObjective):
-    def build(self, policy):
+class _TokenObjective(NetworkObjective):
+    def networks(self, policy):
         if not isinstance(policy.encoder, ComponentTokenNet):
             raise ConfigError(f"{type(policy.config.encoder).__name__} has no tokens of single numbers to predict",
                               where=type(self).__name__, hint="use a ComponentTokenEncoder")
-        return self.build_loss(policy.encoder)
-
-    @abstractmethod
-    def build_loss(self, encoder: ComponentTokenNet) -> nn.Module:
-        """Returns the module that computes the loss of each window."""
+        return {"readout": _Readout(policy.encoder)}
 
 
 class _Readout(nn.Module):
@@ -244,24 +239,15 @@ class MaskedTokenPrediction(_TokenObjective):
 
     captures = ()
 
-    def build_loss(self, encoder):
-        return _MaskedTokenLoss(self, encoder)
-
-
-class _MaskedTokenLoss(nn.Module):
-    def __init__(self, config: MaskedTokenPrediction, encoder: ComponentTokenNet):
-        super().__init__()
-        self.config, self.readout = config, _Readout(encoder)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         net = policy.encoder
         assert isinstance(net, ComponentTokenNet)
         obs = policy.codec.encode_obs(policy.augment(batch.obs, rng))
         first = next(iter(obs.values()))
-        hidden = torch.rand(*first.shape[:2], net.n_groups, generator=rng, device=first.device) < self.config.fraction
+        hidden = torch.rand(*first.shape[:2], net.n_groups, generator=rng, device=first.device) < self.fraction
         encoded = net.encode(obs, hidden)
         counted = encoded.is_given & hidden[..., net.group]
-        return self.config.weight * self.readout.loss(net, encoded.tokens, encoded.values, counted)
+        return self.weight * networks.readout.loss(net, encoded.tokens, encoded.values, counted)
 
 
 @part
@@ -283,26 +269,21 @@ class NextTokenPrediction(_TokenObjective):
 
     captures = tuple(f"components.{name}" for name in EncodedComponents._fields)
 
-    def build_loss(self, encoder):
-        if not encoder.config.causal:
+    def networks(self, policy):
+        networks = super().networks(policy)
+        if not policy.config.encoder.causal:
             raise ConfigError("each token of the encoder reads those that it would predict",
                               where="NextTokenPrediction", hint="use ComponentTokenEncoder(causal=True)")
-        return _NextTokenLoss(self, encoder)
+        return networks
 
-
-class _NextTokenLoss(nn.Module):
-    def __init__(self, config: NextTokenPrediction, encoder: ComponentTokenNet):
-        super().__init__()
-        self.config, self.readout = config, _Readout(encoder)
-
-    def forward(self, policy: Policy, batch: Batch, rng: Generator, captured: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, networks, policy, batch, rng, captured):
         net = policy.encoder
         assert isinstance(net, ComponentTokenNet)
-        encoded = EncodedComponents(*(captured[name] for name in self.config.captures))
+        encoded = EncodedComponents(*(captured[name] for name in self.captures))
         before = encoded.tokens.flatten(1, 2).roll(1, 1).unflatten(1, encoded.tokens.shape[1:3])
         counted = encoded.is_given.clone()
         counted[:, 0] &= net.group > 0  # nothing comes before the first token
-        return self.config.weight * self.readout.loss(net, before, encoded.values, counted)
+        return self.weight * networks.readout.loss(net, before, encoded.values, counted)
 
 
 @method("Boige et al. 2024 (PASTA), arXiv 2307.10936, whose numbers are classes, and which pretrains on several "

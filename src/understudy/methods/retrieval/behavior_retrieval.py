@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Generator, Tensor, nn
 
-from ...checkpoint import FromStage, load_built, save_built
+from ...checkpoint import BuiltModule, FromStage
 from ...core import AtLeast, Batch, Feature, Schema, Unsupported, part
 from ...data.codec import CodecModule
 from ...data.episode import Dataset
@@ -126,20 +126,21 @@ class StateActionEmbeddingSpec:
     policy: PolicyConfig
 
 
-class StateActionEmbedding(LatentEncoder):
+class StateActionEmbedding(BuiltModule, LatentEncoder):
     """The mean of the latent of a window, followed by its coded actions. Actions after the end of an episode are 0.
 
     Args:
         codec: Codec module to share with the policy. None builds a new one without statistics.
     """
 
+    kind, description = "embedding", StateActionEmbeddingSpec
+
     def __init__(self, about: StateActionEmbeddingSpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
+        super().__init__(about, features)
         policy = about.policy
         if policy.window.goals:
             raise Unsupported("goals are drawn at random, so that windows have no fixed latent",
                               where="StateActionVAE", hint="leave the goals out of the window of the stage's policy")
-        self.about, self.features = about, dict(features)
         self.inputs = tuple(k for k in features if k != policy.target)
         self.codec = policy.codec.build(features, self.inputs, policy.target) if codec is None else codec
         self.encoder = about.encoder.build({k: features[k] for k in self.inputs}, policy.window.n_obs_steps)
@@ -168,13 +169,6 @@ class StateActionEmbedding(LatentEncoder):
         values = self.values(batch)
         actions = self.latent.size - self.about.latent_dim
         return torch.cat([self.posterior(values)[0], values[:, -actions:]], -1).float()
-
-    def save(self, folder):
-        save_built(self, folder, "embedding", self.about, self.features)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(StateActionEmbedding, folder, "embedding", StateActionEmbeddingSpec, trust, device)
 
 
 @method("Du et al. 2023, arXiv 2304.08742, which retrieves above a threshold and has a recurrent policy",

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from ... import config
 from ...checkpoint import (
     RETRAIN,
+    BuiltModule,
     CheckpointModule,
     FromStage,
-    load_built,
+    check_trained,
     load_module,
     load_weights,
-    save_built,
     save_module,
     save_weights,
 )
@@ -155,10 +155,7 @@ class ScoredReturn(ColumnChange):
         return {self.into: value}, {"value": value, "reward": self._trained()(obs).reshape(-1, 1).to(value)}
 
     def _trained(self) -> CalibratedScorer:
-        if not isinstance(self.scorer, CalibratedScorer):
-            raise UserError(f"{self.scorer} is not a trained module", where="ScoredReturn.scorer",
-                            hint="train a method that has this stage, or give the module itself")
-        return self.scorer
+        return check_trained(self.scorer, CalibratedScorer, "ScoredReturn.scorer")
 
 
 TASK = "observation.task"
@@ -247,7 +244,7 @@ class TaskSimilaritySpec:
     policy: PolicyConfig
 
 
-class TaskSimilarity(CheckpointModule):
+class TaskSimilarity(BuiltModule):
     """The similarity of an observation to the words of a task, divided by a temperature.
 
     Args:
@@ -255,10 +252,11 @@ class TaskSimilarity(CheckpointModule):
         codec: Codec module to share with the policy. None builds a new one without statistics.
     """
 
+    kind, description = "scorer", TaskSimilaritySpec
+
     def __init__(self, about: TaskSimilaritySpec, features: Schema, codec: CodecModule | None = None):
-        super().__init__()
+        super().__init__(about, features)
         policy = about.policy
-        self.about, self.features = about, dict(features)
         inputs = tuple(k for k in features if k != policy.target)
         observed = {k: features[k] for k in inputs if k != about.task}
         if about.task not in inputs or not observed:
@@ -282,13 +280,6 @@ class TaskSimilarity(CheckpointModule):
         """Returns the score of single observations, (B,)."""
         observation, task = self.embed(obs)
         return (observation * task).sum(-1) / self.about.temperature
-
-    def save(self, folder):
-        save_built(self, folder, "scorer", self.about, self.features)
-
-    @staticmethod
-    def load(folder, trust=(), device="cpu"):
-        return load_built(TaskSimilarity, folder, "scorer", TaskSimilaritySpec, trust, device)
 
 
 @part

@@ -66,15 +66,16 @@ class ROTLearner(OffPolicyActorCriticLearner):
         if not isinstance(clone, Policy):
             return self.config.fixed_weight
         with self.evaluation():
-            rng = self.generator()
-            scores = [self.critic(batch.obs, policy.decode(self._clipped(policy.sample(policy.context(batch.obs), rng)),
-                                                           batch.obs)) for policy in (clone, self.policy)]
+            rng, scores = self.generator(), []
+            for policy in (clone, self.policy):
+                coded = self.policy.clip(policy.sample(policy.context(batch.obs), rng))
+                scores.append(self.critic(batch.obs, policy.decode(coded, batch.obs)))
         return float((scores[0] > scores[1]).float().mean())
 
     def policy_loss(self, batch: Batch, rng: Generator) -> Tensor:
         """Returns the loss of the policy for each row, (B,), with distances in coded units."""
         coded = self.policy.sample(self.policy.context(batch.obs), rng)
-        inside = self._clipped(coded)
+        inside = self.policy.clip(coded)
         score = self.critic(batch.obs, self.policy.decode(inside, batch.obs))
         expert = batch.others["expert"]
         cloned = self.policy.sample(self.policy.context(expert.obs), rng)

@@ -241,6 +241,7 @@ def test_a_classifier_ends_the_episode_as_a_success(session, run, tmp_path, monk
     judged = open_dataset(out / "collection" / "000000" / "episodes.npz")
     assert [(len(e), e.metadata["success"]) for e in judged] == [(3, True), (3, True)] and counted == [(1, 2)] * 6
     assert np.asarray(judged[0].steps["next.success"]).tolist() == [False, False, True]
+    refused(session(out, "--with", "filtered"), f"its rounds were compared with --success {tmp_path}", "choose another")
 
 
 def test_a_classifier_of_other_columns_is_refused_before_the_robot_moves(session, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ def listed(capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_all_methods_are_listed_in_their_families(capsys):
+def test_all_methods_are_listed_in_their_families(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     text = listed(capsys)
     for family, summary in method_families().items():
         assert re.fullmatch(r"[A-Z][A-Za-z ]+: they .*\.", summary)

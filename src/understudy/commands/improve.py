@@ -175,12 +175,12 @@ class _Command:
 
         o, run = self.o, Run(self.o.out)
         env_name, data, held_out, method, stages = self._prepare()
+        self._check_resumed(env_name)
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
             RobotImprovement(o, self.command, self.out, self.resources, classifier, self._begun()).run(
                 data, held_out, method, stages, learns_interrupted(o.run))
             return
-        self._check_resumed(env_name)
         env = self._make(env_name, COMPARISON_ROWS)
         base = load_untold_actor(o.run, env, o)
         collection_env, person = self._people(env_name, method, env, stages)
@@ -239,14 +239,19 @@ class _Command:
         return improve_options_of(self.o.out) if Run(self.o.out).saved_steps() else None
 
     def _check_resumed(self, env_name: str) -> None:
-        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier."""
+        """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier.
+
+        On a robot a person compares, in as many trials as they like.
+        """
         from ..learn.method import Method
 
         if (begun := self._begun()) is None:
             return
-        for name, old, new in (("env", begun.env or recorded_env_of(self.o.run), env_name),
-                               ("compare", begun.compare or N_STARTS, self.o.compare),
-                               ("success", begun.success, self.o.success)):
+        watched = self.o.robot is not None or begun.robot is not None
+        for name, old, new in (("robot", begun.robot, self.o.robot), ("success", begun.success, self.o.success),
+                               *(() if watched else (
+                                   ("env", begun.env or recorded_env_of(self.o.run), env_name),
+                                   ("compare", begun.compare or N_STARTS, self.o.compare)))):
             if old != new and not (isinstance(old, Path) and isinstance(new, Path) and old.resolve() == new.resolve()):
                 raise UserError(f"its rounds were compared with --{name} {old}" if old is not None else
                                 f"its rounds were compared without --{name}", where=self.o.out,

@@ -278,15 +278,13 @@ class _ResultsFile:
 
 def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
     """For JSON: the levels of each shift, and where its value halves (null: not within the tested levels)."""
-    def interval(i: Interval) -> dict[str, float]:
-        return {"estimate": i.estimate, "low": i.low, "high": i.high}
     out = {}
     for c in sweeps:
         value = "return" if c.success is None else "success"
         fall = c.half_success_level()
         out[c.shift.name] = {
             "what": c.shift.description, "unit": c.shift.unit,
-            "levels": [{"level": s, value: interval(r), "change": {**interval(d), "p": p}}
+            "levels": [{"level": s, value: r.to_json(), "change": {**d.to_json(), "p": p}}
                        for s, r, (d, p) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)],
             "halves": {"at": fall.severity, "low": fall.low, "high": fall.high, "tried": fall.max_severity}}
     return out

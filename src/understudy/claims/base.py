@@ -430,7 +430,6 @@ class Claim:
     """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
-        needs: Extras and data that the claim needs.
         mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
             undecided, whatever the parts show.
     """

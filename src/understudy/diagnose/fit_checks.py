@@ -54,7 +54,6 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True) -> Itera
 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
-        is_own: Whether the policy was trained on these data.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
@@ -273,7 +272,6 @@ def check_success(successes: Sequence[bool], evaluations: Iterable[Mapping[str, 
     """Finds that the policy surely succeeds less often than in an evaluation that the run keeps.
 
     Args:
-        evaluations: See `TrainingCurves`.
         step: Updates of the checkpoint that is diagnosed.
     """
     latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e

@@ -41,7 +41,6 @@ class Shift:
     """A change of the environment or of the actor, with a severity in natural units.
 
     Args:
-        unit: Unit of the severity.
         levels: Severities that are tried by default, in increasing order, without 0.
         world: Returns the environment at a severity. Severity 0 must behave like the original.
         actor: Returns the actor at a severity. Severity 0 must behave like the original.

@@ -174,7 +174,6 @@ def measure_behavior(
         env: The environment of the rollouts. It may report modes and margins.
         demonstrations: The training data of the policy, or other data to compare with. If they share no numeric column
             with the rollouts, the result says so and nothing is compared.
-        repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
     """
     missing: list[str] = []
     view, index = TrajectoryScaling.from_data(episodes), None

@@ -346,7 +346,6 @@ def sequential_verdict_parts(
     """As `verdict_parts`, for a sequential test in the given state.
 
     Args:
-        successes: Number of successes of each policy in `names`.
         unit: What is counted, such as "episodes".
     """
     outcome, interval, first = test.verdict(state), test.interval(state), capitalize_name(names[0])

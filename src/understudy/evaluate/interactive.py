@@ -243,11 +243,7 @@ class TrialLog:
     @staticmethod
     @contextmanager
     def open(path: Path | str, about: Mapping[str, Any]) -> Iterator[TrialLog]:
-        """Opens or creates the journal of an evaluation, for one process at a time.
-
-        Args:
-            about: JSON that describes the evaluation.
-        """
+        """Opens or creates the journal of an evaluation, for one process at a time."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():

@@ -82,7 +82,6 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
 
     Args:
         data: The episodes. Where marks, such as goals, differ by episode, the first six have a map each.
-        plane: The map (`PlanarMap.map`).
         context: Episodes that are drawn as thin gray lines below, on a map that all share.
     """
     episodes, many = list(data), 6
@@ -285,7 +284,6 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
     Args:
         rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
             full dot, the others a ring.
-        percent: Whether the values are rates, shown in percentage points.
     """
     step, descriptions = 44, []
     bottom = step * len(rows) + 4
@@ -469,8 +467,6 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
     """One component of failed episodes over their steps: dashed lines that end in a cross.
 
     Args:
-        rows: Its values in each episode.
-        high: Upper end of the y axis.
         context: Its values in other episodes, drawn as thin gray lines below.
     """
     axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
@@ -526,8 +522,6 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
     Args:
         values: The values. Those that are not finite are left out.
-        of: What is counted.
-        bins: Largest number of bars.
     """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]

@@ -568,12 +568,7 @@ def write_comparison_report(c: Comparison, path: Path | str) -> Path:
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str,
                             commands: Sequence[tuple[str, str]] = (), value: str = "") -> Path:
-    """Write a page about a policy that was evaluated on recorded episodes.
-
-    Args:
-        commands: What to do next: pairs of a command and what it does.
-        value: What is to be said about the value of the policy.
-    """
+    """Write a page about a policy that was evaluated on recorded episodes."""
     of_value = [Section("What it is worth", (), value)] if value else []
     sections = [*prediction_sections(prediction), *of_value, *next_step_section({}, commands)]
     return write_page(path, f"Judged on recorded episodes of {Path(prediction.name).name}", sections,

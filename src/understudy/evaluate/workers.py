@@ -69,10 +69,6 @@ def evaluate_parallel(
 ) -> Evaluation:
     """`evaluation.evaluate`, with the episodes distributed over workers. The result does not depend on their number.
 
-    Args:
-        setup: See `WorkerPool`.
-        workers: Number of processes, or "ray".
-
     Example:
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
     """

@@ -332,7 +332,6 @@ class SkillWrapper(ActionWrapper):
     the action is a choice. For a code of a quantizer it is the level of each component.
 
     Args:
-        low: The low-level policy, or the stage that trained it.
         period: Number of environment steps per skill.
         column: The column of the low-level policy that holds the skill.
         phrases: The phrases to choose from, if the column is text.
@@ -444,7 +443,6 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
 
     Args:
         columns: Columns that are replaced; None removes one. Their rows are those of the result.
-        action: The feature of the new column "action".
     """
     T, out, features = len(episode), {}, episode.features()
     first = np.arange(0, T, n)

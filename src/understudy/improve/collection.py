@@ -389,7 +389,6 @@ def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
 
     Args:
         n_steps: Number of steps, at least.
-        seed: Seed of the training.
     """
     return rollout_steps(UniformRandomActor(env), env, n_steps, recording_seed(seed))
 
@@ -415,9 +414,6 @@ class SupervisorLabels:
     """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
 
     What was sent stays in the column `executed_action`.
-
-    Args:
-        into: The column that the policy learns.
 
     References:
         Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
@@ -503,7 +499,6 @@ class CollectionRounds(DataCollection):
         relabel: Changes of the collected episodes, after the method's transforms.
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
-        updates: How many updates follow each round.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.

@@ -16,6 +16,7 @@ from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..evaluate.stats import clopper_pearson
 from ..execute.actor import LAST_REWARD, Actor
+from ..execute.wrappers import act_along
 from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
 from .base import RunFinding
@@ -233,16 +234,8 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
 def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
     """Actions of an actor that is shown a recorded episode, (steps, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if role(k) in ("observation", "other")}
-    columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
-    state, actions = None, []
-    for t in range(steps):
-        obs = {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in columns.items()} | {LAST_REWARD: torch.zeros(1)}
-        if state is None:
-            state = actor.start(obs, keys(0, [0]))
-        action, state = actor.act(obs, state)
-        state = {k: v for k, v in state.items() if k != "record"}
-        actions.append(action[0].double().numpy())
-    return np.stack(actions)
+    columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"} | {LAST_REWARD: np.zeros(steps, np.float32)}
+    return np.stack([action.double().numpy() for action in act_along(actor, columns, steps, keys(0, [0]))])
 
 
 def without_failures(findings: Sequence[RunFinding], successes: Sequence[bool]) -> list[RunFinding]:

@@ -97,7 +97,7 @@ class PredictionError:
 class UncertainStep:
     episode: int
     step: int
-    spread: float  # mean distance of two samples, as in `Recorded.energy`
+    spread: float  # mean distance of two samples
 
 
 @dataclass(frozen=True)

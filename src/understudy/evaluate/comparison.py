@@ -142,8 +142,8 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
         policies: Evaluations by name: one per checkpoint, or several per method, one for each training seed.
 
     Returns:
-        The comparison. `needed` is the number of episodes (or seeds) that would detect a difference as large as the
-        observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
+        The comparison. `episodes_needed` is the number of episodes (or seeds) that would detect a difference as large
+        as the observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
     """
     if len(policies) < 2:
         raise UserError(f"a comparison needs at least two policies, not {len(policies)}", where="compare",

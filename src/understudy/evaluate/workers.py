@@ -264,7 +264,7 @@ def _picklable_error(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class _Worker:
-    """`rows` is 0 until the worker is ready. `share` has the numbers of its episodes that have not come back."""
+    """`rows` is 0 until the worker is ready. `pending` has the numbers of its episodes that have not come back."""
 
     handle: Any
     rows: int = 0

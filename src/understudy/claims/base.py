@@ -343,35 +343,30 @@ class EquivalentTo(Rule):
 
 
 @dataclass(frozen=True)
-class AboveBound(Rule):
+class _Bound(Rule):
+    measure: str
+    arm: str
+    bound: float
+    side: ClassVar[Side]
+
+    @property
+    def arms(self):
+        return (self.arm,)
+
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare(self.measure, self.arms, self.side, self.bound, measurements, measures, level)
+
+
+class AboveBound(_Bound):
     """The mean of a measure under one arm is more than a bound, in units of the measure."""
 
-    measure: str
-    arm: str
-    bound: float
-
-    @property
-    def arms(self):
-        return (self.arm,)
-
-    def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare(self.measure, self.arms, "above", self.bound, measurements, measures, level)
+    side = "above"
 
 
-@dataclass(frozen=True)
-class BelowBound(Rule):
+class BelowBound(_Bound):
     """The mean of a measure under one arm is less than a bound, in units of the measure."""
 
-    measure: str
-    arm: str
-    bound: float
-
-    @property
-    def arms(self):
-        return (self.arm,)
-
-    def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare(self.measure, self.arms, "below", self.bound, measurements, measures, level)
+    side = "below"
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                 _put(numbers, f"{name} / {arm}", {**cell_numbers, "full sizes": sizes})
                 done.add(env)
     versions = {"python": platform.python_version(), **installed_versions(*PACKAGES)}
-    return {"claim": claim.name, "versions": versions, "cpu": _cpu(), "numbers": numbers}
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"claim": claim.name, "versions": versions, "cpu": cpu, "numbers": numbers}
 
 
 def compare(stored: Mapping, now: Mapping) -> list[str]:
@@ -509,11 +510,6 @@ def _stable(entries: Sequence[float | None], rounded: Sequence[float | None], sc
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
-
-
-def _cpu() -> str:
-    """The kind of CPU: architecture and the vector instructions that PyTorch uses."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _elsewhere(stored: Mapping, now: Mapping) -> str:

@@ -94,7 +94,7 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
         return
     least = min(held_out.values)
     best = held_out.steps[held_out.values.index(least)]
-    place = _checkpoint_name(curves, best)
+    place = "best" if curves.best == best else "last" if curves.last == best else f"checkpoints/{best:06d}"
     is_kept = place in ("best", "last") or (curves.folder / place).exists()
     take = (("take the checkpoint with the least error", ("eval", f"RUN/{place}", "ENV")) if is_kept else
             ("that checkpoint was not kept: look at the curves, and train again for fewer updates", ("plot", "RUN")))
@@ -108,10 +108,6 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
     if ratio > 1.05:
         yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", f"after {step} updates the error on "
                          f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, WORSE), *take)
-
-
-def _checkpoint_name(curves: TrainingCurves, step: int) -> str:
-    return "best" if curves.best == step else "last" if curves.last == step else f"checkpoints/{step:06d}"
 
 
 def check_statistics(policy: Policy, training: Dataset) -> Iterator[RunFinding]:

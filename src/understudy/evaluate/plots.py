@@ -94,11 +94,8 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
         for i, e in enumerate(episodes):
             ground = _MapPanel(plane, size, 0.5 + (size + gap) * (i % columns), 0.5 + (height + gap) * (i // columns))
             height = ground.height
-            parts += [
-                ground.frame(),
-                *ground.shapes([*plane["shapes"], *_episode_marks(plane, e)]),
-                ground.trajectory_path(e, 1.0),
-            ]
+            marks = [{**mark, "at": planar_points(e, mark["column"])[0]} for mark in plane["marks"]]  # of its beginning
+            parts += [ground.frame(), *ground.shapes([*plane["shapes"], *marks]), ground.trajectory_path(e, 1.0)]
         rows = -(-len(episodes) // columns)
         return _figure(parts, rows * (height + gap) - gap + 1,
                        f"Trajectories of {len(episodes)} episodes, each over its own map. {_outcome_text(well)}")
@@ -185,11 +182,6 @@ class _MapPanel:
                     + _tag("path", **{"class": "cross"}, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"))
         end = _circle((x, y), 2.2, fill="var(--good)") if well else ""
         return _path(points, "good", stroke_opacity=strength) + end
-
-
-def _episode_marks(plane, episode) -> list[dict[str, Any]]:
-    """Marks of this episode, at the places that its first observation gives."""
-    return [{**m, "at": planar_points(episode, m["column"])[0]} for m in plane["marks"]]
 
 
 def _outcome(episode: Episode) -> bool | None:

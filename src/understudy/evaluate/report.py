@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..core import Feature, role
+from ..core import role
 from ..data.episode import Dataset
 from ..data.formats.describe import task_counts
 from ..envs.base import Env, PlanarMap
@@ -515,7 +515,7 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     rows = tuple(
         (
             name,
-            _feature_description(f),
+            f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}",
             " × ".join(map(str, f.shape)) or "1",
             ", ".join(f.names or ()) or "–",
             f.unit or "–",
@@ -669,10 +669,6 @@ def _format_signed(v: float, of: str) -> str:
 
 def _unicode_minus(text: str) -> str:
     return re.sub(r"(?<![\w&#])-(?=\d)", "−", text)
-
-
-def _feature_description(f: Feature) -> str:
-    return f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}"
 
 
 def _format_cell(value) -> str:

@@ -591,7 +591,7 @@ class CollectionRounds(DataCollection):
             collect(number, data)
             training.processes.wait()
             episodes = rounds[number]
-            data = self._extended(data, episodes)
+            data = ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
             if not len(data):
                 raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
                                 hint="keep more episodes")
@@ -638,10 +638,6 @@ class CollectionRounds(DataCollection):
         parts = [data.select(i for i, c in enumerate(collected) if c == is_collected) for is_collected in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
         return MixtureSampler(samplers, self.mixture_weights)
-
-    def _extended(self, data: ReplayBuffer, episodes: Dataset) -> ReplayBuffer:
-        """The episodes that stay when those of a round are added."""
-        return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""

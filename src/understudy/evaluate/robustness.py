@@ -210,9 +210,8 @@ def sweep_severities(
                 watch(done)
             if len(outcomes) == episodes:
                 return outcomes
-            alone = (who, env)
-            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: alone
-            with WorkerPool(serve, workers, local=alone) as crew:
+            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: (who, env)
+            with WorkerPool(serve, workers, local=(who, env)) as crew:
                 while len(outcomes) < episodes:
                     group = min(2 * env.rows * crew.count, episodes - len(outcomes))  # with fewer, rows would be idle
                     new = [(e.metadata.get("success"), _episode_return(e))

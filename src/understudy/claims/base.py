@@ -343,35 +343,30 @@ class EquivalentTo(Rule):
 
 
 @dataclass(frozen=True)
-class AboveBound(Rule):
+class _Bound(Rule):
+    measure: str
+    arm: str
+    bound: float
+    side: ClassVar[Side]
+
+    @property
+    def arms(self):
+        return (self.arm,)
+
+    def judge(self, measurements, measures=MEASURES, level=LEVEL):
+        return _compare(self.measure, self.arms, self.side, self.bound, measurements, measures, level)
+
+
+class AboveBound(_Bound):
     """The mean of a measure under one arm is more than a bound, in units of the measure."""
 
-    measure: str
-    arm: str
-    bound: float
-
-    @property
-    def arms(self):
-        return (self.arm,)
-
-    def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare(self.measure, self.arms, "above", self.bound, measurements, measures, level)
+    side = "above"
 
 
-@dataclass(frozen=True)
-class BelowBound(Rule):
+class BelowBound(_Bound):
     """The mean of a measure under one arm is less than a bound, in units of the measure."""
 
-    measure: str
-    arm: str
-    bound: float
-
-    @property
-    def arms(self):
-        return (self.arm,)
-
-    def judge(self, measurements, measures=MEASURES, level=LEVEL):
-        return _compare(self.measure, self.arms, "below", self.bound, measurements, measures, level)
+    side = "below"
 
 
 @dataclass(frozen=True)
@@ -430,7 +425,6 @@ class Claim:
     """A published statement as an experiment that can fail. Its text is in the Markdown file beside its module.
 
     Args:
-        needs: Extras and data that the claim needs.
         mechanism_only: Why this experiment cannot test the paper's statement, in one sentence. The verdict is then
             undecided, whatever the parts show.
     """

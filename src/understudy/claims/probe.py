@@ -35,6 +35,7 @@ from ..envs.base import Env, EnvWrapper
 from ..evaluate.behavior.modes import RepeatedStartsEnv
 from ..evaluate.recording import UniformRandomActor
 from ..evaluate.rollout import rollout
+from ..evaluate.workers import single_threaded
 from ..execute.actor import Actor, NoisyActor, PolicyActor
 from ..files import read_json, write_text
 from ..improve.restart import Attempts
@@ -139,7 +140,8 @@ def take(claim: Claim, rounding: float = 0.0) -> dict:
                 _put(numbers, f"{name} / {arm}", {**cell_numbers, "full sizes": sizes})
                 done.add(env)
     versions = {"python": platform.python_version(), **installed_versions(*PACKAGES)}
-    return {"claim": claim.name, "versions": versions, "cpu": _cpu(), "numbers": numbers}
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"claim": claim.name, "versions": versions, "cpu": cpu, "numbers": numbers}
 
 
 def compare(stored: Mapping, now: Mapping) -> list[str]:
@@ -433,16 +435,10 @@ def _set_counter(learner: Any, update: int) -> None:
 @contextmanager
 def _repeatable() -> Iterator[None]:
     """A context with one thread and a fixed random state, in which convolutions are products of matrices."""
-    threads, uses_onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    torch.set_num_threads(1)
-    torch.backends.mkldnn.enabled = False  # ty: ignore[invalid-assignment]  (a property of the module)
-    try:
-        with torch.random.fork_rng([]), torch.backends.nnpack.flags(enabled=False):
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.mkldnn.enabled = uses_onednn
+    without_onednn = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)  # a value would warn without a GPU
+    with (single_threaded(), torch.random.fork_rng([]), torch.backends.nnpack.flags(enabled=False), without_onednn):
+        torch.manual_seed(0)
+        yield
 
 
 @contextmanager
@@ -514,11 +510,6 @@ def _stable(entries: Sequence[float | None], rounded: Sequence[float | None], sc
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
-
-
-def _cpu() -> str:
-    """The kind of CPU: architecture and the vector instructions that PyTorch uses."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _elsewhere(stored: Mapping, now: Mapping) -> str:

@@ -90,7 +90,7 @@ def _load_experiment(text: Path) -> dict[str, Claim]:
     open_claims()
     file = text.with_suffix(".py")
     try:
-        module = importlib.import_module(_module_of(text))
+        module = importlib.import_module(".".join((NAME, *file.relative_to(claims_folder()).with_suffix("").parts)))
     except Exception as error:
         lines = [line for frame, line in traceback.walk_tb(error.__traceback__)
                  if Path(frame.f_code.co_filename) == file]
@@ -112,11 +112,6 @@ def _load_experiment(text: Path) -> dict[str, Claim]:
         raise UserError(f"the names of the claims are {', '.join(map(repr, names))}, and the head of their text has "
                         f"{', '.join(texts_of(text))}", where=file, hint=f"use the same names in {text.name}")
     return {c.name: c for c in claims}
-
-
-def _module_of(text: Path) -> str:
-    """Import path of the module beside a Markdown file."""
-    return ".".join((NAME, *text.relative_to(claims_folder()).with_suffix("").parts))
 
 
 def record_path(name: str) -> Path:

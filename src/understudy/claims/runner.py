@@ -211,7 +211,6 @@ def log_entry(date: str, kind: str, change: str, judged: dict) -> dict:
         date: Such as "2026-11-21".
         kind: "pilot", whose seeds do not judge; "run"; "redesign", a run of a changed design; "judged again", without
             a run; "note", such as a known weakness.
-        change: What changed since the entry before, in words.
         judged: "verdict", and "reason" if there is one.
     """
     return {"date": date, "kind": kind, "change": change, "verdict": judged["verdict"],

@@ -114,7 +114,6 @@ def run_all(
         entries: Entries of `records.list_claims`. "missing" names what a claim lacks on this machine.
         budget: Seconds from now, or None for no limit. A claim starts only if the time of its last run still fits. A
             claim that runs when the budget ends is stopped. Its finished cells are kept for the next run.
-        workers: Number of claims at once, or "ray" for a cluster.
         run_one: Called with (name, log) in the process.
     """
     out, began = ScheduleOutcome(), time.monotonic()

@@ -26,12 +26,8 @@ class RunFinding:
     """One result of a diagnosis.
 
     Attributes:
-        code: One of `ORDER`.
         level: "fault": explains failures. "warning": may explain some. "note": good to know.
-        message: The evidence.
-        value: The number that was measured.
         healthy: Lowest and highest value of healthy runs. None for no bound.
-        remedy: What to do.
         command: The arguments of the command to run, in which RUN, DATA and ENV stand for what is diagnosed.
     """
 
@@ -62,7 +58,6 @@ class RunDiagnosis:
 
     Attributes:
         findings: The most important first.
-        checked: What could be checked.
         unchecked: What could not, each with the reason.
     """
 

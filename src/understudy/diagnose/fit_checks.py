@@ -16,6 +16,7 @@ from ..data.codec import CodecModule, Normalizer
 from ..data.episode import Dataset
 from ..evaluate.stats import clopper_pearson
 from ..execute.actor import LAST_REWARD, Actor
+from ..execute.wrappers import act_along
 from ..learn.training_curves import HELD_OUT_ERROR, SCORE, TrainingCurves
 from ..policy import Policy
 from .base import RunFinding
@@ -55,7 +56,6 @@ def check_fit(errors: FitErrors, is_cloning: bool, is_own: bool = True) -> Itera
 
     Args:
         is_cloning: Whether the method imitates the actions. Others have reasons to act otherwise.
-        is_own: Whether the policy was trained on these data.
     """
     level = "fault" if is_cloning else "note"
     if errors.trained > UNDERFIT:
@@ -95,7 +95,7 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
         return
     least = min(held_out.values)
     best = held_out.steps[held_out.values.index(least)]
-    place = _checkpoint_name(curves, best)
+    place = "best" if curves.best == best else "last" if curves.last == best else f"checkpoints/{best:06d}"
     is_kept = place in ("best", "last") or (curves.folder / place).exists()
     take = (("take the checkpoint with the least error", ("eval", f"RUN/{place}", "ENV")) if is_kept else
             ("that checkpoint was not kept: look at the curves, and train again for fewer updates", ("plot", "RUN")))
@@ -109,10 +109,6 @@ def check_checkpoint(curves: TrainingCurves, step: int) -> Iterator[RunFinding]:
     if ratio > SLIGHTLY_WORSE:
         yield RunFinding("wrong-checkpoint", "fault" if ratio > WORSE else "note", f"after {step} updates the error on "
                          f"held-out episodes is {ratio:.2f} times that after {best}", ratio, (1, SLIGHTLY_WORSE), *take)
-
-
-def _checkpoint_name(curves: TrainingCurves, step: int) -> str:
-    return "best" if curves.best == step else "last" if curves.last == step else f"checkpoints/{step:06d}"
 
 
 def check_statistics(policy: Policy, training: Dataset) -> Iterator[RunFinding]:
@@ -235,16 +231,8 @@ def check_serving(policy: Policy, actor: Actor, recorded: Dataset, n_episodes: i
 def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
     """Actions of an actor that is shown a recorded episode, (steps, A)."""
     columns = {k: np.asarray(episode.steps[k]) for k in episode.steps if role(k) in ("observation", "other")}
-    columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"}
-    state, actions = None, []
-    for t in range(steps):
-        obs = {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in columns.items()} | {LAST_REWARD: torch.zeros(1)}
-        if state is None:
-            state = actor.start(obs, keys(0, [0]))
-        action, state = actor.act(obs, state)
-        state = {k: v for k, v in state.items() if k != "record"}
-        actions.append(action[0].double().numpy())
-    return np.stack(actions)
+    columns = {k: v for k, v in columns.items() if v.dtype.kind in "fiub"} | {LAST_REWARD: np.zeros(steps, np.float32)}
+    return np.stack([action.double().numpy() for action in act_along(actor, columns, steps, keys(0, [0]))])
 
 
 def without_failures(findings: Sequence[RunFinding], successes: Sequence[bool]) -> list[RunFinding]:
@@ -274,7 +262,6 @@ def check_success(successes: Sequence[bool], evaluations: Iterable[Mapping[str, 
     """Finds that the policy surely succeeds less often than in an evaluation that the run keeps.
 
     Args:
-        evaluations: See `TrainingCurves`.
         step: Updates of the checkpoint that is diagnosed.
     """
     latest = {e["where"]: e for e in evaluations if e.get("success") and "condition" not in e

@@ -85,7 +85,6 @@ def observe_environment(env: Env, actor: Actor | None, data: Dataset | None, epi
     Args:
         actor: The policy. None if it cannot act there.
         data: The recorded episodes. None if there are none.
-        episodes: Number of episodes of the policy.
         seed: Seed of the starts. No evaluation uses these starts.
     """
     policy_episodes = Dataset([]) if actor is None else rollout(actor, env, episodes, tuning_seed(seed))

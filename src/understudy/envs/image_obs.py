@@ -155,11 +155,7 @@ def with_images(env: Env, size: int = SIZE, cameras: Sequence[str] = ()) -> Imag
 
 
 def check_images(features: Schema, env: Env) -> None:
-    """Checks that an environment shows the images that a policy reads.
-
-    Args:
-        features: The columns that the policy reads.
-    """
+    """Checks that an environment shows the images that a policy reads."""
     missing = {k: f for k, f in features.items() if f.kind == "image" and k not in env.features}
     if not missing or not isinstance(env, Renderable) or isinstance(env, ImageObs):
         return

@@ -19,7 +19,6 @@ class Canvas:
 
     Args:
         size: Width and height of an image, in pixels.
-        low: Lower left corner of the square.
     """
 
     def __init__(self, rows: int, size: int, low: tuple[float, float], side: float):
@@ -73,7 +72,6 @@ def render_map(plane: Mapping[str, Any], shapes: Iterable[Mapping[str, Any]], si
     """Renders a map as an image.
 
     Args:
-        plane: The map, see `envs.base.PlanarMap.map`.
         shapes: Further shapes in the form of the map's, painted over them. A box has "half" and, if rotated, "heading".
         size: Width and height of the image, in pixels.
 

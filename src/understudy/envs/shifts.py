@@ -41,7 +41,6 @@ class Shift:
     """A change of the environment or of the actor, with a severity in natural units.
 
     Args:
-        unit: Unit of the severity.
         levels: Severities that are tried by default, in increasing order, without 0.
         world: Returns the environment at a severity. Severity 0 must behave like the original.
         actor: Returns the actor at a severity. Severity 0 must behave like the original.
@@ -469,34 +468,33 @@ def _moved(name: str, description: str, unit: str, levels: tuple[float, ...], mo
     return Shift(name, description, unit, levels, lambda env, s: MovedState(env, s, name, move, most))
 
 
-_FORK_SHIFTS = (
-    _moved("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8), _move_start_back),
-    Shift("gust", "gusts of wind", "m/s", (0.25, 0.5, 1.0, 2.0), Gusts),
-)
-_PARTICLE_SHIFTS = (
-    _moved("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
-           partial(_widen_range, "at", 0.5)),
-    _moved("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0), _move_goals_to_corners,
-           1.0),
-    Shift("weak", "a weaker spring", "of its strength", (0.1, 0.2, 0.4, 0.8), WeakSpring),
-)
-_PUSH_SHIFTS = (
-    _moved("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), _widen_block_range, 0.08),
-    _moved("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), partial(_widen_range, "goal", 0.3),
-           0.08),
-)
-_BLOCKS_SHIFTS = (
-    _moved("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06),
-           partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06),
-    _moved("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
-           partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08),
-)
-_ARMS_SHIFTS = (
-    _moved("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1),
-           partial(_widen_range, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1),
-    _moved("goal", "goals drawn from a wider range", "m", (0.05, 0.1, 0.2, 0.3),
-           partial(_widen_range, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3),
-)
 _TOY_SHIFTS: dict[type[Env], tuple[Shift, ...]] = {
-    Fork: _FORK_SHIFTS, Particle: _PARTICLE_SHIFTS, Push: _PUSH_SHIFTS, Blocks: _BLOCKS_SHIFTS, Arms: _ARMS_SHIFTS,
+    Fork: (
+        _moved("start", "starts farther back", "m", (0.1, 0.2, 0.4, 0.8), _move_start_back),
+        Shift("gust", "gusts of wind", "m/s", (0.25, 0.5, 1.0, 2.0), Gusts),
+    ),
+    Particle: (
+        _moved("start", "starts drawn from a wider range", "sides of the cube", (0.1, 0.2, 0.4, 0.8),
+               partial(_widen_range, "at", 0.5)),
+        _moved("goal", "goals nearer to the corners", "of the way there", (0.25, 0.5, 0.75, 1.0),
+               _move_goals_to_corners, 1.0),
+        Shift("weak", "a weaker spring", "of its strength", (0.1, 0.2, 0.4, 0.8), WeakSpring),
+    ),
+    Push: (
+        _moved("start", "blocks drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08), _widen_block_range, 0.08),
+        _moved("goal", "goals drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
+               partial(_widen_range, "goal", 0.3), 0.08),
+    ),
+    Blocks: (
+        _moved("start", "blocks drawn from a wider range", "m", (0.015, 0.03, 0.045, 0.06),
+               partial(_widen_range, "blocks", SPREAD[1:3, None], middle=CENTRES[1:3]), 0.06),
+        _moved("goal", "targets drawn from a wider range", "m", (0.02, 0.04, 0.06, 0.08),
+               partial(_widen_range, "targets", SPREAD[3:, None], middle=CENTRES[3:]), 0.08),
+    ),
+    Arms: (
+        _moved("start", "hands drawn from a wider range", "m", (0.025, 0.05, 0.075, 0.1),
+               partial(_widen_range, "hands", 0.2, middle=[[0.3, 0.8], [1.7, 0.8]]), 0.1),
+        _moved("goal", "goals drawn from a wider range", "m", (0.05, 0.1, 0.2, 0.3),
+               partial(_widen_range, "goal", [0.4, 0.15], middle=[1.0, 0.75]), 0.3),
+    ),
 }

@@ -23,9 +23,6 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
     Actions outside `low` and `high` are clipped. After `restore`, the time limit and the random draws of a row start
     again.
 
-    Args:
-        limit: Number of steps of an episode.
-
     Attributes:
         state_columns: Columns that together determine the state.
     """

@@ -97,7 +97,7 @@ class PredictionError:
 class UncertainStep:
     episode: int
     step: int
-    spread: float  # mean distance of two samples, as in `Recorded.energy`
+    spread: float  # mean distance of two samples
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ class ActionPrediction:
     """The result of `evaluate_action_prediction`. Intervals are over episodes.
 
     Attributes:
-        energy_score: Energy score, see `Validation`.
         mean_error: Mean distance of the samples from the recorded chunk.
         best_error: Distance of the nearest sample.
         baseline_error: Distance of always predicting the mean action.
@@ -131,7 +130,6 @@ class ActionPrediction:
         expected_coverage: The coverage of a policy whose uncertainty is exactly right.
         prediction_error: Error of the predicted action over all components that are not constant, and its interval.
             None if all are constant.
-        by_component: The same for each component.
         steps_ahead: Number of steps of a chunk over which this error is the mean, from the current one on.
         of_latents: Whether the errors are those of latents (see `evaluate_action_prediction`).
         column: The column whose values are compared, if the policy does not predict actions alone.
@@ -320,7 +318,6 @@ def evaluate_action_prediction(
         data: The data after the transforms of the method. Episodes that are not evaluated give the units and the
             average action.
         episodes: Numbers of the episodes to evaluate; None for all. See `episodes_to_evaluate`.
-        origin: What these episodes were to the training. See `episodes_to_evaluate`.
         executor: The executor of the method. It makes the plans if it is an `ActionConditionedExecutor`.
         n_examples: Number of episodes whose plans are kept for a figure: the one with the median error, the worst and
             the best.

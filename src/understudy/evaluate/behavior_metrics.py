@@ -132,9 +132,8 @@ class BehaviorMetrics:
             succeeded = any(x.key == "time_to_success" for x in self.metrics) or not any(m.counts.values())
             out.append(_describe_modes(m, "successes" if succeeded else "episodes"))
         if (t := self.discriminator_accuracy) is not None:
-            out.append(
-                f"A classifier tells its motion from demonstrations in {_format_percent(t)} of cases (chance: 50%)."
-            )
+            out.append(f"A classifier tells its motion from demonstrations in {t.estimate:.0%} [{t.low:.0%}, "
+                       f"{t.high:.0%}] of cases (chance: 50%).")
         if (e := self.distribution_distance) is not None:
             each = [
                 f"{distance:.2g} deviations of {what} ({reference:.2g} between halves of the demonstrations)"
@@ -174,7 +173,6 @@ def measure_behavior(
         env: The environment of the rollouts. It may report modes and margins.
         demonstrations: The training data of the policy, or other data to compare with. If they share no numeric column
             with the rollouts, the result says so and nothing is compared.
-        repeated: Rollouts from repeated starts (`modes.rollout_repeated_starts`).
     """
     missing: list[str] = []
     view, index = TrajectoryScaling.from_data(episodes), None
@@ -296,7 +294,3 @@ def _describe_modes(m: BehaviorModes, of: str) -> str:
         text += (f". It uses {m.n_modes_found} of the demonstrators' {len(m.demonstrations)} ways"
                  + (f"; the shares overlap by {m.overlap:.0%}" if math.isfinite(m.overlap) else ""))
     return text + "."
-
-
-def _format_percent(i: Interval) -> str:
-    return f"{i.estimate:.0%} [{i.low:.0%}, {i.high:.0%}]"

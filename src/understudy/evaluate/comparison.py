@@ -84,41 +84,15 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy compare --json`. "success" has returns if `of` says so."""
-        shared = self.letters
-        return replace_nonfinite(
-            {
-                "env": self.env,
-                "episodes": self.episodes,
-                "of": self.metric,
-                "seeds": self.seeds,
-                "level": self.level,
-                "policies": [
-                    {"name": name, "success": {"estimate": e.estimate, "low": e.low, "high": e.high}, "letters": s}
-                    for name, e, s in zip(self.names, self.estimates, shared, strict=True)
-                ],
-                "pairs": [
-                    {
-                        "a": self.names[p.a],
-                        "b": self.names[p.b],
-                        "difference": p.comparison.difference,
-                        "low": p.comparison.low,
-                        "high": p.comparison.high,
-                        "p": p.comparison.p_value,
-                        "p_adjusted": p.adjusted_p_value,
-                    }
-                    for p in self.pairs
-                ],
-                "needed": [
-                    {
-                        "a": self.names[p.a],
-                        "b": self.names[p.b],
-                        "seeds" if self.seeds > 1 else "episodes": p.episodes_needed,
-                    }
-                    for p in self.pairs
-                    if p.better is None
-                ],
-            }
-        )
+        def names(p: PairwiseResult) -> dict[str, str]:
+            return {"a": self.names[p.a], "b": self.names[p.b]}
+        policies = [{"name": name, "success": estimate.to_json(), "letters": letters}
+                    for name, estimate, letters in zip(self.names, self.estimates, self.letters, strict=True)]
+        pairs = [{**names(p), **p.comparison.to_json(), "p_adjusted": p.adjusted_p_value} for p in self.pairs]
+        unit = "seeds" if self.seeds > 1 else "episodes"
+        needed = [{**names(p), unit: p.episodes_needed} for p in self.pairs if p.better is None]
+        return replace_nonfinite({"env": self.env, "episodes": self.episodes, "of": self.metric, "seeds": self.seeds,
+                                  "level": self.level, "policies": policies, "pairs": pairs, "needed": needed})
 
     def verdict_parts(self) -> tuple[str, str, str]:
         """Which policy is best, how certain that is, and what the statement is about."""
@@ -168,8 +142,8 @@ def compare_all(policies: Mapping[str, MethodRuns], *, level: float = LEVEL) -> 
         policies: Evaluations by name: one per checkpoint, or several per method, one for each training seed.
 
     Returns:
-        The comparison. `needed` is the number of episodes (or seeds) that would detect a difference as large as the
-        observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
+        The comparison. `episodes_needed` is the number of episodes (or seeds) that would detect a difference as large
+        as the observed one with probability 0.8, at level (1 - level) / pairs. It is as uncertain as that difference.
     """
     if len(policies) < 2:
         raise UserError(f"a comparison needs at least two policies, not {len(policies)}", where="compare",

@@ -123,10 +123,9 @@ class Evaluation:
             out["trials"] = [{"successes": int(n), "success": _interval_to_json(rate, "estimate")}
                              for n, rate in zip(each.sum(0), trials, strict=True)]
         if (g := self.trial_gain) is not None:
-            out["trial_gain"] = {"difference": g.difference, "low": g.low, "high": g.high, "p": g.p_value}
+            out["trial_gain"] = g.to_json()
         if other is not None:
-            p = compare(self, other)
-            out["paired"] = {"against": name, "difference": p.difference, "low": p.low, "high": p.high, "p": p.p_value}
+            out["paired"] = {"against": name, **compare(self, other).to_json()}
         return replace_nonfinite(out)
 
 
@@ -151,6 +150,10 @@ class PairedComparison:
         if not self.p_value < 1 - self.level:
             return None
         return "first" if self.low > 0 else "second" if self.high < 0 else None
+
+    def to_json(self) -> dict[str, float]:
+        """The difference, its limits and the p-value."""
+        return {"difference": self.difference, "low": self.low, "high": self.high, "p": self.p_value}
 
 
 @dataclass(frozen=True)
@@ -343,7 +346,6 @@ def sequential_verdict_parts(
     """As `verdict_parts`, for a sequential test in the given state.
 
     Args:
-        successes: Number of successes of each policy in `names`.
         unit: What is counted, such as "episodes".
     """
     outcome, interval, first = test.verdict(state), test.interval(state), capitalize_name(names[0])

@@ -19,6 +19,7 @@ from .behavior.scaling import TrajectoryScaling, resample_rows
 from .episode_video import film_strip, first_camera, shrink
 
 TRAJECTORY_POINTS, MAX_COMPONENTS = 8, 12  # points of a trajectory, and principal components for clustering
+MAX_GROUPS = 6
 MAX_STRIPS, STRIP_FRAMES = 6, 4  # episodes of a group whose frames are shown, and frames of each
 MAX_SUCCESSES = 50  # successes whose trajectories are drawn for comparison
 SHAPE_WEIGHT = 0.25  # below this mean silhouette there are no groups (Kaufman and Rousseeuw 1990)
@@ -85,9 +86,8 @@ class FailureGroup:
         return f"Record more demonstrations of what happens there, from starts like those of {which}."
 
 
-def group_failures(
-    episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None, max_groups: int = 6
-) -> tuple[FailureGroup, ...]:
+def group_failures(episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None
+                   ) -> tuple[FailureGroup, ...]:
     """Group failed episodes by their trajectories.
 
     Trajectories (`TRAJECTORY_POINTS` states each, and their length) are clustered. Fewer than four failures form one
@@ -117,7 +117,7 @@ def group_failures(
     )
     centred = points - points.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:MAX_COMPONENTS].T
-    clusters = find_clusters(centred @ axes, max_groups, SHAPE_WEIGHT)
+    clusters = find_clusters(centred @ axes, MAX_GROUPS, SHAPE_WEIGHT)
     success_distances = [] if demonstrations is None else [demonstrations.distances(e)[0] for e in won[:50]]
     groups = []
     for i in range(len(clusters)):

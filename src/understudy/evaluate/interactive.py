@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core import UserError, keys, uniform
-from ..files import replace_nonfinite, sync_folder
+from ..files import replace_nonfinite, sync_folder, try_lock
 from .sequential import SequentialDifferenceTest, SequentialRateTest
 
 LABELS = ("failure", "partial", "success")
@@ -243,18 +243,16 @@ class TrialLog:
     @staticmethod
     @contextmanager
     def open(path: Path | str, about: Mapping[str, Any]) -> Iterator[TrialLog]:
-        """Opens or creates the journal of an evaluation, for one process at a time.
-
-        Args:
-            about: JSON that describes the evaluation.
-        """
+        """Opens or creates the journal of an evaluation, for one process at a time."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise UserError("this is a folder, not a file", where=path, hint="name another --save")
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            _lock(handle, path)
+            if not try_lock(handle):
+                raise UserError("another process is using this file", where=path,
+                                hint="continue there, or choose another --save")
             lines = _lines(handle, path)
             journal = TrialLog(path, handle, lines[1:])
             if not lines:
@@ -315,16 +313,3 @@ def _check_same_design(stored: Mapping[str, Any], expected: Mapping[str, Any], p
 
 def _shorten(value) -> str:
     return " and ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-
-
-def _lock(handle: int, path: Path) -> None:
-    """Locks the file. The system releases the lock when the process ends, whatever the reason."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError("another process is using this file", where=path,
-                        hint="continue there, or choose another --save") from None
-    except (ImportError, OSError):
-        pass

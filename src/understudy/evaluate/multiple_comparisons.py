@@ -67,7 +67,8 @@ def compact_letter_display(
             groups = _absorb(_split(groups, pair))
     _prune(groups, place)
     groups = sorted((g for g in groups if g), key=lambda g: sorted(place[i] for i in g))
-    return ["".join(_letter_name(at) for at, g in enumerate(groups) if i in g) for i in range(n)]
+    letters = [string.ascii_letters[at % 52] + "'" * (at // 52) for at in range(len(groups))]
+    return ["".join(letter for letter, g in zip(letters, groups, strict=True) if i in g) for i in range(n)]
 
 
 def _split(groups: list[set[int]], pair: tuple[int, int]) -> list[set[int]]:
@@ -88,10 +89,6 @@ def _prune(groups: list[set[int]], place: dict[int, int]) -> None:
             other_groups = [other for other in groups if other is not group and policy in other]
             if all(any(partner in other for other in other_groups) for partner in group):
                 group.remove(policy)
-
-
-def _letter_name(number: int) -> str:
-    return string.ascii_letters[number % 52] + "'" * (number // 52)
 
 
 class RankInterval(NamedTuple):

@@ -82,7 +82,6 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
 
     Args:
         data: The episodes. Where marks, such as goals, differ by episode, the first six have a map each.
-        plane: The map (`PlanarMap.map`).
         context: Episodes that are drawn as thin gray lines below, on a map that all share.
     """
     episodes, many = list(data), 6
@@ -95,11 +94,8 @@ def trajectories(data: Sequence[Episode], plane: Mapping[str, Any], *, context: 
         for i, e in enumerate(episodes):
             ground = _MapPanel(plane, size, 0.5 + (size + gap) * (i % columns), 0.5 + (height + gap) * (i // columns))
             height = ground.height
-            parts += [
-                ground.frame(),
-                *ground.shapes([*plane["shapes"], *_episode_marks(plane, e)]),
-                ground.trajectory_path(e, 1.0),
-            ]
+            marks = [{**mark, "at": planar_points(e, mark["column"])[0]} for mark in plane["marks"]]  # of its beginning
+            parts += [ground.frame(), *ground.shapes([*plane["shapes"], *marks]), ground.trajectory_path(e, 1.0)]
         rows = -(-len(episodes) // columns)
         return _figure(parts, rows * (height + gap) - gap + 1,
                        f"Trajectories of {len(episodes)} episodes, each over its own map. {_outcome_text(well)}")
@@ -186,11 +182,6 @@ class _MapPanel:
                     + _tag("path", **{"class": "cross"}, d=f"M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"))
         end = _circle((x, y), 2.2, fill="var(--good)") if well else ""
         return _path(points, "good", stroke_opacity=strength) + end
-
-
-def _episode_marks(plane, episode) -> list[dict[str, Any]]:
-    """Marks of this episode, at the places that its first observation gives."""
-    return [{**m, "at": planar_points(episode, m["column"])[0]} for m in plane["marks"]]
 
 
 def _outcome(episode: Episode) -> bool | None:
@@ -285,7 +276,6 @@ def differences(rows: Sequence[tuple[str, float, float, float, bool]], *, percen
     Args:
         rows: Name, difference, lower limit, upper limit, and whether the pair can be told apart. Those that can have a
             full dot, the others a ring.
-        percent: Whether the values are rates, shown in percentage points.
     """
     step, descriptions = 44, []
     bottom = step * len(rows) + 4
@@ -469,8 +459,6 @@ def component_curves(rows: Sequence[np.ndarray], name: str, last_step: int, low:
     """One component of failed episodes over their steps: dashed lines that end in a cross.
 
     Args:
-        rows: Its values in each episode.
-        high: Upper end of the y axis.
         context: Its values in other episodes, drawn as thin gray lines below.
     """
     axes = _Axes((0, max(last_step, 1)), (low, high), "step", 26, 206, whole=True)
@@ -526,8 +514,6 @@ def histogram(values: Values, x_name: str, of: str = "episodes", bins: int = 24)
 
     Args:
         values: The values. Those that are not finite are left out.
-        of: What is counted.
-        bins: Largest number of bars.
     """
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]

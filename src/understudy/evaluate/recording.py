@@ -64,9 +64,10 @@ def record_episodes(env: Env, actor: Actor, episodes: int, out: Path | str, seed
             first += 1
 
     def keep(number: int, episode: Episode) -> None:
-        simulator = env.metadata.get("simulator")
-        finished[number] = replace(episode, metadata={**episode.metadata, "by": actor_name, **_task_metadata(episode),
-                                                      **({"simulator": simulator} if simulator else {})})
+        simulator, texts = env.metadata.get("simulator"), shown_texts(episode)
+        finished[number] = replace(episode, metadata={
+            **episode.metadata, "by": actor_name, **({"task": texts[0]} if texts else {}),
+            **({"simulator": simulator} if simulator else {})})
         put_down()
         watch(number, episode)
 
@@ -97,12 +98,6 @@ def _mark_failures(out: Path) -> None:
         for row in rows:
             row["facts"].setdefault("success", False)
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _task_metadata(episode: Episode) -> dict[str, str]:
-    """The text that an environment shows (as `TaskText` writes it) is the task of the episode."""
-    texts = shown_texts(episode)
-    return {"task": texts[0]} if texts else {}
 
 
 def n_recorded(out: Path, env: Env, seed: int, actor_name: str) -> int:

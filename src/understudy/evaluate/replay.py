@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 class Divergence:
     """The first row that differs from the recording.
 
-    `size` is the largest difference, relative to the largest value of that column in the episode (absolute if that is
+    `difference` is the largest one, relative to the largest value of that column in the episode (absolute if that is
     0).
     """
 
@@ -32,7 +32,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class ReplayedEpisode:
-    """One episode. `error` is the largest difference of each column over all steps, as in `Divergence`."""
+    """One episode. `max_differences` are the largest of each column over all steps, as in `Divergence`."""
 
     episode: int
     steps: int

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..core import Feature, role
+from ..core import role
 from ..data.episode import Dataset
 from ..data.formats.describe import task_counts
 from ..envs.base import Env, PlanarMap
@@ -29,6 +29,7 @@ from .failures import FailurePictures
 from .plots import Axis, Figure
 from .stats import Interval
 
+MAX_FANS = 4  # components of an episode whose plans are drawn
 SMOOTHED_FROM = 50  # points of a loss curve from which on a moving average is drawn over it
 
 STYLE = """
@@ -514,7 +515,7 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
     rows = tuple(
         (
             name,
-            _feature_description(f),
+            f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}",
             " × ".join(map(str, f.shape)) or "1",
             ", ".join(f.names or ()) or "–",
             f.unit or "–",
@@ -526,12 +527,8 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
 
 
-def write_comparison_report(c: Comparison, path: Path | str, title: str | None = None) -> Path:
-    """Write a page about several policies on the same starts: how good each is, and which can be told apart.
-
-    Args:
-        title: Title of the page. None for one made of the names.
-    """
+def write_comparison_report(c: Comparison, path: Path | str) -> Path:
+    """Write a page about several policies on the same starts: how good each is, and which can be told apart."""
     success, shared, places = c.metric == "success", c.letters, c.ranks
     each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
     rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
@@ -565,22 +562,16 @@ def write_comparison_report(c: Comparison, path: Path | str, title: str | None =
     kind = "two-level intervals over training seeds and starts" if c.seeds > 1 else (
         "Clopper–Pearson intervals; differences: Tango's score interval and the exact McNemar p" if success else
         "bootstrap intervals and a sign-flip test")
-    return write_page(path, title or f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
+    return write_page(path, f"{len(c.names)} {'methods' if c.seeds > 1 else 'policies'} in {c.env}", sections,
                       verdict=c.verdict_parts(), footer=f"{c.metric.capitalize()}: {kind}; adjusted by Holm.")
 
 
-def write_prediction_report(prediction: ActionPrediction, path: Path | str, title: str | None = None,
+def write_prediction_report(prediction: ActionPrediction, path: Path | str,
                             commands: Sequence[tuple[str, str]] = (), value: str = "") -> Path:
-    """Write a page about a policy that was evaluated on recorded episodes.
-
-    Args:
-        title: Title of the page. None for one made of the name.
-        commands: What to do next: pairs of a command and what it does.
-        value: What is to be said about the value of the policy.
-    """
+    """Write a page about a policy that was evaluated on recorded episodes."""
     of_value = [Section("What it is worth", (), value)] if value else []
     sections = [*prediction_sections(prediction), *of_value, *next_step_section({}, commands)]
-    return write_page(path, title or f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
+    return write_page(path, f"Judged on recorded episodes of {Path(prediction.name).name}", sections,
                       verdict=(prediction.headline(), prediction.baselines().strip(), prediction.note),
                       footer="Intervals: bootstrap over episodes.")
 
@@ -659,8 +650,8 @@ def _distance_section(prediction: ActionPrediction) -> Section:
         "policy that knows several ways is not punished for those that were not recorded.")
 
 
-def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[ErrorBreakdown], most: int = 4):
-    for i in range(min(fans.actions.shape[1], most)):
+def _plan_fan_figures(fans: EpisodePlanSamples, kind: str, dimensions: Sequence[ErrorBreakdown]):
+    for i in range(min(fans.actions.shape[1], MAX_FANS)):
         name, chunks = dimensions[i].name, [(f.step, f.plans) for f in fans.plan_samples]
         yield (f"Episode {fans.episode}: {name}", plots.plan_fan(fans.actions, chunks, i, name),
                f"The episode of {kind} error." if i == 0 else "")
@@ -678,10 +669,6 @@ def _format_signed(v: float, of: str) -> str:
 
 def _unicode_minus(text: str) -> str:
     return re.sub(r"(?<![\w&#])-(?=\d)", "−", text)
-
-
-def _feature_description(f: Feature) -> str:
-    return f.kind if f.kind in ("image", "text", "string") else f"{f.kind}, {f.dtype}"
 
 
 def _format_cell(value) -> str:

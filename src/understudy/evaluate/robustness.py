@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ..core import UserError, role
-from ..data.episode import Episode
 from ..envs import shifts
 from ..envs.base import Env, EnvWrapper, HasExpert, Renderable
 from ..envs.shifts import Shift
@@ -25,7 +24,7 @@ from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from ..hints import join_and
 from . import episode_video, plots, stats
-from .evaluation import compare_outcomes, tuning_seed
+from .evaluation import _episode_return, compare_outcomes, tuning_seed
 from .recording import UniformRandomActor
 from .report import Content, Figures, Section, Table, write_page
 from .rollout import rollout
@@ -215,12 +214,12 @@ def sweep_severities(
                 watch(done)
             if len(outcomes) == episodes:
                 return outcomes
-            alone = (who, env)
-            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: alone
-            with WorkerPool(serve, workers, local=alone) as crew:
+            serve = partial(setup, about["shift"], severity) if setup is not None else lambda: (who, env)
+            with WorkerPool(serve, workers, local=(who, env)) as crew:
                 while len(outcomes) < episodes:
                     group = min(2 * env.rows * crew.count, episodes - len(outcomes))  # with fewer, rows would be idle
-                    new = [_success_and_return(e) for e in crew.rollout(group, seed, first=len(outcomes), watch=tick)]
+                    new = [(e.metadata.get("success"), _episode_return(e))
+                           for e in crew.rollout(group, seed, first=len(outcomes), watch=tick)]
                     kept.write(about, len(outcomes), new)
                     outcomes += new
             return outcomes
@@ -233,10 +232,6 @@ def sweep_severities(
                           np.array([[bool(won) for won, _ in rung] for rung in rungs]) if has_success else None,
                           np.array([[value for _, value in rung] for rung in rungs]))
             for shift, rungs in zip(shifts, every, strict=True)]
-
-
-def _success_and_return(episode: Episode) -> tuple[bool | None, float]:
-    return episode.metadata.get("success"), float(np.sum(episode.steps["next.reward"], dtype=np.float64))
 
 
 class _ResultsFile:
@@ -282,15 +277,13 @@ class _ResultsFile:
 
 def sweeps_to_json(sweeps: Sequence[SeveritySweep]) -> dict[str, Any]:
     """For JSON: the levels of each shift, and where its value halves (null: not within the tested levels)."""
-    def interval(i: Interval) -> dict[str, float]:
-        return {"estimate": i.estimate, "low": i.low, "high": i.high}
     out = {}
     for c in sweeps:
         value = "return" if c.success is None else "success"
         fall = c.half_success_level()
         out[c.shift.name] = {
             "what": c.shift.description, "unit": c.shift.unit,
-            "levels": [{"level": s, value: interval(r), "change": {**interval(d), "p": p}}
+            "levels": [{"level": s, value: r.to_json(), "change": {**d.to_json(), "p": p}}
                        for s, r, (d, p) in zip(c.severities, c.success_rates(), c.paired_changes(), strict=True)],
             "halves": {"at": fall.severity, "low": fall.low, "high": fall.high, "tried": fall.max_severity}}
     return out

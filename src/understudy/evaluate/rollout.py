@@ -71,7 +71,6 @@ class _RunningEpisodes:
 
     Attributes:
         number: Number of the episode of each row. -1 for none.
-        clock: Number of steps so far.
     """
 
     def __init__(self, actor: Actor, env: Env, episodes: range, seed: int):

@@ -31,6 +31,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def to_json(self) -> dict[str, float]:
+        """The estimate and the limits."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
     def __neg__(self) -> Interval:
         return Interval(0.0 - self.estimate, 0.0 - self.high, 0.0 - self.low, self.level)  # no negative zero
 

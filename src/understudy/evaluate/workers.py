@@ -69,10 +69,6 @@ def evaluate_parallel(
 ) -> Evaluation:
     """`evaluation.evaluate`, with the episodes distributed over workers. The result does not depend on their number.
 
-    Args:
-        setup: See `WorkerPool`.
-        workers: Number of processes, or "ray".
-
     Example:
         >>> evaluate_parallel(partial(load_actor_and_env, "runs/bc", "fork"), episodes=1000, workers=4)
     """
@@ -268,7 +264,7 @@ def _picklable_error(error: Exception) -> Exception:
 
 @dataclass(eq=False)
 class _Worker:
-    """`rows` is 0 until the worker is ready. `share` has the numbers of its episodes that have not come back."""
+    """`rows` is 0 until the worker is ready. `pending` has the numbers of its episodes that have not come back."""
 
     handle: Any
     rows: int = 0

@@ -331,11 +331,7 @@ class TransformedActor(Actor):
 
 
 def pass_record(state: State, inner: State, columns: Mapping[str, Tensor] = MappingProxyType({})) -> State:
-    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top.
-
-    Args:
-        columns: Further columns of the record.
-    """
+    """Adds the inner actor's state to `state`, and its record, which is written into the episode, at the top."""
     inner = dict(inner)
     record = {**inner.pop("record", {}), **columns}
     return {**state, "inner": inner, **({"record": record} if record else {})}
@@ -347,7 +343,6 @@ class NoisyActor(Actor):
 
     Args:
         actor: The actor; None for noise alone.
-        std: Standard deviation of the noise.
         limits: Lowest and highest noisy actions, (dim,) each. None for no limits.
     """
 

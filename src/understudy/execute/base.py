@@ -69,7 +69,6 @@ class ActionConditionedExecutor(Executor):
             obs: Observation windows, (B, To, ...).
             executed: The last executed actions, oldest first, (B, P, A) in world units.
             mask: False where the episode had not begun yet, (B, P). Those actions are not read.
-            noise: What `planner.noise` returned.
 
         Returns:
             A chunk in world units, (B, H, A). Its first P steps stand for `executed`.
@@ -134,7 +133,6 @@ def sample_plans(planner: Planner, obs: Mapping[str, Tensor], noise: Tensor | St
 
     Args:
         obs: Observation windows, (B, To, ...).
-        noise: What `sample_noise` returned.
     """
     index = repeat_rows(obs, n)
     plans = planner.plan(take(obs, index), tree_map(lambda x: x.flatten(0, 1), noise),

@@ -93,9 +93,7 @@ class BidirectionalDecoding(PlannerWrapper):
 
         Args:
             strong: The plans of the strong policy in world units, (B, n, H, A).
-            weak: Those of the weak policy, or None.
             scale: Scale of each action component, (A,).
-            last: What the executor was executing.
         """
         now = -self.window.action_offset
         old, exists = (x[:, now:] for x in last.aligned())

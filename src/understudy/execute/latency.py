@@ -58,6 +58,14 @@ class LatePlan(Executor):
 
     executor: ChunkedExecutor
 
+    def __post_init__(self):
+        if not isinstance(self.executor, ChunkedExecutor):
+            raise Unsupported(f"{type(self.executor).__name__} executes no chunk that could continue until a plan "
+                              "arrives", where=f"{type(self).__name__}.executor",
+                              hint="use an executor of chunks, such as RecedingHorizon or RealTimeChunking; "
+                                   "execute.latency.delay_actor(actor, delay) delays any actor, a filter's plans and "
+                                   "otherwise the actions")
+
     @abstractmethod
     def timed_plan(self, planner: Planner, request: PlanRequest) -> tuple[Tensor, int]:
         """Returns the answer to a request, and how many steps later it arrives."""
@@ -120,7 +128,7 @@ class DelayedPlan(LatePlan):
     delay: int = 1
 
     def __post_init__(self):
-        _check_chunked(self)
+        super().__post_init__()
         _check_whole(self.delay, "DelayedPlan.delay")
 
     def timed_plan(self, planner, request):
@@ -142,9 +150,6 @@ class MeasuredDelay(LatePlan):
 
     executor: ChunkedExecutor
     period: Annotated[float, Above(0)] = 0.02
-
-    def __post_init__(self):
-        _check_chunked(self)
 
     def timed_plan(self, planner, request):
         began = time.perf_counter()
@@ -204,15 +209,6 @@ class DroppedObservation(Actor):
         received = {k: v if k == LAST_REWARD else put(v, is_lost, state["seen"][k][is_lost]) for k, v in obs.items()}
         action, inner = self.actor.act(received, state["inner"])
         return action, pass_record({"seen": received, "key": state["key"], "count": state["count"] + 1}, inner)
-
-
-def _check_chunked(late: LatePlan) -> None:
-    if not isinstance(late.executor, ChunkedExecutor):
-        raise Unsupported(f"{type(late.executor).__name__} executes no chunk that could continue until a plan arrives",
-                          where=f"{type(late).__name__}.executor",
-                          hint="use an executor of chunks, such as RecedingHorizon or RealTimeChunking; "
-                               "execute.latency.delay_actor(actor, delay) delays any actor, a filter's plans and "
-                               "otherwise the actions")
 
 
 def _check_whole(delay: int, where: str) -> int:

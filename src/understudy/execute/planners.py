@@ -20,7 +20,7 @@ from .base import check_samples, require_stepwise, sample_noise, sample_plans
 Unresolved: TypeAlias = Any  # what a field holds in place of a module until `PlannerWrapper.over`
 
 
-def _forwarded_property(name: str) -> Any:
+def _forwarded(name: str) -> Any:
     """A property of a `PlannerWrapper` with the value that the changed planner has."""
     return property(lambda self: getattr(self.planner, name))
 
@@ -89,26 +89,18 @@ class PlannerWrapper(Planner):
             if value is not None or getattr(type(self), name, "required") is not None:
                 yield from ((name, kind, module) for module in (value if isinstance(value, tuple) else (value,)))
 
-    inputs = _forwarded_property("inputs")
-    features = _forwarded_property("features")
-    window = _forwarded_property("window")
-    action_dim = _forwarded_property("action_dim")
-    action_scale = _forwarded_property("action_scale")
-    device = _forwarded_property("device")
-    is_discrete = _forwarded_property("is_discrete")
-    is_deterministic = _forwarded_property("is_deterministic")
-
-    def noise(self, key, count):
-        return self.planner.noise(key, count)
-
-    def context(self, obs):
-        return self.planner.context(obs)
-
-    def encode(self, action, obs):
-        return self.planner.encode(action, obs)
-
-    def decode(self, coded, obs):
-        return self.planner.decode(coded, obs)
+    inputs = _forwarded("inputs")
+    features = _forwarded("features")
+    window = _forwarded("window")
+    action_dim = _forwarded("action_dim")
+    action_scale = _forwarded("action_scale")
+    device = _forwarded("device")
+    is_discrete = _forwarded("is_discrete")
+    is_deterministic = _forwarded("is_deterministic")
+    noise = _forwarded("noise")
+    context = _forwarded("context")
+    encode = _forwarded("encode")
+    decode = _forwarded("decode")
 
 
 def _filled(value: Any, modules: Mapping[str, Any], where: str) -> Any:
@@ -251,11 +243,7 @@ class BestOfN(_PlanChoice):
 
 
 class SetScorer(ABC):
-    """Scores plans by comparing all plans that were drawn. Subclasses are frozen dataclasses.
-
-    Attributes:
-        inputs: The observation columns that it reads.
-    """
+    """Scores plans by comparing all plans that were drawn. Subclasses are frozen dataclasses."""
 
     inputs: tuple[str, ...] = ()
     features: Schema = MappingProxyType({})
@@ -525,7 +513,6 @@ class IteratedPlanner(PlannerWrapper):
 
     Args:
         planner: Predicts a column that it also reads, one step later: ``Window(1, 1, action_offset=1)``.
-        n_steps: Largest number of steps.
 
     References:
         Yang et al. (2022), Chain of Thought Imitation with Procedure Cloning, arXiv:2205.10816.

@@ -20,7 +20,6 @@ class ExecutionScheme:
 
     Args:
         paper: Authors, year and arXiv number, and how the scheme differs. Empty if there is no paper.
-        needs: What the policy must have.
     """
 
     summary: str

@@ -151,7 +151,6 @@ class ScorerGuidance(EnergyGuidance):
     Args:
         scorer: Scores plans in world units, differentiably.
         obs: Observation windows with the columns that the scorer reads, (B, To, ...).
-        scale: Factor of the score.
     """
 
     scorer: Scorer
@@ -214,7 +213,6 @@ class PathCost(LimitedCostGuidance):
         start: Current position, (B, D).
         components: The D components of the action that move the position.
         step: Change of the position in one step for an action of 1. None for actions that are positions themselves.
-        scale: Factor of the cost.
         skip: Number of steps of the chunk that lie in the past. They have moved the position already.
     """
 

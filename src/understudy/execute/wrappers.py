@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -332,7 +332,6 @@ class SkillWrapper(ActionWrapper):
     the action is a choice. For a code of a quantizer it is the level of each component.
 
     Args:
-        low: The low-level policy, or the stage that trained it.
         period: Number of environment steps per skill.
         column: The column of the low-level policy that holds the skill.
         phrases: The phrases to choose from, if the column is text.
@@ -444,7 +443,6 @@ def every_nth_step(episode: Episode, n: int, columns: Mapping[str, np.ndarray | 
 
     Args:
         columns: Columns that are replaced; None removes one. Their rows are those of the result.
-        action: The feature of the new column "action".
     """
     T, out, features = len(episode), {}, episode.features()
     first = np.arange(0, T, n)
@@ -475,15 +473,18 @@ def _actions_along(actor: Actor, episode: Episode) -> np.ndarray:
         reward = np.asarray(episode.steps["next.reward"][: len(episode)], np.float32).reshape(len(episode))
         columns[LAST_REWARD] = np.concatenate([np.zeros(1, np.float32), reward])
     key = keys(int(episode.metadata.get("seed") or 0), [int(episode.metadata.get("number") or 0)])
+    return np.stack([action.float().numpy() for action in act_along(actor, columns, rows, key)])
 
+
+def act_along(actor: Actor, columns: Mapping[str, np.ndarray], n_steps: int, key: Tensor) -> Iterator[Tensor]:
+    """Yields the action of an actor, (A,), at each of the first steps of recorded columns, (T, ...) each."""
     def at(t):
         return {k: torch.from_numpy(np.array(v[t:t + 1])) for k, v in columns.items()}
-    state, actions = actor.start(at(0), key), []
-    for t in range(rows):
+    state = actor.start(at(0), key)
+    for t in range(n_steps):
         action, state = actor.act(at(t), state)
         state = _without_record(state)
-        actions.append(action[0].float().numpy())
-    return np.stack(actions)
+        yield action[0]
 
 
 def _vector_action(features: Schema, where: str) -> Feature:

@@ -20,7 +20,6 @@ class BlindPromotion:
     not promoted, or compared with nothing, has a lower one than the best.
 
     Args:
-        run: The run whose metrics hold the comparisons so far.
         compare: Lets a person judge trials of two checkpoints, the newer one first, and returns the result
             (`TrialDesign.result`). The number is that of the round. None if nothing is compared.
     """

@@ -389,7 +389,6 @@ def random_episodes(env: Env, n_steps: int, seed: int) -> Dataset:
 
     Args:
         n_steps: Number of steps, at least.
-        seed: Seed of the training.
     """
     return rollout_steps(UniformRandomActor(env), env, n_steps, recording_seed(seed))
 
@@ -415,9 +414,6 @@ class SupervisorLabels:
     """A column change: the target is what the supervisor advised, also where the policy acted (DAgger).
 
     What was sent stays in the column `executed_action`.
-
-    Args:
-        into: The column that the policy learns.
 
     References:
         Ross et al. (2011), A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning,
@@ -503,7 +499,6 @@ class CollectionRounds(DataCollection):
         relabel: Changes of the collected episodes, after the method's transforms.
         mixture_weights: Fractions of each batch that come from the episodes that were there before the first round,
             and from collected ones: (0.5, 0.5) for symmetric sampling (RLPD). Empty to draw all steps equally often.
-        updates: How many updates follow each round.
         reset_learner: Build the learner again in each round, with the statistics of all episodes that stay. Use it with
             ``updates=PerStoredStep(...)``, since a new learner has seen none of them.
         initial_updates: Updates on the given episodes before the first round.
@@ -596,7 +591,7 @@ class CollectionRounds(DataCollection):
             collect(number, data)
             training.processes.wait()
             episodes = rounds[number]
-            data = self._extended(data, episodes)
+            data = ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
             if not len(data):
                 raise UserError(f"no episode is left after round {number}", where="CollectionRounds.retention",
                                 hint="keep more episodes")
@@ -643,10 +638,6 @@ class CollectionRounds(DataCollection):
         parts = [data.select(i for i, c in enumerate(collected) if c == is_collected) for is_collected in (False, True)]
         samplers = [learner.batch_sampler(part, self.sampling_weights) for part in parts]
         return MixtureSampler(samplers, self.mixture_weights)
-
-    def _extended(self, data: ReplayBuffer, episodes: Dataset) -> ReplayBuffer:
-        """The episodes that stay when those of a round are added."""
-        return ReplayBuffer.of(self.retention.keep(data.extend(episodes)))
 
     def _policy_score(self, episodes: Dataset) -> dict[str, float]:
         """Success without a supervisor, or mean return, of a round. Empty if the round does not show it."""

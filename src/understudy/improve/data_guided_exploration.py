@@ -37,7 +37,6 @@ class DataGuidedExploration(Exploration):
     that the policy plans without noise. The mean of the noise is 0. Limits are those of `GaussianExploration`.
 
     Args:
-        trunk: The network.
         n_updates: Number of its updates, on batches of 128.
         decay: Number of updates of the policy after which the noise has 1/e of the learned size.
 

@@ -29,11 +29,9 @@ class ModelBasedSelection(RetentionRule):
     abstract. The claim `offline-experience-replay` leaves open whether it beats random steps.
 
     Args:
-        policy: The policy, or the stage that trained it.
         n_steps: Number of steps that stay of each earlier task.
         columns: Columns of the state. By default all numeric "observation." columns.
         n_updates: Updates of the network.
-        seed: For the network and the order of the starts.
 
     References:
         Gai et al. (2023), OER: Offline Experience Replay for Continual Offline RL, arXiv:2305.13804.

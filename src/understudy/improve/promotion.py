@@ -25,7 +25,6 @@ class Promotion:
 
     Args:
         episodes: Number of starts. They are those of `validation_seed(seed)`, on which no policy trains.
-        run: The run whose metrics hold the comparisons so far.
         base: The evaluation of the first checkpoint, if it is known.
     """
 

@@ -239,7 +239,7 @@ def choose_threshold(
     """
     if not len(attempts):
         raise UserError("there are no attempts that ran to their end", where="choose_threshold",
-                        hint="roll the actor out in the environment itself, and .map(attempt)")
+                        hint="roll the actor out in the environment itself, and .map(label_attempt)")
     predictions, success = _predictions(attempts, judge), np.array([e.metadata["success"] for e in attempts], bool)
     bounds = [math.inf, *np.unique(np.quantile(np.concatenate(predictions), np.linspace(0, 1, count, endpoint=False)))]
     spans = [_forecast_at(predictions, success, b).makespan(restart_cost) for b in bounds]

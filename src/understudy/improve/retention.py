@@ -55,9 +55,6 @@ class LastRounds(RetentionRule):
 class TopReturns(RetentionRule):
     """The episodes with the highest returns stay. Of equal returns the newer stays.
 
-    Args:
-        column: The column of rewards.
-
     References:
         Srivastava et al. (2019), Training Agents using Upside-Down Reinforcement Learning, arXiv:1912.02877.
         Oh et al. (2018), Self-Imitation Learning, arXiv:1806.05635.

@@ -18,7 +18,6 @@ class PolicySupervisor:
     """A trained policy that supervises as its own method deploys it: with its executor, and in its own observations.
 
     Args:
-        policy: The policy, or the stage that trained it.
         method: What acting needs of its method: see `acting_method`.
     """
 

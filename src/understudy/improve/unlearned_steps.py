@@ -29,11 +29,7 @@ class UnlearnedColumns:
 
 @part
 class LearnedStepWeights(SampleWeights):
-    """The given weights, and 0 at the steps of a handover and of a takeover that was undone.
-
-    Args:
-        weights: The weights of the other steps.
-    """
+    """The given weights, and 0 at the steps of a handover and of a takeover that was undone."""
 
     weights: SampleWeights = field(default_factory=UniformWeights)
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +29,16 @@ from safetensors.torch import load_file, save_file
 
 from ..checkpoint import CheckpointModule, is_lerobot_checkpoint, save_module
 from ..core import UserError
-from ..files import check_checksum, read_json, replace_nonfinite, whole_folder, write_checksums, write_json, write_text
+from ..files import (
+    check_checksum,
+    read_json,
+    replace_nonfinite,
+    try_lock,
+    whole_folder,
+    write_checksums,
+    write_json,
+    write_text,
+)
 from .fit import Learner
 
 IS_SUCCESS = "score/is_success"  # metric: whether the score is a success rate, and not a return
@@ -190,7 +198,7 @@ class Run:
             raise UserError(f"the folder is not a run; it contains {', '.join(other_files[:3])}", where=self.folder,
                             hint="choose another --out")
         with open(self.folder / ".lock", "w") as lock:
-            if not _try_lock(lock):
+            if not try_lock(lock.fileno()):
                 raise UserError("another process is training into this folder", where=self.folder,
                                 hint="wait for it, or choose another --out")
             for part in (*self.folder.glob(".*.part"), *self.folder.glob("[cs]*/.*.part")):  # checkpoints, stages, ...
@@ -220,24 +228,3 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
         if number is None:
             raise
         raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, hint=do) from error
-
-
-def _try_lock(file) -> bool:
-    """Locks a file. The system releases the lock when the process ends, whatever the reason."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

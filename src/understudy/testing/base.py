@@ -41,7 +41,6 @@ def require_finite(x: Tensor, shape: tuple[int, ...], what: str, axes: str) -> N
     """Raises ContractViolation if a tensor has another shape, or a number that is NaN or infinite.
 
     Args:
-        what: What it is, for the message.
         axes: The names of its axes, such as "(B, H, A)".
     """
     require(tuple(x.shape) == shape, f"{what} must have shape {axes} = {shape}, but has {tuple(x.shape)}")

@@ -67,7 +67,6 @@ def check_format(to: str, data: Dataset, folder: Path, **options) -> None:
     columns are read again as the format's capability declares. Writing does not change the data.
 
     Args:
-        to: Name of the format.
         folder: An existing folder for the files.
     """
     from ..data.formats import _format_module as module

@@ -36,7 +36,6 @@ def check_executor(executor: Executor, config: PolicyConfig, steps: int = 12,
 
     Args:
         config: A policy that the executor can run. Its inputs are columns of three numbers.
-        steps: Number of steps of each run.
         inference: How the policy plans, as in `Method.inference`. The only module that they can name is "policy".
     """
     def built(policy: Policy) -> Planner:

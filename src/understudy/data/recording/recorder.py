@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core import DataWarning, Feature, Schema, UserError, is_read_by_default, role, suggested_names
-from ...files import sync_folder, write_json
+from ...files import sync_folder, try_lock, write_json
 from ...hints import command_line, unit_hint
 from .. import cache, journal
 from ..episode import Dataset, Episode
@@ -566,16 +566,10 @@ def _match_success_column(episode: Episode, has_success: bool) -> Episode:
 
 def _lock_recording(path: Path):
     handle = open(path / journal.JOURNAL_FOLDER / ".recording", "a")  # noqa: SIM115 held as long as the recorder lives
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(handle.fileno()):
         handle.close()
         raise UserError("another recorder is working here", where=path,
-                        hint="wait until it has finished, or record into another folder") from None
-    except (ImportError, OSError):
-        pass
+                        hint="wait until it has finished, or record into another folder")
     return handle
 
 

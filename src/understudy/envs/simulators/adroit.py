@@ -20,7 +20,6 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> Door:
     """Makes AdroitHandDoor with a corrected reward.
 
     Args:
-        name: "AdroitHandDoor-v1".
         limit: Number of steps of an episode. The 200 steps of the original environment end most human demonstrations
             before the door is open.
         **options: Arguments of `gymnasium.make`.

@@ -46,7 +46,6 @@ def make(name: str, rows: int = 1, limit: int = 350, source: str | None = None, 
     reached a square. The reward is 0.49 when a block first reaches a square, and 0.51 when both are on different ones.
 
     Args:
-        name: "block_pushing/multimodal".
         source: Folder of the copy. None takes the environment variable UNDERSTUDY_DIFFUSION_POLICY.
         **options: Arguments of the environment's class, such as ``goal_dist_tolerance``.
 

@@ -17,7 +17,6 @@ def make(name: str, rows: int = 1, limit: int = 300, **options) -> RenderableGym
     episode is the score that Chi et al. (2023) report.
 
     Args:
-        name: "gym_pusht/PushT-v0".
         **options: Arguments of `gymnasium.make`. ``obs_type="pixels_agent_pos"`` shows a camera.
     """
     if name not in gymnasium.registry:

@@ -15,7 +15,7 @@ from .scaling import TrajectoryScaling, evenly_spaced, evenly_spaced_indices
 
 MAX_STEPS = 20_000  # steps of the demonstrations in the index, evenly spaced
 MAX_COMPONENTS = 12  # more components than that are seen through as many principal ones: neighbors mean little in more
-MIN_EPISODES = 10  # smallest number of episodes of each kind for the classifier
+MIN_EPISODES, MAX_EPISODES = 10, 100  # smallest and largest number of episodes of each kind for the classifier
 
 
 @dataclass(frozen=True)
@@ -159,22 +159,13 @@ def _wasserstein(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean([scipy.stats.wasserstein_distance(x, y) for x, y in zip(a.T, b.T, strict=True)]))
 
 
-def discriminator_accuracy(
-    episodes: Dataset,
-    demonstrations: Dataset,
-    scaling: TrajectoryScaling,
-    fps: float,
-    level: float = LEVEL,
-    max_episodes: int = 100,
-) -> Interval | None:
+def discriminator_accuracy(episodes: Dataset, demonstrations: Dataset, scaling: TrajectoryScaling, fps: float,
+                           level: float = LEVEL) -> Interval | None:
     """Accuracy of a classifier that distinguishes episodes from demonstrations by how they move (`motion_features`).
 
-    Each of an equal number of both gets the class of its nearest neighbor. 0.5 means that they cannot be told apart,
-    and 1 that they always can. The Clopper-Pearson interval treats the answers as independent, which is only
-    approximately true for neighbors.
-
-    Args:
-        max_episodes: Largest number of each that is used.
+    Each of an equal number of both, at most 100, gets the class of its nearest neighbor. 0.5 means that they cannot be
+    told apart, and 1 that they always can. The Clopper-Pearson interval treats the answers as independent, which is
+    only approximately true for neighbors.
 
     Returns:
         The accuracy. None for fewer than ten of either.
@@ -183,7 +174,7 @@ def discriminator_accuracy(
         Lopez-Paz and Oquab (2017), Revisiting Classifier Two-Sample Tests; Devlin et al. (2021), Navigation Turing
         Test, whose trained judge it replaces.
     """
-    count = min(len(episodes), len(demonstrations), max_episodes)
+    count = min(len(episodes), len(demonstrations), MAX_EPISODES)
     if count < MIN_EPISODES:
         return None
     both = [*evenly_spaced(episodes, count), *evenly_spaced(demonstrations, count)]

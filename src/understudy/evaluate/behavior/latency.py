@@ -27,7 +27,6 @@ class LatencySummary:
 
     Args:
         p95: 95th percentile of these times.
-        max: The longest of them.
         n_plans: Number of timed decisions that planned. None if the actor does not tell them apart; the statistics
             are then those of all decisions.
         between_plans: Median time of the other decisions, if there are any.

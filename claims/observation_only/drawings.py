@@ -12,9 +12,10 @@ from understudy.claims.kit import Row, ablation, experiment, family, higher
 from understudy.core import uniform
 from understudy.data.column_changes import Progress
 from understudy.data.episode import Dataset, Episode
-from understudy.data.mixture import DATASET_NAME
+from understudy.data.mixture import DATASET_NAME, expert_episodes
 from understudy.data.operations import Filter
 from understudy.data.shown_demonstration import ShowDemonstration
+from understudy.data.window import TERMINATED
 from understudy.envs import make
 from understudy.envs.toys.planar_arms import PlanarArms
 from understudy.evaluate.evaluation import recording_seed
@@ -24,14 +25,17 @@ from understudy.execute.actor import CountingActor
 from understudy.execute.chunking import RecedingHorizon
 from understudy.execute.demonstrated import NUMBER, DemonstratedActor
 from understudy.heads.regression import Regression
+from understudy.heads.squashed_gaussian import SquashedGaussian
 from understudy.improve.collection import CollectionRounds, GaussianExploration
-from understudy.improve.updates import PerRound
+from understudy.improve.updates import PerNewStep, PerRound
 from understudy.learn.behavior_cloning import BehaviorCloning
 from understudy.learn.cloning_from_observation import BehaviorCloningFromObservation
 from understudy.learn.fit import LearnerConfig
 from understudy.learn.fit_method import fit_method
 from understudy.learn.method import Method
+from understudy.learn.off_policy_actor_critic import OffPolicyActorCritic
 from understudy.learn.optimizer import OptimizerConfig
+from understudy.learn.targets import REWARD
 from understudy.methods.observation_only.iterative_inversion import SteeredCollector, own_steps
 from understudy.nets.feed_forward import FeedForward
 from understudy.policy import PolicyConfig
@@ -87,24 +91,44 @@ class Drawings(DemonstrationSource):
 
 
 @dataclass(frozen=True)
+class TrackingReward:
+    """A column change: an episode with the drawing that its policy was shown, and minus the distance to it as reward.
+
+    Random episodes get one drawing after the other.
+    """
+
+    drawings: Dataset
+
+    def __call__(self, episode):
+        number = int(episode.steps[NUMBER][0, 0]) if NUMBER in episode.steps else episode.metadata["number"]
+        drawing = self.drawings[number % len(self.drawings)]
+        frames = np.repeat(SHOW.frames(drawing)[:, None], len(episode) + 1, 1)
+        reward = -distances(drawing, episode)[1:].astype(np.float32)
+        return episode.replace({**dict(zip(SHOW.into, frames, strict=True)), REWARD: reward,
+                                TERMINATED: np.arange(len(episode)) == len(episode) - 1})
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A method that learns to draw.
 
     Args:
         n_random: Number of further episodes of random actions.
         mirrored: The drawings are shown in a mirror while it practices.
+        rewarded: It learns from rewards for following the drawings.
     """
 
     method: Method
     n_random: int = 0
     mirrored: bool = False
+    rewarded: bool = False
 
     def for_probe(self):
         rounds = self.method.collection
         if rounds is None:
             return replace(self, n_random=min(self.n_random, 5)), [self.n_random]
         assert isinstance(rounds, CollectionRounds)
-        shorter = replace(rounds, n_rounds=1, initial_updates=50, updates=PerRound(50))
+        shorter = replace(rounds, n_rounds=1, initial_updates=0 if self.rewarded else 50, updates=PerRound(50))
         return replace(self, method=replace(self.method, collection=shorter)), [rounds.n_rounds, FIRST, PER_ROUND]
 
 
@@ -121,10 +145,20 @@ def cloning(part: str) -> Method:
                   (Filter(DATASET_NAME, equals=(part,)), SHOW, PROGRESS))
 
 
-def missed(demonstration: Episode, drawn: Episode) -> float:
-    """The mean distance between the tip and where it was at that step of a demonstration, m."""
+def tracking() -> Method:
+    """TD3, with an update for each step of as many episodes."""
+    collector = SteeredCollector(20, GaussianExploration(0.2), show=SHOW)
+    optimizer = OptimizerConfig(lr=1e-3, lr_schedule="constant", weight_decay=0.0, grad_clip_norm=None)
+    learner = OffPolicyActorCritic(batch_size=SIZES[1], optimizer=optimizer, bc_weight=0.0, discount=0.9)
+    policy = replace(POLICY, head=SquashedGaussian("free"), trunk=FeedForward((256, 256)))
+    rounds = CollectionRounds(N_ROUNDS, collector, updates=PerNewStep(1.0), sampling_weights=own_steps)
+    return Method(policy, RecedingHorizon(), learner, (PROGRESS,), collection=rounds)
+
+
+def distances(demonstration: Episode, drawn: Episode) -> np.ndarray:
+    """Between the tip and where it was at that step of a demonstration, m, (T + 1,)."""
     tips = [e.steps[STATE][:, 2:].astype(float) for e in (demonstration, drawn)]
-    return float(np.sqrt(np.square(tips[0] - tips[1]).sum(1)).mean())
+    return np.sqrt(np.square(tips[0] - tips[1]).sum(1))
 
 
 def drawn_again(experiment, option, data, seed, episodes, starts):
@@ -134,11 +168,15 @@ def drawn_again(experiment, option, data, seed, episodes, starts):
         data = Dataset([e for e in more.load(seed) if e.metadata[DATASET_NAME] == "prior"])
     if option.mirrored:
         data = data.map(mirrored)
+    method = option.method
+    if option.rewarded:
+        reward = TrackingReward(data.select(expert_episodes(data)))
+        method = replace(method, transforms=(reward, *method.transforms))
     env = make(experiment.env, ROWS, TRUSTED)
-    actor = fit_method(option.method, data, seed, env=env).actor
+    actor = fit_method(method, data, seed, env=env).actor
     new = replace(experiment.source, episodes=episodes, n_practice=1).load(seed, 300_000).select(range(episodes))
     rollouts = rollout(DemonstratedActor(actor, new, SHOW), env, episodes, starts)
-    errors = [missed(new[int(e.steps[NUMBER][0, 0])], e) for e in rollouts]
+    errors = [float(distances(new[int(e.steps[NUMBER][0, 0])], e).mean()) for e in rollouts]
     return {"success": [float(error < NEAR) for error in errors], "log error": np.log(errors).tolist()}
 
 
@@ -156,6 +194,7 @@ TABLE = experiment(Drawings(), measure=drawn_again, first_seed=5210, episodes=20
     "own commands": Drawn(practicing(steering=0.0)),
     "five rounds": Drawn(practicing(5)),
     "BCO": Drawn(practicing(learner=BehaviorCloningFromObservation(*SIZES))),
+    "rewards": Drawn(tracking(), rewarded=True),
     "random actions": Drawn(cloning("prior"), n_random=20 * N_ROUNDS),
     "with actions": Drawn(cloning("task")),
     "mirrored": ablation("steering", Drawn(practicing(), mirrored=True))})
@@ -163,4 +202,4 @@ GAIN = higher("own commands", "steering", measure="log error")
 
 CLAIMS = family(__file__, TABLE, {"211": Row(
     "iterative-inversion", (GAIN, higher("five rounds", "steering", measure="log error")), control="mirrored",
-    removes=(GAIN,), reported=("BCO", "random actions", "with actions"))})
+    removes=(GAIN,), reported=("BCO", "rewards", "random actions", "with actions"))})

@@ -24,7 +24,21 @@ def test_the_world_and_its_drawings():
 def test_the_measure_is_the_distance_of_the_tips_at_equal_steps():
     def drawing(x, y):
         return Episode({claim.STATE: np.array([[9, 9, x, y], [7, 7, x, y + 1]], np.float32)})
-    assert claim.missed(drawing(0, 0), drawing(3, 4)) == pytest.approx(5)
+    assert claim.distances(drawing(0, 0), drawing(3, 4)) == pytest.approx([5, 5])
+
+
+def test_the_reward_is_minus_the_distance_to_the_drawing_that_was_shown():
+    data = claim.Drawings(episodes=3, n_practice=1).load(3)
+    drawings, practice = data.select(range(3)), data[3]
+    reward = claim.TrackingReward(drawings)
+    shown = np.full((claim.LENGTH, 1), 2)
+    rewarded = reward(practice.replace({claim.NUMBER: shown}))
+    far = np.linalg.norm(practice.steps[claim.STATE][1:, 2:] - drawings[2].steps[claim.STATE][1:, 2:], axis=1)
+    assert rewarded.steps["next.reward"] == pytest.approx(-far, abs=1e-6)
+    assert rewarded.steps["next.terminated"].tolist() == [False] * (claim.LENGTH - 1) + [True]
+    frames = claim.SHOW.frames(drawings[2])
+    assert np.array_equal(rewarded.steps[claim.SHOW.into[1]], np.repeat(frames[1:2], claim.LENGTH + 1, 0))
+    assert (reward(drawings[1]).steps["next.reward"] == 0).all()  # each drawing follows itself
 
 
 def test_the_control_mirrors_drawings_alone():

@@ -17,7 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -100,12 +100,13 @@ class EmulatedServo(ABC):
     velocity: float
     registers: Mapping[str, Register]
     defaults: Mapping[str, int] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     fault: int = 0
 
     def __post_init__(self):
         self.memory = bytearray(256)
         self.writes: list[tuple[float, int, bytes]] = []
-        self._at = time.monotonic()
+        self._at = self.clock()
         for name, value in {**self.defaults, "Model_Number": self.model, "ID": self.number}.items():
             self.set(name, value)
 
@@ -122,28 +123,13 @@ class EmulatedServo(ABC):
         self.update()
         self.position = position
 
+    @abstractmethod
     def update(self) -> None:
         """Moves the shaft up to the present time, and sets the registers that are measured."""
-        now = time.monotonic()
-        elapsed, self._at = now - self._at, now
-        self._move(elapsed)
 
+    @abstractmethod
     def write(self, address: int, data: bytes) -> int:
         """Writes into the control table. Returns the error of the status packet."""
-        self.update()
-        self.writes.append((time.monotonic(), address, data))
-        error = self._store(address, data)
-        self.number = self.get("ID")
-        self.update()
-        return error
-
-    @abstractmethod
-    def _move(self, elapsed: float) -> None:
-        """Moves the shaft for some seconds, and sets the registers that are measured."""
-
-    @abstractmethod
-    def _store(self, address: int, data: bytes) -> int:
-        """Writes into the control table what may be written. Returns the error of the status packet."""
 
 
 class FeetechServo(EmulatedServo):
@@ -152,14 +138,16 @@ class FeetechServo(EmulatedServo):
     EEPROM = range(5, 40)
     READ_ONLY = (*range(5), *range(56, 71))
 
-    def __init__(self, number: int, position: float = 2048):
+    def __init__(self, number: int, position: float = 2048, clock: Callable[[], float] = time.monotonic):
         super().__init__(number, MODEL_NUMBERS["sts3215"], position, 3000.0, FEETECH,
                          {"Firmware_Major_Version": 3, "Firmware_Minor_Version": 10, "Max_Position_Limit": TURN - 1,
                           "Return_Delay_Time": 250, "Response_Status_Level": 1, "Max_Torque_Limit": 1000,
                           "P_Coefficient": 32, "D_Coefficient": 32, "Torque_Limit": 1000, "Present_Voltage": 74,
-                          "Present_Temperature": 30, "Goal_Position": int(position)})
+                          "Present_Temperature": 30, "Goal_Position": int(position)}, clock)
 
-    def _move(self, elapsed):
+    def update(self):
+        now = self.clock()
+        elapsed, self._at = now - self._at, now
         offset = self.get("Homing_Offset")
         load = 0
         if self.get("Torque_Enable"):
@@ -173,11 +161,16 @@ class FeetechServo(EmulatedServo):
         self.set("Present_Position", round(self.position - offset) % TURN)
         self.set("Present_Load", load)
 
-    def _store(self, address, data):
+    def write(self, address, data):
+        self.update()
+        self.writes.append((self.clock(), address, data))
         locked = self.get("Lock")
         for i, byte in enumerate(data, address):
             if i not in self.READ_ONLY and not (locked and i in self.EEPROM):
                 self.memory[i] = byte
+        if not locked:
+            self.number = self.get("ID")
+        self.update()
         return 0
 
 
@@ -188,14 +181,18 @@ class DynamixelServo(EmulatedServo):
     READ_ONLY = (*range(7), 70, *range(120, 148))
     ACCESS, DATA_RANGE = 7, 4
 
-    def __init__(self, number: int, model: str = "xl330-m288", position: float = 2048):
+    def __init__(self, number: int, model: str = "xl330-m288", position: float = 2048,
+                 clock: Callable[[], float] = time.monotonic):
         super().__init__(number, MODEL_NUMBERS[model], position, 3000.0, DYNAMIXEL,
                          {"Firmware_Version": 52, "Baud_Rate": 1, "Return_Delay_Time": 250, "Operating_Mode": 3,
                           "Max_Position_Limit": TURN - 1, "PWM_Limit": 885, "Goal_PWM": 885, "Velocity_Limit": 445,
                           "Current_Limit": 1750, "Secondary_ID": 255, "Status_Return_Level": 2, "Position_P_Gain": 800,
-                          "Present_Input_Voltage": 50, "Present_Temperature": 30, "Goal_Position": int(position)})
+                          "Present_Input_Voltage": 50, "Present_Temperature": 30, "Goal_Position": int(position)},
+                         clock)
 
-    def _move(self, elapsed):
+    def update(self):
+        now = self.clock()
+        elapsed, self._at = now - self._at, now
         offset, sign = self.get("Homing_Offset"), -1 if self.get("Drive_Mode") & 1 else 1
         load = 0
         if self.get("Torque_Enable"):
@@ -210,7 +207,9 @@ class DynamixelServo(EmulatedServo):
         self.set("Present_Position", present)
         self.set("Present_Current", load)
 
-    def _store(self, address, data):
+    def write(self, address, data):
+        self.update()
+        self.writes.append((self.clock(), address, data))
         places = range(address, address + len(data))
         if any(i in self.READ_ONLY for i in places) or (self.get("Torque_Enable") and places[0] in self.EEPROM):
             return self.ACCESS
@@ -224,6 +223,8 @@ class DynamixelServo(EmulatedServo):
             self.set("Goal_Position", self.get("Present_Position"))  # no jump when the torque is switched on
             if goal.address in places:
                 self.memory[address:address + len(data)] = data
+        self.number = self.get("ID")
+        self.update()
         return 0
 
 

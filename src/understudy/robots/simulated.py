@@ -12,8 +12,6 @@ from .base import ConnectionLost, Robot, connect_all
 from .cameras import Camera, camera_features, read_cameras
 from .limits import SafetyLimits
 
-_VELOCITY = 1000.0  # of the servos, until `apply_limits` sets it (deg/s)
-
 
 @dataclass(frozen=True)
 class Connection:
@@ -38,20 +36,21 @@ class SimulatedArm(Robot):
 
     Args:
         position: Initial position of each joint (deg).
+        servo_velocity: Velocity of the servos, until `apply_limits` sets it (deg/s).
     """
 
     name = "simulated_arm"
 
     def __init__(self, joints: tuple[str, ...] = ("shoulder", "elbow"), link: Connection = Connection(), seed: int = 0,  # noqa: B008
-                 position: tuple[float, ...] | None = None, clock: Callable[[], float] = lambda: 0.0,
-                 cameras: Mapping[str, Camera] | None = None):
+                 position: tuple[float, ...] | None = None, servo_velocity: float = 1000.0,
+                 clock: Callable[[], float] = lambda: 0.0, cameras: Mapping[str, Camera] | None = None):
         column = Feature("float32", (len(joints),), names=tuple(f"{j}.pos" for j in joints), unit="deg")
         self.cameras = dict(cameras or {})
         self.schema = {"observation.state": column, **camera_features(self.cameras), "action": column}
         self.link, self.clock = link, clock
         self.is_connected = self.is_broken = False
         self.joints = np.zeros(len(joints)) if position is None else np.array(position, np.float64)
-        self.goal, self.velocity = self.joints.copy(), np.full(len(joints), _VELOCITY)
+        self.goal, self.velocity = self.joints.copy(), np.full(len(joints), servo_velocity)
         self.received: list[np.ndarray] = []  # every goal that arrived, in order
         self._rng, self._now = np.random.default_rng(seed), clock()
         self._goals: list[tuple[float, np.ndarray]] = []  # on their way: time of arrival, goal

@@ -96,6 +96,7 @@ def test_a_reward_is_trained_and_asked_about_new_pairs(judge, tmp_path, capsys):
     assert judge("--pairs", 12)[0] == 0
     run, rewarded = tmp_path / "reward", tmp_path / "iql"
     assert main(["train", "preference-reward", str(tmp_path / "answers"), "--out", str(run), *SHORT]) == 0
+    assert f" --reward {run} --out practiced" in capsys.readouterr().out
     status, text, _ = judge("--seed", 1, "--pairs", 6, "--reward", run, "--json", out="new")
     counts = json.loads(text)
     assert status == 0 and counts["clear"] == 6 and 0 <= counts["agreed"] <= 6

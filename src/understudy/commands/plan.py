@@ -23,7 +23,7 @@ class PlanOptions(JsonOption):
     """
 
     rates: Annotated[tuple[float, ...], Positional, arg(metavar="RATE RATE")]
-    """success rates that you expect, such as 0.7 0.8"""
+    """success rates that you expect, from 0 to 1, such as 0.7 0.8"""
     threshold: Annotated[float | None, arg(metavar="RATE")] = None
     """distinguish one rate from this bound"""
     alpha: RateOption = 0.05

@@ -34,6 +34,7 @@ from .common import (
     robot_arguments,
     split_arguments,
     trust_options,
+    unused_path,
     warn_of_other_units,
 )
 from .conditions import demonstration_part, example_evaluation, goal_columns, open_conditions
@@ -454,6 +455,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     """Prints where the run is, its measurements, and what to do next."""
     from ..data.missing_actions import has_action
     from ..data.mixture import DATASET_INDEX
+    from ..learn.preference_reward import PreferenceLearning
     from ..learn.run import Run
     from ..learn.training_curves import TrainingCurves
 
@@ -466,6 +468,8 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
     runs = [o.out, *([o.out / "best"] if o.eval and "best" in places else [])] if judged is not None else []
     curves = TrainingCurves.load(o.out)
     out.suggest(
+        *([command_line("train", "sac", "--env", judged or "ENV", "--reward", o.out, "--out", unused_path("practiced"))]
+          if isinstance(training.method.learner, PreferenceLearning) else ()),
         *(command_line("eval", run, judged, "--episodes", 100, *conditions,
                        *(trust_options(o.trust, judged, run) or env_trust_options(judged))) for run in runs),
         *([command_line("eval", o.out, recorded_word(_data_path(o)), *trust_options((), None, o.out))]
@@ -632,7 +636,8 @@ def _collection_env(method: Method, data: Dataset, o: TrainOptions, existing_sta
     if not collects(method, existing_stages):
         if o.env is not None:
             raise UserError("the method collects no episodes", where="--env",
-                            hint="leave it out, or use --eval ENV to roll out in it during training")
+                            hint="leave it out, use --eval ENV to roll out in it during training, or train a method "
+                                 "that practices, such as td3-bc or sac")
         return None
     name = o.env or recorded_env(data)
     if name is None:

@@ -34,7 +34,7 @@ from measure import machine, one_thread, versions  # noqa: E402
 from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
 from understudy.evaluate.evaluation import evaluate  # noqa: E402
-from understudy.evaluate.stats import Interval, two_level_difference, two_level_mean  # noqa: E402
+from understudy.evaluate.stats import Interval, two_level_difference, two_level_rate  # noqa: E402
 from understudy.files import read_json, write_json  # noqa: E402
 from understudy.learn.method import Method, load_actor  # noqa: E402
 from understudy.learn.train import train  # noqa: E402
@@ -88,7 +88,7 @@ def table(results: Path) -> list[str]:
     for name, runs in cells.items():
         by_goal = ", ".join(f"{100 * p:.0f}" for p in np.mean([cell["success"] for cell in runs], (0, 2)))
         against = "" if name == "gcbc" or "gcbc" not in cells else points(minus_cloning(cells, name))
-        lines.append(f"| {name} | {PUBLISHED[name]} % | {points(two_level_mean(flat(runs)))} | {against} | {by_goal} % "
+        lines.append(f"| {name} | {PUBLISHED[name]} % | {points(two_level_rate(flat(runs)))} | {against} | {by_goal} % "
                      f"| {runs[0]['updates']:,} |")
     return lines
 

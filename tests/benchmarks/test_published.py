@@ -146,7 +146,7 @@ def test_the_table_of_goals_has_the_methods_of_which_all_seeds_have_run(publishe
             write_json(folder / f"{name}-{seed}.json", {"success": success, "updates": 40_000})
     lines = "\n".join(published._goals())
     assert "gcivl **not reproduced**, qrl **reproduced**, hiql **not all have run**" in lines
-    assert "| qrl | 82 % | 90 [82, 98] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
+    assert "| qrl | 82 % | 90 [78, 97] | 80 [75, 85] | 90, 90, 90, 90, 90 % | 40,000 |" in lines
     assert "| hiql" not in lines
 
 

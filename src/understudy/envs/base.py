@@ -47,6 +47,8 @@ class Env(ABC):
     """One or several copies of an environment that are stepped together, one per row.
 
     Attributes:
+        rows: Number of copies.
+        features: Columns of the observation, and the action.
         metadata: "env" (its name), "version", "fps", "limit" (largest number of steps), "success" (definition of
             success as text, or None), and for bounded actions "low" and "high" (one number, or one per component).
     """

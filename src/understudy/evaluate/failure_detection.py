@@ -43,6 +43,7 @@ class DoubtScore(ABC):
         """Returns the function that measures the doubt at a step.
 
         Args:
+            planner: What plans while acting.
             demonstrations: What the policy was trained on, with the columns that it reads.
 
         Raises:
@@ -53,6 +54,9 @@ class DoubtScore(ABC):
 @part
 class SampleSpread(DoubtScore):
     """Standard deviation of sampled plans, over their components and steps, in units of the codec.
+
+    Args:
+        n_samples: Number of plans that are sampled at each step.
 
     References:
         Agia et al. (2024), Unpacking Failure Modes of Generative Policies (Sentinel), arXiv:2410.04640, which compares
@@ -222,6 +226,8 @@ class ConformalThreshold:
     exchangeable with those of the calibration, on average over calibrations.
 
     Args:
+        score: What is measured at each step.
+        rate: Largest probability of the error.
         error: What the rate is about. "missed-failures": a failed episode without an alarm. "false-alarms": a
             successful episode with one.
 
@@ -268,6 +274,7 @@ class FailureDetector:
     Args:
         threshold: Doubt at which an alarm is raised.
         n_calibration: Number of rollouts that set the threshold: failures, or successes for false alarms.
+        env: Environment of the calibration.
         checkpoint: Digest of the checkpoint that acted.
         options: Options of acting with which it was calibrated, such as an executor.
         demonstrations: Fingerprint of the demonstrations that the score reads. Empty if it reads none.

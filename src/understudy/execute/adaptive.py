@@ -25,6 +25,7 @@ class AdaptiveHorizon(ChunkedExecutor):
 
     Args:
         n_action_steps: Largest number of steps executed from each chunk.
+        n_samples: Number of chunks drawn for each decision, at least 2.
         threshold: Largest disagreement of an executed step. With 0 every step is planned again, and with a large number
             `n_action_steps` steps are executed.
         min_action_steps: Smallest number of steps executed from each chunk, from 1 to `n_action_steps`.

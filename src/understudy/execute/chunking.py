@@ -24,6 +24,7 @@ class PlanRequest:
     Args:
         rows: Which rows of the state need a chunk, (R,).
         obs: Their observation windows, (R, To, ...).
+        n_samples: Number of plans for each row.
     """
 
     rows: Tensor
@@ -55,6 +56,7 @@ class ChunkedExecutor(Executor):
     A subclass with a field `n_samples` gets several chunks for each row, and `accept_plan` chooses or combines them.
 
     Args:
+        n_action_steps: Number of steps executed from each chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
     """
 
@@ -167,6 +169,7 @@ class RecedingHorizon(ChunkedExecutor):
     """Executes `n_action_steps` steps of a chunk, then plans again.
 
     Args:
+        n_action_steps: Number of steps executed from each chunk.
         skip: Number of steps of each chunk that lie in the past: `Window(action_offset=-skip)`.
     """
 

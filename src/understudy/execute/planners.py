@@ -513,6 +513,7 @@ class IteratedPlanner(PlannerWrapper):
 
     Args:
         planner: Predicts a column that it also reads, one step later: ``Window(1, 1, action_offset=1)``.
+        n_steps: Largest number of steps.
 
     References:
         Yang et al. (2022), Chain of Thought Imitation with Procedure Cloning, arXiv:2205.10816.

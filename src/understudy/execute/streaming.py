@@ -24,6 +24,7 @@ class StreamingExecutor(Executor):
 
     Args:
         n_action_steps: Number of steps that are executed from each plan. Must divide the horizon.
+        n_denoising_steps: Number of denoising steps of a plan.
         start_from: The buffer at the start of an episode. ``"denoise"``: a whole plan from noise, to which the noise of
             the buffer is added. It costs ``n_denoising_steps * H / n_action_steps`` evaluations, once. ``"zeros"``, the
             default of the authors' code: the code 0 with noise. It costs nothing, and the first actions are close to

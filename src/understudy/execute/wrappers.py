@@ -332,6 +332,7 @@ class SkillWrapper(ActionWrapper):
     the action is a choice. For a code of a quantizer it is the level of each component.
 
     Args:
+        low: The low-level policy, or the stage that trained it.
         period: Number of environment steps per skill.
         column: The column of the low-level policy that holds the skill.
         phrases: The phrases to choose from, if the column is text.

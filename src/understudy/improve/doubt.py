@@ -85,6 +85,7 @@ class QuantileGate(Gate):
         """Returns the doubt of a round.
 
         Args:
+            training: As in `Gate.build`.
             data: The episodes on which its networks are trained.
         """
 
@@ -126,7 +127,11 @@ class BuiltQuantileGate(BuiltGate):
 
 @part
 class EitherGate(Gate):
-    """The supervisor acts where one of several gates asks for it. The doubt of the first is stored."""
+    """The supervisor acts where one of several gates asks for it. The doubt of the first is stored.
+
+    Args:
+        gates: Gates by doubt.
+    """
 
     needs_attention = False
 
@@ -170,6 +175,10 @@ class EnsembleGate(QuantileGate):
 
     The members differ in their initial weights and in the order of the data. The policy itself acts, and not their
     mean.
+
+    Args:
+        n_members: Number of policies in the ensemble.
+        steps: Updates of each member.
 
     References:
         Menda et al. (2019), EnsembleDAgger: A Bayesian Approach to Safe Imitation Learning, arXiv:1807.08364, which
@@ -222,6 +231,9 @@ class RiskGate(QuantileGate):
 
     The critic is trained anew before each round, on all stored episodes, for the policy as it is. Its reward is 1 at
     the first success, and the episode ends there.
+
+    Args:
+        critic: How it is trained.
 
     References:
         Hoque et al. (2021), ThriftyDAgger: Budget-Aware Novelty and Risk Gating for Interactive Imitation Learning,

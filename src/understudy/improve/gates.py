@@ -31,6 +31,7 @@ class BuiltGate(ABC):
     Attributes:
         needs_attention: Whether the supervisor has to follow the steps at which the policy acts. Otherwise it may say
             later what it would have done there.
+        asks_always: Whether the supervisor is asked at every step.
     """
 
     needs_attention: ClassVar[bool] = True
@@ -43,6 +44,7 @@ class BuiltGate(ABC):
         Args:
             obs: The first observation of each row, (B, ...).
             key: Source of all randomness of each row, (B,) int64.
+            number: Number of the collection round.
         """
 
     def wants_advice(self, obs: Mapping[str, Tensor], action: Tensor, state: State) -> tuple[Tensor, State]:
@@ -89,7 +91,12 @@ class Gate(ABC):
 
     @abstractmethod
     def build(self, training: Training, number: int) -> BuiltGate:
-        """Returns the rule of a round. It depends on the arguments alone."""
+        """Returns the rule of a round. It depends on the arguments alone.
+
+        Args:
+            training: What has been trained so far, and the episodes that are stored.
+            number: Number of the collection round.
+        """
 
 
 class FixedGate(Gate, BuiltGate):
@@ -271,6 +278,7 @@ class DoubtGate(FixedGate):
     """The policy asks for help where its doubt reaches a threshold: from then on the supervisor acts in the episode.
 
     Args:
+        score: What is measured at each step.
         threshold: Doubt at which it asks, such as that of a `FailureDetector`, which states a rate of missed failures.
             The rate is that of the calibrated policy, so that it holds before the policy is trained further.
     """
@@ -300,7 +308,9 @@ class GatedActor(Actor):
     is false, `supervisor_action` is the action of the policy.
 
     Args:
+        supervisor: An expert, a person or another policy.
         gate: Decides who acts. None if the supervisor only advises.
+        number: Number of the collection round.
     """
 
     actor: Actor

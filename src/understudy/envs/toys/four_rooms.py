@@ -38,6 +38,7 @@ class FourRooms(Toy):
     Best possible success: 1.0. `FourRoomsExpert(noise=0)` attains it by a shortest way from cell to cell.
 
     Args:
+        style: One of `STYLES`.
         goal: The goal of all episodes, m, which is not observed. None for another one in each episode.
         walls: "end": touching a wall ends the episode as a failure. "stop": walls only stop the point.
     """

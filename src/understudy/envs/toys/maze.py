@@ -34,8 +34,10 @@ class Maze(Toy):
     Best possible success: 1.0. `MazeExpert(noise=0)` attains it.
 
     Args:
+        cells: Number of cells along each side.
         levels: Number of mazes. Each episode draws one. Policies can learn in some mazes and be evaluated in
             others. 0 draws a new maze for each episode.
+        first: Number of the first maze.
 
     References:
         Cobbe et al. (2020), Leveraging Procedural Generation to Benchmark Reinforcement Learning (Procgen),

@@ -144,6 +144,7 @@ def tightrope(length: int = 20, recoverable: bool = False, seed: int = 0) -> MDP
     Args:
         recoverable: If False, nothing is gained after a fall, so that one error at step t costs the remaining steps. If
             True, a fall costs its own step only.
+        seed: Decides which action is right at each step.
 
     References:
         Ross and Bagnell (2010), Efficient Reductions for Imitation Learning.
@@ -169,6 +170,7 @@ def combination_lock(length: int = 8, actions: int = 3, resets: bool = True, see
 
     Args:
         resets: If True, a wrong action leads back to the start. If False, it leads to a dead end.
+        seed: Decides which actions are right.
 
     References:
         Swamy et al. (2023), Inverse Reinforcement Learning without Reinforcement Learning, arXiv:2303.14623. Its tree
@@ -228,6 +230,7 @@ def object_world(size: int = 8, colors: int = 2, objects: int = 6, slip: float =
         colors: Number of colors, at least 2.
         objects: Number of objects, at least one per color.
         slip: Probability that a step goes to one of the two sides instead.
+        seed: Decides places and colors of the objects.
 
     References:
         Levine, Popovic and Koltun (2011), Nonlinear Inverse Reinforcement Learning with Gaussian Processes.

@@ -45,6 +45,8 @@ class PlanarArms(Toy):
     Best possible success: 1.0. `PlanarArmsExpert(noise=0)` attains it by inverse kinematics, with every arm and task.
 
     Args:
+        task: One of `TASKS`.
+        arm: Name of a body in `ARMS`.
         camera_size: Width and height of the images. 0 for none.
     """
 

@@ -208,6 +208,7 @@ class PushExpert(CountingActor):
     They lead around the block to its far side, and from there through it. On the way around, it keeps a distance.
 
     Args:
+        column: The column with the whole state.
         noise: Standard deviation of Gaussian noise on the action, m/s.
 
     References:

@@ -51,6 +51,8 @@ class Tabletop(Toy):
     Best possible success: 1.0 without `slip`. `TabletopExpert(noise=0)` attains it.
 
     Args:
+        control: One of `CONTROLS`.
+        instruction: One of `INSTRUCTIONS`.
         blocks: Number of blocks, from 1 to 6.
         camera_size: Width and height of the pictures. 0 for none.
         slip: Probability that a hand that closes on a block misses it and knocks it 0.1 m away, in a random direction.

@@ -60,8 +60,8 @@ not sure, `understudy choose DATA` [tries several](choosing.md) and says which i
 
 </div>
 
-`understudy methods NAME` prints the parts of a method, and `understudy train NAME --help` lists every field with its
-default.
+`understudy methods offline-rl` lists the methods of a family, `understudy methods NAME` prints the parts of a method,
+and `understudy train NAME --help` lists every field with its default.
 
 ## All methods
 

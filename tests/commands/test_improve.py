@@ -330,6 +330,12 @@ def test_a_policy_that_keeps_its_data_is_refused_before_it_is_evaluated(folder, 
     assert "base:" not in result[2]
 
 
+def test_the_run_of_another_command_is_refused_before_the_base_is_evaluated(folder, improve, monkeypatch):
+    monkeypatch.setattr(Promotion, "evaluate", None)
+    refused(improve("--with", "dagger", "--supervisor", "scripted", "--out", folder / "b", *SHORT),
+            f"{folder / 'b'}: there is a run of another command", "choose another --out")
+
+
 def test_a_negative_number_of_starts_is_refused(folder, improve, tmp_path):
     args = ["--with", "hg-dagger", "--supervisor", "scripted", "--out", str(tmp_path / "run")]
     refused(improve(*args, *SHORT, "--compare", "-3"), "--compare: must be at least 0, but is -3")

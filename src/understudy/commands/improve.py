@@ -236,7 +236,11 @@ class _Command:
         """The options of the call that began this run. None if this one does."""
         from ..learn.run import Run
 
-        return improve_options_of(self.o.out) if Run(self.o.out).saved_steps() else None
+        if not Run(self.o.out).saved_steps():
+            return None
+        if (begun := improve_options_of(self.o.out)) is None:
+            raise UserError("there is a run of another command", where=self.o.out, hint="choose another --out")
+        return begun
 
     def _check_resumed(self, env_name: str) -> None:
         """Refuses to compare rounds of one run on other starts, in another environment, or by another classifier.

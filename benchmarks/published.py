@@ -256,10 +256,10 @@ GOALS_STATEMENT = (
 REWARDS_STATEMENT = (
     "CORL (Tarasov et al. 2022, arXiv 2210.07105): D4RL's normalized score on 25 demonstrations of the Adroit door by "
     "people, with their rewards. `python benchmarks/published_doors.py` runs these cells and has their protocol. A "
-    "method is listed once all its training seeds have run.\n\nSettings are CORL's, with a tenth of the updates or "
-    "less, so that no figure is called reproduced. Nothing was predicted. *Best* is a maximum over 20 looks of ten "
-    "episodes each, chosen on the very episodes that judge it. *Judged anew* are the same weights in 100 episodes, "
-    "which are those of *last* for all methods.")
+    "method is listed once all its training seeds have run.\n\nMost settings are CORL's, and the protocol names the "
+    "others. All methods have a tenth of its updates or less, so that no figure is called reproduced. Nothing was "
+    "predicted. *Best* is a maximum over 20 looks of ten episodes each, chosen on the very episodes that judge it. "
+    "*New episodes* are the 100 of *last*. CPU seconds include the looks, except for BC.")
 
 AGENTS_STATEMENT = (
     "Mean returns of the last weights, without noise, in new episodes. `python benchmarks/published_agents.py` runs "

@@ -1,20 +1,21 @@
 """Learners from rewards on 25 demonstrations of the Adroit door by people: CORL's scores, and ours with intervals.
 
-    python benchmarks/published_doors.py            runs what is missing; Ctrl-C and go on
+    python benchmarks/published_doors.py            runs what is missing; after Ctrl-C it continues
     python benchmarks/published_doors.py iql awac   of these methods alone
     python benchmarks/published_doors.py --page     prints the table of what has run
     python benchmarks/published_doors.py --tiny     a size that only shows that it runs
 
-The protocol, fixed before the first run. The settings of CORL (Tarasov et al. 2022, arXiv 2210.07105) for door-human:
+The protocol, fixed before the first run. Settings of CORL (Tarasov et al. 2022, arXiv 2210.07105) for door-human:
 batches of 256, rate 3e-4, two layers of 256, expectile 0.8 and beta 3 (IQL), temperature 0.1 (AWAC), conservative
-weight 1 (CQL). 100,000 updates of IQL and AWAC, 20,000 of CQL, where CORL has 1,000,000. The decision transformer has
-10,000 updates of 64 windows at a rate of 1e-4, where CORL has 100,000 of 4,096 at 8e-4, and asks for a return of 1,450,
-the lower of CORL's two. Everything else is as the methods have it. No demonstration ends in a terminal state, as in
-D4RL. 3 training seeds (theirs 4). D4RL's normalized score over 200 steps: "last" is of the last weights in 100
-episodes, "best" the highest mean of 10 episodes among 20 looks, chosen on the very episodes that judge it, as
-published, and "judged anew" that of those weights in the 100 episodes of "last". The episodes are those of the cells
-of cloning in published.py, which is the rival. Nothing was predicted, nothing is tuned, and no cell is called
-reproduced, because all have a tenth of the published updates or less.
+weight 1 (CQL, whose critic has three layers there, and its policy a rate of 1e-4). 100,000 updates of IQL and AWAC,
+20,000 of CQL, where CORL has 1,000,000. The decision transformer has 10,000 updates of 64 windows at a rate of 1e-4,
+where CORL has 100,000 of 4,096 at 8e-4, and asks for a return of 1,450, the lower of CORL's two. Everything else, such
+as heads and codecs, is as the methods have it. No demonstration ends in a terminal state, as in D4RL. 3 training seeds
+(theirs 4). D4RL's normalized score over 200 steps: "last" is of the last weights in 100 episodes, "best" the highest
+mean of 10 episodes among 20 looks, chosen on the very episodes that judge it, as published, and "best, new episodes"
+that of those weights in the 100 episodes of "last". The episodes are those of the cells of cloning in published.py,
+which is the rival. Nothing was predicted, nothing is tuned, and no cell is called reproduced, because all have a tenth
+of the published updates or less.
 
 Recorded demonstrations are looked for in UNDERSTUDY_DATA.
 """
@@ -32,6 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import RESULTS as ALL_RESULTS  # noqa: E402
 from measure import machine, one_thread, versions  # noqa: E402
+from published_goals import complete_cells  # noqa: E402
 
 from understudy.data.formats import open_dataset  # noqa: E402
 from understudy.envs import make  # noqa: E402
@@ -56,7 +58,7 @@ PUBLISHED = {"bc": (2.3, 9.4), "iql": (3.3, 13.5), "awac": (4.6, 19.3), "cql": (
 
 
 def run(name: str, seed: int, updates: int, looks: int, episodes: int, runs: Path, results: Path) -> None:
-    """Trains and judges a cell. A run that was interrupted goes on."""
+    """Trains and judges a cell. An interrupted run continues."""
     data = open_dataset(DATA).map(lambda e: e.replace({"next.terminated": np.zeros(len(e), bool)}))
     method = find_method(name, data.features(), **OPTIONS[name])
     method = replace(method, learner=replace(method.learner, steps=updates))
@@ -83,15 +85,14 @@ def cloned(results: Path) -> list[dict]:
 
 def table(results: Path, cloning: list[dict]) -> list[str]:
     """Lines of Markdown with the scores of the methods whose training seeds have all run, and of cloning."""
-    lines = ["| method | last, published | last | minus BC | best, published | best | best, judged anew | updates "
+    lines = ["| method | last, published | last | minus BC | best, published | best | best, new episodes | updates "
              "| CPU s a seed |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    cells = {name: [read_json(f) for seed in SEEDS if (f := results / f"{name}-{seed}.json").exists()]
-             for name in OPTIONS}
-    for name, runs in {"bc": cloning, **cells}.items():
-        if len(runs) < len(SEEDS):
-            continue
+    cells = complete_cells(results, OPTIONS)
+    if len(cloning) == len(SEEDS):
+        cells = {"bc": cloning, **cells}
+    for name, runs in cells.items():
         last, best, anew = ([cell[key] for cell in runs] for key in ("last", "best", "anew"))
-        gap = "" if runs is cloning or not cloning else text(two_level_difference(
+        gap = "" if "bc" not in cells or name == "bc" else text(two_level_difference(
             np.array(last), np.array([cell["last"] for cell in cloning]), kind="real")[0])
         published = PUBLISHED[name]
         lines.append(f"| {name} | {published[0]} | {text(two_level_mean(last))} | {gap} | {published[1]} "

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,19 +49,20 @@ OPTIONS: dict[str, dict[str, float]] = {"gcbc": {}, "gcivl": {"alpha": 10.0}, "g
                                         "hiql-continued": {}}
 PUBLISHED = {"gcbc": 9, "gcivl": 63, "gciql": 53, "qrl": 82, "crl": 29, "hiql": 79, "hiql-continued": 79}  # percent
 UPDATES = {"crl": 20_000, "hiql-continued": 100_000}
+CONTINUED = {"hiql-continued": "hiql"}  # cells whose runs are those of other cells
 PREDICTED = ("gcivl", "qrl", "hiql")  # to be above gcbc
 
 
 def build(name: str, features, updates: int) -> Method:
-    method = find_method(name.removesuffix("-continued"), features, **OPTIONS[name])
+    method = find_method(CONTINUED.get(name, name), features, **OPTIONS[name])
     learner = replace(method.learner, steps=updates, batch_size=256)
     return replace(method, policy=replace(method.policy, trunk=FeedForward((256, 256, 256), "gelu")), learner=learner)
 
 
 def run(name: str, seed: int, updates: int, episodes: int, runs: Path, results: Path) -> None:
-    """Trains and judges a cell. A run that was interrupted, or that had fewer updates, goes on."""
+    """Trains and judges a cell. A run that was interrupted, or that had fewer updates, continues."""
     data = open_dataset(DATA)
-    folder = runs / f"{name.removesuffix('-continued')}-{seed}"
+    folder = runs / f"{CONTINUED.get(name, name)}-{seed}"
     began = time.process_time()
     train(build(name, data.features(), updates), data, folder, seed=seed)
     seconds = time.process_time() - began
@@ -74,10 +75,10 @@ def run(name: str, seed: int, updates: int, episodes: int, runs: Path, results: 
     print(f"{name}, seed {seed}: {np.mean(success):.3f}", flush=True)
 
 
-def complete_cells(results: Path) -> dict[str, list[dict]]:
+def complete_cells(results: Path, names: Iterable[str] = OPTIONS) -> dict[str, list[dict]]:
     """The cells of each method whose training seeds have all run."""
     cells = {name: [read_json(f) for seed in SEEDS if (f := results / f"{name}-{seed}.json").exists()]
-             for name in OPTIONS}
+             for name in names}
     return {name: runs for name, runs in cells.items() if len(runs) == len(SEEDS)}
 
 

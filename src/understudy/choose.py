@@ -263,12 +263,14 @@ class MethodChoice:
         """What is recommended, how certain that is, and what the statement is about."""
         n_dropped = sum(s.dropped_after is not None for s in self.standings)
         kept = [s for s in self.standings if s.worse and s.dropped_after is None]
-        certainty = (f"{join_and(self.tied)} did as well, as far as {pluralize(self.rounds, 'round')} can tell."
-                     if self.tied else "It was compared with no other candidate." if len(self.standings) == 1 else
-                     "Every other candidate was worse." if not kept or len(self.standings) > 2 else "")
-        if kept:
-            certainty += (f" {kept[0].method} was worse, but with {pluralize(kept[0].seeds, 'training seed')} of each "
-                          "that is not certain.")
+        if self.tied:
+            certainty = f"{join_and(self.tied)} did as well, as far as {pluralize(self.rounds, 'round')} can tell."
+        elif kept:
+            certainty = (f"{kept[0].method} was worse, but with {pluralize(kept[0].seeds, 'training seed')} of each "
+                         "that is not certain.")
+        else:
+            certainty = ("Every other candidate was worse." if len(self.standings) > 1 else
+                         "It was compared with no other candidate.")
         if n_dropped:
             certainty += f" {n_dropped} of {len(self.standings)} {'was' if n_dropped == 1 else 'were'} dropped."
         if self.failed:
@@ -281,7 +283,7 @@ class MethodChoice:
                   if self.env is not None else
                   f"Judged by the error of the {predicted}, predicted on {self.judged_on} held-out "
                   f"episode{'s' * (self.judged_on > 1)}, not by acting: with --env ENV the policies act.")
-        return f"{self.recommended} is recommended.", certainty.strip(), basis
+        return f"{self.recommended} is recommended.", certainty, basis
 
     def to_json(self) -> dict[str, Any]:
         """The document of `understudy choose --json`."""

@@ -8,8 +8,10 @@ import pytest
 
 from understudy.audit import find_problems
 from understudy.audit.base import AuditReport
+from understudy.audit.file_checks import check_files
 from understudy.audit.purposes import FAULTY, rank_episodes
 from understudy.data.episode import Dataset, Episode
+from understudy.data.formats import write_dataset
 from understudy.data.formats.key_map import Doubt
 from understudy.data.operations import Merge
 from understudy.envs import make
@@ -28,6 +30,21 @@ def test_a_doubt_of_a_reader_is_a_warning_in_whatever_words_and_after_a_merge():
     for each, place in ((doubtful, ""), (Merge().apply(doubtful, data[3:]), "data set: ")):
         told = {f.message: f.severity for f in find_problems(each) if f.code == "reader"}
         assert told == {f"{place}two clocks": "warning", f"{place}rows are left out": "note"}
+
+
+def test_actions_of_minari_that_are_links_are_no_damage_and_are_counted(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_dataset(demonstrations(3), tmp_path / "data", "minari")
+    path = tmp_path / "data/data/main_data.hdf5"
+    with h5py.File(path, "a") as file:
+        for name, episode in file.items():
+            episode.move("actions", "infos/actions")
+            episode["actions"] = h5py.SoftLink(f"/{name}/infos/actions")
+    assert not [f for f in check_files(tmp_path / "data", checksums=False) if f.severity == "error"]
+    with h5py.File(path, "a") as file:
+        file["episode_1"].attrs["total_steps"] = 3
+    found = [f.code for f in check_files(tmp_path / "data", checksums=False)]
+    assert "counts-disagree" in found and "damaged-file" not in found
 
 
 def recording(seed, steps=60):

@@ -172,6 +172,9 @@ def test_a_training_that_ends_while_the_learning_rate_rises_is_told(tmp_path, ca
     assert capsys.readouterr().err.replace("\n", " ").count(told) == 1
     assert main([*train_it, str(tmp_path / "long"), "--steps", "4"]) == 0
     assert "warning" not in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(METHOD, episodes(), tmp_path / "none", steps=0)
 
 
 def test_bytes_are_no_actions():

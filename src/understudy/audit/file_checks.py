@@ -184,12 +184,13 @@ def _robomimic(file, name, h5py):
 def _episode(group, name, key, h5py):
     """Checks one episode of a Minari file."""
     arrays, e = _arrays(group, h5py), _last_number(key)
-    if "actions" in arrays:
+    if isinstance(actions := group.get("actions"), h5py.Dataset):
+        arrays["actions"] = actions  # which may be a link, and is then not listed
         flat = ("actions", "rewards", "terminations", "truncations")
         yield from _check_equal_lengths({k: arrays[k] for k in flat if k in arrays}, name, "actions", e)
         observed = {k: v for k, v in arrays.items() if k.startswith("observations") or k == "actions"}
         yield from _check_equal_lengths(observed, name, "actions", e, (0, 1))
-        n_actions = len(arrays["actions"])
+        n_actions = len(actions)
         if int(group.attrs.get("total_steps", n_actions)) != n_actions:
             yield _error("counts-disagree", f"total_steps is {group.attrs['total_steps']}, but there are {n_actions} "
                          "actions", Location(name, e), "correct the attribute")

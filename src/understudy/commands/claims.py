@@ -91,11 +91,12 @@ def main(args: list[str]) -> None:
 
 
 def _selected_claims(o: ClaimsOptions) -> list[dict]:
-    from ..claims.ledger import find_row, ledger_rows
     from ..claims.listing_cache import cached_listing
 
     entries = cached_listing()
     if o.family is not None:
+        from ..claims.ledger import find_row, ledger_rows
+
         families = sorted({r.family for r in ledger_rows().values()})
         if o.family not in families:
             raise unknown_name("family", o.family, families, "--family", owner="the ledger")

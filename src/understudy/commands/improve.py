@@ -178,7 +178,7 @@ class _Command:
         self._check_resumed(env_name)
         if o.robot is not None:
             classifier = None if o.success is None else self.classifier
-            RobotImprovement(o, self.command, self.out, self.resources, classifier, self._begun()).run(
+            RobotImprovement(o, self.command, self.out, self.resources, classifier, self._begun).run(
                 data, held_out, method, stages, learns_interrupted(o.run))
             return
         env = self._make(env_name, COMPARISON_ROWS)
@@ -232,6 +232,7 @@ class _Command:
                                   o.collect_with or ("best" if acts_best else "last"), o.rater)
         return env_name, data, held_out, *improvement.build(o.method)
 
+    @cached_property
     def _begun(self) -> ImproveOptions | None:
         """The options of the call that began this run. None if this one does."""
         from ..learn.run import Run
@@ -249,7 +250,7 @@ class _Command:
         """
         from ..learn.method import Method
 
-        if (begun := self._begun()) is None:
+        if (begun := self._begun) is None:
             return
         watched = self.o.robot is not None or begun.robot is not None
         for name, old, new in (("robot", begun.robot, self.o.robot), ("success", begun.success, self.o.success),

@@ -46,7 +46,7 @@ def _print_methods(descriptions: Sequence[Mapping[str, Any]], out: Output) -> No
     families = method_families()
     for family in dict.fromkeys(m["family"] for m in descriptions):
         rows = []
-        for m in (m for m in descriptions if m["family"] == family):
+        for m in [m for m in descriptions if m["family"] == family]:
             needs = "; ".join(m["needs"])
             sentences = [m["summary"], m["when"] and f"Choose it {m['when']}", needs and f"Needs {needs}."]
             _, *costs = cost_texts(m["cost"]) or ("", "", "")
@@ -81,7 +81,7 @@ def _print_method(name: str, trust: tuple[str, ...], out: Output) -> None:
     out.print_json([] if described is None else [described])
 
 
-COST_NOTE = "CPU time on one core, on 20 numbers, or on what the method needs (images of 64 x 64 pixels)"
+COST_NOTE = "CPU time on one core, on 20 observed numbers or on what the method needs (images of 64 x 64 pixels)"
 
 
 def cost_texts(cost: Mapping[str, float] | None) -> tuple[str, str, str] | None:

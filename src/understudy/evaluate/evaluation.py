@@ -103,7 +103,7 @@ class Evaluation:
     @property
     def episode_returns(self) -> np.ndarray:
         """Return of each episode, (episodes,) float64."""
-        return np.array([_episode_return(e) for e in self.episodes])
+        return np.array([episode_return(e) for e in self.episodes])
 
     def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
         """The document of `understudy eval --json`.
@@ -199,7 +199,7 @@ def evaluation_of(episodes: Dataset, seconds: float = math.nan, level: float = L
     if any(is_success is not None for is_success in ended):
         success = stats.clopper_pearson(sum(map(bool, ended)), len(ended), level)
         episodes = _others_failed(episodes) if None in ended else episodes
-    returns = stats.bootstrap_mean([_episode_return(e) for e in episodes], level)
+    returns = stats.bootstrap_mean([episode_return(e) for e in episodes], level)
     first = episodes[0].metadata
     return Evaluation(str(first["env"]), episodes, success, returns, seconds, int(first["seed"]))
 
@@ -416,7 +416,7 @@ def _interval_to_json(i: Interval, name: str) -> dict[str, float]:
     return {name: i.estimate, "low": i.low, "high": i.high, "level": i.level}
 
 
-def _episode_return(episode: Episode) -> float:
+def episode_return(episode: Episode) -> float:
     return float(np.sum(episode.steps["next.reward"], dtype=np.float64))
 
 

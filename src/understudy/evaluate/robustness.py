@@ -24,7 +24,7 @@ from ..execute.actor import Actor
 from ..files import replace_nonfinite
 from ..hints import join_and
 from . import episode_video, plots, stats
-from .evaluation import _episode_return, compare_outcomes, tuning_seed
+from .evaluation import compare_outcomes, episode_return, tuning_seed
 from .recording import UniformRandomActor
 from .report import Content, Figures, Section, Table, write_page
 from .rollout import rollout
@@ -218,7 +218,7 @@ def sweep_severities(
             with WorkerPool(serve, workers, local=(who, env)) as crew:
                 while len(outcomes) < episodes:
                     group = min(2 * env.rows * crew.count, episodes - len(outcomes))  # with fewer, rows would be idle
-                    new = [(e.metadata.get("success"), _episode_return(e))
+                    new = [(e.metadata.get("success"), episode_return(e))
                            for e in crew.rollout(group, seed, first=len(outcomes), watch=tick)]
                     kept.write(about, len(outcomes), new)
                     outcomes += new

@@ -198,7 +198,7 @@ def warn_of_padding(window: Window, data: Dataset) -> None:
 def warn_of_warmup(method: Method) -> None:
     """Warns if training ends before the learning rate has reached its value."""
     optimizer, steps = getattr(method.learner, "optimizer", None), method.learner.steps
-    if optimizer is not None and steps <= optimizer.warmup_steps and method.collection is None:
+    if optimizer is not None and 0 < steps <= optimizer.warmup_steps and method.collection is None:
         reached = optimizer.lr_factor(steps - 1, steps)
         warnings.warn(f"The learning rate rises for {optimizer.warmup_steps} updates, and training has {steps}, so "
                       f"that it only reaches {reached:.0%} of its value. Make more updates (--steps), or choose a "

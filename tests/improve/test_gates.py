@@ -15,13 +15,16 @@ from fixtures.collections import (
     method,
     run,
 )
+from fixtures.plans import KEY, Clock
 
 from understudy.checkpoint import Scorer
 from understudy.core import UserError
 from understudy.data.episode import Dataset
+from understudy.data.window import Window
 from understudy.evaluate.evaluation import recording_seed
 from understudy.evaluate.rollout import rollout
-from understudy.execute.actor import Actor
+from understudy.execute.actor import Actor, ObservationWrapper, PolicyActor
+from understudy.execute.chunking import RecedingHorizon
 from understudy.heads.regression import Regression
 from understudy.improve.collection import (
     CollectionRounds,
@@ -69,6 +72,33 @@ def test_a_person_takes_over_and_gives_back():
                           (ScriptedPerson(Constant(0.0), says="control"), "does not say at which steps")):
         with pytest.raises(UserError, match=f"(?s)HumanGate.*{words}"):
             rollout(GatedActor(Constant(0.01), person, HumanGate()), fork(3), 1)
+
+
+class PlannedFrom(Clock):
+    """Each step of a plan says which observations it was made from: the oldest of 3 and the newest."""
+
+    action_dim = 2
+
+    def __init__(self):
+        super().__init__(horizon=4)
+        self.window = Window(3, 4)
+
+    def plan(self, obs, noise, guides=()):
+        return obs[STATE][:, [0, -1], 0].unsqueeze(1).expand(-1, 4, -1)
+
+
+@pytest.mark.parametrize(("replans", "newest"), [(True, [0, 0, 0, 0, 4, 5, 6, 7, 7, 7, 7, 11]),
+                                                 (False, [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8])])
+def test_a_policy_plans_from_what_the_supervisor_did_and_remembers_it(replans, newest):
+    policy = ObservationWrapper(PolicyActor(PlannedFrom(), RecedingHorizon(4)), {})
+    person = ScriptedPerson(Constant(0.0))
+    actor, planned = GatedActor(policy, person, HumanGate(), replans=replans), []
+    state = actor.start({STATE: torch.zeros(3, 1)}, KEY)
+    for t in range(LIMIT):
+        _, state = actor.act({STATE: torch.full((3, 1), float(t))}, state)
+        planned.append(state["record"]["policy_action"])
+    assert torch.stack(planned)[:, 0, 1].tolist() == newest
+    assert torch.stack(planned)[:, 0, 0].tolist() == [max(t - 2, 0) for t in newest]
 
 
 def test_a_policy_learns_what_the_person_did_while_in_control(demos, tmp_path):

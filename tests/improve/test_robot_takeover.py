@@ -100,7 +100,8 @@ class World:
         self.keys.env = self.env
 
     def episode(self, policy):
-        actor = GatedActor(self.env.watched(policy), TakeoverSupervisor(self.env.takeover, self.env.read), HumanGate())
+        person = TakeoverSupervisor(self.env.takeover, self.env.read)
+        actor = GatedActor(self.env.watched(policy), person, HumanGate(), replans=False)
         return EpisodeJournal(None).rollout(actor, self.env, 1, 0)[0]
 
 

@@ -47,7 +47,7 @@ class Hand:
         keyboard = TakeoverKeyboard((-1,) * size, (1,) * size, self.read_end, lambda: self.now)
         self.env = SupervisedEnv(toy, keyboard, takeover, Screen(self.screens.append, 4, self.look, self.sleep))
         self.actor = GatedActor(self.env.watched(actor or Constant(0.0)), TakeoverSupervisor(takeover, keyboard.read),
-                                HumanGate())
+                                HumanGate(), replans=False)
 
     def look(self):
         self.now += self.cost

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import AtLeast, DataWarning, Feature, NonFiniteAction, State, UserError, normal, part, uniform
+from ..core import AtLeast, DataWarning, Feature, NonFiniteAction, State, UserError, normal, part, put, uniform
 from ..data.column_changes import ColumnChange, LastStep
 from ..data.video import resize
 from ..hints import did_you_mean
@@ -335,6 +335,19 @@ def pass_record(state: State, inner: State, columns: Mapping[str, Tensor] = Mapp
     inner = dict(inner)
     record = {**inner.pop("record", {}), **columns}
     return {**state, "inner": inner, **({"record": record} if record else {})}
+
+
+def with_new_plans(state: State, fresh: State, rows: Tensor) -> State:
+    """Returns the state of an actor in which some rows drop their plans, and remember what they have seen.
+
+    Args:
+        fresh: What `start` returned for these rows, (R, ...).
+        rows: Which rows, (R,).
+    """
+    if {"seen", "run"} <= state.keys():  # of a `PolicyActor`
+        return {**state, "run": put(state["run"], rows, fresh["run"])}
+    return {k: with_new_plans(v, fresh[k], rows) if isinstance(v, Mapping) and k in fresh else v
+            for k, v in state.items()}
 
 
 @part

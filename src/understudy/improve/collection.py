@@ -293,12 +293,13 @@ class RolloutCollector(EpisodeCollector):
                                   where="RolloutCollector.supervisor",
                                   hint="leave the supervisor out, or train without the wrapper")
             env, actor = inner, actor if wrapper is None else WrappedActor(actor, wrapper)
-            if isinstance(env, WatchedEnv):
+            if is_watched := isinstance(env, WatchedEnv):
                 actor = env.watched(actor)
             if isinstance(self.gate, DoubtGate):
                 actor = with_doubt(actor, self.gate.score, training.data)
             gate = None if self.gate is None else self.gate.build(training, number)
-            actor = GatedActor(actor, self._supervising_actor(env, training.person), gate, number)
+            supervisor = self._supervising_actor(env, training.person)
+            actor = GatedActor(actor, supervisor, gate, number, replans=not is_watched)
         seed, run_episodes = recording_seed(training.seed), rollout
         if self.supervisor is not None:  # whose time a kill must not cost
             run_episodes = EpisodeJournal(_unfinished_round(training.folder, number)).rollout

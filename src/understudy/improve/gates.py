@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import FromStage, Scorer
 from ..core import AtLeast, AtMost, State, UserError, part, uniform
 from ..evaluate.failure_detection import DoubtScore
-from ..execute.actor import Actor
+from ..execute.actor import Actor, with_new_plans
 from ..execute.doubt import DOUBT
 from ..learn.data_collection import Training
 
@@ -311,19 +311,28 @@ class GatedActor(Actor):
         supervisor: An expert, a person or another policy.
         gate: Decides who acts. None if the supervisor only advises.
         number: Number of the collection round.
+        replans: Whether the policy drops its plan after each step of the supervisor. False for actors that do so by
+            themselves when they act again.
     """
 
     actor: Actor
     supervisor: Actor
     gate: BuiltGate | None = None
     number: int = 0
+    replans: bool = True
 
     def start(self, obs, key):
         gate = {} if self.gate is None else self.gate.start(obs, key, self.number)
-        return {"actor": self.actor.start(obs, key), "supervisor": self.supervisor.start(obs, key), "gate": gate}
+        return {"actor": self.actor.start(obs, key), "supervisor": self.supervisor.start(obs, key), "gate": gate,
+                "key": key, "acted": torch.zeros(key.shape, dtype=torch.bool)}
 
     def act(self, obs, state):
-        action, actor_state = self.actor.act(obs, state["actor"])
+        actor_state, key = state["actor"], state["key"]
+        if self.replans and len(rows := state["acted"].nonzero().flatten()):
+            key = key + state["acted"]  # other random numbers than those of the plans before
+            fresh = self.actor.start({name: column[rows] for name, column in obs.items()}, key[rows])
+            actor_state = with_new_plans(actor_state, fresh, rows)
+        action, actor_state = self.actor.act(obs, actor_state)
         advice, supervisor_state = self.supervisor.act(obs, state["supervisor"])
         actor_state, supervisor_state, gate = dict(actor_state), dict(supervisor_state), state["gate"]
         advised, own = supervisor_state.pop("record", {}), actor_state.pop("record", {})
@@ -339,4 +348,5 @@ class GatedActor(Actor):
         record = {**own, **advised, INTERVENTION: acts, POLICY_ACTION: action,
                   SUPERVISOR_ACTION: advice}
         chosen = torch.where(acts.unsqueeze(1), advice.to(action.dtype), action)
-        return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "record": record}
+        return chosen, {"actor": actor_state, "supervisor": supervisor_state, "gate": gate, "key": key, "acted": acts,
+                        "record": record}

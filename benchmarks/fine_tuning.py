@@ -23,7 +23,7 @@ demonstrations. It succeeded in 36 % of the ambiguous starts. No method was trie
 
 The cells, one for each training seed and method, are kept in results/fine-tuning/. A run that was stopped continues.
 --budget 8m starts no cell later than that. --tiny keeps its cells in results/fine-tuning-tiny/, and shows only that
-everything runs. --page writes the table of docs/improving.md from the cells that there are.
+everything runs. --page writes the tables and curves of docs/improving.md from the cells that there are.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ from understudy.envs import make  # noqa: E402
 from understudy.envs.base import Env, HasExpert  # noqa: E402
 from understudy.envs.toys.fork import ForkExpert  # noqa: E402
 from understudy.evaluate.evaluation import recording_seed, validation_seed  # noqa: E402
+from understudy.evaluate.plots import Axis, curves  # noqa: E402
 from understudy.evaluate.rollout import rollout  # noqa: E402
 from understudy.evaluate.stats import two_level_difference, two_level_rate  # noqa: E402
 from understudy.execute.actor import Actor  # noqa: E402
 from understudy.execute.wrappers import NoiseSteeringWrapper  # noqa: E402
-from understudy.files import read_json, write_json  # noqa: E402
+from understudy.files import read_json, write_json, write_text  # noqa: E402
 from understudy.improve.improvement import Improvement  # noqa: E402
 from understudy.improve.practice import steered_episodes  # noqa: E402
 from understudy.learn.method import load_actor, load_policy  # noqa: E402
@@ -62,6 +63,7 @@ from understudy.learn.train import train  # noqa: E402
 open_claims()
 from claims.worlds.frozen_base import LeftCounts, flow_method  # noqa: E402
 
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
 BASE, RIVAL = "the first policy", "rival"
 ROWS, TOLERANCE = 50, 0.005
 TASKS = {"imprecise": 20, "ambiguous": 50}  # number of demonstrations
@@ -207,7 +209,20 @@ def _table(size: Size, task: str) -> str:
                        zip(cells[name], cells[BASE], strict=True)])
         parts.append(f"| `{name}` | {text} | {100 * dip:.0f} | {np.mean([c['steps'] for c in cells[name]]):,.0f} | "
                      f"{np.mean([c['seconds'] for c in cells[name]]):.0f} |")
-    return "\n".join(parts)
+    return "\n".join([*parts, "", _curves(size, task, cells)])
+
+
+def _curves(size: Size, task: str, cells: dict[str, list[dict]]) -> str:
+    """A picture of the success of all rounds. Tiny sizes draw it and keep nothing."""
+    series = {}
+    for name, amount in METHODS.items():
+        rounds = np.mean([c["rounds"] for c in cells[name]], 0)
+        series[name] = amount.episodes * np.arange(1, len(rounds) + 1), rounds
+    figure = curves(series, Axis("episodes of practice", log=True), Axis("success", 0, 1))
+    file = f"fine-tuning-{task}.svg"
+    if size is FULL:
+        write_text(PICTURES / file, figure.standalone_svg())
+    return f"![Success of the rounds on {size.compared} starts, the mean over training seeds](images/{file})"
 
 
 def main() -> None:

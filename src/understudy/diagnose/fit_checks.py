@@ -236,11 +236,11 @@ def _act_along(actor: Actor, episode, steps: int) -> np.ndarray:
 
 
 def without_failures(findings: Sequence[RunFinding], successes: Sequence[bool]) -> list[RunFinding]:
-    """Faults of the fit as notes, where the policy surely succeeds in more than half of the trials.
+    """Faults of the fit as notes, where the policy succeeds in at least half of the trials.
 
     Where demonstrations do the same in several ways, the error is large although the policy does one of them.
     """
-    if not successes or clopper_pearson(sum(successes), len(successes)).low <= 0.5:
+    if not successes or 2 * sum(successes) < len(successes):
         return list(findings)
     return [replace(f, level="note") if f.code in ("underfit", "overfit") else f for f in findings]
 

@@ -6,7 +6,7 @@ from folders import REPOSITORY
 
 from understudy.claims import learner_guide
 from understudy.claims.arm_tables import ArmColumn, arm_table
-from understudy.claims.learner_guide import BEGIN, END, write_guide
+from understudy.claims.learner_guide import BEGIN, END, GUIDES, write_guide
 from understudy.core import UserError
 
 
@@ -31,11 +31,15 @@ def test_arms_share_a_letter_if_they_cannot_be_told_apart():
 def test_only_the_tables_of_the_page_are_replaced(tmp_path, monkeypatch):
     page = tmp_path / "learners.md"
     page.write_text(f"before\n{BEGIN}old\n{END}\nafter\n")
-    monkeypatch.setattr(learner_guide, "guide_lines", lambda: ["new", ""])
+    monkeypatch.setattr(learner_guide, "guide_lines", lambda decisions, top: [*decisions, top])
     for _ in range(2):
-        write_guide(page)
+        write_guide(page, ["new"])
         assert page.read_text() == f"before\n{BEGIN}\nnew\n\n{END}\nafter\n"
     page.write_text("no place")
     with pytest.raises(UserError, match="no place for the tables"):
-        write_guide(page)
-    assert "| arm | success" in (REPOSITORY / "docs" / "learners.md").read_text().partition(BEGIN)[2]
+        write_guide(page, ["new"])
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_the_pages_have_tables(page):
+    assert "| arm | " in (REPOSITORY / "docs" / page).read_text(encoding="utf-8").partition(BEGIN)[2]

@@ -16,8 +16,11 @@ from ..core import UserError
 
 # What a reader of the ledger wants to decide, in the order of its page.
 LEARNER_DECISIONS = ("episodes of mixed quality", "missing actions", "goals named later", "which reward")
+IMPROVEMENT_DECISIONS = ("demonstrate, label or take over", "rate, mark or rank", "correct, steer or fine-tune",
+                         "demonstrations in reinforcement learning", "which part of the critic",
+                         "reward only at the end", "what feedback is worth", "what must not be forgotten")
 DECISIONS = ("which head", "few demonstrations", "wrong actions in my data", *LEARNER_DECISIONS,
-             "improving a policy", "what to record", "memory", "goals and words", "how to execute plans",
+             *IMPROVEMENT_DECISIONS, "what to record", "memory", "goals and words", "how to execute plans",
              "how many episodes to judge")
 
 

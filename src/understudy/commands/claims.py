@@ -241,11 +241,11 @@ def _spot_check(o: ClaimsOptions, out: Output) -> None:
 
 
 def _write_table(o: ClaimsOptions, out: Output) -> None:
-    from ..claims.learner_guide import write_guide
+    from ..claims.learner_guide import write_guides
     from ..claims.ledger import write_html, write_table
 
     path = write_table(o.out) if o.html is None else write_html(o.html)
-    if o.html is None and (guide := path.parent / "learners.md").exists():
-        write_guide(guide)
+    if o.html is None:
+        write_guides(path.parent)
     out.print(f"Written to {path}")
     out.print_json({"page": str(path)})

@@ -49,11 +49,11 @@ def fill(module, phase: int, scale: float = 1.0):
 
 
 def layers(inputs: int, *outputs: int, last: type | None = None) -> nn.Sequential:
-    sizes, found = (inputs, *HIDDEN), []
+    sizes, modules = (inputs, *HIDDEN), []
     for n, m in zip(sizes, HIDDEN, strict=False):
-        found += [nn.Linear(n, m), nn.ReLU()]
-    found += [nn.Linear(HIDDEN[-1], n) for n in outputs]
-    return nn.Sequential(*found, *([last()] if last else []))
+        modules += [nn.Linear(n, m), nn.ReLU()]
+    modules += [nn.Linear(HIDDEN[-1], n) for n in outputs]
+    return nn.Sequential(*modules, *([last()] if last else []))
 
 
 def make_batch() -> list[torch.Tensor]:
@@ -116,8 +116,8 @@ def spot(module) -> dict:
     fill(learner.critic_1_target, 300)
     fill(learner.critic_2_target, 350)
     with mock.patch("torch.randn_like", lambda like: noise(like.shape)):
-        cloning, found = learner.vae_train(make_batch()), learner.train(make_batch())
-    return {"vae": cloning["VAE/vae_loss"], "critic": found["critic_loss"], "policy": found["actor_loss"]}
+        cloning, training = learner.vae_train(make_batch()), learner.train(make_batch())
+    return {"vae": cloning["VAE/vae_loss"], "critic": training["critic_loss"], "policy": training["actor_loss"]}
 
 
 def awac(module) -> dict:
@@ -187,8 +187,8 @@ def rebrac(module) -> dict:
     with mock.patch.object(jax.random, "normal", lambda key, shape: sines(shape, 20)):
         _, _, metrics = module.update_critic(key, actor, critic, batch, 0.99, 0.2, 0.005, 0.2, 0.5, metrics)
         *_, metrics = module.update_actor(key, actor, critic, batch, 0.3, 0.005, True, metrics)
-    found = metrics.compute()
-    return {"critic": found["critic_loss"][0], "policy": found["actor_loss"][0]}
+    means = metrics.compute()
+    return {"critic": means["critic_loss"][0], "policy": means["actor_loss"][0]}
 
 
 def opened(path: Path):

@@ -24,8 +24,6 @@ def of_30_rounds(name: str) -> Method:
     method = find_method(name)
     exploration = {"exploration": method.collection.collector.exploration} if name == "airl" else {}
     shorter = small(method, **REWARDS.get(name, {}))
-    if name == "density-reward":  # as large as it comes, its rewards were learned with one of three seeds only
-        shorter = replace(shorter, learner=replace(shorter.learner, reward=replace(shorter.learner.reward, scale=0.1)))
     collector = replace(shorter.collection.collector, **exploration)
     return replace(shorter, collection=replace(shorter.collection, n_rounds=30, collector=collector))
 

@@ -27,7 +27,7 @@ class DensityReward(EpisodeRewardConfig):
     Args:
         bandwidth: Standard deviation of the kernel, in coded units.
         inputs: "next" compares the observations that steps lead to, and "action" observations and actions.
-        scale: Factor of the logarithm.
+        scale: Factor of the logarithm, which is 1 in imitation.
 
     References:
         Gleave et al. (2022), imitation: Clean Imitation Learning Implementations, arXiv:2211.11972.
@@ -57,10 +57,10 @@ class _Density(EpisodeReward):
         return self.config.scale * log_density
 
 
-@method("Gleave et al. 2022 (DensityAlgorithm of imitation), arXiv 2211.11972, with TD3",
+@method("Gleave et al. 2022 (DensityAlgorithm of imitation), arXiv 2211.11972, with TD3, and rewards a tenth as large",
         needs=(NUMBERS, ENDS, "an environment"),
         when="if there are demonstrations without rewards and an environment, as the simplest reward to compare with.")
 def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bandwidth: float = 0.5) -> Method:
-    """TD3 with the log-density of each step among those of demonstrations as its reward."""
-    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth))
+    """TD3 with a tenth of the log-density of each step among those of demonstrations as its reward."""
+    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth, scale=0.1))
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

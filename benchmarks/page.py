@@ -167,7 +167,7 @@ One thread. Five seeds were planned: there are 3 of SAC, DQN and GAIL, and only 
 
 No seed of either library reaches the level of Pendulum-v1: from the 20 starts here it is out of reach, because it was
 set for starts drawn anew. DQN reaches its level with understudy in 3 of 3 seeds, and with stable-baselines3 in none,
-but at the end both have lost half of it. PPO needs fewer steps here, and more CPU seconds for each of them.
+but both end at about half of it. PPO needs fewer steps here, and more CPU seconds for each of them.
 
 GAIL is compared until it has nine tenths of the mean return of its demonstrations. It needs fewer steps here on
 average, but 40,960 steps take seven times the CPU seconds of imitation, which updates its discriminator 8 times in a

@@ -1,4 +1,4 @@
-"""Returns of SAC, PPO and DQN while they learn, beside stable-baselines3: python benchmarks/return_curves.py [--page]
+"""Returns of SAC, PPO, DQN and GAIL while they learn, beside two libraries: python benchmarks/return_curves.py [--page]
 
 SAC learns Pendulum-v1, PPO and DQN learn CartPole-v1, from the environment alone, with the same settings on both sides:
 for SAC and PPO those that stable-baselines3 has by default, but 1,000 random steps before SAC learns; for DQN those of
@@ -10,7 +10,11 @@ mean return at the end, the CPU seconds in all, and the steps and CPU seconds un
 level, each with the 95 % interval over seeds (Student's t). The level of Pendulum-v1 is that of starts drawn anew. From
 the 20 starts here neither library reaches it.
 
-The peer needs an environment with benchmarks/peers/sb3.txt: --peer-python, by default that in .venv-peers/sb3.
+GAIL learns CartPole-v1 from all 57 episodes of the trained agent of imitation, to nine tenths of its mean return. It is
+compared with imitation, each with its own settings. The file of the episodes is in UNDERSTUDY_DATA/imitation.
+
+The peer needs an environment with benchmarks/peers/sb3.txt, for GAIL with imitation.txt: --peer-python, by default that
+in .venv-peers.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ measure.one_thread()
 
 import argparse  # noqa: E402
 import math  # noqa: E402
+import os  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -36,9 +41,15 @@ TASKS = {  # steps in all, steps between evaluations, the level
     "sac": ("Pendulum-v1", 10_000, 1000, -160.0),
     "ppo": ("CartPole-v1", 40_000, 2000, 475.0),
     "dqn": ("CartPole-v1", 20_000, 2000, 475.0),
+    "gail": ("CartPole-v1", 40_960, 2048, 0.9 * 473.1),
 }
-LIBRARIES = ("understudy", "stable-baselines3")
+PEERS = {"gail": "imitation"}
+DEMONSTRATIONS = Path(os.environ.get("UNDERSTUDY_DATA", "../shared/data")) / "imitation" / "cartpole_expert.npz"
 FOLDER = measure.RESULTS / "return-curves"
+
+
+def libraries(method: str) -> tuple[str, str]:
+    return "understudy", PEERS.get(method, "stable-baselines3")
 
 
 def cell(method: str, library: str, seed: int) -> Path:
@@ -49,6 +60,8 @@ def run_own(method: str, seed: int) -> dict:
     """The returns of one training of ours."""
     import copy
 
+    from published_agents import with_ends
+
     from understudy import PolicyActor, make
     from understudy.evaluate.evaluation import evaluate
     from understudy.improve.collection import random_episodes
@@ -58,10 +71,11 @@ def run_own(method: str, seed: int) -> dict:
     name, n_steps, every, _ = TASKS[method]
     env, judged = make(name, 8), make(name, EPISODES)
     began, excluded = time.process_time(), 0.0
-    first = random_episodes(env, 1000, seed)
-    options = {} if method == "ppo" else {"n_steps": 200}
+    first = with_ends(DEMONSTRATIONS) if method == "gail" else random_episodes(env, 1000, seed)
+    on_policy = method in ("ppo", "gail")
+    options = {} if on_policy else {"n_steps": 200}
     chosen_method = find_method(method, first.features(), n_rounds=10_000, **options)
-    counted = 0 if method == "ppo" else first.steps  # PPO learns nothing but scales from random steps
+    counted = 0 if on_policy else first.steps  # PPO learns nothing but scales from random steps
     curve: dict[str, list[float]] = {"steps": [], "returns": [], "cpu_seconds": []}
 
     class Finished(Exception):
@@ -93,10 +107,11 @@ def run(method: str, library: str, seed: int, peer_python: Path) -> None:
         write_json(cell(method, library, seed), run_own(method, seed))
         return
     name, n_steps, every, _ = TASKS[method]
-    script = Path(__file__).parent / "peers" / "sb3_return_curves.py"
+    scripts = {"gail": ["imitation_return_curve.py", DEMONSTRATIONS]}
+    script, *first = scripts.get(method, ["sb3_return_curves.py", method])
     starts = [int(key) % 2**31 for key in keys(0, range(EPISODES))]  # as the adapter of Gymnasium makes them
-    subprocess.run([peer_python, script, method, name, str(n_steps), str(every), str(seed), cell(method, library, seed),
-                    *map(str, starts)], check=True)
+    subprocess.run([peer_python, Path(__file__).parent / "peers" / script, *first, name, str(n_steps), str(every),
+                    str(seed), cell(method, library, seed), *map(str, starts)], check=True)
 
 
 def interval(values: list[float], digits: int = 0) -> str:
@@ -114,7 +129,7 @@ def page() -> str:
     lines = ["| method, task and library | last return | CPU seconds | steps to the level | CPU seconds to the level | "
              "seeds that reach it |", "|---|--:|--:|--:|--:|--:|"]
     for method, (name, _, _, level) in TASKS.items():
-        for library in LIBRARIES:
+        for library in libraries(method):
             curves = [read_json(path) for seed in SEEDS if (path := cell(method, library, seed)).exists()]
             reached = [next((i for i, r in enumerate(c["returns"]) if r >= level), None) for c in curves]
             steps, seconds = ([c[k][i] for c, i in zip(curves, reached, strict=True) if i is not None]
@@ -130,15 +145,16 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--only", choices=TASKS, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="run these, to share them out")
-    parser.add_argument("--peer-python", type=Path, default=measure.ENVIRONMENTS / "sb3" / "bin" / "python")
+    parser.add_argument("--peer-python", type=Path, help="of the environment of the peer, to be used for all of them")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for seed in () if options.page else options.seeds:
         for method in TASKS if options.only is None else (options.only,):
-            for library in LIBRARIES:
+            for library in libraries(method):
                 if not cell(method, library, seed).exists():
                     print(method, library, seed, file=sys.stderr, flush=True)
-                    run(method, library, seed, options.peer_python)
+                    environment = measure.ENVIRONMENTS / ("imitation" if method == "gail" else "sb3")
+                    run(method, library, seed, options.peer_python or environment / "bin" / "python")
     print(page())
 
 

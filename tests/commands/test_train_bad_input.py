@@ -95,6 +95,7 @@ def test_no_actions_and_some_actions_name_methods_that_do_without(name, tmp_path
 def test_goals_that_are_absent(name, tmp_path):
     result = train(name, tmp_path, "--method.column", "observation.target")
     refused(result, "there is no column 'observation.target'.*observation.state", tmp_path)
+    assert "subgoal" not in result[1] and "skill" not in result[1]  # columns of the method, not of the data
     singles = {"episode_ends": np.arange(1, N + 1), "timeouts": None, "terminals": np.ones(N, bool)}
     refused(train(name, tmp_path, **singles), "no episode has two steps.*could be its goal.*train bc", tmp_path)
 

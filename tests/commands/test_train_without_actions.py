@@ -28,11 +28,12 @@ def test_videos_are_prior_data(tmp_path, capsys):
     assert "no column 'action' to learn" in capsys.readouterr().err
 
 
-def test_missing_actions_may_be_nan(tmp_path):
+def test_missing_actions_may_be_nan_and_few_are_warned_of_once(tmp_path, capsys):
     hidden = [walk(i, True).replace({"action": np.full((12, 2), np.nan, np.float32)}) for i in range(4)]
     write_dataset(Dataset([walk(9, True), *hidden], {"fps": 10}), tmp_path / "few.npz", "npz")
     command = ["train", "vpt", str(tmp_path / "few.npz"), "--val-fraction", "0", "--steps", "2"]
     assert main([*command, "--out", str(tmp_path / "run")]) in (0, None)
+    assert capsys.readouterr().err.count("12 of 60 steps have an action") == 1
 
 
 def test_few_actions_are_not_warned_of_because_few_episodes_are_held_out(tmp_path, capsys):

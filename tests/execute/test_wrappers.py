@@ -244,7 +244,7 @@ def test_rewards_are_discounted_and_end_with_the_episode():
     assert first.terminated.tolist() == [True, False] and first.obs[STATE][:, 0].tolist() == [3, 4]
     second = env.step(torch.zeros(2, 2))
     assert second.reward[1] == 5 + 6 / 2 and second.terminated[1]
-    assert env.metadata["limit"] == 2 and env.metadata["fps"] == 2.5 and env.metadata["discount"] == 0.5**4
+    assert env.metadata["limit"] == 2 and env.metadata["fps"] == 2.5
     with pytest.raises(UserError, match="lasts at least 1 step"):
         WrappedEnv(Counter(2), Repeat(0))
 

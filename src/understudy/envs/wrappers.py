@@ -25,8 +25,7 @@ class WrappedEnv(EnvWrapper):
     `env`: bit for bit if the period is 1, and with the same outcomes if it is longer.
 
     Args:
-        discount: Discount per step of `env`. The discount of one action, ``discount**period``, is
-            `metadata["discount"]`.
+        discount: Discount per step of `env`. That of a learner is per action: ``discount**period``.
     """
 
     def __init__(self, env: Env, wrapper: ActionWrapper, discount: float = 1.0):
@@ -42,8 +41,7 @@ class WrappedEnv(EnvWrapper):
             facts["limit"] = math.ceil(facts["limit"] / wrapper.period)
         if (limits := wrapper.action_limits()) is not None:
             facts["low"], facts["high"] = limits
-        self.metadata = {**facts, "env": wrapped_env_name(env.metadata["env"], wrapper),
-                         "discount": discount**wrapper.period}
+        self.metadata = {**facts, "env": wrapped_env_name(env.metadata["env"], wrapper)}
         self.state: State | None = None
         self.seen: Obs = {}  # what `env` showed; of a row that has ended, what it showed last
         self.shown: Obs = {}  # what the actor observes of it

@@ -13,7 +13,18 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from ..checkpoint import BuiltModule
-from ..core import AtLeast, AtMost, Batch, ConfigError, DataError, Schema, Unsupported, is_read_by_default, part
+from ..core import (
+    AtLeast,
+    AtMost,
+    Batch,
+    ConfigError,
+    DataError,
+    Schema,
+    Unsupported,
+    is_read_by_default,
+    part,
+    unknown_name,
+)
 from ..data.codec import CodecModule, Normalizer
 from ..data.column_changes import ConstantColumn
 from ..data.episode import Dataset
@@ -113,6 +124,8 @@ def goal_vector_method(learner: GoalConditioned, column: str, features: Schema |
         column: The column whose later values are goals.
         vector: The column of the vector, and `size` its number of components.
     """
+    if features is not None and column not in features:  # `vector` would be named as one of the columns otherwise
+        raise unknown_name("column", column, sorted(features), "data set", error=DataError)
     method = goal_conditioned_method(learner, column, features)
     states = (name for name, feature in (features or {}).items()
               if is_read_by_default(name, feature) and name != Goal(column).into)

@@ -315,7 +315,7 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     excluded = {*held_out, *left_out}
     check_demonstrations(method, data, excluded, stream)
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
-        check_method(method, training_data(data, method))
+        check_method(method, _training_data_quietly(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
     if processes.first:
         _warn_of_copies(provenance["episodes"]["digests"], held_out, left_out)
@@ -345,18 +345,24 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
     test = data.select([])
     if held_out:  # some operations take no empty data
-        with contextlib.suppress(NoActions), warnings.catch_warnings():  # perhaps the others have actions
-            warnings.simplefilter("ignore", DataWarning)  # said of the training episodes
-            test = training_data(data.select(held_out), resolved)
+        with contextlib.suppress(NoActions):  # perhaps the others have actions
+            test = _training_data_quietly(data.select(held_out), resolved)
     if stream is None and method.collection is None:  # otherwise there are more episodes than these
         provenance["data"]["tasks"] = trained_tasks(method, training)
-    data = training_data(data, resolved)
+    data = _training_data_quietly(data, resolved)
     check_method(method, data)
     if processes.first:
         warn_of_padding(method.policy.window, data)
         warn_of_warmup(method)
     return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
                         documents, modules, last)
+
+
+def _training_data_quietly(data: Dataset, method: Method) -> Dataset:
+    """The episodes as the method trains on them, without the warnings that are said of the training episodes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return training_data(data, method)
 
 
 def default_save_freq(steps: int) -> int:

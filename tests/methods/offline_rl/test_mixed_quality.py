@@ -21,7 +21,7 @@ from understudy.methods.offline_rl.td_mpc import LatentPlanning
 from understudy.nets.mlp import MLP
 from understudy.nets.transformer import Transformer
 
-METHODS = ("iql", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
+METHODS = ("iql", "xql", "f-dvl", "awac", "idql", "cql", "cal-ql", "rebrac", "fql", "crr", "bcq", "edac",
            "plas", "prdc", "bear", "spot", "iris", "td-mpc")
 SEEDS = {"fql": 3}  # training seeds; 1 where it is not said, because only those of fql spread by the margin
 MARGIN = 10  # points above cloning, where random actions have 0 and the expert 100

@@ -49,9 +49,10 @@ def test_rewards_are_log_densities_of_a_mixture_of_normals(inputs):
         means = np.concatenate([steps(e) for e in demonstrations])
         return logsumexp([multivariate_normal(m, 0.7**2).logpdf(points) for m in means], axis=0) - np.log(len(means))
 
-    model = DensityReward(0.7, inputs).build(policy, data)
-    for episode in model.annotate(data):
+    model, tenth = (DensityReward(0.7, inputs, scale).build(policy, data) for scale in (1.0, 0.1))
+    for episode, scaled in zip(model.annotate(data), tenth.annotate(data), strict=True):
         np.testing.assert_allclose(episode.steps[COLUMN], log_density(steps(episode)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scaled.steps[COLUMN], episode.steps[COLUMN] / 10, rtol=1e-4, atol=1e-4)
     if inputs == "action":
         state, action = (torch.from_numpy(others[0].steps[k])[:8, None] for k in (STATE, "action"))
         expected = log_density(steps(others[0]))

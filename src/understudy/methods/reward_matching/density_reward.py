@@ -21,11 +21,13 @@ class DensityReward(EpisodeRewardConfig):
     """The logarithm of a kernel density estimate of the steps of demonstrations.
 
     It has a Gaussian kernel in coded units. The reward is negative far from demonstrations, so that ends of episodes
-    must have a reason other than the reward.
+    must have a reason other than the reward. There it is about -10 a step, whose sum a critic learns slowly: if the
+    policy goes where no demonstration is, lower `scale`.
 
     Args:
         bandwidth: Standard deviation of the kernel, in coded units.
         inputs: "next" compares the observations that steps lead to, and "action" observations and actions.
+        scale: Factor of the logarithm, which is 1 in imitation.
 
     References:
         Gleave et al. (2022), imitation: Clean Imitation Learning Implementations, arXiv:2211.11972.
@@ -33,6 +35,7 @@ class DensityReward(EpisodeRewardConfig):
 
     bandwidth: Annotated[float, Above(0)] = 0.5
     inputs: Literal["next", "action"] = "action"
+    scale: Annotated[float, Above(0)] = 1.0
     compares, is_biased_by_ends = False, True
 
     def build(self, policy, data):
@@ -40,21 +43,24 @@ class DensityReward(EpisodeRewardConfig):
 
 
 class _Density(EpisodeReward):
+    config: DensityReward
+
     def rewards(self, steps):
         return self.score(steps)
 
     @torch.no_grad()
     def score(self, steps: Tensor) -> Tensor:
-        """Returns the log-density of steps, (T, D), per step, (T,)."""
+        """Returns the scaled log-density of steps, (T, D), per step, (T,)."""
         variance, (n, size) = self.config.bandwidth**2, self.points.shape
         exponents = -torch.cdist(steps, self.points).square() / (2 * variance)
-        return exponents.logsumexp(1) - math.log(n) - size / 2 * math.log(2 * math.pi * variance)
+        log_density = exponents.logsumexp(1) - math.log(n) - size / 2 * math.log(2 * math.pi * variance)
+        return self.config.scale * log_density
 
 
-@method("Gleave et al. 2022 (DensityAlgorithm of imitation), arXiv 2211.11972, with TD3",
+@method("Gleave et al. 2022 (DensityAlgorithm of imitation), arXiv 2211.11972, with TD3, and rewards a tenth as large",
         needs=(NUMBERS, ENDS, "an environment"),
         when="if there are demonstrations without rewards and an environment, as the simplest reward to compare with.")
 def density_reward(n_rounds: int = 50, n_episodes: int = 4, noise: float = 0.1, bandwidth: float = 0.5) -> Method:
-    """TD3 with the log-density of each step among those of demonstrations as its reward."""
-    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth))
+    """TD3 with a tenth of the log-density of each step among those of demonstrations as its reward."""
+    learner = OffPolicyActorCritic(bc_weight=0.0, reward=DensityReward(bandwidth, scale=0.1))
     return replace(pwil(n_rounds, n_episodes, noise), learner=learner)

@@ -151,10 +151,8 @@ def paragraphs(text: str) -> list[str]:
     return [part for part in parts if not part.lstrip().startswith(("|", "#", "<"))]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name != "ledger"],
-                         ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_no_paragraph_has_more_than_80_words(page):
-    """The pages of the ledger quote records; tests/claims/test_text.py counts the words of the claims' texts."""
     long = [part for part in paragraphs(page.read_text(encoding="utf-8")) if len(part.split()) > 80]
     assert not long, f"split these: {[' '.join(part.split()[:12]) for part in long]}"
 

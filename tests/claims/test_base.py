@@ -13,11 +13,15 @@ from understudy.claims.base import (
     AllOf,
     Arm,
     BelowBound,
+    Claim,
+    ClaimPart,
     Condition,
     EquivalentTo,
     Experiment,
+    ExpertDemonstrations,
     GreaterThan,
     Measure,
+    NegativeControl,
     summarize,
 )
 from understudy.claims.measures import log_jerk
@@ -171,7 +175,26 @@ def test_a_stated_bound_is_the_bound():
                         (AboveBound("success", "bad", 0.3), 0.0)):
         condition, = rule.judge(FIGURES).conditions
         assert condition.smallest_effect == least
-        assert str(condition).endswith(f"above {condition.bound:.3g}" + (" by at least 0.05" if least else ""))
+        assert condition.describe("").endswith(f"above {condition.bound:.3g}" + (" by at least 0.05" if least else ""))
+
+
+def test_rates_are_described_in_percent_and_their_differences_in_points():
+    def measured(episode):
+        raise NotImplementedError
+    arms = tuple(Arm(name, (None,)) for name in ("a", "b"))
+    experiment = Experiment(ExpertDemonstrations("fork", 1), "fork", arms, measured,
+                            measures=(("gap", Measure("real", "rate")), ("score", SCORE), ("success of a run", SCORE)))
+    part = ClaimPart("part", experiment, GreaterThan("success", "a", "b"))
+    claim = Claim("name", ("003",), (part,), NegativeControl(lambda e: e, "part"))
+    labels = ("success: a", "success: a - b", "success: growth of the lead", "gap: a - b", "success of a run: b",
+              "score: a - b", "return: a", "tau of a and b")
+    assert [claim.unit_of(label) for label in labels] == ["%", "points", "points", "points", "%", "", "", ""]
+    space = "\N{NO-BREAK SPACE}"
+    condition = Condition("success: a - b", 0.1249, -0.0004, 0.25, "above", 0.0, 0.05)
+    assert condition.describe("points") == (
+        f"success: a - b = 12.5{space}points [0.0, 25.0], must be above 0 by at least 5{space}points")
+    assert Condition("success: a", 0.914, 0.879, 1.0, "below", 0.125).describe("%") == (
+        f"success: a = 91{space}% [88, 100], must be below 12.5{space}%")
 
 
 def test_under_a_true_null_a_rule_can_fail():

@@ -17,7 +17,7 @@ def flags(*means, starts=200):
 
 def test_arms_share_a_letter_if_they_cannot_be_told_apart():
     columns = {"success": ArmColumn({"low": flags(0.1, 0.12, 0.11), "best": flags(0.9, 0.92, 0.91),
-                                     "good": flags(0.91, 0.91, 0.9)}, "rate"),
+                                     "good": flags(0.91, 0.91, 0.9)}, "rate", "%"),
                "error": ArmColumn({"low": np.array([[3.0], [3.1], [3.2]]), "best": np.array([[1.0], [1.1], [1.2]])},
                                   "real", lowest_first=True)}
     head, _, *rows = arm_table(columns)
@@ -25,7 +25,7 @@ def test_arms_share_a_letter_if_they_cannot_be_told_apart():
     assert [row.split(" | ")[0] for row in rows] == ["| best", "| good", "| low"]
     cells = {row.split(" | ")[0][2:]: [cell.split()[-1] for cell in row.strip("| ").split(" | ")[1:]] for row in rows}
     assert cells["best"] == ["a", "a"] and cells["low"] == ["b", "b"] and cells["good"][0] == "a"
-    assert rows[0].startswith("| best | 91\N{NO-BREAK SPACE}% [")
+    assert rows[0].startswith("| best | 91\N{NO-BREAK SPACE}% [78, 98] a | 1.100 [")
 
 
 def test_only_the_tables_of_the_page_are_replaced(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The ledger's rows, its pages, and which claims are run when."""
+"""What decides a claim, the pages of the ledger, and which claims are run when."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ from understudy.claims import ledger, records
 from understudy.claims import scheduler as due_module
 from understudy.claims.base import Condition, MissingRequirement
 from understudy.claims.folder import claims_folder
-from understudy.claims.ledger import LedgerEntry, decisive_condition, find_row, interval_svg, ledger_rows
+from understudy.claims.ledger import LedgerEntry, decisive_condition, interval_svg, ledger_rows
 from understudy.claims.listing_cache import cached_listing as kept_listing
 from understudy.claims.probe import Confirmation
 from understudy.claims.runner import MECHANISM_ONLY
@@ -28,51 +28,6 @@ from understudy.claims.text import DECISIONS
 from understudy.cli import main
 from understudy.commands.common import parse_duration
 from understudy.core import UserError
-
-# -- rows -----------------------------------------------------------------------------------------------------------
-
-
-def test_the_rows_are_those_of_the_published_list(shared):
-    head, *lines = (shared / "ledger/ledger.tsv").read_text(encoding="utf-8").splitlines()
-    assert head.split("\t")[:6] == ledger.COLUMNS[:6] and len(lines) == len(ledger_rows()) == 296
-    for line in lines:
-        number, family, core, priority, _, title = line.split("\t")[:6]
-        r = ledger_rows()[number]
-        assert (r.id, r.family, r.is_core, r.priority, r.title) == (
-            number,
-            family,
-            core == "core",
-            int(priority),
-            title,
-        )
-
-
-def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
-    assert all(re.fullmatch(r"\d{3}", n) and r.id == n and r.priority in (1, 2, 3) for n, r in ledger_rows().items())
-    assert all(re.fullmatch(r"(\d{4}\.\d{4,5})?", r.arxiv) for r in ledger_rows().values())
-    papers = [r.arxiv for r in ledger_rows().values() if r.arxiv]
-    assert len(papers) == len(set(papers)) > 100
-    head = "\t".join(ledger.COLUMNS)
-    good = "003\tf\tcore\t1\tname\ttitle\t"
-    for text, message in ((f"{head}\n{good}\n{good}\n", "line 3: The id '003' is not"),
-                          (f"{head}\n{good[1:]}\n", "line 2: The id '03' is not"),
-                          (f"{head}\nno\n", "has 1 columns instead of 7")):
-        (tmp_path / "claims").mkdir(exist_ok=True)
-        (tmp_path / "claims/ledger.tsv").write_text(text)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(UserError, match=message):
-            ledger_rows()
-
-
-def test_claims_are_of_rows_and_cite_their_papers():
-    texts = records.all_texts()
-    for name, claim in records.all_claims().items():
-        for number in claim.rows:
-            paper, cited = find_row(number, name).arxiv, re.findall(r"\d{4}\.\d{4,5}", texts[name].paper)
-            assert not paper or not cited or paper in cited
-    with pytest.raises(UserError, match="the claim x: The ledger has no row '999'"):
-        find_row("999", "x")
-
 
 # -- what decides ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +91,7 @@ def test_every_record_of_ours_has_one_and_its_verdict_follows():
 
 
 def test_a_picture_has_interval_and_bound_where_they_are():
-    svg = interval_svg(Condition("a", 2.0, 1.0, 3.0, "above", 0.0), standalone=True)
+    svg = interval_svg(Condition("a", 2.0, 1.0, 3.0, "above", 0.0), "", standalone=True)
     low, high = map(float, re.search(r'class="i" d="M([\d.]+) 12H([\d.]+)M', svg).groups())
     at, bound = float(re.search(r'cx="([\d.]+)"', svg)[1]), float(re.search(r'class="b" d="M([\d.]+) ', svg)[1])
     assert bound < low < at < high and at - low == pytest.approx(high - at, abs=0.2)
@@ -144,8 +99,9 @@ def test_a_picture_has_interval_and_bound_where_they_are():
     start, width = map(float, re.search(r'class="w" x="([\d.]+)" y="2" width="([\d.]+)"', svg).groups())
     assert start == bound and start + width == pytest.approx(200)
     assert 'class="bar holds"' in svg and 'aria-label="a = 2.000 [1.000, 3.000], must be above 0"' in svg
-    both = interval_svg(Condition("a", 0.0, -1.0, 1.0, "within", 0.5))
+    both = interval_svg(Condition("a", 0.0, -1.0, 1.0, "within", 0.5), "points")
     assert both.count('class="b"') == 2 and "undecided" in both and "<style>" not in both
+    assert re.findall(r">([^<>]+)</text>", both) == ["-50\N{NO-BREAK SPACE}points", "50\N{NO-BREAK SPACE}points"]
 
 
 # -- the pages ------------------------------------------------------------------------------------------------------
@@ -175,7 +131,7 @@ def test_the_pages_have_every_row_once_and_fold_away_those_without_a_claim(all_e
     assert pages.keys() == by_family.keys()
     for family, inside in by_family.items():
         folded = "".join(re.findall(r"<details markdown>.*?</details>", pages[family], re.S))
-        opened = pages[family].replace(folded, "")
+        opened = re.sub(r"<details markdown>.*?</details>", "", pages[family], flags=re.DOTALL)
         for page, expected_ids in ((folded, {e.row.id for e in inside if not e.claims}),
                                    (opened, {e.row.id for e in inside if e.claims})):
             lines = [line for line in page.splitlines() if re.match(r"\| \d{3} \|", line)]
@@ -213,16 +169,43 @@ def test_the_summary_begins_with_advice_and_has_each_claim_under_its_decision(al
         assert all(line.startswith(f"| {texts[name].advice} |") for name, line in rows.items())
 
 
-def test_the_committed_pages_are_what_the_records_say(all_entries):
+def test_the_committed_pages_are_what_the_records_say(all_pages):
     """Except which records are stale, which changes with the code."""
-    fresh = [replace(e, claims=tuple({**c, "stale": False} for c in e.claims)) for e in all_entries]
     docs = REPOSITORY / "docs"
-    pages = ledger.ledger_pages(fresh)
     committed = {p.name: p for p in (docs / "ledger.md", *(docs / "ledger").glob("*.md"))}
-    assert committed.keys() == pages.keys()
-    for name, text in pages.items():
+    assert committed.keys() == all_pages.keys()
+    for name, text in all_pages.items():
         committed_text = committed[name].read_text(encoding="utf-8").replace(ledger.STALE_NOTE, "")
-        assert committed_text == text, "understudy claims table writes them again"
+        assert committed_text == text.replace(ledger.STALE_NOTE, ""), "understudy claims table writes them again"
+
+
+def test_rates_are_in_percent(all_pages):
+    """Logs are quoted as they are."""
+    for name, text in all_pages.items():
+        assert not re.search(r"\d ?%", text), name  # the space does not break
+        unquoted = re.sub(r"^\| \d{4}-.*", "", text, flags=re.MULTILINE)
+        assert not re.search(r"\| success[^|]* \| -?[\d.]+ \[|success[^=|<]* = -?[\d.]+ \[", unquoted), name
+    assert "success: pooled - one observation = 50.4\N{NO-BREAK SPACE}points [46.8, 54.1], must be above " \
+        "30\N{NO-BREAK SPACE}points: holds" in all_pages["sequence-execution.md"]
+
+
+def test_what_a_claim_is_about_comes_first_and_the_rest_is_folded(all_pages):
+    texts = records.all_texts()
+    for section in (s for page in all_pages.values() for s in re.split(r"^## ", page, flags=re.MULTILINE)):
+        name = section.split("\n")[0]
+        if name in texts and records.record_path(name).exists():
+            opened = re.sub(r"<details markdown>.*?</details>", "", section, flags=re.DOTALL)
+            advice, against, figure, table = map(opened.index, (
+                texts[name].advice, texts[name].against, "](../images/claims/", "| arm |"))
+            assert advice < against < figure < table, name
+            assert re.search(r"^\*\*(Holds|Fails|Undecided) here", opened[table:], re.MULTILINE), name
+            assert section.count("<details markdown>") == section.count("</details>") == 2, name
+
+
+def test_a_long_note_is_split_between_sentences():
+    sentences = [f"Sentence {i} has " + "word " * 30 + "and ends." for i in range(4)]
+    assert ledger._short_paragraphs(" ".join(sentences)) == [" ".join(sentences[:2]), " ".join(sentences[2:])]
+    assert ledger._short_paragraphs("one. two") == ["one. two"] and ledger._short_paragraphs("") == [""]
 
 
 def test_every_record_names_a_commit_of_this_repository():

@@ -9,27 +9,32 @@ from itertools import combinations
 import numpy as np
 
 from ..evaluate.multiple_comparisons import compact_letter_display, holm
-from ..evaluate.stats import LEVEL, Interval, Kind, difference_p, two_level_rate
+from ..evaluate.stats import LEVEL, Kind, difference_p, two_level_rate
 from ..files import read_json
-from .base import format_number, measure_of
-from .records import figures_path, find_claim
+from .base import Claim, ClaimPart, Measurements, Unit, format_interval, measure_of
+from .records import figures_path
 
 
-def arm_tables(claim: str, record: dict) -> list[str]:
+def arm_tables(claim: Claim, record: dict) -> list[str]:
     """A table of all arms for each part of a claim that decides."""
-    figures, lines = read_json(figures_path(claim)), []
-    for part in find_claim(claim).parts:
+    figures, lines = read_json(figures_path(claim.name)), []
+    for part in claim.parts:
         judged = record["parts"].get(part.name)
         if part.is_decisive and judged:
-            columns: dict[str, ArmColumn] = {}
-            for condition in reversed(judged["conditions"]):
-                name = condition["label"].partition(":")[0]
-                values = {arm: np.array(table[name]) for arm, table in figures[part.name].items() if name in table}
-                kind = measure_of(name, dict(part.experiment.measures)).kind
-                columns[name] = ArmColumn(values, kind, condition["side"] == "below")
             lines += [f"*{part.name.rpartition(':')[2]}*, {judged['seeds']} training seeds:", "",
-                      *arm_table(dict(reversed(columns.items()))), ""]
+                      *arm_table(_columns(claim, part, judged["conditions"], figures[part.name])), ""]
     return lines
+
+
+def _columns(claim: Claim, part: ClaimPart, conditions: Sequence[dict], figures: Measurements
+             ) -> dict[str, ArmColumn]:
+    """The measures that the rules of a part are about. All measures, if its rules are about none of a single arm."""
+    sides = {c["label"].partition(":")[0]: c["side"] for c in reversed(conditions)}
+    measured = dict.fromkeys(name for table in figures.values() for name in table)
+    return {name: ArmColumn({arm: np.array(table[name]) for arm, table in figures.items() if name in table},
+                            measure_of(name, dict(part.experiment.measures)).kind, "%" if claim.is_rate(name) else "",
+                            sides.get(name) == "below")
+            for name in [n for n in reversed(sides) if n in measured] or measured}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class ArmColumn:
 
     values: Mapping[str, np.ndarray]
     kind: Kind
+    unit: Unit = ""
     lowest_first: bool = False
 
 
@@ -63,7 +69,7 @@ def _column_cells(column: ArmColumn) -> dict[str, str]:
     intervals = {arm: two_level_rate(table, kind=column.kind) for arm, table in column.values.items()}
     arms = sorted(intervals, key=lambda arm: intervals[arm].estimate, reverse=not column.lowest_first)
     is_different = _told_apart([column.values[arm] for arm in arms], column.kind)
-    return {arm: f"{_with_interval(intervals[arm], column.kind)} {letters}"
+    return {arm: f"{format_interval(intervals[arm], column.unit)} {letters}"
             for arm, letters in zip(arms, compact_letter_display(is_different), strict=True)}
 
 
@@ -75,9 +81,3 @@ def _told_apart(tables: Sequence[np.ndarray], kind: Kind) -> np.ndarray:
     for (i, j), p in zip(pairs, holm(np.clip(p_values, 0, 1)), strict=True):
         is_different[i, j] = is_different[j, i] = p < 1 - LEVEL
     return is_different
-
-
-def _with_interval(interval: Interval, kind: Kind) -> str:
-    numbers = interval.estimate, interval.low, interval.high
-    mean, low, high = (f"{100 * v:.0f}\N{NO-BREAK SPACE}%" if kind == "rate" else format_number(v) for v in numbers)
-    return f"{mean} [{low}, {high}]"

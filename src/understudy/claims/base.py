@@ -22,6 +22,7 @@ TRUSTED = (NAME,)  # packages besides understudy that may define the environment
 PROBE_DEMONSTRATIONS = 50  # largest number of demonstrations in a probe
 Verdict = Literal["holds", "fails", "undecided"]
 Side = Literal["above", "below", "within"]
+Unit = Literal["", "%", "points"]  # of a number on a page; a difference of rates is in points
 Measurements = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]  # arm -> measure -> training seed -> values
 
 
@@ -45,6 +46,11 @@ class Measure:
     def __post_init__(self):
         if self.quantity is not None and self.quantity not in SMALLEST_EFFECTS:
             raise ValueError(f"{self.quantity!r} is not in the table of smallest effects")
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether its values are shown in percent."""
+        return "rate" in (self.kind, self.quantity)
 
 
 RATE, SCORE, REAL = Measure("rate", "rate"), Measure("bounded", "score"), Measure("real")
@@ -251,15 +257,37 @@ class Condition:
         least = self.bound - max(abs(self.low), abs(self.high)) if self.side == "within" else self.distance[0]
         return least / max(self.high - self.low, 1e-12)
 
-    def __str__(self):
-        interval = f"{format_number(self.estimate)} [{format_number(self.low)}, {format_number(self.high)}]"
-        least = f" by at least {self.smallest_effect:.3g}" if self.smallest_effect else ""
-        return f"{self.label} = {interval}, must be {self.side} {self.bound:.3g}{least}"
+    def describe(self, unit: Unit) -> str:
+        """The interval and where it must be, such as "success: a - b = 12.5 points [3.1, 21.9], must be above 0".
+
+        Args:
+            unit: `Claim.unit_of` its label.
+        """
+        least = f" by at least {format_bound(self.smallest_effect, unit)}" if self.smallest_effect else ""
+        return (f"{self.label} = {format_interval(self, unit)}, must be {self.side} "
+                f"{format_bound(self.bound, unit)}{least}")
 
 
-def format_number(value: float | None) -> str:
-    """Formats a number with three significant digits."""
-    return "" if value is None else f"{value:z.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+def format_interval(interval: Interval | Condition, unit: Unit) -> str:
+    """Formats an estimate and its limits, such as 91 % [85, 94], 3.5 points [-1.0, 8.1] or 0.443 [0.379, 0.506]."""
+    estimate, low, high = (format_number(v, unit) for v in (interval.estimate, interval.low, interval.high))
+    return f"{_with_unit(estimate, unit)} [{low}, {high}]"
+
+
+def format_number(value: float, unit: Unit) -> str:
+    """Formats a number without its unit: whole percents, tenths of points, or three significant digits."""
+    if unit:
+        return f"{100 * value:z.0f}" if unit == "%" else f"{100 * value:z.1f}"
+    return f"{value:z.3f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
+
+
+def format_bound(value: float, unit: Unit) -> str:
+    """Formats a number of a rule with its unit."""
+    return _with_unit(f"{100 * value if unit else value:.3g}", unit if value else "")
+
+
+def _with_unit(number: str, unit: Unit) -> str:
+    return f"{number}\N{NO-BREAK SPACE}{unit}" if unit else number
 
 
 @dataclass(frozen=True)
@@ -453,6 +481,22 @@ class Claim:
     def removed_rules(self) -> tuple[Rule, ...]:
         """The rules that must fail under the negative control."""
         return self.negative_control.removes or (self.controlled_part.rule,)
+
+    def is_rate(self, measure: str) -> bool:
+        """Whether values of this measure are shown in percent. The success of a whole run is a rate of any kind."""
+        measures = {**MEASURES, **dict(m for p in self.parts for m in p.experiment.measures)}
+        return measure in measures and (measures[measure].is_rate or "success" in measure)
+
+    def unit_of(self, label: str) -> Unit:
+        """The unit of a comparison.
+
+        Args:
+            label: Such as "success: a - b".
+        """
+        measure, _, compared = label.partition(": ")
+        if not self.is_rate(measure):
+            return ""
+        return "%" if any(compared == arm.name for p in self.parts for arm in p.experiment.arms) else "points"
 
 
 def measure_of(name: str, measures: MeasureTable) -> Measure:

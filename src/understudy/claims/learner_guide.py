@@ -48,8 +48,8 @@ def guide_lines(decisions: Sequence[str], top: str = "") -> list[str]:
         if answered := [name for name in names if texts[name].decision == decision]:
             lines += [f"## {decision.capitalize()}", ""] if len(decisions) > 1 else []
             for name in answered:
-                record = read_json(record_path(name))
-                page = f"{top}ledger/{find_row(find_claim(name).rows[0], name).family}.md#{name}"
+                claim, record = find_claim(name), read_json(record_path(name))
+                page = f"{top}ledger/{find_row(claim.rows[0], name).family}.md#{name}"
                 lines += [f"[{name}]({page}) **{record['verdict']}**. {texts[name].advice} *Against it:* "
-                          f"{texts[name].against}", "", *arm_tables(name, record)]
+                          f"{texts[name].against}", "", *arm_tables(claim, record)]
     return lines

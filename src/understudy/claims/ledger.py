@@ -17,12 +17,12 @@ from pathlib import Path
 from ..core import UserError
 from ..evaluate.planning import plan
 from ..evaluate.plots import COLORS, STYLE
-from ..evaluate.stats import seeds_caveat
+from ..evaluate.stats import Interval, seeds_caveat
 from ..files import read_json, write_text
 from .arm_tables import arm_tables
-from .base import Claim, Condition, format_number
+from .base import Claim, Condition, Unit, format_bound, format_interval
 from .folder import claims_folder
-from .records import all_claims, all_texts, is_redesigned, list_claims, record_path
+from .records import all_claims, all_texts, find_claim, is_redesigned, list_claims, record_path
 from .spot_check import disagreement, published
 from .text import DECISIONS, ClaimText
 
@@ -31,6 +31,7 @@ STALE_NOTE = " (stale: the code has changed since)"
 CONTROL_INCONCLUSIVE = "control inconclusive"
 FEW_DRAWS = 10  # spot checks, below which the rate of disagreement is hardly known
 TOY_SECONDS = 300  # CPU seconds that a claim on a toy is meant to take, with its control and tuning
+MAX_WORDS = 80  # of a paragraph
 MADE = "<!-- made by understudy claims table: change the source, not this page -->"
 VERDICTS = ("holds", "fails", "undecided", "not run", "no claim")
 # of several claims of one row, the first of these stands for it
@@ -119,10 +120,11 @@ def _conditions(judged: dict) -> list[Condition]:
 _W, _H = 200, 38
 
 
-def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
+def interval_svg(condition: Condition, unit: Unit, *, standalone: bool = False) -> str:
     """SVG of the interval, the bound, and the side of the bound on which the interval must be.
 
     Args:
+        unit: `Claim.unit_of` the label of the condition.
         standalone: As a separate file with its own colors. By default the style of the page sets the colors.
     """
     c = condition
@@ -137,7 +139,8 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
     parts = [f'<rect class="w" x="{accepted[0]}" y="2" width="{max(accepted[1] - accepted[0], 1):.1f}" height="20"/>']
     for b in bounds:
         anchor = "start" if x(b) < 20 else "end" if x(b) > _W - 20 else "middle"
-        parts.append(f'<path class="b" d="M{x(b)} 2V22"/><text x="{x(b)}" y="35" text-anchor="{anchor}">{b:.3g}</text>')
+        parts.append(f'<path class="b" d="M{x(b)} 2V22"/><text x="{x(b)}" y="35" text-anchor="{anchor}">'
+                     f"{format_bound(b, unit)}</text>")
     ends = "".join(f"M{x(v)} 7V17" for v in (c.low, c.high))
     parts.append(f'<path class="i" d="M{x(c.low)} 12H{x(c.high)}{ends}"/><circle cx="{x(c.estimate)}" cy="12" r="4"/>')
     style = ""
@@ -145,7 +148,7 @@ def interval_svg(condition: Condition, *, standalone: bool = False) -> str:
         style = "<style>" + _svg_style(COLORS["light"]) + "@media (prefers-color-scheme:dark){" + _svg_style(
             COLORS["dark"]) + "}</style>"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" class="bar {c.verdict}" viewBox="0 0 {_W} {_H}" width="{_W}" '
-            f'height="{_H}" role="img" aria-label="{escape(str(c))}">{style}{"".join(parts)}</svg>')
+            f'height="{_H}" role="img" aria-label="{escape(c.describe(unit))}">{style}{"".join(parts)}</svg>')
 
 
 def _svg_style(colors) -> str:
@@ -212,7 +215,8 @@ def write_table(path: Path | str, entries: Sequence[LedgerEntry] | None = None) 
     path, rows = Path(path), ledger_entries() if entries is None else entries
     for name in {c["name"] for e in rows for c in e.claims}:
         if (condition := _decisive_of_claim(name)) is not None:
-            write_text(path.parent / "images/claims" / f"{name}.svg", interval_svg(condition, standalone=True) + "\n")
+            svg = interval_svg(condition, find_claim(name).unit_of(condition.label), standalone=True)
+            write_text(path.parent / "images/claims" / f"{name}.svg", svg + "\n")
     for name, text in ledger_pages(rows).items():
         write_text(path.parent / path.stem / name if name != SUMMARY else path, text)
     return path
@@ -229,17 +233,18 @@ def ledger_pages(entries: Sequence[LedgerEntry] | None = None) -> dict[str, str]
     """The Markdown pages by file name: the summary, and one per family."""
     entries = ledger_entries() if entries is None else entries
     families = entries_by_family(entries)
-    return {SUMMARY: _summary(entries), **{f"{family}.md": _family_page(family, inside)
-                                           for family, inside in families.items()}}
+    pages = {SUMMARY: _summary(entries), **{f"{family}.md": _family_page(family, inside)
+                                            for family, inside in families.items()}}
+    return {name: re.sub(r"(?<=\d) ?%", "\N{NO-BREAK SPACE}%", text) for name, text in pages.items()}
 
 
 def _summary(entries: Sequence[LedgerEntry]) -> str:
-    total = verdict_counts(entries)
+    n_claims = len({c["name"] for e in entries for c in e.claims})
     lines = [
         "---", "hide: [toc]", "---", "# The ledger of claims", "", MADE, "",
-        f"What {len(entries) - total['no claim']} small experiments say, by what you want to decide. Each repeats a "
-        "paper's statement on a task of its own, which may *hold*, *fail* or stay *undecided* here. Pictures show the "
-        "deciding interval, which must be on the shaded side of the dashed bound.",
+        f"What {n_claims} small experiments say, by what you want to decide. Each repeats a paper's statement on a "
+        "task of its own, which may *hold*, *fail* or stay *undecided* here. Pictures show the deciding interval, "
+        "which must be on the shaded side of the dashed bound.",
         "",
         *_advice_lines(entries),
         *HOW_TO_READ,
@@ -291,11 +296,16 @@ def _advice_lines(entries: Sequence[LedgerEntry]) -> list[str]:
         for name in (n for n in names if texts[n].decision == decision):
             claim = claims[name]
             condition = _decisive_of_claim(name)
-            picture = "" if condition is None else f"<br>![{_markdown_cell(str(condition))}](images/claims/{name}.svg)"
+            picture = "" if condition is None else f"<br>{_figure(find_claim(name), condition, 'images')}"
             lines.append(f"| {texts[name].advice.replace('|', chr(92) + '|')} | "
                          f"[{name}](ledger/{_page_of(claim)}#{name}) {_verdict_words(claim)}{picture} |")
         lines += ["", "</div>", ""]
     return lines
+
+
+def _figure(claim: Claim, condition: Condition, images: str) -> str:
+    described = _markdown_cell(condition.describe(claim.unit_of(condition.label)))
+    return f"![{described}]({images}/claims/{claim.name}.svg)"
 
 
 @lru_cache(1)
@@ -328,7 +338,7 @@ def _row_table(entries: Sequence[LedgerEntry]) -> list[str]:
         claims = "<br>".join(f"[{c['name']}](ledger/{_page_of(c)}#{c['name']}) {c['verdict']}" for c in e.claims)
         lines.append(f"| {e.row.id} | {_markdown_cell(e.row.name)} | {e.row.family} | "
                      f"{claims or untested.get(e.row.id, '')} |")
-    return [*lines, ""]
+    return _fold("The systems by row", lines)
 
 
 def _spot_check_lines() -> list[str]:
@@ -338,7 +348,7 @@ def _spot_check_lines() -> list[str]:
     rate = disagreement(done)
     return ["## Spot checks", "", "`understudy claims spot-check` runs randomly drawn claims again in full. "
             f"{len(done)} so far: {sum(not c.agrees for c in done)} gave another verdict than the record, a rate of "
-            f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]. The largest difference of a figure was "
+            f"{format_interval(rate, '%')}. The largest difference of a figure was "
             f"{max(c.largest_difference for c in done):.2g} of its scale."
             + (" So few draws say little about this rate." if len(done) < FEW_DRAWS else ""), "",
             "| claim | date | commit | recorded | found | largest difference |", "|---|---|---|---|---|--:|",
@@ -367,17 +377,18 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
     with_claims = [e for e in entries if e.claims]
     without = [e for e in entries if not e.claims]
     lines = [f"# {family}", "", MADE, "",
-             f"{len(entries)} published systems, {len(with_claims)} with a claim. [All families](../{SUMMARY})", ""]
+             f"{len(entries)} published systems, {len(with_claims)} with a claim. [All families](../{SUMMARY})", "",
+             "Tables have means with their 95 % intervals over training seeds and starts. Arms that share a letter "
+             "cannot be told apart (pairs are adjusted by Holm's method).", ""]
     if with_claims:
-        lines += ['<div class="rows" markdown>', "", "| row | system | claim | verdict here |", "|---|---|---|---|"]
+        lines += ['<div class="index" markdown>', "", "| row | system | claim | verdict here |", "|---|---|---|---|"]
         for e in with_claims:
-            lines += [f"| {e.row.id} | {_system(e.row)} | [{c['name']}]({_page_of(c)}#{c['name']}) | "
+            lines += [f"| {e.row.id} | {_linked(e.row, e.row.name)} | [{c['name']}]({_page_of(c)}#{c['name']}) | "
                       f"{'compared with others' if _is_comparison(c) else _verdict_words(c)} |" for c in e.claims]
         lines += ["", "</div>", ""]
     if without:
-        lines += ["<details markdown>", f"<summary>{len(without)} systems without a claim yet</summary>", "",
-                  "| row | system |", "|---|---|", *(f"| {e.row.id} | {_system(e.row)} |" for e in without), "",
-                  "</details>", ""]
+        lines += _fold(f"{len(without)} systems without a claim yet", [
+            "| row | system |", "|---|---|", *(f"| {e.row.id} | {_system(e.row)} |" for e in without)])
     claims, texts = (all_claims(), all_texts()) if with_claims else ({}, {})
     sections: dict[str, list[str]] = {}
     on_page = [c for e in with_claims for c in e.claims if _page_of(c) == f"{family}.md"]
@@ -387,9 +398,13 @@ def _family_page(family: str, entries: Sequence[LedgerEntry]) -> str:
 
 
 def _system(row: LedgerRow) -> str:
-    title = _markdown_cell(row.title)
-    paper = f"[{title}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else title
-    return f"**{_markdown_cell(row.name)}**: {paper} ({_row_kind(row)})"
+    return f"**{_markdown_cell(row.name)}**: {_linked(row, row.title)} ({_row_kind(row)})"
+
+
+def _linked(row: LedgerRow, text: str) -> str:
+    """The text as a link to the paper, if its address is known."""
+    cell = _markdown_cell(text)
+    return f"[{cell}](https://arxiv.org/abs/{row.arxiv})" if row.arxiv else cell
 
 
 def _row_kind(row: LedgerRow) -> str:
@@ -402,58 +417,87 @@ def _markdown_cell(text: str) -> str:
 
 
 def _claim_section(claim: Claim, text: ClaimText, entry: dict) -> list[str]:
-    """Advice and what speaks against it, the figure, a table of the design, the results, and how it was tested."""
+    """Advice, what speaks against it, the figure, the arms and the verdict. The experiment and its history are folded.
+    """
     systems = "; ".join(f"{n} {find_row(n, claim.name).name}" for n in claim.rows)
     lines = [f"## {claim.name}", "", text.advice, "", f"**Against it:** {text.against}", ""]
     design = [("system", systems), ("paper", text.paper), ("statement", f"“{text.statement}”")]
-    setup = ["**How it was tested.** " + text.setup[0], *text.setup[1:]]
-    paragraphs = [line for paragraph in setup for line in (paragraph, "")]
+    setup = _spaced(text.setup)
     command = ("command", f"`{entry['command']}`")
     if entry["verdict"] == "not run":
         needs = f" It needs {', '.join(claim.needs)}." if claim.needs else ""
-        return [*lines, f"Not run yet.{needs}", "", *_design_table([*design, command]), "", *paragraphs[:-1]]
+        return [*lines, f"Not run yet.{needs}", "",
+                *_fold("The experiment", [*setup, *_design_table([*design, command])])]
     record = read_json(record_path(claim.name))
     condition = decisive_condition(record)
-    reason = f" ({record['reason']})" if record["reason"] else ""
+    is_due = is_redesigned(text.revision, record)
     if condition is not None:
-        lines += [f"![{_markdown_cell(str(condition))}](../images/claims/{claim.name}.svg)", ""]
+        lines += [_figure(claim, condition, "../images"), ""]
+    lines += arm_tables(claim, record)
+    reason = f" ({record['reason']})" if record["reason"] else ""
     notes = " ".join(filter(None, (claim.mechanism_only, _history_note(record))))
-    lines += [f"**{record['verdict'].capitalize()} here{reason}.** {notes}".rstrip(), ""]
-    if is_redesigned(text.revision, record):
-        lines += [f"The design has changed since this record, and its run is due. {text.revision}", ""]
+    lines += _spaced(_short_paragraphs(f"**{record['verdict'].capitalize()} here{reason}.** {notes}".rstrip()))
+    if is_due:
+        lines += _spaced(_short_paragraphs(
+            f"The design has changed since this record, and its run is due. {text.revision}"))
     design += [(f"{'rule' if part['decides'] else 'reported'}, {name}",
-                _judged_cell(part) + ("" if is_redesigned(text.revision, record) else _look_note(claim, name, part)))
+                _judged_cell(claim, part) + ("" if is_due else _look_note(claim, name, part)))
                for name, part in record["parts"].items()]
     design += [("negative control",
-                f"{text.control}. {_control_note(record)} {_judged_cell(record['negative_control'])}"),
+                f"{text.control}. {_control_note(record)} {_judged_cell(claim, record['negative_control'])}"),
                ("run", f"{record['machine']}; {_cost_note(claim, record)}; {record['date']}; "
                        f"commit {record['commit'][:8]}{record['commit'][40:]}"), command]
     if any("pilot" in p.lower() for p in text.setup) and all(step["kind"] != "pilot" for step in record["log"]):
-        design.append(("pilots", "The history has no entry of the pilots that are described below."))
-    design_lines = [*_design_table(design), ""]
-    lines += ([*arm_tables(claim.name, record), *design_lines] if _is_comparison(entry)
-              else [*design_lines, *_summary_tables(record)])
-    lines += [*paragraphs, "| date | | what changed | verdict |", "|---|---|---|---|"]
-    for step in record["log"]:
+        design.append(("pilots", "The history has no entry of the pilots that are described above."))
+    return [*lines, *_fold("The experiment, its rules and all figures",
+                           [*setup, *_design_table(design), "", *_summary_tables(claim, record)]),
+            *_fold(f"History, to {record['log'][-1]['date']}", _history_table(record["log"]))]
+
+
+def _fold(title: str, lines: Sequence[str]) -> list[str]:
+    return ["<details markdown>", f"<summary>{title}</summary>", "", *lines, "", "</details>", ""]
+
+
+def _spaced(paragraphs: Iterable[str]) -> list[str]:
+    return [line for paragraph in paragraphs for line in (paragraph, "")]
+
+
+def _short_paragraphs(text: str) -> list[str]:
+    """Splits a text between sentences into paragraphs of at most `MAX_WORDS`."""
+    paragraphs = [""]
+    for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
+        longer = f"{paragraphs[-1]} {sentence}".strip()
+        paragraphs[len(paragraphs) - (len(longer.split()) <= MAX_WORDS):] = [
+            longer if len(longer.split()) <= MAX_WORDS else sentence]
+    return paragraphs
+
+
+def _history_table(log: Sequence[dict]) -> list[str]:
+    lines = ['<div class="rows" markdown>', "", "| date | | what changed | verdict |", "|---|---|---|---|"]
+    for step in log:
         reason = f" ({step['reason']})" if step["reason"] else ""
-        cells = (step["date"], step["kind"], _markdown_cell(step["change"]), step["verdict"] + reason)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        change = "<br><br>".join(map(_markdown_cell, _short_paragraphs(step["change"])))
+        lines.append(f"| {step['date']} | {step['kind']} | {change} | {step['verdict']}{reason} |")
+    return [*lines, "", "</div>"]
 
 
 def _design_table(rows: Iterable[tuple[str, str]]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {' '.join(cell.replace('|', chr(92) + '|').split())} |"
-                                    for name, cell in rows)]
+    cells = [(name, re.sub(r"[ \n]+", " ", cell).replace("|", "\\|")) for name, cell in rows]
+    return ["| | |", "|---|---|", *(f"| {name} | {cell} |" for name, cell in cells)]
 
 
-def _judged_cell(judged: dict) -> str:
+def _judged_cell(claim: Claim, judged: dict) -> str:
     """The comparisons of a part or control, each with its verdict."""
     verdict = f"**{judged['verdict']}**" if "decides" in judged else ""
-    why = f" ({judged['reason']})" if judged.get("reason") else ""
-    return f"{verdict}{why}{'<br>' * bool(verdict)}" + "<br>".join(f"{c}: {c.verdict}" for c in _conditions(judged))
+    reason = re.sub(r"does not reach ([\d.]+) of ([^;]+)", lambda m: (
+        f"does not reach {format_bound(float(m[1]), '%')} {m[2]}" if claim.is_rate(m[2]) else m[0]),
+        judged.get("reason", ""))
+    why = f" ({reason})" if reason else ""
+    return f"{verdict}{why}{'<br>' * bool(verdict)}" + "<br>".join(
+        f"{c.describe(claim.unit_of(c.label))}: {c.verdict}" for c in _conditions(judged))
 
 
-def _summary_tables(record: dict) -> list[str]:
+def _summary_tables(claim: Claim, record: dict) -> list[str]:
     """Means and intervals of all arms. Parts about one experiment share a table."""
     tables: dict[str, list[str]] = {}
     for name, part in record["parts"].items():
@@ -463,10 +507,10 @@ def _summary_tables(record: dict) -> list[str]:
         part = record["parts"][names[0]]
         lines += [f"{', '.join(f'*{name}*' for name in names)}: {part['seeds']} training seeds. "
                   f"{seeds_caveat(part['seeds'])}", "",
-                  "| arm | measure | mean | 95 % interval (training seeds, then episodes) |", "|---|---|---|---|"]
+                  "| arm | measure | mean [95 % interval] |", "|---|---|---|"]
         for arm, measures in part["summary"].items():
-            lines += [f"| {arm} | {m} | {format_number(v['estimate'])} | {format_number(v['low'])} to "
-                      f"{format_number(v['high'])} |" for m, v in measures.items()]
+            lines += [f"| {arm} | {name} | {format_interval(Interval(**v), '%' if claim.is_rate(name) else '')} |"
+                      for name, v in measures.items()]
         lines.append("")
     return lines
 
@@ -578,8 +622,9 @@ def _claim_html(c: dict) -> str:
     if c["reason"]:
         chip += f' <span class="soft">{escape(c["reason"])}</span>'
     stale = ' <span class="soft">stale: the code has changed since</span>' if c["stale"] else ""
+    unit = "" if condition is None else find_claim(c["name"]).unit_of(condition.label)
     interval = "" if condition is None else (
-        f'<div class="shown">{interval_svg(condition)}<p>{escape(str(condition))}</p></div>')
+        f'<div class="shown">{interval_svg(condition, unit)}<p>{escape(condition.describe(unit))}</p></div>')
     cost = f'{c["date"]} · {c["seconds"]:.0f} CPU seconds · ' if c["date"] else ""
     return (f'<section><p>{escape(c["advice"])}</p><p class="said">“{escape(c["statement"])}”</p>'
             f'<p>{chip}{stale}</p>{interval}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ def run_claim(claim: Claim, *, revision: str = "", log: LogFunction = lambda tex
     judged = judge_figures(claim, figures)
     for name, part in judged["parts"].items():
         part["chosen"] = chosen[name]
-        log(f"{name}: {part['verdict']} here ({_text(part)}). {seeds_caveat(part['seeds'])}")
-    log(f"{CONTROL}: {judged['negative_control']['verdict']} ({_text(judged['negative_control'])})")
+        log(f"{name}: {part['verdict']} here ({_text(claim, part)}). {seeds_caveat(part['seeds'])}")
+    log(f"{CONTROL}: {judged['negative_control']['verdict']} ({_text(claim, judged['negative_control'])})")
     record = {
         "name": claim.name,
         "rows": list(claim.rows),
@@ -94,7 +94,7 @@ def run_pilot(claim: Claim, *, log: LogFunction = lambda text: None) -> list[str
                                                  looks=()))
         _, figures = _run_experiment(pilot.experiment, cells, f"{part.name}, pilot", log)
         verdicts.append(_judge_part(pilot, figures)["verdict"])
-        sentences += [_spread(pilot, rule, figures)
+        sentences += [_spread(claim, pilot, rule, figures)
                       for rule in (part.rule.rules if isinstance(part.rule, AllOf) else (part.rule,))]
     change = f"Training seeds {PILOT_SEEDS[0]} to {PILOT_SEEDS[-1]}, commit {origin['commit']}. {' '.join(sentences)}"
     notes = read_json(pilots_path(claim.name)) if pilots_path(claim.name).exists() else []
@@ -103,10 +103,10 @@ def run_pilot(claim: Claim, *, log: LogFunction = lambda text: None) -> list[str
     return sentences
 
 
-def _spread(part: ClaimPart, rule: Any, figures: Measurements) -> str:
+def _spread(claim: Claim, part: ClaimPart, rule: Any, figures: Measurements) -> str:
     measures = dict(part.experiment.measures)
     if not hasattr(rule, "measure"):  # a rule about the arms together
-        return f"{part.name}: {'; '.join(map(str, rule.judge(figures, measures).conditions))}."
+        return f"{part.name}: {_described(claim, rule.judge(figures, measures).conditions)}."
     first, *second = (np.array([np.mean(v) for v in figures[arm][rule.measure]]) for arm in rule.arms)
     spread = float(np.std(first - second[0] if second else first, ddof=1)) / smallest_effect(rule.measure, measures)
     advice = " More seeds do not help: change the world or the measure." if spread > MAX_SPREAD else ""
@@ -292,8 +292,12 @@ def _n_seeds(figures: Measurements) -> int:
     return len(next(iter(next(iter(figures.values())).values())))
 
 
-def _text(judged: dict) -> str:
-    return "; ".join(str(Condition(**c)) for c in judged["conditions"])
+def _text(claim: Claim, judged: dict) -> str:
+    return _described(claim, (Condition(**c) for c in judged["conditions"]))
+
+
+def _described(claim: Claim, conditions: Iterable[Condition]) -> str:
+    return "; ".join(c.describe(claim.unit_of(c.label)) for c in conditions)
 
 
 def _run_part(part: ClaimPart, cells: Cells, log: LogFunction) -> tuple[dict[str, int], Measurements]:

@@ -303,7 +303,7 @@ class MethodChoice:
 def choose_method(data: Dataset, out: Path | str, *, env: Env | None = None, budget: float = 1800.0,
                   methods: Sequence[str] = (), episodes: int = 100, seed: int = 0, device: str = "cpu",
                   trust: tuple[str, ...] = (), say: Callable[[str], None] = lambda line: None) -> MethodChoice:
-    """Compare methods on a data set by short trials, and recommend one.
+    """Compares methods on a data set by short trials, and recommends one.
 
     Trials that an earlier, interrupted call finished are not repeated. Their runs stay in `out`, and are ordinary runs.
 

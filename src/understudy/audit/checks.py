@@ -527,13 +527,13 @@ def _is_text(data: Dataset, name: str) -> bool:
 
 
 def own_columns(data: Dataset, name: str) -> str:
-    """Return the columns that a column was made of, as the user named them, or its own name."""
+    """Returns the columns that a column was made of, as the user named them, or its own name."""
     parts = data.metadata.get("reading", {}).get("columns", {}).get(name, (name,))
     return ",".join(parts).removesuffix(":classes").removesuffix(":quantities")
 
 
 def action_reading(data: Dataset) -> str | None:
-    """Return how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
+    """Returns how an action of few whole numbers is read, and how to read it otherwise. None for other actions."""
     f = data.features().get("action")
     if f is None or f.kind not in ("vector", "discrete") or not f.size:
         return None

@@ -30,7 +30,7 @@ class MixtureWeights:
 
 
 def mix(*parts: tuple[Dataset, float], **named_parts: tuple[Dataset, float]) -> tuple[Dataset, MixtureWeights]:
-    """Join datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
+    """Joins datasets into a mixture in which each has a fixed fraction of the windows, whatever its size.
 
     Within a dataset all steps are equally likely.
 

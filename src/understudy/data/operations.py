@@ -34,7 +34,7 @@ class Operation(ABC):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __post_init__(self):
-        """Check the types of the fields, because operations are read from files."""
+        """Checks the types of the fields, because operations are read from files."""
         hints = get_type_hints(type(self))
         for f in fields(self):
             if not is_of_kind(value := getattr(self, f.name), hints[f.name]):
@@ -43,7 +43,7 @@ class Operation(ABC):
 
     @abstractmethod
     def apply(self, data: Dataset) -> Dataset:
-        """Return the dataset after the operation, or raise UserError if it does not fit the data."""
+        """Returns the dataset after the operation, or raises UserError if it does not fit the data."""
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------------
@@ -155,12 +155,12 @@ class Sample(Operation):
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """Return 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy."""
+    """Returns 0 to n - 1 in random order. It is the same on every machine and with every version of NumPy."""
     return np.argsort(keys(seed, np.arange(n)).numpy(), kind="stable").tolist()
 
 
 def assign_groups(sizes: Sequence[int], fractions: Sequence[float]) -> list[int]:
-    """Return the part that each whole group of episodes is assigned to, as close to `fractions` as possible.
+    """Returns the part that each whole group of episodes is assigned to, as close to `fractions` as possible.
 
     The distance is the sum over parts of (episodes - fraction * all episodes) squared. Every part gets a group. The
     result is optimal if all groups have one size, or if the search takes at most `_MAX_PARTIAL_SUMS` partial sums.
@@ -240,7 +240,7 @@ class Merge(Operation):
     drop_columns: tuple[str, ...] = ()
 
     def apply(self, data: Dataset, *others: Dataset) -> Dataset:
-        """Return the joined dataset."""
+        """Returns the joined dataset."""
         every = [data, *others]
         if "task" not in self.drop_columns and any("task" in d.source.schema for d in every):
             every = [d if "task" in d.source.schema else _labeled(d, "task") for d in every]
@@ -428,7 +428,7 @@ class Label(Operation):
 
 
 def episode_values(data: Dataset, field: str) -> list[Any]:
-    """Return the value of a field for each episode. None for an episode without the field, and for NaN.
+    """Returns the value of a field for each episode. None for an episode without the field, and for NaN.
 
     A field is one of these: "length", the number of steps; "episode", the number of the episode; a key of the metadata
     ("a.b" for a key in another one); "success" or "task", which are also read from their columns; a column with the

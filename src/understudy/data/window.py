@@ -85,7 +85,7 @@ class Goal:
 
     def sample_rows(self, episode: np.ndarray, t: np.ndarray, lengths: np.ndarray, rng: np.random.Generator,
                     drawn: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the goals of a batch.
+        """Draws the goals of a batch.
 
         Args:
             episode: Episode of each window, (B,).
@@ -181,7 +181,7 @@ class Window:
         return self.n_obs_steps - 1 - self.obs_offset + self.action_offset
 
     def pad_masks(self, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
+        """Returns the names of the presence masks that `obs_pad_mask` adds to observation windows of `inputs`."""
         if not self.obs_pad_mask:
             return ()
         return tuple(f"{k}?" for k in inputs if not k.endswith("?") and f"{k}?" not in inputs)
@@ -189,7 +189,7 @@ class Window:
     def windows(self, data: Dataset, inputs: tuple[str, ...], target: str | None = None, *,
                 extra: tuple[str, ...] = (), next_obs: bool = False, sampling_weights: SamplingWeights | None = None,
                 lookahead: int = 0, goals: tuple[Goal | Subgoal, ...] = ()) -> Windows:
-        """Return all windows of a dataset.
+        """Returns all windows of a dataset.
 
         Columns stay where they are (in a memory map, for example) until a batch gathers them.
 
@@ -277,7 +277,7 @@ class Windows(BatchSampler):
         return int(self.episode_ends[-1])
 
     def batch(self, size: int, step: int, seed: int = 0, rows: slice = slice(None)) -> Batch:
-        """Draw a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
+        """Draws a batch of windows: see `BatchSampler.batch`. It does not depend on the batches before."""
         if self.cumulative_weights is not None and not self.cumulative_weights[-1]:
             raise DataError("no observation follows any of the steps, and what follows them counts", where="data set",
                             hint="store the observation after the last action of each episode, or next.terminated as "
@@ -290,12 +290,12 @@ class Windows(BatchSampler):
         return self.gather(indices[rows], rng)
 
     def scan(self, size: int = 1024) -> Iterator[Batch]:
-        """Yield every window once, in order, in batches of `size`."""
+        """Yields every window once, in order, in batches of `size`."""
         for i in range(0, len(self), size):
             yield self.gather(np.arange(i, min(i + size, len(self))), np.random.default_rng(i))
 
     def gather(self, indices: np.ndarray, rng: np.random.Generator | None = None) -> Batch:
-        """Gather windows by their numbers.
+        """Gathers windows by their numbers.
 
         Args:
             indices: Numbers of the windows, (B,). They count the steps of all episodes in order.

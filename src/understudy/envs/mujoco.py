@@ -172,7 +172,7 @@ class MujocoVector(MujocoCameras, Restorable):
         return components
 
     def _restore_from_obs(self, row: int, steps, i: int) -> None:
-        """Put a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
+        """Puts a row where row i of `steps` was observed to be. Raises UserError naming a column it needs."""
         raise UserError(f"there is no column 'simulator.state', only {', '.join(sorted(steps))}",
                         where=self.metadata["env"], hint="record again with understudy record, which writes it")
 

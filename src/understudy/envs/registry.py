@@ -79,7 +79,7 @@ def _adapter(name: str) -> str | None:
 
 
 def make(name: str, rows: int = 1, trust: tuple[str, ...] = (), **options) -> Env:
-    """Make `rows` copies of an environment side by side.
+    """Makes `rows` copies of an environment side by side.
 
     Args:
         name: One of:

@@ -102,7 +102,7 @@ class Evaluation:
 
     @property
     def episode_returns(self) -> np.ndarray:
-        """Return of each episode, (episodes,) float64."""
+        """Returns of each episode, (episodes,) float64."""
         return np.array([episode_return(e) for e in self.episodes])
 
     def to_json(self, other: Evaluation | None = None, name: str = "") -> dict[str, Any]:
@@ -223,7 +223,7 @@ def _others_failed(episodes: Dataset) -> Dataset:
 
 
 def aggregate_seeds(runs: Sequence[Evaluation], level: float = LEVEL) -> MethodEvaluation:
-    """Aggregate the evaluations of a method, one for each training seed, on the same starts."""
+    """Aggregates the evaluations of a method, one for each training seed, on the same starts."""
     for other in runs[1:]:
         _check_same_starts(runs[0], other)
     (runs,) = with_common_success([runs])

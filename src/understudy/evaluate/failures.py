@@ -88,7 +88,7 @@ class FailureGroup:
 
 def group_failures(episodes: Dataset, env: Env | None = None, demonstrations: DemonstrationIndex | None = None
                    ) -> tuple[FailureGroup, ...]:
-    """Group failed episodes by their trajectories.
+    """Groups failed episodes by their trajectories.
 
     Trajectories (`TRAJECTORY_POINTS` states each, and their length) are clustered. Fewer than four failures form one
     group.

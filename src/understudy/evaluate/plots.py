@@ -662,7 +662,7 @@ def _legend(styles: Mapping[str, tuple[str, str]]) -> tuple[list[str], int]:
 
 
 def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`."""
+    """Rounds numbers from at or below `low` to at or above `high`."""
     low, high = (float(v) if abs(v) > 1e-200 else 0.0 for v in (low, high))
     span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
     raw = (span or abs(high) or 1.0) / about

@@ -236,7 +236,7 @@ class Section:
 
 def write_page(path: Path | str, title: str, sections: Sequence[Section], *, verdict: Sequence[str] = (),
                footer: str = "") -> Path:
-    """Write an HTML page that needs no other file.
+    """Writes an HTML page that needs no other file.
 
     Args:
         verdict: Up to three sentences for the top: the result, its certainty, and what it is about (see
@@ -268,7 +268,7 @@ def write_report(path: Path | str, *, runs: Mapping[str, Evaluation], env: Env |
                  training: Mapping[str, TrainingCurves] | None = None, data: Dataset | None = None,
                  behavior: Mapping[str, BehaviorMetrics] | None = None, commands: Sequence[tuple[str, str]] = (),
                  title: str | None = None) -> Path:
-    """Write a page about one or two policies.
+    """Writes a page about one or two policies.
 
     Args:
         commands: What to do next: pairs of a command and what it does.
@@ -528,7 +528,7 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
 
 
 def write_comparison_report(c: Comparison, path: Path | str) -> Path:
-    """Write a page about several policies on the same starts: how good each is, and which can be told apart."""
+    """Writes a page about several policies on the same starts: how good each is, and which can be told apart."""
     success, shared, places = c.metric == "success", c.letters, c.ranks
     each = [(f"{c.names[i]}  ({shared[i]})", c.estimates[i], f"letters {shared[i]}") for i in c.ranking]
     rows = tuple((c.names[i], *((round(100 * v, 1) if success else v) for v in (
@@ -568,7 +568,7 @@ def write_comparison_report(c: Comparison, path: Path | str) -> Path:
 
 def write_prediction_report(prediction: ActionPrediction, path: Path | str,
                             commands: Sequence[tuple[str, str]] = (), value: str = "") -> Path:
-    """Write a page about a policy that was evaluated on recorded episodes."""
+    """Writes a page about a policy that was evaluated on recorded episodes."""
     of_value = [Section("What it is worth", (), value)] if value else []
     sections = [*prediction_sections(prediction), *of_value, *next_step_section({}, commands)]
     return write_page(path, f"Judged on recorded episodes of {Path(prediction.name).name}", sections,

@@ -383,7 +383,7 @@ def _format_interval(i: Interval, metric: str) -> str:
 
 def write_report(path: Path | str, sweeps: Sequence[SeveritySweep], name: str, env: Env,
                  hardest_episodes: Mapping[str, tuple[int, plots.Figure]] | None = None) -> Path:
-    """Write a page with a curve of each shift.
+    """Writes a page with a curve of each shift.
 
     Args:
         hardest_episodes: By the name of the shift, the number of an episode at its hardest level and frames of it.

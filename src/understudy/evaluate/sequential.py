@@ -135,7 +135,7 @@ class SequentialDifferenceTest:
         return {"pairs": 0, "first": 0, "second": 0}
 
     def update(self, state: TestState, first: bool, second: bool) -> TestState:
-        """Add the results of one start."""
+        """Adds the results of one start."""
         return {"pairs": state["pairs"] + 1, "first": state["first"] + (bool(first) and not second),
                 "second": state["second"] + (bool(second) and not first)}
 

@@ -49,7 +49,7 @@ STARTUP_HINT = ("memory may be full: take fewer. In a script of your own, what s
 
 def load_actor_and_env(run: Path | str, env: str, rows: int = 16, *, device: str = "cpu",
                        trust: tuple[str, ...] = ()) -> tuple[Actor, Env]:
-    """Load the policy of a run and make an environment for it: a setup for workers.
+    """Loads the policy of a run and makes an environment for it: a setup for workers.
 
     Args:
         run: Run folder, checkpoint or exported policy.
@@ -136,7 +136,7 @@ class WorkerPool:
     def rollout(
         self, episodes: int, seed: int = 0, *, first: int = 0, watch: EpisodeCallback = lambda n, e: None
     ) -> Dataset:
-        """Roll episodes out, as `rollout.rollout`: the same episodes for any number of workers."""
+        """Rolls episodes out, as `rollout.rollout`: the same episodes for any number of workers."""
         if self._local is not None:
             with single_threaded():
                 rollouts = rollout(*self._local, episodes, seed, first=first, watch=watch)

@@ -76,7 +76,7 @@ def fit_method(method: Method, data: Dataset, seed: int, *, stages: Mapping[str,
                env: Any = None, person: Actor | None = None, policy: Policy | None = None,
                sampling_weights: SamplingWeights | None = None, callbacks: Iterable[Callback] = (),
                device: str | torch.device = "cpu") -> FitResult:
-    """Train a method in memory, on all of the data.
+    """Trains a method in memory, on all of the data.
 
     The numbers are those of `understudy.train` with the same seed and without held-out episodes. No file is written.
     All processes of `torch.distributed` train one policy together.

@@ -144,7 +144,7 @@ def check_training_data(policy: Policy, data: Dataset) -> None:
 
 
 def _check_target(policy: Policy) -> None:
-    """Refuse actions that are not numbers, and warn of whole numbers that are hardly numbers of choices."""
+    """Refuses actions that are not numbers, and warns of whole numbers that are hardly numbers of choices."""
     name, target, window = policy.config.target, policy.target, policy.window
     if role(name) == "action" and name in policy.inputs and window.obs_offset >= window.action_offset:
         raise UserError(f"the policy reads {name!r} at the step at which it predicts it, and so learns to copy it",

@@ -81,7 +81,7 @@ class Transformer(Trunk):
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
-    """Raise UserError if the heads of attention do not divide the width."""
+    """Raises UserError if the heads of attention do not divide the width."""
     if width % heads:
         raise UserError(f"width={width} is not a multiple of heads={heads}.", where=where,
                         hint=f"Use width={-(-width // heads) * heads}, for example.")

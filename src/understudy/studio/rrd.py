@@ -21,7 +21,7 @@ _BATCH_ROWS = 32_768  # numbers of a column per chunk
 def write_rrd(
     file: Path | str, data: Dataset, *, title: str = "demonstrations", progress: Progress | None = None
 ) -> Path:
-    """Write one .rrd file, for the Rerun viewer.
+    """Writes one .rrd file, for the Rerun viewer.
 
     The timeline `row` counts rows from the first episode on. Each episode has one more row than steps, for the last
     observation. There is also `seconds` if the rate is known. A column `a.b` is the entity /a/b, and its lines have the

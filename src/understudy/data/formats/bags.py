@@ -38,7 +38,7 @@ class MappingMismatch(UserError):
 
 
 def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None) -> Dataset:
-    """Open a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
+    """Opens a recording, or a folder of them, by a mapping as `topic_mapping.read_mapping` takes it. It is required."""
     path = Path(path)
     if mapping is None:
         raise UserError("a recording of messages needs a mapping from topics to columns", where=path,
@@ -54,7 +54,7 @@ def open_bags(path: Path, mapping: str | Path | Mapping[str, Any] | None = None)
 
 
 def preview_bags(path: Path) -> Dataset:
-    """Open recordings with the mapping that is proposed for them, which is then `metadata["mapping"]`.
+    """Opens recordings with the mapping that is proposed for them, which is then `metadata["mapping"]`.
 
     There may be no episodes. Columns that cannot be read are left out, and `metadata["warnings"]` says why.
     """
@@ -85,7 +85,7 @@ def _open_recordings(path: Path) -> tuple[list[MessageLog], list[str]]:
 
 
 def propose_mapping(recordings: list[MessageLog]) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of the topics of some recordings, and give a reason for each topic that is left out.
+    """Proposes a mapping of the topics of some recordings, and gives a reason for each topic that is left out.
 
     The time of every message is read.
     """
@@ -498,7 +498,7 @@ class BagSource(ColumnSource):
         return (low + fraction * (values[above].astype(np.float64) - low)).astype(feature.dtype)
 
     def frames(self, name, episode):
-        """Yield the images of a camera in the order of their messages.
+        """Yields the images of a camera in the order of their messages.
 
         Each message is decoded once, even if several rows have it. A video is decoded from the key frame before the
         episode.

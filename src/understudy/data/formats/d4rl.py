@@ -195,12 +195,12 @@ class D4rlSource(ChunkedSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a D4RL file, completely or not at all.
+    """Writes a D4RL file, completely or not at all.
 
     One observation is stored as `observations`, the others in infos/. Arrays that D4RL needs and the data do not have
     (rewards, terminals, timeouts) are filled in, marked, and not read again.

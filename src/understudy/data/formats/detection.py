@@ -37,12 +37,12 @@ class UnknownFormat(UserError):
 
 
 def format_of(path: Path) -> str:
-    """Return the format of a path, one of `FORMATS`."""
+    """Returns the format of a path, one of `FORMATS`."""
     return detect_format(path)[1]
 
 
 def detect_format(path: Path) -> tuple[Path, str]:
-    """Return the path of a data set and its format.
+    """Returns the path of a data set and its format.
 
     Args:
         path: The data set, or a folder with one data set in it, up to three levels down.

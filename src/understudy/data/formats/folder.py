@@ -51,7 +51,7 @@ _CELL = 1 << 24  # bytes that a cell may have: a JSON document of a step fits
 
 
 def episode_files(path: Path, ending: str) -> list[Path]:
-    """Return the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
+    """Returns the files of the episodes with an ending such as ".csv", ordered by the last number in their names."""
     ours = sidecar.SIDECAR_NAME
     files = (p for p in path.glob(f"*{ending}") if not p.name.startswith(".") and not p.name.endswith(ours))
     return sorted(files, key=lambda p: number_sort_key(p.stem))
@@ -64,7 +64,7 @@ def open_csv(path: Path, episode: str | None = None) -> Dataset:
 
 
 def not_utf8(file: Path) -> DataError:
-    """Return the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
+    """Returns the error for a table that is not UTF-8. It names the line and the column of the first wrong byte."""
     text = file.read_bytes()
     try:
         text.decode("utf-8")
@@ -83,14 +83,14 @@ def not_utf8(file: Path) -> DataError:
 
 
 def not_seconds(text: str, where: str) -> DataError:
-    """Return the error for a column of times that are text."""
+    """Returns the error for a column of times that are text."""
     return DataError(f"the times are text, such as {str(text)!r}, and not numbers of seconds", where=where,
                      hint="write seconds, such as with pandas: t = pd.to_datetime(table[NAME]); table[NAME] = "
                           "(t - t[0]).dt.total_seconds(); or give the column a name other than timestamp")
 
 
 def other_separator(names: Sequence[str]) -> str | None:
-    """Return the separator of a table whose columns are not separated by commas. Its header is then read as a single
+    """Returns the separator of a table whose columns are not separated by commas. Its header is then read as a single
     name.
     """
     return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
@@ -484,7 +484,7 @@ class _Table:
 
 
 def underscored(header: list[str]) -> list[str]:
-    """Return the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
+    """Returns the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
     vector.
     """
     groups: dict[tuple[str, bool], dict[str, int]] = {}  # NAME, whether in brackets -> the number of each name
@@ -529,7 +529,7 @@ def _ends(file: Path) -> bool:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     columns, lengths = {}, data.lengths
     stems: set[str] = set()
     for name, f in data.features().items():
@@ -559,7 +559,7 @@ def _plain_text(column) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a folder of episode_000000.csv and so on, camera frames as PNG, and dataset.json. All numbers are exact."""
+    """Writes a folder of episode_000000.csv and so on, camera frames as PNG, and dataset.json. Numbers are exact."""
     path = Path(path)
     kept, features = capability(data), data.features()
     cameras = [n for n in kept.columns if n.startswith(_CAMERA) and features[n].kind == "image"]

@@ -28,7 +28,7 @@ _SMALL = 1 << 20  # rows of an array that is read to see whether it says where e
 
 
 def hdf5_files(path: Path) -> list[Path]:
-    """Return an HDF5 file, or those of a folder in the order of their numbers."""
+    """Returns an HDF5 file, or those of a folder in the order of their numbers."""
     if path.is_file():
         with open(path, "rb") as handle:
             return [path] if handle.read(8) == hdf5.MAGIC else []
@@ -38,7 +38,7 @@ def hdf5_files(path: Path) -> list[Path]:
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
                 episode_lengths: str | None = None) -> Dataset:
-    """Open HDF5 of one's own layout.
+    """Opens HDF5 of one's own layout.
 
     Args:
         path: A file, or a folder of one file per episode.
@@ -69,7 +69,7 @@ def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
 
 
 def array_names(path: Path) -> list[str]:
-    """Return the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
+    """Returns the names of the arrays of the first file. If each episode has a numbered group, they are those in it."""
     with hdf5.OpenFiles() as files, hdf5.hdf5_errors(path):
         file = hdf5_files(path)[0]
         names = list(hdf5.arrays(files[file], str(file)))
@@ -78,7 +78,7 @@ def array_names(path: Path) -> list[str]:
 
 
 def array_key(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key of the array that a name means. It may have "." for "/", and the number of a component."""
+    """Returns the key of the array that a name means. It may have "." for "/", and the number of a component."""
     keys = list(keys)
     for text in (name, re.sub(r"\[\d+\]$|_\d+$", "", name)):
         for key in keys:

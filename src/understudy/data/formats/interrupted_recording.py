@@ -18,7 +18,7 @@ PUBLISHING_FILE = "publishing.json"
 
 
 def open_recording(path: Path) -> ColumnSource:
-    """Open the episodes of a recording, even while a recorder moves them from its journal into the files."""
+    """Opens the episodes of a recording, even while a recorder moves them from its journal into the files."""
     folder = path / journal.JOURNAL_FOLDER
     for _ in range(100):
         try:
@@ -34,7 +34,7 @@ def open_recording(path: Path) -> ColumnSource:
 
 
 def unpublished_segments(segments: list[journal.Segment], path: Path, n_published: int) -> list[journal.Segment]:
-    """Return the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
+    """Returns the segments whose episodes are not in the LeRobot files, which have `n_published` episodes."""
     under_way = path / journal.JOURNAL_FOLDER / PUBLISHING_FILE
     done = read_json(under_way) if under_way.exists() else None
     published = done["segments"] if done and n_published >= done["total"] else ()

@@ -46,7 +46,7 @@ SAFE_FPS = 10  # stored if the rate is not known; schema.json in meta/understudy
 
 
 def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a LeRobot v3.0 data set, which lerobot opens unchanged.
+    """Writes a LeRobot v3.0 data set, which lerobot opens unchanged.
 
     The row after the last action is stored in meta/understudy/last.parquet. The columns frame_index, episode_index,
     index and task_index are numbered again. Those of the data, and columns that lerobot cannot store, are kept in a
@@ -64,14 +64,14 @@ def write(dataset: Dataset, path: str | Path, *, images: Literal["video", "av1",
 
 
 def check_images(images: str) -> None:
-    """Check the option `images` of `write`."""
+    """Checks the option `images` of `write`."""
     if images not in ("video", "png", *_CODECS.values()):
         raise UserError(f"images must be video, {', '.join(_CODECS.values())} or png, not {images!r}",
                         hint="choose one of them")
 
 
 def capability(data: Dataset, images: str = "png") -> FormatCapability:
-    """Return what lerobot reads of these data, with frames stored as `images` (see `write`).
+    """Returns what lerobot reads of these data, with frames stored as `images` (see `write`).
 
     The rest is in meta/understudy and in the sidecar file.
     """
@@ -85,7 +85,7 @@ def capability(data: Dataset, images: str = "png") -> FormatCapability:
 
 
 def split_for_lerobot(data: Dataset) -> tuple[Dataset, FormatCapability]:
-    """Split data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
+    """Splits data into what LeRobot's files and meta/understudy store, and what goes into a sidecar file.
 
     Timestamps are stored as float32 and begin at 0. If they do not increase, they are computed from fps.
 
@@ -137,7 +137,7 @@ def _from_zero(times: np.ndarray, begins: bool) -> np.ndarray:
 def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video", threads: int | None = None,
            progress: Callable[[int], None] = lambda n_frames: None) -> None:
-    """Add episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
+    """Adds episodes to a data set. Finished files are never rewritten, and info.json is replaced last.
 
     An append that is interrupted leaves the data set as it was. The next one removes the files that it left.
 
@@ -169,7 +169,7 @@ def append(path: str | Path, dataset: Dataset, *, robot_type: str | None = None,
 
 def create(path: str | Path, schema: Mapping[str, Feature], *, fps: float | None = None, robot_type: str | None = None,
            images: Literal["video", "av1", "h264", "png"] = "video") -> None:
-    """Write a data set without episodes, as the recorder of lerobot does at its start. `append` adds the first ones."""
+    """Writes a data set without episodes, as lerobot's recorder does at its start. `append` adds the first ones."""
     with cache.disk_errors(Path(path)), whole_folder(path) as part:
         writer = _LeRobotWriter.create(part, schema, fps, robot_type, images)
         (part / "meta").mkdir()
@@ -830,7 +830,7 @@ def _stored_extreme(values: np.ndarray) -> np.ndarray:
 
 
 def aggregate_statistics(parts: list[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Combine the statistics of several parts of a data set to those of all episodes, by column.
+    """Combines the statistics of several parts of a data set to those of all episodes, by column.
 
     Means and standard deviations are exact (pooled moments, Chan et al. 1983). Quantiles are averages weighted by
     count, as in lerobot.

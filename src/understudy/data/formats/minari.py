@@ -50,7 +50,7 @@ KEYS = _Keys({"actions": "action", "rewards": "next.reward", "terminations": "ne
 
 
 def open_minari(path: Path) -> Dataset:
-    """Open a data set: its folder, the folder `data` in it, or its HDF5 file."""
+    """Opens a data set: its folder, the folder `data` in it, or its HDF5 file."""
     if path.is_file():
         return Dataset(Hdf5Source(path.parent, {}, path))
     data = path / "data" if (path / "data").is_dir() else path
@@ -367,12 +367,12 @@ def _leaves(field: pa.Field, prefix: str):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data)[0]
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a folder that Minari opens, completely or not at all.
+    """Writes a folder that Minari opens, completely or not at all.
 
     Images are stored without compression. If an episode has no row after the last action, its last observation is
     written twice. Rewards and ends that the data do not have are zeros. Both are marked and not read again.

@@ -232,14 +232,14 @@ class NpzSource(NpzArchiveSource):
 
 
 def count_steps(headers: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
-    """Return the number of steps: the rows of the actions, or else of most arrays."""
+    """Returns the number of steps: the rows of the actions, or else of most arrays."""
     rows = {key: shape[0] for key, (shape, _) in headers.items() if shape}
     actions = [n for key, n in rows.items() if role(standard_name(key)) == "action"]
     return actions[0] if actions else max(rows.values(), key=lambda n: ([*rows.values()].count(n), n), default=0)
 
 
 def episodes_hint(path: Path) -> str:
-    """Return how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
+    """Returns how to read the episodes of a file without episode_ends, if an array says where they end. Else ""."""
     try:
         file = NpzArrays(path)
         lists = {key: file.read_array(key) for key, (shape, dtype) in file.headers.items()
@@ -259,7 +259,7 @@ def _check_flags(values: np.ndarray, where: str):
 
 
 def rename_hint(keys: Iterable[str]) -> str:
-    """Return a hint to rename arrays whose names are close to known ones. Empty if there are none."""
+    """Returns a hint to rename arrays whose names are close to known ones. Empty if there are none."""
     keys, right = sorted(keys), (*KEYS.columns, "episode_ends", "next_observations")
     missing = [name for name in right if name not in keys]
     renames = {key: _OTHERS.get(key) or next(iter(nearest_names(key, missing, cutoff=0.8)), None)
@@ -275,7 +275,7 @@ _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
         is_free = name in KEYS.columns.values() or name not in _TAKEN and is_storable_key(name)
@@ -298,7 +298,7 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write an .npz file, which `NpzSource` reads."""
+    """Writes an .npz file, which `NpzSource` reads."""
     path, kept = Path(path), capability(data)
     if not any(role(name) == "observation" for name in kept.columns):
         raise UserError(f"there is no column of observation; there are {', '.join(data.features())}", where=path,

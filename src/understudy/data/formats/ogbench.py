@@ -89,7 +89,7 @@ class OGBenchSource(NpzArchiveSource):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     features, lengths = data.features(), data.lengths
     observation = _observation_column(features, data.metadata.get("path", "data set"))
     columns = {}
@@ -139,7 +139,7 @@ def _is_time_limit_only(data: Dataset, name: str) -> bool:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write an .npz file that ogbench.utils.load_dataset reads.
+    """Writes an .npz file that ogbench.utils.load_dataset reads.
 
     The format has a row after the last action. If an episode has none, its last observation is written twice.
     """

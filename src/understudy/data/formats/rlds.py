@@ -403,7 +403,7 @@ def _shards(path: Path, info: Mapping) -> list[tuple[Path, int, str]]:
 
 
 def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -> list[tuple[Path, int]]:
-    """Return the files of a split of dataset_info.json, with the number of records that each should have."""
+    """Returns the files of a split of dataset_info.json, with the number of records that each should have."""
     shard_lengths, files = [int(n) for n in split.get("shardLengths") or ()], []
     for i, count in enumerate(shard_lengths):
         template = str(split.get("filepathTemplate") or SHARD_TEMPLATE)
@@ -417,18 +417,18 @@ def shard_files(path: Path, name: str, split: Mapping, kind: str = "tfrecord") -
 
 
 def unlisted_files(path: Path, files: Iterable[Path]) -> list[str]:
-    """Return the names of files of records in the folder that are not among `files`."""
+    """Returns the names of files of records in the folder that are not among `files`."""
     return sorted({p.name for p in path.glob("*.tfrecord*")} - {f.name for f in files})
 
 
 def map_file(file: Path) -> mmap.mmap | bytes:
-    """Map a file into memory. An empty one cannot be mapped."""
+    """Maps a file into memory. An empty one cannot be mapped."""
     with open(file, "rb") as handle:
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if file.stat().st_size else b""
 
 
 def scan_records(data: mmap.mmap | bytes, file: Path) -> Iterator[tuple[int, int]]:
-    """Yield the first byte and the number of bytes of each record of a file, whose checksum comes after them.
+    """Yields the first byte and the number of bytes of each record of a file, whose checksum comes after them.
 
     Raises:
         UserError: The file is cut short, or the checksum of a length is wrong.
@@ -569,7 +569,7 @@ def _broken(where) -> DataError:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
+    """Returns the checksum of tfrecord: CRC-32C (Castagnoli), rotated by 15 bits, plus a constant."""
     package = "reading tfrecord needs the package google-crc32c"
     crc = import_optional("google_crc32c", package, "formats").value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -627,7 +627,7 @@ def _leaf_json(leaf: TfdsFeature) -> dict:
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     plan = _plan(data)
     columns = {n: ColumnEncoding(leaf.column, "string" if leaf.kind == "text" else leaf.dtype, leaf.shape)
                for n, leaf in plan.leaves.items()}
@@ -697,7 +697,7 @@ def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
 
 
 def write(data: Dataset, path: str | Path) -> None:
-    """Write a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
+    """Writes a folder that tfds.builder_from_directory opens, with one split, train, in shards of tfrecord.
 
     Every step has an action. The row after the last action is kept in the sidecar file.
     """

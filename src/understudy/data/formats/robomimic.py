@@ -224,7 +224,7 @@ def has_actions(demos) -> bool:
 
 
 def open_robomimic(path: Path, mask: str | None = None) -> Dataset:
-    """Open a file, or the demos of it that the filter key `mask` names."""
+    """Opens a file, or the demos of it that the filter key `mask` names."""
     source = RobomimicSource(path)
     if mask is not None and mask not in source.masks:
         raise UserError(f"there is no mask {mask!r}; there are {', '.join(source.masks) or 'no masks'}",
@@ -243,12 +243,12 @@ def _inside(value, *keys):
 
 
 def capability(data: Dataset) -> FormatCapability:
-    """Return what the format stores of these data."""
+    """Returns what the format stores of these data."""
     return _plan(data).capability
 
 
 def write(data: Dataset, path: Path) -> None:
-    """Write a file that robomimic opens, completely or not at all.
+    """Writes a file that robomimic opens, completely or not at all.
 
     If an episode has no row after the last action, the last row of `next_obs` is that of `obs` and is marked. `dones`
     is next.done. Without that column, it is true where an episode terminates or is truncated.

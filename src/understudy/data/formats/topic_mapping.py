@@ -46,7 +46,7 @@ class ColumnMapping:
     value: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mapping as JSON values."""
+        """Returns the mapping as JSON values."""
         if self.topic is None:
             return {"value": self.value} if self.metadata is None else {"metadata": self.metadata,
                                                                         "field": self.field[0]}
@@ -82,7 +82,7 @@ class TopicMapping:
         return list(dict.fromkeys(t for t in named if t is not None))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the mapping as JSON values."""
+        """Returns the mapping as JSON values."""
         clock = {k: v for k, v in (("topic", self.clock), ("fps", self.fps)) if v is not None}
         return {
             "clock": clock,
@@ -97,7 +97,7 @@ class TopicMapping:
 
 
 def read_mapping(source: str | Path | Mapping[str, Any]) -> TopicMapping:
-    """Read a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted as well."""
+    """Reads a mapping from JSON values or a JSON file. The output of `understudy inspect --json` is accepted too."""
     location = "mapping" if isinstance(source, Mapping) else str(source)
     document = source if isinstance(source, Mapping) else read_json(Path(source).expanduser())
     if isinstance(document, Mapping) and isinstance(document.get("mapping"), Mapping):
@@ -194,7 +194,7 @@ class MessageMismatch(ValueError):
 
 
 def value_at(message, path: str):
-    """Return the part of a decoded message at a path, or the whole message if the path is empty.
+    """Returns the part of a decoded message at a path, or the whole message if the path is empty.
 
     Raises:
         MessageMismatch: The message has no such part.
@@ -215,7 +215,7 @@ def value_at(message, path: str):
 
 
 def numeric_fields(value, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the path and the value of each number or array in a part of a message, in order.
+    """Yields the path and the value of each number or array in a part of a message, in order.
 
     Text, headers and layouts are skipped. `path` is the path of the part itself.
     """
@@ -255,7 +255,7 @@ def _inside(value) -> Mapping[str, Any] | None:
 
 
 def column_numbers(message, column: ColumnMapping) -> list[tuple[str, np.ndarray]]:
-    """Return the path and the value of all numbers of a message that a column has.
+    """Returns the path and the value of all numbers of a message that a column has.
 
     Raises:
         MessageMismatch: The message has no such part.
@@ -264,7 +264,7 @@ def column_numbers(message, column: ColumnMapping) -> list[tuple[str, np.ndarray
 
 
 def column_value(message, name: str, column: ColumnMapping, order: tuple[str, ...] | None = None) -> np.ndarray | str:
-    """Return the value of a column in a message.
+    """Returns the value of a column in a message.
 
     Args:
         order: The paths of the numbers of the first message, which later messages must have. None for the first one.
@@ -340,7 +340,7 @@ def _order(message, names: tuple[str, ...], size: int) -> list[int]:
 
 
 def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
-    """Return the names of the components of a column, if the mapping or the message has them."""
+    """Returns the names of the components of a column, if the mapping or the message has them."""
     if column.names is not None:
         names = list(column.names)
     else:
@@ -356,7 +356,7 @@ def component_names(message, column: ColumnMapping) -> tuple[str, ...] | None:
 
 def align_messages(stamps: np.ndarray, ticks: np.ndarray, rule: str, max_age: float | None) \
         -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the messages from which the value of each row is made.
+    """Finds the messages from which the value of each row is made.
 
     Args:
         stamps: Times of the messages in ns, ascending, (n,).
@@ -418,7 +418,7 @@ MAX_FPS = 100.0  # messages per second; rows of a faster clock would hardly diff
 def propose_mapping(
     topics: list[TopicSummary], metadata: Mapping[str, Mapping[str, str]]
 ) -> tuple[TopicMapping, list[str]]:
-    """Propose a mapping of all topics that can be columns, and give a reason for each topic that is left out.
+    """Proposes a mapping of all topics that can be columns, and gives a reason for each topic that is left out.
 
     Actions and rewards are joined with the next message, other columns with the last one. The largest age is three
     periods of the topic, and at least 0.1 s.

@@ -146,7 +146,7 @@ class Recorder:
     # -- an episode -------------------------------------------------------------------------------------------------
 
     def step(self, obs: Values, action, columns: Values | None = None, *, time: float | None = None) -> bool:
-        """Record one step.
+        """Records one step.
 
         Args:
             action: The action that was taken after this observation.
@@ -189,12 +189,12 @@ class Recorder:
         return True
 
     def begin(self, **metadata) -> None:
-        """Set metadata of the episode that starts with the next step, if they are known in advance."""
+        """Sets metadata of the episode that starts with the next step, if they are known in advance."""
         self._check_ended()
         self._episode_metadata = metadata
 
     def end(self, success: bool | None = None, obs: Values | None = None, **metadata) -> int | None:
-        """Finish the episode.
+        """Finishes the episode.
 
         Args:
             success: Whether it succeeded. None if it is not known.
@@ -219,7 +219,7 @@ class Recorder:
         return number
 
     def discard(self) -> None:
-        """Discard the current episode, or the last finished one if none is running. It can then be recorded again."""
+        """Discards the current episode, or the last finished one if none is running. It can then be recorded again."""
         running = self._steps >= 0
         if not running:
             self._last_finished("discarded")
@@ -228,12 +228,12 @@ class Recorder:
         self._put(b"D", [b"running" if running else b"last"], saved=-1)
 
     def label(self, **metadata) -> None:
-        """Set metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
+        """Sets metadata of the last finished episode (success=False, quality=3, ...), until the next one starts."""
         self._last_finished("labeled")
         self._put(b"T", [json.dumps(metadata, default=to_json_value).encode()], saved=-1)
 
     def add(self, episode: Episode) -> int:
-        """Add a finished episode with its own columns and metadata. Return its number."""
+        """Adds a finished episode with its own columns and metadata. Returns its number."""
         self._check_ended()
         _check_same_columns(self.schema, episode.features(), "the other episodes have {}, but this one has {}",
                             f"episode {self.count}", "give all episodes the same columns")
@@ -298,7 +298,7 @@ class Recorder:
         return self._encoder.backlog()
 
     def wait_for_encoder(self, max_bytes: int = 0) -> None:
-        """Wait until at most `max_bytes` of finished episodes wait for the encoder.
+        """Waits until at most `max_bytes` of finished episodes wait for the encoder.
 
         Raises:
             UserError: The encoder has failed. What it did not encode stays in the journal.
@@ -318,7 +318,7 @@ class Recorder:
         self._encoder.check()
 
     def flush(self) -> None:
-        """Wait until every finished episode is in the LeRobot files."""
+        """Waits until every finished episode is in the LeRobot files."""
         self._check_ended()
         done = threading.Event()
         self._queue.put(done)
@@ -330,7 +330,7 @@ class Recorder:
         self._encoder.forget()
 
     def close(self) -> None:
-        """Stop recording, and wait as `flush` does.
+        """Stops recording, and waits as `flush` does.
 
         A running episode is kept up to its last step, with the metadata "interrupted" and a warning.
         """
@@ -483,7 +483,7 @@ class PublishResult:
 
 def publish(path: str | Path, *, stop_segment: str | None = None,
             progress: Callable[[int, int], None] = lambda n_frames, total: None) -> PublishResult:
-    """Move the contents of a journal into the LeRobot files, and remove them from the journal.
+    """Moves the contents of a journal into the LeRobot files, and removes them from the journal.
 
     Args:
         stop_segment: Name of the last segment that a working recorder has finished. Without it, an episode that was
@@ -538,13 +538,13 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
 
 
 def warn_of_losses(path: Path, done: PublishResult) -> None:
-    """Warn about what `publish` could not keep completely."""
+    """Warns about what `publish` could not keep completely."""
     for loss in done.problems:
         warnings.warn(loss if loss.startswith(str(path)) else f"{path}: {loss}", DataWarning, stacklevel=3)
 
 
 def repair(path: str | Path) -> PublishResult:
-    """Run `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
+    """Runs `publish` on a recording whose recorder has stopped. Raises UserError if it is still working."""
     if not (Path(path) / journal.JOURNAL_FOLDER).is_dir():
         lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         return PublishResult(0)

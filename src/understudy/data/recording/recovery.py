@@ -56,7 +56,7 @@ class RecoveredDataset:
 
 @contextmanager
 def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
-    """Open the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
+    """Opens the readable episodes of a damaged source. A context manager: the episodes can be read inside it.
 
     Args:
         **options: Options of `preview_dataset`, such as the mapping of the topics of bags, or how to find the ends of
@@ -113,7 +113,7 @@ def _recover_episodes(path: Path, folder: Path, options: dict, losses: list[str]
 
 
 def check_readable(data: Dataset) -> None:
-    """Raise UserError if a value of any column but images cannot be read, or if a video is too short."""
+    """Raises UserError if a value of any column but images cannot be read, or if a video is too short."""
     for episode in data:
         for name, f in episode.schema.items():
             if f.kind != "image":

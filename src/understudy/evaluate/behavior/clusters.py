@@ -63,7 +63,7 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def find_clusters(points: np.ndarray, max_clusters: int = 8, min_silhouette: float = MIN_SILHOUETTE) -> Clusters:
-    """Cluster points with Ward's method. The result is deterministic.
+    """Clusters points with Ward's method. The result is deterministic.
 
     Args:
         points: The points, (n, D).

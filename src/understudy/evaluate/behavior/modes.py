@@ -71,7 +71,7 @@ def _trajectory_vector(episode: Episode, view: TrajectoryScaling) -> np.ndarray:
 def find_mode_function(
     env: Env | None, episodes: Dataset, demonstrations: Dataset | None, scaling: TrajectoryScaling | None
 ) -> tuple[ModeFunction, int, str] | None:
-    """Find out how to tell which of several ways an episode took.
+    """Finds out how to tell which of several ways an episode took.
 
     Args:
         env: The environment, which may report modes.
@@ -199,7 +199,7 @@ class RepeatedStartsEnv(EnvWrapper):
 
 def rollout_repeated_starts(actor: Actor, env: Env, starts: int, repeats: int, seed: int = 0, *,
                             watch: Callable[[int, Episode], None] = lambda n, e: None) -> Dataset:
-    """Roll each of the first episodes of a seed out several times.
+    """Rolls each of the first episodes of a seed out several times.
 
     A policy without randomness does the same every time.
 

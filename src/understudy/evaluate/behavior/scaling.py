@@ -77,7 +77,7 @@ def evenly_spaced_indices(n: int, max_count: int) -> np.ndarray:
 
 
 def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
-    """Resample rows evenly in time, by linear interpolation.
+    """Resamples rows evenly in time, by linear interpolation.
 
     Args:
         rows: (T, D).

@@ -183,10 +183,9 @@ class Below(Limit):
 def part(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass whose numbers and choices are checked by their types, before `__post_init__` runs.
 
-    A mistake is then refused where it is made, also in a file. A number is inside all limits of its type, such as
-    ``Annotated[float, AtLeast(0), Below(1)]``, and is not NaN. Where the type is `int`, it is whole: neither 2.5 nor
-    2.0 nor True. None is not checked. Of a tuple, every number is, and how many there are, where the type says it. A
-    field with a `Literal` has one of its values. Limits that a base class gives a field hold too.
+    A number must be inside all limits of its type, such as ``Annotated[float, AtLeast(0), Below(1)]``, and must not be
+    NaN. An `int` must be whole: neither 2.5 nor 2.0 nor True. None is not checked. Every number of a tuple is, and its
+    length if the type says it. A field with a `Literal` must have one of its values. Limits of a base class hold too.
 
     A `ConfigError` names the field, what is allowed, and the default or the nearest choice.
 

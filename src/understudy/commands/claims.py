@@ -25,11 +25,12 @@ class ClaimsOptions(TrustOption, JsonOption):
 
     list: all claims with their verdicts. pilot NAME: run one claim with three seeds that never judge, and note how much
     seeds differ. run NAME: run one claim, from where it was stopped. run --all: run the claims that have no record, or
-    whose probe no longer gives the same numbers, the cheapest by its last record first. check [NAME ...]: compare a
-    short probe of each claim with the stored one. The exit status is 3 if a claim is due for a run because its numbers
-    differ. judge [NAME ...]: judge the stored measurements again by the current rules. Nothing
-    runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from its
-    record. table: write the pages of the whole ledger, with and without claims.
+    whose probe no longer gives the same numbers, the cheapest by its last record first.
+
+    check [NAME ...]: compare a short probe of each claim with the stored one. The exit status is 3 if a claim is due
+    for a run because its numbers differ. judge [NAME ...]: judge the stored measurements again by the current rules.
+    Nothing runs. spot-check: run randomly drawn claims again in full. The exit status is 3 if a verdict differs from
+    its record. table: write the pages of the whole ledger, with and without claims.
     """
 
     subcommand: Annotated[

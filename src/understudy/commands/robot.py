@@ -42,9 +42,11 @@ class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions)
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each
     servo of a new arm its id. calibrate: calibrate the arm of --robot or --teleop. teleoperate: move the robot without
-    recording. check: compare the calibration in the servos with its file, and with the positions that were recorded;
-    exit status 3 if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate:
-    emulate the servos of an arm on a pseudo-terminal, to try the other commands without hardware.
+    recording.
+
+    check: compare the calibration in the servos with its file, and with the positions that were recorded; exit status 3
+    if something differs. release: switch the torque of the arms of --robot and --teleop off. emulate: emulate the
+    servos of an arm on a pseudo-terminal, to try the other commands without hardware.
 
     No command has been tried on real hardware yet, only on emulated servos.
     """

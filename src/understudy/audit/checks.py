@@ -21,7 +21,7 @@ from ..data import video
 from ..data.episode import Dataset, Episode, EpisodeList, interrupted_episodes
 from ..data.formats.column_names import format_list
 from ..data.formats.describe import episode_tasks
-from ..data.formats.key_map import Doubt
+from ..data.formats.key_map import MisreadingWarning
 from ..data.image_layout import image_layout_problem
 from ..data.operations import LONG_STEP
 from ..data.sources import camera_names
@@ -341,7 +341,8 @@ def check_success(data: Dataset) -> Iterator[Finding]:
 def reader_warnings(data: Dataset) -> Iterator[Finding]:
     """Warnings of the reader about how it read the data. Other checks find what is wrong in the files."""
     for text in data.metadata.get("warnings", ()):
-        yield Finding("reader", "warning" if isinstance(text, Doubt) else "note", text, "see the page on formats")
+        level = "warning" if isinstance(text, MisreadingWarning) else "note"
+        yield Finding("reader", level, text, "see the page on formats")
 
 
 def check_metadata(data: Dataset) -> Iterator[Finding]:

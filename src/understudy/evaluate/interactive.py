@@ -1,8 +1,8 @@
 """Evaluation by a person: blind trials on a real robot in random order, until the result is clear.
 
-A `TrialDesign` defines the question. A `Session` is the state of the evaluation and a value. Everything that happens is
-an event, a small JSON object: `design.update(session, event)` returns the next session. `TrialLog` writes each event to
-disk before the next trial starts, so that an interrupted evaluation can continue.
+A `TrialDesign` defines the question. A `TrialSession`, a value, is the state of the evaluation. Each event is a small
+JSON object, and `design.update(session, event)` returns the next session. `TrialLog` writes each event to disk before
+the next trial starts, so that an interrupted evaluation can continue.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Session:
+class TrialSession:
     """The state of an evaluation."""
 
     rounds: tuple[Round, ...] = ()  # complete ones
@@ -87,8 +87,8 @@ class TrialDesign:
             raise UserError(f"at least two different labels are needed, not {', '.join(self.labels) or 'none'}",
                             where="labels", hint="worst first, success last: failure, grasped, success")
 
-    def start(self) -> Session:
-        return Session(discarded=(0,) * len(self.policies))
+    def start(self) -> TrialSession:
+        return TrialSession(discarded=(0,) * len(self.policies))
 
     def policy_order(self, draw: int) -> tuple[int, ...]:
         """Indices of the policies in the order of the trials of this round. It depends on the names of the policies, so
@@ -98,16 +98,16 @@ class TrialDesign:
         coin = uniform(keys(int.from_bytes(salt[:6]), [draw]), torch.zeros(1, dtype=torch.int64), (len(self.policies),))
         return tuple(coin[0].argsort().tolist())
 
-    def current_policy(self, session: Session) -> int:
+    def current_policy(self, session: TrialSession) -> int:
         """Index of the policy of the current or next trial."""
         return self.policy_order(session.current_round.index)[len(session.current_round.labels)]
 
-    def current_trial(self, session: Session) -> Trial:
+    def current_trial(self, session: TrialSession) -> Trial:
         """The current or next trial."""
         return Trial(session.n_trials + (not session.is_running), len(session.rounds) + 1,
                      keys(self.seed, [session.current_round.index]))
 
-    def next_event(self, session: Session) -> Literal["begin", "label", "end", "over"]:
+    def next_event(self, session: TrialSession) -> Literal["begin", "label", "end", "over"]:
         """What comes next: a trial, its label, the end (if the result is clear), or nothing."""
         if session.is_over:
             return "over"
@@ -115,7 +115,7 @@ class TrialDesign:
             return "label"
         return "end" if not session.current_round.labels and self.verdict(session) is not None else "begin"
 
-    def update(self, session: Session, event: Mapping[str, Any]) -> Session:
+    def update(self, session: TrialSession, event: Mapping[str, Any]) -> TrialSession:
         """The session after an event.
 
         Args:
@@ -178,13 +178,13 @@ class TrialDesign:
             "seed": self.seed,
         }
 
-    def _add_labels(self, s: Session, labels: tuple[str, ...]) -> Session:
+    def _add_labels(self, s: TrialSession, labels: tuple[str, ...]) -> TrialSession:
         now = replace(s.current_round, labels=labels)
         if len(labels) < len(self.policies):
             return replace(s, current_round=now)
         return replace(s, rounds=(*s.rounds, now), current_round=Round(now.index + 1))
 
-    def _discard(self, s: Session, trials: int) -> Session:
+    def _discard(self, s: TrialSession, trials: int) -> TrialSession:
         """Discards the last trials of the current round."""
         order, after = self.policy_order(s.current_round.index), len(s.current_round.labels) + s.is_running
         redone = order[after - trials:after]
@@ -192,23 +192,23 @@ class TrialDesign:
 
     # -- results ---------------------------------------------------------------------------------------------
 
-    def complete_rounds(self, session: Session) -> list[tuple[str, ...]]:
+    def complete_rounds(self, session: TrialSession) -> list[tuple[str, ...]]:
         """For each complete round, the label of every policy, in the order of `policies`."""
         return [tuple(r.labels[self.policy_order(r.index).index(i)] for i in range(len(self.policies)))
                 for r in session.rounds]
 
-    def test_state(self, session: Session) -> dict[str, int]:
+    def test_state(self, session: TrialSession) -> dict[str, int]:
         """The state of the test after the complete rounds."""
         state = self.test.start()
         for labels in self.complete_rounds(session):
             state = self.test.update(state, *(label == self.labels[-1] for label in labels))
         return state
 
-    def verdict(self, session: Session) -> str | None:
+    def verdict(self, session: TrialSession) -> str | None:
         """The verdict of the test on complete rounds. None while it is not clear."""
         return self.test.verdict(self.test_state(session))
 
-    def result(self, session: Session) -> dict[str, Any]:
+    def result(self, session: TrialSession) -> dict[str, Any]:
         """The complete result as JSON, with the names of the policies. Every interval is valid at any moment."""
         each, state = self.complete_rounds(session), self.test_state(session)
         policies = []

@@ -90,7 +90,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
             time.sleep(0.01)
         return write(handle, data)
     monkeypatch.setattr(journal.os, "write", stuck)
-    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, min_free_bytes=60)  # 12 bytes a step
+    r = Recorder(SCHEMA, tmp_path / "d", fps=10, clock=None, max_queued_bytes=60)  # 12 bytes a step
     kept = [r.step(*told(0, t)) for t in range(10)]  # a step that waited for the disk would wait for ever
     assert kept == [True] * 5 + [False] * 5
     slow[0] = False
@@ -100,7 +100,7 @@ def test_steps_that_find_no_room_are_dropped_and_leave_a_gap(tmp_path, monkeypat
     assert holds(episode, 0, 5) and episode.metadata["dropped"] == 5
     slow[0] = True
     # 20 bytes a step
-    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), min_free_bytes=75)
+    r = Recorder({**SCHEMA}, tmp_path / "timed", fps=10, clock=lambda: float(len(at)), max_queued_bytes=75)
     at: list[bool] = []
     for t in range(5):
         at.append(r.step(*told(0, t)))

@@ -20,7 +20,7 @@ from .. import cache
 from ..episode import ColumnSource, Dataset
 from . import message_logs as streams
 from . import topic_mapping as maps
-from .key_map import Doubt, metadata
+from .key_map import MisreadingWarning, metadata
 from .message_logs import MessageLog
 from .topic_mapping import ColumnMapping, TopicMapping
 
@@ -379,7 +379,7 @@ class BagSource(ColumnSource):
             return
         changes = np.diff(stamps)
         if (changes < 0).any():
-            self.warnings.append(Doubt(
+            self.warnings.append(MisreadingWarning(
                 f"{log.path.name}: messages of {topic} that are stamped before the one that they follow: "
                 f"{(changes < 0).sum()}, by up to {-changes.min() / 1e9:.3g} s; they are put in order. If a clock was "
                 "set back there, rows from before and after it are mixed"))
@@ -400,7 +400,7 @@ class BagSource(ColumnSource):
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]
         headed = max(offsets, key=lambda topic: abs(offsets[topic]), default="")
         if logged and len(ticks) > 1 and abs(late := offsets[headed]) > np.median(np.diff(ticks)) / 2e9:
-            self.warnings.append(Doubt(
+            self.warnings.append(MisreadingWarning(
                 f"{log.path.name}: messages of {', '.join(logged)} are joined by the times logged, but those of "
                 f"{headed} by header stamps, {abs(late):.3g} s {'after' if late > 0 else 'before'} the times logged; "
                 "\"stamp\": \"log\" in the mapping joins all by those"))

@@ -27,9 +27,9 @@ KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "terminals": "next
               reserved=frozenset({"observations", "next_observations", "infos", "metadata", "virtual", "actions",
                                   "rewards", "terminals", "timeouts"}))
 _FLAGS = ("terminals", "timeouts")
-_LOOKED = 4096  # rows in which next_observations is compared with observations
+_N_COMPARED_ROWS = 4096  # rows in which next_observations is compared with observations
 _TEXT_ROWS = 8192  # rows of text that are read at a time
-_SMALL = 1000  # largest number of values of an array that is kept as metadata
+_MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept as metadata
 
 
 class D4rlSource(ChunkedSource):
@@ -66,7 +66,7 @@ class D4rlSource(ChunkedSource):
         file_metadata = {}
         for key in [k for k in arrays if k.startswith(("metadata/", "virtual/"))]:
             array = arrays.pop(key)
-            if key.startswith("metadata/") and array.size <= _SMALL and (
+            if key.startswith("metadata/") and array.size <= _MAX_METADATA_VALUES and (
                     hdf5.is_text(array) or array.dtype.kind in "biuf"):
                 file_metadata[key[9:]] = hdf5.to_json_value(array[()], f"{self.path}, {key}")
             else:
@@ -132,7 +132,7 @@ class D4rlSource(ChunkedSource):
         if (now.shape, hdf5.is_text(now)) != (after.shape, hdf5.is_text(after)):
             raise UserError(f"the shape is {after.shape}, but observations has {now.shape}", where=location,
                             hint="correct the array, or remove it")
-        n = min(steps, _LOOKED)
+        n = min(steps, _N_COMPARED_ROWS)
         observations, next_observations = (hdf5.read_rows(a, 0, n, location) for a in (now, after))
         within = np.ones(n, bool)
         within[(self._begin + self.lengths - 1)[self._begin + self.lengths - 1 < n]] = within[-1] = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...core import DataError, UserError, role, unknown_name
 from ..episode import ColumnSource, Dataset, episode_starts
-from .key_map import Doubt
+from .key_map import MisreadingWarning
 
 _NOT_SECONDS = 60  # between steps: times that are farther apart are milliseconds or nanoseconds
 EPISODE_COLUMNS = ("episode", "episode_index", "episode_id")
@@ -27,7 +27,7 @@ def cut_table(source: ColumnSource, path: Path, name: str | None = None) -> Data
         raise unknown_boundary("episode", name, source.schema)
     name = name or next((n for n in EPISODE_COLUMNS if n in source.schema and not source.schema[n].shape), None)
     if name is None:
-        warnings = [*source.metadata.get("warnings", ()), *map(Doubt, _several_episodes(source))]
+        warnings = [*source.metadata.get("warnings", ()), *map(MisreadingWarning, _several_episodes(source))]
         return Dataset(source, {**source.metadata, "warnings": warnings})
     steps = int(source.lengths[0])
     if any(int(source.rows(n)[0]) != steps for n in source.schema):

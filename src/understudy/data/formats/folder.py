@@ -30,7 +30,7 @@ from ..sources import MemmapSource
 from . import sidecar
 from .column_names import FLAG_COLUMNS, format_list, number_sort_key, standard_name, text_column
 from .episode_table import cut_table, frame_rate
-from .key_map import Doubt, checked_rate, common_arrays, metadata
+from .key_map import MisreadingWarning, checked_rate, common_arrays, metadata
 from .npz_arrays import NpzArrays
 from .read_errors import damaged, first_true, read_json_object
 from .sidecar import ColumnEncoding, FormatCapability
@@ -145,7 +145,7 @@ class FolderSource(MemmapSource):
                             where=self.path, hint="take what is missing from a copy, or correct dataset.json")
         files = self.path.iterdir() if self.path.is_dir() else ()
         if videos := sorted(p.name for p in files if p.suffix.lower() in _VIDEOS):
-            self.metadata["warnings"].append(Doubt(
+            self.metadata["warnings"].append(MisreadingWarning(
                 f"the videos are not read: {format_list(videos, 3)}. Frames are read from "
                 f"{self.files[0].stem}/CAMERA/*.png or .jpg"))
         if len(set(numbers)) == len(numbers) and numbers != list(range(numbers[0], numbers[0] + len(numbers))):

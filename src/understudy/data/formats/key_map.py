@@ -124,7 +124,7 @@ def describe_kind(alike: Any) -> str:
     return " ".join(map(str, alike)) if isinstance(alike, tuple) else str(alike)
 
 
-class Doubt(str):
+class MisreadingWarning(str):
     """A warning of a reader that it may misread the data. Other warnings tell what was left out or corrected."""
 
 

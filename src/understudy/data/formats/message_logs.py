@@ -242,35 +242,35 @@ class McapLog(MessageLog):
         cut = []
         for file in self.files:
             with _readable(file):
-                truncation = self._look(file)
+                truncation = self._scan_file(file)
             if truncation:
                 cut.append(f"{file.name} {truncation}")
         self.truncation = "; ".join(cut)
 
-    def _look(self, file: Path) -> str:
+    def _scan_file(self, file: Path) -> str:
         """What is in a file, by its summary if that is whole, else by all of it; how it was cut, if it was."""
         summary = self._summary(file)
         self._indexed[file] = summary is not None
         if summary is not None:
             counts = summary.statistics.channel_message_counts
             for number, channel in summary.channels.items():
-                self._add(summary.schemas.get(channel.schema_id), channel, counts.get(number, 0))
+                self._add_topic(summary.schemas.get(channel.schema_id), channel, counts.get(number, 0))
             if summary.metadata_indexes:
                 from mcap.reader import make_reader
 
                 with open(file, "rb") as handle:
-                    self._keep({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
+                    self._add_metadata({m.name: m.metadata for m in make_reader(handle).iter_metadata()})
             return ""
         state = McapStream()
         for schema, channel, _ in state.records(file):
-            self._add(schema, channel, 1)
+            self._add_topic(schema, channel, 1)
         for channel in state.channels.values():
             if channel.topic not in self.types:
-                self._add(state.schemas.get(channel.schema_id), channel, 0)
-        self._keep(state.metadata)
+                self._add_topic(state.schemas.get(channel.schema_id), channel, 0)
+        self._add_metadata(state.metadata)
         return state.cut
 
-    def _keep(self, records: Mapping[str, Mapping[str, str]]) -> None:
+    def _add_metadata(self, records: Mapping[str, Mapping[str, str]]) -> None:
         self.metadata.update({n: r for n, r in records.items() if n != "rosbag2"})  # metadata.yaml once more
 
     @staticmethod
@@ -289,7 +289,7 @@ class McapLog(MessageLog):
         whole = all(c is not None and (c.schema_id == 0 or c.schema_id in summary.schemas) for c in channels)
         return summary if whole else None
 
-    def _add(self, schema, channel, count: int) -> None:
+    def _add_topic(self, schema, channel, count: int) -> None:
         topic = channel.topic
         self.types.setdefault(topic, schema.name if schema else channel.message_encoding)
         self.counts[topic] = self.counts.get(topic, 0) + count

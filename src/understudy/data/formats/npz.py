@@ -270,7 +270,7 @@ def rename_hint(keys: Iterable[str]) -> str:
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
-_TAKEN = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
+_RESERVED_KEYS = {*KEYS.columns, "episode_ends", "next_observations", "fps"}
 _PLAIN = {bool: "?", int: "<i8", float: "<f8", str: None}  # dtypes of metadata
 
 
@@ -278,7 +278,7 @@ def capability(data: Dataset) -> FormatCapability:
     """Returns what the format stores of these data."""
     lengths, columns = data.lengths, {}
     for name, f in data.features().items():
-        is_free = name in KEYS.columns.values() or name not in _TAKEN and is_storable_key(name)
+        is_free = name in KEYS.columns.values() or name not in _RESERVED_KEYS and is_storable_key(name)
         if not f.size or not is_free or not is_plain_flag(data, name):
             continue
         shape = () if name.startswith("next.") and f.shape == (1,) else f.shape
@@ -293,7 +293,7 @@ def _metadata_arrays(data: Dataset, columns) -> dict[str, np.ndarray]:
     if len(data) == data.steps:
         return {}
     out = {key: np.array(values, _PLAIN[type(values[0])]) for key, values in sidecar.plain_metadata(data).items()
-           if key not in _TAKEN and key not in columns and is_storable_key(key)}
+           if key not in _RESERVED_KEYS and key not in columns and is_storable_key(key)}
     return {k: v for k, v in out.items() if v.tolist() == [e.metadata[k] for e in data]}
 
 

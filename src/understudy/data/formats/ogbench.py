@@ -25,8 +25,8 @@ FORMAT_KEY = "format"
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "masks": "masks"}, observation="observations",
               separator="")
 _OF_STEPS = tuple(KEYS.columns.values())  # the other columns have a row after the last action
-_TAKEN = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends", "timeouts",
-          "next_observations", FORMAT_KEY, *KEYS.columns}
+_RESERVED_KEYS = {"observation.state", "observation.images.image", "observations", "terminals", "episode_ends",
+                  "timeouts", "next_observations", FORMAT_KEY, *KEYS.columns}
 
 
 def is_ogbench(keys: Iterable[str]) -> bool:
@@ -105,7 +105,7 @@ def capability(data: Dataset) -> FormatCapability:
             if _is_time_limit_only(data, name):
                 columns[name] = ColumnEncoding(name, "bool", ())
         elif (
-            name not in _TAKEN
+            name not in _RESERVED_KEYS
             and is_storable_key(name)
             and f.kind != "string"
             and (data.rows(name) > lengths).all()

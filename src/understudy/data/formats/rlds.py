@@ -141,7 +141,7 @@ class RldsSource(MemmapSource):
             raise damaged("there are no episodes", path)
         self._count(leaves)
         self._assign_features(leaves, warnings)
-        self._doubts(warnings, [leaf.key for leaf in described])
+        self._warn_of_doubts(warnings, [leaf.key for leaf in described])
         self.metadata = metadata("rlds", path, warnings, str(self._info.get("version", "")))
 
     # -- where the records are --------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class RldsSource(MemmapSource):
         self._leaf: dict[str, TfdsFeature] = {}
         keys: dict[str, str] = {}
         self._meta_leaves = [leaf for leaf in leaves if not leaf.is_step_feature and leaf.kind != "image"]
-        self._ends = any(leaf.key == _TERMINAL.key for leaf in leaves)
+        self._has_end_flags = any(leaf.key == _TERMINAL.key for leaf in leaves)
         for leaf in leaves:
             if not leaf.is_step_feature or leaf.key in _FIRST_AND_LAST:
                 continue
@@ -215,7 +215,7 @@ class RldsSource(MemmapSource):
                 continue
             add_column(keys, column, leaf.key, self.path / "features.json")
             self.schema[column], self._leaf[column] = sized_leaf.feature, sized_leaf
-        if self._ends:
+        if self._has_end_flags:
             self.schema["next.terminated"] = self.schema["next.truncated"] = Feature("bool", ())
         self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
 
@@ -236,7 +236,7 @@ class RldsSource(MemmapSource):
         frame = self._unchecked_record(e)[leaf.key].first()
         return replace(leaf, shape=video.decode_image(frame, channels, f"{self._where(e, leaf.key)}, frame 0").shape)
 
-    def _doubts(self, warnings, described):
+    def _warn_of_doubts(self, warnings, described):
         """What the flags, the last actions and the names of what is recorded say."""
         inconsistent_episodes, ends_in_zeros, has_motion, keys = [], True, False, set()
         actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
@@ -271,10 +271,10 @@ class RldsSource(MemmapSource):
                 yield name, int(self._first[name][e]), self._numbers(name, e)
 
     def _numbers(self, name, e) -> np.ndarray:
-        if name in ("next.terminated", "next.truncated") and self._ends:
+        if name in ("next.terminated", "next.truncated") and self._has_end_flags:
             ends = self._tensor(_TERMINAL, e).astype(bool)
             ends = np.append(ends[:-2], ends[-1]) if self._shift else ends  # the last step says how it ended
-            return _truncated(ends) if name == "next.truncated" else ends
+            return _truncation_flags(ends) if name == "next.truncated" else ends
         values = self._tensor(self._leaf[name], e)
         return values[: int(self.rows(name)[e])]
 
@@ -641,7 +641,7 @@ def capability(data: Dataset) -> FormatCapability:
 
 
 def _plan(data: Dataset) -> _StoragePlan:
-    features, ends = data.features(), _ends(data)
+    features, ends = data.features(), _has_standard_end_flags(data)
     leaves = {}
     actions = {n: f for n, f in features.items() if role(n) == "action" and f.size and f.kind != "string"}
     if "action" in actions:
@@ -676,16 +676,16 @@ def _step_feature(f: Feature, key: str) -> TfdsFeature:
     return TfdsFeature(key, "tensor", f.dtype, f.shape, "none" if f.dtype in _AS_LISTS else "bytes")
 
 
-def _ends(data) -> bool:
+def _has_standard_end_flags(data) -> bool:
     """Whether the flags are those that RLDS can say: an episode that did not terminate was truncated at its end."""
     names, features = ("next.terminated", "next.truncated"), data.features()
     if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
         return False
     flags = ((np.asarray(e.steps[n])[: len(e)] for n in names) for e in data)
-    return all(np.array_equal(cut, _truncated(ended)) for ended, cut in flags)
+    return all(np.array_equal(cut, _truncation_flags(ended)) for ended, cut in flags)
 
 
-def _truncated(ends: np.ndarray) -> np.ndarray:
+def _truncation_flags(ends: np.ndarray) -> np.ndarray:
     """The flags next.truncated of an episode, from its flags next.terminated."""
     return (np.arange(len(ends)) == len(ends) - 1) & ~ends
 

@@ -28,10 +28,10 @@ from .sidecar import FormatCapability
 
 KEYS = KeyMap({"actions": "action", "rewards": "next.reward", "dones": "next.done", "ep_meta": "task"}, group="obs/",
               reserved=frozenset({"obs", "next_obs", "actions", "rewards", "dones", "ep_meta"}))
-_TAKEN = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # metadata keys that are stored in another way
-_SMALL = 1000  # largest number of values of an array without a row per step that is kept as metadata
-_AHEAD = 64  # number of demos whose metadata are read at once
-_LOOKED = 64  # demos in which next_obs is compared with obs
+_RESERVED_METADATA = {"demo", "masks", "num_samples", "ep_meta", "env_args"}  # stored in another way
+_MAX_METADATA_VALUES = 1000  # largest number of values of an array without a row per step that is kept as metadata
+_METADATA_BATCH = 64  # number of demos whose metadata are read at once
+_N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
 class RobomimicSource(ChunkedSource):
@@ -87,7 +87,7 @@ class RobomimicSource(ChunkedSource):
         for key, array in arrays.items():
             own = key in ("actions", "rewards", "dones", "states") or key.startswith(("obs/", "next_obs/"))
             if not own and (not array.shape or array.shape[0] != steps):
-                if array.size > _SMALL:
+                if array.size > _MAX_METADATA_VALUES:
                     warnings.append(f"{demo}/{key}: {array.shape}, not a row for each of {steps} steps: left out")
                 else:
                     small.append(key)
@@ -120,7 +120,7 @@ class RobomimicSource(ChunkedSource):
 
     def _check_next_obs(self, files, stored, warnings):
         """Whether next_obs is the next row of obs, by the last of its rows that has one."""
-        for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_LOOKED]:
+        for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_N_COMPARED_DEMOS]:
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
                     location = f"{self.path}, data/{demo}"
@@ -181,7 +181,7 @@ class RobomimicSource(ChunkedSource):
         # some at once, and once: opening the file takes as long as their numbers
         if episode not in self._episode_metadata:
             with hdf5.OpenFiles() as files:
-                for e in range(episode, min(episode + _AHEAD, len(self.demos))):
+                for e in range(episode, min(episode + _METADATA_BATCH, len(self.demos))):
                     self._episode_metadata[e] = self._read_metadata(files, e)
         return self._episode_metadata[episode]
 
@@ -274,7 +274,7 @@ def write(data: Dataset, path: Path) -> None:
 def _put(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
-    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _TAKEN))
+    hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _RESERVED_METADATA))
     ep_meta = dict(e.metadata["ep_meta"]) if "ep_meta" in holds.metadata_keys and "ep_meta" in e.metadata else {}
     for name, key in keys.items():
         column = e.steps[name]
@@ -312,7 +312,7 @@ def _plan(data: Dataset) -> _StoragePlan:
             return name
         return KEYS.key(name, f)
 
-    holds, keys = hdf5.plan(data, KEYS, _TAKEN, key, lambda k: k.startswith("obs/"), {"next.done"})
+    holds, keys = hdf5.plan(data, KEYS, _RESERVED_METADATA, key, lambda k: k.startswith("obs/"), {"next.done"})
     if "action" not in keys:
         raise UserError(f"robomimic needs a column action; there are {', '.join(data.features())}", where="robomimic",
                         hint="choose another format, or name the column action")

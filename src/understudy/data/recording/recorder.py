@@ -40,7 +40,7 @@ from .encoder import WAIT, Backlog, Encoder, Report
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
 SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together
-MIN_FREE_BYTES = 512 * 2**20  # bytes that may wait in memory for a disk that is slow
+MAX_QUEUED_BYTES = 512 * 2**20  # bytes that may wait in memory for a slow disk
 MAX_BACKLOG_BYTES = 32 * 2**30  # bytes of finished episodes that may wait for the encoder
 MIN_FREE_DISK = 512 * 2**20  # bytes of the disk that stay free: `repair` needs some of them
 ENCODER_THREADS = 1  # for each camera; cameras are encoded together
@@ -53,8 +53,8 @@ Values = Mapping[str, Any]
 class Recorder:
     """Records episodes step by step into a LeRobot data set, which is created or extended.
 
-    A step costs the control loop a copy of its arrays. If the disk is so slow that `min_free_bytes` are waiting, steps
-    are dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
+    A step costs the control loop a copy of its arrays. If `max_queued_bytes` wait for a slow disk, further steps are
+    dropped: `step` returns False, the timestamps show the gap, and the metadata "dropped" of the episode counts the
     lost steps. "late" counts the steps that were late by more than half a period.
 
     The encoder may fall behind. If finished episodes of more than `max_backlog_bytes` wait for it, `end` waits too. If
@@ -83,7 +83,7 @@ class Recorder:
         images: How frames are stored in the end, as in `lerobot.write`. The journal stores them without loss.
         on_saved: Called from another thread with the number of each episode, counted from 0, as soon as it would
             survive a power cut.
-        min_free_bytes: Bytes that may wait in memory for the disk.
+        max_queued_bytes: Bytes that may wait in memory for the disk.
         max_backlog_bytes: Bytes of finished episodes that may wait on the disk for the encoder.
         show: Shows one line of text, about twice a second, while something waits for the encoder.
 
@@ -102,7 +102,7 @@ class Recorder:
     def __init__(self, schema: Schema, path: str | Path, *, fps: float | None = None, robot_type: str | None = None,
                  clock: Callable[[], float] | None = time.perf_counter, metadata: Mapping[str, Any] | None = None,
                  images: Literal["video", "av1", "h264", "png"] = "video",
-                 on_saved: Callable[[int], None] = lambda number: None, min_free_bytes: int = MIN_FREE_BYTES,
+                 on_saved: Callable[[int], None] = lambda number: None, max_queued_bytes: int = MAX_QUEUED_BYTES,
                  require_observation: bool = True, max_backlog_bytes: int = MAX_BACKLOG_BYTES,
                  show: Callable[[str], None] = lambda text: None):
         self.path, self.fps, self.clock, self.metadata = Path(path), fps, clock, dict(metadata or {})
@@ -115,7 +115,7 @@ class Recorder:
         _check_readable(self.schema, require_observation)
         whole = {**self.schema, **({"timestamp": Feature("float32", ())} if clock is not None else {})}
         self._written_schema = {**self.schema, **({"timestamp": Feature("float64", ())} if clock is not None else {})}
-        self._on_saved, self._min_free_bytes = on_saved, min_free_bytes
+        self._on_saved, self._max_queued_bytes = on_saved, max_queued_bytes
         self.max_backlog_bytes, self._show = max_backlog_bytes, show
         self._create_dataset(whole, robot_type, images)
         self._lock = _lock_recording(self.path)
@@ -181,7 +181,7 @@ class Recorder:
             values["timestamp"], self._last_time, self._has_last_time = np.float64(now - self._first_time), now, True
         parts = journal.pack_row(self._written_schema, values)
         size = sum(map(len, parts))
-        if self._queued_bytes + size > self._min_free_bytes:
+        if self._queued_bytes + size > self._max_queued_bytes:
             self._dropped += 1
             return False
         self._put(b"S", parts, size)

@@ -262,7 +262,7 @@ def test_shorter_words_of_an_environment_reach_a_served_policy(call, tmp_path):
 
 def test_words_that_are_missing_or_too_many(call, told, place, tmp_path):
     run, two = told / "run", told / "two.npz"
-    refused(call("eval", run, "fork", "--episodes", 2), "--task: expected the task in words", "--task 'WORDS'")
+    refused(call("eval", run, "fork", "--episodes", 2), " reads the task in words, but none is given", "--task 'WORDS'")
     refused(call("eval", place / "a", "fork", "--episodes", 2, "--task", "go"), "trained without words", "--language")
     kept = ["eval", run, "fork", "--episodes", 2, "--device", "cpu", "--save", told / "kept", "--task"]
     assert call(*kept, LEFT)[0] == 0

@@ -346,7 +346,7 @@ def test_options_of_theirs_arrive(theirs):
     ("theirs_envs:instance", "'instance' in theirs_envs is not a function or class, but Theirs"),
     ("theirs_envs:nothing", "theirs_envs has no function 'nothing'"),
     ("theirs_envs:again", "returned the same one again"),
-    ("theirs_envs:OldReset", r"expected reset\(\*, seed, options\), found reset\(\)"),
+    ("theirs_envs:OldReset", r"it has reset\(\), not reset\(\*, seed, options\)"),
     ("theirs_envs:AlmostOld", r"reset must return \(observation, info\)"),
     ("theirs_envs:OldStep", "step must return 5 values, but returned 4"),
     ("OldStep-v0", "step must return 5 values, but returned 4")])

@@ -199,10 +199,10 @@ def test_who_sees_where_things_are_keeps_succeeding(name, kind):
     ("weak", 1.1), ("dropped", 1.1), ("dropped", math.nan), ("slow", 0.5), ("slow", -1), ("slow", math.nan)])
 def test_a_level_that_cannot_be_is_refused(kind, severity):
     env, shift = make("fork", 2), kinds("fork")[kind]
-    with pytest.raises(UserError, match=rf"{kind}.*(expected a level|which is not)"):
+    with pytest.raises(UserError, match=rf"{kind}.*(the level must be|which is not)"):
         shift.actor(env.expert(), severity)
         shift.world(env, severity)
-    with pytest.raises(UserError, match=r"'start' of push.*from 0 to 0.08, found 0.1"):
+    with pytest.raises(UserError, match=r"'start' of push.*from 0 to 0.08, not 0.1"):
         kinds("push")["start"].world(make("push", 1), 0.1)
 
 

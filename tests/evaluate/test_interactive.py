@@ -360,7 +360,7 @@ def test_bad_input_at_the_table(call, place, tmp_path):
     refused(["good", "--interactive", "--against", "good/best", *save], "the same")
     refused(["good", "--interactive", "--against", "nowhere", *save], "nowhere: there is no policy")
     refused(["good", "--interactive", "--threshold", 0.5, "--labels", "a", "a", *save], "different labels")
-    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "labels of one word")
+    refused(["good", "--interactive", "--threshold", 0.5, "--labels", "1", "2", *save], "a label must be one word")
     refused(["good", "--interactive", "--threshold", 0.5, "--episodes", 2, *save], "at least", "2 episodes are too few")
     assert not (tmp_path / "t.jsonl").exists()
     for loop, words in (("broken", "KeyError"), ("strange", "returned 7")):

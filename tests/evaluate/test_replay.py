@@ -147,14 +147,14 @@ def test_what_cannot_be_replayed_says_why(data):
             replay(Dataset([Episode({"action": e.steps["action"]}, meta) for e in data]), Bare())
         assert str(error.value) == (
             f"data set, episode 0: the episode does not say how it began in bare (no {lacks}), and that environment "
-            "cannot be put into a recorded state\n  -> keep the facts 'env', 'seed' and 'number' of each episode "
+            "cannot be put into a recorded state\n  -> keep the metadata 'env', 'seed' and 'number' of each episode "
             "(docs/formats.md), as understudy record does")
     with pytest.raises(UserError, match="bare cannot be put into a recorded state"):
         replay(acted, Bare(), state=True)
     with pytest.raises(UserError, match="there is no episode 8; the last one is 7"):
         replay(data, Fork(4), [1, 8])
     ours = Dataset([Episode(dict(e.steps), {**e.metadata, "env": "bare"}) for e in data])
-    with pytest.raises(UserError, match=r"'observation.state' of shape \(1,\), as in bare, found \(2,\)\n  -> rep"):
+    with pytest.raises(UserError, match=r"'observation.state' has the shape \(2,\), but \(1,\) in bare\n  -> rep"):
         replay(ours, Bare())
     same = Dataset([Episode({"action": e.steps["action"]}, {**e.metadata, "env": "bare"}) for e in data])
     replayed = replay(same, Bare())
@@ -193,9 +193,9 @@ def test_an_environment_of_other_shapes_names_the_one_it_was_recorded_in(data, t
     for state in (False, True):
         with pytest.raises(UserError) as error:
             replay(stored, Push(2), state=state)
-        assert str(error.value) == (f"{tmp_path / 'd'}: expected 'observation.state' of shape (8,), as in push, found "
-                                    f"(2,)\n  -> replay it in the environment it was recorded in: understudy replay "
+        assert str(error.value) == (f"{tmp_path / 'd'}: 'observation.state' has the shape (2,), but (8,) in push"
+                                    f"\n  -> replay it in the environment it was recorded in: understudy replay "
                                     f"{tmp_path / 'd'} fork")
     wide = Dataset([e.replace({"action": np.zeros((len(e), 3), np.float32)}) for e in data])
-    with pytest.raises(UserError, match=r"data set: expected 'action' of shape \(2,\), as in fork, found \(3,\)"):
+    with pytest.raises(UserError, match=r"data set: 'action' has the shape \(3,\), but \(2,\) in fork"):
         replay(wide, Fork(2))

@@ -206,14 +206,14 @@ def test_workers_change_nothing(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("args", "message"), [
-    (["--shifts", "wind"], "--shifts: expected one of start, gust.*found 'wind'"),
-    (["--levels", "gust"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=0,1"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=2,1"], "--levels: expected KIND=L,L"),
-    (["--levels", "gust=nan"], "--levels: expected KIND=L,L"),
-    (["--levels", "delay=1.5"], "'delay' of fork: expected a level that is a whole number"),
+    (["--shifts", "wind"], "--shifts: there is no shift 'wind'; there are start, gust"),
+    (["--levels", "gust"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=0,1"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=2,1"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "gust=nan"], "--levels: levels must be KIND=L,L"),
+    (["--levels", "delay=1.5"], "'delay' of fork: the level must be a whole number"),
     (["--levels", "dropped=2"], "'dropped': the probability is 2, which is not between 0 and 1"),
-    (["--shifts", "gust", "--levels", "noise=1"], "--levels: expected levels of gust, found some of 'noise'"),
+    (["--shifts", "gust", "--levels", "noise=1"], "--levels: these are levels of 'noise', which is not tested"),
     (["--episodes", "0"], "--episodes: must be at least 1"), (["--seed", "-1"], "--seed: must be at least 0")])
 def test_what_cannot_be_is_said_before_anything_is_run(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

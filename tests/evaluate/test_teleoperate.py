@@ -113,7 +113,7 @@ def test_a_gamepad_scales_its_sticks_and_knows_when_it_is_gone(tmp_path):
         os.close(write)
         with pytest.raises(UserError, match="the gamepad is gone"):
             pad.read()
-    with pytest.raises(UserError, match="expected a gamepad"):
+    with pytest.raises(UserError, match="there is no gamepad"):
         Gamepad(path=tmp_path / "js0")
 
 

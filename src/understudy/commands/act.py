@@ -84,9 +84,9 @@ def main(args: list[str]) -> None:
         stack.enter_context(robot)
         recorder = None
         if o.out is not None:
-            facts = {**robot.facts(), "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
+            metadata = {**robot.episode_metadata(), "by": by, "seed": o.seed, **({"task": o.task} if o.task else {})}
             recorder = stack.enter_context(Recorder(robot.schema, o.out, fps=fps, robot_type=robot.name,
-                                                    metadata=facts))
+                                                    metadata=metadata))
         total, n_counted = _run_episodes(o, robot, actor, detector, recorder, fps, show, out)
     if n_counted > 1:
         out.print(f"{n_counted} episodes: {total}")

@@ -67,7 +67,7 @@ class ClaimsOptions(TrustOption, JsonOption):
 def main(args: list[str]) -> None:
     o = parse(ClaimsOptions, "claims", args)
     if o.subcommand == "run" and bool(o.name) == o.all:
-        raise UserError("expected a claim's name or --all" + (", found both" if o.all else ", found neither"),
+        raise UserError("give a claim's name or --all" + (", not both" if o.all else ""),
                         where="understudy claims run", hint="understudy claims list names them")
     if o.subcommand == "pilot" and len(o.name) != 1 or o.subcommand == "run" and len(o.name) > 1:
         raise UserError(f"understudy claims {o.subcommand} takes one name", where=" ".join(o.name) or None,

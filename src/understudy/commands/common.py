@@ -172,7 +172,7 @@ def parse_duration(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(min|[smhd]?)", text)
     seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
     if not seconds or "".join(a + b for a, b in parts) != text or any(not unit for _, unit in parts[:-1]):
-        raise UserError(f"expected a time such as 90s, 30m or 2h, found {text!r}", where="--budget",
+        raise UserError(f"{text!r} is not a time such as 90s, 30m or 2h", where="--budget",
                         hint="such as --budget 2h")
     return seconds
 
@@ -294,8 +294,8 @@ def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -
 
 def recorded_data_of(run: Path) -> dict[str, Any]:
     """What a run says of its data, with the robot type as data sets name it."""
-    facts = read_provenance(run).get("data", {})
-    return {**facts, "robot_type": facts.get("robot")}
+    metadata = read_provenance(run).get("data", {})
+    return {**metadata, "robot_type": metadata.get("robot")}
 
 
 def draw_screen(text: str) -> None:

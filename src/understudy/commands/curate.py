@@ -113,7 +113,7 @@ def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.n
         raise UserError(f"{non_number!r} is not a number", where=f"--score {by}",
                         hint="understudy view make DATA --filter FIELD=VALUE keeps those of one value") from None
     if scores.shape != (len(data),):
-        raise UserError(f"expected one number an episode, ({len(data)},), found {scores.shape}", where=f"--score {by}",
+        raise UserError(f"it must be one number an episode, ({len(data)},), not {scores.shape}", where=f"--score {by}",
                         hint="the function is given a Dataset, whose length is the number of its episodes")
     return scores, settings
 

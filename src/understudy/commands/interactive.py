@@ -54,8 +54,9 @@ def run_interactive(o: EvalOptions, out: Output) -> None:
     design = TrialDesign(names, build_test(o), o.labels, o.seed)
     for label in o.labels:
         if not label or label.split() != [label] or label.isdigit() or label in PROMPT_COMMANDS:
-            raise UserError(f"expected labels of one word each, which mean nothing else here, found {label!r}",
-                            where="--labels", hint="worst first, success last: failure grasped success")
+            raise UserError(f"a label must be one word, and neither a number nor a command "
+                            f"({', '.join(PROMPT_COMMANDS)}), but is {label!r}", where="--labels",
+                            hint="worst first, success last: failure grasped success")
     if o.target is not None and o.robot is not None:
         raise UserError("a loop of your own and a robot are both named", where="--robot",
                         hint="leave one of them out")
@@ -371,14 +372,14 @@ def _robot_loop(o: EvalOptions, env: RobotEnv) -> Callable:
 
 def _load_loop(name: str, trust: tuple[str, ...]) -> Callable:
     if ":" not in name:
-        raise UserError(f"expected module:actor_loop, your function that runs one trial, or nothing, found {name}",
+        raise UserError(f"{name} is not a function module:actor_loop that runs one trial",
                         where="--interactive", hint="in an environment, --sequential stops by itself; without a loop, "
                         "you run the robot")
     loop: Any = find_function(name, trust)
     try:
         inspect.signature(loop).bind(None, None)
     except (TypeError, ValueError):
-        raise UserError(f"expected a function of (actor, trial), found {getattr(loop, '__name__', loop)}", where=name,
+        raise UserError(f"{getattr(loop, '__name__', loop)} is not a function of (actor, trial)", where=name,
                         hint="def actor_loop(actor, trial): runs one trial, and returns None or whether it "
                         "succeeded") from None
     return loop

@@ -111,9 +111,9 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
     from ..data.recording.recorder import Recorder
     from ..improve.preferences import answered_pairs, comparison, draw_pair, predicted_difference
 
-    facts = {"judged": f"{len(data)} episodes, {sum(data.lengths)} steps", "by": o.judge, "seed": o.seed,
+    metadata = {"judged": f"{len(data)} episodes, {sum(data.lengths)} steps", "by": o.judge, "seed": o.seed,
              "length": o.length}
-    count, number = answered_pairs(o.out, facts)
+    count, number = answered_pairs(o.out, metadata)
     counts = {"comparisons": count, "new": 0, "clear": 0, "agreed": 0}
     recorder: Recorder | None = None
     while counts["comparisons"] < o.pairs:
@@ -131,7 +131,7 @@ def _ask_all(o: JudgeOptions, data: Dataset, ask: Callable[[tuple[Segment, Segme
         if recorder is None:
             recorder = resources.enter_context(Recorder(episode.features(), o.out, fps=data.metadata.get("fps"),
                                                         clock=None, images="png", require_observation=False))
-        recorder.add(replace(episode, metadata={**episode.metadata, **facts, "pair": number - 1}))
+        recorder.add(replace(episode, metadata={**episode.metadata, **metadata, "pair": number - 1}))
         counts["comparisons"] += 1
         counts["new"] += 1
     return counts

@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
             hint="such as: understudy plan 0.7 0.8",
         )
     if o.episodes is not None and o.episodes > MAX_ROLLOUTS:
-        raise UserError(f"expected at most {MAX_ROLLOUTS:,}, found {o.episodes:,}", where="--episodes",
+        raise UserError(f"at most {MAX_ROLLOUTS:,} can be planned, not {o.episodes:,}", where="--episodes",
                         hint="nobody runs more: such as --episodes 100")
     with Output(o.json) as out:
         if o.threshold is None:

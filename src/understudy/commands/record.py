@@ -110,7 +110,7 @@ def main(args: list[str]) -> None:
         _record_robot(o)
         return
     if o.actor == "keyboard" and o.workers != 1:
-        raise UserError(f"expected one worker, since you are one, found {o.workers}", where="--workers",
+        raise UserError(f"one person cannot play for {o.workers} workers", where="--workers",
                         hint="leave it out")
     assert o.env is not None
     _record_environment(o, o.env)

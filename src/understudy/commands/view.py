@@ -192,7 +192,7 @@ def _parse_condition(text: str, data) -> Operation:
                 raise UserError(f"no episode satisfies {text!r}", where="--filter",
                                 hint=f"values of {name}: {format_list(options)}")
             return condition
-    raise UserError(f"expected a field, =, !=, >= or <=, and a value, found {text!r}", where="--filter",
+    raise UserError(f"{text!r} is not a field, =, !=, >= or <=, and a value", where="--filter",
                     hint="such as --filter success=true --filter 'length>=50'")
 
 

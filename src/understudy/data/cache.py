@@ -163,7 +163,7 @@ def check_free_space(size: int, folder: Path) -> None:
     """Raises UserError if the disk of `folder` has less than `size` bytes of free space."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise DiskError(f"needs {size / 1e9:.2f} GB of disk, found {free / 1e9:.2f} GB free", where=folder,
+        raise DiskError(f"needs {size / 1e9:.2f} GB of disk, but only {free / 1e9:.2f} GB are free", where=folder,
                         hint=FREE_SPACE)
 
 

@@ -84,7 +84,7 @@ class Shifted(EnvWrapper):
         if not 0 <= severity <= self.max_severity or math.isinf(severity) or self.is_integer and severity % 1:
             room = "0 or more" if math.isinf(self.max_severity) else f"from 0 to {self.max_severity:g}"
             raise UserError(
-                f"expected a level that is {'a whole number, ' * self.is_integer}{room}, found {severity:g}",
+                f"the level must be {'a whole number, ' * self.is_integer}{room}, not {severity:g}",
                 where=f"shift {self.name!r} of {env.metadata['env']}",
                 hint="0 is the world as it was",
             )

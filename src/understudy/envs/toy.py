@@ -81,7 +81,7 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         for k in self.state_columns:
             recorded[k] = torch.as_tensor(steps[k]).cpu().numpy().astype(self.features[k].dtype)
             if recorded[k].shape != (len(which), *self.features[k].shape):
-                raise UserError(f"expected shape {(len(which), *self.features[k].shape)}, found {recorded[k].shape}",
+                raise UserError(f"the shape must be {(len(which), *self.features[k].shape)}, not {recorded[k].shape}",
                                 where=f"{self.metadata['env']}, column {k!r}",
                                 hint="restore from steps recorded in this environment, one for each row")
         key = torch.zeros_like(which) if key is None else key

@@ -135,8 +135,8 @@ class TrialDesign:
                             where="interactive", hint="begin another session" if s.is_over else
                             "begin, label, spoilt, scrap, correct or end")
         if (kind in ("label", "spoilt")) > s.is_running or (kind in ("correct", "end")) & s.is_running:
-            raise UserError(f"expected {'an end of the trial' if s.is_running else 'a trial to begin'}, found {kind!r}",
-                            where="interactive", hint="`next` says what can come")
+            raise UserError(f"{kind!r} came, but {'a' if s.is_running else 'no'} trial is running", where="interactive",
+                            hint="`next_event` says what can come")
         if kind in ("label", "correct") and event.get("label") not in self.labels:
             raise UserError(f"the label must be {', '.join(self.labels[:-1])} or {self.labels[-1]}, not "
                             f"{event.get('label')!r}", where="label", hint="use one of these labels")
@@ -229,6 +229,7 @@ class TrialDesign:
 
 
 _FIRST_LINE = b'{"event": "interactive evaluation"'
+_NO_JOURNAL = "this file does not hold an evaluation that can be continued"
 
 
 class TrialLog:
@@ -259,8 +260,7 @@ class TrialLog:
                 journal.write({"event": "interactive evaluation", **about})
                 sync_folder(path.parent)
             elif lines[0].get("event") != "interactive evaluation":
-                raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
-                                hint="name another --save")
+                raise UserError(_NO_JOURNAL, where=path, hint="name another --save")
             else:
                 _check_same_design(lines[0], json.loads(json.dumps(about)), path)
             yield journal
@@ -294,8 +294,7 @@ def _lines(handle: int, path: Path) -> list[dict[str, Any]]:
             raise UserError(f"line {number} is not JSON", where=path,
                             hint="restore the file from a copy, or start again with another --save")
     if len(text) > whole and not events and text[:len(_FIRST_LINE)] != _FIRST_LINE[:len(text)]:
-        raise UserError("expected the journal of an evaluation, or nothing, found something else", where=path,
-                        hint="name another --save")
+        raise UserError(_NO_JOURNAL, where=path, hint="name another --save")
     os.ftruncate(handle, whole)
     return events
 

@@ -156,8 +156,8 @@ def _check_shapes(data: Dataset, env: Env) -> None:
             recorded_env = data[0].metadata.get("env")
             path = data.metadata.get("path")
             raise UserError(
-                f"expected {name!r} of shape {env.features[name].shape}, as in {env.metadata['env']}, found "
-                f"{recorded[name].shape}",
+                f"{name!r} has the shape {recorded[name].shape}, but {env.features[name].shape} in "
+                f"{env.metadata['env']}",
                 where=path or "data set",
                 hint="replay it in the environment it was recorded in"
                 + (f": {command_line('replay', path or 'DATA', recorded_env)}"
@@ -230,7 +230,8 @@ def reset_to_start(data, env, group) -> Mapping[str, torch.Tensor]:
     else:
         lacks = [f"'{k}'" for k in ("env", "seed", "number") if k not in meta]
         began, do = f"does not say how it began in {name} (no {', '.join(lacks)})", (
-            "keep the facts 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record does")
+            "keep the metadata 'env', 'seed' and 'number' of each episode (docs/formats.md), as understudy record "
+            "does")
     raise UserError(f"the episode {began}, and {name if other else 'that environment'} cannot be put into a recorded "
                     "state", where=f"{path or 'data set'}, episode {episode_number}", hint=do)
 

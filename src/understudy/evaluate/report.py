@@ -342,10 +342,10 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
         )
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
     contents = (*(Figures(tuple(r)) for r in rows if r), *table, *_trial_contents(runs))
-    facts = env.metadata if env is not None else {}
-    what = f" Success: {facts['success']}." if facts.get("success") else ""
-    if facts.get("optimum") is not None:
-        what += f" The best possible success here is {facts['optimum']:.0%}."
+    metadata = env.metadata if env is not None else {}
+    what = f" Success: {metadata['success']}." if metadata.get("success") else ""
+    if metadata.get("optimum") is not None:
+        what += f" The best possible success here is {metadata['optimum']:.0%}."
     lines = " A solid line succeeds; a dashed one that ends in a cross does not." if ways else ""
     return Section("Acting on its own" if len(runs) == 1 else "Acting on their own", contents,
                    f"{n} episodes in {first.env}, each decided by its number and seed {first.seed}"

@@ -135,6 +135,5 @@ def _percentile_interval(drawn: np.ndarray, level: float) -> np.ndarray:
 
 def _check_runs(values) -> np.ndarray:
     if len({len(row) for row in values}) != 1 or not len(values[0]):
-        raise ValueError(f"expected (runs, tasks), as many values of every task, found rows of "
-                         f"{[len(row) for row in values]}")
+        raise ValueError(f"every run must have a value of every task, but they have {[len(row) for row in values]}")
     return np.asarray(values, float)

@@ -163,7 +163,7 @@ class OptimizerState:
                    for i, entry in entries.items() for k, v in entry.items()}
         return tensors, self.scaler.state_dict()
 
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             i, _, key = name.partition(".")
@@ -172,8 +172,8 @@ class OptimizerState:
             entries.setdefault(int(i), {})[key] = value.clone(memory_format=torch.contiguous_format)
         if self.adamw is not None:
             self.adamw.load_state_dict({"state": entries, "param_groups": self.adamw.state_dict()["param_groups"]})
-        if facts:
-            self.scaler.load_state_dict(facts)
+        if metadata:
+            self.scaler.load_state_dict(metadata)
 
 
 def _inverse(axes: list[int]) -> list[int]:

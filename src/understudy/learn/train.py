@@ -418,8 +418,8 @@ class _RunTraining(MethodTraining):
     def save(self, step: int) -> None:
         self.n_updates, self.last_save_time = step, time.perf_counter()
         if self.processes.first and step not in self.run.saved_steps():
-            facts = {"seconds": self.elapsed(), "curve": self.curve.state}
-            self.run.save_checkpoint(step, self.learner, self.modules(), facts, self.prepared.documents)
+            training_state = {"seconds": self.elapsed(), "curve": self.curve.state}
+            self.run.save_checkpoint(step, self.learner, self.modules(), training_state, self.prepared.documents)
 
     def resume(self, step: int) -> None:
         """Continues from a checkpoint. The learner gets its state in `restore`."""
@@ -429,8 +429,8 @@ class _RunTraining(MethodTraining):
     def restore(self) -> None:
         if (step := self.resumed_at) is None:
             return
-        facts = self.run.resume(step, self.learner)
-        self.seconds, self.curve.state = facts["seconds"], facts["curve"]
+        training_state = self.run.resume(step, self.learner)
+        self.seconds, self.curve.state = training_state["seconds"], training_state["curve"]
         if self.processes.first:
             self.run.name_checkpoints(last=step)
             self.run.truncate_metrics(step)
@@ -810,10 +810,10 @@ def recorded_simulators(data: Dataset) -> dict[str, list[str]]:
     """
     simulators: dict[str, set[str]] = {}
     for i in np.linspace(0, len(data) - 1, min(len(data), 1000)).astype(int).tolist():
-        facts = data[i].metadata
-        if isinstance(facts.get("env"), str):
-            versions = {facts["simulator"]} if isinstance(facts.get("simulator"), str) else set()
-            simulators.setdefault(facts["env"], set()).update(versions)
+        metadata = data[i].metadata
+        if isinstance(metadata.get("env"), str):
+            versions = {metadata["simulator"]} if isinstance(metadata.get("simulator"), str) else set()
+            simulators.setdefault(metadata["env"], set()).update(versions)
     return {env: sorted(names) for env, names in sorted(simulators.items())}
 
 

@@ -80,8 +80,8 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
     pages = _EpisodePages(data, report or AuditReport(()))
     with nullcontext() if pages.inline else whole_folder(folder) as part:
         pieces = _write_pieces(pages, part, progress)
-    facts = pages.index(title or f"{data.metadata.get('path', 'Demonstrations')}", folder.name, pieces)
-    write_text(file, _html(facts, pieces if pages.inline else []))
+    index = pages.index(title or f"{data.metadata.get('path', 'Demonstrations')}", folder.name, pieces)
+    write_text(file, _html(index, pieces if pages.inline else []))
     return file
 
 
@@ -230,15 +230,15 @@ class _EpisodePages:
     # -- the whole data set ----------------------------------------------------------------------------------------
 
     def index(self, title: str, folder: str, pieces: Sequence[tuple[int, str]]) -> dict[str, Any]:
-        facts, listed_findings = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
-        robot = facts.get("robot_type")
+        metadata, listed_findings = self.data.metadata, self.report.findings[:_MAX_FINDINGS]
+        robot = metadata.get("robot_type")
         return {
             "title": title,
             "version": __version__,
             "about": {
-                "format": f"{facts.get('format', 'memory')} {facts.get('version', '')}".strip(),
+                "format": f"{metadata.get('format', 'memory')} {metadata.get('version', '')}".strip(),
                 "robot": None if robot is None else str(robot),
-                "fps": facts.get("fps"),
+                "fps": metadata.get("fps"),
             },
             "columns": [
                 {
@@ -489,19 +489,19 @@ def _script_json(value: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _html(facts: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
+def _html(index: Mapping[str, Any], pieces: Sequence[tuple[int, str]]) -> str:
     here = Path(__file__)
     script, style, body = ((here.with_name(f"inspect.{k}")).read_text(encoding="utf-8") for k in ("js", "css", "html"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # 'self' and file: are for the pieces next to the page. No other code, image or style is loaded.
     policy = (f"default-src 'none';style-src 'unsafe-inline';img-src data:;script-src 'sha256-{digest}'"
-              + ("" if facts["pieces"]["folder"] is None else " 'self' file:"))
-    data = [f'<script type="application/json" id="facts">{_script_json(facts)}</script>',
+              + ("" if index["pieces"]["folder"] is None else " 'self' file:"))
+    data = [f'<script type="application/json" id="facts">{_script_json(index)}</script>',
             *(f'<script type="application/json" id="piece-{i}">{text}</script>' for i, (_, text) in enumerate(pieces))]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<title>{escape(facts['title'])}</title>"
+        f"<title>{escape(index['title'])}</title>"
         f"<style>{plots.STYLE}\n{style.replace('FONT', plots.FONT)}</style></head>\n"
         f"<body>\n{body}" + "\n".join(data) + f"\n<script>{script}</script></body></html>\n")

@@ -183,8 +183,8 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     assert main(["repair", str(tmp_path / "d")]) == 0
     out, err = capsys.readouterr()
     assert "2 episodes put into the files" in out and "3 episodes, 9 steps" in out
-    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the fact \"interrupted\"; training "
-                   "leaves it out unless asked (--include-interrupted)\n")
+    assert err == ("lost: episode 2 was not finished: its 4 steps are kept, with the metadata \"interrupted\"; "
+                   "training leaves it out unless asked (--include-interrupted)\n")
     assert all(p.read_bytes() == b for p, b in before.items()) and before
     data = open_dataset(tmp_path / "d")
     assert data[:2].fingerprint() == live.fingerprint() and data.metadata["warnings"] == []

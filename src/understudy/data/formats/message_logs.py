@@ -248,7 +248,8 @@ class McapLog(MessageLog):
         self.truncation = "; ".join(cut)
 
     def _scan_file(self, file: Path) -> str:
-        """What is in a file, by its summary if that is whole, else by all of it; how it was cut, if it was."""
+        """Lists topics and metadata from the file's summary, or from all messages if it is damaged. Returns how the
+        file was truncated."""
         summary = self._summary(file)
         self._indexed[file] = summary is not None
         if summary is not None:

@@ -691,7 +691,7 @@ def _truncation_flags(ends: np.ndarray) -> np.ndarray:
 
 
 def _metadata_features(data: Dataset) -> dict[str, TfdsFeature]:
-    """Facts that all episodes have, as one kind of plain value."""
+    """Metadata that all episodes have, as one kind of plain value."""
     return {key: replace(_METADATA[type(values[0])], key=f"episode_metadata/{key}")
             for key, values in sidecar.plain_metadata(data).items() if key != "split" and re.fullmatch(r"\w+", key)}
 

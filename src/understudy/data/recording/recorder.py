@@ -505,7 +505,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
             if s.unfinished is not None and len(s.unfinished):
                 losses.append(
                     f"episode {s.first_episode + len(s.episodes)} was not finished: its {len(s.unfinished)} steps are "
-                    'kept, with the fact "interrupted"; training leaves it out unless asked '
+                    'kept, with the metadata "interrupted"; training leaves it out unless asked '
                     "(--include-interrupted)"
                 )
                 s.unfinished.metadata["interrupted"] = True

@@ -187,17 +187,20 @@ class WorkerPool:
                         raise UserError(f"workers die while they start ({message})",
                                         where="workers", hint=STARTUP_HINT)
                 else:
-                    unfinished = sorted(member.pending)
-                    # episodes start in their order
-                    begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]
-                    deaths.update(begun)
-                    if twice := [n for n in begun if deaths[n] > 1]:
-                        raise UserError(f"two workers died in episode {twice[0]} "
-                                        f"({message})", where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
                     assert todo is not None  # shares were made when the first worker was ready
-                    todo.extend(range(n, n + 1) for n in begun)
-                    if not_begun:
-                        todo.append(range(not_begun[0], not_begun[-1] + 1))
+                    todo.extend(self._handle_death(member, message, deaths, seed))
+
+    def _handle_death(self, member, message: str, deaths: Counter[int], seed: int) -> Iterator[range]:
+        """Yields the parts that a dead worker leaves undone: each begun episode alone, and the others together."""
+        unfinished = sorted(member.pending)
+        begun, not_begun = unfinished[:member.rows], unfinished[member.rows:]  # episodes start in their order
+        deaths.update(begun)
+        if twice := [n for n in begun if deaths[n] > 1]:
+            raise UserError(f"two workers died in episode {twice[0]} ({message})",
+                            where=f"{self.metadata['env']}, seed {seed}", hint=CRASH_HINT)
+        yield from (range(n, n + 1) for n in begun)
+        if not_begun:
+            yield range(not_begun[0], not_begun[-1] + 1)
 
 
 def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:

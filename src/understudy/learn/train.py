@@ -47,7 +47,7 @@ from ..data.segments import CutSegments
 from ..data.stream import ShardStream
 from ..data.tasks import SHOWN_TASK, task_texts
 from ..data.text_columns import TaskText
-from ..data.window import SamplingWeights, Windows
+from ..data.window import SamplingWeights, Window, Windows
 from ..execute.actor import LAST_REWARD, Actor
 from ..files import whole_folder
 from ..heads.base import MemoryHead
@@ -307,13 +307,9 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     processes.wait()
     last = max(run.saved_steps(), default=None)
     processes.wait()  # before the first one saves anything: all take the same way
-    stream, recorded = run_config.stream, data.features()
-    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
-    held_out = _held_out(data, run_config.val_fraction, left_out)
-    if left_out and processes.first:
-        _warn_of_left_out(left_out, len(data))
+    recorded, (held_out, left_out) = data.features(), _split(data, run_config, processes)
     excluded = {*held_out, *left_out}
-    check_demonstrations(method, data, excluded, stream)
+    check_demonstrations(method, data, excluded, run_config.stream)
     if method.wrapper is None and not any(find_references(method.transforms)):  # before stages train for hours
         check_method(method, training_data(data, method))
     provenance = make_provenance(data, held_out, left_out, run_config, device, processes)
@@ -322,6 +318,40 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
     if method.collection is not None:
         env = run_config.env
         provenance["collected_in"] = env.metadata["env"] if env is not None else None
+    documents = _check_or_resume(method, run, run_config, provenance, last)
+    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
+    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
+                            for stage in method.stages}
+    if processes.first:
+        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
+    if last is not None:
+        _check_same_run(run, last, documents)
+    resolved, modules = _resolve(method, run, device, recorded)
+    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
+    test = _held_out_data(data, held_out, resolved)
+    if run_config.stream is None and method.collection is None:  # otherwise there are more episodes than these
+        provenance["data"]["tasks"] = trained_tasks(method, training)
+    data = training_data(data, resolved)
+    check_method(method, data)
+    if processes.first:
+        warn_of_padding(method.policy.window, data)
+        warn_of_warmup(method)
+    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
+                        documents, modules, last)
+
+
+def _split(data: Dataset, run_config: RunConfig, processes: Processes) -> tuple[list[int], list[int]]:
+    """The episodes that are held out, and those that are left out because their recording was interrupted."""
+    left_out = [] if run_config.include_interrupted else interrupted_episodes(data)
+    held_out = _held_out(data, run_config.val_fraction, left_out)
+    if left_out and processes.first:
+        _warn_of_left_out(left_out, len(data))
+    return held_out, left_out
+
+
+def _check_or_resume(method: Method, run: Run, run_config: RunConfig, provenance: dict[str, Any], last: int | None
+                     ) -> dict[str, Any]:
+    """The documents of the checkpoints. Raises UserError if the run exists, or is resumed but not the same."""
     if not run_config.resume and (last is not None or (run.folder / "stages").exists()):
         raise UserError("the run already exists", where=run.folder, hint="choose another --out")
     documents = {"method.json": config.dump(method), "provenance.json": provenance}
@@ -331,32 +361,24 @@ def _prepare(method: Method, data: Dataset, run: Run, run_config: RunConfig, dev
             documents["method.json"]["stages"] = stored.get("stages", [])  # finished, with their own numbers of updates
         old_stages = run.read_checkpoint_json(last, "provenance.json").get("stages", {})
         _check_same_run(run, last, {**documents, "provenance.json": {**provenance, "stages": old_stages}})
-    _prepare_stages(method, data, run, run_config, held_out, processes, is_new=last is None)
-    provenance["stages"] = {stage.name: Run.fingerprint(find_checkpoint(stage_folder(run.folder, stage.name)))
-                            for stage in method.stages}
-    if processes.first:
-        _warn_of_seen_episodes(provenance, stage_provenances(run.folder))
-    if last is not None:
-        _check_same_run(run, last, documents)
+    return documents
+
+
+def _resolve(method: Method, run: Run, device: torch.device, recorded: Schema
+             ) -> tuple[Method, Mapping[Any, CheckpointModule]]:
+    """The method with the modules of its stages, and these."""
     references = {*find_references(method), *(part.source for part in method.initialize_from)}
     modules = load_references(references, run.folder, packages_of(method), device)
     check_stage_columns(method, modules, recorded)
-    resolved = resolve_references(method, modules)
-    training = training_data(data.select(i for i in range(len(data)) if i not in excluded), resolved)
-    test = data.select([])
+    return resolve_references(method, modules), modules
+
+
+def _held_out_data(data: Dataset, held_out: list[int], resolved: Method) -> Dataset:
     if held_out:  # some operations take no empty data
         with contextlib.suppress(NoActions), warnings.catch_warnings():  # perhaps the others have actions
             warnings.simplefilter("ignore", DataWarning)  # said of the training episodes
-            test = training_data(data.select(held_out), resolved)
-    if stream is None and method.collection is None:  # otherwise there are more episodes than these
-        provenance["data"]["tasks"] = trained_tasks(method, training)
-    data = training_data(data, resolved)
-    check_method(method, data)
-    if processes.first:
-        warn_of_padding(method.policy.window, data)
-        warn_of_warmup(method)
-    return _Preparation(run, run_config, device, processes, resolved, data, training, test, recorded, excluded,
-                        documents, modules, last)
+            return training_data(data.select(held_out), resolved)
+    return data.select([])
 
 
 def default_save_freq(steps: int) -> int:
@@ -601,7 +623,7 @@ def _warn_of_left_out(left_out: list[int], episodes: int) -> None:
             "were interrupted while they were recorded and are")
     warnings.warn(f"{len(left_out)} of {episodes} episodes {what} left out of training: {numbers}. "
                   f"{command_line('train', '--include-interrupted')} (include_interrupted=True in Python) trains on "
-                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=4)  # where `train` is called
+                  f"{'it' if len(left_out) == 1 else 'them'}.", DataWarning, stacklevel=5)  # where `train` is called
 
 
 def _warn_of_copies(digests: list[str], held_out: list[int], left_out: list[int]) -> None:
@@ -701,29 +723,38 @@ def check_method(method: Method, data: Dataset) -> None:
             raise UserError(f"column {drawn.get(name, name)!r} contains text, not numbers",
                             where=data.metadata.get("path", "data set"),
                             hint="store numbers there; instructions belong in the column 'task'")
-    window, target = policy_config.window, policy_config.target
-    for name in read:
-        if name not in features or features[name].kind != "discrete":
-            continue
+    _check_classes(data, [name for name in read if name in features and features[name].kind == "discrete"])
+    if policy_config.target in features:
+        _check_target_steps(data, policy_config.window, policy_config.target)
+
+
+def _check_classes(data: Dataset, names: list[str]) -> None:
+    for name in names:
         lowest = min((int(np.min(e.steps[name], initial=0)) for e in data), default=0)
         if lowest < 0:
             raise DataError(
                 f"{name} has integers from {lowest} on, and integers are read as classes, numbered from 0",
-                where=path or "data set",
+                where=data.metadata.get("path") or "data set",
                 hint=f"if they are quantities: --columns {short_name(name)}=COLUMN:quantities, or save them as "
                      "float32; otherwise number the classes from 0",
             )
-    if target in features and (window.action_offset > 0 or window.action_offset + window.horizon <= 0):
-        def reached(episode):  # whether any step of its windows' targets lies in it
-            rows = min(len(episode.steps[target]), len(episode) + 1)
-            return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
-        if not any(map(reached, data)):
-            raise UserError(
-                f"no episode is long enough for the targets of action_offset={window.action_offset} and "
-                f"horizon={window.horizon}",
-                where="policy.window.action_offset",
-                hint="look less far, or take longer episodes",
-            )
+
+
+def _check_target_steps(data: Dataset, window: Window, target: str) -> None:
+    """Checks that a target of some window lies in its episode."""
+    if window.action_offset <= 0 < window.action_offset + window.horizon:
+        return
+
+    def reached(episode):  # whether any step of its windows' targets lies in it
+        rows = min(len(episode.steps[target]), len(episode) + 1)
+        return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
+    if not any(map(reached, data)):
+        raise UserError(
+            f"no episode is long enough for the targets of action_offset={window.action_offset} and "
+            f"horizon={window.horizon}",
+            where="policy.window.action_offset",
+            hint="look less far, or take longer episodes",
+        )
 
 
 def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held_out: list[int],

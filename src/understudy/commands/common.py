@@ -293,7 +293,7 @@ def warn_of_other_units(first: Dataset, name: str, other: Dataset, place: str) -
 
 
 def recorded_data_of(run: Path) -> dict[str, Any]:
-    """What a run says of its data, with the robot type as data sets name it."""
+    """The data metadata of a run, with the robot type under the key of data sets."""
     metadata = read_provenance(run).get("data", {})
     return {**metadata, "robot_type": metadata.get("robot")}
 

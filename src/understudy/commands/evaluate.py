@@ -335,8 +335,7 @@ def _evaluate_recorded(o: EvalOptions, out: Output) -> None:
 
 
 def _with_recorded_actions(data: Dataset) -> Dataset:
-    """The episodes whose actions were all recorded. What a method puts in place of others is no action to compare with.
-    """
+    """The episodes whose actions were all recorded. Actions that a method filled in are no targets."""
     from ..data.missing_actions import NoActions, has_action
 
     kept = [i for i, episode in enumerate(data.iterate_once()) if has_action(episode).all()]

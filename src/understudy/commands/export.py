@@ -135,7 +135,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
 
 
 def _tell_what_is_left_out(method: Method, out: Output) -> bool:
-    """Says which column changes of a method what was written does not compute, if there are any."""
+    """Prints which column changes of the method the exported file does not compute."""
     from ..learn.method import online_changes
 
     if computed := [type(r).__name__ for r in online_changes(method)]:

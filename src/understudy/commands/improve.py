@@ -484,7 +484,7 @@ class _Command:
         self.out.print(f"Page written to {o.html}")
 
     def _print_costs(self, costs: dict[str, int], data: Dataset, env_name: str, n_updates: int, improved: bool) -> None:
-        """What it cost a person, and how many demonstrations would have cost as much."""
+        """Prints the cost to a person, and the number of demonstrations of the same cost."""
         from ..data.mixture import ROUND
         from ..hints import pluralize
         from ..policy import find_checkpoint

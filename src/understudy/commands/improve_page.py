@@ -78,7 +78,7 @@ def _change(episode: Episode, steps: slice) -> str:
 
 
 def _correction_sections(run: Path) -> list[Section]:
-    """What was corrected. Nothing if nobody acted."""
+    """The section on corrections. Empty if the supervisor never acted."""
     from ..evaluate.report import Details, Section, Table
 
     corrections = corrections_of(run)

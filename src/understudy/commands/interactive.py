@@ -168,7 +168,7 @@ class _TrialConsole:
                   if session.n_trials else self._attainable_evidence())
 
     def _attainable_evidence(self) -> str:
-        """What this number of trials can show at best. It is printed before the first trial."""
+        """The smallest effect that this number of trials can show, printed before the first trial."""
         from ..evaluate.planning import smallest_detectable_effect
 
         low, high = smallest_detectable_effect(self.design.test)

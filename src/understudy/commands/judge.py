@@ -81,7 +81,7 @@ def _load_reward(run: Path, trust: tuple[str, ...]) -> PreferenceModel:
 
 
 def _judge(o: JudgeOptions, data: Dataset, resources: ExitStack) -> Callable[[tuple[Segment, Segment], int], str]:
-    """Who answers, given a pair and the number of answers before it."""
+    """The function that answers, given a pair and the number of answers before it."""
     from ..envs import make
     from ..improve.preferences import PreferenceKeys, PreferenceScreen, prefer_by_reward, segment_frames
 

@@ -202,7 +202,7 @@ def load_actor(run: Path, env: Env, o: ActingOptions, rows: int | None = ROWS, *
 
 
 def tell_checkpoint(run: Path) -> None:
-    """Says on standard error which checkpoint the name of a run stands for, and why."""
+    """Prints on standard error which checkpoint the name of a run stands for, and why."""
     from ..learn.training_curves import describe_checkpoint
 
     if not has_no_run(run) and (line := describe_checkpoint(run)) is not None:
@@ -457,7 +457,7 @@ def weights_digest(place: Path) -> str:
 
 
 def untrained_warning(run: Path, trust: Sequence[str] = ()) -> str | None:
-    """What to tell about the checkpoint from before the first update: which one to use. None for other checkpoints."""
+    """The warning about a checkpoint from before the first update. None for other checkpoints."""
     from ..checkpoint import is_lerobot_checkpoint
     from ..learn.method import Method
     from ..learn.run import Run

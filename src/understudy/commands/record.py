@@ -28,9 +28,9 @@ from .common import (
 from .groups import PositiveCount, Seconds, Seed, TrustOption, WorkerCount, command_options
 from .options import refuse_given
 from .robot_options import (
+    LiveViewOptions,
     RobotOptions,
     TeleopOptions,
-    ViewOptions,
     command_keys,
     live_view,
     show_line,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @command_options
-class RecordOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+class RecordOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Record demonstrations as a LeRobot v3 data set, in an environment or on a robot that a person moves.
 
     Every episode is kept. Those of an environment are labeled with their success (next.success). `saved N` on standard
@@ -161,7 +161,7 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
 
 
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
-    """What the data set contains, and whether anything was added to it."""
+    """Describes the data set, and whether anything was added to it."""
     from ..hints import pluralize
     from ..robots.recording import n_interrupted
 

@@ -19,9 +19,9 @@ from .options import refuse_given
 from .robot_check import check_arms
 from .robot_options import (
     LEROBOT,
+    LiveViewOptions,
     RobotOptions,
     TeleopOptions,
-    ViewOptions,
     command_keys,
     live_view,
     show_rows,
@@ -37,7 +37,7 @@ SUBCOMMANDS = Literal["find-port", "find-cameras", "setup", "calibrate", "teleop
 
 
 @command_options
-class RobotCommandOptions(TrustOption, ViewOptions, TeleopOptions, RobotOptions):
+class RobotCommandOptions(TrustOption, LiveViewOptions, TeleopOptions, RobotOptions):
     """Set up a robot: find its port and cameras, give servos their ids, calibrate it, and move it.
 
     find-port: find the serial port of an arm, by pulling its cable. find-cameras: list the cameras. setup: give each

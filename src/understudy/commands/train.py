@@ -272,7 +272,7 @@ def _check_same_scores(o: TrainOptions, method: Method) -> None:
 
 
 def _data_path(o: TrainOptions) -> Path:
-    """Where the episodes are that the training begins with."""
+    """The path of the episodes with which the training begins."""
     return o.out / "random" / "episodes.npz" if o.data is None else o.data
 
 

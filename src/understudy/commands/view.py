@@ -132,7 +132,7 @@ def _make_view(o: ViewOptions, out: Output) -> None:
 
 
 def _doubts(operation: Operation, before: Dataset, after: Dataset) -> list[str]:
-    """What to warn of after an operation that fits the data, but may not do what was meant."""
+    """Warnings about an operation that fits the data but may not do what was meant."""
     from ..audit.checks import check_timestamps
     from ..data.operations import Filter, Resample
 

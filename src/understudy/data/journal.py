@@ -271,7 +271,7 @@ class JournalEpisode:
 
 
 @dataclass
-class Segment:
+class JournalSegment:
     """The readable contents of a segment.
 
     Args:
@@ -297,7 +297,7 @@ def segment_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.part")) if folder.is_dir() else []
 
 
-def read_segment(path: Path) -> Segment:
+def read_segment(path: Path) -> JournalSegment:
     """Reads all complete records of a segment. They stay readable if the file is removed meanwhile."""
     reader = _SegmentReader(path)
     for kind, at, length in _valid_records(reader.data, reader.segment.problems, path):
@@ -309,7 +309,7 @@ class _SegmentReader:
     """Puts records together to episodes."""
 
     def __init__(self, path: Path):
-        self.data, self.segment = _SegmentBytes(path), Segment(path, {}, [], None, [])
+        self.data, self.segment = _SegmentBytes(path), JournalSegment(path, {}, [], None, [])
         self.has_hole = False  # whether a part of the current episode is missing, so that no later steps follow
 
     def add(self, kind: bytes, at: int, length: int) -> None:

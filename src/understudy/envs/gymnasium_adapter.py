@@ -64,7 +64,7 @@ class GymVector(Env):
         self._probe_success()
 
     def _probe_success(self) -> None:
-        """One step: most environments tell of success at every one."""
+        """Makes one step, because most environments report success at every step."""
         self.reset(torch.arange(self.rows), torch.zeros(self.rows, dtype=torch.int64))
         still = torch.zeros(self.rows, *self.features["action"].shape)
         self._detect_success_flag(self._step(still)[4])

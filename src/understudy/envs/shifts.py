@@ -368,7 +368,7 @@ def _scale_gravity(model, severity):
 
 
 def _move_start_back(state, key, severity):
-    """Away from the pillar, within 45 degrees of straight back."""
+    """Moves the start away from the pillar, within 45 degrees of straight back."""
     angle = np.pi + np.pi / 2 * (uniform(key, torch.zeros_like(key), (1,), stream=9).numpy() - 0.5)
     return {"at": state["at"] + (severity * np.concatenate([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)}
 
@@ -380,7 +380,7 @@ def _widen_range(name: str, half, state, key, severity, middle=0.5):
 
 
 def _widen_block_range(state, key, severity):
-    """As the goal; the disc changes sides where it would be in the block's way."""
+    """Widens the range of the block. The disc changes sides if it would be in the block's way."""
     new = _widen_range("block", 0.3, state, key, severity)
     overlaps = distance(state["disc"], new["block"]) < 1.5 * HALF + DISC
     return {**new, "disc": np.where(overlaps[:, None], 1 - state["disc"], state["disc"])}
@@ -404,7 +404,7 @@ def env_shifts(env: Env) -> tuple[Shift, ...]:
 
 
 def _simulator_shifts(env: Env) -> tuple[Shift, ...]:
-    """Of MuJoCo's environments: those with a state that can be set, and Meta-World's."""
+    """Shifts of MuJoCo environments whose state can be set, and of Meta-World."""
     if "mujoco" not in sys.modules:  # then it is none of them
         return ()
     from .mujoco import MujocoCameras, MujocoVector

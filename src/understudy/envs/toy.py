@@ -143,7 +143,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def push_apart(still: np.ndarray, moved: np.ndarray, least: float) -> np.ndarray:
-    """How far points have to go to be at a distance from others. It is 0 where they are.
+    """Displacement that moves points to a distance from others. 0 if they are that far already.
 
     Args:
         still: Points that stay, (rows, ..., 2), to broadcast against `moved`.

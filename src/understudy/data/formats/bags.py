@@ -291,7 +291,7 @@ class BagSource(ColumnSource):
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def _features(self, recordings) -> dict[str, Feature]:
-        """Of the first message of each column, in the first recording that has one."""
+        """Features from the first message of each column, in the first recording that has one."""
         out = {}
         for name, c in self.mapping.columns.items():
             if c.topic is None:
@@ -394,7 +394,7 @@ class BagSource(ColumnSource):
                                  "\"log\" in the mapping joins by those")
 
     def _note_two_clocks(self, log, scan, ticks) -> None:
-        """Tells of topics that are joined by header stamps, far from the times logged, where others have no stamps."""
+        """Warns if some topics are joined by header stamps, far from their log times, and others have no stamps."""
         offsets = {topic: float(np.median(stamps - np.asarray(scan.times[topic]))) / 1e9
                    for topic, stamps in scan.stamps.items() if len(stamps)}
         logged = [topic for topic in offsets if np.array_equal(scan.stamps[topic], scan.times[topic])]

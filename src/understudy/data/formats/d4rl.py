@@ -33,7 +33,7 @@ _MAX_METADATA_VALUES = 1000  # largest number of values of an array that is kept
 
 
 class D4rlSource(ChunkedSource):
-    """One file.
+    """A D4RL file.
 
     Args:
         max_episode_steps: Time limit of the environment, which ended episodes in files without `timeouts`.

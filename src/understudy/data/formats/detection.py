@@ -68,7 +68,7 @@ def detect_format(path: Path) -> tuple[Path, str]:
 
 
 def _how_to_read(path: Path, kind: str) -> str:
-    """What to do with a path that is in no known format."""
+    """The hint for a path in no known format."""
     if kind.startswith("an empty"):
         return "check the path, or take it from a copy; understudy record ENV --out DATA makes a data set"
     if kind.startswith(_OTHER_SEPARATOR):

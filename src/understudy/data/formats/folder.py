@@ -58,7 +58,8 @@ def episode_files(path: Path, ending: str) -> list[Path]:
 
 
 def open_csv(path: Path, episode: str | None = None) -> Dataset:
-    """A folder of one file per episode, or a single table whose column `episode` tells them apart (see `cut_table`)."""
+    """Opens a folder of one file per episode, or a single table whose column `episode` tells them apart (see
+    `cut_table`)."""
     source = CsvFolderSource(path)
     return Dataset(source) if path.is_dir() else cut_table(source, path, episode)
 
@@ -90,9 +91,7 @@ def not_seconds(text: str, where: str) -> DataError:
 
 
 def other_separator(names: Sequence[str]) -> str | None:
-    """Returns the separator of a table whose columns are not separated by commas. Its header is then read as a single
-    name.
-    """
+    """Returns the separator of a table that is not separated by commas: its header is then a single name."""
     return next((s for s in (";", "\t", "|") if len(names) == 1 and s in names[0]), None)
 
 
@@ -138,7 +137,7 @@ class FolderSource(MemmapSource):
         return self._episode_metadata[episode]
 
     def _check_files(self):
-        """That none is missing, as far as their numbers and dataset.json tell."""
+        """Checks the numbers of the files and dataset.json for missing files."""
         n_declared, numbers = self._dataset_json.get("episodes"), [number_sort_key(p.stem)[0] for p in self.files]
         if self.path.is_dir() and n_declared is not None and n_declared != len(self.files):
             raise UserError(f"there are {len(self.files)} files, but {DATASET_JSON} says {n_declared} episodes",
@@ -171,7 +170,7 @@ class FolderSource(MemmapSource):
         return None if fps is None else checked_rate(fps, f"{self.folder / DATASET_JSON}, fps")
 
     def _declared_feature(self, name: str) -> Feature | None:
-        """What dataset.json says of a column."""
+        """The feature of a column in dataset.json."""
         declaration = self._dataset_json.get("features", {}).get(name)
         if declaration is None:
             return None

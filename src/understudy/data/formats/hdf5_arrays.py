@@ -38,7 +38,7 @@ def hdf5_files(path: Path) -> list[Path]:
 
 def open_arrays(path: Path, names: Iterable[str], episode: str | None = None,
                 episode_lengths: str | None = None) -> Dataset:
-    """Opens HDF5 of one's own layout.
+    """Opens an HDF5 file with a custom layout.
 
     Args:
         path: A file, or a folder of one file per episode.

@@ -279,7 +279,8 @@ def _unordered(where: str) -> UserError:
 
 
 class _LeRobotWriter:
-    """One write. Its files have the suffix .part until all are complete, and info.json is written last."""
+    """Writes episodes into a data set. Its files have the suffix .part until all are complete, and info.json is
+    written last."""
 
     def __init__(self, root: Path, plan: _StoragePlan, fps_known: bool, tasks: Mapping[str, int] | None = None,
                  next_file: Mapping[str, tuple[int, int]] | None = None, table_columns: list[str] | None = None):

@@ -276,7 +276,7 @@ class McapLog(MessageLog):
 
     @staticmethod
     def _summary(file: Path):
-        """None where messages cannot be found by it."""
+        """The summary of a file. None if it cannot locate the messages."""
         from mcap.reader import make_reader
 
         try:
@@ -459,7 +459,7 @@ class UnindexedRosbag(MessageLog):
 
 
 def _unpacked(how: str, data: bytes) -> bytes:
-    """As much of a chunk as is there."""
+    """Decompresses the part of a chunk that is present."""
     if how == "bz2":
         return bz2.BZ2Decompressor().decompress(data)
     if how == "lz4":

@@ -48,7 +48,7 @@ _MAY_DIFFER = 1e-5  # of next_observations from the next row, relative: what sto
 
 
 class NpzSource(NpzArchiveSource):
-    """One file.
+    """An .npz file with arrays over all steps.
 
     Args:
         episode: Array of all steps whose value changes where an episode begins, in place of episode_ends.

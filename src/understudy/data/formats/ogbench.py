@@ -37,7 +37,7 @@ def is_ogbench(keys: Iterable[str]) -> bool:
 
 
 class OGBenchSource(NpzArchiveSource):
-    """One file."""
+    """An OGBench file."""
 
     flags = frozenset(FLAG_COLUMNS)
 

@@ -161,7 +161,7 @@ def open_url(at: str):
 
 
 def _listed(fs, place: str) -> dict[str, dict[str, Any]]:
-    """By file name: size (None if it is not known), mark of the version, and path in the source."""
+    """Size (None if unknown), version mark and path in the source of each file, by name."""
     entry = fs.info(place)
     alone = entry["type"] == "file"
     entries = {place: entry} if alone else fs.find(place, detail=True)

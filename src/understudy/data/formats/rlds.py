@@ -159,7 +159,7 @@ class RldsSource(MemmapSource):
         self._locations += records
 
     def _record(self, episode: int) -> _Example:
-        """A record whose checksum is right."""
+        """Reads a record and verifies its checksum."""
         if self._last_record is not None and self._last_record[0] == episode:
             return self._last_record[1]
         file, _, at, length, _ = self._locations[episode]
@@ -172,7 +172,7 @@ class RldsSource(MemmapSource):
         return self._last_record[1]
 
     def _unchecked_record(self, episode: int) -> _Example:
-        """A record without its checksum: for what looks into all records and reads little."""
+        """Returns a record without verifying its checksum, to read a little of all records."""
         file, _, at, length, _ = self._locations[episode]
         return _Example(self._map(file), at, at + length, self._where(episode))
 
@@ -220,8 +220,8 @@ class RldsSource(MemmapSource):
         self.row_counts = {n: self.lengths + (self._shift and n.startswith("observation.")) for n in self.schema}
 
     def _camera(self, leaf: TfdsFeature, warnings) -> TfdsFeature | None:
-        """With its size, from the first frame where features.json does not say. Cameras that were absent in all
-        episodes are left out; in some, their frames are black."""
+        """The camera with its frame size, from the first frame if features.json lacks it. Cameras without any image
+        are left out; missing frames are black."""
         episodes = range(len(self._locations))
         missing = [e for e in episodes if not self._unchecked_record(e)[leaf.key].first()]
         if len(missing) == len(episodes):
@@ -237,7 +237,7 @@ class RldsSource(MemmapSource):
         return replace(leaf, shape=video.decode_image(frame, channels, f"{self._where(e, leaf.key)}, frame 0").shape)
 
     def _warn_of_doubts(self, warnings, described):
-        """What the flags, the last actions and the names of what is recorded say."""
+        """Warns of inconsistent flags, zero last actions, and keys that features.json does not describe."""
         inconsistent_episodes, ends_in_zeros, has_motion, keys = [], True, False, set()
         actions = [leaf for name, leaf in self._leaf.items() if role(name) == "action" and not leaf.is_bytes]
         for e in range(len(self._locations)):
@@ -677,7 +677,7 @@ def _step_feature(f: Feature, key: str) -> TfdsFeature:
 
 
 def _has_standard_end_flags(data) -> bool:
-    """Whether the flags are those that RLDS can say: an episode that did not terminate was truncated at its end."""
+    """Whether RLDS can store the flags: an episode that did not terminate was truncated at its end."""
     names, features = ("next.terminated", "next.truncated"), data.features()
     if not all(n in features and (features[n].dtype, features[n].shape) == ("bool", ()) for n in names):
         return False

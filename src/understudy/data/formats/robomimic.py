@@ -35,7 +35,7 @@ _N_COMPARED_DEMOS = 64  # demos in which next_obs is compared with obs
 
 
 class RobomimicSource(ChunkedSource):
-    """One file."""
+    """A robomimic or robosuite file."""
 
     def __init__(self, path: Path):
         self.path, self.key, warnings = path, cache.files_digest([path], "robomimic"), []
@@ -119,7 +119,7 @@ class RobomimicSource(ChunkedSource):
         return masks
 
     def _check_next_obs(self, files, stored, warnings):
-        """Whether next_obs is the next row of obs, by the last of its rows that has one."""
+        """Warns if next_obs is not the next row of obs, compared at the last row that has one."""
         for demo, arrays, steps in list(zip(self.demos, stored, self.lengths, strict=True))[:_N_COMPARED_DEMOS]:
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
@@ -219,7 +219,7 @@ def _metadata(env, kind: str, path: Path, warnings: list[str]) -> dict[str, Any]
 
 
 def has_actions(demos) -> bool:
-    """Whether any demo of the group `data` of a file has the array of actions. Otherwise the names are one's own."""
+    """Whether any demo of the group `data` has the array of actions. If none has, the file has custom names."""
     return any(f"{demo}/actions" in demos for demo in demos)
 
 

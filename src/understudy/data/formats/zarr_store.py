@@ -165,7 +165,7 @@ class ZarrSource(MemmapSource):
         return (Feature("uint8", feature.shape, "image"), True) if pixels else (feature, False)
 
     def _absent(self, node, array) -> int:
-        """Chunks (shards, where it has them) that are not in the store."""
+        """Number of chunks (or shards) that are not in the store."""
         edges = array.shards or array.chunks
         n_chunks = int(np.prod([-(-n // c) for n, c in zip(array.shape, edges, strict=True)]))
         n_present = sum(p.startswith(f"{node}/") and bool(_CHUNK_NAME.fullmatch(p[len(node) + 1:]))
@@ -259,7 +259,7 @@ def codec_names(document: dict) -> list[str]:
 
 
 def _nested(codecs) -> Iterator[Any]:
-    """Those of a format 3 array, and those within its shards."""
+    """Codecs of a format 3 array, including those inside shards."""
     for codec in codecs if isinstance(codecs, list) else ():
         yield codec
         inner = codec.get("configuration") if isinstance(codec, dict) else None

@@ -36,7 +36,7 @@ from ..formats import interrupted_recording, lerobot, open_dataset
 from ..formats.lerobot_read import read_info
 from ..formats.sidecar import to_json_value
 from ..sources import first_misfit
-from .encoder import WAIT, Backlog, Encoder, Report
+from .encoder import WAIT, Backlog, EncoderProcess, Report
 
 SYNC_SECONDS = 0.5  # s between two syncs during an episode, so that a power cut costs less than a second of it
 SEGMENT_BYTES = 64 * 2**20  # bytes of the journal that are moved into the files together
@@ -139,7 +139,7 @@ class Recorder:
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         header = {"fps": fps, "robot_type": robot_type, "images": images}
         self._journal = journal.JournalWriter(self.path / journal.JOURNAL_FOLDER, header)
-        self._encoder = Encoder(self.path)
+        self._encoder = EncoderProcess(self.path)
         self._thread = threading.Thread(target=self._writer_loop, name="recorder", daemon=True)
         self._thread.start()
 

@@ -34,7 +34,7 @@ def fork_mode(episode: Episode) -> str | None:
 
 
 def reported_mode(episode: Episode) -> str | None:
-    """What the environment says in its `info["mode"]` when the episode ends."""
+    """The mode that the environment reports in `info["mode"]` at the end of the episode."""
     mode = episode.metadata.get("mode")
     return None if mode is None or mode == -1 or mode == "" else str(mode)
 
@@ -168,7 +168,7 @@ def conditional_entropy(episodes: Dataset, mode_of: ModeFunction, n_modes: int, 
 
 
 def mode_overlap(counts: Mapping[str, float], other_counts: Mapping[str, float]) -> float:
-    """What two distributions of modes share: 1 less their distance in total variation.
+    """Overlap of two distributions of modes: 1 minus their total variation distance.
 
     Returns:
         1 if all modes have equal frequencies in both, 0 if no mode is common. NaN if one of them is empty.

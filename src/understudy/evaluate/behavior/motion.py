@@ -13,7 +13,7 @@ MAX_FREQUENCY = 10.0  # Hz: how people move has nothing above (Balasubramanian e
 
 
 def speed(states: np.ndarray, fps: float) -> np.ndarray:
-    """How far the state moves per second.
+    """Distance that the state moves per second.
 
     Args:
         states: States, (T, S).
@@ -90,7 +90,7 @@ def action_jerk(actions: np.ndarray) -> float:
 
 
 def success_step(episode: Episode) -> float:
-    """How many steps it took until the environment first told of success; NaN where it never did."""
+    """Number of steps until the environment first reports success. NaN if it never does."""
     success_flags = np.asarray(episode.steps["next.success"]) if "next.success" in episode.steps else np.zeros(0)
     return float(np.argmax(success_flags > 0)) + 1 if (success_flags > 0).any() else math.nan
 

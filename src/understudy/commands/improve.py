@@ -555,8 +555,8 @@ def _seen_from_here(run: Path, out: Path, path: Path) -> Path:
     folder, n_parts = run_folder(run).resolve(), len(out.parts)
     if out.is_absolute() or folder.parts[-n_parts:] != out.parts:
         return path
-    there = folder.parents[n_parts - 1] / path
-    return there if there.exists() and there.resolve() != path.resolve() else path
+    source = folder.parents[n_parts - 1] / path
+    return source if source.exists() and source.resolve() != path.resolve() else path
 
 
 def _trained_again(args: list[str], data: str) -> list[object]:

@@ -198,12 +198,12 @@ def write_sequential_page(
     from ..evaluate import plots, report
     from ..evaluate.sequential import SequentialDifferenceTest
 
-    at = [*range(1, len(path) + 1)]
+    counts = [*range(1, len(path) + 1)]
     intervals = [test.interval(state) for state in path]
     two = isinstance(test, SequentialDifferenceTest)
     name, bound = ("difference", "no difference") if two else ("success", f"{test.threshold:g}")
     level, low = (0.0, -1.0) if two else (test.threshold, 0.0)
-    figure = plots.curves({name: (at, [i.estimate for i in intervals]), bound: ([1, at[-1]], [level, level])},
+    figure = plots.curves({name: (counts, [i.estimate for i in intervals]), bound: ([1, len(path)], [level, level])},
                           plots.Axis(unit), plots.Axis(name, low, 1.0),
                           bands={name: ([i.low for i in intervals], [i.high for i in intervals])})
     what = f"{names[0]} minus {names[1]}" if two else f"Success of {names[0]}"

@@ -248,12 +248,12 @@ class Distractors(ImageShift):
         drawn = uniform(self.key, torch.zeros_like(self.key), (n, 6), stream=9)
         angle = 2 * torch.pi * drawn[..., 5:]
         way = self.count.view(-1, 1, 1) * self.speed * torch.cat([angle.cos(), angle.sin()], -1)
-        at = 1 - ((drawn[..., :2] + way) % 2 - 1).abs()  # there and back between 0 and 1
-        at = (at * torch.tensor([width, height]) - 0.5).unsqueeze(-1)
+        centers = 1 - ((drawn[..., :2] + way) % 2 - 1).abs()  # there and back between 0 and 1
+        centers = (centers * torch.tensor([width, height]) - 0.5).unsqueeze(-1)
         color = (255 * drawn[..., 2:5]).round().to(torch.uint8)[..., :image.shape[3]]
         image = image.clone()
         for i in range(n):
-            x, y = torch.arange(width) - at[:, i, 0], torch.arange(height) - at[:, i, 1]
+            x, y = torch.arange(width) - centers[:, i, 0], torch.arange(height) - centers[:, i, 1]
             inside = x[:, None, :] ** 2 + y[:, :, None] ** 2 < (self.radius * height) ** 2
             image = torch.where(inside.unsqueeze(-1), color[:, i, None, None, :], image)
         return image
@@ -280,10 +280,10 @@ class MovedState(Shifted):
         super().__init__(env, severity)
 
     def on_reset(self, obs, which):
-        at, state = which.numpy(), self.env.state
-        moved = self.move({k: v[at] for k, v in state.items()}, self.key[which], self.severity)
+        rows, state = which.numpy(), self.env.state
+        moved = self.move({k: v[rows] for k, v in state.items()}, self.key[which], self.severity)
         for k, v in moved.items():
-            state[k][at] = v
+            state[k][rows] = v
         return {k: torch.from_numpy(v.copy()) for k, v in self.env.observe().items()}
 
 
@@ -304,8 +304,8 @@ class WeakSpring(Shifted):
     env: Particle
 
     def shift_action(self, action):
-        at = torch.from_numpy(self.env.state["at"])
-        return at + (1 - self.severity) * (action.clamp(self.env.low, self.env.high) - at)
+        position = torch.from_numpy(self.env.state["at"])
+        return position + (1 - self.severity) * (action.clamp(self.env.low, self.env.high) - position)
 
 
 class PhysicsShift(Shifted):

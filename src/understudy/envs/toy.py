@@ -104,9 +104,9 @@ class Toy(HasExpert, Restorable, PlanarMap, Renderable):
         )
 
     def _set_rows(self, which, state, key):
-        at = which.numpy()
+        rows = which.numpy()
         for name, value in state.items():
-            self.state[name][at] = value
+            self.state[name][rows] = value
         self.key[which], self.clock[which] = key, 0
 
     def _observation(self):

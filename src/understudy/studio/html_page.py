@@ -73,9 +73,9 @@ def write_dataset_page(file: Path | str, data: Dataset, report: AuditReport | No
     """
     file = Path(file)
     folder = file.with_name(f"{file.stem}-data")
-    for there in (file, folder):
-        if there.exists():
-            raise UserError("this file or folder already exists", where=there,
+    for path in (file, folder):
+        if path.exists():
+            raise UserError("this file or folder already exists", where=path,
                             hint="choose another name, or remove it first")
     pages = _EpisodePages(data, report or AuditReport(()))
     with nullcontext() if pages.inline else whole_folder(folder) as part:
@@ -335,18 +335,18 @@ class _RunningStatistics:
         if not len(values):
             return
         v = values.astype(np.float64)
-        there = np.isfinite(v)
-        n = there.sum(0)
-        mean = np.divide(np.where(there, v, 0).sum(0), n, out=np.zeros(len(n)), where=n > 0)
-        squares = np.square(np.where(there, v - mean, 0)).sum(0)
+        is_finite = np.isfinite(v)
+        n = is_finite.sum(0)
+        mean = np.divide(np.where(is_finite, v, 0).sum(0), n, out=np.zeros(len(n)), where=n > 0)
+        squares = np.square(np.where(is_finite, v - mean, 0)).sum(0)
         total = self.n + n
         share = np.divide(n, total, out=np.zeros(len(n)), where=total > 0)
         off = mean - self.mean
         self.squares += squares + np.square(off) * self.n * share
         self.mean += off * share
         self.n, self.n_non_finite = total, self.n_non_finite + len(v) - n
-        self.min = np.minimum(self.min, np.where(there, v, np.inf).min(0))
-        self.max = np.maximum(self.max, np.where(there, v, -np.inf).max(0))
+        self.min = np.minimum(self.min, np.where(is_finite, v, np.inf).min(0))
+        self.max = np.maximum(self.max, np.where(is_finite, v, -np.inf).max(0))
 
     @property
     def std(self) -> np.ndarray:
@@ -362,9 +362,9 @@ class _ProjectionMap:
         self.at: list[np.ndarray] = []
 
     def add(self, episode: int, steps: np.ndarray, rows: np.ndarray) -> None:
-        there = np.isfinite(rows).all(1)
-        self.points.append(rows[there])
-        self.at.append(np.stack([np.full(int(there.sum()), episode), steps[there]], 1))
+        is_finite = np.isfinite(rows).all(1)
+        self.points.append(rows[is_finite])
+        self.at.append(np.stack([np.full(int(is_finite.sum()), episode), steps[is_finite]], 1))
 
     def to_json(self) -> dict[str, Any]:
         """`share` is the fraction of variance in each direction. The page also computes x = (row - mean) @ axes."""
@@ -447,12 +447,12 @@ def _scale_to_bytes(lines: np.ndarray) -> str:
     """(E, L, P) as bytes: 0 to 254 over the range of each line over all episodes, 255 for missing values."""
     out = np.full(lines.shape, 255, np.uint8)
     for i in range(lines.shape[1]):
-        there = np.isfinite(lines[:, i])
-        if there.any():
+        is_finite = np.isfinite(lines[:, i])
+        if is_finite.any():
             v = lines[:, i].astype(np.float64)
-            low, high = v[there].min(), v[there].max()
+            low, high = v[is_finite].min(), v[is_finite].max()
             scaled = (v - low) / (high - low) * 254 if high > low else np.full(v.shape, 127.0)
-            out[:, i][there] = scaled[there].round()
+            out[:, i][is_finite] = scaled[is_finite].round()
     return _base64(out)
 
 

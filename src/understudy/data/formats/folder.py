@@ -267,7 +267,7 @@ class CsvFolderSource(FolderSource):
             rows.append({name: table.rows(name) for name in table.columns})
             if "timestamp" in table.columns and table.kind("timestamp") != "text":
                 times.append(table.values("timestamp", "float64").reshape(-1))
-            if not _ends(file):
+            if not _ends_with_newline(file):
                 cut.append(file.name)
             self._episode_metadata.append({})
         self._vectors = table.vectors
@@ -518,7 +518,7 @@ def _kind(cell: str) -> str:
     return "text" if "_" in cell else "float"
 
 
-def _ends(file: Path) -> bool:
+def _ends_with_newline(file: Path) -> bool:
     with open(file, "rb") as handle:
         handle.seek(-1, 2)
         return handle.read(1) in (b"\n", b"\r")

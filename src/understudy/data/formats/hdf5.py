@@ -79,14 +79,14 @@ class _CheckedFile:
         """Checks a global heap (File Format Specification III.E)."""
         end = int.from_bytes(os.pread(self._file, 8, begin + 8), "little")
         heap = os.pread(self._file, min(end, os.fstat(self._file).st_size - begin), begin)
-        at = 16
-        while at + 16 <= end:
-            number = int.from_bytes(heap[at: at + 2], "little")
-            size = int.from_bytes(heap[at + 8: at + 16], "little")
+        offset = 16
+        while offset + 16 <= end:
+            number = int.from_bytes(heap[offset: offset + 2], "little")
+            size = int.from_bytes(heap[offset + 8: offset + 16], "little")
             size = 16 + -(-size // 8) * 8 if number else size
-            if not 16 <= size <= end - at:
+            if not 16 <= size <= end - offset:
                 raise OSError(f"an object of {size} bytes in the heap at byte {begin}")
-            at += size
+            offset += size
 
     def flush(self) -> None:
         pass
@@ -132,7 +132,7 @@ class OpenFiles:
         self._path = self._file = self._bytes = None
 
     def __getitem__(self, path: Path):
-        self._turn(path)
+        self._close_other(path)
         if self._file is None:
             with hdf5_errors(path):
                 self._file = open_file(path)
@@ -143,7 +143,7 @@ class OpenFiles:
         layout = self._layouts.get(key)
         if layout is None or not 0 <= first < stop <= layout.shape[0]:
             return read_column(self[path], key, first, stop, where)
-        self._turn(path)
+        self._close_other(path)
         out = np.empty((stop - first, *layout.shape[1:]), layout.dtype)
         with hdf5_errors(where):
             if self._bytes is None:
@@ -153,7 +153,7 @@ class OpenFiles:
                 raise OSError("the file is cut short")
         return out
 
-    def _turn(self, path: Path) -> None:
+    def _close_other(self, path: Path) -> None:
         if path != self._path:
             self.__exit__()
             self._path = path
@@ -221,16 +221,16 @@ def _walk(h5py, group, prefix, where, depth):
             name = key.decode("utf-8")
         except UnicodeDecodeError:
             raise damaged("the name is not UTF-8", f"{where}/{prefix}{key}") from None
-        at = f"{where}/{prefix}{name}"
+        location = f"{where}/{prefix}{name}"
         if (outside := group.links.get_info(key).type == h5py.h5l.TYPE_EXTERNAL) or depth > _DEEP:
             defect = "a link to another file, which is not followed" if outside else "nested without end"
-            raise UserError(f"this is {defect}", where=at, hint="copy the array into the file")
-        with hdf5_errors(at):
+            raise UserError(f"this is {defect}", where=location, hint="copy the array into the file")
+        with hdf5_errors(location):
             node = h5py.h5o.open(group, key)
             if isinstance(node, h5py.h5d.DatasetID):
                 layout = node.get_create_plist() if node.get_offset() is None else None
                 if layout and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
-                    raise UserError("the array is stored in another file, which is not read", where=at,
+                    raise UserError("the array is stored in another file, which is not read", where=location,
                                     hint="copy the array into the file")
                 yield f"{prefix}{name}", ArrayInfo(node, layout)
         if isinstance(node, h5py.h5g.GroupID):

@@ -341,16 +341,16 @@ class _LeRobotWriter:
                 new = self._checked(episode, len(episode), f"episode {number}")
                 more = sum(column.nbytes for column in new.columns.values())
                 if loaded and size + more > _TOGETHER:  # a long episode is not copied together with short ones
-                    self._add(loaded)
+                    self._add_episodes(loaded)
                     loaded, size = [], 0
                 loaded.append(new)
                 size += more
                 if size >= _TOGETHER:
-                    self._add(loaded)
+                    self._add_episodes(loaded)
                     loaded, size = [], 0
                 del new  # free it before the next one is read
             if loaded:
-                self._add(loaded)
+                self._add_episodes(loaded)
             self._close()
             self._commit()
         except BaseException:
@@ -359,7 +359,7 @@ class _LeRobotWriter:
 
     # -- some episodes ----------------------------------------------------------------------------------------------
 
-    def _add(self, episodes: list[_LoadedEpisode]) -> None:
+    def _add_episodes(self, episodes: list[_LoadedEpisode]) -> None:
         """Adds several short episodes at once, because one call for each would take longer than their data."""
         lengths = np.array([h.length for h in episodes], np.int64)
         starts = np.cumsum(lengths) - lengths

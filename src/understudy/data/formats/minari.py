@@ -392,7 +392,7 @@ def write(data: Dataset, path: Path) -> None:
         with h5py.File(folder / "main_data.hdf5", "w", track_order=True) as file:
             hdf5.store_column_order(file, features, holds)
             for i, e in enumerate(data):
-                _put(file.create_group(f"episode_{i}"), i, e, keys, holds)
+                _write_episode(file.create_group(f"episode_{i}"), i, e, keys, holds)
         size = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         dataset_metadata = {"fps": data.fps, "robot_type": data.metadata.get("robot_type")}
         unknown = {"code_permalink": None, "author": [], "author_email": [], "algorithm_name": None, "description": "",
@@ -407,7 +407,7 @@ def write(data: Dataset, path: Path) -> None:
             **{k: v for k, v in dataset_metadata.items() if v is not None}})
 
 
-def _put(group, i, e, keys, holds):
+def _write_episode(group, i, e, keys, holds):
     steps = len(e)
     group.attrs["id"], group.attrs["total_steps"] = i, steps
     hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - {"minari"}))

@@ -124,9 +124,9 @@ class RobomimicSource(ChunkedSource):
             for key, f in arrays.items():
                 if key.startswith("next_obs/") and key[5:] in arrays and steps > 1 and f.kind == "vector":
                     location = f"{self.path}, data/{demo}"
-                    here, there = (files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}")
-                                   for k, row in ((key[5:], steps - 1), (key, steps - 2)))
-                    if here.shape == there.shape and not np.allclose(here, there, 1e-5, 1e-5, equal_nan=True):
+                    own, following = (files.read_rows(self.path, f"data/{demo}/{k}", row, row + 1, f"{location}/{k}")
+                                      for k, row in ((key[5:], steps - 1), (key, steps - 2)))
+                    if own.shape == following.shape and not np.allclose(own, following, 1e-5, 1e-5, equal_nan=True):
                         warnings.append(f"{demo}/{key} is not the next row of {key[5:]}: only its last row is used")
                         return
 
@@ -263,7 +263,7 @@ def write(data: Dataset, path: Path) -> None:
         group.attrs["env_args"] = json.dumps(plan.env_args, indent=4)
         group.attrs["total"] = data.steps
         for demo, e in zip(plan.demos, data, strict=True):
-            _put(group.create_group(demo), e, plan.keys, holds)
+            _write_demo(group.create_group(demo), e, plan.keys, holds)
             if "masks" in holds.metadata_keys:
                 for key in e.metadata["masks"]:
                     masks.setdefault(key, []).append(demo)
@@ -271,7 +271,7 @@ def write(data: Dataset, path: Path) -> None:
             file[f"mask/{key}"] = np.array(names, "S")
 
 
-def _put(group, e: Episode, keys, holds):
+def _write_demo(group, e: Episode, keys, holds):
     steps = len(e)
     group.attrs["num_samples"] = steps
     hdf5.write_metadata(group, e, replace(holds, metadata_keys=holds.metadata_keys - _RESERVED_METADATA))

@@ -303,8 +303,8 @@ class SidecarSource(WrapperSource):
         column = column if f.kind == "string" else column.astype(f.dtype, copy=False)
         if self._rows[name][episode] <= len(column):
             return column[: self._rows[name][episode]]
-        at = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
-        return np.concatenate([column, self._maps[f"last/{name}"][at: at + 1]])
+        last_row = int((self._rows[name][:episode] > self.lengths[:episode]).sum())
+        return np.concatenate([column, self._maps[f"last/{name}"][last_row: last_row + 1]])
 
     def frames(self, name, episode):
         if self._is_in_sidecar(name) or f"rows/{name}" in self._arrays.headers:

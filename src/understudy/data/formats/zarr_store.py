@@ -226,8 +226,8 @@ class ZarrSource(MemmapSource):
                 first = row // chunk * chunk
                 frames = self._rows(key, first, min(first + chunk, int(self.lengths.sum())))
                 self._last[name] = row // chunk, frames
-            at, frames = self._last[name]
-            image = frames[row - at * chunk]
+            number, frames = self._last[name]
+            image = frames[row - number * chunk]
             if name in self._pixels:
                 whole = np.clip(np.nan_to_num(image), 0, 255).astype(np.uint8)
                 if not (whole == image).all():

@@ -587,8 +587,8 @@ def _read_partial_npy(raw: bytes, path: Path) -> np.ndarray | None:
     if fortran and len(shape) > 1:
         return None
     row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-    there = len(raw) - stream.tell()
-    rows = shape[0] if shape and row == 0 else min(shape[0], there // row) if shape else int(there >= dtype.itemsize)
+    size = len(raw) - stream.tell()
+    rows = shape[0] if shape and row == 0 else min(shape[0], size // row) if shape else int(size >= dtype.itemsize)
     values = np.frombuffer(raw, dtype, (rows * row) // dtype.itemsize if shape else rows, stream.tell())
     return values.reshape((rows, *shape[1:]) if shape else ()) if rows or shape else None
 

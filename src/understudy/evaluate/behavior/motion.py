@@ -48,13 +48,13 @@ def spectral_arc_length(
     if len(profile) < 5 or not np.isfinite(profile).all() or not np.abs(profile).max() > 0:
         return math.nan
     size = 2 ** (math.ceil(math.log2(len(profile))) + 4)  # padded with zeros: a fine spectrum
-    at, height = np.fft.rfftfreq(size, 1 / fps), np.abs(np.fft.rfft(profile, size))
-    height = (height / height.max())[at <= max_frequency]
+    frequency, height = np.fft.rfftfreq(size, 1 / fps), np.abs(np.fft.rfft(profile, size))
+    height = (height / height.max())[frequency <= max_frequency]
     kept = np.flatnonzero(height >= min_amplitude)
-    at, height = at[kept[0]:kept[-1] + 1], height[kept[0]:kept[-1] + 1]
-    if len(at) < 2:
+    frequency, height = frequency[kept[0]:kept[-1] + 1], height[kept[0]:kept[-1] + 1]
+    if len(frequency) < 2:
         return math.nan
-    return -float(np.hypot(np.diff(at) / (at[-1] - at[0]), np.diff(height)).sum())
+    return -float(np.hypot(np.diff(frequency) / (frequency[-1] - frequency[0]), np.diff(height)).sum())
 
 
 def log_dimensionless_jerk(profile: np.ndarray, fps: float) -> float:

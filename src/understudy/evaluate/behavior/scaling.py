@@ -86,10 +86,10 @@ def resample_rows(rows: np.ndarray, points: int) -> np.ndarray:
     Returns:
         (points, D).
     """
-    at = np.linspace(0, len(rows) - 1, points)
-    low = np.minimum(at.astype(int), len(rows) - 1)
+    position = np.linspace(0, len(rows) - 1, points)
+    low = np.minimum(position.astype(int), len(rows) - 1)
     high = np.minimum(low + 1, len(rows) - 1)
-    return rows[low] + (at - low)[:, None] * (rows[high] - rows[low])
+    return rows[low] + (position - low)[:, None] * (rows[high] - rows[low])
 
 
 def _is_numeric(f: Feature) -> bool:

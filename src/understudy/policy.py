@@ -884,13 +884,10 @@ def check_features(planner: Planner, features: Schema, where: str, *, resized: b
         if (feature.shape, feature.kind) != (own_feature.shape, own_feature.kind):
             if feature.shape == own_feature.shape and {feature.kind, own_feature.kind} == {"vector", "discrete"}:
                 raise _reading_error(name, own_feature, where)
-            raise UserError(
-                f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
-                f"{feature.kind} of shape {feature.shape}",
-                where=f"{where}, column {name!r}",
-                hint=hint or (act_hint if resized else
-                              "use data with the same columns, or train a new policy on these"),
-            )
+            raise UserError(f"the policy was built for {own_feature.kind} of shape {own_feature.shape}, but this is "
+                            f"{feature.kind} of shape {feature.shape}", where=f"{where}, column {name!r}",
+                            hint=hint or (act_hint if resized else
+                                          "use data with the same columns, or train a new policy on these"))
         if resized and own_feature.has_other_unit(feature):
             raise UserError(f"the policy was trained with the unit {own_feature.unit}, but this has {feature.unit}",
                             where=f"{where}, column {name!r}",

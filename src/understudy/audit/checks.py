@@ -650,8 +650,7 @@ def check_tasks(data: Dataset) -> Iterator[Finding]:
 
 def check_images(data: Dataset) -> Iterator[Finding]:
     """Finds frames that are black, damaged, frozen while the robot moves, early or late, or that have values of 0 to 1
-    instead of 0 to 255.
-    """
+    instead of 0 to 255."""
     features = data[0].features()
     for name in (n for n in camera_names(features) if features[n].size):  # `check_image_layouts` names the others
         sight, stillness = action_motion.CameraLag(data, name), action_motion.Stillness(data, name)

@@ -246,8 +246,7 @@ def _tell_slow_cameras(cameras: Mapping[str, object]) -> None:
 @contextmanager
 def command_keys(keyboard=None) -> Iterator[CommandKeys]:
     """Context in which a person gives commands by keys, if there is a terminal. At its end the line of `show_line` is
-    removed.
-    """
+    removed."""
     from ..envs.devices import RecordingKeys
     from ..robots.recording import NoKeys
 

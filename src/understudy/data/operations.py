@@ -381,11 +381,9 @@ class Resample(Operation):
             raise UserError(f"fps is {self.fps}, but must be above 0 and below 1,000,000", where="resample, fps",
                             hint="such as 10")
         if data.fps is None and _TIMESTAMP not in data.source.schema:
-            raise UserError(
-                "the data have neither a known fps nor a column timestamp",
-                where=data.metadata.get("path", "data set"),
-                hint="add fps or timestamps where it was recorded",
-            )
+            raise UserError("the data have neither a known fps nor a column timestamp",
+                            where=data.metadata.get("path", "data set"),
+                            hint="add fps or timestamps where it was recorded")
         narrowed = _narrow(data, _TIMESTAMP in data.source.schema)  # other episodes may have invalid times
         path = str(data.metadata.get("path") or "data set")
         return Dataset(ResampledSource(narrowed.source, data.fps, float(self.fps), self.rule, path),
@@ -466,11 +464,9 @@ def _episode_value(episode: Episode, field: str, number: int):
     if value is None and field in episode.steps and (column := np.asarray(episode.steps[field])).size == len(column):
         one = np.unique(column)
         if len(one) > 1:
-            raise UserError(
-                f"the column has more than one value: {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
-                where=f"episode {number}, column {field!r}",
-                hint="choose a field with one value per episode",
-            )
+            raise UserError(f"the column has more than one value: {one[0]}, {one[1]}{', ...' * (len(one) > 2)}",
+                            where=f"episode {number}, column {field!r}",
+                            hint="choose a field with one value per episode")
         return one[0].item() if len(one) else None
     return value.item() if isinstance(value, np.generic) else value
 

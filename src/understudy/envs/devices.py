@@ -27,8 +27,7 @@ class TeleopDevice(Protocol):
 
     def read(self) -> np.ndarray:
         """Returns the current action, (A,) float32, in the units of the action. It is called once per step and does not
-        wait.
-        """
+        wait."""
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------

@@ -339,9 +339,8 @@ def check_api(env: gymnasium.Env, name: str) -> None:
         raise UserError(f"it has reset{signature}, not reset(*, seed, options)", where=name, hint=NEW_API_HINT)
     returned = env.reset(seed=0, options=None)
     if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
-        raise UserError(
-            "reset must return (observation, info), but returned something else", where=name, hint=NEW_API_HINT
-        )
+        raise UserError("reset must return (observation, info), but returned something else", where=name,
+                        hint=NEW_API_HINT)
     env.action_space.seed(0)
     returned = env.step(env.action_space.sample())
     count = len(returned) if isinstance(returned, tuple) else "something else"

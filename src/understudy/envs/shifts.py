@@ -60,8 +60,7 @@ class Shiftable(Env):
     @abstractmethod
     def shifts(self) -> tuple[Shift, ...]:
         """Shifts that only this environment can make. `Shift.world` receives a new copy of the environment and may
-        change it.
-        """
+        change it."""
 
 
 # -- what can be done to any environment --------------------------------------------------------------------------
@@ -83,11 +82,8 @@ class Shifted(EnvWrapper):
     def __init__(self, env: Env, severity: float):
         if not 0 <= severity <= self.max_severity or math.isinf(severity) or self.is_integer and severity % 1:
             room = "0 or more" if math.isinf(self.max_severity) else f"from 0 to {self.max_severity:g}"
-            raise UserError(
-                f"the level must be {'a whole number, ' * self.is_integer}{room}, not {severity:g}",
-                where=f"shift {self.name!r} of {env.metadata['env']}",
-                hint="0 is the world as it was",
-            )
+            raise UserError(f"the level must be {'a whole number, ' * self.is_integer}{room}, not {severity:g}",
+                            where=f"shift {self.name!r} of {env.metadata['env']}", hint="0 is the world as it was")
         self.env, self.severity, self.rows = env, severity, env.rows
         self.features, self.key = env.features, torch.zeros(env.rows, dtype=torch.int64)
         self.metadata = (
@@ -221,8 +217,7 @@ class Brightness(ImageShift):
 
 class CameraOffset(ImageShift):
     """The image is moved by `severity` of its width, in a random direction of the episode. Its edge pixels are
-    repeated.
-    """
+    repeated."""
 
     name, max_severity = "camera", 1.0
 

@@ -56,8 +56,7 @@ def _check_seed(seed: int) -> int:
 @dataclass(frozen=True)
 class Evaluation:
     """Rollouts of one checkpoint or another actor, with intervals. `success` is None if the environment does not define
-    it. `alarms` says what a failure detector tells about the episodes.
-    """
+    it. `alarms` says what a failure detector tells about the episodes."""
 
     env: str
     episodes: Dataset  # can be stored and trained on like any other
@@ -93,8 +92,7 @@ class Evaluation:
     @property
     def trial_gain(self) -> PairedComparison | None:
         """Success in the last trial minus success in the first, of the same episodes. None if there are no several
-        trials.
-        """
+        trials."""
         if (k := self.trial_successes) is None or k.shape[1] == 1:
             return None
         assert self.success is not None

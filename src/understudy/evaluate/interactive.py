@@ -92,8 +92,7 @@ class TrialDesign:
 
     def policy_order(self, draw: int) -> tuple[int, ...]:
         """Indices of the policies in the order of the trials of this round. It depends on the names of the policies, so
-        that nobody can learn the first orders by heart.
-        """
+        that nobody can learn the first orders by heart."""
         salt = hashlib.sha256(json.dumps([self.seed, *self.policies]).encode()).digest()
         coin = uniform(keys(int.from_bytes(salt[:6]), [draw]), torch.zeros(1, dtype=torch.int64), (len(self.policies),))
         return tuple(coin[0].argsort().tolist())

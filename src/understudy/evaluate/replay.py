@@ -155,14 +155,11 @@ def _check_shapes(data: Dataset, env: Env) -> None:
         if name in recorded and recorded[name].size != env.features[name].size:
             recorded_env = data[0].metadata.get("env")
             path = data.metadata.get("path")
-            raise UserError(
-                f"{name!r} has the shape {recorded[name].shape}, but {env.features[name].shape} in "
-                f"{env.metadata['env']}",
-                where=path or "data set",
-                hint="replay it in the environment it was recorded in"
-                + (f": {command_line('replay', path or 'DATA', recorded_env)}"
-                   if recorded_env and recorded_env != env.metadata["env"] else ""),
-            )
+            raise UserError(f"{name!r} has the shape {recorded[name].shape}, but {env.features[name].shape} in "
+                            f"{env.metadata['env']}", where=path or "data set",
+                            hint="replay it in the environment it was recorded in"
+                            + (f": {command_line('replay', path or 'DATA', recorded_env)}"
+                               if recorded_env and recorded_env != env.metadata["env"] else ""))
 
 
 def _compared_columns(env: Env) -> list[str]:

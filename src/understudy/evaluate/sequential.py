@@ -93,8 +93,7 @@ class SequentialRateTest:
 
     def decision_bounds(self, trials):
         """(low, high): after this many trials (an integer or an array), the verdict is "below" at `low` successes or
-        fewer, and "above" from `high` on. -1 and trials + 1 if no verdict is possible.
-        """
+        fewer, and "above" from `high` on. -1 and trials + 1 if no verdict is possible."""
         n = np.asarray(trials)
 
         def enough(k):
@@ -169,8 +168,7 @@ class SequentialDifferenceTest:
 
     def wins_needed(self, max_rollouts: int) -> np.ndarray:
         """For 0, 1, ... differing pairs, the number that one policy must win for a verdict, (max_rollouts + 1,). It is
-        one more than the number of pairs if even all pairs are not enough.
-        """
+        one more than the number of pairs if even all pairs are not enough."""
         return _wins_needed(self.level, max_rollouts)
 
 

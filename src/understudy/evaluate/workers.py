@@ -216,8 +216,7 @@ def _split_episodes(numbers: range, rows: int, count: int) -> list[range]:
 
 def _worker_loop(setup: WorkerSetup, shares: Iterator[EpisodeRange], send: Callable[[str, Any], None]) -> None:
     """The main loop of a worker. It sends ("ready", (rows, metadata)), ("episode", (number, episode)) and ("done",
-    metadata) for each part, or ("failed", error).
-    """
+    metadata) for each part, or ("failed", error)."""
     env = None
     torch.set_num_threads(1)
     try:
@@ -319,8 +318,7 @@ def _worker_process(pipe: connection.Connection, setup: WorkerSetup) -> None:
 
 def connect_ray() -> tuple[ModuleType, bool]:
     """(ray, whether this call started it). It uses the cluster of RAY_ADDRESS, one that runs here, or starts a
-    temporary one that only this machine can reach.
-    """
+    temporary one that only this machine can reach."""
     try:
         import ray
     except ImportError:

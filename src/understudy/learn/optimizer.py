@@ -86,11 +86,8 @@ class OptimizerState:
 
     def __init__(self, optim: OptimizerConfig, modules: tuple[nn.Module, ...], steps: int, device: torch.device):
         if optim.precision == "fp16" and device.type != "cuda":
-            raise UserError(
-                f"precision 'fp16' needs a CUDA device, but the device is {device.type}",
-                where="OptimizerConfig",
-                hint="take 'bf16', or 'fp32'",
-            )
+            raise UserError(f"precision 'fp16' needs a CUDA device, but the device is {device.type}",
+                            where="OptimizerConfig", hint="take 'bf16', or 'fp32'")
         self.config, self.steps, self.device = optim, steps, device
         self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         # AdamW copies parameters whose axes are not in memory order, so it gets permuted views of these few.

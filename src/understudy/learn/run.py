@@ -154,8 +154,7 @@ class Run:
 
     def log_metrics(self, **line) -> None:
         """Appends a line to metrics.jsonl. NaN and infinity (the gradient of a skipped fp16 update, for example) become
-        null.
-        """
+        null."""
         with disk_space_errors(self.folder, "the checkpoints are whole: make room, and give the same command"), \
                 open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as out:
             out.write(json.dumps(replace_nonfinite(line), allow_nan=False) + "\n")

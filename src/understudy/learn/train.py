@@ -749,12 +749,9 @@ def _check_target_steps(data: Dataset, window: Window, target: str) -> None:
         rows = min(len(episode.steps[target]), len(episode) + 1)
         return window.action_offset < rows and window.action_offset + window.horizon > 1 - len(episode)
     if not any(map(reached, data)):
-        raise UserError(
-            f"no episode is long enough for the targets of action_offset={window.action_offset} and "
-            f"horizon={window.horizon}",
-            where="policy.window.action_offset",
-            hint="look less far, or take longer episodes",
-        )
+        raise UserError(f"no episode is long enough for the targets of action_offset={window.action_offset} and "
+                        f"horizon={window.horizon}", where="policy.window.action_offset",
+                        hint="look less far, or take longer episodes")
 
 
 def _prepare_stages(method: Method, data: Dataset, run: Run, run_config: RunConfig, held_out: list[int],

@@ -234,8 +234,7 @@ def energy_score(samples: Tensor, error: Tensor, mask: Tensor, choices: bool = F
 
 def target_scale(data: Dataset, target: str) -> Tensor:
     """Standard deviation of each component of a column over all steps, (A,). It is 1 for a component that never
-    changes.
-    """
+    changes."""
     count, mean, square = 0, 0.0, 0.0
     for episode in data:
         x = np.asarray(episode.steps[target], np.float64).reshape(len(episode.steps[target]), -1)

@@ -111,8 +111,7 @@ def boundary_hint(arrays: Mapping[str, np.ndarray], steps: int, ends: str = "") 
 
 def unknown_boundary(option: str, name: str, names: Iterable[str]) -> UserError:
     """Returns the error for a column or array that the user named, as "episode" or "episode_lengths", and that does not
-    exist.
-    """
+    exist."""
     kind = "column that numbers the episodes" if option == "episode" else "array of the lengths of the episodes"
     return unknown_name("column", name, names, f"--columns {option}=", hint=f"name the {kind}")
 

@@ -188,8 +188,7 @@ class FolderSource(MemmapSource):
 
 class NpzFolderSource(FolderSource):
     """Files of arrays with T rows, or one more. A single text is the task of the episode. Other single values are
-    metadata.
-    """
+    metadata."""
 
     ending = ".npz"
 
@@ -484,8 +483,7 @@ class _Table:
 
 def underscored(header: list[str]) -> list[str]:
     """Returns the names with NAME.0, NAME.1, ... and NAME[0], NAME[1], ... as NAME_0, NAME_1, ..., if these are one
-    vector.
-    """
+    vector."""
     groups: dict[tuple[str, bool], dict[str, int]] = {}  # NAME, whether in brackets -> the number of each name
     for key in header:
         if match := _BRACKETED.fullmatch(key):

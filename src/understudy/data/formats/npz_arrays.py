@@ -55,8 +55,7 @@ class NpzArrays:
     @cached_property
     def key(self) -> str:
         """Digest of the time of the file and the checksums of its arrays. Time and size alone may be equal for two
-        files.
-        """
+        files."""
         with zipfile.ZipFile(self.path) as archive:
             arrays = [[i.filename, i.CRC, i.file_size] for i in archive.infolist()]
         return cache.json_digest("npz", self.path.stat().st_mtime_ns, arrays)

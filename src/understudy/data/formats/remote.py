@@ -129,8 +129,7 @@ def _now(files: Mapping[str, Any]) -> list[str]:
 
 def _answering(at: str):
     """Like `open_url`, but only if the source answers in time. Some sources, such as gs:// without credentials, try for
-    hours.
-    """
+    hours."""
     answers: list = []
 
     def ask():

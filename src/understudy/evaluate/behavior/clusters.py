@@ -24,8 +24,7 @@ class Clusters:
 
     def without_small(self, min_size: int) -> Clusters:
         """Removes clusters with fewer than `min_size` points, which are outliers. Their points go to the nearest
-        remaining cluster.
-        """
+        remaining cluster."""
         kept = np.bincount(self.labels, minlength=len(self)) >= min_size
         if kept.all() or not kept.any():
             return self

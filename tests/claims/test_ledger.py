@@ -43,8 +43,7 @@ def test_the_rows_are_those_of_the_published_list(shared):
             family,
             core == "core",
             int(priority),
-            title,
-        )
+            title)
 
 
 def test_a_row_is_three_digits_and_stands_once(tmp_path, monkeypatch):
@@ -382,8 +381,7 @@ def test_what_a_claim_needs_is_looked_for_before_it_runs(monkeypatch, tmp_path):
     assert records.missing_requirements(claim) == ["recorded demonstrations (UNDERSTUDY_DATA)"]
     monkeypatch.undo()
     assert {"mujoco", "metaworld"} <= set(records._extra_packages("sim")) and not records.installed_versions(
-        "no-such-package"
-    )
+        "no-such-package")
 
 
 def test_an_attempt_tells_what_is_absent_from_what_fails(monkeypatch):

@@ -204,8 +204,7 @@ def test_words_decide_what_is_done(call, told):
     # The same words from Python, and on recorded episodes.
     read = torch.tensor(TaskText(len(RIGHT)).encode(RIGHT))
     by_hand = evaluate(
-        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20
-    )
+        ObservationWrapper(load_actor(told / "run", rows=16), {"observation.task": read}), make("fork", 20), 20)
     assert by_hand.successes.all() and all(e.steps["observation.state"][:, 1].mean() < -0.1 for e in by_hand.episodes)
     assert call("eval", told / "run", told / "two.npz")[0] == 0
 

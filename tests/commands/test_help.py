@@ -145,8 +145,7 @@ def test_a_list_of_nothing_is_not_the_same_as_no_list(call, args):
             "record fork --out d --episodes 3 --actor keyboard --workers 2",
             "one person cannot play for 2 workers\n",
         ),
-    ],
-)
+    ])
 def test_what_is_refused_before_anything_is_looked_at_says_what_to_do(call, args, says):
     refused(call(*args.split()), says)
 

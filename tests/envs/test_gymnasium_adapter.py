@@ -383,8 +383,7 @@ def test_success_counts_from_whenever_it_is_told(theirs, mode, tells, tmp_path):
     for e, yes in zip(episodes, lucky, strict=True):
         assert e.steps["next.success"].tolist() == [yes and t + 1 in tells for t in range(4)]
     judged = evaluate(
-        UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9
-    )
+        UniformRandomActor(env), wrap_vector(SyncVectorEnv([build] * 2, autoreset_mode=mode), {"env": "theirs"}), 9)
     assert judged.successes.tolist() == lucky
 
 

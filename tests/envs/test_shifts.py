@@ -42,8 +42,7 @@ def test_each_toy_has_the_shifts_that_it_can_have():
 
 def test_a_shift_that_changes_something_at_0_is_found():
     broken_shift = Shift(
-        "bias", "", "m", (1.0,), lambda env, s: SensorNoise(env, s + 0.1, {"observation.state": torch.ones(2)})
-    )
+        "bias", "", "m", (1.0,), lambda env, s: SensorNoise(env, s + 0.1, {"observation.state": torch.ones(2)}))
     with pytest.raises(ContractViolation, match="severity 0"):
         check_shift(build("fork", limit=4), broken_shift)
 

@@ -40,8 +40,7 @@ def test_what_we_recorded_replays_to_the_last_bit(data, rows, state):
         assert t.max_differences == {"observation.state": 0.0, "next.reward": 0.0, "next.terminated": 0.0}
     assert (
         "every step is as recorded" in replayed.describe()
-        and "Success: 8 of 8, 8 of 8 when recorded" in replayed.describe()
-    )
+        and "Success: 8 of 8, 8 of 8 when recorded" in replayed.describe())
     json.dumps(replayed.to_json(), allow_nan=False)
 
 
@@ -59,8 +58,7 @@ def test_a_changed_action_is_found_at_the_step_after_it(data):
         assert "episode 5 at step 8" in replayed.describe()
     # Playback begins anew at every step, so the change stays where it is; open loop carries it on.
     assert replay(moved, Fork(4), [5], state=True).episodes[0].max_differences["observation.state"] == pytest.approx(
-        size, rel=1e-4
-    )
+        size, rel=1e-4)
     assert replay(moved, Fork(4), [5]).episodes[0].max_differences["observation.state"] >= size * 0.999
 
 
@@ -160,8 +158,7 @@ def test_what_cannot_be_replayed_says_why(data):
     replayed = replay(same, Bare())
     assert (
         all(t.success is None and t.recorded_success is not None for t in replayed.episodes)
-        and "Success" not in replayed.describe()
-    )
+        and "Success" not in replayed.describe())
 
 
 def test_own_demonstrations_that_say_how_they_began_are_replayed(tmp_path):

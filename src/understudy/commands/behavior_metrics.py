@@ -81,8 +81,7 @@ def measure_run(
         starts = min(N_STARTS, o.episodes)
         with progress_bar(f"{run.name}, the same starts", starts * o.repeats) as progress:
             again = rollout_repeated_starts(
-                actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress()
-            )
+                actor, env, starts, o.repeats, o.seed, watch=lambda number, episode: progress())
     metrics = measure_behavior(rollouts.episodes, env, demonstrations, repeated=again, latency=measure_latency(
         _single_actor(actor), rollouts.episodes, env.metadata.get("fps")))
     if o.html is None:

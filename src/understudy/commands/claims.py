@@ -150,8 +150,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
         budget,
         o.workers,
         log=lambda text: print(text, file=sys.stderr),
-        run_one=partial(try_claim, trust=o.trust),
-    )
+        run_one=partial(try_claim, trust=o.trust))
     if not entries:
         out.print("every claim has a record of the code as it is")
     for names, text in ((dict.fromkeys(confirmed, ""), "confirmed by its probe"), (outcome.verdicts, "{} here"),
@@ -162,8 +161,7 @@ def _run_all(o: ClaimsOptions, out: Output) -> None:
     out.suggest("understudy claims table", *([] if outcome.is_complete else ["understudy claims run --all"]))
     out.print_json(
         {"confirmed": confirmed, "ran": outcome.verdicts, "not_here": outcome.unavailable, "failed": outcome.failed,
-         "left": outcome.not_run}
-    )
+         "left": outcome.not_run})
     if not outcome.is_complete:
         raise SystemExit(3)
 

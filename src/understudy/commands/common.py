@@ -366,8 +366,7 @@ class Output:
         """Prints a JSON document if --json was given. NaN and infinite numbers become null."""
         if self.json:
             self.stdout.write(
-                json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            )
+                json.dumps(replace_nonfinite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def plain_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:

@@ -77,8 +77,7 @@ def main(args: list[str]) -> None:
         out.print(f"{view.steps} steps. Written to {o.out}")
         out.suggest(command_line("inspect", o.out), command_line("view", "show", o.out))
         out.print_json(
-            {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()}
-        )
+            {"view": str(o.out), "by": o.score, "settings": settings, "kept": kept, "values": score.tolist()})
 
 
 def scores_of(data: Dataset, by: str, trust: tuple[str, ...] = ()) -> tuple[np.ndarray, object]:

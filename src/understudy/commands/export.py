@@ -112,8 +112,7 @@ def _write_file(o: ExportOptions, policy: Policy, method: Method, out: Output) -
     size, name = o.out.stat().st_size, type(method.executor).__name__
     out.print(
         f"{o.out}: {size / 1e6:,.1f} MB. On {parity.inputs:,} inputs its chunks differ from those of the policy by at "
-        f"most {parity.largest:.1g} of the largest action, on average {parity.mean:.1g} ({report})."
-    )
+        f"most {parity.largest:.1g} of the largest action, on average {parity.mean:.1g} ({report}).")
     if parity.notable and o.precision == "fp32":
         out.print(f"{parity.notable} of them differ by more than {parity.threshold:g}: rounding changes a choice that "
                   "the sampler makes, such as the class of the largest score, or grows in its steps.")

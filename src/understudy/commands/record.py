@@ -131,8 +131,7 @@ def _record_environment(o: RecordOptions, name: str) -> None:
     out.suggest(
         command_line("inspect", o.out),
         command_line("train", recommend(data.features()), o.out, "--out", unused_path("run")),
-        command_line("replay", o.out, name, *trust_options(o.trust, name)),
-    )
+        command_line("replay", o.out, name, *trust_options(o.trust, name)))
 
 
 def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
@@ -156,8 +155,7 @@ def _record_actor(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             images=o.images,
             watch=lambda number, episode: progress(number + 1),
             on_saved=saved,
-            workers=crew,
-        )
+            workers=crew)
 
 
 def _result(o: RecordOptions, data: Dataset, saved: _SavedEpisodes, succeeded: str = "") -> str:
@@ -201,8 +199,7 @@ def _record_robot(o: RecordOptions) -> None:
         command_line("inspect", o.out),
         command_line("replay", o.out, "--episode", 0, *o.robot_arguments(), *trust),
         command_line("train", recommend(data.features()), o.out, "--out", run := unused_path("run")),
-        command_line("act", run, *o.robot_arguments(), *trust),
-    )
+        command_line("act", run, *o.robot_arguments(), *trust))
 
 
 def _make_actor(o: RecordOptions, env):
@@ -240,7 +237,6 @@ def _record_keyboard(o: RecordOptions, env, saved: _SavedEpisodes) -> Dataset:
             images=o.images,
             on_saved=saved,
             show=draw_screen,
-            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)),
-        )
+            lines=max(8, min(24, shutil.get_terminal_size().lines - 4)))
         draw_screen("")
     return data

@@ -96,8 +96,7 @@ def main(args: list[str]) -> None:
                     actor_name=by,
                     watch=progress,
                     setup=partial(_worker_setup, o),
-                    workers=o.workers,
-                )
+                    workers=o.workers)
             out.print(*robustness.verdict_parts(climbs), "", _results_table(climbs))
             if any(s.unit == "steps" for s in shifts) and env.metadata.get("fps"):
                 out.print("", f"A step is {1 / env.metadata['fps']:g} s.")

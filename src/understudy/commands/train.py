@@ -229,8 +229,7 @@ def _train(o: TrainOptions, options: list[str], changes: list[str], command: str
             stream=training.stream,
             command=command,
             include_interrupted=o.include_interrupted,
-            env=collection_env,
-        )
+            env=collection_env)
     finally:
         for used in (env, collection_env, *loggers):
             if used is not None:
@@ -477,8 +476,7 @@ def _print_result(o: TrainOptions, training: _Training, env: Env | None, device:
               not episode.metadata.get(DATASET_INDEX) and has_action(episode).all() for episode in data) else ()),
         *([command_line("act", o.out, *robot)] if robot else ()),
         *_compare_checkpoints(curves, o, judged, conditions, robot),
-        command_line("plot", o.out),
-    )
+        command_line("plot", o.out))
     loss = curves.curves.get("loss")
     out.print_json({"run": str(o.out), "method": o.method, "seed": o.seed, "device": device,
                     "steps": curves.last, "seconds": curves.seconds, "loss": loss and loss.values[-1],

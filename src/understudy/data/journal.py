@@ -364,8 +364,7 @@ class _SegmentReader:
         if steps != len(episode):
             segment.problems.append(
                 f"{segment.path}: episode {segment.first_episode + len(segment.episodes)} can be read until its step "
-                f"{len(episode)}" + (f" of {steps}" if steps else "")
-            )
+                f"{len(episode)}" + (f" of {steps}" if steps else ""))
             episode.metadata["interrupted"] = True
         segment.episodes.append(episode)
 

@@ -250,8 +250,7 @@ class VideoReader:
                 f"there is no frame at {requested_times[row]:.4f} s (within {TIMESTAMP_TOLERANCE} s): the video "
                 "ends early, or has another frame rate",
                 where=f"{location}, frame {row}",
-                hint="take the file from a copy, or leave out the episodes in it",
-            )
+                hint="take the file from a copy, or leave out the episodes in it")
 
     def _decode_from(self, time: float) -> Iterator[av.VideoFrame]:
         """The frames from the key frame at or before the time (s) to the end of the file."""

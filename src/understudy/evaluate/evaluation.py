@@ -325,8 +325,7 @@ def verdict_parts(a: MethodRuns, b: MethodRuns | None = None, names: tuple[str, 
     sure = (
         f"{capitalize_name(names[0])} minus {names[1]}: {_format_difference(p.difference, what)}, "
         f"{_format_interval(p, lambda v: _format_difference(v, what))}, "
-        f"{format_p_value(p.p_value)}.{_disagreement_note(p)}{more}"
-    )
+        f"{format_p_value(p.p_value)}.{_disagreement_note(p)}{more}")
     scope = ('This is about two checkpoints, and each stands for "this checkpoint" only: another training seed '
              "may come out otherwise. To compare the methods, train several seeds of each." if p.n_seeds == 1 else
              f"This is about the methods: {p.n_seeds} training seeds of each, over seeds and starts. "

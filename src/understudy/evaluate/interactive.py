@@ -157,8 +157,7 @@ class TrialDesign:
             return replace(s, is_over=True)
         if s.current_round.labels:
             return replace(
-                s, current_round=replace(s.current_round, labels=(*s.current_round.labels[:-1], event["label"]))
-            )
+                s, current_round=replace(s.current_round, labels=(*s.current_round.labels[:-1], event["label"])))
         if not s.rounds:
             raise UserError("there is no label to correct", where="interactive",
                             hint="label a trial first")
@@ -268,8 +267,7 @@ class TrialLog:
 
     def write(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(
-            replace_nonfinite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False
-        )
+            replace_nonfinite({**event, "time": datetime.now(UTC).isoformat(timespec="seconds")}), allow_nan=False)
         unwritten = memoryview((line + "\n").encode())
         while unwritten:
             unwritten = unwritten[os.write(self._handle, unwritten):]

@@ -70,8 +70,7 @@ class ReplayResult:
             text += (
                 f"{n - len(divergent)} as recorded to the last step, {len(divergent)} not. The earliest: episode "
                 f"{first.episode} at step {d.step} of {first.steps}, {d.column}, by {d.difference:.2g} of its largest "
-                f"value (more than {self.tolerance:g})."
-            )
+                f"value (more than {self.tolerance:g}).")
         success = [t.success for t in self.episodes if t.success is not None]
         if len(success) == n:
             text += f" Success: {sum(success)} of {n}"
@@ -145,8 +144,7 @@ class _ReplayComparison:
             self.success,
             None if recorded is None else bool(recorded),
             self.first,
-            self.error,
-        )
+            self.error)
 
 
 def _check_shapes(data: Dataset, env: Env) -> None:

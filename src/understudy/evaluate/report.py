@@ -338,8 +338,7 @@ def closed_loop_section(runs: Mapping[str, Evaluation], env: Env | None = None) 
                 f"{'Percentage points' if p.metric == 'success' else 'Return'}; {p.level:.0%} interval "
                 f"{_format_signed(p.low, p.metric)} to {_format_signed(p.high, p.metric)}, "
                 f"{format_p_value(p.p_value)}.",
-            )
-        )
+            ))
     rows = ((*ways, *figures),) if len(runs) == 1 else (ways, figures)
     contents = (*(Figures(tuple(r)) for r in rows if r), *table, *_trial_contents(runs))
     metadata = env.metadata if env is not None else {}
@@ -521,8 +520,7 @@ def demonstrations_section(data: Dataset, env: Env | None = None) -> Section:
             f.unit or "–",
         )
         for name, f in features.items()
-        if role(name) in ("observation", "action")
-    )
+        if role(name) in ("observation", "action"))
     return Section("Demonstrations", (StatTiles(tuple(tiles)), Figures(tuple(figures)),
                                       Table(("column", "kind", "shape", "components", "unit"), rows)))
 

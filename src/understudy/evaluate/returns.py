@@ -63,8 +63,7 @@ def bootstrap(values: Sequence[float] | np.ndarray, statistic: Statistic = np.me
         vectorized=True,
         confidence_level=level,
         method=method,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+        rng=np.random.default_rng(0)).confidence_interval
     return Interval(estimate, float(interval.low), float(interval.high), level)
 
 

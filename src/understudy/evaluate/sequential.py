@@ -100,8 +100,7 @@ class SequentialRateTest:
             return self._log_e_value(k, n, self.threshold) >= _log_threshold(self.level)
         middle = np.floor(n * self.threshold).astype(int)  # no verdict there
         return -1 - _smallest_sufficient(lambda k: enough(-1 - k), -middle - 1, 0 * n), _smallest_sufficient(
-            enough, middle, n + 1
-        )
+            enough, middle, n + 1)
 
     def _log_e_value(self, k, n, p):
         """Logarithm of the capital of bets against a rate of p."""
@@ -149,8 +148,7 @@ class SequentialDifferenceTest:
         if n == 0:
             return Interval(math.nan, -1.0, 1.0, self.level)
         return _confidence_sequence(
-            lambda d: _log_e_value_paired(b, c, n - b - c, d), (b - c) / n, -1.0, 1.0, self.level
-        )
+            lambda d: _log_e_value_paired(b, c, n - b - c, d), (b - c) / n, -1.0, 1.0, self.level)
 
     def verdict(self, state: TestState) -> Literal["first", "second", "futile"] | None:
         """The verdict. None means: continue. "futile" is as in `SequentialRateTest`."""
@@ -204,8 +202,7 @@ def _log_e_value_paired(b: int, c: int, ties: int, d: float) -> float:
             + b * math.log(2 / (1 + d)) + c * math.log(2 / (1 - d)))
     return float(
         scipy.special.logsumexp(logs, b=_WEIGHTS * (high - low) / 2)
-        - scipy.special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2)
-    )
+        - scipy.special.betaln(PRIOR_WEIGHT / 2, PRIOR_WEIGHT / 2))
 
 
 def _confidence_sequence(log_e_value, estimate: float, least: float, most: float, level: float) -> Interval:

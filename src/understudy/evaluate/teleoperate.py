@@ -59,8 +59,7 @@ def teleoperate(env: Env, keyboard: Keyboard, episodes: int, out: Path | str, se
             1 / rate,
             lambda text: show(f"{render_ansi(env.frame(0), lines)}\n{text}"),
             clock,
-            sleep,
-        )
+            sleep)
         while r.count < episodes:
             ended = scene.run_episode()
             if ended == "quit" or ended != "again" and scene.ask_outcome(ended) == "quit":

@@ -389,8 +389,7 @@ class _RayWorker:
         threading.Thread(
             target=_worker_loop,
             args=(setup, iter(self.inbox.get, None), lambda *message: self.outbox.put(message)),
-            daemon=True,
-        ).start()
+            daemon=True).start()
 
     def messages(self, *share: int) -> Iterator[tuple[str, Any]]:
         """All that it says of a share, or that it is ready."""

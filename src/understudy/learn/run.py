@@ -222,8 +222,7 @@ def disk_space_errors(where: Path, do: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         # A SafetensorError has the number of the system's error only in its text.
         number = next(
-            (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None
-        )
+            (n for n in NO_SPACE_ERRORS if n == getattr(error, "errno", None) or f"os error {n})" in str(error)), None)
         if number is None:
             raise
         raise UserError(f"no room to write: {os.strerror(number).lower()}", where=where, hint=do) from error

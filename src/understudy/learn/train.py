@@ -252,8 +252,7 @@ def _check_options(method: Method, data: Dataset, run: Run, run_config: RunConfi
             f"the method learns from what follows a chunk, but with action_offset={window.action_offset} and "
             f"horizon={window.horizon} the chunk is over before it is chosen",
             where="Window",
-            hint="let action_offset + horizon be 0 or more",
-        )
+            hint="let action_offset + horizon be 0 or more")
     if stream is not None and (weights is not None or isinstance(method.policy.head, MemoryHead)
                                or method.learner.compares):
         raise UserError("a stream cannot be used with "
@@ -666,8 +665,7 @@ def _check_task_texts(method: Method, data: Dataset) -> None:
             hint="give all episodes the same words: "
                  + command_line("view", "make", path or "DATA", "--out", "told.json", "--label", "task=WORDS")
                  + "; or each its own, in a column 'task' (--columns task=NAME for one with another name); "
-                 "or choose a method without words, such as gcbc",
-        )
+                 "or choose a method without words, such as gcbc")
 
 
 def _missing_column_hint(missing: str, data: Dataset) -> str:
@@ -711,8 +709,7 @@ def check_method(method: Method, data: Dataset) -> None:
             f"{type(method.learner).__name__} learns from {' and '.join(method.learner.extra)}, but there is no column "
             f"{missing[0]}; the columns are {', '.join(features)}",
             where=path or "data set",
-            hint=_missing_column_hint(missing[0], data),
-        )
+            hint=_missing_column_hint(missing[0], data))
     if isinstance(method.learner, RewardedConfig) and isinstance(method.learner.reward, RewardModelConfig):
         method.learner.reward.check(inputs, features)
     drawn = {g.into: g.column for g in policy_config.window.goals}
@@ -736,8 +733,7 @@ def _check_classes(data: Dataset, names: list[str]) -> None:
                 f"{name} has integers from {lowest} on, and integers are read as classes, numbered from 0",
                 where=data.metadata.get("path") or "data set",
                 hint=f"if they are quantities: --columns {short_name(name)}=COLUMN:quantities, or save them as "
-                     "float32; otherwise number the classes from 0",
-            )
+                     "float32; otherwise number the classes from 0")
 
 
 def _check_target_steps(data: Dataset, window: Window, target: str) -> None:

@@ -176,8 +176,7 @@ def test_an_interrupted_recording_shows_what_was_finished(tmp_path, capsys):
     reopened = open_dataset(tmp_path / "d")
     assert (
         "understudy repair" in reopened.metadata["warnings"][0]
-        and "one that was not finished" in reopened.metadata["warnings"][0]
-    )
+        and "one that was not finished" in reopened.metadata["warnings"][0])
     assert reopened.fingerprint() == live.fingerprint()
     before = {p: p.read_bytes() for p in (tmp_path / "d").rglob("*.parquet") if "file-" in p.name}
     assert main(["repair", str(tmp_path / "d")]) == 0

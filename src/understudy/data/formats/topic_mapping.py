@@ -149,8 +149,7 @@ def _column(name: str, entry, where: str) -> ColumnMapping:
         join,
         _positive(entry, "age", where),
         _text(entry, "metadata", where),
-        value,
-    )
+        value)
 
 
 def _require(is_valid: object, requirement: str, value, where: str) -> None:

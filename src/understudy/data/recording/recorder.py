@@ -506,8 +506,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
                 losses.append(
                     f"episode {s.first_episode + len(s.episodes)} was not finished: its {len(s.unfinished)} steps are "
                     'kept, with the metadata "interrupted"; training leaves it out unless asked '
-                    "(--include-interrupted)"
-                )
+                    "(--include-interrupted)")
                 s.unfinished.metadata["interrupted"] = True
                 s.episodes.append(s.unfinished)
         episodes = [e for s in segments for e in s.episodes]
@@ -526,8 +525,7 @@ def publish(path: str | Path, *, stop_segment: str | None = None,
                 robot_type=header.get("robot_type"),
                 images=header.get("images", "video"),
                 threads=ENCODER_THREADS,
-                progress=lambda n: progress(n, n_frames),
-            )
+                progress=lambda n: progress(n, n_frames))
         else:
             lerobot.append(path, Dataset([]))  # removes what an interrupted one left
         for file in files:

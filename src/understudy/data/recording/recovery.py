@@ -79,8 +79,7 @@ def recover(path: str | Path, **options) -> Iterator[RecoveredDataset]:
         if sidecar.sidecar_path(path).exists() and not isinstance(data.source, sidecar.SidecarSource):
             losses.append(
                 f"{sidecar.sidecar_path(path)}: what was kept next to the data cannot be assigned to the episodes "
-                "that are left"
-            )
+                "that are left")
         yield RecoveredDataset(data.select(good) if len(good) < len(data) else data, tuple(losses))
 
 
